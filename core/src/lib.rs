@@ -1,0 +1,17 @@
+//! Values, plug-in traits and domain of Enjambre, a self-hosted peer-to-peer download service.
+//!
+//! This crate names no database and no socket. Storage and transport come in through two traits,
+//! [`storage::Storage`] and [`transport::Transport`]; everything that a file, a provider, a lease or a piece
+//! means is written once, here, on top of them. The arrows point one way: applications and plug-ins depend on
+//! this crate, it depends on neither.
+
+pub mod catalogue;
+pub mod download;
+pub mod library;
+pub mod model;
+pub mod protocol;
+pub mod publish;
+pub mod seeder;
+pub mod storage;
+pub mod tracker;
+pub mod transport;

@@ -1,0 +1,123 @@
+//! The 32-byte ids of files and peers, and how people write them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Why a text is not an id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not an id: 64 hexadecimal digits are expected")]
+pub struct ParseIdError {
+    /// The text as it was given, cut to a length that can be shown.
+    pub text: String,
+}
+
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name([u8; 32]);
+
+        impl $name {
+            /// The id with these bytes.
+            pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+
+            /// The 32 bytes of the id.
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+
+            /// The first 8 hexadecimal digits, for logs and tables.
+            pub fn short(&self) -> String {
+                hex::encode(&self.0[..4])
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.short())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIdError;
+
+            fn from_str(text: &str) -> Result<Self, ParseIdError> {
+                let mut bytes = [0; 32];
+                hex::decode_to_slice(text, &mut bytes)
+                    .map_err(|_| ParseIdError { text: text.chars().take(80).collect() })?;
+                Ok(Self(bytes))
+            }
+        }
+
+        impl TryFrom<&[u8]> for $name {
+            type Error = std::array::TryFromSliceError;
+
+            fn try_from(bytes: &[u8]) -> Result<Self, Self::Error> {
+                Ok(Self(bytes.try_into()?))
+            }
+        }
+
+        /// Bytes in binary formats, hexadecimal text in formats that people read.
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.collect_str(self)
+                } else {
+                    serializer.serialize_bytes(&self.0)
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if deserializer.is_human_readable() {
+                    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+                } else {
+                    Ok(Self(serde_bytes::ByteArray::<32>::deserialize(deserializer)?.into_array()))
+                }
+            }
+        }
+    };
+}
+
+id_type! {
+    /// The BLAKE3 hash of a file's whole content: what `b3sum FILE` prints.
+    FileId
+}
+
+id_type! {
+    /// The BLAKE3 hash of a peer's Ed25519 public key.
+    PeerId
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_back_from_its_text_and_from_cbor() {
+        let id = FileId::from_bytes(*blake3::hash(b"abc").as_bytes());
+        assert_eq!(id.to_string().parse::<FileId>().unwrap(), id);
+        let mut cbor = Vec::new();
+        ciborium::into_writer(&id, &mut cbor).unwrap();
+        assert_eq!(cbor.len(), 34, "a byte string of 32, not an array of numbers");
+        assert_eq!(ciborium::from_reader::<FileId, _>(&cbor[..]).unwrap(), id);
+    }
+
+    #[test]
+    fn a_text_of_another_length_or_alphabet_is_refused() {
+        for text in ["", "ab", &"g".repeat(64), &"a".repeat(63), &"a".repeat(66)] {
+            assert!(text.parse::<FileId>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The Ed25519 key pair (RFC 8032) that every node makes at its first start, and the id derived from it.
+
+use std::fmt;
+
+use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
+use serde::{Deserialize, Serialize};
+
+use super::id::PeerId;
+
+/// The public half of a node's key, 32 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicKey(#[serde(with = "serde_bytes")] [u8; 32]);
+
+impl PublicKey {
+    /// The id of the node that has this key: the BLAKE3 hash of its bytes.
+    pub fn peer_id(&self) -> PeerId {
+        PeerId::from_bytes(*blake3::hash(&self.0).as_bytes())
+    }
+
+    /// Whether the holder of this key signed `message`. Weak keys verify nothing.
+    pub fn verifies(&self, message: &[u8], signature: &Signature) -> bool {
+        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| {
+            key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&signature.0)).is_ok()
+        })
+    }
+}
+
+/// An Ed25519 signature, 64 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature(#[serde(with = "serde_bytes")] [u8; 64]);
+
+/// A node's key pair. Its secret is shown by no formatter.
+#[derive(Clone)]
+pub struct KeyPair(SigningKey);
+
+impl KeyPair {
+    /// A new key pair from the random source of the thread.
+    pub fn generate() -> Self {
+        Self::from_secret(&rand::random())
+    }
+
+    /// The key pair with this secret, as [`KeyPair::secret`] gave it.
+    pub fn from_secret(secret: &[u8; 32]) -> Self {
+        Self(SigningKey::from_bytes(secret))
+    }
+
+    /// The secret, to be kept where only its owner reads.
+    pub fn secret(&self) -> [u8; 32] {
+        self.0.to_bytes()
+    }
+
+    /// The public half.
+    pub fn public(&self) -> PublicKey {
+        PublicKey(self.0.verifying_key().to_bytes())
+    }
+
+    /// The id of the node that has this key pair.
+    pub fn peer_id(&self) -> PeerId {
+        self.public().peer_id()
+    }
+
+    /// Signs a message.
+    pub fn sign(&self, message: &[u8]) -> Signature {
+        Signature(self.0.sign(message).to_bytes())
+    }
+}
+
+impl fmt::Debug for KeyPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyPair({})", self.peer_id().short())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_signed_message_verifies_and_the_secret_is_not_shown() {
+        let pair = KeyPair::generate();
+        let signature = pair.sign(b"message");
+        assert!(pair.public().verifies(b"message", &signature));
+        assert!(!pair.public().verifies(b"massage", &signature));
+        assert!(!KeyPair::generate().public().verifies(b"message", &signature));
+        assert_eq!(KeyPair::from_secret(&pair.secret()).peer_id(), pair.peer_id());
+        assert!(!format!("{pair:?}").contains(&hex::encode(pair.secret())));
+    }
+}

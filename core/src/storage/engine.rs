@@ -1,0 +1,64 @@
+//! The small synchronous interface of an embedded engine, which [`super::embedded::Embedded`] makes a
+//! [`super::Storage`].
+//!
+//! The adapter calls the engine from one writer thread and each reader from a thread of its own. It checks sizes,
+//! keys and conditions, gathers what is queued into one group, and answers the callers; an engine only reads and
+//! writes.
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+
+use super::error::{Source, StorageError};
+use super::value::{Durability, Key, KeyRange, Limits, Space, Write};
+
+/// What became of a group of writes that the engine could not commit.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// Nothing of it is or will be applied, and the engine goes on working.
+    #[error("the writes were refused: {0}")]
+    Refused(#[source] StorageError),
+    /// The commit itself failed: whether it is applied is known only after a reopen. The adapter answers
+    /// `Indeterminate`, drops the engine and opens it anew.
+    #[error("the commit failed in the middle")]
+    Uncertain(#[source] Source),
+}
+
+/// The writing side of an embedded engine.
+pub trait Engine: Debug + Send + 'static {
+    /// The reading side.
+    type Reader: Reader;
+
+    /// A new reader of this engine. It sees every commit that `apply` returned from.
+    fn reader(&self) -> Result<Self::Reader, StorageError>;
+
+    /// Applies the writes in their order, all of them or none. With [`Durability::Durable`] they and everything
+    /// before them survive a power cut on return; with [`Durability::Buffered`] a `kill -9` of the process.
+    fn apply(&mut self, writes: &[Write], durability: Durability) -> Result<(), ApplyError>;
+
+    /// Returns when everything applied so far survives a power cut. After an error the adapter reopens the engine.
+    fn sync(&mut self) -> Result<(), StorageError>;
+
+    /// What the engine can hold.
+    fn limits(&self) -> Limits;
+
+    /// Lets go of files and locks after everything is durable, within a few seconds.
+    fn close(self) -> Result<(), StorageError>;
+}
+
+/// The reading side of an embedded engine; used from one thread at a time.
+pub trait Reader: Send + 'static {
+    /// The value of the key, `None` where it is absent.
+    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError>;
+
+    /// Entries of the range (which is not empty) in ascending order of unsigned bytes: at most `limit` entries,
+    /// and none after the page has reached `max_bytes` bytes of keys and values.
+    fn scan(
+        &mut self,
+        space: Space,
+        range: &KeyRange,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Key, Bytes)>, StorageError>;
+}

@@ -1,0 +1,157 @@
+//! The plug-in traits for transports: requests and replies between two nodes.
+//!
+//! A request is a header; a reply is a header and an optional large payload that no serializer ever copies.
+//! Replies are matched to requests by the id in the envelope of the header ([`envelope`]); the rest of the header
+//! is the business of [`crate::protocol`]. The obligations below are checked by the `conformance` kit (feature
+//! `testkit`).
+
+#[cfg(any(test, feature = "testkit"))]
+pub mod conformance;
+pub mod dialer;
+pub mod envelope;
+pub mod error;
+#[cfg(any(test, feature = "testkit"))]
+pub mod fault;
+pub mod memory;
+
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::model::endpoint::Endpoint;
+use crate::model::id::PeerId;
+use envelope::RequestId;
+use error::TransportError;
+
+/// A header and, in replies, an optional payload.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Message {
+    /// A CBOR map with the request id in it, see [`envelope`].
+    pub header: Bytes,
+    /// Raw bytes; empty where there are none.
+    pub payload: Bytes,
+}
+
+/// What a remote may send before it is cut off. Going past a limit is an error or a closed connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageLimits {
+    /// The largest header in bytes.
+    pub header: usize,
+    /// The largest payload in bytes.
+    pub payload: usize,
+    /// Requests in flight per connection.
+    pub in_flight: usize,
+}
+
+impl Default for MessageLimits {
+    fn default() -> Self {
+        Self { header: 64 * 1024, payload: crate::model::layout::MAX_PIECE_SIZE as usize, in_flight: 64 }
+    }
+}
+
+/// How long a call waits for its reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deadline {
+    /// This long, whatever happens.
+    Total(Duration),
+    /// Until the connection has been silent for this long: not a byte of any reply has come.
+    Silence(Duration),
+}
+
+/// Names one accepted connection for as long as the process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// What is known of the other side of an accepted connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// The connection that a request came over.
+    pub connection: ConnectionId,
+    /// The remote address; none in process.
+    pub address: Option<IpAddr>,
+    /// The remote's identity where the stream is authenticated.
+    pub identity: Option<PeerId>,
+}
+
+/// Dials and listens for the endpoints of one scheme.
+#[async_trait]
+pub trait Transport: Debug + Send + Sync + 'static {
+    /// The scheme of the endpoints that this transport serves: `zmq`.
+    fn scheme(&self) -> &'static str;
+
+    /// A connection to the endpoint. Returns at once: the dialling is done when it is first used, and again
+    /// whenever the connection is lost, with growing, jittered pauses.
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError>;
+
+    /// Listens at the endpoint; port 0 lets the system choose.
+    async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError>;
+}
+
+/// The asking side: many calls at once, each matched to its reply by the request id.
+#[async_trait]
+pub trait Connection: Debug + Send + Sync + 'static {
+    /// An id that no other call on this connection has. It belongs into the header of the next request.
+    fn next_id(&self) -> RequestId;
+
+    /// Sends a request, whose envelope holds `id`, and returns the reply with the same id.
+    ///
+    /// While the remote cannot be reached it fails with [`TransportError::Unreachable`] as soon as that is
+    /// known, and at once during the pause before the next dialling. A connection that is lost fails all calls
+    /// under way with [`TransportError::Lost`] at once. A slow call holds up no other. Dropping the future forgets the call; a late
+    /// reply is dropped and counted. At most [`MessageLimits::in_flight`] calls are on the way; further ones wait
+    /// within their deadline.
+    async fn call(&self, id: RequestId, header: Bytes, deadline: Deadline)
+    -> Result<Message, TransportError>;
+
+    /// Where this connection leads.
+    fn endpoint(&self) -> &Endpoint;
+
+    /// Closes the connection; calls under way and later ones return [`TransportError::Closed`]. Dropping the last
+    /// handle does the same.
+    async fn close(&self);
+}
+
+/// The answering side.
+#[async_trait]
+pub trait Listener: Debug + Send + Sync + 'static {
+    /// The next request of any connection, in the order of arrival per connection. Returns
+    /// [`TransportError::Closed`] after [`Listener::shutdown`], and no other error: what a remote does wrong
+    /// costs that remote its connection and nothing else.
+    async fn accept(&self) -> Result<Incoming, TransportError>;
+
+    /// The endpoint with the port that was chosen.
+    fn local_endpoint(&self) -> &Endpoint;
+
+    /// Stops accepting and closes the connections once the replies given so far are sent, or `grace` is over.
+    async fn shutdown(&self, grace: Duration);
+}
+
+/// A request and the way to answer it.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The header as it came; not yet decoded. Requests carry no payload: one that does never gets here, it is
+    /// answered as malformed by the transport's [`envelope::malformed_reply`].
+    pub header: Bytes,
+    /// Who asks.
+    pub peer: PeerInfo,
+    /// The way back. Dropped without a reply, the request no longer counts as in flight, and the remote waits in
+    /// vain: services answer every request.
+    pub reply: Box<dyn ReplySink>,
+}
+
+/// Takes the one reply to a request.
+#[async_trait]
+pub trait ReplySink: Debug + Send + Sync + 'static {
+    /// Waits until a reply of `bytes` fits the budget of queued reply bytes of the connection and of the process,
+    /// and takes it from there until the bytes have left the process. To be called before the payload is read.
+    /// [`TransportError::Closed`] when the connection is gone.
+    async fn reserve(&mut self, bytes: usize) -> Result<(), TransportError>;
+
+    /// Queues the reply; returns before it has left. What was not reserved is reserved now. An error means that
+    /// the connection is gone or the reply goes beyond the limits.
+    async fn send(self: Box<Self>, message: Message) -> Result<(), TransportError>;
+}
