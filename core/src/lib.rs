@@ -11,6 +11,7 @@ pub mod library;
 pub mod model;
 pub mod protocol;
 pub mod publish;
+pub mod rate;
 pub mod seeder;
 pub mod storage;
 pub mod tracker;
