@@ -1,1 +1,245 @@
-//! .
+//! Answers other peers: piece hashes, bitmaps and pieces of what the library has.
+//!
+//! Fair among connections: each has a few pieces in preparation at a time, and the connections take turns at the
+//! upload limit. Bounded in memory: a reply's bytes are reserved at the transport before the piece is read. Who
+//! asks while all slots are taken is told `busy` and when to come back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::library::error::LibraryError;
+use crate::library::file::LibraryFile;
+use crate::library::library::Library;
+use crate::model::id::FileId;
+use crate::model::layout::MAX_PIECE_SIZE;
+use crate::protocol::error::{ErrorCode, ErrorReply};
+use crate::protocol::message::{MAX_CANCEL, PeerStatus, Reply, Request};
+use crate::protocol::server::Handler;
+use crate::rate::RateLimit;
+use crate::transport::envelope::RequestId;
+use crate::transport::{ConnectionId, PeerInfo, ReplySink};
+
+/// How much a seeder serves at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeederSettings {
+    /// Connections that may have piece requests waiting or under way; further ones are told `busy`.
+    pub slots: usize,
+    /// Pieces in preparation for one connection.
+    pub per_connection: usize,
+}
+
+impl Default for SeederSettings {
+    fn default() -> Self {
+        Self { slots: 256, per_connection: 3 }
+    }
+}
+
+/// When to ask again after `busy`.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// One connection that has piece requests here.
+#[derive(Debug)]
+struct Turn {
+    /// Pieces in preparation.
+    permits: Arc<Semaphore>,
+    /// Requests that wait or are served, so that they can be cancelled.
+    requests: HashMap<RequestId, CancellationToken>,
+}
+
+/// Serves the files of a library.
+#[derive(Debug)]
+pub struct Seeder {
+    library: Arc<Library>,
+    upload: Arc<RateLimit>,
+    settings: SeederSettings,
+    turns: Mutex<HashMap<ConnectionId, Turn>>,
+    sent: AtomicU64,
+    started: Instant,
+}
+
+/// A request's place among those of its connection; given back when dropped.
+struct Place<'a> {
+    seeder: &'a Seeder,
+    connection: ConnectionId,
+    id: RequestId,
+    cancelled: CancellationToken,
+    permits: Arc<Semaphore>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut turns = self.seeder.turns.lock();
+        if let Some(turn) = turns.get_mut(&self.connection) {
+            turn.requests.remove(&self.id);
+            if turn.requests.is_empty() {
+                turns.remove(&self.connection);
+            }
+        }
+    }
+}
+
+impl Seeder {
+    /// A seeder for this library, sending no faster than `upload`.
+    pub fn new(library: Arc<Library>, upload: Arc<RateLimit>, settings: SeederSettings) -> Self {
+        Self {
+            library,
+            upload,
+            settings,
+            turns: Mutex::default(),
+            sent: AtomicU64::new(0),
+            started: Instant::now(),
+        }
+    }
+
+    /// Bytes of pieces sent since the start.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
+    /// How it does.
+    pub fn status(&self) -> PeerStatus {
+        PeerStatus {
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            files: self.library.offers().len() as u64,
+            sent: self.sent(),
+            serving: self.turns.lock().values().map(|turn| turn.requests.len() as u64).sum(),
+        }
+    }
+
+    async fn open(&self, id: &FileId) -> Result<Arc<LibraryFile>, ErrorReply> {
+        self.library.open_file(id).await.map_err(refusal)?.ok_or_else(|| {
+            ErrorReply::new(ErrorCode::NotFound, format!("the file {id} is not offered here"))
+        })
+    }
+
+    fn take_place(&self, connection: ConnectionId, id: RequestId) -> Result<Place<'_>, ErrorReply> {
+        let mut turns = self.turns.lock();
+        if !turns.contains_key(&connection) && turns.len() >= self.settings.slots {
+            return Err(ErrorReply::new(ErrorCode::Busy, "all slots are taken").retry_after(RETRY_AFTER));
+        }
+        let turn = turns.entry(connection).or_insert_with(|| Turn {
+            permits: Arc::new(Semaphore::new(self.settings.per_connection.max(1))),
+            requests: HashMap::new(),
+        });
+        if turn.requests.contains_key(&id) {
+            return Err(ErrorReply::new(ErrorCode::Malformed, format!("the request id {id} is in use")));
+        }
+        let cancelled = CancellationToken::new();
+        turn.requests.insert(id, cancelled.clone());
+        Ok(Place { seeder: self, connection, id, cancelled, permits: Arc::clone(&turn.permits) })
+    }
+
+    async fn manifest(&self, id: &FileId, first: u32, sink: &mut dyn ReplySink) -> Result<(Reply, Bytes), ErrorReply> {
+        let file = self.open(id).await?;
+        let hashes = file.manifest().hashes();
+        let page = hashes.get(first as usize..).unwrap_or_default();
+        let page = &page[..page.len().min(MAX_PIECE_SIZE as usize / 32)];
+        sink.reserve(page.len() * 32).await.map_err(|_| gone())?;
+        let mut payload = BytesMut::with_capacity(page.len() * 32);
+        for hash in page {
+            payload.extend_from_slice(hash);
+        }
+        Ok((Reply::Manifest { size: file.manifest().layout().size() }, payload.freeze()))
+    }
+
+    async fn piece(&self, file: &Arc<LibraryFile>, index: u32, sink: &mut dyn ReplySink) -> Result<Bytes, ErrorReply> {
+        let layout = file.manifest().layout();
+        let piece = layout.piece(index).filter(|&piece| file.has(piece)).ok_or_else(|| {
+            ErrorReply::new(ErrorCode::NotFound, format!("piece {index} of the file is not here"))
+        })?;
+        self.upload.take(layout.len(piece)).await;
+        sink.reserve(layout.len(piece)).await.map_err(|_| gone())?;
+        let content = file.read_piece(piece).await.map_err(refusal)?;
+        self.sent.fetch_add(content.len() as u64, Relaxed);
+        Ok(content)
+    }
+
+    async fn serve_piece(
+        &self,
+        request: RequestId,
+        id: &FileId,
+        index: u32,
+        peer: &PeerInfo,
+        sink: &mut dyn ReplySink,
+    ) -> Result<(Reply, Bytes), ErrorReply> {
+        let file = self.open(id).await?;
+        let place = self.take_place(peer.connection, request)?;
+        let work = async {
+            let _permit: Option<OwnedSemaphorePermit> = Arc::clone(&place.permits).acquire_owned().await.ok();
+            self.piece(&file, index, sink).await
+        };
+        tokio::select! {
+            biased;
+            () = place.cancelled.cancelled() => Err(ErrorReply::new(ErrorCode::Busy, "cancelled")),
+            content = work => Ok((Reply::Piece, content?)),
+        }
+    }
+
+    fn cancel(&self, connection: ConnectionId, ids: &[RequestId]) {
+        if let Some(turn) = self.turns.lock().get(&connection) {
+            for id in ids.iter().take(MAX_CANCEL) {
+                if let Some(token) = turn.requests.get(id) {
+                    token.cancel();
+                }
+            }
+        }
+    }
+}
+
+fn gone() -> ErrorReply {
+    ErrorReply::new(ErrorCode::Internal, "the connection is gone")
+}
+
+/// What a remote learns when the library cannot give a piece.
+fn refusal(error: LibraryError) -> ErrorReply {
+    match error {
+        LibraryError::Storage(error) => error.into(),
+        LibraryError::Changed { .. } | LibraryError::NotFound { .. } => {
+            ErrorReply::new(ErrorCode::NotFound, "the file is no longer offered here")
+        }
+        error => {
+            tracing::warn!(%error, "a piece cannot be read");
+            ErrorReply::new(ErrorCode::Storage, "the piece cannot be read")
+        }
+    }
+}
+
+#[async_trait]
+impl Handler for Seeder {
+    async fn handle(
+        &self,
+        id: RequestId,
+        request: Request,
+        peer: &PeerInfo,
+        sink: &mut dyn ReplySink,
+    ) -> Result<(Reply, Bytes), ErrorReply> {
+        match request {
+            Request::Manifest { id: file, first } => self.manifest(&file, first, sink).await,
+            Request::Have { id: file } => {
+                let file = self.open(&file).await?;
+                let size = file.manifest().layout().size();
+                let have = file.have();
+                let complete = have.is_full();
+                let payload = if complete { Bytes::new() } else { Bytes::copy_from_slice(have.as_bytes()) };
+                Ok((Reply::Have { size, complete }, payload))
+            }
+            Request::Piece { id: file, index } => self.serve_piece(id, &file, index, peer, sink).await,
+            Request::Cancel { ids } => {
+                self.cancel(peer.connection, &ids);
+                Ok((Reply::Done, Bytes::new()))
+            }
+            Request::Status => Ok((Reply::PeerStatus(self.status()), Bytes::new())),
+            _ => Err(ErrorReply::new(ErrorCode::Unsupported, "this is a peer; ask a tracker")),
+        }
+    }
+}

@@ -1,8 +1,41 @@
 //! Getting files from other peers: which piece to ask of whom, the conversations, and what becomes of the pieces.
 //!
-//! [`schedule`] decides and touches no socket, clock or random source of its own. [`proof`] settles what the
-//! size and the piece hashes of a file are before anything is kept. [`transfer`] drives one file from start to
-//! end, [`downloader`] shares transfers among those who wait for them, [`directory`] gets the members of a
-//! collection.
+//! [`schedule`] decides and touches no socket, clock or random source of its own. [`source`] asks a provider,
+//! `transfer` drives one file from start to end, [`downloader`] shares transfers among those who wait for them,
+//! [`directory`] gets the members of a collection, and [`get`] does all of it.
 
+pub mod directory;
+pub mod downloader;
+pub mod get;
+pub mod progress;
 pub mod schedule;
+pub mod source;
+mod transfer;
+
+use std::time::Duration;
+
+use crate::library::error::LibraryError;
+
+/// Why a download did not complete. What it has is kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DownloadError {
+    /// For as long as patience lasted nobody could be found who has what is missing.
+    #[error("nobody could be reached for {} s who has what is missing{}", patience.as_secs(), because(reason.as_deref()))]
+    Nobody {
+        /// How long it waited.
+        patience: Duration,
+        /// The last thing that went wrong.
+        reason: Option<String>,
+    },
+    /// It was stopped.
+    #[error("the download was stopped; what it has is kept")]
+    Cancelled,
+    /// The library cannot keep what comes.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+}
+
+fn because(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!(" (last: {reason})"))
+}

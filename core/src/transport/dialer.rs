@@ -1,6 +1,6 @@
 //! Chooses the transport for an endpoint, and shares connections.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -9,11 +9,36 @@ use super::error::TransportError;
 use super::{Connection, Listener, Transport};
 use crate::model::endpoint::Endpoint;
 
+/// How many connections stay open although nobody uses them at the moment.
+const KEPT: usize = 32;
+
 /// The transports of a node by their scheme, and its open connections by their endpoint.
 #[derive(Debug)]
 pub struct Dialer {
     transports: Vec<Arc<dyn Transport>>,
-    connections: Mutex<HashMap<Endpoint, Weak<dyn Connection>>>,
+    connections: Mutex<Connections>,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    open: HashMap<Endpoint, Weak<dyn Connection>>,
+    /// The latest, so that many short uses in a row share one; the oldest first.
+    kept: VecDeque<Arc<dyn Connection>>,
+}
+
+impl Connections {
+    fn get(&self, endpoint: &Endpoint) -> Option<Arc<dyn Connection>> {
+        self.open.get(endpoint).and_then(Weak::upgrade)
+    }
+
+    fn insert(&mut self, connection: &Arc<dyn Connection>) {
+        if self.kept.len() == KEPT {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(Arc::clone(connection));
+        self.open.retain(|_, connection| connection.strong_count() > 0);
+        self.open.insert(connection.endpoint().clone(), Arc::downgrade(connection));
+    }
 }
 
 impl Dialer {
@@ -38,17 +63,16 @@ impl Dialer {
 
     /// The connection to the endpoint; the same one for all who hold it at the same time.
     pub async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        if let Some(open) = self.connections.lock().get(endpoint).and_then(Weak::upgrade) {
+        if let Some(open) = self.connections.lock().get(endpoint) {
             return Ok(open);
         }
         let new = self.transport(endpoint)?.connect(endpoint).await?;
         let mut connections = self.connections.lock();
-        connections.retain(|_, connection| connection.strong_count() > 0);
         // Another task may have been faster: then its connection is the one that is shared.
-        if let Some(open) = connections.get(endpoint).and_then(Weak::upgrade) {
+        if let Some(open) = connections.get(endpoint) {
             return Ok(open);
         }
-        connections.insert(endpoint.clone(), Arc::downgrade(&new));
+        connections.insert(&new);
         Ok(new)
     }
 

@@ -1,0 +1,198 @@
+//! Starts transfers and shares them: whoever wants the same file waits for the same transfer, which stops when
+//! the last of them goes.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::DownloadError;
+use super::progress::Progress;
+use super::schedule::WindowSettings;
+use super::source::ProviderSource;
+use super::transfer;
+use crate::library::library::Library;
+use crate::library::output::Destination;
+use crate::model::id::{FileId, PeerId};
+use crate::model::name::Name;
+use crate::model::record::FileKind;
+use crate::rate::RateLimit;
+use crate::transport::dialer::Dialer;
+
+/// How downloads behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DownloadSettings {
+    /// How long a download goes on without any provider before it gives up; what it has is kept.
+    pub patience: Duration,
+    /// How long a provider may be silent while it owes a reply.
+    pub silence: Duration,
+    /// Providers per download at once.
+    pub max_providers: usize,
+    /// Bytes between the request and the written piece, of all downloads together.
+    pub budget: usize,
+    /// How far the requests to one provider run ahead.
+    pub window: WindowSettings,
+}
+
+impl Default for DownloadSettings {
+    fn default() -> Self {
+        Self {
+            patience: Duration::from_secs(60),
+            silence: Duration::from_secs(10),
+            max_providers: 16,
+            budget: 32 * 1024 * 1024,
+            window: WindowSettings::default(),
+        }
+    }
+}
+
+/// What is to be downloaded, and where to.
+#[derive(Clone)]
+pub struct Wanted {
+    /// The file.
+    pub id: FileId,
+    /// The name that it is kept under; none for a member of a collection.
+    pub name: Option<Name>,
+    /// What it is.
+    pub kind: FileKind,
+    /// The collection that it is wanted for.
+    pub member_of: Option<FileId>,
+    /// The size that its publisher claims, for the progress shown until it is proven.
+    pub claimed_size: Option<u64>,
+    /// The size, where it is part of something that was verified (the entry of a collection).
+    pub proven_size: Option<u64>,
+    /// Where it goes.
+    pub destination: Destination,
+    /// Whose providers have it: its own id, or that of the collection.
+    pub announced_as: FileId,
+    /// Who knows them.
+    pub providers: Arc<dyn ProviderSource>,
+}
+
+/// What all transfers of a peer share.
+pub(super) struct Parts {
+    pub(super) library: Arc<Library>,
+    pub(super) dialer: Arc<Dialer>,
+    pub(super) settings: DownloadSettings,
+    pub(super) limit: Arc<RateLimit>,
+    /// In units of 1 KiB.
+    pub(super) budget: Arc<Semaphore>,
+    pub(super) me: Option<PeerId>,
+}
+
+type Outcome = Option<Result<(), Arc<DownloadError>>>;
+
+struct Running {
+    progress: watch::Receiver<Progress>,
+    outcome: watch::Receiver<Outcome>,
+    /// Cancels the transfer when the last who waits for it goes.
+    _stop: DropGuard,
+}
+
+/// Downloads files into the library.
+pub struct Downloader {
+    parts: Arc<Parts>,
+    running: Mutex<HashMap<FileId, Weak<Running>>>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl std::fmt::Debug for Downloader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Downloader").field("running", &self.running.lock().len()).finish_non_exhaustive()
+    }
+}
+
+/// One who waits for a download. When all who wait for it are dropped, the download stops and keeps what it has.
+pub struct Download {
+    running: Arc<Running>,
+}
+
+impl Download {
+    /// How far it is; changes as it goes.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.running.progress.clone()
+    }
+
+    /// Waits until the file is complete in the library or at its destination.
+    pub async fn wait(&self) -> Result<(), Arc<DownloadError>> {
+        let mut outcome = self.running.outcome.clone();
+        match outcome.wait_for(Option::is_some).await {
+            Ok(result) => result.clone().unwrap_or_else(|| Err(Arc::new(DownloadError::Cancelled))),
+            Err(_) => Err(Arc::new(DownloadError::Cancelled)),
+        }
+    }
+}
+
+impl Downloader {
+    /// A downloader into this library. `me` is left out where the trackers name providers.
+    pub fn new(
+        library: Arc<Library>,
+        dialer: Arc<Dialer>,
+        limit: Arc<RateLimit>,
+        me: Option<PeerId>,
+        settings: DownloadSettings,
+    ) -> Self {
+        // A piece of the largest size always fits.
+        let units = (settings.budget / 1024).max(crate::model::layout::MAX_PIECE_SIZE as usize / 1024);
+        let budget = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
+        Self {
+            parts: Arc::new(Parts { library, dialer, settings, limit, budget, me }),
+            running: Mutex::default(),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+
+    /// The library that it downloads into.
+    pub fn library(&self) -> &Arc<Library> {
+        &self.parts.library
+    }
+
+    /// Starts the download, or joins the one of the same file that is under way; the destination is then that of
+    /// the first.
+    pub fn get(&self, wanted: Wanted) -> Download {
+        let mut running = self.running.lock();
+        running.retain(|_, transfer| transfer.strong_count() > 0);
+        let entry = running.entry(wanted.id);
+        if let Entry::Occupied(entry) = &entry
+            && let Some(transfer) = entry.get().upgrade()
+            && transfer.outcome.borrow().is_none()
+        {
+            return Download { running: transfer };
+        }
+        let cancel = self.shutdown.child_token();
+        let (progress, progress_seen) = watch::channel(Progress::default());
+        let (outcome, outcome_seen) = watch::channel(None);
+        let transfer = Arc::new(Running {
+            progress: progress_seen,
+            outcome: outcome_seen,
+            _stop: cancel.clone().drop_guard(),
+        });
+        entry.insert_entry(Arc::downgrade(&transfer));
+        let parts = Arc::clone(&self.parts);
+        self.tasks.spawn(async move {
+            let result = transfer::run(&parts, &wanted, &progress, &cancel).await;
+            outcome.send_replace(Some(result.map(|_| ()).map_err(Arc::new)));
+        });
+        Download { running: transfer }
+    }
+
+    /// Whether the file is being downloaded.
+    pub fn is_running(&self, id: &FileId) -> bool {
+        let running = self.running.lock();
+        running.get(id).and_then(Weak::upgrade).is_some_and(|transfer| transfer.outcome.borrow().is_none())
+    }
+
+    /// Stops all downloads; returns when what they have is kept.
+    pub async fn shutdown(&self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

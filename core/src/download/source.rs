@@ -1,0 +1,159 @@
+//! Where providers come from, and the questions that a download asks one of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::model::bitmap::Bitmap;
+use crate::model::id::FileId;
+use crate::model::layout::{PieceIndex, PieceLayout};
+use crate::model::manifest::{Manifest, PieceHash};
+use crate::model::record::Provider;
+use crate::protocol::client::{CallError, ask};
+use crate::protocol::error::{ErrorCode, ErrorReply};
+use crate::protocol::message::{Reply, Request};
+use crate::transport::dialer::Dialer;
+use crate::transport::error::TransportError;
+use crate::transport::{Connection, Deadline};
+
+/// Knows who offers a file: the trackers, or whoever was told beforehand.
+#[async_trait]
+pub trait ProviderSource: Send + Sync + 'static {
+    /// The living providers of the file as far as they are known now; none is no error. An error is a reason in
+    /// words why nobody could be asked.
+    async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, String>;
+}
+
+/// What a provider did that costs it its part in a download, for now or for good.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// It cannot be reached, went away, or said nothing for too long.
+    #[error(transparent)]
+    Away(#[from] TransportError),
+    /// It has no slot for us now.
+    #[error("it is busy")]
+    Busy {
+        /// When it wants to be asked again.
+        retry_after: Duration,
+    },
+    /// It does not have what it was said to have, or refuses for another reason.
+    #[error("it refused: {0}")]
+    Refused(String),
+    /// It sent what is not part of the file, or broke the protocol.
+    #[error("it sent {0}")]
+    Lie(&'static str),
+}
+
+/// How long to leave a busy provider alone when it does not say.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause that a provider may ask for.
+const MAX_BUSY_PAUSE: Duration = Duration::from_secs(30);
+
+impl From<CallError> for Fault {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Transport(error) => Self::Away(error),
+            CallError::Protocol { .. } => Self::Lie("a reply that does not fit the request"),
+            CallError::Remote { error, .. } => Self::refused(error),
+        }
+    }
+}
+
+impl Fault {
+    /// The fault in an answer that refuses.
+    pub(super) fn refused(error: ErrorReply) -> Self {
+        match error.code {
+            ErrorCode::Busy => Self::Busy {
+                retry_after: error.retry_after_ms.map_or(BUSY_PAUSE, Duration::from_millis).min(MAX_BUSY_PAUSE),
+            },
+            _ => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// Connects to a provider: the first of its endpoints that answers `have`. Returns what it has of the file, in the
+/// layout of its own claim.
+pub(super) async fn join(
+    dialer: &Dialer,
+    provider: &Provider,
+    id: FileId,
+    deadline: Deadline,
+) -> Result<(Arc<dyn Connection>, PieceLayout, Bitmap), Fault> {
+    let mut fault = Fault::Refused("it told no endpoint".to_owned());
+    for endpoint in &provider.endpoints {
+        let connection = match dialer.connect(endpoint).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                fault = error.into();
+                continue;
+            }
+        };
+        match have(&*connection, id, deadline).await {
+            Ok((layout, bitmap)) => return Ok((connection, layout, bitmap)),
+            Err(Fault::Away(error)) => fault = error.into(),
+            Err(other) => return Err(other),
+        }
+    }
+    Err(fault)
+}
+
+/// Which pieces of the file the provider has.
+pub(super) async fn have(
+    connection: &dyn Connection,
+    id: FileId,
+    deadline: Deadline,
+) -> Result<(PieceLayout, Bitmap), Fault> {
+    let (Reply::Have { size, complete }, payload) = ask(connection, &Request::Have { id }, deadline).await? else {
+        return Err(Fault::Lie("a reply that does not fit the request"));
+    };
+    let layout = PieceLayout::new(size).map_err(|_| Fault::Lie("a size beyond all limits"))?;
+    let bitmap = if complete {
+        Bitmap::full(layout)
+    } else {
+        Bitmap::from_bytes(layout, &payload).map_err(|_| Fault::Lie("a bitmap of another size"))?
+    };
+    Ok((layout, bitmap))
+}
+
+/// Fetches the piece hashes of the file at the size that the provider claims, and proves them against the id.
+pub(super) async fn manifest(
+    connection: &dyn Connection,
+    id: FileId,
+    layout: PieceLayout,
+    deadline: Deadline,
+) -> Result<Manifest, Fault> {
+    let count = layout.count() as usize;
+    let mut hashes: Vec<PieceHash> = Vec::new();
+    if count == 1 {
+        hashes.push(*id.as_bytes());
+    }
+    while hashes.len() < count {
+        let first = u32::try_from(hashes.len()).map_err(|_| Fault::Lie("a size beyond all limits"))?;
+        let (Reply::Manifest { size }, payload) =
+            ask(connection, &Request::Manifest { id, first }, deadline).await?
+        else {
+            return Err(Fault::Lie("a reply that does not fit the request"));
+        };
+        let (page, rest) = payload.as_chunks::<32>();
+        if size != layout.size() || page.is_empty() || !rest.is_empty() || hashes.len() + page.len() > count {
+            return Err(Fault::Lie("a list of hashes that does not fit the size"));
+        }
+        hashes.extend_from_slice(page);
+    }
+    Manifest::verify(id, layout, hashes).map_err(|_| Fault::Lie("hashes of another file"))
+}
+
+/// Fetches one piece; its content is not verified.
+pub(super) async fn piece(
+    connection: &dyn Connection,
+    id: FileId,
+    piece: PieceIndex,
+    deadline: Deadline,
+) -> Result<Bytes, Fault> {
+    match ask(connection, &Request::Piece { id, index: piece.get() }, deadline).await? {
+        (Reply::Piece, payload) => Ok(payload),
+        _ => Err(Fault::Lie("a reply that does not fit the request")),
+    }
+}
