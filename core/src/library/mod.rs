@@ -1,1 +1,19 @@
-//! .
+//! The peer's persistent memory: which files it has, which of their pieces, and where the bytes are.
+//!
+//! The *index* (a [`crate::storage::Storage`] of records) says what is there; the *content* lies in another storage,
+//! in plain files, or in files of the user that are only linked. No batch spans the two, so the order of writes
+//! is what keeps them true: content first, then its sync, then the bits that claim it; and for removal a durable
+//! tombstone, then the content, then the tombstone. The library never claims a byte that it does not have.
+//!
+//! [`library::Library`] is the whole, [`file::LibraryFile`] one file in it. Networking and catalogues are not known here.
+
+pub mod content;
+mod content_files;
+pub mod entry;
+pub mod error;
+pub mod file;
+mod layout;
+pub mod library;
+mod linked;
+pub mod output;
+mod recover;
