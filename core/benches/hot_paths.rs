@@ -1,0 +1,82 @@
+//! What runs for every piece or message: codec, piece hashing, schedule decisions.
+//!
+//! `cargo bench -p enjambre-core --bench hot_paths`
+
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use enjambre_core::download::schedule::{ProviderKey, Schedule, WindowSettings};
+use enjambre_core::model::bitmap::Bitmap;
+use enjambre_core::model::id::FileId;
+use enjambre_core::model::layout::PieceLayout;
+use enjambre_core::model::manifest::{Manifest, hash_piece};
+use enjambre_core::protocol::codec;
+use enjambre_core::protocol::message::{Reply, Request};
+use enjambre_core::transport::envelope::RequestId;
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench]
+fn encode_piece_request(bencher: Bencher<'_, '_>) {
+    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345 };
+    bencher.bench(|| codec::encode_request(RequestId(77), divan::black_box(&request)));
+}
+
+#[divan::bench]
+fn decode_piece_request(bencher: Bencher<'_, '_>) {
+    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345 };
+    let header = codec::encode_request(RequestId(77), &request);
+    bencher.bench(|| codec::decode_request(divan::black_box(&header)));
+}
+
+#[divan::bench]
+fn decode_piece_reply(bencher: Bencher<'_, '_>) {
+    let header = codec::encode_reply(Some(RequestId(77)), Ok(&Reply::Piece));
+    bencher.bench(|| codec::decode_reply(divan::black_box(&header)));
+}
+
+#[divan::bench]
+fn hash_a_piece(bencher: Bencher<'_, '_>) {
+    let layout = PieceLayout::new(1 << 30).expect("1 GiB is a size");
+    let piece = layout.piece(5).expect("1 GiB has 4096 pieces");
+    let content = vec![7; layout.len(piece)];
+    bencher
+        .counter(BytesCount::usize(content.len()))
+        .bench(|| hash_piece(layout, piece, divan::black_box(&content)));
+}
+
+#[divan::bench]
+fn merge_the_hashes_of_1_gib(bencher: Bencher<'_, '_>) {
+    let layout = PieceLayout::new(1 << 30).expect("1 GiB is a size");
+    bencher
+        .with_inputs(|| vec![[7; 32]; layout.count() as usize])
+        .bench_values(|hashes| Manifest::from_hashes(layout, hashes));
+}
+
+/// Every decision of a download: 10,000 pieces, 100 providers with a half each, one with everything.
+#[divan::bench(sample_count = 10)]
+fn schedule_10_000_pieces_of_100_providers(bencher: Bencher<'_, '_>) {
+    let layout = PieceLayout::new(10_000 * 256 * 1024).expect("2.4 GiB is a size");
+    let new = || {
+        let mut schedule = Schedule::new(layout, &Bitmap::empty(layout), WindowSettings::default(), 7);
+        for provider in 0..100 {
+            let mut half = Bitmap::empty(layout);
+            layout.pieces().filter(|piece| (piece.get() + provider) % 2 == 0).for_each(|piece| {
+                half.insert(piece);
+            });
+            schedule.set_provider(ProviderKey(provider), half);
+        }
+        schedule.set_provider(ProviderKey(100), Bitmap::full(layout));
+        schedule
+    };
+    bencher.counter(ItemsCount::new(layout.count())).with_inputs(new).bench_values(|mut schedule| {
+        while !schedule.is_complete() {
+            for provider in (0..=100).map(ProviderKey) {
+                if let Some(piece) = schedule.next(provider) {
+                    schedule.arrived(provider, piece);
+                }
+            }
+        }
+    });
+}
