@@ -117,9 +117,11 @@ impl Seeder {
     }
 
     async fn open(&self, id: &FileId) -> Result<Arc<LibraryFile>, ErrorReply> {
-        self.library.open_file(id).await.map_err(refusal)?.ok_or_else(|| {
-            ErrorReply::new(ErrorCode::NotFound, format!("the file {id} is not offered here"))
-        })
+        self.library
+            .open_file(id)
+            .await
+            .map_err(refusal)?
+            .ok_or_else(|| ErrorReply::new(ErrorCode::NotFound, format!("the file {id} is not offered here")))
     }
 
     fn take_place(&self, connection: ConnectionId, id: RequestId) -> Result<Place<'_>, ErrorReply> {
@@ -139,7 +141,12 @@ impl Seeder {
         Ok(Place { seeder: self, connection, id, cancelled, permits: Arc::clone(&turn.permits) })
     }
 
-    async fn manifest(&self, id: &FileId, first: u32, sink: &mut dyn ReplySink) -> Result<(Reply, Bytes), ErrorReply> {
+    async fn manifest(
+        &self,
+        id: &FileId,
+        first: u32,
+        sink: &mut dyn ReplySink,
+    ) -> Result<(Reply, Bytes), ErrorReply> {
         let file = self.open(id).await?;
         let hashes = file.manifest().hashes();
         let page = hashes.get(first as usize..).unwrap_or_default();
@@ -152,7 +159,12 @@ impl Seeder {
         Ok((Reply::Manifest { size: file.manifest().layout().size() }, payload.freeze()))
     }
 
-    async fn piece(&self, file: &Arc<LibraryFile>, index: u32, sink: &mut dyn ReplySink) -> Result<Bytes, ErrorReply> {
+    async fn piece(
+        &self,
+        file: &Arc<LibraryFile>,
+        index: u32,
+        sink: &mut dyn ReplySink,
+    ) -> Result<Bytes, ErrorReply> {
         let layout = file.manifest().layout();
         let piece = layout.piece(index).filter(|&piece| file.has(piece)).ok_or_else(|| {
             ErrorReply::new(ErrorCode::NotFound, format!("piece {index} of the file is not here"))

@@ -72,7 +72,8 @@ pub async fn get_members(
     progress: &watch::Sender<Progress>,
 ) -> Result<u64, Arc<DownloadError>> {
     let collection = downloader.library().collection(&id).await.map_err(|error| Arc::new(error.into()))?;
-    let providers: Arc<dyn ProviderSource> = Arc::new(Shared { inner: providers, latest: Default::default() });
+    let providers: Arc<dyn ProviderSource> =
+        Arc::new(Shared { inner: providers, latest: Default::default() });
     let total = collection.total_size();
     let mut members_of: HashMap<FileId, Vec<&Member>> = HashMap::new();
     for member in collection.members() {

@@ -39,3 +39,6 @@ pub enum DownloadError {
 fn because(reason: Option<&str>) -> String {
     reason.map_or_else(String::new, |reason| format!(" (last: {reason})"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,7 +66,10 @@ impl Fault {
     pub(super) fn refused(error: ErrorReply) -> Self {
         match error.code {
             ErrorCode::Busy => Self::Busy {
-                retry_after: error.retry_after_ms.map_or(BUSY_PAUSE, Duration::from_millis).min(MAX_BUSY_PAUSE),
+                retry_after: error
+                    .retry_after_ms
+                    .map_or(BUSY_PAUSE, Duration::from_millis)
+                    .min(MAX_BUSY_PAUSE),
             },
             _ => Self::Refused(error.to_string()),
         }
@@ -105,7 +108,8 @@ pub(super) async fn have(
     id: FileId,
     deadline: Deadline,
 ) -> Result<(PieceLayout, Bitmap), Fault> {
-    let (Reply::Have { size, complete }, payload) = ask(connection, &Request::Have { id }, deadline).await? else {
+    let (Reply::Have { size, complete }, payload) = ask(connection, &Request::Have { id }, deadline).await?
+    else {
         return Err(Fault::Lie("a reply that does not fit the request"));
     };
     let layout = PieceLayout::new(size).map_err(|_| Fault::Lie("a size beyond all limits"))?;

@@ -65,7 +65,9 @@ const FULL_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 enum State {
     /// May be joined from this time on.
-    Idle { from: Instant },
+    Idle {
+        from: Instant,
+    },
     Joining,
     Active(Active),
     /// It lied.
@@ -345,7 +347,8 @@ impl Transfer<'_> {
             let file = Arc::clone(file);
             self.events.push(
                 async move {
-                    let pieces = batch.iter().map(|arrived| (arrived.piece, arrived.content.clone())).collect();
+                    let pieces =
+                        batch.iter().map(|arrived| (arrived.piece, arrived.content.clone())).collect();
                     let result = file.write_pieces(pieces).await;
                     Event::Written(batch, result)
                 }
@@ -391,7 +394,8 @@ impl Transfer<'_> {
             let parts = Arc::clone(self.parts);
             let provider = known.provider.clone();
             let id = self.wanted.id;
-            self.events.push(async move { Event::Joined(key, join(&parts, &provider, id, prove).await) }.boxed());
+            self.events
+                .push(async move { Event::Joined(key, join(&parts, &provider, id, prove).await) }.boxed());
         }
     }
 
@@ -447,7 +451,10 @@ impl Transfer<'_> {
                 };
                 let Some(piece) = schedule.next(key) else { continue };
                 let request = connection.next_id();
-                let header = codec::encode_request(request, &Request::Piece { id: self.wanted.id, index: piece.get() });
+                let header = codec::encode_request(
+                    request,
+                    &Request::Piece { id: self.wanted.id, index: piece.get() },
+                );
                 let deadline = Deadline::Silence(self.parts.settings.silence);
                 let limit = Arc::clone(&self.parts.limit);
                 let bytes = layout.len(piece);
@@ -501,7 +508,8 @@ impl Transfer<'_> {
                 if providers.is_empty() {
                     self.last_fault = Some("the trackers know of no living peer that offers it".to_owned());
                 }
-                for provider in providers.into_iter().filter(|provider| Some(provider.peer) != self.parts.me) {
+                for provider in providers.into_iter().filter(|provider| Some(provider.peer) != self.parts.me)
+                {
                     let fresh = ProviderKey(u32::try_from(self.keys.len()).unwrap_or(u32::MAX));
                     let key = *self.keys.entry(provider.peer).or_insert(fresh);
                     let known = self.known.entry(key).or_insert_with(|| Known {
@@ -542,7 +550,8 @@ impl Transfer<'_> {
             }
         }
         let Some(known) = self.known.get_mut(&key) else { return Ok(()) };
-        known.state = State::Active(Active { connection, complete: false, have_again: None, busy_until: None });
+        known.state =
+            State::Active(Active { connection, complete: false, have_again: None, busy_until: None });
         self.on_have(key, layout, have);
         Ok(())
     }
@@ -629,7 +638,11 @@ impl Transfer<'_> {
         }
     }
 
-    fn on_written(&mut self, batch: Vec<Arrived>, result: Result<(), LibraryError>) -> Result<(), DownloadError> {
+    fn on_written(
+        &mut self,
+        batch: Vec<Arrived>,
+        result: Result<(), LibraryError>,
+    ) -> Result<(), DownloadError> {
         self.writing = false;
         self.hopeful = Instant::now();
         match result {
@@ -715,12 +728,7 @@ fn take_batch(queue: &mut Vec<Arrived>, bytes: usize) -> Vec<Arrived> {
     queue.drain(..count).collect()
 }
 
-async fn join(
-    parts: &Parts,
-    provider: &Provider,
-    id: FileId,
-    prove: bool,
-) -> Result<Box<Joined>, Fault> {
+async fn join(parts: &Parts, provider: &Provider, id: FileId, prove: bool) -> Result<Box<Joined>, Fault> {
     let deadline = Deadline::Silence(parts.settings.silence);
     let (connection, layout, have) = source::join(&parts.dialer, provider, id, deadline).await?;
     let mut proof = None;

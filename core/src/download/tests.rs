@@ -1,0 +1,349 @@
+//! Whole downloads over the memory storage and the memory transport, under tokio's paused clock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::DownloadError;
+use super::downloader::{Download, DownloadSettings, Downloader, Wanted};
+use super::progress::Progress;
+use super::source::ProviderSource;
+use crate::library::content::ContentStore;
+use crate::library::entry::NewFile;
+use crate::library::library::{Library, LibrarySettings};
+use crate::library::output::Destination;
+use crate::model::endpoint::Endpoint;
+use crate::model::id::{FileId, PeerId};
+use crate::model::layout::PieceLayout;
+use crate::model::manifest::{Manifest, hash_piece};
+use crate::model::record::{FileKind, Provider};
+use crate::protocol::error::ErrorReply;
+use crate::protocol::message::{Reply, Request};
+use crate::protocol::server::{Handler, serve};
+use crate::rate::RateLimit;
+use crate::seeder::{Seeder, SeederSettings};
+use crate::storage::memory::Memory;
+use crate::transport::dialer::Dialer;
+use crate::transport::envelope::RequestId;
+use crate::transport::memory::MemoryNetwork;
+use crate::transport::{Listener, PeerInfo, ReplySink};
+
+/// Who offers what, in place of a tracker.
+#[derive(Default)]
+struct Directory {
+    providers: Mutex<Vec<Provider>>,
+}
+
+#[async_trait]
+impl ProviderSource for Directory {
+    async fn providers(&self, _id: &FileId) -> Result<Vec<Provider>, String> {
+        Ok(self.providers.lock().clone())
+    }
+}
+
+/// What a peer does to the pieces that it sends.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Honest,
+    /// Changes a byte of every piece but the last, which proves the size.
+    Lies,
+    /// Says that the file is one byte longer.
+    Inflates,
+    /// Is always busy with pieces.
+    Busy,
+    /// Never answers a request for a piece.
+    Silent,
+}
+
+struct Odd {
+    seeder: Seeder,
+    manner: Manner,
+    pieces: u32,
+}
+
+#[async_trait]
+impl Handler for Odd {
+    async fn handle(
+        &self,
+        id: RequestId,
+        request: Request,
+        peer: &PeerInfo,
+        sink: &mut dyn ReplySink,
+    ) -> Result<(Reply, Bytes), ErrorReply> {
+        let asked_piece = if let Request::Piece { index, .. } = request { Some(index) } else { None };
+        if let (Some(index), true) = (asked_piece, self.pieces > 1) {
+            match self.manner {
+                Manner::Busy if index + 1 < self.pieces => {
+                    return Err(ErrorReply::new(crate::protocol::error::ErrorCode::Busy, "busy"));
+                }
+                Manner::Silent if index + 1 < self.pieces => std::future::pending().await,
+                _ => {}
+            }
+        }
+        let (mut reply, mut payload) = self.seeder.handle(id, request, peer, sink).await?;
+        match (self.manner, &mut reply) {
+            (Manner::Lies, Reply::Piece) if asked_piece.is_some_and(|index| index + 1 < self.pieces) => {
+                let mut changed = payload.to_vec();
+                changed[0] ^= 1;
+                payload = changed.into();
+            }
+            (Manner::Inflates, Reply::Have { size, .. } | Reply::Manifest { size }) => *size += 1,
+            _ => {}
+        }
+        Ok((reply, payload))
+    }
+}
+
+struct Node {
+    library: Arc<Library>,
+    downloader: Downloader,
+    seeder: Arc<Odd>,
+    listener: Arc<dyn Listener>,
+    serving: JoinHandle<()>,
+    provider: Provider,
+}
+
+struct World {
+    network: MemoryNetwork,
+    directory: Arc<Directory>,
+    content: Vec<u8>,
+    manifest: Manifest,
+}
+
+impl World {
+    fn new(size: usize) -> Self {
+        let mut content = vec![0; size];
+        SmallRng::seed_from_u64(size as u64).fill_bytes(&mut content);
+        let layout = PieceLayout::new(size as u64).unwrap();
+        let hashes = layout.pieces().map(|piece| {
+            let start = layout.offset(piece) as usize;
+            hash_piece(layout, piece, &content[start..start + layout.len(piece)])
+        });
+        let manifest = Manifest::from_hashes(layout, hashes.collect()).unwrap();
+        Self { network: MemoryNetwork::new(), directory: Arc::default(), content, manifest }
+    }
+
+    async fn node(&self, name: &str, manner: Manner, settings: DownloadSettings) -> Node {
+        let library = Library::open(
+            Arc::new(Memory::new()),
+            ContentStore::Database(Arc::new(Memory::new())),
+            LibrarySettings::default(),
+        )
+        .await
+        .unwrap();
+        let dialer = Arc::new(Dialer::new(vec![self.network.transport()]));
+        let endpoint: Endpoint = format!("memory://{name}:1").parse().unwrap();
+        let listener = dialer.bind(&endpoint).await.unwrap();
+        let peer = PeerId::from_bytes(*blake3::hash(name.as_bytes()).as_bytes());
+        let limit = Arc::new(RateLimit::new(None));
+        let downloader =
+            Downloader::new(Arc::clone(&library), dialer, Arc::clone(&limit), Some(peer), settings);
+        let seeder = Seeder::new(Arc::clone(&library), limit, SeederSettings::default());
+        let seeder = Arc::new(Odd { seeder, manner, pieces: self.manifest.layout().count() });
+        let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::clone(&seeder) as Arc<dyn Handler>));
+        let size = self.manifest.layout().size();
+        let provider = Provider { peer, endpoints: vec![endpoint], size, complete: false };
+        Node { library, downloader, seeder, listener, serving, provider }
+    }
+
+    /// A node that has the pieces for which `has` is true, and is known to the others.
+    async fn source(&self, name: &str, manner: Manner, has: impl Fn(u32) -> bool) -> Node {
+        let node = self.node(name, manner, DownloadSettings::default()).await;
+        let new = NewFile { name: None, kind: FileKind::File, member_of: None };
+        let file = node.library.create(self.manifest.clone(), new, Destination::Library).await.unwrap();
+        let layout = self.manifest.layout();
+        let pieces = layout.pieces().filter(|piece| has(piece.get())).map(|piece| {
+            let start = layout.offset(piece) as usize;
+            (piece, Bytes::copy_from_slice(&self.content[start..start + layout.len(piece)]))
+        });
+        file.write_pieces(pieces.collect()).await.unwrap();
+        self.directory.providers.lock().push(node.provider.clone());
+        node
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            id: self.manifest.id(),
+            name: Some("a file".parse().unwrap()),
+            kind: FileKind::File,
+            member_of: None,
+            claimed_size: None,
+            proven_size: None,
+            destination: Destination::Library,
+            announced_as: self.manifest.id(),
+            providers: Arc::clone(&self.directory) as Arc<dyn ProviderSource>,
+        }
+    }
+
+    async fn assert_complete(&self, node: &Node) {
+        let file = node.library.open_file(&self.manifest.id()).await.unwrap().unwrap();
+        assert!(file.is_complete());
+        let mut content = Vec::new();
+        for piece in self.manifest.layout().pieces() {
+            content.extend_from_slice(&file.read_piece(piece).await.unwrap());
+        }
+        assert!(content == self.content, "the content is another");
+    }
+}
+
+impl Node {
+    async fn die(&self) {
+        self.listener.shutdown(Duration::ZERO).await;
+        self.serving.abort();
+    }
+}
+
+async fn reaches(download: &Download, done: u64) -> Progress {
+    let mut progress: watch::Receiver<Progress> = download.progress();
+    *progress.wait_for(|progress| progress.done >= done).await.unwrap()
+}
+
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test(start_paused = true)]
+async fn files_of_every_shape_arrive() {
+    for size in [0, 1, 256 * 1024, 256 * 1024 + 1, 3 * MIB + 17] {
+        let world = World::new(size);
+        world.source("source", Manner::Honest, |_| true).await;
+        let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+        node.downloader.get(world.wanted()).wait().await.unwrap();
+        world.assert_complete(&node).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_source_of_a_part_is_used() {
+    let world = World::new(6 * MIB);
+    let even = world.source("even", Manner::Honest, |piece| piece % 2 == 0).await;
+    let odd = world.source("odd", Manner::Honest, |piece| piece % 2 == 1).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    node.downloader.get(world.wanted()).wait().await.unwrap();
+    world.assert_complete(&node).await;
+    assert_eq!(even.seeder.seeder.sent() + odd.seeder.seeder.sent(), 6 * MIB as u64, "nothing is sent twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn liars_the_busy_and_the_silent_cost_themselves_and_not_the_download() {
+    for manner in [Manner::Lies, Manner::Inflates, Manner::Busy, Manner::Silent] {
+        let world = World::new(5 * MIB + 3);
+        world.source("odd one", manner, |_| true).await;
+        let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+        let download = node.downloader.get(world.wanted());
+        // The odd one is alone for a while; then an honest source comes.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        world.source("honest", Manner::Honest, |_| true).await;
+        download.wait().await.unwrap();
+        world.assert_complete(&node).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_dies_is_replaced_in_mid_download() {
+    let world = World::new(20 * MIB);
+    let first = world.source("first", Manner::Honest, |_| true).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let download = node.downloader.get(world.wanted());
+    reaches(&download, 4 * MIB as u64).await;
+    first.die().await;
+    world.directory.providers.lock().clear();
+    world.source("second", Manner::Honest, |_| true).await;
+    download.wait().await.unwrap();
+    world.assert_complete(&node).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_sources_it_gives_up_after_its_patience_and_keeps_what_it_has() {
+    let world = World::new(4 * MIB);
+    world.source("half", Manner::Honest, |piece| piece >= 8).await;
+    let patience = Duration::from_secs(60);
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let start = tokio::time::Instant::now();
+    let error = node.downloader.get(world.wanted()).wait().await.unwrap_err();
+    assert!(matches!(*error, DownloadError::Nobody { .. }), "{error}");
+    assert!(start.elapsed() >= patience && start.elapsed() < patience + Duration::from_secs(10));
+    let file = node.library.open_file(&world.manifest.id()).await.unwrap().unwrap();
+    assert_eq!(file.have_count(), 8);
+    // The rest comes from somebody else, and nothing comes again.
+    let rest = world.source("rest", Manner::Honest, |piece| piece < 8).await;
+    node.downloader.get(world.wanted()).wait().await.unwrap();
+    world.assert_complete(&node).await;
+    assert_eq!(rest.seeder.seeder.sent(), 2 * MIB as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_who_want_the_same_file_share_one_download() {
+    let world = World::new(8 * MIB);
+    let source = world.source("source", Manner::Honest, |_| true).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let first = node.downloader.get(world.wanted());
+    let second = node.downloader.get(world.wanted());
+    // One goes; the other still gets it.
+    reaches(&first, MIB as u64).await;
+    drop(first);
+    second.wait().await.unwrap();
+    world.assert_complete(&node).await;
+    assert_eq!(source.seeder.seeder.sent(), 8 * MIB as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_nobody_waits_any_more_the_download_stops_and_keeps_what_it_has() {
+    let world = World::new(20 * MIB);
+    let source = world.source("source", Manner::Honest, |_| true).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let download = node.downloader.get(world.wanted());
+    let mut progress = download.progress();
+    reaches(&download, 2 * MIB as u64).await;
+    drop(download);
+    // The transfer ends, and with it the sender of its progress.
+    while progress.changed().await.is_ok() {}
+    let file = node.library.open_file(&world.manifest.id()).await.unwrap().unwrap();
+    let had = u64::from(file.have_count()) * 256 * 1024;
+    assert!(had >= 2 * MIB as u64 && !file.is_complete());
+    let sent = source.seeder.seeder.sent();
+    node.downloader.get(world.wanted()).wait().await.unwrap();
+    world.assert_complete(&node).await;
+    assert_eq!(
+        source.seeder.seeder.sent() - sent,
+        20 * MIB as u64 - had,
+        "nothing that was kept comes again"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_budget_slows_down_and_never_stops_it() {
+    let world = World::new(4 * MIB);
+    world.source("a", Manner::Honest, |_| true).await;
+    world.source("b", Manner::Honest, |_| true).await;
+    let settings = DownloadSettings { budget: 1, ..DownloadSettings::default() };
+    let node = world.node("reader", Manner::Honest, settings).await;
+    node.downloader.get(world.wanted()).wait().await.unwrap();
+    world.assert_complete(&node).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn peers_that_download_at_the_same_time_serve_each_other() {
+    let world = World::new(16 * MIB);
+    let source = world.source("source", Manner::Honest, |_| true).await;
+    let mut nodes = HashMap::new();
+    for name in ["a", "b", "c", "d"] {
+        let node = world.node(name, Manner::Honest, DownloadSettings::default()).await;
+        world.directory.providers.lock().push(node.provider.clone());
+        nodes.insert(name, node);
+    }
+    let downloads: Vec<_> = nodes.values().map(|node| node.downloader.get(world.wanted())).collect();
+    for download in &downloads {
+        download.wait().await.unwrap();
+    }
+    for node in nodes.values() {
+        world.assert_complete(node).await;
+    }
+    assert!(source.seeder.seeder.sent() < 4 * 16 * MIB as u64, "some pieces came from the others");
+}
