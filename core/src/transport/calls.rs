@@ -42,6 +42,11 @@ impl Activity {
         self.base + Duration::from_micros(self.last.load(Ordering::Relaxed))
     }
 
+    /// For how long nothing was heard; at first, since the beginning.
+    pub fn silent_for(&self) -> Duration {
+        self.last().elapsed()
+    }
+
     /// Runs `work` until the deadline; `None` when that came first.
     pub async fn within<T>(&self, deadline: Deadline, work: impl Future<Output = T>) -> Option<T> {
         let begin = Instant::now();
@@ -69,6 +74,8 @@ type Reply = Result<Message, TransportError>;
 
 #[derive(Debug, Default)]
 struct State {
+    /// Whether any call got its reply.
+    answered: bool,
     /// By id, with a serial number that tells two calls with one id apart.
     pending: HashMap<RequestId, (u64, oneshot::Sender<Reply>)>,
     serial: u64,
@@ -80,6 +87,7 @@ struct State {
 pub struct Calls {
     state: Mutex<State>,
     unmatched: AtomicU64,
+    unmatched_in_a_row: AtomicU64,
 }
 
 impl Calls {
@@ -105,11 +113,36 @@ impl Calls {
     /// whose id cannot be read.
     pub fn deliver(&self, reply: Message) {
         let id = envelope::read(&reply.header).and_then(|envelope| envelope.id);
-        let call = id.and_then(|id| self.state.lock().pending.remove(&id));
+        let call = id.and_then(|id| {
+            let mut state = self.state.lock();
+            let call = state.pending.remove(&id);
+            state.answered |= call.is_some();
+            call
+        });
         // A call that was dropped at this very moment makes the reply a late one, too.
         if call.is_none_or(|(_, sender)| sender.send(Ok(reply)).is_err()) {
             self.unmatched.fetch_add(1, Ordering::Relaxed);
+            self.unmatched_in_a_row.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.unmatched_in_a_row.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Whether any call got its reply.
+    pub fn answered(&self) -> bool {
+        self.state.lock().answered
+    }
+
+    /// Whether any call is under way.
+    pub fn is_busy(&self) -> bool {
+        !self.state.lock().pending.is_empty()
+    }
+
+    /// Lets no new call begin, unless one is under way; whether that was so.
+    pub fn retire(&self) -> bool {
+        let mut state = self.state.lock();
+        state.failed |= state.pending.is_empty();
+        state.failed
     }
 
     /// Fails all calls under way, and from now on every new one.
@@ -123,6 +156,11 @@ impl Calls {
             // Who is gone needs no error.
             let _ = sender.send(Err(error()));
         }
+    }
+
+    /// How many replies came that nobody waited for since the last that somebody did wait for.
+    pub fn unmatched_in_a_row(&self) -> u64 {
+        self.unmatched_in_a_row.load(Ordering::Relaxed)
     }
 
     /// How many replies came that nobody waited for (any more).

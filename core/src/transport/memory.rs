@@ -379,3 +379,39 @@ impl Drop for MemoryConnection {
         self.close_now();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::conformance::Subject;
+
+    crate::transport_conformance!(Subject {
+        transport: MemoryNetwork::new().transport(),
+        endpoint: "memory://node:0".parse().unwrap(),
+        limits: MessageLimits::default(),
+        guard: Box::new(()),
+    });
+
+    #[tokio::test(start_paused = true)]
+    async fn deadlines_run_on_a_paused_clock() {
+        let network = MemoryNetwork::new();
+        let listener = network.transport().bind(&"memory://node:0".parse().unwrap()).await.unwrap();
+        let connection = network.transport().connect(listener.local_endpoint()).await.unwrap();
+        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        let begin = tokio::time::Instant::now();
+        let day = Duration::from_secs(86_400);
+        let call = connection.call(RequestId(1), header, Deadline::Total(day)).await;
+        assert!(matches!(call, Err(TransportError::Deadline { .. })));
+        assert_eq!(begin.elapsed(), day);
+    }
+
+    #[tokio::test]
+    async fn networks_are_apart() {
+        let (one, other) = (MemoryNetwork::new(), MemoryNetwork::new());
+        let listener = one.transport().bind(&"memory://node:7".parse().unwrap()).await.unwrap();
+        let connection = other.transport().connect(listener.local_endpoint()).await.unwrap();
+        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        let call = connection.call(RequestId(1), header, Deadline::Total(Duration::from_secs(1))).await;
+        assert!(matches!(call, Err(TransportError::Unreachable { .. })));
+    }
+}
