@@ -11,10 +11,10 @@ use super::layout::{self, FILE_NAMES, FILES, FileEntry, PROVIDERS, RECORD, VERSI
 use super::pattern::Pattern;
 use super::peers::Session;
 use super::{ATTEMPTS, Catalogue};
-use crate::model::id::{FileId, PeerId};
+use crate::model::id::FileId;
 use crate::model::layout::MAX_FILE_SIZE;
 use crate::model::name::{MAX_NAME, Name};
-use crate::model::record::{FileKind, FileRecord};
+use crate::model::record::{FileRecord, Publication};
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, KeyRange};
 
@@ -28,19 +28,6 @@ const MAX_PAGE_BYTES: usize = 48 * 1024;
 const RECORD_BYTES: usize = 200;
 /// The first byte of a cursor: the version of what follows, the last key looked at.
 const CURSOR: u8 = 1;
-
-/// What somebody publishes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publication {
-    /// The name.
-    pub name: Name,
-    /// The file.
-    pub id: FileId,
-    /// Its size in bytes, as the publisher claims.
-    pub size: u64,
-    /// What it is.
-    pub kind: FileKind,
-}
 
 /// What became of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +151,12 @@ impl Catalogue {
             Some(raw) => Ok(Some(self.entry_record(*id, layout::decode(FILES, &raw)?, now).await?)),
             None => Ok(None),
         }
+    }
+
+    /// Whether the catalogue has this file.
+    pub async fn has_file(&self, id: &FileId) -> Result<bool, CatalogueError> {
+        let [entry] = self.read(FILES, &[layout::file_key(id)]).await?;
+        Ok(entry.is_some())
     }
 
     async fn entry_record(
