@@ -12,6 +12,7 @@ pub mod listing;
 pub mod nonce;
 pub mod offers;
 pub mod pin;
+pub mod presence;
 pub mod service;
 pub mod settings;
 pub mod trackers;
