@@ -1,1 +1,179 @@
-//! .
+//! The tracker's persistent meaning on top of [`Storage`]: names and their versions, files, who claims to have
+//! them, which peers are alive, and which files the tracker keeps a copy of.
+//!
+//! [`layout`] says what lies where. Several trackers may work on one database at the same time: whatever must not
+//! be lost is a conditional commit, repeated with fresh values on a conflict, and nothing here believes its memory
+//! for longer than a few seconds. There is no clock in here: every call is told the time, in milliseconds since
+//! 1970-01-01 UTC.
+
+pub mod error;
+pub mod layout;
+pub mod leases;
+pub mod names;
+pub mod pattern;
+pub mod peers;
+pub mod pins;
+pub mod providers;
+pub mod sweep;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::protocol::message::CatalogueId;
+use crate::storage::Storage;
+use crate::storage::error::StorageError;
+use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
+use layout::{FORMAT, FormatRecord, META};
+use leases::{LeaseRules, LeaseTable};
+use peers::PeerCache;
+
+/// How often a conditional commit is tried again after somebody else was faster.
+const ATTEMPTS: usize = 100;
+/// The entries of one page of a scan over many.
+const PAGE: usize = 500;
+
+/// The catalogue in a database.
+#[derive(Debug)]
+pub struct Catalogue {
+    storage: Arc<dyn Storage>,
+    id: CatalogueId,
+    max_peers: u64,
+    /// How old a remembered lease may be, in milliseconds.
+    fresh: u64,
+    leases: Mutex<LeaseTable>,
+    cache: Mutex<PeerCache>,
+    counts: Counts,
+}
+
+/// What is in the database, as far as this tracker has counted.
+#[derive(Debug, Default)]
+struct Counts {
+    versions: AtomicU64,
+    peers: AtomicU64,
+}
+
+/// What decides over peers and files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CatalogueRules {
+    /// The lengths of time that decide over peers.
+    pub leases: LeaseRules,
+    /// How old a remembered lease may be, in milliseconds.
+    pub fresh: u64,
+    /// How many peers there may be, dead ones that are kept for their return included.
+    pub max_peers: u64,
+}
+
+impl Catalogue {
+    /// Opens the catalogue in this database, or begins one in an empty database.
+    pub async fn open(
+        storage: Arc<dyn Storage>,
+        rules: CatalogueRules,
+        now: u64,
+    ) -> Result<Self, StorageError> {
+        let keys = [layout::meta_key("format"), layout::meta_key("catalogue"), layout::meta_key("stamp")];
+        for _ in 0..ATTEMPTS {
+            let [format, id, stamp] = read_all(&*storage, META, &keys).await?;
+            let (Some(format), Some(id)) = (&format, &id) else {
+                if format.is_some() || id.is_some() {
+                    let what = "the space meta holds only one of format version and catalogue id";
+                    return Err(StorageError::corrupt(what));
+                }
+                let mut batch = Batch::new();
+                let record = FormatRecord { v: FORMAT, what: "catalogue".to_owned() };
+                batch.require_absent(META, keys[0].clone()).put(META, keys[0].clone(), layout::encode(&record));
+                batch.put(META, keys[1].clone(), Bytes::copy_from_slice(&rand::random::<[u8; 16]>()));
+                match storage.commit(batch, Durability::Durable).await {
+                    // Read back what now counts, whoever wrote it.
+                    Ok(()) | Err(StorageError::Conflict | StorageError::Indeterminate { .. }) => continue,
+                    Err(error) => return Err(error),
+                }
+            };
+            check_format(format)?;
+            let id = <[u8; 16]>::try_from(&id[..]).map_err(|_| layout::damaged(META, b"catalogue"))?;
+            let stamp = stamp.map(|stamp| layout::read_number(META, &stamp)).transpose()?;
+            return Ok(Self {
+                storage,
+                id: CatalogueId(id),
+                max_peers: rules.max_peers,
+                fresh: rules.fresh,
+                leases: Mutex::new(LeaseTable::new(rules.leases, stamp, now)),
+                cache: Mutex::default(),
+                counts: Counts::default(),
+            });
+        }
+        Err(StorageError::Unavailable { reason: "others write to it all the time".to_owned() })
+    }
+
+    /// The random id of this database, the same for all trackers on it.
+    pub const fn id(&self) -> CatalogueId {
+        self.id
+    }
+
+    /// Versions of names in the catalogue, as counted by the last [`Catalogue::count`] and seen since.
+    pub fn versions(&self) -> u64 {
+        self.counts.versions.load(Ordering::Relaxed)
+    }
+
+    /// Counts the versions of names and the peers in the database.
+    pub async fn count(&self) -> Result<(), StorageError> {
+        for (space, counter) in
+            [(layout::VERSIONS, &self.counts.versions), (layout::LEASES, &self.counts.peers)]
+        {
+            let (mut range, mut count) = (KeyRange::all(), 0);
+            loop {
+                let page = self.storage.scan(space, range.clone(), PAGE).await?;
+                let Some((last, _)) = page.last() else { break };
+                count += page.len() as u64;
+                range = range.after(last);
+            }
+            counter.store(count, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    async fn read<const N: usize>(
+        &self,
+        space: Space,
+        keys: &[Key; N],
+    ) -> Result<[Option<Bytes>; N], StorageError> {
+        read_all(&*self.storage, space, keys).await
+    }
+
+    /// Commits, and says whether it was applied: `false` on a conflict.
+    async fn try_commit(&self, batch: Batch, durability: Durability) -> Result<bool, StorageError> {
+        match self.storage.commit(batch, durability).await {
+            Ok(()) => Ok(true),
+            Err(StorageError::Conflict) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+async fn read_all<const N: usize>(
+    storage: &dyn Storage,
+    space: Space,
+    keys: &[Key; N],
+) -> Result<[Option<Bytes>; N], StorageError> {
+    let values = storage.get(space, keys).await?;
+    values.try_into().map_err(|_| StorageError::corrupt("the storage gave another number of values than asked for"))
+}
+
+fn check_format(bytes: &[u8]) -> Result<(), StorageError> {
+    let FormatRecord { v, what } = layout::decode(META, bytes)?;
+    if what != "catalogue" {
+        let what: String = what.chars().take(40).collect();
+        return Err(StorageError::corrupt(format!("the database holds a {what:?} and not a catalogue")));
+    }
+    if v > FORMAT {
+        let path = PathBuf::from("the catalogue's database");
+        return Err(StorageError::NewerFormat { path, found: v, supported: FORMAT });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,19 @@ pub struct FileRecord {
     pub providers: u32,
 }
 
+/// What a publisher says of a file that it puts into the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Publication {
+    /// The name.
+    pub name: Name,
+    /// The hash of the content.
+    pub id: FileId,
+    /// The size in bytes.
+    pub size: u64,
+    /// What the content is.
+    pub kind: FileKind,
+}
+
 /// A living peer that offers a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provider {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::record::FileRecord;
 use crate::storage::error::StorageError;
 
 /// What kind of failure it is, for programs.
@@ -86,12 +87,15 @@ pub struct ErrorReply {
     /// In how many milliseconds it makes sense to ask again.
     #[serde(default, rename = "retry_after", skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// With `ambiguous`: the files that match, at most 16.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub matches: Box<[FileRecord]>,
 }
 
 impl ErrorReply {
     /// A failure of this kind.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after_ms: None }
+        Self { code, message: message.into(), retry_after_ms: None, matches: Box::default() }
     }
 
     /// The same, to be asked again after a while.

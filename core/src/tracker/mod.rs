@@ -1,1 +1,19 @@
-//! .
+//! The tracker: the service that answers, and the peer's side that asks.
+//!
+//! [`service::TrackerService`] gives the catalogue's answers to requests. [`client::TrackerClient`] asks one
+//! tracker, [`trackers::Trackers`] asks all that are configured and fails over among those of one catalogue, and
+//! [`presence::Presence`] keeps a peer alive in every catalogue. What any of it means is in
+//! [`crate::catalogue`].
+
+pub mod client;
+pub mod clock;
+pub mod error;
+pub mod listing;
+pub mod nonce;
+pub mod offers;
+pub mod pin;
+pub mod presence;
+pub mod service;
+pub mod settings;
+pub mod trackers;
+

@@ -1,0 +1,321 @@
+//! How the catalogue lies in a storage: spaces, keys and records.
+//!
+//! Numbers in keys are big-endian, ids are their 32 bytes. A name has no control characters, so the byte 0 ends it
+//! and keys sort by the bytes of the name. Versions are stored inverted (`!version`), so the newest comes first.
+//! A record is a CBOR map (RFC 8949) with short text keys and its version under `v`; unknown entries are ignored.
+//!
+//! | space | key | value |
+//! | --- | --- | --- |
+//! | `meta` | `format` | CBOR map: `v` the format version, `what` = `"catalogue"` |
+//! | `meta` | `catalogue` | the catalogue id, 16 random bytes |
+//! | `meta` | `stamp` | u64: when a tracker last wrote renewals, ms since 1970 |
+//! | `meta` | `reserved` | [`ReservedRecord`]: bytes and number of pins |
+//! | `versions` | name, 0, u64 `!version` | [`VersionRecord`] |
+//! | `files` | file id | [`FileEntry`]: the latest publication of the file |
+//! | `file_names` | file id, name, 0, u64 `!version` | one byte 0: the file is this version |
+//! | `providers` | file id, peer id | [`ClaimRecord`] |
+//! | `offers` | peer id, file id | one byte 0: the peer has an entry in `providers` |
+//! | `leases` | peer id | [`LeaseRecord`] |
+//! | `sessions` | session id, 16 bytes | peer id |
+//! | `pins` | file id | [`PinRecord`] |
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::model::endpoint::Endpoint;
+use crate::model::id::{FileId, PeerId};
+use crate::model::name::Name;
+use crate::model::record::FileKind;
+use crate::protocol::message::SessionId;
+use crate::storage::error::StorageError;
+use crate::storage::value::{Key, Space};
+
+/// The newest format that this program reads, and the one that it writes.
+pub const FORMAT: u64 = 1;
+/// The version of every record that this program writes.
+pub const RECORD: u8 = 1;
+
+/// Facts about the database itself.
+pub const META: Space = Space::new("meta");
+/// Versions of names.
+pub const VERSIONS: Space = Space::new("versions");
+/// Files by their id.
+pub const FILES: Space = Space::new("files");
+/// The versions of names that a file is.
+pub const FILE_NAMES: Space = Space::new("file_names");
+/// Who claims to have a file.
+pub const PROVIDERS: Space = Space::new("providers");
+/// What a peer claims to have.
+pub const OFFERS: Space = Space::new("offers");
+/// Peers and how long they live.
+pub const LEASES: Space = Space::new("leases");
+/// Whose a session is.
+pub const SESSIONS: Space = Space::new("sessions");
+/// Files of which the tracker keeps a copy.
+pub const PINS: Space = Space::new("pins");
+
+/// The value of an entry whose key says all.
+pub const MARK: Bytes = Bytes::from_static(&[0]);
+
+/// The record under `format`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormatRecord {
+    /// The format version.
+    pub v: u64,
+    /// What the database holds: `catalogue`.
+    pub what: String,
+}
+
+/// One version of a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRecord {
+    /// The version of the record.
+    pub v: u8,
+    /// The file.
+    pub id: FileId,
+    /// Its size in bytes, as the publisher claims.
+    pub size: u64,
+    /// What it is.
+    pub kind: FileKind,
+    /// When it was published, in ms since 1970.
+    pub at: u64,
+    /// Who published it.
+    pub by: PeerId,
+}
+
+/// A file and the version of a name that it was last published as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// The version of the record.
+    pub v: u8,
+    /// The name of the latest publication.
+    pub name: Name,
+    /// The version of that name.
+    pub version: u64,
+    /// The size in bytes, as its publisher claims.
+    pub size: u64,
+    /// What it is.
+    pub kind: FileKind,
+    /// When it was published, in ms since 1970.
+    pub at: u64,
+    /// Who published it.
+    pub by: PeerId,
+    /// Since when no living provider was seen, in ms since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone: Option<u64>,
+}
+
+/// A peer's claim to have a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRecord {
+    /// The version of the record.
+    pub v: u8,
+    /// The size in bytes that the peer claims the file has.
+    pub size: u64,
+    /// Whether it has the whole file.
+    pub complete: bool,
+    /// When the session began in which it was announced: [`LeaseRecord::hello`] at that time.
+    pub hello: u64,
+}
+
+/// A peer and how long it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    /// The version of the record.
+    pub v: u8,
+    /// The peer's newest session; all others are void.
+    pub session: SessionId,
+    /// When that session began, in ms since 1970; another for each session of the peer.
+    pub hello: u64,
+    /// The last renewal that was written down, in ms since 1970.
+    pub renewed: u64,
+    /// Where the peer can be reached.
+    pub endpoints: Vec<Endpoint>,
+    /// Whether the peer said that it goes away.
+    #[serde(default)]
+    pub left: bool,
+    /// Whether claims of former sessions were cleared away.
+    #[serde(default)]
+    pub settled: bool,
+}
+
+/// A file of which the tracker keeps a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinRecord {
+    /// The version of the record.
+    pub v: u8,
+    /// The bytes reserved for it.
+    pub size: u64,
+    /// Whether the tracker has the whole file, durably.
+    pub held: bool,
+    /// When it was asked for, in ms since 1970.
+    pub at: u64,
+    /// Who asked for it.
+    pub by: PeerId,
+}
+
+/// What is promised to pins altogether.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReservedRecord {
+    /// The version of the record.
+    pub v: u8,
+    /// Bytes.
+    pub bytes: u64,
+    /// Number of pins.
+    pub pins: u64,
+}
+
+fn key(parts: &[&[u8]]) -> Key {
+    Key::new(parts.concat()).expect("a name has at most 255 bytes, so every key has 1 to 1024")
+}
+
+/// A key of the space `meta`.
+pub fn meta_key(name: &'static str) -> Key {
+    key(&[name.as_bytes()])
+}
+
+/// What all versions of a name begin with.
+pub fn versions_prefix(name: &Name) -> Vec<u8> {
+    [name.as_str().as_bytes(), &[0]].concat()
+}
+
+/// The key of a version in `versions`.
+pub fn version_key(name: &Name, version: u64) -> Key {
+    key(&[name.as_str().as_bytes(), &[0], &(!version).to_be_bytes()])
+}
+
+/// Reads a key of `versions`.
+pub fn read_version_key(bytes: &[u8]) -> Result<(Name, u64), StorageError> {
+    let read = || {
+        let (rest, version) = bytes.split_last_chunk::<8>()?;
+        let (&0, name) = rest.split_last()? else { return None };
+        let name = std::str::from_utf8(name).ok()?.parse().ok()?;
+        Some((name, !u64::from_be_bytes(*version)))
+    };
+    read().ok_or_else(|| damaged(VERSIONS, bytes))
+}
+
+/// The key of a file in `files` and `pins`.
+pub fn file_key(id: &FileId) -> Key {
+    key(&[id.as_bytes()])
+}
+
+/// Reads a key of `files` or `pins`.
+pub fn read_file_key(space: Space, bytes: &[u8]) -> Result<FileId, StorageError> {
+    FileId::try_from(bytes).map_err(|_| damaged(space, bytes))
+}
+
+/// The key in `file_names` of a version that a file is.
+pub fn file_name_key(id: &FileId, name: &Name, version: u64) -> Key {
+    key(&[id.as_bytes(), version_key(name, version).as_bytes()])
+}
+
+/// The part of a key of `file_names` that is the key in `versions`.
+pub fn version_key_of_file_name(bytes: &[u8]) -> Result<Key, StorageError> {
+    let rest = bytes.get(32..).ok_or_else(|| damaged(FILE_NAMES, bytes))?;
+    read_version_key(rest).map_err(|_| damaged(FILE_NAMES, bytes))?;
+    Ok(key(&[rest]))
+}
+
+/// The key of a claim in `providers`.
+pub fn provider_key(file: &FileId, peer: &PeerId) -> Key {
+    key(&[file.as_bytes(), peer.as_bytes()])
+}
+
+/// The peer of a key of `providers`.
+pub fn read_provider_key(bytes: &[u8]) -> Result<PeerId, StorageError> {
+    bytes.get(32..).and_then(|peer| PeerId::try_from(peer).ok()).ok_or_else(|| damaged(PROVIDERS, bytes))
+}
+
+/// The key of a claim in `offers`.
+pub fn offer_key(peer: &PeerId, file: &FileId) -> Key {
+    key(&[peer.as_bytes(), file.as_bytes()])
+}
+
+/// The file of a key of `offers`.
+pub fn read_offer_key(bytes: &[u8]) -> Result<FileId, StorageError> {
+    bytes.get(32..).and_then(|file| FileId::try_from(file).ok()).ok_or_else(|| damaged(OFFERS, bytes))
+}
+
+/// The key of a peer in `leases`.
+pub fn lease_key(peer: &PeerId) -> Key {
+    key(&[peer.as_bytes()])
+}
+
+/// Reads a key of `leases`, or the value of an entry of `sessions`.
+pub fn read_peer(space: Space, bytes: &[u8]) -> Result<PeerId, StorageError> {
+    PeerId::try_from(bytes).map_err(|_| damaged(space, bytes))
+}
+
+/// The key of a session in `sessions`.
+pub fn session_key(session: SessionId) -> Key {
+    key(&[&session.0])
+}
+
+/// A number as a value.
+pub fn number(value: u64) -> Bytes {
+    Bytes::copy_from_slice(&value.to_be_bytes())
+}
+
+/// Reads what [`number`] made.
+pub fn read_number(space: Space, bytes: &[u8]) -> Result<u64, StorageError> {
+    Ok(u64::from_be_bytes(bytes.try_into().map_err(|_| damaged(space, bytes))?))
+}
+
+/// A record as a value.
+pub fn encode(record: &impl Serialize) -> Bytes {
+    let mut bytes = Vec::with_capacity(128);
+    ciborium::into_writer(record, &mut bytes).expect("plain values are written to memory without fail");
+    bytes.into()
+}
+
+/// Reads a record of this space.
+pub fn decode<T: DeserializeOwned>(space: Space, bytes: &[u8]) -> Result<T, StorageError> {
+    let mut rest = bytes;
+    let record = ciborium::de::from_reader_with_recursion_limit(&mut rest, 16).map_err(|error| {
+        let what = format!("a record in the space {} cannot be read", space.name());
+        StorageError::Corrupt { what, source: Some(error.to_string().into()) }
+    })?;
+    if rest.is_empty() { Ok(record) } else { Err(damaged(space, bytes)) }
+}
+
+/// The error for an entry that this program would not have written.
+pub fn damaged(space: Space, bytes: &[u8]) -> StorageError {
+    let shown = bytes[..bytes.len().min(40)].escape_ascii();
+    StorageError::corrupt(format!("the entry {shown} in the space {} is not well formed", space.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn versions_sort_by_name_and_the_newest_comes_first(
+            a in "[a-zæ日 .]{1,8}", b in "[a-zæ日 .]{1,8}", x in any::<u64>(), y in any::<u64>(),
+        ) {
+            let (Ok(a), Ok(b)) = (a.parse::<Name>(), b.parse::<Name>()) else { return Ok(()) };
+            let (first, second) = (version_key(&a, x), version_key(&b, y));
+            prop_assert_eq!(first.cmp(&second), a.cmp(&b).then(y.cmp(&x)));
+            prop_assert_eq!(read_version_key(first.as_bytes()).unwrap(), (a, x));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = read_version_key(&bytes);
+            let _ = version_key_of_file_name(&bytes);
+            let _ = read_provider_key(&bytes);
+            let _ = read_offer_key(&bytes);
+            let _ = decode::<LeaseRecord>(LEASES, &bytes);
+            let _ = decode::<FileEntry>(FILES, &bytes);
+        }
+    }
+
+    #[test]
+    fn the_longest_name_fits_a_key() {
+        let name: Name = "x".repeat(255).parse().unwrap();
+        assert_eq!(file_name_key(&FileId::from_bytes([1; 32]), &name, 1).as_bytes().len(), 32 + 255 + 1 + 8);
+    }
+}

@@ -1,0 +1,270 @@
+//! Who is alive: the rules, as decisions without I/O. Events and the time go in, actions come out.
+//!
+//! A lease is per peer. A renewal is remembered here and written down in batches ([`LeaseTable::take`]), so that
+//! other trackers on the same database see it. Together with each batch goes a stamp: when some tracker last
+//! looked after the leases. A tracker that starts gives those who were alive at that stamp one lease to come
+//! back. States of a peer, by the time since its last renewal:
+//!
+//! ```text
+//! hello, renew -> alive --one lease, or leave--> away --retention--> removed with its claims
+//!                   ^------------renew, hello-----|
+//! ```
+//! (after `leave` only `hello` leads back, because `leave` ends the session).
+
+use std::collections::HashMap;
+
+use super::layout::LeaseRecord;
+use crate::model::id::PeerId;
+use crate::protocol::message::SessionId;
+
+/// The lengths of time that decide over peers, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseRules {
+    /// How long a peer counts as alive after a renewal.
+    pub lease: u64,
+    /// How long the claims of a peer that is not alive are kept for its return.
+    pub retention: u64,
+    /// How long after a hello the claims of the peer's former sessions are cleared away.
+    pub settle: u64,
+}
+
+/// A renewal that is not written down yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewal {
+    /// The session that was renewed.
+    pub session: SessionId,
+    /// When, in ms since 1970.
+    pub at: u64,
+}
+
+/// What is to be written down now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flush {
+    /// The newest renewal of each peer.
+    pub renewals: Vec<(PeerId, Renewal)>,
+    /// The stamp: no renewal before it is missing from the database once this is written.
+    pub stamp: u64,
+}
+
+/// What a sweep does with a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing.
+    Keep,
+    /// Take away the claims that it made before its session began.
+    Settle,
+    /// Take away its claims and then the peer.
+    Remove,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Grace {
+    stamp: u64,
+    until: u64,
+}
+
+/// The leases as one tracker sees them, beside what the database says.
+#[derive(Debug)]
+pub struct LeaseTable {
+    rules: LeaseRules,
+    grace: Option<Grace>,
+    pending: HashMap<PeerId, Renewal>,
+    stamped: u64,
+    /// From then on no lease that this tracker renewed or gave grace to can be alive.
+    quiet_from: u64,
+}
+
+impl LeaseTable {
+    /// The leases at the start of a tracker, `stamp` being what the last batch of renewals left.
+    pub fn new(rules: LeaseRules, stamp: Option<u64>, now: u64) -> Self {
+        let until = now.saturating_add(rules.lease);
+        let grace = stamp.map(|stamp| Grace { stamp, until });
+        Self { rules, grace, pending: HashMap::new(), stamped: 0, quiet_from: until }
+    }
+
+    /// The lengths of time.
+    pub const fn rules(&self) -> LeaseRules {
+        self.rules
+    }
+
+    fn renewed(&self, peer: &PeerId, record: &LeaseRecord) -> u64 {
+        match self.pending.get(peer) {
+            Some(renewal) if renewal.session == record.session => record.renewed.max(renewal.at),
+            _ => record.renewed,
+        }
+    }
+
+    fn covers(&self, renewed: u64, at: u64) -> bool {
+        // A renewal far in the future is one of a clock that was wrong; it must not live for ever.
+        renewed <= at.saturating_add(self.rules.lease) && at < renewed.saturating_add(self.rules.lease)
+    }
+
+    /// Whether the peer counts as alive.
+    pub fn is_alive(&self, peer: &PeerId, record: &LeaseRecord, now: u64) -> bool {
+        if record.left {
+            return false;
+        }
+        let graced = |grace: Grace| now < grace.until && self.covers(record.renewed, grace.stamp);
+        self.covers(self.renewed(peer, record), now) || self.grace.is_some_and(graced)
+    }
+
+    /// A peer renewed its lease.
+    pub fn renew(&mut self, peer: PeerId, session: SessionId, now: u64) {
+        self.pending.insert(peer, Renewal { session, at: now });
+        self.saw_alive(now);
+    }
+
+    /// A peer began a session or left: what was renewed before no longer counts.
+    pub fn reset(&mut self, peer: &PeerId, now: u64) {
+        self.pending.remove(peer);
+        self.saw_alive(now);
+    }
+
+    fn saw_alive(&mut self, now: u64) {
+        self.quiet_from = self.quiet_from.max(now.saturating_add(self.rules.lease));
+    }
+
+    /// What is to be written down; none where there is neither a renewal nor a lease that a stamp could matter for.
+    pub fn take(&mut self, now: u64) -> Option<Flush> {
+        if self.pending.is_empty() && self.stamped >= self.quiet_from {
+            return None;
+        }
+        Some(Flush { renewals: self.pending.drain().collect(), stamp: now })
+    }
+
+    /// The flush was written down.
+    pub fn flushed(&mut self, stamp: u64) {
+        self.stamped = self.stamped.max(stamp);
+    }
+
+    /// These renewals could not be written down; the next flush has them again, unless there are newer ones.
+    pub fn put_back(&mut self, renewals: impl IntoIterator<Item = (PeerId, Renewal)>) {
+        for (peer, renewal) in renewals {
+            self.pending.entry(peer).or_insert(renewal);
+        }
+    }
+
+    /// What a sweep does with a peer.
+    pub fn verdict(&self, peer: &PeerId, record: &LeaseRecord, now: u64) -> Verdict {
+        if self.is_alive(peer, record, now) {
+            let due = now >= record.hello.saturating_add(self.rules.settle);
+            return if due && !record.settled { Verdict::Settle } else { Verdict::Keep };
+        }
+        let away = now.saturating_sub(self.renewed(peer, record));
+        // A clock that was put back says nothing about how long the peer has been away.
+        if away >= self.rules.retention { Verdict::Remove } else { Verdict::Keep }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RULES: LeaseRules = LeaseRules { lease: 30, retention: 1000, settle: 60 };
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_bytes([n; 32])
+    }
+
+    fn record(session: u8, renewed: u64) -> LeaseRecord {
+        LeaseRecord {
+            v: 1,
+            session: SessionId([session; 16]),
+            hello: renewed,
+            renewed,
+            endpoints: Vec::new(),
+            left: false,
+            settled: false,
+        }
+    }
+
+    #[test]
+    fn a_lease_ends_unless_it_is_renewed_and_a_renewal_of_an_older_session_counts_for_nothing() {
+        let mut table = LeaseTable::new(RULES, None, 0);
+        let lease = record(1, 1000);
+        assert!(table.is_alive(&peer(1), &lease, 1029));
+        assert!(!table.is_alive(&peer(1), &lease, 1030));
+        table.renew(peer(1), SessionId([1; 16]), 1020);
+        assert!(table.is_alive(&peer(1), &lease, 1049));
+        assert!(!table.is_alive(&peer(1), &record(2, 1000), 1049));
+    }
+
+    #[test]
+    fn who_left_is_away_whatever_the_grace() {
+        let table = LeaseTable::new(RULES, Some(1000), 1001);
+        let gone = LeaseRecord { left: true, ..record(1, 1000) };
+        assert!(!table.is_alive(&peer(1), &gone, 1001));
+    }
+
+    #[test]
+    fn after_a_restart_those_alive_at_the_stamp_have_one_lease_to_come_back() {
+        let table = LeaseTable::new(RULES, Some(1010), 5000);
+        assert!(table.is_alive(&peer(1), &record(1, 1000), 5029), "alive at the stamp");
+        assert!(!table.is_alive(&peer(1), &record(1, 1000), 5030), "the grace is one lease");
+        assert!(!table.is_alive(&peer(1), &record(1, 980), 5000), "dead at the stamp already");
+    }
+
+    #[test]
+    fn a_renewal_from_the_future_does_not_live_for_ever() {
+        let table = LeaseTable::new(RULES, None, 0);
+        assert!(!table.is_alive(&peer(1), &record(1, 1_000_000), 1000));
+        assert_eq!(table.verdict(&peer(1), &record(1, 1_000_000), 1000), Verdict::Keep);
+    }
+
+    #[test]
+    fn a_flush_holds_the_newest_renewals_once_and_a_failed_one_comes_again() {
+        let mut table = LeaseTable::new(RULES, None, 0);
+        let session = SessionId([1; 16]);
+        table.renew(peer(1), session, 10);
+        table.renew(peer(1), session, 20);
+        let flush = table.take(21).unwrap();
+        assert_eq!(flush, Flush { renewals: vec![(peer(1), Renewal { session, at: 20 })], stamp: 21 });
+        table.renew(peer(1), session, 22);
+        table.put_back(flush.renewals);
+        assert_eq!(table.take(23).unwrap().renewals, [(peer(1), Renewal { session, at: 22 })]);
+    }
+
+    #[test]
+    fn stamps_go_on_until_no_lease_can_be_alive() {
+        let mut table = LeaseTable::new(RULES, None, 0);
+        table.renew(peer(1), SessionId([1; 16]), 10);
+        assert!(table.take(10).is_some());
+        table.flushed(10);
+        assert!(table.take(30).is_some(), "the lease may still be alive: a restart must know until when we looked");
+        table.flushed(45);
+        assert_eq!(table.take(50), None);
+    }
+
+    #[test]
+    fn the_verdict_follows_the_time_away() {
+        let mut table = LeaseTable::new(RULES, None, 0);
+        let lease = record(1, 100);
+        assert_eq!(table.verdict(&peer(1), &lease, 110), Verdict::Keep);
+        assert_eq!(table.verdict(&peer(1), &lease, 1099), Verdict::Keep);
+        assert_eq!(table.verdict(&peer(1), &lease, 1100), Verdict::Remove);
+        table.renew(peer(1), lease.session, 1095);
+        assert_eq!(table.verdict(&peer(1), &lease, 1100), Verdict::Settle);
+    }
+
+    proptest! {
+        #[test]
+        fn a_peer_is_alive_exactly_for_one_lease_after_its_last_renewal(
+            gaps in prop::collection::vec(1u64..40, 1..20), flush_every in 1usize..4,
+        ) {
+            let mut table = LeaseTable::new(RULES, None, 0);
+            let (mut now, mut last, mut lease) = (1000, 1000, record(1, 1000));
+            for (step, gap) in gaps.into_iter().enumerate() {
+                now += gap;
+                prop_assert_eq!(table.is_alive(&peer(1), &lease, now), now < last + 30);
+                table.renew(peer(1), lease.session, now);
+                last = now;
+                if step % flush_every == 0 {
+                    let flush = table.take(now).unwrap();
+                    lease.renewed = flush.renewals[0].1.at;
+                    table.flushed(now);
+                }
+            }
+        }
+    }
+}

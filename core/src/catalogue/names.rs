@@ -1,0 +1,327 @@
+//! Names, their versions, and the files behind them: publish, find, list.
+
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::error::CatalogueError;
+use super::layout::{self, FILE_NAMES, FILES, FileEntry, PROVIDERS, RECORD, VERSIONS, VersionRecord};
+use super::pattern::Pattern;
+use super::peers::Session;
+use super::{ATTEMPTS, Catalogue};
+use crate::model::id::FileId;
+use crate::model::layout::MAX_FILE_SIZE;
+use crate::model::name::{MAX_NAME, Name};
+use crate::model::record::{FileRecord, Publication};
+use crate::storage::error::StorageError;
+use crate::storage::value::{Batch, Durability, KeyRange};
+
+/// How many files an ambiguous prefix lists.
+pub const MAX_MATCHES: usize = 16;
+/// How many names one page of a list looks at.
+const MAX_EXAMINED: usize = 10_000;
+/// How many bytes the records of one page take at most, so that the reply stays below the limit of a header.
+const MAX_PAGE_BYTES: usize = 48 * 1024;
+/// The bytes that a record takes beside its name: field names, two ids and the numbers at their largest.
+const RECORD_BYTES: usize = 200;
+/// The first byte of a cursor: the version of what follows, the last key looked at.
+const CURSOR: u8 = 1;
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The version of the name that the file is.
+    pub version: u64,
+    /// False where it was the newest already.
+    pub new: bool,
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListPage {
+    /// The files. May be none before the end.
+    pub files: Vec<FileRecord>,
+    /// Where the next page begins; none at the end.
+    pub cursor: Option<Vec<u8>>,
+}
+
+impl Catalogue {
+    /// Makes the file the newest version of the name, durably, and the session's peer one of its providers. Where it is the
+    /// newest already, no version is added.
+    pub async fn publish(
+        &self,
+        session: &Session,
+        publication: &Publication,
+        now: u64,
+    ) -> Result<Published, CatalogueError> {
+        let Publication { name, id, size, kind } = publication;
+        let by = session.peer;
+        check_size(*size)?;
+        for _ in 0..ATTEMPTS {
+            let newest = self.newest(name).await?;
+            let mut batch = Batch::new();
+            let published = match &newest {
+                Some((version, record, raw)) if record.id == *id => {
+                    // Somebody may be about to forget the file: either this comes first, or it is published anew.
+                    batch.require(VERSIONS, layout::version_key(name, *version), raw.clone());
+                    Published { version: *version, new: false }
+                }
+                _ => {
+                    let version = newest.as_ref().map_or(1, |(version, ..)| version.saturating_add(1));
+                    let key = layout::version_key(name, version);
+                    let record =
+                        VersionRecord { v: RECORD, id: *id, size: *size, kind: *kind, at: now, by };
+                    batch.require_absent(VERSIONS, key.clone());
+                    batch.put(VERSIONS, key, layout::encode(&record));
+                    batch.put(FILE_NAMES, layout::file_name_key(id, name, version), layout::MARK);
+                    Published { version, new: true }
+                }
+            };
+            let (at, publisher) = match &newest {
+                Some((_, record, _)) if !published.new => (record.at, record.by),
+                _ => (now, by),
+            };
+            let entry = FileEntry {
+                v: RECORD,
+                name: name.clone(),
+                version: published.version,
+                size: *size,
+                kind: *kind,
+                at,
+                by: publisher,
+                gone: None,
+            };
+            batch.put(FILES, layout::file_key(id), layout::encode(&entry));
+            super::providers::put_claim(&mut batch, session, id, *size, true);
+            match self.try_commit(batch, Durability::Durable).await {
+                Ok(true) => {
+                    self.counts.versions.fetch_add(u64::from(published.new), Ordering::Relaxed);
+                    return Ok(published);
+                }
+                Ok(false) => {}
+                Err(StorageError::Indeterminate { source }) => {
+                    // Read what became of it. Ours is the version only if all of it is ours.
+                    let now_newest = self.newest(name).await?;
+                    let ours = now_newest
+                        .is_some_and(|(_, record, _)| record.id == *id && record.by == by && record.at == now);
+                    if published.new && ours {
+                        self.storage.sync().await?;
+                        return Ok(published);
+                    }
+                    tracing::warn!(error = %source, "a publication was not applied and is tried again");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(CatalogueError::Conflict)
+    }
+
+    async fn newest(&self, name: &Name) -> Result<Option<(u64, VersionRecord, Bytes)>, StorageError> {
+        let range = KeyRange::prefix(&layout::versions_prefix(name));
+        let Some((key, raw)) = self.storage.scan(VERSIONS, range, 1).await?.into_iter().next() else {
+            return Ok(None);
+        };
+        let (_, version) = layout::read_version_key(key.as_bytes())?;
+        Ok(Some((version, layout::decode(VERSIONS, &raw)?, raw)))
+    }
+
+    /// The newest file of a name, or the file of an id or of a prefix of 8 or more digits of one.
+    pub async fn find(&self, query: &str, now: u64) -> Result<FileRecord, CatalogueError> {
+        let digits = query.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let not_found = || CatalogueError::NotFound { what: format!("{query:?}") };
+        if digits && query.len() == 64 {
+            let id: FileId = query.parse().map_err(|_| not_found())?;
+            return self.file(&id, now).await?.ok_or_else(not_found);
+        }
+        if digits && (8..64).contains(&query.len()) {
+            return self.find_by_prefix(query, now).await;
+        }
+        let name: Name = query.parse().map_err(|_| not_found())?;
+        let (version, record, _) = self.newest(&name).await?.ok_or_else(not_found)?;
+        let providers = self.count_providers(&record.id, now).await?;
+        Ok(file_record(name, version, record, providers))
+    }
+
+    /// The file with this id, under the name of its latest publication.
+    pub async fn file(&self, id: &FileId, now: u64) -> Result<Option<FileRecord>, CatalogueError> {
+        let [entry] = self.read(FILES, &[layout::file_key(id)]).await?;
+        match entry {
+            Some(raw) => Ok(Some(self.entry_record(*id, layout::decode(FILES, &raw)?, now).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether the catalogue has this file.
+    pub async fn has_file(&self, id: &FileId) -> Result<bool, CatalogueError> {
+        let [entry] = self.read(FILES, &[layout::file_key(id)]).await?;
+        Ok(entry.is_some())
+    }
+
+    async fn entry_record(
+        &self,
+        id: FileId,
+        entry: FileEntry,
+        now: u64,
+    ) -> Result<FileRecord, CatalogueError> {
+        let FileEntry { name, version, size, kind, at, by, .. } = entry;
+        let providers = self.count_providers(&id, now).await?;
+        Ok(file_record(name, version, VersionRecord { v: RECORD, id, size, kind, at, by }, providers))
+    }
+
+    async fn find_by_prefix(&self, prefix: &str, now: u64) -> Result<FileRecord, CatalogueError> {
+        let page = self.storage.scan(FILES, id_range(prefix), MAX_MATCHES + 1).await?;
+        let mut matches = Vec::with_capacity(page.len().min(MAX_MATCHES));
+        for (key, raw) in page.iter().take(MAX_MATCHES) {
+            let id = layout::read_file_key(FILES, key.as_bytes())?;
+            matches.push(self.entry_record(id, layout::decode(FILES, raw)?, now).await?);
+        }
+        if matches.len() > 1 {
+            let more = page.len() > MAX_MATCHES;
+            return Err(CatalogueError::Ambiguous { prefix: prefix.to_owned(), matches, more });
+        }
+        matches.pop().ok_or_else(|| CatalogueError::NotFound { what: format!("a file whose id begins with {prefix}") })
+    }
+
+    /// One page of the names that match, in the order of their bytes and the newest version of a name first.
+    /// `limit` is the most files wanted.
+    pub async fn list(
+        &self,
+        pattern: &str,
+        cursor: Option<&[u8]>,
+        limit: usize,
+        now: u64,
+    ) -> Result<ListPage, CatalogueError> {
+        let pattern = Pattern::new(pattern);
+        let mut range = KeyRange::prefix(pattern.prefix().as_bytes());
+        if let Some(cursor) = cursor {
+            let key = cursor.strip_prefix(&[CURSOR]).filter(|key| key.len() <= MAX_NAME + 9);
+            let Some(key) = key.filter(|key| layout::read_version_key(key).is_ok()) else {
+                return Err(CatalogueError::Malformed { problem: "this cursor was not given here".to_owned() });
+            };
+            let begin = Bound::Excluded(Bytes::copy_from_slice(key));
+            // A cursor of another pattern must not widen the range.
+            if matches!(&range.start, Bound::Included(start) if key >= &start[..]) {
+                range.start = begin;
+            }
+        }
+        let mut files = Vec::new();
+        let (mut examined, mut bytes) = (0, 0);
+        let mut counted = HashMap::new();
+        let mut last = None;
+        while examined < MAX_EXAMINED && files.len() < limit {
+            let page = self.storage.scan(VERSIONS, range.clone(), super::PAGE).await?;
+            let Some((end, _)) = page.last() else { return Ok(ListPage { files, cursor: None }) };
+            range = range.after(end);
+            for (key, raw) in page {
+                let (name, version) = layout::read_version_key(key.as_bytes())?;
+                if pattern.matches(name.as_str()) {
+                    let size = name.as_str().len() + RECORD_BYTES;
+                    if files.len() == limit || bytes + size > MAX_PAGE_BYTES {
+                        return Ok(ListPage { files, cursor: last.map(cursor_after) });
+                    }
+                    bytes += size;
+                    let record: VersionRecord = layout::decode(VERSIONS, &raw)?;
+                    let providers = match counted.get(&record.id) {
+                        Some(count) => *count,
+                        None => self.count_providers(&record.id, now).await?,
+                    };
+                    counted.insert(record.id, providers);
+                    files.push(file_record(name, version, record, providers));
+                }
+                examined += 1;
+                last = Some(key.into_bytes());
+            }
+            // A long search lets others have their turn, whatever the storage does.
+            tokio::task::yield_now().await;
+        }
+        Ok(ListPage { files, cursor: last.map(cursor_after) })
+    }
+
+    /// Takes a file and all names that lead to it out of the catalogue, unless its entry is no longer `raw`.
+    /// Returns how many versions went, or none if the file was left alone.
+    pub(super) async fn remove_file(&self, id: &FileId, raw: &Bytes) -> Result<Option<u64>, StorageError> {
+        let mut removed = 0;
+        loop {
+            let page = self.storage.scan(FILE_NAMES, KeyRange::prefix(id.as_bytes()), super::PAGE).await?;
+            let mut batch = Batch::new();
+            batch.require(FILES, layout::file_key(id), raw.clone());
+            for (key, _) in &page {
+                batch.delete(VERSIONS, layout::version_key_of_file_name(key.as_bytes())?);
+                batch.delete(FILE_NAMES, key.clone());
+            }
+            // A page may be cut short by its bytes; only an empty one is the end.
+            let last = page.is_empty();
+            if last {
+                batch.delete(FILES, layout::file_key(id));
+                for (key, _) in self.storage.scan(PROVIDERS, KeyRange::prefix(id.as_bytes()), super::PAGE).await? {
+                    let peer = layout::read_provider_key(key.as_bytes())?;
+                    batch.delete(layout::OFFERS, layout::offer_key(&peer, id)).delete(PROVIDERS, key);
+                }
+            }
+            if !self.try_commit(batch, Durability::Buffered).await? {
+                return Ok(None);
+            }
+            removed += page.len() as u64;
+            if last {
+                let subtract = |versions: u64| Some(versions.saturating_sub(removed));
+                let _ = self.counts.versions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
+                return Ok(Some(removed));
+            }
+        }
+    }
+}
+
+pub(super) fn check_size(size: u64) -> Result<(), CatalogueError> {
+    if size <= MAX_FILE_SIZE {
+        return Ok(());
+    }
+    let problem = format!("a size of {size} bytes is larger than the largest supported ({MAX_FILE_SIZE} bytes)");
+    Err(CatalogueError::Malformed { problem })
+}
+
+fn cursor_after(key: Bytes) -> Vec<u8> {
+    [&[CURSOR], &key[..]].concat()
+}
+
+fn file_record(name: Name, version: u64, record: VersionRecord, providers: u32) -> FileRecord {
+    let VersionRecord { id, size, kind, at, by, .. } = record;
+    FileRecord { id, name, version, size, kind, published_ms: at, publisher: by, providers }
+}
+
+/// The ids whose hexadecimal digits begin with these, of which there are fewer than 64.
+fn id_range(digits: &str) -> KeyRange {
+    let nibble = |digit: u8| char::from(digit).to_digit(16).unwrap_or(0) as u8;
+    let (mut low, mut high) = ([0; 32], [0xff; 32]);
+    for (at, digit) in digits.bytes().take(64).enumerate() {
+        let (shift, mask) = if at % 2 == 0 { (4, 0x0f) } else { (0, 0xf0) };
+        low[at / 2] |= nibble(digit) << shift;
+        high[at / 2] = (high[at / 2] & mask) | (nibble(digit) << shift);
+    }
+    KeyRange {
+        start: Bound::Included(Bytes::copy_from_slice(&low)),
+        end: Bound::Included(Bytes::copy_from_slice(&high)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_range_of_a_prefix_holds_exactly_the_ids_with_it(
+            id in any::<[u8; 32]>(), other in any::<[u8; 32]>(), shared in 0usize..32, length in 8usize..64,
+        ) {
+            let mut near = other;
+            near[..shared].copy_from_slice(&id[..shared]);
+            let text = hex::encode(id);
+            for candidate in [id, near, other] {
+                let inside = id_range(&text[..length]).contains(&layout::file_key(&FileId::from_bytes(candidate)));
+                prop_assert_eq!(inside, hex::encode(candidate).starts_with(&text[..length]));
+            }
+        }
+    }
+}

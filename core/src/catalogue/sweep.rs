@@ -1,0 +1,173 @@
+//! Clearing away: peers that stay away, claims of former sessions, files that nobody offers any more.
+//!
+//! Every step is conditional on what it was decided by, so a peer that comes back in the middle wins.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::Catalogue;
+use super::layout::{self, ClaimRecord, FILES, FileEntry, LEASES, LeaseRecord, SESSIONS};
+use super::leases::Verdict;
+use crate::model::id::{FileId, PeerId};
+use crate::storage::error::StorageError;
+use crate::storage::value::{Batch, Durability, KeyRange};
+
+/// What a sweep found and did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Peers that are alive.
+    pub living: u64,
+    /// Peers that were taken away with their claims.
+    pub peers: u64,
+    /// Claims of former sessions that were taken away.
+    pub claims: u64,
+}
+
+impl Catalogue {
+    /// Looks at every peer once, and takes away what is out of date.
+    pub async fn sweep_peers(&self, now: u64) -> Result<Swept, StorageError> {
+        let mut swept = Swept::default();
+        let (mut range, mut seen) = (KeyRange::all(), 0);
+        loop {
+            let page = self.storage.scan(LEASES, range.clone(), super::PAGE).await?;
+            let Some((last, _)) = page.last() else { break };
+            range = range.after(last);
+            seen += page.len() as u64;
+            for (key, raw) in page {
+                let peer = layout::read_peer(LEASES, key.as_bytes())?;
+                let record: LeaseRecord = layout::decode(LEASES, &raw)?;
+                let (alive, verdict) = {
+                    let leases = self.leases.lock();
+                    (leases.is_alive(&peer, &record, now), leases.verdict(&peer, &record, now))
+                };
+                swept.living += u64::from(alive);
+                match verdict {
+                    Verdict::Keep => {}
+                    Verdict::Settle => swept.claims += self.settle(&peer, record, &raw).await?,
+                    Verdict::Remove => {
+                        if self.remove_peer(&peer, &record, &raw).await? {
+                            swept.peers += 1;
+                        }
+                    }
+                }
+            }
+        }
+        self.counts.peers.store(seen.saturating_sub(swept.peers), Ordering::Relaxed);
+        Ok(swept)
+    }
+
+    /// Peers that are alive, counted in the database.
+    pub async fn living(&self, now: u64) -> Result<u64, StorageError> {
+        let (mut range, mut living) = (KeyRange::all(), 0);
+        loop {
+            let page = self.storage.scan(LEASES, range.clone(), super::PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(living) };
+            range = range.after(last);
+            for (key, raw) in page {
+                let peer = layout::read_peer(LEASES, key.as_bytes())?;
+                let record: LeaseRecord = layout::decode(LEASES, &raw)?;
+                living += u64::from(self.leases.lock().is_alive(&peer, &record, now));
+            }
+        }
+    }
+
+    async fn settle(&self, peer: &PeerId, record: LeaseRecord, raw: &Bytes) -> Result<u64, StorageError> {
+        let mut after = None;
+        let mut removed = 0;
+        loop {
+            let page = self.offers_page(peer, after.as_ref()).await?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(*last);
+            for (file, claim) in page {
+                let mut batch = Batch::new();
+                if let Some(claim) = claim {
+                    let ClaimRecord { hello, .. } = layout::decode(layout::PROVIDERS, &claim)?;
+                    if hello == record.hello {
+                        continue;
+                    }
+                    // One that is announced in this moment stays.
+                    batch.require(layout::PROVIDERS, layout::provider_key(&file, peer), claim);
+                }
+                super::providers::delete_claim(&mut batch, peer, &file);
+                removed += u64::from(self.try_commit(batch, Durability::Buffered).await?);
+            }
+        }
+        let mut batch = Batch::new();
+        batch.require(LEASES, layout::lease_key(peer), raw.clone());
+        batch.put(LEASES, layout::lease_key(peer), layout::encode(&LeaseRecord { settled: true, ..record }));
+        // After a conflict the next sweep finds nothing to take away and tries again.
+        self.try_commit(batch, Durability::Buffered).await?;
+        Ok(removed)
+    }
+
+    async fn remove_peer(
+        &self,
+        peer: &PeerId,
+        record: &LeaseRecord,
+        raw: &Bytes,
+    ) -> Result<bool, StorageError> {
+        loop {
+            let page = self.offers_page(peer, None).await?;
+            let mut batch = Batch::new();
+            batch.require(LEASES, layout::lease_key(peer), raw.clone());
+            for (file, _) in &page {
+                super::providers::delete_claim(&mut batch, peer, file);
+            }
+            if page.is_empty() {
+                batch.delete(LEASES, layout::lease_key(peer));
+                batch.delete(SESSIONS, layout::session_key(record.session));
+            }
+            if !self.try_commit(batch, Durability::Buffered).await? {
+                return Ok(false);
+            }
+            if page.is_empty() {
+                self.cache.lock().forget(peer);
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Looks at every file once: notes since when it has no living provider, and takes away those that have had
+    /// none for `forget` milliseconds. Returns how many files went.
+    pub async fn forget_files(&self, forget: u64, now: u64) -> Result<u64, StorageError> {
+        let (mut range, mut forgotten) = (KeyRange::all(), 0);
+        loop {
+            let page = self.storage.scan(FILES, range.clone(), super::PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(forgotten) };
+            range = range.after(last);
+            for (key, raw) in page {
+                let id = layout::read_file_key(FILES, key.as_bytes())?;
+                forgotten += u64::from(self.forget_file(&id, &raw, forget, now).await?);
+            }
+        }
+    }
+
+    async fn forget_file(
+        &self,
+        id: &FileId,
+        raw: &Bytes,
+        forget: u64,
+        now: u64,
+    ) -> Result<bool, StorageError> {
+        let entry: FileEntry = layout::decode(FILES, raw)?;
+        let alive = self.has_living_provider(id, now).await?;
+        let gone = match entry.gone {
+            // A mark from the future was set by a clock that was wrong.
+            Some(since) if !alive && since <= now => {
+                if now - since >= forget {
+                    return Ok(self.remove_file(id, raw).await?.is_some());
+                }
+                return Ok(false);
+            }
+            None if alive => return Ok(false),
+            _ if alive => None,
+            _ => Some(now),
+        };
+        let mut batch = Batch::new();
+        batch.require(FILES, layout::file_key(id), raw.clone());
+        batch.put(FILES, layout::file_key(id), layout::encode(&FileEntry { gone, ..entry }));
+        self.try_commit(batch, Durability::Buffered).await?;
+        Ok(false)
+    }
+}

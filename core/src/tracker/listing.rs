@@ -1,0 +1,78 @@
+//! Lists several catalogues as one: pages are fetched as they are needed and merged by name.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::error::TrackerError;
+use super::trackers::{Group, Trackers};
+use crate::model::record::FileRecord;
+use crate::protocol::message::MAX_LIST;
+
+#[derive(Debug)]
+struct Source {
+    group: Group,
+    page: VecDeque<FileRecord>,
+    cursor: Option<Vec<u8>>,
+    done: bool,
+}
+
+/// A list under way. Holds at most one page of each catalogue.
+#[derive(Debug)]
+pub struct Listing {
+    trackers: Arc<Trackers>,
+    pattern: String,
+    sources: Option<Vec<Source>>,
+}
+
+impl Listing {
+    pub(super) const fn new(trackers: Arc<Trackers>, pattern: String) -> Self {
+        Self { trackers, pattern, sources: None }
+    }
+
+    /// The next file, in the order of the names and the newest version of a name first; none at the end. A file that
+    /// several catalogues have under one name is given once.
+    pub async fn next(&mut self) -> Result<Option<FileRecord>, TrackerError> {
+        if self.sources.is_none() {
+            let (groups, reasons) = self.trackers.groups().await;
+            if groups.is_empty() {
+                return Err(TrackerError::Unreachable { reasons });
+            }
+            let source = |group| Source { group, page: VecDeque::new(), cursor: None, done: false };
+            self.sources = Some(groups.into_iter().map(source).collect());
+        }
+        let sources = self.sources.as_deref_mut().unwrap_or_default();
+        for source in &mut *sources {
+            source.fill(&self.pattern).await?;
+        }
+        let key = |file: &FileRecord| (file.name.clone(), Reverse(file.version), file.id);
+        let first = sources.iter().enumerate().filter_map(|(at, source)| Some((key(source.page.front()?), at)));
+        let Some((_, at)) = first.min() else { return Ok(None) };
+        let Some(mut file) = sources[at].page.pop_front() else { return Ok(None) };
+        for source in sources {
+            while let Some(same) = source.page.pop_front_if(|other| other.name == file.name && other.id == file.id) {
+                file.providers = file.providers.max(same.providers);
+            }
+        }
+        Ok(Some(file))
+    }
+}
+
+impl Source {
+    async fn fill(&mut self, pattern: &str) -> Result<(), TrackerError> {
+        while self.page.is_empty() && !self.done {
+            let cursor = &self.cursor;
+            let limit = u32::try_from(MAX_LIST).unwrap_or(u32::MAX);
+            // Cursors are the same with all trackers of a catalogue.
+            let ask = |client: Arc<super::client::TrackerClient>| async move {
+                client.list(pattern, cursor.clone(), limit).await
+            };
+            let (files, next) = self.group.ask(ask).await?;
+            // A tracker that does not move on is not followed for ever.
+            self.done = next.is_none() || next == self.cursor;
+            self.page = files.into();
+            self.cursor = next;
+        }
+        Ok(())
+    }
+}

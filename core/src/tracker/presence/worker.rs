@@ -1,0 +1,301 @@
+//! One worker for each tracker. The workers of one catalogue agree on one of them to speak for the peer:
+//!
+//! ```text
+//! Starting --learned the catalogue--> Standby --nobody speaks for it--> Connected
+//!    ^                                                                     |
+//!    '---- pause ---- Failed <--------- the tracker does not answer -------'
+//! ```
+//! A session belongs to the catalogue, so the worker that takes over goes on with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::Shared;
+use super::backoff::Backoff;
+use super::state::Phase;
+use crate::model::record::{Offer, Publication};
+use crate::protocol::error::{ErrorCode, ErrorReply};
+use crate::protocol::message::{CatalogueId, MAX_OFFERS, SessionId};
+use crate::storage::error::StorageError;
+use crate::tracker::client::TrackerClient;
+use crate::tracker::error::TrackerError;
+
+/// How long changes are collected before they are sent.
+const COLLECT: Duration = Duration::from_millis(20);
+/// How many publications are read at once.
+const PUBLICATIONS: usize = 100;
+
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    /// The place among the workers.
+    pub(super) at: usize,
+    pub(super) client: Arc<TrackerClient>,
+}
+
+/// Why a worker does not go on.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error(transparent)]
+    Tracker(#[from] TrackerError),
+    #[error("the library failed: {0}")]
+    Library(#[from] StorageError),
+    #[error("the tracker serves another catalogue now")]
+    OtherCatalogue,
+}
+
+/// When the lease is to be renewed next.
+struct Lease {
+    session: SessionId,
+    third: Duration,
+    due: Instant,
+}
+
+impl Worker {
+    /// Works until it is dropped.
+    pub(super) async fn run(self) {
+        let mut backoff = Backoff::new();
+        loop {
+            let Err(stop) = self.attempt(&mut backoff).await;
+            let error = stop.to_string();
+            tracing::info!(tracker = %self.client.endpoint(), error, "not connected; trying again");
+            self.shared.update(|state| {
+                let worker = &mut state.workers[self.at];
+                worker.phase = Phase::Failed;
+                worker.last_error = Some(error);
+                for catalogue in state.catalogues.values_mut() {
+                    if catalogue.active == Some(self.at) {
+                        catalogue.active = None;
+                    }
+                }
+            });
+            sleep(backoff.pause()).await;
+        }
+    }
+
+    async fn attempt(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Stop> {
+        let catalogue = self.client.learn_catalogue().await?;
+        let mut changed = self.shared.changed.subscribe();
+        loop {
+            let mine = self.shared.update(|state| {
+                let active = state.catalogues.entry(catalogue).or_default();
+                let mine = *active.active.get_or_insert(self.at) == self.at;
+                let worker = &mut state.workers[self.at];
+                worker.catalogue = Some(catalogue);
+                worker.phase = if mine { Phase::Starting } else { Phase::Standby };
+                mine
+            });
+            if mine {
+                break;
+            }
+            // Own changes wake nobody: whoever waits here looks at whether the place is free.
+            let free = |state: &super::state::State| {
+                state.catalogues.get(&catalogue).is_none_or(|catalogue| catalogue.active.is_none())
+            };
+            self.shared.wait(&mut changed, free).await;
+        }
+        self.speak(catalogue, changed, backoff).await
+    }
+
+    async fn speak(
+        &self,
+        catalogue: CatalogueId,
+        mut changed: watch::Receiver<u64>,
+        backoff: &mut Backoff,
+    ) -> Result<std::convert::Infallible, Stop> {
+        let mut lease = self.session(catalogue).await?;
+        let mut outbox = None;
+        loop {
+            let (current, session) = {
+                let state = self.shared.state.lock();
+                (state.outbox, state.catalogues.get(&catalogue).and_then(|catalogue| catalogue.session()))
+            };
+            if session != Some(lease.session) {
+                // It ended, because there were too many changes or the tracker said so.
+                lease = self.session(catalogue).await?;
+                outbox = None;
+            }
+            if outbox != Some(current) {
+                self.send_outbox(catalogue, &mut lease).await?;
+                outbox = Some(current);
+            }
+            self.send_changes(catalogue, &mut lease).await?;
+            self.connected();
+            *backoff = Backoff::new();
+            tokio::select! {
+                () = sleep_until(lease.due) => self.renew(catalogue, &mut lease).await?,
+                _ = changed.changed() => sleep(COLLECT).await,
+            }
+        }
+    }
+
+    fn connected(&self) {
+        let known = self.shared.state.lock().workers[self.at].phase == Phase::Connected;
+        if !known {
+            tracing::info!(tracker = %self.client.endpoint(), "connected");
+            self.shared.update(|state| {
+                let worker = &mut state.workers[self.at];
+                worker.phase = Phase::Connected;
+                worker.last_error = None;
+            });
+        }
+    }
+
+    /// A session that works: the one of the worker before, or a new one with everything announced.
+    async fn session(&self, catalogue: CatalogueId) -> Result<Lease, Stop> {
+        let known = self.shared.state.lock().catalogues.get(&catalogue).and_then(|known| known.welcome.clone());
+        if let Some(welcome) = known {
+            let mut lease = Lease::new(welcome.session, welcome.lease_ms);
+            match self.renew(catalogue, &mut lease).await {
+                Ok(()) => return Ok(lease),
+                Err(Stop::Tracker(error)) if error.code() == Some(ErrorCode::Unauthorized) => {}
+                Err(stop) => return Err(stop),
+            }
+        }
+        let begun = Instant::now();
+        let (actual, welcome) = self.client.hello(&self.shared.key, &self.shared.endpoints).await?;
+        if actual != catalogue {
+            return Err(Stop::OtherCatalogue);
+        }
+        let mut lease = Lease::new(welcome.session, welcome.lease_ms);
+        lease.due = begun + lease.third;
+        // From here on changes are remembered; what changed before is in what the library offers.
+        self.shared.update(|state| {
+            state.catalogues.entry(catalogue).or_default().begin_session(welcome);
+        });
+        self.announce_all(catalogue, &mut lease).await?;
+        Ok(lease)
+    }
+
+    async fn renew(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
+        let begun = Instant::now();
+        self.check(catalogue, lease.session, self.client.renew(lease.session).await)?;
+        lease.due = begun + lease.third;
+        Ok(())
+    }
+
+    async fn renew_if_due(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
+        if Instant::now() >= lease.due { self.renew(catalogue, lease).await } else { Ok(()) }
+    }
+
+    /// Ends the session where the tracker does not know it any more.
+    fn check<T>(
+        &self,
+        catalogue: CatalogueId,
+        session: SessionId,
+        result: Result<T, TrackerError>,
+    ) -> Result<T, Stop> {
+        if let Err(error) = &result
+            && error.code() == Some(ErrorCode::Unauthorized)
+        {
+            self.shared.end_session(catalogue, session);
+        }
+        Ok(result?)
+    }
+
+    async fn announce_all(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
+        let mut after = None;
+        loop {
+            let page = self.shared.source.offers(after, MAX_OFFERS).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.id);
+            self.announce(catalogue, lease, &page).await?;
+            self.renew_if_due(catalogue, lease).await?;
+        }
+    }
+
+    async fn announce(
+        &self,
+        catalogue: CatalogueId,
+        lease: &mut Lease,
+        offers: &[Offer],
+    ) -> Result<(), Stop> {
+        let announced = self.client.announce(lease.session, offers).await;
+        let unknown = self.check(catalogue, lease.session, announced)?;
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        // The catalogue forgot them, or its database was lost: who published them does it again.
+        for publication in self.shared.source.publications_of(&unknown).await? {
+            self.publish(catalogue, lease.session, &publication).await?;
+            self.renew_if_due(catalogue, lease).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes, or leaves it where the tracker refuses for a reason that lasts.
+    async fn publish(
+        &self,
+        catalogue: CatalogueId,
+        session: SessionId,
+        publication: &Publication,
+    ) -> Result<(), Stop> {
+        match self.client.publish(session, publication).await {
+            Ok(_) => Ok(self.shared.source.mark_published(catalogue, publication).await?),
+            Err(TrackerError::Refused { error: ErrorReply { code, message, .. }, .. }) if lasts(code) => {
+                tracing::warn!(name = %publication.name, %code, message, "a publication was refused");
+                Ok(())
+            }
+            Err(error) => self.check(catalogue, session, Err(error)),
+        }
+    }
+
+    async fn send_outbox(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
+        let mut after: Option<Publication> = None;
+        loop {
+            let page =
+                self.shared.source.pending_publications(catalogue, after.as_ref(), PUBLICATIONS).await?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            for publication in &page {
+                self.publish(catalogue, lease.session, publication).await?;
+                self.renew_if_due(catalogue, lease).await?;
+            }
+            after = page.into_iter().last();
+        }
+    }
+
+    async fn send_changes(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
+        loop {
+            let changes = {
+                let state = self.shared.state.lock();
+                let known = state.catalogues.get(&catalogue);
+                let known = known.filter(|known| known.session() == Some(lease.session));
+                known.map(|known| known.some_changes(MAX_OFFERS)).unwrap_or_default()
+            };
+            if changes.is_empty() {
+                return Ok(());
+            }
+            let offers: Vec<Offer> = changes.iter().filter_map(|(_, offer)| *offer).collect();
+            let gone: Vec<_> =
+                changes.iter().filter(|(_, offer)| offer.is_none()).map(|(id, _)| *id).collect();
+            if !gone.is_empty() {
+                let withdrawn = self.client.withdraw(lease.session, &gone).await;
+                self.check(catalogue, lease.session, withdrawn)?;
+            }
+            if !offers.is_empty() {
+                self.announce(catalogue, lease, &offers).await?;
+            }
+            if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue) {
+                known.sent(&changes);
+            }
+            self.renew_if_due(catalogue, lease).await?;
+        }
+    }
+}
+
+/// Whether the same publication would be refused again.
+fn lasts(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::Malformed | ErrorCode::TooLarge | ErrorCode::Unsupported)
+}
+
+impl Lease {
+    fn new(session: SessionId, lease_ms: u64) -> Self {
+        // A tracker can neither make a peer renew without pause nor make it forget to.
+        let third = Duration::from_millis(lease_ms / 3).clamp(Duration::from_millis(50), Duration::from_secs(600));
+        Self { session, third, due: Instant::now() + third }
+    }
+}
