@@ -149,22 +149,6 @@ impl Loaded {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let Config { tracker, peer, transport, log, .. } = &self.config;
-        let limits = &transport.limits;
-        let least = enjambre_core::model::layout::MAX_PIECE_SIZE;
-        let bounds = [
-            ("transport.limits.header", limits.header.get(), 4 << 10, 16 << 20),
-            ("transport.limits.payload", limits.payload.get(), least as u64, 1 << 30),
-            ("transport.limits.in_flight", limits.in_flight as u64, 1, 65_536),
-            ("transport.limits.connections", limits.connections as u64, 1, 1 << 20),
-            ("transport.limits.connections_per_address", limits.connections_per_address as u64, 1, 1 << 20),
-            ("transport.limits.queued_per_connection", limits.queued_per_connection.get(), least as u64, 1 << 40),
-            ("transport.limits.queued", limits.queued.get(), 4 * least as u64, 1 << 40),
-        ];
-        for (key, value, least, most) in bounds {
-            if !(least..=most).contains(&value) {
-                return Err(self.refuse(key, format!("it must be from {least} to {most}")));
-            }
-        }
         for (key, endpoints) in [("transport.advertise", &transport.advertise), ("peer.trackers", &peer.trackers)]
         {
             let unusable = |endpoint: &&Endpoint| endpoint.port() == 0 || endpoint.is_unspecified();
@@ -287,7 +271,6 @@ mod tests {
             (file("[tracker]\nlease = \"soon\""), "tracker.lease", "\"soon\""),
             (file("[tracker]\nlease = \"1ms\""), "tracker.lease", "\"1ms\""),
             (file("[transport]\nlisten = [\"zmq:/x\"]"), "transport.listen", "zmq:/x"),
-            (file("[transport.limits]\npayload = \"1B\""), "transport.limits.payload", "\"1B\""),
             (file("[transport.limits]\nin_flight = -1"), "transport.limits.in_flight", "-1"),
             (file("[library]\ncontent = \"cloud\""), "library.content", "\"cloud\""),
             (file("[peer]\ntrackers = [\"zmq://0.0.0.0:1\"]"), "peer.trackers", "zmq://0.0.0.0:1"),

@@ -150,7 +150,7 @@ pub struct TransportLimits {
     /// Reply bytes queued per connection.
     pub queued_per_connection: Size,
     /// Reply bytes queued in all.
-    pub queued: Size,
+    pub queued_in_all: Size,
     /// Connections in all.
     pub connections: usize,
     /// Connections from one address.
@@ -168,7 +168,7 @@ impl Default for TransportLimits {
             payload: Size::bytes(4 << 20),
             in_flight: 64,
             queued_per_connection: Size::bytes(8 << 20),
-            queued: Size::bytes(32 << 20),
+            queued_in_all: Size::bytes(32 << 20),
             connections: 1024,
             connections_per_address: 64,
             handshake: Span::seconds(10),
