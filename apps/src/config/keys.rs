@@ -1,0 +1,115 @@
+//! Finds keys that do not exist, and the existing key that was probably meant.
+
+use toml::{Table, Value};
+
+use super::error::ConfigError;
+use super::layer::Layer;
+
+/// The section whose keys, but for `backend`, are the names of storage backends.
+const STORAGE: &str = "storage";
+
+/// Refuses a layer with a key that is not in `known`. The tables of the storage `backends` may hold anything.
+pub fn check(layer: &Layer, known: &Table, backends: &[&str]) -> Result<(), ConfigError> {
+    let mut all = Vec::new();
+    collect("", known, &mut all);
+    all.extend(backends.iter().map(|backend| format!("{STORAGE}.{backend}")));
+    Checker { layer, all, backends }.table("", &layer.table, known)
+}
+
+fn collect(path: &str, table: &Table, into: &mut Vec<String>) {
+    for (key, value) in table {
+        let key = join(path, key);
+        if let Value::Table(inner) = value {
+            collect(&key, inner, into);
+        }
+        into.push(key);
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+struct Checker<'a> {
+    layer: &'a Layer,
+    all: Vec<String>,
+    backends: &'a [&'a str],
+}
+
+impl Checker<'_> {
+    fn table(&self, path: &str, table: &Table, known: &Table) -> Result<(), ConfigError> {
+        for (name, value) in table {
+            let key = join(path, name);
+            let is_backend = path == STORAGE && self.backends.contains(&name.as_str());
+            match (known.get(name), value) {
+                _ if is_backend && value.is_table() => {}
+                (Some(Value::Table(known)), Value::Table(inner)) => self.table(&key, inner, known)?,
+                (Some(Value::Table(_)), _) => return Err(self.no_section(key, value)),
+                _ if is_backend => return Err(self.no_section(key, value)),
+                (Some(_), _) => {}
+                (None, _) => {
+                    let nearest = self.nearest(&key).to_owned();
+                    return Err(ConfigError::UnknownKey { key, origin: self.layer.origin.clone(), nearest });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn no_section(&self, key: String, value: &Value) -> ConfigError {
+        let problem = format!("this is a section, written [{key}]");
+        ConfigError::Value { key, value: value.to_string(), origin: self.layer.origin.clone(), problem }
+    }
+
+    /// The same name in another section is nearer than anything that only looks alike.
+    fn nearest(&self, key: &str) -> &str {
+        let name = last(key);
+        let distance = |known: &&String| {
+            let by_name = strsim::damerau_levenshtein(name, last(known));
+            let sections = strsim::damerau_levenshtein(key, known);
+            (by_name.min(sections), sections)
+        };
+        self.all.iter().min_by_key(distance).map_or("", String::as_str)
+    }
+}
+
+fn last(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::sections::{Config, NodeKind};
+
+    fn nearest(argument: &str) -> Option<String> {
+        let known = Table::try_from(Config::defaults(NodeKind::Peer)).unwrap();
+        match check(&Layer::set(argument).unwrap(), &known, &["sqlite", "sled"]) {
+            Ok(()) => None,
+            Err(ConfigError::UnknownKey { nearest, .. }) => Some(nearest),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_answered_with_the_nearest_known_one() {
+        for (argument, expected) in [
+            ("transport.lissten=1", "transport.listen"),
+            ("trasport.listen=1", "transport"),
+            ("peer.listen=1", "transport.listen"),
+            ("storage.sqllite={}", "storage.sqlite"),
+            ("tracker.store.quotta=1", "tracker.store.quota"),
+            ("storge={}", "storage"),
+            ("patience=1", "download.patience"),
+        ] {
+            assert_eq!(nearest(argument).as_deref(), Some(expected), "{argument}");
+        }
+    }
+
+    #[test]
+    fn known_keys_and_the_tables_of_backends_pass() {
+        for argument in ["transport.open=true", "storage.sled.anything=1", "tracker.store={enabled=true}"] {
+            assert_eq!(nearest(argument), None, "{argument}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Brings the layers of a configuration together and remembers where each value came from.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use enjambre_core::model::endpoint::Endpoint;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::error::ConfigError;
+use super::layer::{Layer, without_origin};
+use super::sections::{Config, NodeKind};
+use super::{keys, layer};
+
+/// The variable that names the configuration file.
+pub const ENV_FILE: &str = "ENJAMBRE_CONFIG";
+/// The name of the configuration file in the current folder and in the user's configuration folder.
+pub const FILE_NAME: &str = "enjambre.toml";
+
+/// Where to look for a configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The file of `--config`.
+    pub file: Option<PathBuf>,
+    /// The arguments of `--set`, the later over the earlier.
+    pub set: Vec<String>,
+}
+
+/// A value as it is in effect.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effective {
+    /// The value.
+    pub value: Value,
+    /// The layer that it came from.
+    pub origin: String,
+}
+
+/// A configuration with the origin of every value.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    values: BTreeMap<String, Effective>,
+    base: PathBuf,
+}
+
+impl Sources {
+    /// Reads the file (see the module), the environment and the arguments. Without `kind` it is a tracker's where
+    /// a layer sets something in `[tracker]`, and a peer's otherwise. `backends` are the names of the storage
+    /// backends.
+    pub fn load(&self, kind: Option<NodeKind>, backends: &[&str]) -> Result<Loaded, ConfigError> {
+        let file = match &self.file {
+            Some(file) => Some(file.clone()),
+            None => search(),
+        };
+        let mut layers = Vec::new();
+        if let Some(file) = &file {
+            layers.push(Layer::file(file)?);
+        }
+        // A variable whose name or value is not UTF-8 is none of ours.
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        layers.extend(Layer::environment(variables)?);
+        for argument in &self.set {
+            layers.push(Layer::set(argument)?);
+        }
+        Loaded::from_layers(layers, file, kind, backends)
+    }
+}
+
+fn search() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os(ENV_FILE).filter(|name| !name.is_empty()) {
+        return Some(named.into());
+    }
+    let here = PathBuf::from(FILE_NAME);
+    if here.is_file() {
+        return Some(here);
+    }
+    let folder = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .filter(|folder| folder.is_absolute())
+        .or_else(|| std::env::home_dir().map(|home| home.join(".config")))?;
+    Some(folder.join("enjambre").join(FILE_NAME)).filter(|file| file.is_file())
+}
+
+impl Loaded {
+    fn from_layers(
+        layers: Vec<Layer>,
+        file: Option<PathBuf>,
+        kind: Option<NodeKind>,
+        backends: &[&str],
+    ) -> Result<Self, ConfigError> {
+        let kind = kind.unwrap_or_else(|| {
+            let tracker = layers.iter().any(|layer| layer.table.contains_key("tracker"));
+            if tracker { NodeKind::Tracker } else { NodeKind::Peer }
+        });
+        let known = Table::try_from(Config::defaults(kind)).expect("the defaults can be written as TOML");
+        let mut builder = config::Config::builder()
+            .add_source(Layer { origin: "default".to_owned(), table: known.clone() });
+        for layer in layers {
+            keys::check(&layer, &known, backends)?;
+            builder = builder.add_source(layer);
+        }
+        let merged = builder.build().and_then(|merged| config::Source::collect(&merged)).map_err(|error| {
+            ConfigError::Assignment { origin: "configuration".to_owned(), problem: error.to_string() }
+        })?;
+        let mut values = BTreeMap::new();
+        let mut table = Table::new();
+        for (key, value) in &merged {
+            flatten(key, value, &mut values);
+            table.insert(key.clone(), layer::without_origin(value));
+        }
+        let config = Config::deserialize(table).map_err(|error| describe(&error, &values))?;
+        let folder = file.as_deref().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
+        // Without the current folder a path stays relative, which is as good as long as nobody changes it.
+        let base = std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder })
+            .unwrap_or(folder);
+        let loaded = Self { config, file, values, base };
+        loaded.validate()?;
+        Ok(loaded)
+    }
+
+    /// The data folder of a tracker or a peer.
+    pub fn data_dir(&self, kind: NodeKind) -> PathBuf {
+        self.base.join(match kind {
+            NodeKind::Tracker => &self.config.tracker.data_dir,
+            NodeKind::Peer => &self.config.peer.data_dir,
+        })
+    }
+
+    /// Every value that is in effect, by its key.
+    pub fn values(&self) -> &BTreeMap<String, Effective> {
+        &self.values
+    }
+
+    /// The error for a value that is refused.
+    pub fn refuse(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        let found = self.values.get(key);
+        ConfigError::Value {
+            key: key.to_owned(),
+            value: found.map_or_else(String::new, |found| found.value.to_string()),
+            origin: found.map_or_else(|| "default".to_owned(), |found| found.origin.clone()),
+            problem: problem.into(),
+        }
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let Config { tracker, peer, transport, log, .. } = &self.config;
+        for (key, endpoints) in [("transport.advertise", &transport.advertise), ("peer.trackers", &peer.trackers)]
+        {
+            let unusable = |endpoint: &&Endpoint| endpoint.port() == 0 || endpoint.is_unspecified();
+            if let Some(endpoint) = endpoints.iter().find(unusable) {
+                return Err(self.refuse(key, format!("nobody can dial {endpoint}; name a host and a port")));
+            }
+        }
+        if tracker.lease.get().as_millis() < 100 {
+            return Err(self.refuse("tracker.lease", "a lease is at least 100ms long"));
+        }
+        if crate::logging::filter(&log.level).is_err() {
+            let problem = "expected error, warn, info, debug, trace, or a filter such as \"info,enjambre_core=debug\"";
+            return Err(self.refuse("log.level", problem));
+        }
+        Ok(())
+    }
+
+    /// The configuration as TOML, with the origin of every value behind it.
+    pub fn show(&self) -> String {
+        let mut sections: BTreeMap<&str, Vec<(&str, &Effective)>> = BTreeMap::new();
+        for (key, effective) in &self.values {
+            let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+            sections.entry(section).or_default().push((name, effective));
+        }
+        let mut text = String::new();
+        for (section, entries) in sections {
+            let gap = if text.is_empty() { "" } else { "\n" };
+            let _ = writeln!(text, "{gap}[{section}]");
+            let lines: Vec<_> =
+                entries.iter().map(|(name, found)| (format!("{name} = {}", found.value), &found.origin)).collect();
+            let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or(0).min(60);
+            for (line, origin) in lines {
+                let _ = writeln!(text, "{line:width$}  # {}", origin.replace(char::is_control, " "));
+            }
+        }
+        text
+    }
+}
+
+fn flatten(key: &str, value: &config::Value, into: &mut BTreeMap<String, Effective>) {
+    if let config::ValueKind::Table(table) = &value.kind {
+        for (name, value) in table {
+            flatten(&format!("{key}.{name}"), value, into);
+        }
+    } else {
+        let origin = value.origin().unwrap_or("default").to_owned();
+        into.insert(key.to_owned(), Effective { value: without_origin(value), origin });
+    }
+}
+
+/// `toml` names the key behind the problem, on a line of its own.
+fn describe(error: &toml::de::Error, values: &BTreeMap<String, Effective>) -> ConfigError {
+    let text = error.to_string();
+    let key = text.lines().rev().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`')).unwrap_or("");
+    let found = values.get(key);
+    ConfigError::Value {
+        key: key.to_owned(),
+        value: found.map_or_else(|| "{..}".to_owned(), |found| found.value.to_string()),
+        origin: found.map_or_else(|| "the configuration".to_owned(), |found| found.origin.clone()),
+        problem: error.message().replace('\n', "; "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::value::Span;
+
+    const BACKENDS: [&str; 3] = ["memory", "sqlite", "sled"];
+
+    fn file(text: &str) -> Layer {
+        Layer { origin: "test.toml".into(), table: text.parse().unwrap() }
+    }
+
+    fn load(layers: Vec<Layer>) -> Result<Loaded, ConfigError> {
+        Loaded::from_layers(layers, Some("/etc/enjambre/test.toml".into()), None, &BACKENDS)
+    }
+
+    fn env(name: &str, value: &str) -> Layer {
+        Layer::environment([(name.to_owned(), value.to_owned())]).unwrap().remove(0)
+    }
+
+    #[test]
+    fn later_layers_win_and_each_value_knows_its_origin() {
+        let loaded = load(vec![
+            file(
+                "[peer]\ndata_dir = \"d\"\n[download]\npatience = \"1s\"\n[log]\nlevel = \"warn\"\n[storage.sqlite]\npath=\"a\"",
+            ),
+            env("ENJAMBRE__DOWNLOAD__PATIENCE", "2s"),
+            env("ENJAMBRE__LOG__LEVEL", "debug"),
+            Layer::set("log.level=trace").unwrap(),
+            Layer::set("storage.sqlite.other=7").unwrap(),
+        ])
+        .unwrap();
+        assert_eq!(loaded.config.download.patience, Span::seconds(2));
+        assert_eq!(loaded.config.log.level, "trace");
+        assert_eq!(loaded.data_dir(NodeKind::Peer), Path::new("/etc/enjambre/d"));
+        let table = loaded.config.storage.table("sqlite");
+        assert_eq!((table["path"].as_str(), table["other"].as_integer()), (Some("a"), Some(7)));
+        let origin = |key: &str| loaded.values()[key].origin.clone();
+        assert_eq!(origin("peer.data_dir"), "test.toml");
+        assert_eq!(origin("download.patience"), "environment variable ENJAMBRE__DOWNLOAD__PATIENCE");
+        assert_eq!(origin("log.level"), "--set log.level");
+        assert_eq!(origin("transport.open"), "default");
+        let shown: Table = loaded.show().parse().unwrap();
+        assert_eq!(shown["log"]["level"].as_str(), Some("trace"));
+        assert!(loaded.show().contains("# test.toml"));
+    }
+
+    #[test]
+    fn the_defaults_depend_on_what_is_started() {
+        let port = |loaded: Loaded| loaded.config.transport.listen[0].port();
+        assert_eq!(port(load(vec![]).unwrap()), 7710);
+        assert_eq!(port(load(vec![file("[tracker]\nlease = \"1s\"")]).unwrap()), 7700);
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_key_and_origin() {
+        for (layer, key, value) in [
+            (file("[tracker]\nlease = \"soon\""), "tracker.lease", "\"soon\""),
+            (file("[tracker]\nlease = \"1ms\""), "tracker.lease", "\"1ms\""),
+            (file("[transport]\nlisten = [\"zmq:/x\"]"), "transport.listen", "zmq:/x"),
+            (file("[transport.limits]\nin_flight = -1"), "transport.limits.in_flight", "-1"),
+            (file("[library]\ncontent = \"cloud\""), "library.content", "\"cloud\""),
+            (file("[peer]\ntrackers = [\"zmq://0.0.0.0:1\"]"), "peer.trackers", "zmq://0.0.0.0:1"),
+            (file("[log]\nlevel = \"x=loud\""), "log.level", "\"x=loud\""),
+            (file("log = 3"), "log", "3"),
+            (file("[storage]\nsqlite = 3"), "storage.sqlite", "3"),
+        ] {
+            let text = load(vec![layer]).unwrap_err().to_string();
+            assert!(text.contains(&format!("`{key}`")) && text.contains(value), "{text}");
+            assert!(text.contains("test.toml") && !text.contains('\n'), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_file_and_suggestion() {
+        let text = load(vec![file("[transport]\nlissten = []")]).unwrap_err().to_string();
+        assert!(text.contains("`transport.lissten` in test.toml") && text.contains("`transport.listen`"), "{text}");
+    }
+
+    #[test]
+    fn the_shipped_files_are_valid_and_say_the_defaults() {
+        for (name, kind) in [("tracker.toml", NodeKind::Tracker), ("peer.toml", NodeKind::Peer)] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name);
+            let layer = Layer::file(&path).unwrap();
+            let loaded = Loaded::from_layers(vec![layer], Some(path), None, &BACKENDS).unwrap();
+            let mut expected = Config::defaults(kind);
+            expected.storage.tables = loaded.config.storage.tables.clone();
+            assert_eq!(loaded.config, expected, "{name} describes the defaults");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_refused_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("broken.toml");
+        std::fs::write(&path, "[peer]\n\ndata_dir = = 1\n").unwrap();
+        let text = Layer::file(&path).unwrap_err().to_string();
+        assert!(text.contains("broken.toml:3"), "{text}");
+    }
+}

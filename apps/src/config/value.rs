@@ -1,0 +1,197 @@
+//! Values as people write them in a configuration: `"30s"`, `"50GiB"`, `"50MB/s"`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Why a text is not a value of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {expected}")]
+pub struct ParseValueError {
+    text: String,
+    expected: &'static str,
+}
+
+fn refuse(text: &str, expected: &'static str) -> ParseValueError {
+    ParseValueError { text: text.chars().take(80).collect(), expected }
+}
+
+macro_rules! as_text {
+    ($name:ident) => {
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// A length of time: `"500ms"`, `"30s"`, `"30d"`; at least 1 ms, at most 100 years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(Duration);
+
+impl Span {
+    /// This many seconds.
+    pub const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// This many days.
+    pub const fn days(days: u64) -> Self {
+        Self::seconds(days * 24 * 60 * 60)
+    }
+
+    /// The length of time.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl FromStr for Span {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, ParseValueError> {
+        // Sums of instants and spans must not overflow, so there is an upper end.
+        const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+        humantime::parse_duration(text)
+            .ok()
+            .filter(|span| (Duration::from_millis(1)..=LONGEST).contains(span))
+            .map(Self)
+            .ok_or_else(|| refuse(text, "a length of time such as \"30s\", \"5min\" or \"30d\""))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&humantime::format_duration(self.0), f)
+    }
+}
+
+as_text!(Span);
+
+/// A number of bytes: `"50GiB"`, `"64KiB"`, `"1GB"`, `"4096B"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(u64);
+
+impl Size {
+    /// This many bytes.
+    pub const fn bytes(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// The number of bytes.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The number of bytes as the size of something in memory.
+    pub fn as_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl FromStr for Size {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, ParseValueError> {
+        text.parse::<ByteSize>()
+            .map(|size| Self(size.as_u64()))
+            .map_err(|_| refuse(text, "a size such as \"64KiB\", \"50GiB\" or \"1GB\""))
+    }
+}
+
+/// Exact: the largest unit that leaves no rest.
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        let decimal = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
+        let whole = units.iter().chain(&decimal).find(|(unit, _)| self.0 != 0 && self.0 % unit == 0);
+        match whole {
+            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+as_text!(Size);
+
+/// Bytes per second: `"50MB/s"`, or `"unlimited"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rate(Option<u64>);
+
+impl Rate {
+    /// Bytes per second, at least 1; none where there is no limit.
+    pub const fn get(self) -> Option<u64> {
+        self.0
+    }
+}
+
+impl FromStr for Rate {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, ParseValueError> {
+        if text == "unlimited" {
+            return Ok(Self(None));
+        }
+        text.strip_suffix("/s")
+            .and_then(|size| size.trim_end().parse::<Size>().ok())
+            .filter(|size| size.get() > 0)
+            .map(|size| Self(Some(size.get())))
+            .ok_or_else(|| refuse(text, "a rate such as \"50MB/s\", or \"unlimited\""))
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(rate) => write!(f, "{}/s", Size(rate)),
+            None => f.write_str("unlimited"),
+        }
+    }
+}
+
+as_text!(Rate);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_back_from_their_text() {
+        for text in ["30s", "1m", "500ms", "30days"] {
+            let span: Span = text.parse().unwrap();
+            assert_eq!(span.to_string().parse::<Span>().unwrap(), span, "{text}");
+        }
+        assert_eq!("30d".parse::<Span>().unwrap(), Span::days(30));
+        for (text, bytes) in [("50GiB", 50 << 30), ("1GB", 1_000_000_000), ("4097B", 4097), ("0B", 0)] {
+            let size: Size = text.parse().unwrap();
+            assert_eq!(size.get(), bytes);
+            assert_eq!(size.to_string(), text);
+        }
+        assert_eq!("50MB/s".parse::<Rate>().unwrap().get(), Some(50_000_000));
+        assert_eq!("50MB/s".parse::<Rate>().unwrap().to_string(), "50MB/s");
+        assert_eq!("unlimited".parse::<Rate>().unwrap().get(), None);
+    }
+
+    #[test]
+    fn what_is_no_value_is_refused() {
+        for text in ["", "30", "0s", "x", "-5s", "1000000000000y", "101years"] {
+            assert!(text.parse::<Span>().is_err(), "{text:?}");
+        }
+        for text in ["", "GiB", "1XB", "-1B", "many"] {
+            assert!(text.parse::<Size>().is_err(), "{text:?}");
+        }
+        for text in ["", "50MB", "0B/s", "/s", "fast"] {
+            assert!(text.parse::<Rate>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Commands for a peer, and the events that they give.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::model::id::{FileId, PeerId};
+use enjambre_core::model::name::Name;
+use enjambre_core::model::record::FileKind;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::failure::Failure;
+
+/// The version of the control protocol: a client and a server of other versions do not understand each other.
+pub const CONTROL_VERSION: u32 = 1;
+/// The longest line in bytes, in both directions.
+pub const MAX_LINE: usize = 4 << 20;
+
+/// The one line that a client sends.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What a peer is asked to do. Paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Put files and folders into the library and the catalogue.
+    Publish {
+        /// Files and folders.
+        paths: Vec<PathBuf>,
+        /// Another name than that of the one path.
+        name: Option<Name>,
+        /// Copy the content in instead of linking the files.
+        store: bool,
+        /// Let the trackers keep a copy, and wait until one does.
+        pin: bool,
+    },
+    /// Download a file or folder.
+    Get {
+        /// A name, an id, or a prefix of one.
+        query: String,
+        /// Where to write it; none: into the library.
+        output: Option<PathBuf>,
+        /// Write over what is there.
+        force: bool,
+        /// Return only when it survives a power cut.
+        sync: bool,
+    },
+    /// List the library.
+    Library,
+    /// Write a file or folder of the library to a path.
+    Export {
+        /// A name, an id, or a prefix of one.
+        query: String,
+        /// Where to.
+        output: PathBuf,
+        /// Write over what is there.
+        force: bool,
+    },
+    /// Take a file or folder out of the library.
+    Remove {
+        /// A name, an id, or a prefix of one.
+        query: String,
+    },
+    /// Hash a file, or everything, again.
+    Verify {
+        /// A name, an id, or a prefix of one; none: everything.
+        query: Option<String>,
+    },
+    /// How the peer does.
+    Status,
+}
+
+/// What happens while a command runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// So much is hashed or copied in.
+    Hashing {
+        /// What is being read.
+        path: PathBuf,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A file or folder is in the catalogue.
+    Published {
+        /// Its name.
+        name: Name,
+        /// Its id.
+        id: FileId,
+        /// Its size in bytes; for a folder that of its files.
+        size: u64,
+        /// What it is.
+        kind: FileKind,
+    },
+    /// A tracker fetches its copy.
+    Pinning {
+        /// The file.
+        name: Name,
+        /// Bytes that the tracker has.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A tracker has its copy.
+    Pinned {
+        /// The file.
+        name: Name,
+    },
+    /// So much is downloaded and verified.
+    Progress {
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+        /// Peers that it is fetched from.
+        providers: u32,
+    },
+    /// The download is there.
+    Complete {
+        /// Its name.
+        name: Name,
+        /// Its id.
+        id: FileId,
+        /// Where it was written; none: in the library.
+        path: Option<PathBuf>,
+        /// Its size in bytes.
+        bytes: u64,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// A line of the library.
+    File(LibraryLine),
+    /// It was written there.
+    Exported {
+        /// Its name.
+        name: Name,
+        /// Where to.
+        path: PathBuf,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// It is no longer in the library.
+    Removed {
+        /// Its name.
+        name: Name,
+        /// Its id.
+        id: FileId,
+    },
+    /// A file was hashed again.
+    Verified {
+        /// Its name.
+        name: Name,
+        /// Its id.
+        id: FileId,
+        /// Pieces that are there and right.
+        good: u64,
+        /// Pieces that were wrong or gone.
+        bad: u64,
+    },
+    /// How the peer does.
+    Status(NodeStatus),
+    /// Something that the user should know and that stops nothing.
+    Warning {
+        /// What, in one line.
+        message: String,
+    },
+    /// The last event: all went well.
+    Done,
+    /// The last event: it did not.
+    Failed(Failure),
+}
+
+/// A file in the library.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LibraryLine {
+    /// Its name.
+    pub name: Name,
+    /// Its id.
+    pub id: FileId,
+    /// Its size in bytes.
+    pub size: u64,
+    /// How many pieces it has.
+    pub pieces: u32,
+    /// How many of them are there.
+    pub have: u32,
+    /// `database`, `files` or `linked`.
+    pub content: String,
+    /// Where it lies, if it is linked.
+    pub path: Option<PathBuf>,
+    /// What it is.
+    pub kind: FileKind,
+}
+
+/// How a peer does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its id.
+    pub peer: PeerId,
+    /// The process.
+    pub pid: u32,
+    /// The version of the program.
+    pub program: String,
+    /// Seconds since it started.
+    pub uptime: f64,
+    /// Where it listens.
+    pub listen: Vec<Endpoint>,
+    /// Files in the library.
+    pub files: u64,
+    /// Bytes of content in the library.
+    pub bytes: u64,
+    /// Bytes of pieces sent since the start.
+    pub sent: u64,
+    /// The trackers that it has a session with.
+    pub trackers: Vec<TrackerLine>,
+}
+
+/// What a peer knows of a tracker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackerLine {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// Whether it answered last time.
+    pub reachable: bool,
+}
+
+/// Takes the events of a running command.
+#[derive(Debug, Clone)]
+pub struct Events(mpsc::Sender<Event>);
+
+impl Events {
+    /// A sink and its other end, which holds a few events at most.
+    pub fn channel() -> (Self, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(64);
+        (Self(sender), receiver)
+    }
+
+    /// Passes an event on; waits while the other end is slow.
+    pub async fn send(&self, event: Event) {
+        // Without anybody at the other end the command is about to be cancelled.
+        let _ = self.0.send(event).await;
+    }
+
+    /// Passes on an event that a later one makes up for; drops it while the other end is slow.
+    pub fn progress(&self, event: Event) {
+        let _ = self.0.try_send(event);
+    }
+
+    /// Tells the user something.
+    pub async fn warn(&self, message: impl Into<String>) {
+        self.send(Event::Warning { message: message.into() }).await;
+    }
+}
+
+/// Runs commands. Dropping the future cancels the command.
+#[async_trait]
+pub trait Execute: Send + Sync + 'static {
+    /// Runs one command to its end. `Done` and `Failed` are sent by the caller.
+    async fn execute(&self, command: Command, events: Events) -> Result<(), Failure>;
+}
+
+#[async_trait]
+impl<T: Execute> Execute for Arc<T> {
+    async fn execute(&self, command: Command, events: Events) -> Result<(), Failure> {
+        (**self).execute(command, events).await
+    }
+}
+
+/// Runs a command here and shows its events.
+pub async fn run_here(
+    handler: &dyn Execute,
+    command: Command,
+    show: &mut (dyn FnMut(Event) + Send),
+) -> Result<(), Failure> {
+    let (events, mut receiver) = Events::channel();
+    let mut running = handler.execute(command, events);
+    let result = loop {
+        tokio::select! {
+            biased;
+            Some(event) = receiver.recv() => show(event),
+            result = &mut running => break result,
+        }
+    };
+    drop(running);
+    while let Some(event) = receiver.recv().await {
+        show(event);
+    }
+    result
+}

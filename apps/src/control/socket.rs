@@ -1,0 +1,109 @@
+//! Where the control socket of a data folder lies.
+//!
+//! It lies in a folder of its own that only its user may enter, so that there is no moment at which others could
+//! connect. The path of a Unix socket is short on every system; with a long data folder it lies in the system's
+//! folder for temporary files, under a name made from the data folder's.
+
+use std::fs::{DirBuilder, Permissions};
+use std::io::{Error, ErrorKind, Result};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::net::UnixListener;
+
+/// The longest path of a Unix socket that every system takes, in bytes.
+const MAX_PATH: usize = 100;
+const FOLDER: &str = "control";
+const SOCKET: &str = "socket";
+
+/// The path of the socket of a data folder, which has to be free of links.
+pub fn path(data_dir: &Path) -> PathBuf {
+    let inside = data_dir.join(FOLDER).join(SOCKET);
+    if inside.as_os_str().len() <= MAX_PATH {
+        return inside;
+    }
+    let hash = blake3::hash(data_dir.as_os_str().as_bytes()).to_hex();
+    let name = format!("enjambre-{}", &hash[..16]);
+    let temporary = std::env::temp_dir().join(&name).join(SOCKET);
+    if temporary.as_os_str().len() <= MAX_PATH {
+        temporary
+    } else {
+        Path::new("/tmp").join(name).join(SOCKET)
+    }
+}
+
+/// Listens on the socket of a data folder, in the place of one that was left behind. Only for the folder's owner.
+pub fn listen(data_dir: &Path) -> Result<UnixListener> {
+    let path = path(data_dir);
+    let folder = path.parent().expect("a socket lies in a folder");
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => check_folder(folder)?,
+    }
+    match std::fs::symlink_metadata(&path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(&path)?,
+        Ok(_) => {
+            let text = format!("{} is in the way of the control socket", path.display());
+            return Err(Error::new(ErrorKind::AlreadyExists, text));
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// A folder that somebody else may enter, or that somebody else put there, is not trusted.
+pub(super) fn check_folder(folder: &Path) -> Result<()> {
+    let found = std::fs::symlink_metadata(folder)?;
+    let own = rustix::process::geteuid().as_raw();
+    if found.is_dir() && found.uid() == own {
+        if found.mode() & 0o077 != 0 {
+            std::fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+        }
+        return Ok(());
+    }
+    let text = format!("{} is not a folder of this user; remove it", folder.display());
+    Err(Error::new(ErrorKind::PermissionDenied, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_private_and_replaces_one_that_was_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let listener = listen(folder.path()).unwrap();
+            let path = path(folder.path());
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+            assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+            drop(listener);
+            assert!(path.exists(), "dropping a listener leaves its file behind");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_data_folder_has_its_socket_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = folder.path().join("x".repeat(120));
+        std::fs::create_dir(&long).unwrap();
+        let path = path(&long);
+        assert!(path.as_os_str().len() <= MAX_PATH && !path.starts_with(&long));
+        let listener = listen(&long).unwrap();
+        drop(listener);
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(folder.path());
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "mine").unwrap();
+        assert!(listen(folder.path()).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    }
+}

@@ -1,0 +1,219 @@
+//! The storage backends and transports of a program, by name. The only file that names concrete plug-ins.
+//!
+//! There is no global registry: the value is made in `main` and handed down. A backend is a function that opens a
+//! storage from settings of its own type, which are read from its table in the configuration.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use enjambre_core::storage::{Role, Storage};
+use enjambre_core::transport::Transport;
+use enjambre_core::transport::dialer::Dialer;
+use futures::future::{BoxFuture, FutureExt};
+use serde::de::DeserializeOwned;
+use toml::Table;
+
+use crate::config::error::ConfigError;
+use crate::config::load::Loaded;
+use crate::config::sections::{NodeKind, TransportLimits};
+use crate::failure::{Failure, Status};
+
+/// What a storage is opened for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The folder that relative paths begin at. It exists.
+    pub data_dir: PathBuf,
+    /// Whose storage it is.
+    pub kind: NodeKind,
+    /// What it will hold. Storages of one place that differ only in this must not share a database.
+    pub role: Role,
+}
+
+impl Place {
+    /// A path of the configuration, which is relative to the data folder.
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        self.data_dir.join(path)
+    }
+}
+
+/// Why a storage or transport was not made.
+pub type PluginError = Box<dyn std::error::Error + Send + Sync>;
+
+type Opened = Result<Arc<dyn Storage>, PluginError>;
+type Open = dyn Fn(Table, Place) -> Result<BoxFuture<'static, Opened>, toml::de::Error> + Send + Sync;
+type Check = dyn Fn(Table) -> Result<(), toml::de::Error> + Send + Sync;
+type Make = dyn Fn(&TransportLimits) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync;
+
+/// Why the limits of a transport are refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MakeError {
+    /// The key in `[transport.limits]`.
+    pub key: String,
+    /// What is wrong with its value.
+    pub problem: String,
+}
+
+/// Whether a transport encrypts and authenticates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Security {
+    /// Neither. On anything but loopback it must be asked for.
+    Plain,
+    /// Both.
+    Authenticated,
+}
+
+struct Backend {
+    open: Box<Open>,
+    check: Box<Check>,
+}
+
+struct Scheme {
+    security: Security,
+    make: Box<Make>,
+}
+
+/// Storage backends and transports by name.
+#[derive(Default)]
+pub struct Registry {
+    storages: BTreeMap<String, Backend>,
+    transports: BTreeMap<String, Scheme>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("storages", &self.backends())
+            .field("transports", &self.transports.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+impl Registry {
+    /// What Enjambre brings along.
+    pub fn stock() -> Self {
+        let mut registry = Self::default();
+        registry.register_storage("memory", |NoSettings {}, _| async {
+            Ok(Arc::new(enjambre_core::storage::memory::Memory::new()) as Arc<dyn Storage>)
+        });
+        registry
+    }
+
+    /// Adds a storage backend, or takes the place of the one with the same name. `S` is read from the table
+    /// `[storage.NAME]`; it should refuse unknown fields. The name is of letters, digits, `_` and `-`.
+    pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F)
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Opened> + Send + 'static,
+    {
+        let backend = Backend {
+            open: Box::new(move |table, place| Ok(open(S::deserialize(table)?, place).boxed())),
+            check: Box::new(|table| S::deserialize(table).map(drop)),
+        };
+        self.storages.insert(name.into(), backend);
+    }
+
+    /// Adds the transport of a scheme, or takes the place of the one with the same scheme.
+    pub fn register_transport<F>(&mut self, scheme: impl Into<String>, security: Security, make: F)
+    where
+        F: Fn(&TransportLimits) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync + 'static,
+    {
+        self.transports.insert(scheme.into(), Scheme { security, make: Box::new(make) });
+    }
+
+    /// The names of the storage backends.
+    pub fn backends(&self) -> Vec<&str> {
+        self.storages.keys().map(String::as_str).collect()
+    }
+
+    /// Checks what only the plug-ins know: names, tables, schemes, and that nothing is open by accident.
+    pub fn check(&self, loaded: &Loaded) -> Result<(), ConfigError> {
+        let config = &loaded.config;
+        let backend = &config.storage.backend;
+        if !self.storages.contains_key(backend) {
+            let problem = format!("there is no such storage backend; there are: {}", self.backends().join(", "));
+            return Err(loaded.refuse("storage.backend", problem));
+        }
+        for (name, table) in &config.storage.tables {
+            if let Some(known) = self.storages.get(name) {
+                (known.check)(table.clone()).map_err(|error| {
+                    let text = error.to_string();
+                    let inner = text.lines().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`'));
+                    let key = match inner {
+                        Some(inner) => format!("storage.{name}.{inner}"),
+                        None => unknown_field(error.message())
+                            .map_or_else(|| format!("storage.{name}"), |field| format!("storage.{name}.{field}")),
+                    };
+                    loaded.refuse(&key, error.message().replace('\n', "; "))
+                })?;
+            }
+        }
+        let transport = &config.transport;
+        let all = [
+            ("transport.listen", &transport.listen),
+            ("transport.advertise", &transport.advertise),
+            ("peer.trackers", &config.peer.trackers),
+        ];
+        for (key, endpoints) in all {
+            for endpoint in endpoints {
+                if !self.transports.contains_key(endpoint.scheme()) {
+                    let known = self.transports.keys().cloned().collect::<Vec<_>>().join("://, ");
+                    let problem = format!("{endpoint} has a scheme that is not known; there are: {known}://");
+                    return Err(loaded.refuse(key, problem));
+                }
+            }
+        }
+        let plain =
+            |scheme: &str| self.transports.get(scheme).is_some_and(|known| known.security == Security::Plain);
+        let exposed = transport.listen.iter().find(|endpoint| plain(endpoint.scheme()) && !endpoint.is_loopback());
+        if let (Some(endpoint), false) = (exposed, transport.open) {
+            let problem = format!(
+                "{endpoint} is neither encrypted nor authenticated and can be reached from other machines; \
+                 set transport.open = true if that is meant, or listen on 127.0.0.1"
+            );
+            return Err(loaded.refuse("transport.listen", problem));
+        }
+        self.transports(loaded).map(drop)
+    }
+
+    /// Opens a storage of the configured backend.
+    pub async fn open_storage(&self, loaded: &Loaded, place: Place) -> Result<Arc<dyn Storage>, Failure> {
+        let section = &loaded.config.storage;
+        let backend = self.storages.get(&section.backend).ok_or_else(|| {
+            let known = self.backends().join(", ");
+            Failure::usage(format!("there is no storage backend {:?}; there are: {known}", section.backend))
+        })?;
+        let opening = (backend.open)(section.table(&section.backend), place)
+            .map_err(|error| Failure::usage(format!("[storage.{}]: {error}", section.backend)))?;
+        opening.await.map_err(|error| {
+            Failure::from_error(Status::Failed, &*error)
+                .context(format!("the {} storage cannot be opened", section.backend))
+        })
+    }
+
+    /// A dialer over all transports.
+    pub fn dialer(&self, loaded: &Loaded) -> Result<Arc<Dialer>, ConfigError> {
+        Ok(Arc::new(Dialer::new(self.transports(loaded)?)))
+    }
+
+    fn transports(&self, loaded: &Loaded) -> Result<Vec<Arc<dyn Transport>>, ConfigError> {
+        let limits = &loaded.config.transport.limits;
+        let made = self.transports.values().map(|scheme| {
+            (scheme.make)(limits)
+                .map_err(|error| loaded.refuse(&format!("transport.limits.{}", error.key), error.problem))
+        });
+        made.collect()
+    }
+}
+
+/// serde names an unknown field only in its text.
+fn unknown_field(message: &str) -> Option<&str> {
+    message.strip_prefix("unknown field `")?.split('`').next()
+}
+
+/// For a backend that has nothing to set.
+#[derive(Debug, Clone, Copy, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoSettings {}
