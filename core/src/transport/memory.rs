@@ -1,1 +1,417 @@
-//! .
+//! The transport within one process: the reference for the others, and the network of simulated swarms.
+//!
+//! Nodes that share a [`MemoryNetwork`] reach each other at `memory://NAME:PORT`. It has the limits and the budget of
+//! a real transport and fails like one, but dialling is immediate, so there are no pauses between two attempts.
+//! Nothing in it depends on the wall clock: it works under tokio's paused clock.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::budget::{ConnectionBudget, ReplyBudget, Reservation};
+use super::calls::{Activity, Calls};
+use super::envelope::{self, RequestId};
+use super::error::TransportError;
+use super::{
+    Connection, ConnectionId, Deadline, Incoming, Listener, Message, MessageLimits, PeerInfo, ReplySink,
+    Transport,
+};
+use crate::model::endpoint::Endpoint;
+
+const SCHEME: &str = "memory";
+/// The first port that is given out for port 0.
+const FIRST_PORT: u16 = 49_152;
+/// Reply bytes per connection and for each listener, the same as on a real network.
+const CONNECTION_BUDGET: usize = 8 * 1024 * 1024;
+const LISTENER_BUDGET: usize = 32 * 1024 * 1024;
+
+type Address = (String, u16);
+
+/// A network within the process. Clones are the same network; two that were made apart do not see each other.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryNetwork {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    limits: MessageLimits,
+    listeners: Mutex<HashMap<Address, Arc<Server>>>,
+}
+
+impl MemoryNetwork {
+    /// A network without anybody in it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same with other limits on messages.
+    pub fn with_limits(limits: MessageLimits) -> Self {
+        Self { shared: Arc::new(Shared { limits, ..Shared::default() }) }
+    }
+
+    /// A transport into this network.
+    pub fn transport(&self) -> Arc<dyn Transport> {
+        Arc::new(MemoryTransport { network: self.clone() })
+    }
+}
+
+/// The transport into a [`MemoryNetwork`], with the scheme `memory`.
+#[derive(Debug, Clone)]
+pub struct MemoryTransport {
+    network: MemoryNetwork,
+}
+
+fn check(endpoint: &Endpoint) -> Result<(), TransportError> {
+    if endpoint.scheme() == SCHEME {
+        return Ok(());
+    }
+    let problem = format!("this transport serves {SCHEME}:// only");
+    Err(TransportError::InvalidEndpoint { endpoint: endpoint.clone(), problem })
+}
+
+#[async_trait]
+impl Transport for MemoryTransport {
+    fn scheme(&self) -> &'static str {
+        SCHEME
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
+        check(endpoint)?;
+        if endpoint.port() == 0 {
+            let problem = "port 0 can be listened at, but not dialled".to_owned();
+            return Err(TransportError::InvalidEndpoint { endpoint: endpoint.clone(), problem });
+        }
+        Ok(Arc::new(MemoryConnection {
+            shared: Arc::clone(&self.network.shared),
+            endpoint: endpoint.clone(),
+            next_id: AtomicU64::new(1),
+            activity: Activity::default(),
+            link: Mutex::new(None),
+            closed: CancellationToken::new(),
+        }))
+    }
+
+    async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
+        check(endpoint)?;
+        let in_use = || TransportError::Bind {
+            endpoint: endpoint.clone(),
+            source: std::io::Error::from(std::io::ErrorKind::AddrInUse).into(),
+        };
+        let mut listeners = self.network.shared.listeners.lock();
+        let address = |port| (endpoint.host().to_owned(), port);
+        let port = match endpoint.port() {
+            0 => (FIRST_PORT..=u16::MAX).find(|port| !listeners.contains_key(&address(*port))),
+            port => Some(port).filter(|port| !listeners.contains_key(&address(*port))),
+        };
+        let port = port.ok_or_else(in_use)?;
+        // Bounded by the requests in flight of each connection.
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let server = Arc::new(Server {
+            requests: sender,
+            budget: ReplyBudget::new(LISTENER_BUDGET, CONNECTION_BUDGET),
+            links: Mutex::default(),
+            closed: CancellationToken::new(),
+        });
+        listeners.insert(address(port), Arc::clone(&server));
+        Ok(Arc::new(MemoryListener {
+            shared: Arc::clone(&self.network.shared),
+            endpoint: endpoint.with_port(port),
+            server,
+            requests: tokio::sync::Mutex::new(receiver),
+        }))
+    }
+}
+
+/// The part of a listener that connections see.
+#[derive(Debug)]
+struct Server {
+    requests: mpsc::UnboundedSender<Incoming>,
+    budget: Arc<ReplyBudget>,
+    links: Mutex<Vec<Weak<Link>>>,
+    closed: CancellationToken,
+}
+
+impl Server {
+    fn close(&self) {
+        self.closed.cancel();
+        for link in std::mem::take(&mut *self.links.lock()).iter().filter_map(Weak::upgrade) {
+            link.close(|| TransportError::Lost { endpoint: link.endpoint.clone() });
+        }
+    }
+
+    fn accept(self: &Arc<Self>, endpoint: &Endpoint, shared: &Shared, activity: &Activity) -> Arc<Link> {
+        let link = Arc::new(Link {
+            endpoint: endpoint.clone(),
+            limits: shared.limits,
+            server: Arc::clone(self),
+            peer: PeerInfo { connection: ConnectionId::next(), address: None, identity: None },
+            calls: Calls::new(),
+            activity: activity.clone(),
+            budget: self.budget.connection(),
+            in_flight: Arc::new(Semaphore::new(shared.limits.in_flight)),
+            closed: CancellationToken::new(),
+        });
+        let mut links = self.links.lock();
+        links.retain(|link| link.strong_count() > 0);
+        links.push(Arc::downgrade(&link));
+        link
+    }
+}
+
+/// One connection that was made: both sides hold it, and either can close it.
+#[derive(Debug)]
+struct Link {
+    endpoint: Endpoint,
+    limits: MessageLimits,
+    server: Arc<Server>,
+    peer: PeerInfo,
+    calls: Arc<Calls>,
+    activity: Activity,
+    budget: ConnectionBudget,
+    in_flight: Arc<Semaphore>,
+    closed: CancellationToken,
+}
+
+impl Link {
+    fn close(&self, error: impl Fn() -> TransportError) {
+        self.closed.cancel();
+        self.in_flight.close();
+        self.calls.fail(error);
+    }
+
+    fn deliver(&self, reply: Message) {
+        self.activity.heard();
+        self.calls.deliver(reply);
+    }
+
+    /// Hands a request over to the listener.
+    fn request(self: &Arc<Self>, header: Bytes, slot: OwnedSemaphorePermit) {
+        if envelope::read(&header).and_then(|envelope| envelope.id).is_none() {
+            let header = envelope::malformed_reply(None, "the header is not a CBOR map with v and id");
+            return self.deliver(Message { header, payload: Bytes::new() });
+        }
+        let reply = MemoryReply { link: Arc::clone(self), _slot: slot, reserved: None };
+        let incoming = Incoming { header, peer: self.peer.clone(), reply: Box::new(reply) };
+        // A listener that is gone has failed the call already.
+        let _ = self.server.requests.send(incoming);
+    }
+}
+
+#[derive(Debug)]
+struct MemoryReply {
+    link: Arc<Link>,
+    _slot: OwnedSemaphorePermit,
+    reserved: Option<Reservation>,
+}
+
+#[async_trait]
+impl ReplySink for MemoryReply {
+    async fn reserve(&mut self, bytes: usize) -> Result<(), TransportError> {
+        let reserved = tokio::select! {
+            biased;
+            () = self.link.closed.cancelled() => return Err(TransportError::Closed),
+            reserved = self.link.budget.reserve(bytes) => reserved,
+        };
+        match &mut self.reserved {
+            Some(before) => before.merge(reserved),
+            None => self.reserved = Some(reserved),
+        }
+        Ok(())
+    }
+
+    async fn send(mut self: Box<Self>, message: Message) -> Result<(), TransportError> {
+        self.link.limits.check(&message)?;
+        let bytes = message.header.len() + message.payload.len();
+        let before = self.reserved.as_ref().map_or(0, Reservation::bytes);
+        self.reserve(bytes.saturating_sub(before)).await?;
+        // Free before the reply is seen: who asks again at once finds room.
+        let Self { link, _slot, reserved } = *self;
+        drop((_slot, reserved));
+        if link.closed.is_cancelled() {
+            return Err(TransportError::Closed);
+        }
+        link.deliver(message);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct MemoryListener {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    server: Arc<Server>,
+    requests: tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>,
+}
+
+impl MemoryListener {
+    fn close(&self) {
+        let address = (self.endpoint.host().to_owned(), self.endpoint.port());
+        let mut listeners = self.shared.listeners.lock();
+        // The address may be another listener's by now.
+        if listeners.get(&address).is_some_and(|listener| Arc::ptr_eq(listener, &self.server)) {
+            listeners.remove(&address);
+        }
+        drop(listeners);
+        self.server.close();
+    }
+}
+
+#[async_trait]
+impl Listener for MemoryListener {
+    async fn accept(&self) -> Result<Incoming, TransportError> {
+        let next = async { self.requests.lock().await.recv().await };
+        tokio::select! {
+            biased;
+            () = self.server.closed.cancelled() => Err(TransportError::Closed),
+            incoming = next => incoming.ok_or(TransportError::Closed),
+        }
+    }
+
+    fn local_endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    async fn shutdown(&self, _grace: Duration) {
+        // Replies are delivered as they are given, so there is nothing to wait for.
+        self.close();
+    }
+}
+
+impl Drop for MemoryListener {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[derive(Debug)]
+struct MemoryConnection {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    next_id: AtomicU64,
+    activity: Activity,
+    link: Mutex<Option<Arc<Link>>>,
+    closed: CancellationToken,
+}
+
+impl MemoryConnection {
+    fn link(&self) -> Result<Arc<Link>, TransportError> {
+        let mut current = self.link.lock();
+        if let Some(link) = current.as_ref().filter(|link| !link.closed.is_cancelled()) {
+            return Ok(Arc::clone(link));
+        }
+        let listeners = self.shared.listeners.lock();
+        let address = (self.endpoint.host().to_owned(), self.endpoint.port());
+        let Some(server) = listeners.get(&address) else {
+            return Err(TransportError::Unreachable {
+                endpoint: self.endpoint.clone(),
+                source: std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into(),
+            });
+        };
+        let link = server.accept(&self.endpoint, &self.shared, &self.activity);
+        *current = Some(Arc::clone(&link));
+        Ok(link)
+    }
+
+    async fn exchange(&self, id: RequestId, header: Bytes) -> Result<Message, TransportError> {
+        loop {
+            let link = self.link()?;
+            // Lost before anything was sent: dial again.
+            let Ok(slot) = Arc::clone(&link.in_flight).acquire_owned().await else { continue };
+            let Some(mut call) = link.calls.begin(id) else { continue };
+            link.request(header, slot);
+            return call
+                .reply()
+                .await
+                .unwrap_or_else(|| Err(TransportError::Lost { endpoint: self.endpoint.clone() }));
+        }
+    }
+
+    fn close_now(&self) {
+        self.closed.cancel();
+        if let Some(link) = self.link.lock().take() {
+            link.close(|| TransportError::Closed);
+        }
+    }
+}
+
+#[async_trait]
+impl Connection for MemoryConnection {
+    fn next_id(&self) -> RequestId {
+        RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn call(
+        &self,
+        id: RequestId,
+        header: Bytes,
+        deadline: Deadline,
+    ) -> Result<Message, TransportError> {
+        self.shared.limits.check_header(header.len())?;
+        let exchange = self.activity.within(deadline, self.exchange(id, header));
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => Err(TransportError::Closed),
+            reply = exchange => {
+                reply.unwrap_or_else(|| Err(TransportError::Deadline { endpoint: self.endpoint.clone() }))
+            }
+        }
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    async fn close(&self) {
+        self.close_now();
+    }
+}
+
+impl Drop for MemoryConnection {
+    fn drop(&mut self) {
+        self.close_now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::conformance::Subject;
+
+    crate::transport_conformance!(Subject {
+        transport: MemoryNetwork::new().transport(),
+        endpoint: "memory://node:0".parse().unwrap(),
+        limits: MessageLimits::default(),
+        guard: Box::new(()),
+    });
+
+    #[tokio::test(start_paused = true)]
+    async fn deadlines_run_on_a_paused_clock() {
+        let network = MemoryNetwork::new();
+        let listener = network.transport().bind(&"memory://node:0".parse().unwrap()).await.unwrap();
+        let connection = network.transport().connect(listener.local_endpoint()).await.unwrap();
+        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        let begin = tokio::time::Instant::now();
+        let day = Duration::from_secs(86_400);
+        let call = connection.call(RequestId(1), header, Deadline::Total(day)).await;
+        assert!(matches!(call, Err(TransportError::Deadline { .. })));
+        assert_eq!(begin.elapsed(), day);
+    }
+
+    #[tokio::test]
+    async fn networks_are_apart() {
+        let (one, other) = (MemoryNetwork::new(), MemoryNetwork::new());
+        let listener = one.transport().bind(&"memory://node:7".parse().unwrap()).await.unwrap();
+        let connection = other.transport().connect(listener.local_endpoint()).await.unwrap();
+        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        let call = connection.call(RequestId(1), header, Deadline::Total(Duration::from_secs(1))).await;
+        assert!(matches!(call, Err(TransportError::Unreachable { .. })));
+    }
+}

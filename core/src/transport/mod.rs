@@ -5,6 +5,8 @@
 //! is the business of [`crate::protocol`]. The obligations below are checked by the `conformance` kit (feature
 //! `testkit`).
 
+pub mod budget;
+pub mod calls;
 #[cfg(any(test, feature = "testkit"))]
 pub mod conformance;
 pub mod dialer;
@@ -17,6 +19,7 @@ pub mod memory;
 use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -53,6 +56,25 @@ impl Default for MessageLimits {
     }
 }
 
+impl MessageLimits {
+    /// Refuses a header of more bytes than allowed.
+    pub const fn check_header(&self, bytes: usize) -> Result<(), TransportError> {
+        if bytes > self.header {
+            return Err(TransportError::TooLarge { what: "header", limit: self.header, actual: bytes });
+        }
+        Ok(())
+    }
+
+    /// Refuses a message whose header or payload is larger than allowed.
+    pub const fn check(&self, message: &Message) -> Result<(), TransportError> {
+        let actual = message.payload.len();
+        if actual > self.payload {
+            return Err(TransportError::TooLarge { what: "payload", limit: self.payload, actual });
+        }
+        self.check_header(message.header.len())
+    }
+}
+
 /// How long a call waits for its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deadline {
@@ -65,6 +87,14 @@ pub enum Deadline {
 /// Names one accepted connection for as long as the process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
+
+impl ConnectionId {
+    /// The id of one more connection, unlike any before it in this process.
+    pub fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// What is known of the other side of an accepted connection.
 #[derive(Debug, Clone, PartialEq, Eq)]

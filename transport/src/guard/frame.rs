@@ -1,0 +1,173 @@
+//! Walks ZMTP 3.0 frames as their bytes pass (RFC 23, "Framing").
+//!
+//! The walker keeps no bytes: it is shown what is there, says what comes next, and wants to see again what it could
+//! not yet tell. A frame's declared length is checked before a byte of its body is looked at.
+
+use std::ops::Range;
+
+use super::cutoff::CutOff;
+
+/// The largest command in bytes; a READY or a PING is far below.
+pub(crate) const MAX_COMMAND: usize = 4096;
+/// The longest header of a frame: flags and a length of 8 bytes.
+const LONG_HEADER: usize = 9;
+
+const MORE: u8 = 0b001;
+const LONG: u8 = 0b010;
+const COMMAND: u8 = 0b100;
+
+/// What the messages of a direction may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Direction {
+    /// From a client: a header after an optional empty delimiter. Further frames make the request malformed; they are
+    /// announced with `keep: false`, for their content is of no interest to anyone.
+    Requests { header: u64, payload: u64, frames: usize },
+    /// From a server: a header and an optional payload.
+    Replies { header: u64, payload: u64, frames: usize },
+    /// From this program itself: only walked to find where messages end.
+    Own,
+}
+
+/// What comes next in the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It cannot be told yet: more bytes are needed.
+    Incomplete,
+    /// The header of a frame, this many bytes long, with the length of the body that follows.
+    Frame { header: usize, body: u64, opens: bool, more: bool, keep: bool },
+    /// This many bytes of the body of a frame; `closes` when a message ends with them.
+    Body { bytes: usize, closes: bool, keep: bool },
+    /// A whole command, this many bytes long, and where its body is.
+    Command { bytes: usize, body: Range<usize> },
+}
+
+#[derive(Debug)]
+pub(crate) struct FrameWalker {
+    direction: Direction,
+    /// Bytes of the current frame's body that are still to come; none between frames.
+    body: Option<u64>,
+    more: bool,
+    keep: bool,
+    /// Of the current message: frames begun, bytes declared, and whether its first frame is an empty delimiter.
+    frames: usize,
+    total: u64,
+    delimited: bool,
+}
+
+impl FrameWalker {
+    pub(crate) const fn new(direction: Direction) -> Self {
+        Self { direction, body: None, more: false, keep: true, frames: 0, total: 0, delimited: false }
+    }
+
+    /// Whether a message could begin here.
+    pub(crate) const fn at_boundary(&self) -> bool {
+        self.body.is_none() && self.frames == 0
+    }
+
+    /// What the bytes begin with.
+    pub(crate) fn step(&mut self, bytes: &[u8]) -> Result<Step, CutOff> {
+        match self.body {
+            Some(left) => Ok(self.body(left, bytes.len())),
+            None => self.header(bytes),
+        }
+    }
+
+    fn body(&mut self, left: u64, available: usize) -> Step {
+        let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(available);
+        if bytes == 0 && left > 0 {
+            return Step::Incomplete;
+        }
+        let left = left - bytes as u64;
+        self.body = (left > 0).then_some(left);
+        let closes = left == 0 && !self.more;
+        let keep = self.keep;
+        if closes {
+            *self = Self::new(self.direction);
+        }
+        Step::Body { bytes, closes, keep }
+    }
+
+    fn header(&mut self, bytes: &[u8]) -> Result<Step, CutOff> {
+        let Some(&flags) = bytes.first() else { return Ok(Step::Incomplete) };
+        if flags & !(MORE | LONG | COMMAND) != 0 {
+            return Err(CutOff::Protocol("reserved bits are set in the flags of a frame"));
+        }
+        let (header, body) = if flags & LONG == 0 {
+            let Some(&length) = bytes.get(1) else { return Ok(Step::Incomplete) };
+            (2, u64::from(length))
+        } else {
+            let Some(length) = bytes.get(1..LONG_HEADER).and_then(|length| length.try_into().ok()) else {
+                return Ok(Step::Incomplete);
+            };
+            (LONG_HEADER, u64::from_be_bytes(length))
+        };
+        let more = flags & MORE != 0;
+        if flags & COMMAND != 0 {
+            return Self::command(bytes, header, body, more);
+        }
+        let opens = self.frames == 0;
+        let keep = self.check(body)?;
+        self.delimited = opens && more && body == 0;
+        self.frames += 1;
+        self.total = self.total.saturating_add(body);
+        (self.body, self.more, self.keep) = (Some(body), more, keep);
+        Ok(Step::Frame { header, body, opens, more, keep })
+    }
+
+    // libzmq puts a PING between any two frames, so a command may come within a message.
+    fn command(bytes: &[u8], header: usize, body: u64, more: bool) -> Result<Step, CutOff> {
+        if more {
+            return Err(CutOff::Protocol("a command has the flag MORE"));
+        }
+        limit("command", MAX_COMMAND as u64, body)?;
+        let end = header + usize::try_from(body).unwrap_or(MAX_COMMAND);
+        if bytes.len() < end {
+            return Ok(Step::Incomplete);
+        }
+        Ok(Step::Command { bytes: end, body: header..end })
+    }
+
+    /// Checks the next frame of a message, and tells whether its content is wanted.
+    fn check(&self, body: u64) -> Result<bool, CutOff> {
+        let (header, payload, frames) = match self.direction {
+            Direction::Own => return Ok(true),
+            Direction::Requests { header, payload, frames }
+            | Direction::Replies { header, payload, frames } => (header, payload, frames),
+        };
+        limit("message with a number of frames", frames as u64, self.frames as u64 + 1)?;
+        limit("message", header.saturating_add(payload), self.total.saturating_add(body))?;
+        let is_request = matches!(self.direction, Direction::Requests { .. });
+        if self.frames == 0 || is_request && self.frames == 1 && self.delimited {
+            limit("header", header, body)?;
+            return Ok(true);
+        }
+        limit("payload", payload, body)?;
+        Ok(!is_request)
+    }
+}
+
+fn limit(what: &'static str, limit: u64, actual: u64) -> Result<(), CutOff> {
+    if actual > limit {
+        return Err(CutOff::Limit { what, limit, actual });
+    }
+    Ok(())
+}
+
+/// The header of an empty frame.
+pub(crate) const fn empty_frame(more: bool) -> [u8; 2] {
+    [if more { MORE } else { 0 }, 0]
+}
+
+/// A command with this body, as a frame.
+pub(crate) fn command_frame(body: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(LONG_HEADER + body.len());
+    match u8::try_from(body.len()) {
+        Ok(length) => frame.extend([COMMAND, length]),
+        Err(_) => {
+            frame.push(COMMAND | LONG);
+            frame.extend((body.len() as u64).to_be_bytes());
+        }
+    }
+    frame.extend(body);
+    frame
+}

@@ -1,0 +1,295 @@
+//! Carries bytes between a public socket and the crate's private one, frame by frame.
+//!
+//! Two loops per connection, one for each direction. Message bytes go on from the buffer that they were read into;
+//! commands are taken out, and answered where they ask for it. Neither loop reads more than it can hand on, so a
+//! side that does not read stops the other, and one that does not read for too long is cut off.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+use enjambre_core::transport::calls::Activity;
+
+use super::cutoff::CutOff;
+use super::frame::{Direction, FrameWalker, Step, empty_frame};
+use super::handshake;
+
+/// Enough to make the cost of a system call small against that of the copy.
+const BUFFER: usize = 256 * 1024;
+/// PONGs that wait to be sent; who sends more PINGs meanwhile gets fewer answers.
+pub(crate) const MAX_PONGS: usize = 4;
+
+/// Lets messages of a remote in, and is told what came through.
+pub(crate) trait Inbound: Send + Sync {
+    /// What every message must pass; none where all may come in.
+    fn gate(&self) -> Option<&RequestGate>;
+    /// Message bytes are on their way inwards; this many messages end with them.
+    fn passed(&self, messages: u64);
+}
+
+/// Bounds the requests of a connection that are in flight, and the bytes of them. What is taken here is given back
+/// with [`RequestGate::leave`] when the request was answered.
+#[derive(Debug)]
+pub(crate) struct RequestGate {
+    requests: Semaphore,
+    bytes: Semaphore,
+    allowed: usize,
+}
+
+impl RequestGate {
+    /// Room for as many requests; `header` is the largest header in bytes.
+    pub(crate) fn new(in_flight: usize, header: usize) -> Self {
+        Self { requests: Semaphore::new(in_flight), bytes: Semaphore::new(4 * header), allowed: in_flight }
+    }
+
+    fn try_enter(&self, opens: bool, bytes: u32) -> bool {
+        let request = if opens { Some(self.requests.try_acquire()) } else { None };
+        if matches!(request, Some(Err(_))) {
+            return false;
+        }
+        let Ok(bytes) = self.bytes.try_acquire_many(bytes) else { return false };
+        bytes.forget();
+        if let Some(Ok(request)) = request {
+            request.forget();
+        }
+        true
+    }
+
+    async fn enter(&self, opens: bool, bytes: u32) {
+        // The semaphores are never closed: the connection's end drops this future.
+        if opens && let Ok(request) = self.requests.acquire().await {
+            request.forget();
+        }
+        if let Ok(bytes) = self.bytes.acquire_many(bytes).await {
+            bytes.forget();
+        }
+    }
+
+    /// A request of so many bytes is no longer in flight.
+    pub(crate) fn leave(&self, bytes: usize) {
+        self.requests.add_permits(1);
+        self.bytes.add_permits(bytes);
+    }
+
+    /// How many requests are in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.allowed.saturating_sub(self.requests.available_permits())
+    }
+}
+
+/// Writes all of it, as long as the reader takes some of it now and then.
+async fn write<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8], stalled: Duration) -> Result<(), CutOff> {
+    while !bytes.is_empty() {
+        match tokio::time::timeout(stalled, to.write(bytes)).await {
+            Ok(Ok(0)) => return Err(CutOff::Closed),
+            Ok(Ok(written)) => bytes = &bytes[written..],
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(CutOff::Stalled),
+        }
+    }
+    Ok(())
+}
+
+/// A buffer with the bytes that were read and not yet handed on.
+struct Buffer {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        Self { bytes: vec![0; BUFFER], filled: 0 }
+    }
+
+    async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<usize, CutOff> {
+        let read = from.read(&mut self.bytes[self.filled..]).await?;
+        self.filled += read;
+        Ok(read)
+    }
+
+    /// Forgets the first `done` bytes. What is left is the beginning of a frame's header or a command, so it is short.
+    fn consume(&mut self, done: usize) {
+        self.bytes.copy_within(done..self.filled, 0);
+        self.filled -= done;
+    }
+}
+
+/// From the remote to the crate, until the remote closes or breaks a rule.
+pub(crate) async fn inbound<R, W>(
+    from: &mut R,
+    to: &mut W,
+    direction: Direction,
+    inbound: &impl Inbound,
+    activity: &Activity,
+    pongs: &mpsc::Sender<Vec<u8>>,
+    stalled: Duration,
+) -> Result<(), CutOff>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut walker = FrameWalker::new(direction);
+    let mut buffer = Buffer::new();
+    loop {
+        if buffer.fill(from).await? == 0 {
+            let whole = walker.at_boundary() && buffer.filled == 0;
+            return if whole { Ok(()) } else { Err(CutOff::Closed) };
+        }
+        activity.heard();
+        // Bytes before `run` are dealt with, those from there to `at` go inwards as they are.
+        let (mut run, mut at, mut messages) = (0, 0, 0);
+        loop {
+            let bytes = &buffer.bytes[..buffer.filled];
+            match walker.step(&bytes[at..])? {
+                Step::Incomplete => break,
+                Step::Frame { header, body, opens, more, keep } => {
+                    let kept = if keep { u32::try_from(body).unwrap_or(u32::MAX) } else { 0 };
+                    if let Some(gate) = inbound.gate()
+                        && !gate.try_enter(opens, kept)
+                    {
+                        // What is before this message must be answered to make room for it.
+                        write(to, &bytes[run..at], stalled).await?;
+                        inbound.passed(std::mem::take(&mut messages));
+                        run = at;
+                        gate.enter(opens, kept).await;
+                    }
+                    if !keep {
+                        write(to, &bytes[run..at], stalled).await?;
+                        write(to, &empty_frame(more), stalled).await?;
+                        run = at + header;
+                    }
+                    at += header;
+                }
+                Step::Body { bytes: length, closes, keep } => {
+                    at += length;
+                    if !keep {
+                        run = at;
+                    }
+                    messages += u64::from(closes);
+                }
+                Step::Command { bytes: length, body } => {
+                    write(to, &bytes[run..at], stalled).await?;
+                    if let Some(pong) = handshake::answer(&bytes[at..][body]) {
+                        // Full: enough answers are on the way.
+                        let _ = pongs.try_send(pong);
+                    }
+                    at += length;
+                    run = at;
+                }
+            }
+        }
+        // Counted before they can be received, so that nobody stops receiving too early.
+        inbound.passed(messages);
+        write(to, &buffer.bytes[run..at], stalled).await?;
+        buffer.consume(at);
+    }
+}
+
+/// From the crate to the remote. Calls `sent` with the number of messages that have left.
+pub(crate) async fn outbound<R, W>(
+    from: &mut R,
+    to: &mut W,
+    sent: impl Fn(usize),
+    activity: Option<&Activity>,
+    pongs: &mut mpsc::Receiver<Vec<u8>>,
+    stalled: Duration,
+) -> Result<(), CutOff>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut walker = FrameWalker::new(Direction::Own);
+    let mut buffer = Buffer::new();
+    loop {
+        let idle = walker.at_boundary() && buffer.filled == 0;
+        let read = tokio::select! {
+            read = buffer.fill(from) => read?,
+            Some(pong) = pongs.recv(), if idle => {
+                write(to, &pong, stalled).await?;
+                continue;
+            }
+        };
+        if read == 0 {
+            return Err(CutOff::Local);
+        }
+        let (mut at, mut messages, mut boundary) = (0, 0, None);
+        loop {
+            match walker.step(&buffer.bytes[at..buffer.filled])? {
+                Step::Incomplete => break,
+                Step::Frame { header, .. } => at += header,
+                Step::Body { bytes, closes, .. } => {
+                    at += bytes;
+                    if closes {
+                        messages += 1;
+                        boundary = Some(at);
+                    }
+                }
+                // The crate sends none after its READY, and the remote needs none of it.
+                Step::Command { .. } => {
+                    return Err(CutOff::Protocol("the socket behind the guard sent a command"));
+                }
+            }
+        }
+        let mut begin = 0;
+        if let Some(boundary) = boundary
+            && let Ok(pong) = pongs.try_recv()
+        {
+            write(to, &buffer.bytes[..boundary], stalled).await?;
+            write(to, &pong, stalled).await?;
+            begin = boundary;
+        }
+        write(to, &buffer.bytes[begin..at], stalled).await?;
+        if let Some(activity) = activity {
+            activity.heard();
+        }
+        sent(messages);
+        buffer.consume(at);
+    }
+}
+
+/// Returns when nothing was heard for so long while nothing was going on.
+pub(crate) async fn idle(activity: &Activity, limit: Duration, busy: impl Fn() -> bool) {
+    loop {
+        let silent = activity.silent_for();
+        if silent >= limit && !busy() {
+            return;
+        }
+        // Busy beyond the limit: look again now and then.
+        let pause = limit.checked_sub(silent).filter(|left| !left.is_zero()).unwrap_or(limit / 4);
+        tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
+    }
+}
+
+/// Reads what the remote still sends and drops it until the remote closes. Closing with unread bytes would reset the
+/// connection, and what was sent last might not arrive.
+pub(crate) async fn linger<R: AsyncRead + Unpin>(from: &mut R) {
+    let mut scratch = vec![0; 16 * 1024];
+    while from.read(&mut scratch).await.is_ok_and(|read| read > 0) {}
+}
+
+/// Tells when a count has come back to zero.
+#[derive(Debug, Default)]
+pub(crate) struct Emptied {
+    notify: Notify,
+}
+
+impl Emptied {
+    /// The count is zero now.
+    pub(crate) fn signal(&self) {
+        self.notify.notify_waiters();
+    }
+
+    /// Returns when `is_empty`, which is looked at now and after each signal.
+    pub(crate) async fn wait(&self, is_empty: impl Fn() -> bool) {
+        loop {
+            let signalled = self.notify.notified();
+            tokio::pin!(signalled);
+            signalled.as_mut().enable();
+            if is_empty() {
+                return;
+            }
+            signalled.await;
+        }
+    }
+}

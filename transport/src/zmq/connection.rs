@@ -1,0 +1,205 @@
+//! The asking side: dials when it is used, and again with growing, jittered pauses.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::transport::calls::Activity;
+use enjambre_core::transport::envelope::RequestId;
+use enjambre_core::transport::error::TransportError;
+use enjambre_core::transport::{Connection, Deadline, Message};
+use futures::future::{BoxFuture, FutureExt, Shared as SharedFuture};
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::link::Link;
+use crate::guard::cutoff::CutOff;
+
+/// Why dialling failed; the same for all calls that waited for it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+struct DialError(Arc<CutOff>);
+
+type Dialling = SharedFuture<BoxFuture<'static, Result<Arc<Link>, DialError>>>;
+
+#[derive(Debug)]
+enum State {
+    /// Not connected, and free to dial.
+    Idle,
+    Dialling(Dialling),
+    Up(Arc<Link>),
+    /// No dialling before this time, and why.
+    Pausing(Instant, DialError),
+}
+
+#[derive(Debug)]
+struct Current {
+    state: State,
+    /// Attempts since the last that led to a reply.
+    failures: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct ZmqConnection {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    next_id: AtomicU64,
+    in_flight: Semaphore,
+    activity: Activity,
+    current: Mutex<Current>,
+    /// Ends everything that belongs to the connection.
+    closed: CancellationToken,
+}
+
+impl ZmqConnection {
+    pub(super) fn new(shared: Arc<Shared>, endpoint: Endpoint) -> Self {
+        Self {
+            in_flight: Semaphore::new(shared.settings.in_flight),
+            shared,
+            endpoint,
+            next_id: AtomicU64::new(1),
+            activity: Activity::default(),
+            current: Mutex::new(Current { state: State::Idle, failures: 0 }),
+            closed: CancellationToken::new(),
+        }
+    }
+
+    fn unreachable(&self, error: DialError) -> TransportError {
+        TransportError::Unreachable { endpoint: self.endpoint.clone(), source: Box::new(error) }
+    }
+
+    fn pause(&self, failures: u32) -> Duration {
+        let settings = &self.shared.settings;
+        let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        let longest = settings.reconnect_first.saturating_mul(factor).min(settings.reconnect_longest);
+        // Half of it at least, so that many who lost the same remote do not come back at once.
+        longest.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+
+    fn dial(&self) -> Dialling {
+        let limit = self.shared.settings.handshake;
+        let dialling = Link::dial(
+            Arc::clone(&self.shared),
+            self.endpoint.clone(),
+            self.activity.clone(),
+            self.closed.child_token(),
+        );
+        let closed = self.closed.clone();
+        // In a task of its own: the call that began it may be dropped, and others wait for it, too.
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = closed.cancelled() => Err(CutOff::Local),
+                dialled = tokio::time::timeout(limit, dialling) => {
+                    dialled.unwrap_or(Err(CutOff::HandshakeTimeout))
+                }
+            }
+        });
+        async move {
+            let ended = |_| Err(CutOff::Local);
+            task.await.unwrap_or_else(ended).map_err(|reason| DialError(Arc::new(reason)))
+        }
+        .boxed()
+        .shared()
+    }
+
+    /// The link, dialled where there is none.
+    async fn link(&self) -> Result<Arc<Link>, TransportError> {
+        let dialling = {
+            let mut current = self.current.lock();
+            loop {
+                match &current.state {
+                    State::Up(link) if link.is_up() => return Ok(Arc::clone(link)),
+                    // It worked before, so dialling again is likely to work at once.
+                    State::Up(link) if link.calls.answered() => {
+                        *current = Current { state: State::Idle, failures: 0 };
+                    }
+                    State::Up(_) => {
+                        current.failures = current.failures.saturating_add(1);
+                        let until = Instant::now() + self.pause(current.failures);
+                        current.state = State::Pausing(until, DialError(Arc::new(CutOff::Closed)));
+                    }
+                    State::Pausing(until, error) if Instant::now() < *until => {
+                        return Err(self.unreachable(error.clone()));
+                    }
+                    State::Pausing(..) => current.state = State::Idle,
+                    State::Idle => current.state = State::Dialling(self.dial()),
+                    State::Dialling(dialling) => break dialling.clone(),
+                }
+            }
+        };
+        let dialled = dialling.clone().await;
+        let mut current = self.current.lock();
+        // The first of those who waited enters the result.
+        if matches!(&current.state, State::Dialling(current) if current.ptr_eq(&dialling)) {
+            current.state = match &dialled {
+                Ok(link) => State::Up(Arc::clone(link)),
+                Err(error) => {
+                    current.failures = current.failures.saturating_add(1);
+                    State::Pausing(Instant::now() + self.pause(current.failures), error.clone())
+                }
+            };
+        }
+        drop(current);
+        dialled.map_err(|error| self.unreachable(error))
+    }
+
+    async fn exchange(&self, id: RequestId, header: Bytes) -> Result<Message, TransportError> {
+        loop {
+            let link = self.link().await?;
+            let Ok(_slot) = self.in_flight.acquire().await else { return Err(TransportError::Closed) };
+            // Ended meanwhile, before anything was sent: look again.
+            let Some(mut call) = link.calls.begin(id) else { continue };
+            link.send(header).await;
+            return call
+                .reply()
+                .await
+                .unwrap_or_else(|| Err(TransportError::Lost { endpoint: self.endpoint.clone() }));
+        }
+    }
+}
+
+#[async_trait]
+impl Connection for ZmqConnection {
+    fn next_id(&self) -> RequestId {
+        RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn call(
+        &self,
+        id: RequestId,
+        header: Bytes,
+        deadline: Deadline,
+    ) -> Result<Message, TransportError> {
+        self.shared.settings.message_limits().check_header(header.len())?;
+        let exchange = self.activity.within(deadline, self.exchange(id, header));
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => Err(TransportError::Closed),
+            reply = exchange => {
+                reply.unwrap_or_else(|| Err(TransportError::Deadline { endpoint: self.endpoint.clone() }))
+            }
+        }
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    async fn close(&self) {
+        self.closed.cancel();
+    }
+}
+
+impl Drop for ZmqConnection {
+    fn drop(&mut self) {
+        self.closed.cancel();
+    }
+}

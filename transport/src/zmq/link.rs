@@ -1,0 +1,234 @@
+//! One established connection of the asking side: a guarded TCP stream with a DEALER of its own behind it.
+//!
+//! The crate does not tell reliably when a DEALER has lost its connection, so the guard does, and the DEALER is thrown
+//! away with the link.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::transport::Message;
+use enjambre_core::transport::calls::{Activity, Calls};
+use enjambre_core::transport::error::TransportError;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use zeromq::{
+    DealerRecvHalf, DealerSendHalf, DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage,
+};
+
+use super::Shared;
+use crate::guard::cutoff::CutOff;
+use crate::guard::frame::Direction;
+use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::splice::{self, Inbound, MAX_PONGS, RequestGate};
+
+/// How long replies that have come in whole are waited for after the connection has ended. They are in this process.
+const LAST_REPLIES: Duration = Duration::from_secs(2);
+/// After so many replies in a row that nobody asked for, the remote is not one to talk to.
+const MAX_UNMATCHED: u64 = 1024;
+/// What the crate reads at once at most.
+const READ_BUFFER: usize = 256 * 1024;
+
+pub(super) struct Link {
+    pub(super) calls: Arc<Calls>,
+    sender: tokio::sync::Mutex<Option<DealerSendHalf>>,
+    /// Ends the link.
+    kill: CancellationToken,
+    /// The guard is done: nothing more comes.
+    ended: CancellationToken,
+    passed: AtomicU64,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("ended", &self.ended.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
+impl Inbound for Link {
+    fn gate(&self) -> Option<&RequestGate> {
+        None
+    }
+
+    fn passed(&self, messages: u64) {
+        self.passed.fetch_add(messages, Ordering::AcqRel);
+    }
+}
+
+impl Link {
+    /// Dials, greets, and starts to carry messages until `kill` is cancelled. The caller sets the time limit.
+    pub(super) async fn dial(
+        shared: Arc<Shared>,
+        endpoint: Endpoint,
+        activity: Activity,
+        kill: CancellationToken,
+    ) -> Result<Arc<Self>, CutOff> {
+        let mut public = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
+        public.set_nodelay(true)?;
+        let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(60));
+        socket2::SockRef::from(&public).set_tcp_keepalive(&keepalive)?;
+        let us = Introduction { socket_type: "DEALER", identity: b"" };
+        shake_hands(&mut public, us, &["ROUTER"]).await?;
+        let (dealer, inner) = dealer(&shared).await?;
+        let (sender, receiver) = dealer.split();
+        let link = Arc::new(Self {
+            calls: Calls::new(),
+            sender: tokio::sync::Mutex::new(Some(sender)),
+            kill,
+            ended: CancellationToken::new(),
+            passed: AtomicU64::new(0),
+        });
+        tokio::spawn(Arc::clone(&link).guard(shared, endpoint.clone(), public, inner, activity));
+        tokio::spawn(Arc::clone(&link).receive(endpoint, receiver));
+        Ok(link)
+    }
+
+    /// Whether it can still be used.
+    pub(super) fn is_up(&self) -> bool {
+        !self.ended.is_cancelled() && !self.kill.is_cancelled()
+    }
+
+    /// Sends a request; one that cannot be sent ends the link, and with it the call.
+    pub(super) async fn send(&self, header: Bytes) {
+        let mut sender = self.sender.lock().await;
+        let sent = match sender.as_mut() {
+            Some(sender) => sender.send(ZmqMessage::from(header)).await.is_ok(),
+            None => false,
+        };
+        if !sent {
+            self.kill.cancel();
+        }
+    }
+
+    async fn guard(
+        self: Arc<Self>,
+        shared: Arc<Shared>,
+        endpoint: Endpoint,
+        mut public: TcpStream,
+        mut inner: UnixStream,
+        activity: Activity,
+    ) {
+        let settings = &shared.settings;
+        let direction = Direction::Replies {
+            header: settings.header as u64,
+            payload: settings.payload as u64,
+            frames: settings.frames,
+        };
+        let (pong_sender, mut pongs) = mpsc::channel(MAX_PONGS);
+        let stalled = settings.stalled;
+        // What goes out counts for the idle time, but not for the silence of the remote.
+        let traffic = Activity::default();
+        let reason = {
+            let (mut from_public, mut to_public) = public.split();
+            let (mut from_inner, mut to_inner) = inner.split();
+            let inbound = splice::inbound(
+                &mut from_public,
+                &mut to_inner,
+                direction,
+                &*self,
+                &activity,
+                &pong_sender,
+                stalled,
+            );
+            let outbound = splice::outbound(
+                &mut from_inner,
+                &mut to_public,
+                |_| {},
+                Some(&traffic),
+                &mut pongs,
+                stalled,
+            );
+            // Well before the remote does it, so that no request crosses its closing.
+            let idle = async {
+                loop {
+                    splice::idle(&traffic, settings.idle / 2, || self.calls.is_busy()).await;
+                    if self.calls.retire() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.kill.cancelled() => CutOff::Local,
+                ended = inbound => ended.err().unwrap_or(CutOff::Closed),
+                ended = outbound => ended.err().unwrap_or(CutOff::Closed),
+                () = idle => CutOff::Idle,
+            }
+        };
+        // Before the inner stream closes: the crate must not see its end first.
+        self.ended.cancel();
+        drop(public);
+        shared.log.note(&endpoint, &reason);
+        // The replies that came in whole are still in the inner stream, for the receiving task to take.
+        tokio::select! {
+            () = self.kill.cancelled() => {}
+            () = tokio::time::sleep(2 * LAST_REPLIES) => {}
+        }
+        drop(inner);
+    }
+
+    async fn receive(self: Arc<Self>, endpoint: Endpoint, mut dealer: DealerRecvHalf) {
+        let mut received = 0;
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = self.kill.cancelled() => break,
+                message = dealer.recv() => message,
+                () = self.ended.cancelled() => {
+                    if received >= self.passed.load(Ordering::Acquire) {
+                        break;
+                    }
+                    match tokio::time::timeout(LAST_REPLIES, dealer.recv()).await {
+                        Ok(message) => message,
+                        Err(_) => break,
+                    }
+                }
+            };
+            let Ok(message) = message else { break };
+            received += 1;
+            self.deliver(message);
+        }
+        self.calls.fail(|| TransportError::Lost { endpoint: endpoint.clone() });
+        self.kill.cancel();
+        self.sender.lock().await.take();
+    }
+
+    fn deliver(&self, message: ZmqMessage) {
+        let mut frames = message.into_vecdeque();
+        let header = frames.pop_front().unwrap_or_default();
+        let payload = frames.pop_front().unwrap_or_default();
+        // More frames than that are no reply of this protocol; as a late one, it is dropped and counted.
+        let header = if frames.is_empty() { header } else { Bytes::new() };
+        self.calls.deliver(Message { header, payload });
+        if self.calls.unmatched_in_a_row() > MAX_UNMATCHED {
+            self.kill.cancel();
+        }
+    }
+}
+
+/// A DEALER and the stream that leads to it.
+async fn dealer(shared: &Shared) -> Result<(DealerSocket, UnixStream), CutOff> {
+    let path = shared.dir()?.socket();
+    let listener = UnixListener::bind(&path)?;
+    let mut options = SocketOptions::default();
+    options.no_connect_timeout().read_buffer(4096, READ_BUFFER, 4);
+    let mut dealer = DealerSocket::with_options(options);
+    let address = format!("ipc://{}", path.display());
+    let connect = async { dealer.connect(&address).await.map_err(io::Error::other) };
+    let accept = async {
+        let (mut inner, _) = listener.accept().await?;
+        let router = Introduction { socket_type: "ROUTER", identity: b"" };
+        shake_hands(&mut inner, router, &["DEALER"]).await.map_err(io::Error::other)?;
+        Ok(inner)
+    };
+    let connected = tokio::try_join!(connect, accept);
+    // It has served its purpose; a folder that is gone takes it along.
+    let _ = std::fs::remove_file(&path);
+    let ((), inner) = connected?;
+    Ok((dealer, inner))
+}
