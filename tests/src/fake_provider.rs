@@ -20,7 +20,8 @@ use enjambre_core::protocol::message::{HelloProof, Reply, Request, SessionId, We
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::envelope::RequestId;
-use enjambre_core::transport::{Connection, Deadline, Listener, PeerInfo, ReplySink, Transport};
+use enjambre_core::transport::{Connection, Deadline, Listener, PeerInfo, ReplySink};
+use enjambre_transport::settings::TransportSettings;
 use tokio::runtime::Runtime;
 
 const DEADLINE: Deadline = Deadline::Total(Duration::from_secs(20));
@@ -73,10 +74,6 @@ impl Drop for FakeProvider {
     }
 }
 
-fn transport() -> Result<Arc<dyn Transport>> {
-    todo!()
-}
-
 async fn announce(
     tracker: Endpoint,
     name: &str,
@@ -84,7 +81,7 @@ async fn announce(
     lie: Lie,
     told: Arc<AtomicUsize>,
 ) -> Result<()> {
-    let dialer = Dialer::new(vec![transport()?]);
+    let dialer = Dialer::new(vec![enjambre_transport::zmq(TransportSettings::default())?]);
     let listener = dialer.bind(&"zmq://127.0.0.1:0".parse()?).await?;
     let liar = Liar::new(content, lie, told)?;
     let (id, size) = (liar.id, liar.layout.size());

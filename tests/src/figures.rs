@@ -20,17 +20,21 @@ pub fn of(pid: u32) -> Option<Figures> {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let peak_kib = peak.trim().trim_end_matches("kB").trim().parse().ok()?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses and may hold spaces; `utime` and `stime` are the 14th and 15th.
-    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
-    let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-    Some(Figures { peak_kib, cpu_seconds: ticks as f64 / TICKS })
+    // `utime` and `stime`, the 14th and 15th field.
+    Some(Figures { peak_kib, cpu_seconds: sum_of_ticks(&stat, 11)? })
 }
 
-impl std::ops::Sub for Figures {
-    type Output = Self;
+/// Processor time in seconds of the children of this process that have ended and were waited for.
+pub fn of_ended_children() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // `cutime` and `cstime`, the 16th and 17th field.
+    sum_of_ticks(&stat, 13)
+}
 
-    /// What was used since `earlier`; the peak remains what it is.
-    fn sub(self, earlier: Self) -> Self {
-        Self { peak_kib: self.peak_kib, cpu_seconds: self.cpu_seconds - earlier.cpu_seconds }
-    }
+/// Two neighbouring fields of a `stat` file in seconds. The second field of the file is the name in parentheses and
+/// may hold spaces; `first` counts from the field after it.
+fn sum_of_ticks(stat: &str, first: usize) -> Option<f64> {
+    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+    let ticks = fields.get(first)?.parse::<u64>().ok()? + fields.get(first + 1)?.parse::<u64>().ok()?;
+    Some(ticks as f64 / TICKS)
 }

@@ -1,5 +1,7 @@
 //! The command line: exit status, errors, `--json` and configuration, as programs rely on them.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 use std::fs;
 use std::process::Command;
 

@@ -1,5 +1,7 @@
 //! The configuration files as they are shipped run as they are; only the ports are replaced, for the test's sake.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! `enjambre demo`: needs nothing, does the whole job, leaves nothing.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 use std::fs;
 use std::process::Command;
 

@@ -1,5 +1,7 @@
 //! Downloads: resumed, shared, with and without a daemon, from linked, copied and changed files, and held to a rate.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 

@@ -1,5 +1,7 @@
 //! Providers that lie cost themselves and not the download.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::fake_provider::{FakeProvider, Lie};
 use enjambre_tests::node::World;

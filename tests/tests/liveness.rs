@@ -1,5 +1,7 @@
 //! Who is there: leaving, dying, coming back, and trackers that die.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 use std::fs;
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! One body, run over every storage backend and both places for content: publish, list, get, lose the publisher,
 //! restart everything from its databases, get again.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 use std::fs;
 
 use enjambre_tests::content::{MIB, hash_of, read_tree, write_tree};
