@@ -16,6 +16,7 @@ import zmq
 VERSION = 1
 WINDOW = 8
 TIMEOUT_MS = 20_000
+HEARTBEAT_MS = 100
 MIN_PIECE, MAX_PIECE = 256 * 1024, 4 * 1024 * 1024
 
 
@@ -29,12 +30,19 @@ class Connection:
     def __init__(self, context, endpoint, kind):
         self.kind = kind
         self.socket = context.socket(zmq.REQ if kind == "req" else zmq.DEALER)
-        self.socket.setsockopt(zmq.HEARTBEAT_IVL, 200)
-        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5_000)
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, TIMEOUT_MS)
         self.socket.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
         self.socket.setsockopt(zmq.LINGER, 0)
+        self.lost = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint.replace("zmq://", "tcp://", 1))
         self.last_id = 0
+
+    def rest(self):
+        """Says nothing for several heartbeats. Without an answer to them the connection would be lost and made anew."""
+        surplus = self.socket.poll(5 * HEARTBEAT_MS)
+        assert not surplus, "a message that nobody asked for"
+        assert not self.lost.poll(0), "the connection was lost"
 
     def send(self, ask):
         """Sends a request and returns its id."""
@@ -139,7 +147,9 @@ def main():
                 assert str(refused).startswith(code), refused
             else:
                 raise AssertionError(f"{kind} was not refused")
+        peer.rest()
         download(peer, file, options.path)
+        peer.rest()
         break
     else:
         sys.exit("nobody offers it now")
