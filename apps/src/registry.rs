@@ -133,7 +133,8 @@ impl Registry {
         let config = &loaded.config;
         let backend = &config.storage.backend;
         if !self.storages.contains_key(backend) {
-            let problem = format!("there is no such storage backend; there are: {}", self.backends().join(", "));
+            let problem =
+                format!("there is no such storage backend; there are: {}", self.backends().join(", "));
             return Err(loaded.refuse("storage.backend", problem));
         }
         for (name, table) in &config.storage.tables {
@@ -143,8 +144,10 @@ impl Registry {
                     let inner = text.lines().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`'));
                     let key = match inner {
                         Some(inner) => format!("storage.{name}.{inner}"),
-                        None => unknown_field(error.message())
-                            .map_or_else(|| format!("storage.{name}"), |field| format!("storage.{name}.{field}")),
+                        None => unknown_field(error.message()).map_or_else(
+                            || format!("storage.{name}"),
+                            |field| format!("storage.{name}.{field}"),
+                        ),
                     };
                     loaded.refuse(&key, error.message().replace('\n', "; "))
                 })?;
@@ -167,7 +170,8 @@ impl Registry {
         }
         let plain =
             |scheme: &str| self.transports.get(scheme).is_some_and(|known| known.security == Security::Plain);
-        let exposed = transport.listen.iter().find(|endpoint| plain(endpoint.scheme()) && !endpoint.is_loopback());
+        let exposed =
+            transport.listen.iter().find(|endpoint| plain(endpoint.scheme()) && !endpoint.is_loopback());
         if let (Some(endpoint), false) = (exposed, transport.open) {
             let problem = format!(
                 "{endpoint} is neither encrypted nor authenticated and can be reached from other machines; \
