@@ -94,6 +94,12 @@ pub enum LibraryError {
     /// The content of a collection is not the list of a directory.
     #[error("the collection cannot be read")]
     Collection(#[from] CollectionError),
+    /// The content was kept in the other kind of store.
+    #[error("the content of {id} is not in the store that is configured; set [library] content back, or remove it")]
+    OtherStore {
+        /// The file.
+        id: FileId,
+    },
     /// The path cannot be used.
     #[error("{} cannot be used: {problem}", path.display())]
     BadPath {

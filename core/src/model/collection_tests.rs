@@ -1,4 +1,5 @@
 use super::*;
+use ciborium::cbor;
 use proptest::prelude::*;
 
 fn member(path: &str, size: u64) -> Member {
@@ -16,7 +17,7 @@ fn the_encoding_is_the_documented_one_and_plain_cbor() {
     let value: ciborium::Value = ciborium::from_reader(&collection.encode()[..]).unwrap();
     let id = |path: &str| ciborium::Value::Bytes(blake3::hash(path.as_bytes()).as_bytes().to_vec());
     let expected =
-        ciborium::cbor!(["enjambre collection 1", [["a/x", 7, id("a/x"), true], ["b", 300, id("b"), false]]]);
+        cbor!(["enjambre collection 1", [["a/x", 7, id("a/x"), true], ["b", 300, id("b"), false]]]);
     assert_eq!(value, expected.unwrap());
     let empty = Collection::new(vec![]).unwrap();
     assert_eq!(Collection::decode(&empty.encode()).unwrap(), empty);
