@@ -1,1 +1,277 @@
-//! .
+//! The storage in memory: the reference that every backend is compared with, and the disk of simulations.
+//!
+//! [`Memory::new`] keeps its data as long as it lives. A [`Disk`] outlives the storages opened on it, as a real
+//! disk outlives processes: opening it anew is what a restart after a crash sees, and [`Disk::power_cut`] takes
+//! back what was not synced. Nothing here touches a real disk.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use super::Storage;
+use super::error::StorageError;
+use super::value::{Batch, Condition, Durability, Key, KeyRange, Limits, Space, Write};
+
+/// What the memory storage holds, unless others were asked for.
+const LIMITS: Limits =
+    Limits { max_value: 1024 * 1024, max_batch: 32 * 1024 * 1024, max_page_bytes: 1024 * 1024 };
+
+/// The ordered entries of every space: what an engine keeps, without any of its durability.
+#[derive(Debug, Default)]
+pub(crate) struct Spaces(BTreeMap<Space, BTreeMap<Bytes, Bytes>>);
+
+impl Spaces {
+    pub(crate) fn get(&self, space: Space, key: &Key) -> Option<&Bytes> {
+        self.0.get(&space)?.get(key.as_bytes())
+    }
+
+    pub(crate) fn scan(
+        &self,
+        space: Space,
+        range: &KeyRange,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Vec<(Key, Bytes)> {
+        let mut page = Vec::new();
+        // `BTreeMap::range` panics where the end is before the start.
+        let Some(entries) = self.0.get(&space).filter(|_| !range.is_empty()) else { return page };
+        let bounds: (Bound<&[u8]>, Bound<&[u8]>) =
+            (range.start.as_ref().map(|b| &b[..]), range.end.as_ref().map(|b| &b[..]));
+        let mut bytes = 0;
+        for (key, value) in entries.range::<[u8], _>(bounds).take(limit) {
+            let Ok(key) = Key::new(key.clone()) else { continue };
+            bytes += key.as_bytes().len() + value.len();
+            page.push((key, value.clone()));
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        page
+    }
+
+    fn holds(&self, condition: &Condition) -> bool {
+        match condition {
+            Condition::Absent(space, key) => self.get(*space, key).is_none(),
+            Condition::Equals(space, key, value) => self.get(*space, key) == Some(value),
+        }
+    }
+
+    /// Applies one write and gives the value from before.
+    pub(crate) fn apply(&mut self, write: &Write) -> Option<Bytes> {
+        let (space, key) = write.target();
+        self.set(space, key.as_bytes(), write.value().cloned())
+    }
+
+    fn set(&mut self, space: Space, key: &[u8], value: Option<Bytes>) -> Option<Bytes> {
+        let entries = self.0.entry(space).or_default();
+        match value {
+            // Copied, so that a small value does not hold on to the large buffer that it was cut from.
+            Some(value) => entries.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(&value)),
+            None => entries.remove(key),
+        }
+    }
+}
+
+/// The value of a key at the last sync, for each key that was written since.
+type Unsynced = BTreeMap<(Space, Bytes), Option<Bytes>>;
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts the openings; only the storage of the last one may go on.
+    generation: u64,
+    spaces: Spaces,
+    /// Kept only where a power cut can come.
+    unsynced: Option<Unsynced>,
+}
+
+/// A disk in memory that outlives the storages opened on it.
+#[derive(Clone, Default)]
+pub struct Disk {
+    state: Arc<RwLock<State>>,
+}
+
+impl Disk {
+    /// An empty disk.
+    pub fn new() -> Self {
+        let state = State { unsynced: Some(Unsynced::new()), ..State::default() };
+        Self { state: Arc::new(RwLock::new(state)) }
+    }
+
+    /// Opens the disk, as a process does after a restart: everything that was committed is there. Storages that
+    /// were opened on it before are closed, as if their process had been killed.
+    pub fn open(&self) -> Memory {
+        let mut state = self.state.write();
+        state.generation += 1;
+        Memory {
+            disk: self.clone(),
+            generation: state.generation,
+            closed: AtomicBool::new(false),
+            limits: LIMITS,
+        }
+    }
+
+    /// Takes back everything since the last sync or durable commit, and closes the storages that are open.
+    pub fn power_cut(&self) {
+        let mut state = self.state.write();
+        state.generation += 1;
+        for ((space, key), value) in state.unsynced.replace(Unsynced::new()).unwrap_or_default() {
+            state.spaces.set(space, &key, value);
+        }
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk").finish_non_exhaustive()
+    }
+}
+
+/// The storage in memory.
+#[derive(Debug)]
+pub struct Memory {
+    disk: Disk,
+    generation: u64,
+    closed: AtomicBool,
+    limits: Limits,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Memory {
+    /// An empty storage whose data goes with it.
+    pub fn new() -> Self {
+        Disk::default().open()
+    }
+
+    /// The same storage with other limits.
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Runs `read` on the current state, unless this storage is closed.
+    fn read<T>(&self, read: impl FnOnce(&State) -> T) -> Result<T, StorageError> {
+        let state = self.disk.state.read();
+        self.check_open(&state)?;
+        Ok(read(&state))
+    }
+
+    fn check_open(&self, state: &State) -> Result<(), StorageError> {
+        if self.closed.load(Ordering::Acquire) || state.generation != self.generation {
+            return Err(StorageError::Closed);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Storage for Memory {
+    async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
+        self.read(|state| keys.iter().map(|key| state.spaces.get(space, key).cloned()).collect())
+    }
+
+    async fn scan(
+        &self,
+        space: Space,
+        range: KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+        self.read(|state| state.spaces.scan(space, &range, limit, self.limits.max_page_bytes))
+    }
+
+    async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
+        self.limits.check(&batch)?;
+        let mut guard = self.disk.state.write();
+        self.check_open(&guard)?;
+        let state = &mut *guard;
+        if !batch.conditions.iter().all(|condition| state.spaces.holds(condition)) {
+            return Err(StorageError::Conflict);
+        }
+        for write in &batch.writes {
+            let before = state.spaces.apply(write);
+            if let Some(unsynced) = &mut state.unsynced {
+                let (space, key) = write.target();
+                if let Entry::Vacant(entry) = unsynced.entry((space, key.clone().into_bytes())) {
+                    entry.insert(before);
+                }
+            }
+        }
+        if durability == Durability::Durable
+            && let Some(unsynced) = &mut state.unsynced
+        {
+            unsynced.clear();
+        }
+        Ok(())
+    }
+
+    async fn sync(&self) -> Result<(), StorageError> {
+        let mut state = self.disk.state.write();
+        self.check_open(&state)?;
+        if let Some(unsynced) = &mut state.unsynced {
+            unsynced.clear();
+        }
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    async fn close(&self) -> Result<(), StorageError> {
+        let mut state = self.disk.state.write();
+        if self.check_open(&state).is_ok()
+            && let Some(unsynced) = &mut state.unsynced
+        {
+            unsynced.clear();
+        }
+        self.closed.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPACE: Space = Space::new("s");
+
+    fn put(key: &'static str, value: &'static str) -> Batch {
+        let mut batch = Batch::new();
+        batch.put(SPACE, Key::new(key).unwrap(), value);
+        batch
+    }
+
+    async fn value(storage: &Memory, key: &'static str) -> Option<Bytes> {
+        storage.get(SPACE, &[Key::new(key).unwrap()]).await.unwrap().remove(0)
+    }
+
+    #[tokio::test]
+    async fn a_power_cut_takes_back_what_was_not_synced_and_a_crash_does_not() {
+        let disk = Disk::new();
+        let before = disk.open();
+        before.commit(put("a", "1"), Durability::Buffered).await.unwrap();
+        before.commit(put("b", "1"), Durability::Durable).await.unwrap();
+        before.commit(put("a", "2"), Durability::Buffered).await.unwrap();
+        before.commit(put("a", "3"), Durability::Buffered).await.unwrap();
+        before.commit(put("c", "3"), Durability::Buffered).await.unwrap();
+        let after_crash = disk.open();
+        assert!(matches!(before.sync().await, Err(StorageError::Closed)));
+        assert_eq!(value(&after_crash, "a").await.unwrap(), "3");
+        disk.power_cut();
+        assert!(matches!(after_crash.sync().await, Err(StorageError::Closed)));
+        let after_cut = disk.open();
+        assert_eq!(value(&after_cut, "a").await.unwrap(), "1");
+        assert_eq!(value(&after_cut, "b").await.unwrap(), "1");
+        assert_eq!(value(&after_cut, "c").await, None);
+    }
+}

@@ -1,0 +1,325 @@
+//! The engine: one connection that writes, and one for each reader.
+//!
+//! `Durable` commits run with `synchronous = FULL`, which syncs the log at each commit, `Buffered` ones with
+//! `NORMAL`, which does not (<https://sqlite.org/pragma.html#pragma_synchronous>). A sync is a small commit with
+//! `FULL`: an empty one would sync nothing. The log is kept short by checkpoints, and cut where readers kept it
+//! from being reused.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use enjambre_core::storage::Role;
+use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
+use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+use crate::error::{explain, is_full};
+use crate::schema::{self, Tables};
+
+/// The largest value in bytes.
+const MAX_VALUE: usize = 1024 * 1024;
+/// The largest batch in bytes.
+const MAX_BATCH: usize = 16 * 1024 * 1024;
+/// From how many bytes on a group commit takes no more batches.
+pub(crate) const GROUP_BYTES: usize = 8 * 1024 * 1024;
+/// About how many bytes a page of a scan has.
+const MAX_PAGE: usize = 1024 * 1024;
+/// From how many bytes on the log is written back into the database after a commit.
+const CHECKPOINT: i64 = 8 * 1024 * 1024;
+/// From how many bytes on the log is cut; with the largest group on top it stays below 64 MiB.
+const CUT_LOG: u64 = 32 * 1024 * 1024;
+/// How long a checkpoint that cuts the log waits for readers.
+const BUSY: Duration = Duration::from_secs(2);
+/// How many statements a connection keeps prepared.
+const STATEMENTS: usize = 64;
+
+/// What the engine is opened with.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) path: PathBuf,
+    pub(crate) role: Role,
+    /// The page cache of one connection in KiB.
+    pub(crate) cache_kib: u64,
+}
+
+/// The writing side.
+#[derive(Debug)]
+pub(crate) struct Sqlite {
+    connection: Connection,
+    tables: Tables,
+    options: Options,
+    log: PathBuf,
+    /// The setting of `synchronous` that is in force, if it is known.
+    synchronous: Option<Durability>,
+    /// Whether something was committed that may not be durable yet.
+    unsynced: bool,
+    /// Last, so that it goes after the connection.
+    lock: Arc<File>,
+}
+
+impl Sqlite {
+    pub(crate) fn open(options: &Options) -> Result<Self, StorageError> {
+        let path = options.path.as_path();
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|error| {
+                StorageError::backend(format!("make the folder {}", folder.display()), error)
+            })?;
+        }
+        let lock = lock(path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        let mut connection = connect(options, flags)?;
+        let page_size = match options.role {
+            Role::Records => 4096,
+            Role::Content => 65536,
+        };
+        let configured = (|| {
+            // Has an effect on a new file only.
+            connection.pragma_update(None, "page_size", page_size)?;
+            connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT / page_size)
+        })();
+        configured.map_err(|error| explain(path, "open", error))?;
+        let mode: String = connection
+            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
+            .map_err(|error| explain(path, "open", error))?;
+        if mode != "wal" {
+            return Err(StorageError::backend(
+                format!("open {}", path.display()),
+                "the file system does not bear a write-ahead log; choose a local disk",
+            ));
+        }
+        schema::prepare(&mut connection, path, options.role)?;
+        Ok(Self {
+            connection,
+            tables: Tables::new(options.role),
+            log: beside(path, "-wal"),
+            options: options.clone(),
+            synchronous: None,
+            // What another process committed before it was killed may not be.
+            unsynced: true,
+            lock,
+        })
+    }
+
+    fn set_synchronous(&mut self, durability: Durability) -> rusqlite::Result<()> {
+        if self.synchronous != Some(durability) {
+            self.synchronous = None;
+            let level = match durability {
+                Durability::Buffered => "NORMAL",
+                Durability::Durable => "FULL",
+            };
+            self.connection.pragma_update(None, "synchronous", level)?;
+            self.synchronous = Some(durability);
+        }
+        Ok(())
+    }
+
+    /// Everything before the commit point.
+    fn write(&mut self, writes: &[Write], durability: Durability) -> rusqlite::Result<()> {
+        self.set_synchronous(durability)?;
+        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        for write in writes {
+            match write {
+                Write::Put(space, key, value) => {
+                    let sql = &self.tables.made(&self.connection, *space)?.put;
+                    self.connection.prepare_cached(sql)?.execute(params![key.as_bytes(), &value[..]])?;
+                }
+                Write::Delete(space, key) => {
+                    if let Some(statements) = self.tables.existing(&self.connection, *space)? {
+                        self.connection.prepare_cached(&statements.delete)?.execute([key.as_bytes()])?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes what was written; whether that went well.
+    fn roll_back(&mut self) -> bool {
+        self.tables.forget();
+        if !self.connection.is_autocommit() {
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+        self.connection.is_autocommit()
+    }
+
+    fn refuse(&mut self, error: rusqlite::Error) -> ApplyError {
+        if self.roll_back() {
+            ApplyError::Refused(explain(&self.options.path, "write to", error))
+        } else {
+            ApplyError::Uncertain(error.into())
+        }
+    }
+
+    /// Cuts the log where readers, always one somewhere, kept SQLite from beginning it anew.
+    fn bound_log(&self) {
+        let length = std::fs::metadata(&self.log).map_or(0, |metadata| metadata.len());
+        if length >= CUT_LOG
+            && let Err(error) = self.checkpoint()
+        {
+            tracing::debug!(log = %self.log.display(), %error, "the log could not be cut; it is tried again");
+        }
+    }
+
+    fn checkpoint(&self) -> rusqlite::Result<()> {
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    }
+}
+
+impl Engine for Sqlite {
+    type Reader = SqliteReader;
+
+    fn reader(&self) -> Result<SqliteReader, StorageError> {
+        let connection = connect(&self.options, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        Ok(SqliteReader {
+            connection,
+            tables: Tables::new(self.options.role),
+            path: self.options.path.clone(),
+            _lock: self.lock.clone(),
+        })
+    }
+
+    fn apply(&mut self, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
+        if let Err(error) = self.write(writes, durability) {
+            return Err(self.refuse(error));
+        }
+        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
+        match committed {
+            Ok(_) => {}
+            // The log could not grow by the whole transaction, so its commit record was not written.
+            Err(error) if is_full(&error) => return Err(self.refuse(error)),
+            Err(error) => return Err(ApplyError::Uncertain(error.into())),
+        }
+        self.unsynced = durability == Durability::Buffered;
+        self.bound_log();
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), StorageError> {
+        if !self.unsynced {
+            return Ok(());
+        }
+        self.set_synchronous(Durability::Durable)
+            .and_then(|()| self.connection.prepare_cached("UPDATE enjambre_sync SET count = count + 1"))
+            .and_then(|mut update| update.execute([]))
+            .map_err(|error| explain(&self.options.path, "sync", error))?;
+        self.unsynced = false;
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { max_value: MAX_VALUE, max_batch: MAX_BATCH, max_page_bytes: MAX_PAGE }
+    }
+
+    fn close(mut self) -> Result<(), StorageError> {
+        self.sync()?;
+        // Only a shorter start the next time: everything is durable in the log.
+        let _ = self.checkpoint();
+        self.connection.flush_prepared_statement_cache();
+        self.connection.close().map_err(|(_, error)| explain(&self.options.path, "close", error))
+    }
+}
+
+/// A reading side: a connection of its own.
+#[derive(Debug)]
+pub(crate) struct SqliteReader {
+    connection: Connection,
+    tables: Tables,
+    path: PathBuf,
+    /// Held until the last connection is gone.
+    _lock: Arc<File>,
+}
+
+impl Reader for SqliteReader {
+    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
+        let mut read = || {
+            let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(None) };
+            self.connection
+                .prepare_cached(&statements.get)?
+                .query_row([key.as_bytes()], |row| Ok(Bytes::copy_from_slice(row.get_ref(0)?.as_blob()?)))
+                .optional()
+        };
+        read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error))
+    }
+
+    fn scan(
+        &mut self,
+        space: Space,
+        range: &KeyRange,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+        let mut page = Vec::new();
+        let mut damaged = false;
+        let mut read = || {
+            let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(()) };
+            let mut select = self.connection.prepare_cached(&statements.scan(range))?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let mut rows = select.query(params![bound(&range.start), bound(&range.end), limit])?;
+            let mut bytes = 0;
+            while let Some(row) = rows.next()? {
+                let (key, value) = (row.get_ref(0)?.as_blob()?, row.get_ref(1)?.as_blob()?);
+                bytes += key.len() + value.len();
+                let Ok(key) = Key::new(Bytes::copy_from_slice(key)) else {
+                    damaged = true;
+                    return Ok(());
+                };
+                page.push((key, Bytes::copy_from_slice(value)));
+                if bytes >= max_bytes {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error))?;
+        if damaged {
+            return Err(StorageError::corrupt(format!("{} has an impossible key", self.path.display())));
+        }
+        Ok(page)
+    }
+}
+
+fn bound(bound: &Bound<Bytes>) -> Option<&[u8]> {
+    match bound {
+        Bound::Included(key) | Bound::Excluded(key) => Some(key),
+        Bound::Unbounded => None,
+    }
+}
+
+fn connect(options: &Options, flags: OpenFlags) -> Result<Connection, StorageError> {
+    let connect = || {
+        let connection = Connection::open_with_flags(&options.path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        connection.busy_timeout(BUSY)?;
+        // Negative: KiB, not pages.
+        connection.pragma_update(None, "cache_size", -(options.cache_kib as i64))?;
+        connection.pragma_update(None, "mmap_size", 0)?;
+        connection.pragma_update(None, "cell_size_check", true)?;
+        connection.pragma_update(None, "trusted_schema", false)?;
+        Ok(connection)
+    };
+    connect().map_err(|error| explain(&options.path, "open", error))
+}
+
+/// Keeps other processes out: SQLite itself would let them in.
+fn lock(path: &Path) -> Result<Arc<File>, StorageError> {
+    let name = beside(path, ".lock");
+    let failed = |error| StorageError::backend(format!("lock {}", name.display()), error);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Arc::new(file)),
+        Err(TryLockError::WouldBlock) => Err(StorageError::Locked { path: path.to_path_buf() }),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// The path with something behind its whole name.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
