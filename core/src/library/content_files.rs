@@ -103,9 +103,7 @@ pub(super) fn remove(dir: &Path, id: &FileId) -> Result<(), LibraryError> {
 
 pub(super) fn remove_file(path: &Path) -> Result<(), LibraryError> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(LibraryError::io("remove", path, error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(LibraryError::io("remove", path, error)),
         _ => Ok(()),
     }
 }
@@ -159,5 +157,16 @@ pub(super) fn sync(files: &[ToSync]) -> Result<(), LibraryError> {
                 .map_err(|error| LibraryError::io("sync the folder", parent, error))?;
         }
     }
+    Ok(())
+}
+
+/// Returns when everything on the file system of this folder survives a power cut.
+pub(super) fn sync_all_of(folder: &Path) -> Result<(), LibraryError> {
+    let failed = |error| LibraryError::io("sync", folder, error);
+    let file = File::open(folder).map_err(failed)?;
+    #[cfg(target_os = "linux")]
+    rustix::fs::syncfs(&file).map_err(|error| failed(error.into()))?;
+    #[cfg(not(target_os = "linux"))]
+    file.sync_all().map_err(failed)?;
     Ok(())
 }

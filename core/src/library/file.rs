@@ -252,6 +252,31 @@ impl LibraryFile {
         .await
     }
 
+    /// Reads a piece and hashes it, whatever is claimed of it. `false` where it is missing or wrong.
+    pub(super) async fn check_piece(&self, piece: PieceIndex) -> Result<bool, LibraryError> {
+        let store = self.bits.lock().store.clone();
+        let content = match store {
+            Store::Database(content) => content.read(&self.id(), self.layout(), piece).await?,
+            Store::File(file) => {
+                let layout = self.layout();
+                layout::blocking(move || file.read(layout, piece)).await?
+            }
+            store => return Ok(self.read_user_file(store, piece, false).await?.is_some()),
+        };
+        let Some(content) = content else { return Ok(false) };
+        let manifest = Arc::clone(&self.manifest);
+        layout::blocking(move || Ok(manifest.piece_is(piece, &content))).await
+    }
+
+    /// Pieces that were intended and are not here are not there: the next checkpoint says so.
+    pub(super) fn forget_intents(&self) {
+        let mut bits = self.bits.lock();
+        bits.intended = Bitmap::empty(self.layout());
+        for piece in bits.unsynced.clone() {
+            bits.intended.insert(piece);
+        }
+    }
+
     /// Keeps pieces that the caller has verified; those that are here already are passed over. On return they
     /// survive a crash of the process and can be read. A sync follows in the background. Dropping the future
     /// leaves the pieces of the call either kept or not kept.
@@ -423,8 +448,7 @@ impl LibraryFile {
                 let mark = layout::blocking(move || renamed.target.finish(&renamed.file)).await?;
                 let file = Arc::clone(part.file.file());
                 let linked = LinkedFile::new(id, part.target.path(), mark, Some(file));
-                let place =
-                    Place::linked(part.target.root(), part.target.rel(), LinkState::Whole(mark));
+                let place = Place::linked(part.target.root(), part.target.rel(), LinkState::Whole(mark));
                 Some((place, linked))
             }
             _ => None,
@@ -501,7 +525,10 @@ impl LibraryFile {
             plan.finished && bits.finished && bits.synced.is_full()
         };
         let mut state = self.shared.state.lock();
-        if complete && let Some(slot) = state.slots.get_mut(&id) && !slot.record.complete {
+        if complete
+            && let Some(slot) = state.slots.get_mut(&id)
+            && !slot.record.complete
+        {
             slot.record.complete = true;
             slot.stored = false;
             bitmaps = Batch::new();

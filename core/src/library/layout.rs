@@ -130,8 +130,9 @@ impl Record {
     }
 
     pub(super) fn layout(&self) -> Result<PieceLayout, LibraryError> {
-        PieceLayout::new(self.size)
-            .map_err(|_| StorageError::corrupt(format!("a file of {} bytes in the library", self.size)).into())
+        PieceLayout::new(self.size).map_err(|_| {
+            StorageError::corrupt(format!("a file of {} bytes in the library", self.size)).into()
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::error::LibraryError;
@@ -33,9 +34,24 @@ impl Fingerprint {
     }
 }
 
+impl Fingerprint {
+    pub(crate) const fn inode(&self) -> u64 {
+        self.inode
+    }
+}
+
 /// Opens a regular file for reading. A pipe or a device neither blocks this nor passes.
-pub(crate) fn open_regular(path: &Path) -> Result<(File, Metadata), LibraryError> {
-    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+pub(super) fn open_regular(path: &Path) -> Result<(File, Metadata), LibraryError> {
+    open_with(path, OFlags::empty())
+}
+
+/// As [`open_regular`], but a symbolic link does not pass either.
+pub(crate) fn open_regular_itself(path: &Path) -> Result<(File, Metadata), LibraryError> {
+    open_with(path, OFlags::NOFOLLOW)
+}
+
+fn open_with(path: &Path, flags: OFlags) -> Result<(File, Metadata), LibraryError> {
+    let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits() as i32)

@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::content_files::ContentFile;
 use super::error::LibraryError;
 use super::linked::Fingerprint;
-use crate::model::collection::{MAX_PART, MemberPath, PART_SUFFIX};
+use crate::model::collection::{Collection, MAX_PART, MemberPath, PART_SUFFIX};
 
 /// Where the content of a new file goes.
 #[derive(Debug, Clone)]
@@ -72,6 +72,17 @@ impl OutputDir {
     /// The absolute path of the directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Refuses a collection of which two files would be one here.
+    pub fn check(&self, collection: &Collection) -> Result<(), LibraryError> {
+        if cfg!(any(target_os = "macos", target_os = "ios"))
+            && let Some(path) = collection.folding_collision()
+        {
+            let problem = "another file differs from it only in upper and lower case";
+            return Err(LibraryError::BadPath { path: self.root.join(path.as_str()), problem });
+        }
+        Ok(())
     }
 
     /// The directory.
@@ -207,6 +218,17 @@ impl Target {
         }
         dir.rename(part_path(&self.rel), dir, &self.rel).map_err(self.fail("rename the part file of"))?;
         Ok(Fingerprint::of(&part.file().metadata().map_err(self.fail("look at"))?))
+    }
+
+    /// Makes the file the part file again, if it is the one that was: not all of it survived a power cut.
+    pub(super) fn unfinish(&self, inode: u64) -> Result<(), LibraryError> {
+        let dir = self.dir.dir();
+        match dir.symlink_metadata(&self.rel) {
+            Ok(metadata) if MetadataExt::ino(&metadata) == inode => {
+                dir.rename(&self.rel, dir, part_path(&self.rel)).map_err(self.fail("rename"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes the part file.

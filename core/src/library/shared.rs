@@ -33,7 +33,7 @@ const HARD_DIRTY_FILES: usize = 384;
 const BATCH_WRITES: usize = 4096;
 
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(crate) struct Shared {
     pub(super) index: Arc<dyn Storage>,
     pub(super) content: ContentStore,
     pub(super) settings: LibrarySettings,
@@ -59,6 +59,8 @@ pub(super) struct State {
     pub(super) tombs: HashMap<FileId, Record>,
     pub(super) acks: HashSet<([u8; 16], FileId, Name)>,
     pub(super) last_number: u64,
+    /// Files whose content is being copied in and that have no record yet.
+    pub(super) importing: HashSet<FileId>,
 }
 
 /// A file in memory.
@@ -219,7 +221,11 @@ impl Shared {
     }
 
     /// Commits writes that need not stand or fall together, as few batches, the last with `durability`.
-    pub(super) async fn commit_in_parts(&self, batch: Batch, durability: Durability) -> Result<(), LibraryError> {
+    pub(super) async fn commit_in_parts(
+        &self,
+        batch: Batch,
+        durability: Durability,
+    ) -> Result<(), LibraryError> {
         let limit = self.index.limits().max_batch;
         let (mut part, mut size) = (Batch::new(), 0);
         for write in batch.writes {

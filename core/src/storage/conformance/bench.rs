@@ -65,10 +65,17 @@ impl Probe {
     pub(super) async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
         let outcome = self.storage.get(space, keys).await;
         self.remember(
-            || format!("get {} {:?}", space.name(), keys.iter().map(|key| short(key.as_bytes())).collect::<Vec<_>>()),
+            || {
+                format!(
+                    "get {} {:?}",
+                    space.name(),
+                    keys.iter().map(|key| short(key.as_bytes())).collect::<Vec<_>>()
+                )
+            },
             &outcome,
             |values| {
-                let shown: Vec<_> = values.iter().map(|value| value.as_ref().map(|value| short(value))).collect();
+                let shown: Vec<_> =
+                    values.iter().map(|value| value.as_ref().map(|value| short(value))).collect();
                 format!("{shown:?}")
             },
         );
@@ -127,7 +134,12 @@ impl Probe {
         outcome
     }
 
-    pub(super) async fn put(&self, space: Space, key: &Key, value: impl Into<Bytes>) -> Result<(), StorageError> {
+    pub(super) async fn put(
+        &self,
+        space: Space,
+        key: &Key,
+        value: impl Into<Bytes>,
+    ) -> Result<(), StorageError> {
         let mut batch = Batch::new();
         batch.put(space, key.clone(), value);
         self.commit(batch, Durability::Buffered).await

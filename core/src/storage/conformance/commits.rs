@@ -58,7 +58,8 @@ pub(super) async fn conditions_decide<B: Builder>(bench: &mut Bench<'_, B>) -> R
         };
         batch.put(A, key("mark"), "set");
         let outcome = bench.probe.commit(batch, Durability::Buffered).await;
-        let as_it_should = if holds { outcome.is_ok() } else { matches!(outcome, Err(StorageError::Conflict)) };
+        let as_it_should =
+            if holds { outcome.is_ok() } else { matches!(outcome, Err(StorageError::Conflict)) };
         ensure!(
             as_it_should,
             "with {there:?} there, requiring {required:?} {}, but: {outcome:?}",
@@ -87,7 +88,10 @@ pub(super) async fn a_refused_batch_changes_nothing_in_any_space<B: Builder>(
         batch.require_absent(A, key("new")).require(A, key("kept"), "old").require_absent(C, key("there"));
     });
     let outcome = probe.commit(refused, Durability::Durable).await;
-    ensure!(matches!(outcome, Err(StorageError::Conflict)), "one condition that fails is enough: {outcome:?}");
+    ensure!(
+        matches!(outcome, Err(StorageError::Conflict)),
+        "one condition that fails is enough: {outcome:?}"
+    );
     let untouched = probe.value(A, &key("kept")).await?.as_deref() == Some(b"old")
         && probe.value(A, &key("new")).await?.is_none()
         && probe.value(B_, &key("new")).await?.is_none()
@@ -208,7 +212,11 @@ pub(super) async fn no_update_is_lost<B: Builder>(bench: &mut Bench<'_, B>) -> R
         outcome?;
     }
     let found = number(bench.probe.value(A, &key("counter")).await?.as_ref());
-    ensure!(found == WRITERS * EACH, "no update is lost: {} were acknowledged, {found} are there", WRITERS * EACH);
+    ensure!(
+        found == WRITERS * EACH,
+        "no update is lost: {} were acknowledged, {found} are there",
+        WRITERS * EACH
+    );
     Ok(())
 }
 
@@ -241,7 +249,10 @@ pub(super) async fn a_conflict_fails_alone<B: Builder>(bench: &mut Bench<'_, B>)
     }
     let there = bench.probe.entries(A, KeyRange::prefix(b"at "), 1000).await?.len();
     let expected = (0..90).filter(|index| !refused(*index)).count();
-    ensure!(there == expected || there == expected + 1, "the {expected} others are applied, but {there} are there");
+    ensure!(
+        there == expected || there == expected + 1,
+        "the {expected} others are applied, but {there} are there"
+    );
     Ok(())
 }
 

@@ -35,7 +35,10 @@ pub(super) async fn random_operations_give_what_the_reference_gives<B: Builder>(
     for space in SPACES {
         let found = bench.probe.entries(space, KeyRange::all(), 64).await?;
         let expected = reference.scan(space, KeyRange::all(), usize::MAX).await?;
-        ensure!(found == expected, "the whole space is as in the reference at the end (ENJAMBRE_SEED={seed})");
+        ensure!(
+            found == expected,
+            "the whole space is as in the reference at the end (ENJAMBRE_SEED={seed})"
+        );
     }
     Ok(())
 }
@@ -62,7 +65,8 @@ async fn one_step<B: Builder>(
         }
         50..75 => {
             let keys: Vec<Key> = (0..random.random_range(0..5)).map(|_| random_key(random)).collect();
-            let (expected, found) = (reference.get(space, &keys).await?, bench.probe.get(space, &keys).await?);
+            let (expected, found) =
+                (reference.get(space, &keys).await?, bench.probe.get(space, &keys).await?);
             ensure!(found == expected, "a get of {keys:?} gives what the reference gives: {expected:?}");
         }
         75..97 => {

@@ -50,16 +50,16 @@ pub(super) async fn values_come_in_the_order_asked_for<B: Builder>(
     }
     let keys = ["3", "none", "1", "3", "2"].map(key);
     let expected = [Some("3"), None, Some("1"), Some("3"), Some("2")].map(|v| v.map(Bytes::from));
-    ensure!(probe.get(A, &keys).await? == expected, "values come in the order of the keys, None where absent");
+    ensure!(
+        probe.get(A, &keys).await? == expected,
+        "values come in the order of the keys, None where absent"
+    );
     let many: Vec<Key> = (0..1000).rev().map(|i| key(format!("{}", i % 5))).collect();
     let values = probe.get(A, &many).await?;
     ensure!(values.len() == 1000, "each of 1000 keys is answered, but {} are", values.len());
     for (key, value) in many.iter().zip(&values) {
         let there = matches!(key.as_bytes(), b"1" | b"2" | b"3");
-        ensure!(
-            value.as_deref() == there.then_some(key.as_bytes()),
-            "each of many keys has its own value"
-        );
+        ensure!(value.as_deref() == there.then_some(key.as_bytes()), "each of many keys has its own value");
     }
     Ok(())
 }
@@ -90,7 +90,12 @@ pub(super) async fn keys_of_any_bytes_and_length_are_kept<B: Builder>(
             );
         }
         let entries = bench.probe.entries(A, KeyRange::all(), 50).await?;
-        ensure!(entries.len() == keys.len(), "a scan finds all {} keys{round}, but {}", keys.len(), entries.len());
+        ensure!(
+            entries.len() == keys.len(),
+            "a scan finds all {} keys{round}, but {}",
+            keys.len(),
+            entries.len()
+        );
         bench.reopen().await?;
     }
     Ok(())
@@ -174,9 +179,48 @@ pub(super) async fn what_exceeds_a_limit_is_refused_whole<B: Builder>(
 pub(super) async fn spaces_are_apart<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Broken> {
     // Names that are the beginnings of others, and words that mean something to SQL.
     const NAMES: &[&str] = &[
-        "a", "aa", "ab", "a_", "a0", "a_b", "b", "z", "select", "table", "order", "index", "group", "key", "value",
-        "sqlite_x", "default", "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9",
-        "s10", "s11", "s12", "s13", "s14", "s15", "s16", "s17", "s18", "s19", "s20", "s21", "s22", "s23", "s24",
+        "a",
+        "aa",
+        "ab",
+        "a_",
+        "a0",
+        "a_b",
+        "b",
+        "z",
+        "select",
+        "table",
+        "order",
+        "index",
+        "group",
+        "key",
+        "value",
+        "sqlite_x",
+        "default",
+        "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz",
+        "s1",
+        "s2",
+        "s3",
+        "s4",
+        "s5",
+        "s6",
+        "s7",
+        "s8",
+        "s9",
+        "s10",
+        "s11",
+        "s12",
+        "s13",
+        "s14",
+        "s15",
+        "s16",
+        "s17",
+        "s18",
+        "s19",
+        "s20",
+        "s21",
+        "s22",
+        "s23",
+        "s24",
     ];
     let spaces: Vec<Space> = NAMES.iter().map(|name| Space::new(name)).collect();
     let mut batch = Batch::new();
@@ -193,13 +237,19 @@ pub(super) async fn spaces_are_apart<B: Builder>(bench: &mut Bench<'_, B>) -> Re
                 space.name()
             );
             let value = bench.probe.value(*space, &key("k")).await?;
-            ensure!(value.as_deref() == Some(space.name().as_bytes()), "the same key is apart in each space{round}");
+            ensure!(
+                value.as_deref() == Some(space.name().as_bytes()),
+                "the same key is apart in each space{round}"
+            );
         }
         bench.reopen().await?;
     }
     let mut batch = Batch::new();
     batch.delete(spaces[0], key("k"));
     bench.probe.commit(batch, Durability::Buffered).await?;
-    ensure!(bench.probe.value(spaces[1], &key("k")).await?.is_some(), "a delete in one space leaves the others");
+    ensure!(
+        bench.probe.value(spaces[1], &key("k")).await?.is_some(),
+        "a delete in one space leaves the others"
+    );
     Ok(())
 }

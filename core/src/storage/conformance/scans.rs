@@ -12,11 +12,21 @@ const A: Space = Space::new("a");
 
 /// Keys that a comparison of signed bytes, of texts, or by length first would order otherwise.
 fn tricky() -> Vec<Vec<u8>> {
-    let mut keys: Vec<Vec<u8>> = [&b"\x00"[..], b"\x00\x00", b"\x00\xff", b"\x01", b"a", b"a\x00", b"a\x00b", b"aa", b"b"]
-        .into_iter()
-        .chain([&b"\x7f"[..], b"\x7f\xff", b"\x80", b"\x80\x00", b"\xfe\xff", b"\xff", b"\xff\x00", b"\xff\xff"])
-        .map(<[u8]>::to_vec)
-        .collect();
+    let mut keys: Vec<Vec<u8>> =
+        [&b"\x00"[..], b"\x00\x00", b"\x00\xff", b"\x01", b"a", b"a\x00", b"a\x00b", b"aa", b"b"]
+            .into_iter()
+            .chain([
+                &b"\x7f"[..],
+                b"\x7f\xff",
+                b"\x80",
+                b"\x80\x00",
+                b"\xfe\xff",
+                b"\xff",
+                b"\xff\x00",
+                b"\xff\xff",
+            ])
+            .map(<[u8]>::to_vec)
+            .collect();
     keys.push(vec![b'a'; 300]);
     keys.push(vec![0xff; 1024]);
     keys.sort();
