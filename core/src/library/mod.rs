@@ -23,3 +23,6 @@ pub(crate) mod publications;
 mod recover;
 mod remove;
 mod shared;
+
+#[cfg(test)]
+mod tests;
