@@ -9,11 +9,20 @@
 
 pub mod content;
 mod content_files;
+mod create;
 pub mod entry;
 pub mod error;
+mod export;
 pub mod file;
-mod layout;
+pub(crate) mod layout;
 pub mod library;
-mod linked;
+pub(crate) mod linked;
+mod open;
 pub mod output;
+pub(crate) mod publications;
 mod recover;
+mod remove;
+mod shared;
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,7 @@
 
 mod bench;
 mod commits;
+pub mod crash;
 mod lifetime;
 mod model;
 mod records;
