@@ -78,17 +78,16 @@ impl RequestGate {
     }
 }
 
-/// Writes all of it, as long as the reader takes some of it now and then.
-async fn write<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8], stalled: Duration) -> Result<(), CutOff> {
-    while !bytes.is_empty() {
-        match tokio::time::timeout(stalled, to.write(bytes)).await {
-            Ok(Ok(0)) => return Err(CutOff::Closed),
-            Ok(Ok(written)) => bytes = &bytes[written..],
-            Ok(Err(error)) => return Err(error.into()),
-            Err(_) => return Err(CutOff::Stalled),
-        }
+/// Writes all of it, at most a buffer full, within the time. Who takes a byte now and then would otherwise hold on to
+/// the room that others need.
+async fn write<W: AsyncWrite + Unpin>(to: &mut W, bytes: &[u8], stalled: Duration) -> Result<(), CutOff> {
+    if bytes.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    match tokio::time::timeout(stalled, to.write_all(bytes)).await {
+        Ok(written) => Ok(written?),
+        Err(_) => Err(CutOff::Stalled),
+    }
 }
 
 /// A buffer with the bytes that were read and not yet handed on.
@@ -149,8 +148,8 @@ where
                         && !gate.try_enter(opens, kept)
                     {
                         // What is before this message must be answered to make room for it.
-                        write(to, &bytes[run..at], stalled).await?;
                         inbound.passed(std::mem::take(&mut messages));
+                        write(to, &bytes[run..at], stalled).await?;
                         run = at;
                         gate.enter(opens, kept).await;
                     }
@@ -261,11 +260,16 @@ pub(crate) async fn idle(activity: &Activity, limit: Duration, busy: impl Fn() -
     }
 }
 
-/// Reads what the remote still sends and drops it until the remote closes. Closing with unread bytes would reset the
-/// connection, and what was sent last might not arrive.
+/// How long [`linger`] waits for the remote to close.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Reads what the remote still sends and drops it until the remote closes, which it does when it sees the end of what
+/// is sent to it. Closing with unread bytes would reset the connection, and what was sent last might not arrive.
 pub(crate) async fn linger<R: AsyncRead + Unpin>(from: &mut R) {
     let mut scratch = vec![0; 16 * 1024];
-    while from.read(&mut scratch).await.is_ok_and(|read| read > 0) {}
+    let closed = async { while from.read(&mut scratch).await.is_ok_and(|read| read > 0) {} };
+    // Who does not close by then has no part in an orderly end.
+    let _ = tokio::time::timeout(LINGER, closed).await;
 }
 
 /// Tells when a count has come back to zero.

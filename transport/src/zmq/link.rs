@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,6 +26,7 @@ use super::Shared;
 use crate::guard::cutoff::CutOff;
 use crate::guard::frame::Direction;
 use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::socket;
 use crate::guard::splice::{self, Inbound, MAX_PONGS, RequestGate};
 
 /// How long replies that have come in whole are waited for after the connection has ended. They are in this process.
@@ -69,9 +71,7 @@ impl Link {
         kill: CancellationToken,
     ) -> Result<Arc<Self>, CutOff> {
         let mut public = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
-        public.set_nodelay(true)?;
-        let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(60));
-        socket2::SockRef::from(&public).set_tcp_keepalive(&keepalive)?;
+        socket::tune(&public, shared.settings.stalled)?;
         let us = Introduction { socket_type: "DEALER", identity: b"" };
         shake_hands(&mut public, us, &["ROUTER"]).await?;
         let (dealer, inner) = dealer(&shared).await?;
@@ -211,10 +211,22 @@ impl Link {
     }
 }
 
+/// A Unix socket in the private folder. Somebody who tidies up the folder for temporary files may have removed it.
+fn private_listener(shared: &Shared) -> io::Result<(PathBuf, UnixListener)> {
+    let path = shared.dir()?.socket();
+    match UnixListener::bind(&path) {
+        Ok(listener) => Ok((path, listener)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let path = shared.new_dir()?.socket();
+            UnixListener::bind(&path).map(|listener| (path, listener))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// A DEALER and the stream that leads to it.
 async fn dealer(shared: &Shared) -> Result<(DealerSocket, UnixStream), CutOff> {
-    let path = shared.dir()?.socket();
-    let listener = UnixListener::bind(&path)?;
+    let (path, listener) = private_listener(shared)?;
     let mut options = SocketOptions::default();
     options.no_connect_timeout().read_buffer(4096, READ_BUFFER, 4);
     let mut dealer = DealerSocket::with_options(options);

@@ -29,6 +29,7 @@ use crate::guard::admission::Ticket;
 use crate::guard::cutoff::CutOff;
 use crate::guard::frame::Direction;
 use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::socket;
 use crate::guard::splice::{self, Emptied, MAX_PONGS, RequestGate};
 
 /// How long accepting pauses when the system refuses another connection, for want of descriptors above all.
@@ -183,7 +184,7 @@ impl Server {
     async fn conduct(&self, remote: &Arc<Remote>, mut public: TcpStream) -> Result<(), CutOff> {
         let settings = &self.shared.settings;
         let greeting = async {
-            public.set_nodelay(true)?;
+            socket::tune(&public, settings.stalled)?;
             let router = Introduction { socket_type: "ROUTER", identity: b"" };
             shake_hands(&mut public, router, &["DEALER", "REQ"]).await?;
             // Known before the crate can hand over its first request.
