@@ -15,8 +15,10 @@ use super::cutoff::CutOff;
 use super::frame::{Direction, FrameWalker, Step, empty_frame};
 use super::handshake;
 
-/// Enough to make the cost of a system call small against that of the copy.
-const BUFFER: usize = 256 * 1024;
+/// The buffer for replies: enough to make the cost of a system call small against that of the copy.
+pub(crate) const BULK: usize = 256 * 1024;
+/// The buffer for requests, which are small. More than the largest command.
+pub(crate) const SMALL: usize = 32 * 1024;
 /// PONGs that wait to be sent; who sends more PINGs meanwhile gets fewer answers.
 pub(crate) const MAX_PONGS: usize = 4;
 
@@ -97,8 +99,8 @@ struct Buffer {
 }
 
 impl Buffer {
-    fn new() -> Self {
-        Self { bytes: vec![0; BUFFER], filled: 0 }
+    fn new(size: usize) -> Self {
+        Self { bytes: vec![0; size], filled: 0 }
     }
 
     async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<usize, CutOff> {
@@ -129,7 +131,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut walker = FrameWalker::new(direction);
-    let mut buffer = Buffer::new();
+    let mut buffer = Buffer::new(if matches!(direction, Direction::Requests { .. }) { SMALL } else { BULK });
     loop {
         if buffer.fill(from).await? == 0 {
             let whole = walker.at_boundary() && buffer.filled == 0;
@@ -190,16 +192,17 @@ pub(crate) async fn outbound<R, W>(
     from: &mut R,
     to: &mut W,
     sent: impl Fn(usize),
-    activity: Option<&Activity>,
+    activity: &Activity,
     pongs: &mut mpsc::Receiver<Vec<u8>>,
     stalled: Duration,
+    buffer: usize,
 ) -> Result<(), CutOff>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let mut walker = FrameWalker::new(Direction::Own);
-    let mut buffer = Buffer::new();
+    let mut buffer = Buffer::new(buffer);
     loop {
         let idle = walker.at_boundary() && buffer.filled == 0;
         let read = tokio::select! {
@@ -239,9 +242,7 @@ where
             begin = boundary;
         }
         write(to, &buffer.bytes[begin..at], stalled).await?;
-        if let Some(activity) = activity {
-            activity.heard();
-        }
+        activity.heard();
         sent(messages);
         buffer.consume(at);
     }

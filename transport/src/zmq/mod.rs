@@ -3,6 +3,7 @@
 //! Frames are `[header]` or `[header][payload]`; the empty delimiter of a REQ is accepted and returned.
 
 mod connection;
+mod inner;
 mod link;
 mod listener;
 mod private_dir;

@@ -8,17 +8,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// The flag of a frame that is not the last of its message.
-pub const MORE: u8 = 1;
+pub(crate) const MORE: u8 = 1;
 const LONG: u8 = 2;
 const COMMAND: u8 = 4;
 
 /// Some header with this id.
-pub fn header(id: Option<u64>) -> Bytes {
+pub(crate) fn header(id: Option<u64>) -> Bytes {
     envelope::malformed_reply(id.map(RequestId), "")
 }
 
 /// 64 bytes of greeting, of version 3.1 as libzmq sends it.
-pub fn greeting(major: u8, mechanism: &[u8]) -> Vec<u8> {
+pub(crate) fn greeting(major: u8, mechanism: &[u8]) -> Vec<u8> {
     let mut greeting = vec![0; 64];
     (greeting[0], greeting[9], greeting[10], greeting[11]) = (0xff, 0x7f, major, 1);
     greeting[12..12 + mechanism.len()].copy_from_slice(mechanism);
@@ -26,7 +26,7 @@ pub fn greeting(major: u8, mechanism: &[u8]) -> Vec<u8> {
 }
 
 /// A READY command.
-pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
+pub(crate) fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
     let mut body = b"\x05READY".to_vec();
     for (name, value) in [("Socket-Type", socket_type.as_bytes()), ("Identity", identity)] {
         body.push(u8::try_from(name.len()).unwrap());
@@ -38,12 +38,12 @@ pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
 }
 
 /// The header of a long frame.
-pub fn long_header(flags: u8, length: u64) -> Vec<u8> {
+pub(crate) fn long_header(flags: u8, length: u64) -> Vec<u8> {
     [&[flags | LONG][..], &length.to_be_bytes()].concat()
 }
 
 /// A frame.
-pub fn framed(flags: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn framed(flags: u8, body: &[u8]) -> Vec<u8> {
     match u8::try_from(body.len()) {
         Ok(length) => [&[flags, length][..], body].concat(),
         Err(_) => [&long_header(flags, body.len() as u64), body].concat(),
@@ -51,13 +51,13 @@ pub fn framed(flags: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// A command with this body.
-pub fn command(body: &[u8]) -> Vec<u8> {
+pub(crate) fn command(body: &[u8]) -> Vec<u8> {
     framed(COMMAND, body)
 }
 
 /// What comes next over a connection.
 #[derive(Debug)]
-pub enum Next {
+pub(crate) enum Next {
     /// The frames of a message.
     Message(Vec<Bytes>),
     /// The body of a command.
@@ -66,20 +66,20 @@ pub enum Next {
 
 /// A connection after the handshake.
 #[derive(Debug)]
-pub struct Raw {
-    pub stream: TcpStream,
+pub(crate) struct Raw {
+    pub(crate) stream: TcpStream,
 }
 
 impl Raw {
-    pub async fn connect(address: &str, socket_type: &str, identity: &[u8]) -> Self {
+    pub(crate) async fn connect(address: &str, socket_type: &str, identity: &[u8]) -> Self {
         Self::try_connect(address, socket_type, identity).await.unwrap()
     }
 
-    pub async fn try_connect(address: &str, socket_type: &str, identity: &[u8]) -> io::Result<Self> {
+    pub(crate) async fn try_connect(address: &str, socket_type: &str, identity: &[u8]) -> io::Result<Self> {
         Self::greet(TcpStream::connect(address).await?, socket_type, identity).await
     }
 
-    pub async fn greet(mut stream: TcpStream, socket_type: &str, identity: &[u8]) -> io::Result<Self> {
+    pub(crate) async fn greet(mut stream: TcpStream, socket_type: &str, identity: &[u8]) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         // In pieces, as libzmq does.
         let greeting = greeting(3, b"NULL");
@@ -95,15 +95,15 @@ impl Raw {
         Ok(raw)
     }
 
-    pub async fn send_raw(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
 
-    pub async fn frame(&mut self, flags: u8, body: &[u8]) {
+    pub(crate) async fn frame(&mut self, flags: u8, body: &[u8]) {
         self.try_frame(flags, body).await.unwrap();
     }
 
-    pub async fn try_frame(&mut self, flags: u8, body: &[u8]) -> io::Result<()> {
+    pub(crate) async fn try_frame(&mut self, flags: u8, body: &[u8]) -> io::Result<()> {
         self.stream.write_all(&framed(flags, body)).await
     }
 
@@ -119,7 +119,7 @@ impl Raw {
         Ok((flags, body))
     }
 
-    pub async fn next(&mut self) -> Next {
+    pub(crate) async fn next(&mut self) -> Next {
         let mut frames = Vec::new();
         loop {
             let (flags, body) = self.read_frame().await.unwrap();
@@ -134,7 +134,7 @@ impl Raw {
         }
     }
 
-    pub async fn message(&mut self) -> Vec<Bytes> {
+    pub(crate) async fn message(&mut self) -> Vec<Bytes> {
         match self.next().await {
             Next::Message(frames) => frames,
             Next::Command(body) => panic!("a command: {body:?}"),
@@ -147,7 +147,7 @@ impl Raw {
         Ok(body)
     }
 
-    pub async fn command(&mut self) -> Vec<u8> {
+    pub(crate) async fn command(&mut self) -> Vec<u8> {
         self.try_command().await.unwrap()
     }
 }
