@@ -37,7 +37,7 @@ pub struct TransportSettings {
     /// After how long a connection is closed over which nothing goes.
     #[serde(with = "time")]
     pub idle: Duration,
-    /// After how long a connection is closed that takes nothing of what is sent to it.
+    /// A connection is closed that takes less than 256 KiB of what waits for it in this time.
     #[serde(with = "time")]
     pub stalled: Duration,
     /// The first pause after a failed attempt to connect; each further one is twice as long.
