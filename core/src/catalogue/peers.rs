@@ -72,6 +72,11 @@ impl PeerCache {
         self.sessions.insert(session, peer);
     }
 
+    #[cfg(test)]
+    pub(super) fn session_of(&self, peer: &PeerId) -> SessionId {
+        self.leases[peer].0.session
+    }
+
     pub(super) fn forget(&mut self, peer: &PeerId) {
         if let Some((record, _)) = self.leases.remove(peer) {
             self.sessions.remove(&record.session);

@@ -39,6 +39,8 @@ pub(super) struct CatalogueState {
     /// The worker that speaks for the peer.
     pub(super) active: Option<usize>,
     pub(super) welcome: Option<Welcome>,
+    /// Whether somebody met a tracker that does not answer: its worker is to look.
+    pub(super) suspect: bool,
     /// What is to be sent within the session: an offer, or that there is none any more.
     changes: HashMap<FileId, Option<Offer>>,
 }

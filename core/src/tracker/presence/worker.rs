@@ -108,14 +108,19 @@ impl Worker {
         let mut lease = self.session(catalogue).await?;
         let mut outbox = None;
         loop {
-            let (current, session) = {
-                let state = self.shared.state.lock();
-                (state.outbox, state.catalogues.get(&catalogue).and_then(|catalogue| catalogue.session()))
+            let (current, session, suspect) = {
+                let mut state = self.shared.state.lock();
+                let outbox = state.outbox;
+                let known = state.catalogues.entry(catalogue).or_default();
+                (outbox, known.session(), std::mem::take(&mut known.suspect))
             };
             if session != Some(lease.session) {
                 // It ended, because there were too many changes or the tracker said so.
                 lease = self.session(catalogue).await?;
                 outbox = None;
+            }
+            if suspect {
+                self.renew(catalogue, &mut lease).await?;
             }
             if outbox != Some(current) {
                 self.send_outbox(catalogue, &mut lease).await?;
