@@ -311,7 +311,9 @@ async fn the_id_of_a_catalogue_stays() {
 #[tokio::test]
 async fn damaged_records_are_an_error_and_no_panic() {
     for space in [VERSIONS, FILES, PROVIDERS, LEASES, SESSIONS, PINS, layout::OFFERS, layout::FILE_NAMES] {
-        for value in [&b""[..], b"\xff", b"\xa1\x61v\x01", &[0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]] {
+        for value in
+            [&b""[..], b"\xff", b"\xa1\x61v\x01", &[0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]]
+        {
             let storage = storage();
             let catalogue = open(&storage, START).await;
             let peer = session(&catalogue, 1, START).await;
@@ -359,7 +361,12 @@ impl Storage for Uncertain {
     async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
         self.inner.get(space, keys).await
     }
-    async fn scan(&self, space: Space, range: KeyRange, limit: usize) -> Result<Vec<(Key, Bytes)>, StorageError> {
+    async fn scan(
+        &self,
+        space: Space,
+        range: KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
         self.inner.scan(space, range, limit).await
     }
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {

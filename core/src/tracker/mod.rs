@@ -17,7 +17,6 @@ pub mod service;
 pub mod settings;
 pub mod trackers;
 
-
 #[cfg(test)]
 mod presence_tests;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::presence::Presence;
 use super::testing::{Shelf, World, file, offer};
 use super::trackers::Trackers;
 use crate::model::identity::KeyPair;
+use crate::protocol::error::ErrorCode;
 use crate::storage::memory::Memory;
 
 const A: &str = "memory://a:1";
@@ -31,7 +32,9 @@ async fn until(trackers: &Trackers, n: u32, wanted: usize) {
             sleep(Duration::from_millis(100)).await;
         }
     };
-    timeout(Duration::from_secs(120), reached).await.unwrap_or_else(|_| panic!("file {n} never had {wanted}"));
+    timeout(Duration::from_secs(120), reached)
+        .await
+        .unwrap_or_else(|_| panic!("file {n} never had {wanted}"));
 }
 
 async fn connected(presence: &Presence) {
@@ -241,4 +244,40 @@ async fn a_prefix_that_means_different_files_in_different_catalogues_is_ambiguou
     let Err(TrackerError::Ambiguous { matches, .. }) = result else { panic!("{result:?}") };
     assert_eq!(matches.len(), 2);
     assert_eq!(world.trackers(&[A]).find("cdcdcdcd").await.unwrap().id.as_bytes()[31], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_of_it_can_be_used_from_tasks() {
+    let world = World::new();
+    let _tracker = world.tracker(A, &Arc::new(Memory::new())).await;
+    let shelf = Arc::new(Shelf::default());
+    let presence = world.peer(&shelf, &[A]);
+    let trackers = world.trackers(&[A]);
+    let publication = shelf.outbox("a", 1);
+    let task = tokio::spawn(async move {
+        presence.publish(&publication).await.unwrap();
+        let pinned = presence.pin(file(1)).await.unwrap_err();
+        assert_eq!(pinned.code(), Some(ErrorCode::Unsupported));
+        assert_eq!(trackers.find("a").await.unwrap().id, file(1));
+        assert_eq!(trackers.providers(&file(1)).await.unwrap().len(), 1);
+        assert!(trackers.list("").next().await.unwrap().is_some());
+        assert_eq!(trackers.status().await.len(), 1);
+        presence.leave().await;
+    });
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offer_of_a_file_that_is_published_only_later_counts_from_then_on() {
+    let world = World::new();
+    let _tracker = world.tracker(A, &Arc::new(Memory::new())).await;
+    let (early, publisher) = (Arc::new(Shelf::default()), Arc::new(Shelf::default()));
+    early.put(1);
+    let first = world.peer(&early, &[A]);
+    connected(&first).await;
+    let trackers = world.trackers(&[A]);
+    assert_eq!(count(&trackers, 1).await, 0);
+    let second = world.peer(&publisher, &[A]);
+    second.publish(&publisher.outbox("a", 1)).await.unwrap();
+    until(&trackers, 1, 2).await;
 }

@@ -156,7 +156,7 @@ impl TrackerService {
         }
         let endpoints = as_seen(proof.endpoints, peer.address)?;
         let session = self.catalogue.hello(id, endpoints.clone(), now).await?;
-        tracing::info!(peer = %id.short(), ?endpoints, "a peer began a session");
+        tracing::debug!(peer = %id.short(), ?endpoints, "a peer began a session");
         let welcome = Welcome { session, lease_ms: millis(self.settings.lease), endpoints };
         Ok(Reply::Hello { catalogue, nonce, welcome: Some(welcome) })
     }
@@ -211,7 +211,8 @@ impl TrackerService {
 
     fn store(&self) -> Result<&Arc<dyn PinStore>, ErrorReply> {
         self.store.as_ref().ok_or_else(|| {
-            let message = "this tracker keeps no copies; set [tracker.store] enabled = true in its configuration";
+            let message =
+                "this tracker keeps no copies; set [tracker.store] enabled = true in its configuration";
             ErrorReply::new(ErrorCode::Unsupported, message)
         })
     }
@@ -254,7 +255,7 @@ impl TrackerService {
                 let session = self.session(session).await?;
                 let publication = Publication { name, id, size, kind };
                 let published = self.catalogue.publish(&session, &publication, now).await?;
-                tracing::info!(
+                tracing::debug!(
                     peer = %session.peer.short(), name = %publication.name, id = %id.short(),
                     version = published.version, new = published.new, "published"
                 );
@@ -335,7 +336,11 @@ fn check_count(count: usize) -> Result<(), ErrorReply> {
 }
 
 fn check_length(text: &str) -> Result<(), ErrorReply> {
-    if text.len() <= MAX_QUERY { Ok(()) } else { Err(malformed(format!("at most {MAX_QUERY} bytes can be asked for"))) }
+    if text.len() <= MAX_QUERY {
+        Ok(())
+    } else {
+        Err(malformed(format!("at most {MAX_QUERY} bytes can be asked for")))
+    }
 }
 
 /// The endpoints that others are told: where the host means every address, the address that is seen here.

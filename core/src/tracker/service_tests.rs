@@ -92,7 +92,8 @@ async fn who_leaves_is_out_at_once_and_a_late_leave_of_an_older_session_changes_
 #[tokio::test(start_paused = true)]
 async fn nobody_is_lost_when_a_tracker_is_killed_and_comes_back_late() {
     let (world, storage, tracker, client) = world().await;
-    let (stays, dies) = (hello(&client, &KeyPair::generate()).await, hello(&client, &KeyPair::generate()).await);
+    let (stays, dies) =
+        (hello(&client, &KeyPair::generate()).await, hello(&client, &KeyPair::generate()).await);
     client.publish(stays, &publication("a", 1)).await.unwrap();
     client.publish(dies, &publication("b", 2)).await.unwrap();
     for _ in 0..8 {
@@ -117,14 +118,14 @@ async fn nobody_is_lost_when_a_tracker_is_killed_and_comes_back_late() {
 #[tokio::test(start_paused = true)]
 async fn a_tracker_that_stops_writes_the_last_renewals() {
     let (world, storage, tracker, client) = world().await;
+    let other = world.tracker("memory://other:1", &storage).await;
     let session = hello(&client, &KeyPair::generate()).await;
     client.publish(session, &publication("a", 1)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(26_000)).await;
     client.renew(session).await.unwrap();
     tracker.stop().await;
-    // Without the last renewal the lease would be over by now, and the grace as well.
+    // Without the last renewal the lease would be over by now.
     tokio::time::sleep(Duration::from_secs(15)).await;
-    let other = world.tracker("memory://other:1", &storage).await;
     let client = TrackerClient::new(world.dialer(), endpoint("memory://other:1"));
     assert_eq!(providers(&client, 1).await, 1);
     other.stop().await;

@@ -180,6 +180,12 @@ impl OfferSource for Shelf {
 
     async fn publications_of(&self, ids: &[FileId]) -> Result<Vec<Publication>, StorageError> {
         let inner = self.inner.lock();
-        Ok(inner.published.iter().map(|(each, _)| each).filter(|each| ids.contains(&each.id)).cloned().collect())
+        Ok(inner
+            .published
+            .iter()
+            .map(|(each, _)| each)
+            .filter(|each| ids.contains(&each.id))
+            .cloned()
+            .collect())
     }
 }

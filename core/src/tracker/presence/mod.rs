@@ -47,7 +47,7 @@ pub struct Acknowledged {
     pub catalogue: CatalogueId,
     /// The version of the name there.
     pub version: u64,
-    /// False where the file was the newest version already.
+    /// False where the file was the newest version already, be it because the outbox was a moment faster.
     pub new: bool,
 }
 
