@@ -1,0 +1,90 @@
+//! `zmq://` over loopback, both sides in one process: small round trips, and bulk with a window of 32 requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use enjambre_core::transport::envelope::{self, RequestId};
+use enjambre_core::transport::{Connection, Deadline, Listener, Message};
+use enjambre_transport::settings::TransportSettings;
+use futures::stream::{self, StreamExt};
+use tokio::runtime::Runtime;
+
+const WINDOW: usize = 32;
+const DEADLINE: Deadline = Deadline::Total(Duration::from_secs(60));
+
+fn main() {
+    divan::main();
+}
+
+/// Some header with an id.
+fn header(id: RequestId) -> Bytes {
+    envelope::malformed_reply(Some(id), "")
+}
+
+struct Pair {
+    runtime: Runtime,
+    connection: Arc<dyn Connection>,
+    _listener: Arc<dyn Listener>,
+}
+
+/// A listener that answers everything with `payload`, and a connection to it.
+fn pair(payload: Bytes) -> Pair {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let transport = enjambre_transport::zmq(TransportSettings::default()).expect("good settings");
+    let endpoint = "zmq://127.0.0.1:0".parse().expect("an endpoint");
+    let (listener, connection) = runtime.block_on(async {
+        let listener = transport.bind(&endpoint).await.expect("a free port");
+        let connection = transport.connect(listener.local_endpoint()).await.expect("an endpoint");
+        (listener, connection)
+    });
+    let serving = Arc::clone(&listener);
+    runtime.spawn(async move {
+        while let Ok(mut incoming) = serving.accept().await {
+            let payload = payload.clone();
+            tokio::spawn(async move {
+                let id = envelope::read(&incoming.header).and_then(|envelope| envelope.id).expect("an id");
+                incoming.reply.reserve(payload.len() + 64).await.expect("the remote is there");
+                let reply = Message { header: header(id), payload };
+                incoming.reply.send(reply).await.expect("the remote is there");
+            });
+        }
+    });
+    Pair { runtime, connection, _listener: listener }
+}
+
+impl Pair {
+    fn run(&self, calls: usize) {
+        let connection = &self.connection;
+        self.runtime.block_on(async {
+            stream::iter(0..calls)
+                .map(|_| async move {
+                    let id = connection.next_id();
+                    connection.call(id, header(id), DEADLINE).await.expect("a reply")
+                })
+                .buffer_unordered(WINDOW)
+                .for_each(|reply| async { drop(divan::black_box(reply)) })
+                .await;
+        });
+    }
+}
+
+#[divan::bench(sample_count = 10)]
+fn small_round_trips(bencher: Bencher<'_, '_>) {
+    const CALLS: usize = 20_000;
+    let pair = pair(Bytes::new());
+    bencher.counter(ItemsCount::new(CALLS)).bench_local(|| pair.run(CALLS));
+}
+
+#[divan::bench(args = [256 * 1024, 1024 * 1024, 4 * 1024 * 1024], sample_count = 10)]
+fn bulk(bencher: Bencher<'_, '_>, size: usize) {
+    const BYTES: usize = 1 << 30;
+    let pair = pair(Bytes::from(vec![7; size]));
+    bencher.counter(BytesCount::new(BYTES)).bench_local(|| pair.run(BYTES / size));
+}
