@@ -25,14 +25,10 @@ pub fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
             restrict(&path)?;
             Ok(KeyPair::from_secret(&secret))
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            create(data_dir, &path).map_err(|error| {
-                Failure::from(error).context(format!("the key {} cannot be written", path.display()))
-            })
-        }
-        Err(error) => {
-            Err(Failure::from(error).context(format!("the key {} cannot be read", path.display())))
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => create(data_dir, &path).map_err(|error| {
+            Failure::from(error).context(format!("the key {} cannot be written", path.display()))
+        }),
+        Err(error) => Err(Failure::from(error).context(format!("the key {} cannot be read", path.display()))),
     }
 }
 

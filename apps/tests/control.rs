@@ -67,7 +67,8 @@ impl Owner {
 
     async fn run(&self, command: Command) -> (Vec<Event>, Outcome) {
         let mut events = Vec::new();
-        let outcome = attach(self.folder.path()).await.unwrap().run(command, &mut |event| events.push(event)).await;
+        let outcome =
+            attach(self.folder.path()).await.unwrap().run(command, &mut |event| events.push(event)).await;
         (events, outcome)
     }
 

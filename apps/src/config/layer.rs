@@ -34,7 +34,9 @@ impl Layer {
     }
 
     /// One layer for each variable that begins with [`ENV_PREFIX`], in the order of their names.
-    pub fn environment(variables: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Self>, ConfigError> {
+    pub fn environment(
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Vec<Self>, ConfigError> {
         let mut found: Vec<_> =
             variables.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
         found.sort();
@@ -127,9 +129,9 @@ pub(super) fn without_origin(value: &Value) -> toml::Value {
         ValueKind::Float(number) => toml::Value::Float(*number),
         ValueKind::String(text) => toml::Value::String(text.clone()),
         ValueKind::Array(items) => toml::Value::Array(items.iter().map(without_origin).collect()),
-        ValueKind::Table(table) => {
-            toml::Value::Table(table.iter().map(|(key, value)| (key.clone(), without_origin(value))).collect())
-        }
+        ValueKind::Table(table) => toml::Value::Table(
+            table.iter().map(|(key, value)| (key.clone(), without_origin(value))).collect(),
+        ),
         // No layer makes these.
         other @ (ValueKind::I128(_) | ValueKind::U64(_) | ValueKind::U128(_)) => {
             toml::Value::String(other.to_string())

@@ -41,6 +41,8 @@ pub struct Effective {
 pub struct Loaded {
     /// The values.
     pub config: Config,
+    /// Whose configuration it is.
+    pub kind: NodeKind,
     /// The file that was read.
     pub file: Option<PathBuf>,
     values: BTreeMap<String, Effective>,
@@ -104,9 +106,10 @@ impl Loaded {
             keys::check(&layer, &known, backends)?;
             builder = builder.add_source(layer);
         }
-        let merged = builder.build().and_then(|merged| config::Source::collect(&merged)).map_err(|error| {
-            ConfigError::Assignment { origin: "configuration".to_owned(), problem: error.to_string() }
-        })?;
+        let merged =
+            builder.build().and_then(|merged| config::Source::collect(&merged)).map_err(|error| {
+                ConfigError::Assignment { origin: "configuration".to_owned(), problem: error.to_string() }
+            })?;
         let mut values = BTreeMap::new();
         let mut table = Table::new();
         for (key, value) in &merged {
@@ -118,7 +121,7 @@ impl Loaded {
         // Without the current folder a path stays relative, which is as good as long as nobody changes it.
         let base = std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder })
             .unwrap_or(folder);
-        let loaded = Self { config, file, values, base };
+        let loaded = Self { config, kind, file, values, base };
         loaded.validate()?;
         Ok(loaded)
     }
@@ -149,7 +152,8 @@ impl Loaded {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let Config { tracker, peer, transport, log, .. } = &self.config;
-        for (key, endpoints) in [("transport.advertise", &transport.advertise), ("peer.trackers", &peer.trackers)]
+        for (key, endpoints) in
+            [("transport.advertise", &transport.advertise), ("peer.trackers", &peer.trackers)]
         {
             let unusable = |endpoint: &&Endpoint| endpoint.port() == 0 || endpoint.is_unspecified();
             if let Some(endpoint) = endpoints.iter().find(unusable) {
@@ -160,7 +164,8 @@ impl Loaded {
             return Err(self.refuse("tracker.lease", "a lease is at least 100ms long"));
         }
         if crate::logging::filter(&log.level).is_err() {
-            let problem = "expected error, warn, info, debug, trace, or a filter such as \"info,enjambre_core=debug\"";
+            let problem =
+                "expected error, warn, info, debug, trace, or a filter such as \"info,enjambre_core=debug\"";
             return Err(self.refuse("log.level", problem));
         }
         Ok(())
@@ -177,8 +182,10 @@ impl Loaded {
         for (section, entries) in sections {
             let gap = if text.is_empty() { "" } else { "\n" };
             let _ = writeln!(text, "{gap}[{section}]");
-            let lines: Vec<_> =
-                entries.iter().map(|(name, found)| (format!("{name} = {}", found.value), &found.origin)).collect();
+            let lines: Vec<_> = entries
+                .iter()
+                .map(|(name, found)| (format!("{name} = {}", found.value), &found.origin))
+                .collect();
             let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or(0).min(60);
             for (line, origin) in lines {
                 let _ = writeln!(text, "{line:width$}  # {}", origin.replace(char::is_control, " "));
@@ -287,7 +294,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_file_and_suggestion() {
         let text = load(vec![file("[transport]\nlissten = []")]).unwrap_err().to_string();
-        assert!(text.contains("`transport.lissten` in test.toml") && text.contains("`transport.listen`"), "{text}");
+        assert!(
+            text.contains("`transport.lissten` in test.toml") && text.contains("`transport.listen`"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -43,8 +43,14 @@ impl Attached {
         let envelope = Envelope { version: CONTROL_VERSION, command };
         let line = match serde_json::to_string(&envelope) {
             Ok(line) if line.len() <= MAX_LINE => line,
-            Ok(_) => return Outcome::Ended(Err(Failure::usage("the command is too long; give fewer paths at once"))),
-            Err(error) => return Outcome::Ended(Err(Failure::usage(format!("the command cannot be sent: {error}")))),
+            Ok(_) => {
+                return Outcome::Ended(Err(Failure::usage(
+                    "the command is too long; give fewer paths at once",
+                )));
+            }
+            Err(error) => {
+                return Outcome::Ended(Err(Failure::usage(format!("the command cannot be sent: {error}"))));
+            }
         };
         if !matches!(timeout(PATIENCE, self.0.send(line)).await, Ok(Ok(()))) {
             return Outcome::OwnerGone;
