@@ -1,1 +1,46 @@
-//! .
+//! Storage on sled 0.34: one database folder for records, one beside it for content.
+//!
+//! All spaces share one tree, because a batch of sled is atomic within a tree: the key of an entry is the name of
+//! its space, a zero byte, and its key. sled alone does not bear a power cut; the engine here syncs its file
+//! behind each flush that is meant to be durable, and keeps values below the size at which sled would write
+//! files that it never syncs.
+
+mod error;
+mod format;
+mod settings;
+mod storage;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use enjambre_core::storage::embedded::{Embedded, EmbeddedSettings};
+use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::{Role, Storage};
+
+pub use settings::SledSettings;
+use storage::{Options, Sled};
+
+/// Opens the database for a role, or makes it. A relative path begins at `base`, the data directory.
+pub async fn open(
+    settings: &SledSettings,
+    base: &Path,
+    role: Role,
+) -> Result<Arc<dyn Storage>, StorageError> {
+    let name = match role {
+        Role::Records => "sled",
+        Role::Content => "sled-content",
+    };
+    let adapter = EmbeddedSettings {
+        name: name.to_owned(),
+        readers: settings.readers.clamp(1, 64),
+        group_bytes: storage::GROUP_BYTES,
+        close_timeout: storage::CLOSE_TIMEOUT * 2,
+        ..EmbeddedSettings::default()
+    };
+    let options = Options {
+        path: format::folder(&base.join(&settings.path), role),
+        role,
+        cache_bytes: u64::from(settings.cache_mib.clamp(1, 4096)) * 1024 * 1024,
+    };
+    Ok(Arc::new(Embedded::open(adapter, move || Sled::open(&options)).await?))
+}

@@ -1,1 +1,13 @@
-//! .
+//! What the end-to-end tests stand on: real processes of the binary `enjambre`, their folders, and content to move.
+//!
+//! Nothing in here knows how the product works inside. The tests see what a user sees: the command line, its
+//! output and exit status, the files, and the wire ([`fake_provider`] speaks it with `enjambre-core`).
+//! Every wait has a deadline; the one place that pauses is [`wait`].
+
+pub mod binary;
+pub mod content;
+pub mod fake_provider;
+pub mod figures;
+pub mod node;
+pub mod process;
+pub mod wait;

@@ -231,7 +231,10 @@ mod tests {
         table.renew(peer(1), SessionId([1; 16]), 10);
         assert!(table.take(10).is_some());
         table.flushed(10);
-        assert!(table.take(30).is_some(), "the lease may still be alive: a restart must know until when we looked");
+        assert!(
+            table.take(30).is_some(),
+            "the lease may still be alive: a restart must know until when we looked"
+        );
         table.flushed(45);
         assert_eq!(table.take(50), None);
     }

@@ -84,7 +84,11 @@ impl Catalogue {
                 }
                 let mut batch = Batch::new();
                 let record = FormatRecord { v: FORMAT, what: "catalogue".to_owned() };
-                batch.require_absent(META, keys[0].clone()).put(META, keys[0].clone(), layout::encode(&record));
+                batch.require_absent(META, keys[0].clone()).put(
+                    META,
+                    keys[0].clone(),
+                    layout::encode(&record),
+                );
                 batch.put(META, keys[1].clone(), Bytes::copy_from_slice(&rand::random::<[u8; 16]>()));
                 match storage.commit(batch, Durability::Durable).await {
                     // Read back what now counts, whoever wrote it.
@@ -159,7 +163,9 @@ async fn read_all<const N: usize>(
     keys: &[Key; N],
 ) -> Result<[Option<Bytes>; N], StorageError> {
     let values = storage.get(space, keys).await?;
-    values.try_into().map_err(|_| StorageError::corrupt("the storage gave another number of values than asked for"))
+    values
+        .try_into()
+        .map_err(|_| StorageError::corrupt("the storage gave another number of values than asked for"))
 }
 
 fn check_format(bytes: &[u8]) -> Result<(), StorageError> {

@@ -71,8 +71,7 @@ impl Catalogue {
                 _ => {
                     let version = newest.as_ref().map_or(1, |(version, ..)| version.saturating_add(1));
                     let key = layout::version_key(name, version);
-                    let record =
-                        VersionRecord { v: RECORD, id: *id, size: *size, kind: *kind, at: now, by };
+                    let record = VersionRecord { v: RECORD, id: *id, size: *size, kind: *kind, at: now, by };
                     batch.require_absent(VERSIONS, key.clone());
                     batch.put(VERSIONS, key, layout::encode(&record));
                     batch.put(FILE_NAMES, layout::file_name_key(id, name, version), layout::MARK);
@@ -104,8 +103,9 @@ impl Catalogue {
                 Err(StorageError::Indeterminate { source }) => {
                     // Read what became of it. Ours is the version only if all of it is ours.
                     let now_newest = self.newest(name).await?;
-                    let ours = now_newest
-                        .is_some_and(|(_, record, _)| record.id == *id && record.by == by && record.at == now);
+                    let ours = now_newest.is_some_and(|(_, record, _)| {
+                        record.id == *id && record.by == by && record.at == now
+                    });
                     if published.new && ours {
                         self.storage.sync().await?;
                         return Ok(published);
@@ -181,7 +181,9 @@ impl Catalogue {
             let more = page.len() > MAX_MATCHES;
             return Err(CatalogueError::Ambiguous { prefix: prefix.to_owned(), matches, more });
         }
-        matches.pop().ok_or_else(|| CatalogueError::NotFound { what: format!("a file whose id begins with {prefix}") })
+        matches
+            .pop()
+            .ok_or_else(|| CatalogueError::NotFound { what: format!("a file whose id begins with {prefix}") })
     }
 
     /// One page of the names that match, in the order of their bytes and the newest version of a name first.
@@ -198,7 +200,9 @@ impl Catalogue {
         if let Some(cursor) = cursor {
             let key = cursor.strip_prefix(&[CURSOR]).filter(|key| key.len() <= MAX_NAME + 9);
             let Some(key) = key.filter(|key| layout::read_version_key(key).is_ok()) else {
-                return Err(CatalogueError::Malformed { problem: "this cursor was not given here".to_owned() });
+                return Err(CatalogueError::Malformed {
+                    problem: "this cursor was not given here".to_owned(),
+                });
             };
             let begin = Bound::Excluded(Bytes::copy_from_slice(key));
             // A cursor of another pattern must not widen the range.
@@ -255,7 +259,9 @@ impl Catalogue {
             let last = page.is_empty();
             if last {
                 batch.delete(FILES, layout::file_key(id));
-                for (key, _) in self.storage.scan(PROVIDERS, KeyRange::prefix(id.as_bytes()), super::PAGE).await? {
+                for (key, _) in
+                    self.storage.scan(PROVIDERS, KeyRange::prefix(id.as_bytes()), super::PAGE).await?
+                {
                     let peer = layout::read_provider_key(key.as_bytes())?;
                     batch.delete(layout::OFFERS, layout::offer_key(&peer, id)).delete(PROVIDERS, key);
                 }
@@ -277,7 +283,8 @@ pub(super) fn check_size(size: u64) -> Result<(), CatalogueError> {
     if size <= MAX_FILE_SIZE {
         return Ok(());
     }
-    let problem = format!("a size of {size} bytes is larger than the largest supported ({MAX_FILE_SIZE} bytes)");
+    let problem =
+        format!("a size of {size} bytes is larger than the largest supported ({MAX_FILE_SIZE} bytes)");
     Err(CatalogueError::Malformed { problem })
 }
 

@@ -31,13 +31,7 @@ pub struct LivingClaim {
     pub lease: Arc<LeaseRecord>,
 }
 
-pub(super) fn put_claim(
-    batch: &mut Batch,
-    by: &Session,
-    file: &FileId,
-    size: u64,
-    complete: bool,
-) {
+pub(super) fn put_claim(batch: &mut Batch, by: &Session, file: &FileId, size: u64, complete: bool) {
     let claim = ClaimRecord { v: RECORD, size, complete, hello: by.began };
     batch.put(PROVIDERS, layout::provider_key(file, &by.peer), layout::encode(&claim));
     batch.put(OFFERS, layout::offer_key(&by.peer, file), layout::MARK);
@@ -51,11 +45,7 @@ pub(super) fn delete_claim(batch: &mut Batch, peer: &PeerId, file: &FileId) {
 impl Catalogue {
     /// Writes down that the peer offers these files. Returns those that the catalogue does not have; they are
     /// left out.
-    pub async fn announce(
-        &self,
-        by: &Session,
-        offers: &[Offer],
-    ) -> Result<Vec<FileId>, CatalogueError> {
+    pub async fn announce(&self, by: &Session, offers: &[Offer]) -> Result<Vec<FileId>, CatalogueError> {
         for offer in offers {
             super::names::check_size(offer.size)?;
         }

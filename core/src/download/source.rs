@@ -38,7 +38,10 @@ pub enum Fault {
         /// When it wants to be asked again.
         retry_after: Duration,
     },
-    /// It does not have what it was said to have, or refuses for another reason.
+    /// It does not have the file or the piece, or not yet.
+    #[error("it does not have it")]
+    NotHere,
+    /// It refuses for another reason.
     #[error("it refused: {0}")]
     Refused(String),
     /// It sent what is not part of the file, or broke the protocol.
@@ -71,6 +74,7 @@ impl Fault {
                     .map_or(BUSY_PAUSE, Duration::from_millis)
                     .min(MAX_BUSY_PAUSE),
             },
+            ErrorCode::NotFound => Self::NotHere,
             _ => Self::Refused(error.to_string()),
         }
     }

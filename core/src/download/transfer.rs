@@ -45,7 +45,7 @@ use crate::transport::{Connection, Deadline};
 /// How often the clock is looked at: rests that end, bitmaps to ask for again, patience.
 const TICK: Duration = Duration::from_millis(200);
 /// How often the bitmap of a provider that has only a part is asked for again.
-const HAVE_AGAIN: Duration = Duration::from_secs(1);
+const HAVE_AGAIN: Duration = Duration::from_millis(500);
 /// How often the trackers are asked again, when there are enough providers, and when there are too few.
 const PROVIDERS_AGAIN: Duration = Duration::from_secs(15);
 const PROVIDERS_SOON: Duration = Duration::from_secs(2);
@@ -538,7 +538,8 @@ impl Transfer<'_> {
         let Joined { connection, layout, have, proof } = joined;
         if self.open.is_none() {
             let Some((manifest, last)) = proof else {
-                self.on_fault(key, Fault::Refused("it has not the last piece yet".to_owned()));
+                // It has not the last piece, which proves the size.
+                self.on_fault(key, Fault::NotHere);
                 return Ok(());
             };
             self.create(manifest).await?;
@@ -680,6 +681,8 @@ impl Transfer<'_> {
                 State::Banned
             }
             Fault::Busy { retry_after } => State::Idle { from: now + retry_after },
+            // A peer that was just announced may have its first piece any moment.
+            Fault::NotHere => State::Idle { from: now + HAVE_AGAIN },
             Fault::Away(_) | Fault::Refused(_) => {
                 let rest = FIRST_REST.saturating_mul(1 << known.failures.min(6)).min(LONGEST_REST);
                 known.failures += 1;

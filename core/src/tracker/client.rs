@@ -124,17 +124,19 @@ impl TrackerClient {
     ) -> Result<(CatalogueId, Welcome), TrackerError> {
         let first = Request::Hello { proof: None };
         let (catalogue, nonce) = self
-            .call(&first, |at, reply| {
-                expect!(at, reply, Reply::Hello { catalogue, nonce, .. } => (catalogue, nonce))
-            })
+            .call(
+                &first,
+                |at, reply| expect!(at, reply, Reply::Hello { catalogue, nonce, .. } => (catalogue, nonce)),
+            )
             .await?;
         let signature = key.sign(&HelloProof::signed_bytes(catalogue, nonce, endpoints));
         let proof = HelloProof { key: key.public(), nonce, signature, endpoints: endpoints.to_vec() };
         let second = Request::Hello { proof: Some(proof) };
         let welcome = self
-            .call(&second, |at, reply| {
-                expect!(at, reply, Reply::Hello { welcome: Some(welcome), .. } => welcome)
-            })
+            .call(
+                &second,
+                |at, reply| expect!(at, reply, Reply::Hello { welcome: Some(welcome), .. } => welcome),
+            )
             .await?;
         *self.catalogue.lock() = Some(catalogue);
         Ok((catalogue, welcome))
@@ -148,9 +150,10 @@ impl TrackerClient {
     ) -> Result<(u64, bool), TrackerError> {
         let Publication { name, id, size, kind } = publication.clone();
         let request = Request::Publish { session, name, id, size, kind };
-        self.call(&request, |at, reply| {
-            expect!(at, reply, Reply::Published { version, new } => (version, new))
-        })
+        self.call(
+            &request,
+            |at, reply| expect!(at, reply, Reply::Published { version, new } => (version, new)),
+        )
         .await
     }
 
@@ -226,9 +229,7 @@ impl TrackerClient {
 
     /// How the tracker does.
     pub async fn status(&self) -> Result<TrackerStatus, TrackerError> {
-        self.call(&Request::Status, |at, reply| {
-            expect!(at, reply, Reply::TrackerStatus(status) => status)
-        })
-        .await
+        self.call(&Request::Status, |at, reply| expect!(at, reply, Reply::TrackerStatus(status) => status))
+            .await
     }
 }

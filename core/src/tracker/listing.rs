@@ -46,11 +46,14 @@ impl Listing {
             source.fill(&self.pattern).await?;
         }
         let key = |file: &FileRecord| (file.name.clone(), Reverse(file.version), file.id);
-        let first = sources.iter().enumerate().filter_map(|(at, source)| Some((key(source.page.front()?), at)));
+        let first =
+            sources.iter().enumerate().filter_map(|(at, source)| Some((key(source.page.front()?), at)));
         let Some((_, at)) = first.min() else { return Ok(None) };
         let Some(mut file) = sources[at].page.pop_front() else { return Ok(None) };
         for source in sources {
-            while let Some(same) = source.page.pop_front_if(|other| other.name == file.name && other.id == file.id) {
+            while let Some(same) =
+                source.page.pop_front_if(|other| other.name == file.name && other.id == file.id)
+            {
                 file.providers = file.providers.max(same.providers);
             }
         }

@@ -16,4 +16,3 @@ pub mod presence;
 pub mod service;
 pub mod settings;
 pub mod trackers;
-

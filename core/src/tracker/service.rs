@@ -211,7 +211,8 @@ impl TrackerService {
 
     fn store(&self) -> Result<&Arc<dyn PinStore>, ErrorReply> {
         self.store.as_ref().ok_or_else(|| {
-            let message = "this tracker keeps no copies; set [tracker.store] enabled = true in its configuration";
+            let message =
+                "this tracker keeps no copies; set [tracker.store] enabled = true in its configuration";
             ErrorReply::new(ErrorCode::Unsupported, message)
         })
     }
@@ -335,7 +336,11 @@ fn check_count(count: usize) -> Result<(), ErrorReply> {
 }
 
 fn check_length(text: &str) -> Result<(), ErrorReply> {
-    if text.len() <= MAX_QUERY { Ok(()) } else { Err(malformed(format!("at most {MAX_QUERY} bytes can be asked for"))) }
+    if text.len() <= MAX_QUERY {
+        Ok(())
+    } else {
+        Err(malformed(format!("at most {MAX_QUERY} bytes can be asked for")))
+    }
 }
 
 /// The endpoints that others are told: where the host means every address, the address that is seen here.

@@ -38,10 +38,7 @@ pub struct Group {
 
 impl Group {
     /// Asks one tracker, and the next one where it fails in a way that another one may not.
-    pub(super) async fn ask<T, F>(
-        &self,
-        request: impl Fn(Arc<TrackerClient>) -> F,
-    ) -> Result<T, TrackerError>
+    pub(super) async fn ask<T, F>(&self, request: impl Fn(Arc<TrackerClient>) -> F) -> Result<T, TrackerError>
     where
         F: Future<Output = Result<T, TrackerError>>,
     {

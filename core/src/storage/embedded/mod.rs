@@ -5,6 +5,8 @@
 //! Nothing runs on the threads of the async runtime, and an engine that fails or panics is dropped and opened
 //! anew with growing pauses, while callers get [`StorageError::Unavailable`].
 
+#[cfg(test)]
+pub(crate) mod fake;
 mod pool;
 mod settings;
 mod shared_error;

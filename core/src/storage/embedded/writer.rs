@@ -263,6 +263,23 @@ struct Failure {
 /// What the earlier batches of a group change.
 type Overlay = HashMap<(Space, Key), Option<Bytes>>;
 
+/// A commit of a group that is not answered yet.
+struct Member {
+    commit: Commit,
+    /// Which of the group's writes are its own.
+    writes: Range<usize>,
+    /// It conflicts with a batch before it in the group. If that one is not applied, it may hold after all.
+    conflicts: bool,
+}
+
+/// Whether the conditions of a batch hold.
+#[derive(Clone, Copy, PartialEq)]
+enum Verdict {
+    Hold,
+    Conflict,
+    ConflictInGroup,
+}
+
 /// Commits a group and answers it; says whether the engine wrote something without failing.
 fn commit_group<E: Engine>(
     engine: &mut E,
@@ -274,54 +291,60 @@ fn commit_group<E: Engine>(
     let overlaid = commits.iter().skip(1).any(|commit| !commit.batch.conditions.is_empty());
     let mut overlay = Overlay::new();
     let mut writes = Vec::new();
-    let mut accepted: Vec<(Commit, Range<usize>)> = Vec::new();
+    let mut members: Vec<Member> = Vec::new();
     let mut waiting = commits.into_iter();
     while let Some(mut commit) = waiting.next() {
-        match guarded(|| check(reader, &overlay, &commit.batch.conditions)) {
-            Ok(Ok(())) => {}
+        let verdict = match guarded(|| check(reader, &overlay, &commit.batch.conditions)) {
+            Ok(Ok(Verdict::Conflict)) => {
+                let _ = commit.reply.send(Err(StorageError::Conflict));
+                continue;
+            }
+            Ok(Ok(verdict)) => verdict,
             Ok(Err(error)) => {
                 let _ = commit.reply.send(Err(error));
                 continue;
             }
             Err(panicked) => {
-                let mut commits: Vec<_> = accepted.into_iter().map(|(commit, _)| commit).collect();
-                commits.push(commit);
-                commits.extend(waiting);
+                let commits = members.into_iter().map(|member| member.commit);
+                let commits = commits.chain([commit]).chain(waiting).collect();
                 return Err(Failure { source: panicked.into(), commits, syncs });
             }
-        }
-        if overlaid {
-            for write in &commit.batch.writes {
-                let (space, key) = write.target();
-                overlay.insert((space, key.clone()), write.value().cloned());
-            }
-        }
+        };
         let start = writes.len();
-        writes.append(&mut commit.batch.writes);
-        accepted.push((commit, start..writes.len()));
+        let conflicts = verdict == Verdict::ConflictInGroup;
+        if !conflicts {
+            if overlaid {
+                for write in &commit.batch.writes {
+                    let (space, key) = write.target();
+                    overlay.insert((space, key.clone()), write.value().cloned());
+                }
+            }
+            writes.append(&mut commit.batch.writes);
+        }
+        members.push(Member { commit, writes: start..writes.len(), conflicts });
     }
-    let strongest = accepted.iter().map(|(commit, _)| commit.durability).max();
-    let durable = !syncs.is_empty() || strongest == Some(Durability::Durable);
+    let strongest = members.iter().filter(|member| !member.conflicts).map(|member| member.commit.durability);
+    let durable = !syncs.is_empty() || strongest.max() == Some(Durability::Durable);
     if writes.is_empty() {
         if durable {
-            sync_for(engine, accepted, syncs)?;
+            sync_for(engine, members, syncs)?;
         } else {
-            acknowledge(accepted, syncs);
+            acknowledge(members, syncs);
         }
         return Ok(durable);
     }
     let durability = if durable { Durability::Durable } else { Durability::Buffered };
     match apply(engine, &writes, durability) {
         Ok(()) => {
-            acknowledge(accepted, syncs);
+            acknowledge(members, syncs);
             Ok(true)
         }
         Err(ApplyError::Refused(error)) => {
-            if accepted.len() > 1 {
-                return commit_one_by_one(engine, reader, accepted, &writes, syncs);
+            if members.len() > 1 {
+                return commit_one_by_one(engine, reader, members, writes, syncs);
             }
-            if let Some((commit, _)) = accepted.pop() {
-                let _ = commit.reply.send(Err(error));
+            if let Some(member) = members.pop() {
+                let _ = member.commit.reply.send(Err(error));
             }
             if !syncs.is_empty() {
                 sync_for(engine, Vec::new(), syncs)?;
@@ -330,10 +353,13 @@ fn commit_group<E: Engine>(
         }
         Err(ApplyError::Uncertain(source)) => {
             let shared = SharedError::new(source);
-            for (commit, _) in accepted {
-                let _ = commit.reply.send(Err(indeterminate(&shared)));
+            let (undecided, lost): (Vec<_>, Vec<_>) =
+                members.into_iter().partition(|member| member.conflicts);
+            for member in lost {
+                let _ = member.commit.reply.send(Err(indeterminate(&shared)));
             }
-            Err(Failure { source: shared.into(), commits: Vec::new(), syncs })
+            let commits = undecided.into_iter().map(|member| member.commit).collect();
+            Err(Failure { source: shared.into(), commits, syncs })
         }
     }
 }
@@ -342,45 +368,45 @@ fn commit_group<E: Engine>(
 fn commit_one_by_one<E: Engine>(
     engine: &mut E,
     reader: &mut E::Reader,
-    commits: Vec<(Commit, Range<usize>)>,
-    writes: &[Write],
+    members: Vec<Member>,
+    writes: Vec<Write>,
     syncs: Vec<Sync>,
 ) -> Result<bool, Failure> {
     let mut applied = false;
-    let mut waiting = commits.into_iter();
-    while let Some((commit, range)) = waiting.next() {
-        let checked = guarded(|| check(reader, &Overlay::new(), &commit.batch.conditions));
-        let failed = match checked {
-            Err(panicked) => Some(SharedError::new(panicked.into())),
+    let mut waiting = members.into_iter();
+    while let Some(Member { commit, writes: own, conflicts }) = waiting.next() {
+        let own = if conflicts { &commit.batch.writes[..] } else { &writes[own] };
+        let (shared, untouched) = match guarded(|| check(reader, &Overlay::new(), &commit.batch.conditions)) {
+            Err(panicked) => (SharedError::new(panicked.into()), true),
             Ok(Err(error)) => {
                 let _ = commit.reply.send(Err(error));
                 continue;
             }
-            Ok(Ok(())) => None,
-        };
-        let outcome = match failed {
-            Some(shared) => Err((Some(commit), shared)),
-            None => match apply(engine, &writes[range], commit.durability) {
+            Ok(Ok(Verdict::Conflict | Verdict::ConflictInGroup)) => {
+                let _ = commit.reply.send(Err(StorageError::Conflict));
+                continue;
+            }
+            Ok(Ok(Verdict::Hold)) => match apply(engine, own, commit.durability) {
                 Ok(()) => {
                     applied = true;
                     let _ = commit.reply.send(Ok(()));
-                    Ok(())
+                    continue;
                 }
                 Err(ApplyError::Refused(error)) => {
                     let _ = commit.reply.send(Err(error));
-                    Ok(())
+                    continue;
                 }
-                Err(ApplyError::Uncertain(source)) => {
-                    let shared = SharedError::new(source);
-                    let _ = commit.reply.send(Err(indeterminate(&shared)));
-                    Err((None, shared))
-                }
+                Err(ApplyError::Uncertain(source)) => (SharedError::new(source), false),
             },
         };
-        if let Err((unanswered, shared)) = outcome {
-            let commits = unanswered.into_iter().chain(waiting.map(|(commit, _)| commit)).collect();
-            return Err(Failure { source: shared.into(), commits, syncs });
-        }
+        let rest = waiting.map(|member| member.commit);
+        let commits = if untouched {
+            std::iter::once(commit).chain(rest).collect()
+        } else {
+            let _ = commit.reply.send(Err(indeterminate(&shared)));
+            rest.collect()
+        };
+        return Err(Failure { source: shared.into(), commits, syncs });
     }
     if !syncs.is_empty() {
         sync_for(engine, Vec::new(), syncs)?;
@@ -389,22 +415,27 @@ fn commit_one_by_one<E: Engine>(
 }
 
 /// Whether all conditions hold, seen through the writes of earlier batches.
-fn check(reader: &mut impl Reader, overlay: &Overlay, conditions: &[Condition]) -> Result<(), StorageError> {
+fn check(
+    reader: &mut impl Reader,
+    overlay: &Overlay,
+    conditions: &[Condition],
+) -> Result<Verdict, StorageError> {
+    let mut verdict = Verdict::Hold;
     for condition in conditions {
         let (space, key, expected) = match condition {
             Condition::Absent(space, key) => (*space, key, None),
             Condition::Equals(space, key, value) => (*space, key, Some(value)),
         };
-        let pending = if overlay.is_empty() { None } else { overlay.get(&(space, key.clone())).cloned() };
-        let current = match pending {
-            Some(value) => value,
-            None => reader.get(space, key)?,
-        };
-        if current.as_ref() != expected {
-            return Err(StorageError::Conflict);
+        let pending = if overlay.is_empty() { None } else { overlay.get(&(space, key.clone())) };
+        match pending {
+            Some(value) if value.as_ref() != expected => verdict = Verdict::ConflictInGroup,
+            Some(_) => {}
+            // Nothing in the group has to do with it.
+            None if reader.get(space, key)?.as_ref() != expected => return Ok(Verdict::Conflict),
+            None => {}
         }
     }
-    Ok(())
+    Ok(verdict)
 }
 
 fn apply<E: Engine>(engine: &mut E, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
@@ -422,20 +453,16 @@ fn apply<E: Engine>(engine: &mut E, writes: &[Write], durability: Durability) ->
 }
 
 /// Makes everything durable and answers those who waited only for that.
-fn sync_for<E: Engine>(
-    engine: &mut E,
-    commits: Vec<(Commit, Range<usize>)>,
-    syncs: Vec<Sync>,
-) -> Result<(), Failure> {
+fn sync_for<E: Engine>(engine: &mut E, members: Vec<Member>, syncs: Vec<Sync>) -> Result<(), Failure> {
     let outcome = guarded(|| engine.sync())
         .unwrap_or_else(|panicked| Err(StorageError::backend("make everything durable", panicked)));
     let Err(error) = outcome else {
-        acknowledge(commits, syncs);
+        acknowledge(members, syncs);
         return Ok(());
     };
     let failed = FailedSync::new(error);
-    for (commit, _) in commits {
-        let _ = commit.reply.send(Err(failed.error()));
+    for member in members {
+        let _ = member.commit.reply.send(Err(failed.error()));
     }
     for sync in syncs {
         let _ = sync.reply.send(Err(failed.error()));
@@ -443,9 +470,10 @@ fn sync_for<E: Engine>(
     Err(Failure { source: failed.error().into(), commits: Vec::new(), syncs: Vec::new() })
 }
 
-fn acknowledge(commits: Vec<(Commit, Range<usize>)>, syncs: Vec<Sync>) {
-    for (commit, _) in commits {
-        let _ = commit.reply.send(Ok(()));
+fn acknowledge(members: Vec<Member>, syncs: Vec<Sync>) {
+    for member in members {
+        let outcome = if member.conflicts { Err(StorageError::Conflict) } else { Ok(()) };
+        let _ = member.commit.reply.send(outcome);
     }
     for sync in syncs {
         let _ = sync.reply.send(Ok(()));

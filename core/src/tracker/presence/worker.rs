@@ -145,7 +145,8 @@ impl Worker {
 
     /// A session that works: the one of the worker before, or a new one with everything announced.
     async fn session(&self, catalogue: CatalogueId) -> Result<Lease, Stop> {
-        let known = self.shared.state.lock().catalogues.get(&catalogue).and_then(|known| known.welcome.clone());
+        let known =
+            self.shared.state.lock().catalogues.get(&catalogue).and_then(|known| known.welcome.clone());
         if let Some(welcome) = known {
             let mut lease = Lease::new(welcome.session, welcome.lease_ms);
             match self.renew(catalogue, &mut lease).await {
@@ -295,7 +296,8 @@ fn lasts(code: ErrorCode) -> bool {
 impl Lease {
     fn new(session: SessionId, lease_ms: u64) -> Self {
         // A tracker can neither make a peer renew without pause nor make it forget to.
-        let third = Duration::from_millis(lease_ms / 3).clamp(Duration::from_millis(50), Duration::from_secs(600));
+        let third =
+            Duration::from_millis(lease_ms / 3).clamp(Duration::from_millis(50), Duration::from_secs(600));
         Self { session, third, due: Instant::now() + third }
     }
 }

@@ -1,0 +1,249 @@
+//! What a case works with: a storage that remembers the operations on it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::Builder;
+use crate::storage::Storage;
+use crate::storage::error::StorageError;
+use crate::storage::value::{Batch, Condition, Durability, Key, KeyRange, Limits, Space, Write};
+
+/// How many operations are kept for the message of a failure.
+const REMEMBERED: usize = 40;
+/// How long the lock of a dropped storage may stay.
+const RELEASE: Duration = Duration::from_secs(20);
+
+/// The obligation that is broken.
+#[derive(Debug)]
+pub(super) struct Broken(pub(super) String);
+
+impl From<StorageError> for Broken {
+    fn from(error: StorageError) -> Self {
+        Self(format!("a call without a fault succeeds, but the last one gave: {error} ({error:?})"))
+    }
+}
+
+/// Ends the case unless the condition holds.
+macro_rules! ensure {
+    ($holds:expr, $($obligation:tt)+) => {
+        if !$holds {
+            return Err($crate::storage::conformance::bench::Broken(format!($($obligation)+)));
+        }
+    };
+}
+pub(super) use ensure;
+
+/// A storage whose operations are remembered. Clones share the memory.
+#[derive(Debug, Clone)]
+pub(super) struct Probe {
+    storage: Arc<dyn Storage>,
+    operations: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Probe {
+    fn remember<T>(
+        &self,
+        operation: impl FnOnce() -> String,
+        outcome: &Result<T, StorageError>,
+        show: impl FnOnce(&T) -> String,
+    ) {
+        let outcome = match outcome {
+            Ok(value) => show(value),
+            Err(error) => format!("error: {error}"),
+        };
+        let mut operations = self.operations.lock();
+        if operations.len() == REMEMBERED {
+            operations.pop_front();
+        }
+        operations.push_back(format!("{} -> {outcome}", operation()));
+    }
+
+    pub(super) async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
+        let outcome = self.storage.get(space, keys).await;
+        self.remember(
+            || {
+                format!(
+                    "get {} {:?}",
+                    space.name(),
+                    keys.iter().map(|key| short(key.as_bytes())).collect::<Vec<_>>()
+                )
+            },
+            &outcome,
+            |values| {
+                let shown: Vec<_> =
+                    values.iter().map(|value| value.as_ref().map(|value| short(value))).collect();
+                format!("{shown:?}")
+            },
+        );
+        outcome
+    }
+
+    /// The value of one key.
+    pub(super) async fn value(&self, space: Space, key: &Key) -> Result<Option<Bytes>, Broken> {
+        let mut values = self.get(space, std::slice::from_ref(key)).await?;
+        ensure!(values.len() == 1, "a get answers each key once, but for 1 key there are {}", values.len());
+        Ok(values.remove(0))
+    }
+
+    pub(super) async fn scan(
+        &self,
+        space: Space,
+        range: KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+        let outcome = self.storage.scan(space, range.clone(), limit).await;
+        self.remember(
+            || format!("scan {} {range:?} limit {limit}", space.name()),
+            &outcome,
+            |page| {
+                let keys: Vec<_> = page.iter().take(8).map(|(key, _)| short(key.as_bytes())).collect();
+                format!("{} entries {keys:?}", page.len())
+            },
+        );
+        outcome
+    }
+
+    /// Every entry of the range, page by page.
+    pub(super) async fn entries(
+        &self,
+        space: Space,
+        range: KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Key, Bytes)>, Broken> {
+        let mut all: Vec<(Key, Bytes)> = Vec::new();
+        let mut rest = range;
+        loop {
+            let page = self.scan(space, rest.clone(), limit).await?;
+            ensure!(page.len() <= limit, "a page has at most {limit} entries, but this has {}", page.len());
+            let Some((last, _)) = page.last() else { return Ok(all) };
+            let advances = all.last().is_none_or(|(before, _)| before < &page[0].0);
+            ensure!(advances, "a page goes on after the one before");
+            rest = rest.after(last);
+            all.extend(page);
+        }
+    }
+
+    pub(super) async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
+        let shown = describe(&batch);
+        let outcome = self.storage.commit(batch, durability).await;
+        self.remember(|| format!("commit {durability:?} {shown}"), &outcome, |()| "ok".to_owned());
+        outcome
+    }
+
+    pub(super) async fn put(
+        &self,
+        space: Space,
+        key: &Key,
+        value: impl Into<Bytes>,
+    ) -> Result<(), StorageError> {
+        let mut batch = Batch::new();
+        batch.put(space, key.clone(), value);
+        self.commit(batch, Durability::Buffered).await
+    }
+
+    pub(super) async fn sync(&self) -> Result<(), StorageError> {
+        let outcome = self.storage.sync().await;
+        self.remember(|| "sync".to_owned(), &outcome, |()| "ok".to_owned());
+        outcome
+    }
+
+    pub(super) async fn close(&self) -> Result<(), StorageError> {
+        let outcome = self.storage.close().await;
+        self.remember(|| "close".to_owned(), &outcome, |()| "ok".to_owned());
+        outcome
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.storage.limits()
+    }
+}
+
+/// A storage at a place of its own.
+pub(super) struct Bench<'a, B: Builder> {
+    builder: &'a B,
+    pub(super) probe: Probe,
+    // After the storage, so that files are removed when nobody has them open.
+    place: B::Place,
+}
+
+impl<'a, B: Builder> Bench<'a, B> {
+    pub(super) async fn new(builder: &'a B, place: B::Place) -> Result<Self, Broken> {
+        let storage = builder.open(&place).await?;
+        Ok(Self { builder, probe: Probe { storage, operations: Arc::default() }, place })
+    }
+
+    /// Closes the storage and opens it again.
+    pub(super) async fn reopen(&mut self) -> Result<(), Broken> {
+        self.probe.close().await?;
+        self.open_again().await
+    }
+
+    /// Drops the storage without a close and opens it again.
+    pub(super) async fn drop_and_open(&mut self) -> Result<(), Broken> {
+        let nothing: Arc<dyn Storage> = Arc::new(crate::storage::memory::Memory::new());
+        self.probe.storage = nothing;
+        self.open_again().await
+    }
+
+    async fn open_again(&mut self) -> Result<(), Broken> {
+        let deadline = tokio::time::Instant::now() + RELEASE;
+        let opened = loop {
+            match self.builder.open(&self.place).await {
+                // The release may be left to the background.
+                Err(StorageError::Locked { .. }) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                outcome => break outcome,
+            }
+        };
+        self.probe.remember(|| "open again".to_owned(), &opened, |_| "ok".to_owned());
+        self.probe.storage = opened?;
+        Ok(())
+    }
+
+    pub(super) async fn finish(&self) -> Result<(), Broken> {
+        Ok(self.probe.close().await?)
+    }
+
+    pub(super) fn operations(&self) -> Vec<String> {
+        self.probe.operations.lock().iter().cloned().collect()
+    }
+}
+
+/// A key of a case.
+pub(super) fn key(bytes: impl AsRef<[u8]>) -> Key {
+    Key::new(bytes.as_ref().to_vec()).expect("the kit's keys have 1 to 1024 bytes")
+}
+
+/// Bytes as people can read them, cut.
+pub(super) fn short(bytes: &[u8]) -> String {
+    match bytes.get(..24) {
+        Some(head) if bytes.len() > 24 => format!("{}...({} bytes)", head.escape_ascii(), bytes.len()),
+        _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+fn describe(batch: &Batch) -> String {
+    let conditions = batch.conditions.iter().map(|condition| match condition {
+        Condition::Absent(space, key) => format!("absent {}/{}", space.name(), short(key.as_bytes())),
+        Condition::Equals(space, key, value) => {
+            format!("{}/{} is {}", space.name(), short(key.as_bytes()), short(value))
+        }
+    });
+    let writes = batch.writes.iter().map(|write| match write {
+        Write::Put(space, key, value) => {
+            format!("put {}/{}={}", space.name(), short(key.as_bytes()), short(value))
+        }
+        Write::Delete(space, key) => format!("delete {}/{}", space.name(), short(key.as_bytes())),
+    });
+    let parts = batch.conditions.len() + batch.writes.len();
+    let mut shown: Vec<_> = conditions.chain(writes).take(6).collect();
+    if parts > shown.len() {
+        shown.push(format!("and {} more", parts - shown.len()));
+    }
+    format!("[{}]", shown.join(", "))
+}

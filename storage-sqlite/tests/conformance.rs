@@ -1,0 +1,33 @@
+//! SQLite keeps the obligations of a storage, in both of its roles.
+
+use std::sync::Arc;
+
+use enjambre_core::storage::conformance::{Builder, run_all};
+use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::{Role, Storage};
+use enjambre_storage_sqlite::{SqliteSettings, open};
+use tempfile::TempDir;
+
+struct Sqlite(Role);
+
+impl Builder for Sqlite {
+    type Place = TempDir;
+
+    fn place(&self) -> TempDir {
+        tempfile::tempdir().expect("a temporary folder")
+    }
+
+    async fn open(&self, place: &TempDir) -> Result<Arc<dyn Storage>, StorageError> {
+        open(&SqliteSettings::default(), place.path(), self.0).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records() {
+    run_all(&Sqlite(Role::Records)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content() {
+    run_all(&Sqlite(Role::Content)).await;
+}

@@ -1,0 +1,40 @@
+//! What a process has used so far, as Linux tells it under `/proc`.
+
+use std::fs;
+
+/// Memory and processor time of a running process.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Figures {
+    /// The most memory it had resident at any time, in KiB (`VmHWM`).
+    pub peak_kib: u64,
+    /// Processor time in seconds, user and system together.
+    pub cpu_seconds: f64,
+}
+
+/// Clock ticks a second in `/proc/PID/stat`: always 100 on Linux as programs see it.
+const TICKS: f64 = 100.0;
+
+/// The figures of a running process; none where there is no such process or no `/proc`.
+pub fn of(pid: u32) -> Option<Figures> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let peak_kib = peak.trim().trim_end_matches("kB").trim().parse().ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // `utime` and `stime`, the 14th and 15th field.
+    Some(Figures { peak_kib, cpu_seconds: sum_of_ticks(&stat, 11)? })
+}
+
+/// Processor time in seconds of the children of this process that have ended and were waited for.
+pub fn of_ended_children() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // `cutime` and `cstime`, the 16th and 17th field.
+    sum_of_ticks(&stat, 13)
+}
+
+/// Two neighbouring fields of a `stat` file in seconds. The second field of the file is the name in parentheses and
+/// may hold spaces; `first` counts from the field after it.
+fn sum_of_ticks(stat: &str, first: usize) -> Option<f64> {
+    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+    let ticks = fields.get(first)?.parse::<u64>().ok()? + fields.get(first + 1)?.parse::<u64>().ok()?;
+    Some(ticks as f64 / TICKS)
+}

@@ -1,0 +1,250 @@
+//! The command line: exit status, errors, `--json` and configuration, as programs rely on them.
+
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
+use std::fs;
+use std::process::Command;
+
+use enjambre_tests::binary;
+use enjambre_tests::content::MIB;
+use enjambre_tests::node::World;
+use enjambre_tests::process::{Output, Process};
+use enjambre_tests::wait::LONG;
+use serde_json::Value;
+
+/// A port at which nobody listens: those below 1024 are not handed out.
+const NOBODY: &str = "peer.trackers=[\"zmq://127.0.0.1:9\"]";
+
+/// Runs without any configuration file, in an empty folder.
+fn bare(world: &World, args: &[&str]) -> Output {
+    let mut command = Command::new(binary::enjambre());
+    command
+        .args(args)
+        .current_dir(world.path(""))
+        .env("HOME", world.path(""))
+        .env("XDG_CONFIG_HOME", world.path(""));
+    command.env("RUST_BACKTRACE", "1");
+    Process::start_command(&world.path(""), command).wait(LONG)
+}
+
+#[track_caller]
+fn one_line(output: &Output) -> &str {
+    assert_eq!(output.stderr.lines().count(), 1, "{}: {:?}", output.title, output.stderr);
+    assert_eq!(output.stdout, "", "{}", output.title);
+    output.stderr.trim_end()
+}
+
+#[test]
+fn usage_errors_are_status_2() {
+    let world = World::default();
+    for args in [
+        &["dance"][..],
+        &["get"],
+        &["get", "--colour", "x"],
+        &["publish"],
+        &["export", "x"],
+        &["publish", "a", "b", "--name", "n"],
+    ] {
+        let output = bare(&world, args).expect_status(2);
+        assert!(!output.stderr.is_empty());
+        assert_eq!(output.stdout, "");
+    }
+    bare(&world, &["--help"]).ok();
+    bare(&world, &["--version"]).ok();
+}
+
+#[test]
+fn configuration_errors_are_status_2_on_one_line_and_name_what_is_wrong() {
+    let world = World::default();
+    let config = |text: &str| {
+        let path = world.path("bad.toml");
+        fs::write(&path, text).unwrap();
+        bare(&world, &["config", "check", path.to_str().unwrap()]).expect_status(2)
+    };
+    let cases = [
+        ("[tracker]\nlese = \"30s\"\n", &["lese", "lease"][..]),
+        ("[librery]\ncontent = \"files\"\n", &["librery", "library"]),
+        ("[storage]\nbackend = \"sqlit\"\n", &["sqlit", "sqlite", "sled", "memory"]),
+        ("[tracker]\nlease = \"soon\"\n", &["tracker.lease", "soon"]),
+        ("[transport]\nlisten = [\"zmq:/x\"]\n", &["transport.listen", "zmq:/x"]),
+        ("[tracker\n", &["bad.toml"]),
+    ];
+    for (text, words) in cases {
+        let output = config(text);
+        let line = one_line(&output);
+        for word in words {
+            assert!(line.contains(word), "{word} is missing: {line}");
+        }
+    }
+    let missing = bare(&world, &["list", "--config", "no-such.toml"]).expect_status(2);
+    assert!(one_line(&missing).contains("no-such.toml"));
+    let set = bare(&world, &["list", "--set", "tracker.lese=1s"]).expect_status(2);
+    assert!(one_line(&set).contains("lease"));
+}
+
+#[test]
+fn an_endpoint_beyond_loopback_must_be_asked_for() {
+    let world = World::default();
+    for kind in ["tracker", "peer"] {
+        let output =
+            bare(&world, &[kind, "--set", "transport.listen=[\"zmq://0.0.0.0:0\"]"]).expect_status(2);
+        assert!(one_line(&output).contains("open"), "{}", output.stderr);
+    }
+}
+
+#[test]
+fn what_is_not_there_is_status_3() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let mut b = world.peer("b", &[&tracker]);
+    for _with_daemon in [false, true] {
+        let id = "0".repeat(64);
+        let cases = [
+            &["get", "nothing"][..],
+            &["get", &id],
+            &["export", "nothing", "-o", "x"],
+            &["remove", "nothing"],
+            &["verify", "nothing"],
+        ];
+        for args in cases {
+            let output = b.run(args.iter().copied()).expect_status(3);
+            one_line(&output);
+        }
+        assert_eq!(b.list(), [] as [Value; 0]);
+        assert_eq!(b.run(["library", "--json"]).ok().stdout, "");
+        if !_with_daemon {
+            b.start();
+        }
+    }
+}
+
+#[test]
+fn nobody_reachable_is_status_4() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let (file, _) = world.file("film.bin", MIB);
+    let mut a = world.running_peer("a", &[&tracker]);
+    a.publish(&file, &[]);
+    a.kill();
+    let b = world.peer_with("b", &[&tracker], &["download.patience=1s"]);
+    one_line(&b.run(["get", "film.bin"]).expect_status(4));
+    let lost = ["--set", NOBODY];
+    one_line(&b.run(["list"].into_iter().chain(lost)).expect_status(4));
+    one_line(&b.run(["get", "film.bin"].into_iter().chain(lost)).expect_status(4));
+    let json = b.run(["get", "film.bin", "--json"]).expect_status(4);
+    let last = json.json().pop().expect("an event");
+    assert_eq!(last["event"], "error", "{last}");
+    assert!(last["message"].as_str().is_some_and(|message| !message.is_empty()), "{last}");
+}
+
+#[test]
+fn failures_are_status_1_on_one_line() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let b = world.peer("b", &[&tracker]);
+    one_line(&b.run(["publish", "/no/such/file"]).expect_status(1));
+    let (file, _) = world.file("film.bin", MIB);
+    one_line(&b.run(["publish", file.to_str().unwrap(), "--name", "a/b"]));
+    one_line(&b.run(["publish", file.to_str().unwrap(), "--name", "0123456789abcdef"]));
+}
+
+#[test]
+fn json_lines_have_the_promised_fields() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let (file, hash) = world.file("film.bin", MIB + 5);
+    let a = world.running_peer("a", &[&tracker]);
+    a.publish(&file, &[]);
+    let b = world.running_peer("b", &[&tracker]);
+
+    let listed = b.listed("film.bin").expect("it is listed");
+    assert_eq!(
+        [&listed["name"], &listed["id"], &listed["size"], &listed["providers"]],
+        [&Value::from("film.bin"), &hash.as_str().into(), &(MIB + 5).into(), &1.into()]
+    );
+
+    let output = b.run(["get", "film.bin", "--json"]).ok();
+    let mut events = output.json();
+    let last = events.pop().expect("a last event");
+    assert_eq!(
+        [&last["event"], &last["name"], &last["id"], &last["bytes"]],
+        [&Value::from("complete"), &"film.bin".into(), &hash.as_str().into(), &(MIB + 5).into()]
+    );
+    assert!(last["seconds"].is_number() && last.get("path").is_some(), "{last}");
+    for event in &events {
+        assert_eq!(event["event"], "progress");
+        assert!(event["done"].as_u64() <= event["total"].as_u64(), "{event}");
+        assert!(event["providers"].is_u64(), "{event}");
+    }
+
+    let ours = b.in_library("film.bin").expect("it is in the library");
+    assert_eq!(
+        [&ours["id"], &ours["size"], &ours["pieces"], &ours["have"], &ours["path"]],
+        [&hash.as_str().into(), &(MIB + 5).into(), &5.into(), &5.into(), &Value::Null]
+    );
+    assert_eq!(ours["content"], "database");
+    let theirs = a.in_library("film.bin").expect("it is in the library");
+    assert_eq!(theirs["path"], file.to_str().unwrap());
+    assert_eq!(theirs["content"], "linked");
+
+    let path = world.path("got.bin");
+    let to_path = b.run(["get", "film.bin", "--json", "-o", path.to_str().unwrap()]).ok();
+    assert_eq!(to_path.json().last().unwrap()["path"], path.to_str().unwrap());
+
+    for (node, status) in
+        [("peer", b.run(["status", "--json"])), ("tracker", tracker.run(["status", "--json"]))]
+    {
+        let status = status.ok().json();
+        assert!(!status.is_empty() && status.iter().all(Value::is_object), "{node}: {status:?}");
+    }
+}
+
+#[test]
+fn list_takes_a_pattern() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    for name in ["film.bin", "film.txt", "song.bin"] {
+        let (file, _) = world.file(name, name.len() as u64);
+        a.publish(&file, &[]);
+    }
+    let names = |pattern: &str| -> Vec<String> {
+        let files = a.run(["list", pattern, "--json"]).ok().json();
+        files.iter().map(|file| file["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names("film"), ["film.bin", "film.txt"]);
+    assert_eq!(names("*.bin"), ["film.bin", "song.bin"]);
+    assert_eq!(names("ong"), ["song.bin"]);
+    assert_eq!(names("nothing"), [] as [&str; 0]);
+}
+
+#[test]
+fn settings_come_from_the_file_the_environment_and_the_command_line_in_this_order() {
+    let world = World::default();
+    fs::write(world.path("enjambre.toml"), "[tracker]\nlease = \"11s\"\nforget = \"5d\"\n").unwrap();
+    let show = |variable: Option<(&str, &str)>, args: &[&str]| {
+        let mut command = Command::new("env");
+        command.arg("-C").arg(world.path(""));
+        if let Some((name, value)) = variable {
+            command.arg(format!("{name}={value}"));
+        }
+        command.arg(binary::enjambre()).args(["config", "show"]).args(args);
+        let output = Process::start_command(&world.path(""), command).wait(LONG).ok();
+        let line = output.stdout.lines().find(|line| line.contains("lease"));
+        line.unwrap_or_else(|| panic!("no lease in {}", output.stdout)).to_owned()
+    };
+    let variable = Some(("ENJAMBRE__TRACKER__LEASE", "12s"));
+    assert!(show(None, &[]).contains("11s"));
+    assert!(show(variable, &[]).contains("12s"));
+    let set = show(variable, &["--set", "tracker.lease=13s"]);
+    assert!(set.contains("13s"), "a bare word is a text: {set}");
+}
+
+#[test]
+fn two_daemons_on_one_folder_are_refused() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let b = world.running_peer("b", &[&tracker]);
+    one_line(&b.run(["peer", "-q"]).expect_status(1));
+    one_line(&tracker.run(["tracker", "-q"]).expect_status(1));
+}
