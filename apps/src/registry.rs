@@ -11,6 +11,8 @@ use std::sync::Arc;
 use enjambre_core::storage::{Role, Storage};
 use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_storage_sqlite::SqliteSettings;
+use enjambre_transport::settings::TransportSettings;
 use futures::future::{BoxFuture, FutureExt};
 use serde::de::DeserializeOwned;
 use toml::Table;
@@ -27,14 +29,28 @@ pub struct Place {
     pub data_dir: PathBuf,
     /// Whose storage it is.
     pub kind: NodeKind,
+    /// Whether it belongs to the copies that a tracker keeps. Their data folder is one of their own.
+    pub store: bool,
     /// What it will hold. Storages of one place that differ only in this must not share a database.
     pub role: Role,
 }
 
 impl Place {
-    /// A path of the configuration, which is relative to the data folder.
-    pub fn resolve(&self, path: &Path) -> PathBuf {
-        self.data_dir.join(path)
+    /// The path of a database: as configured, relative to the data folder, or named after what it is for.
+    pub fn database(&self, configured: Option<&Path>, extension: &str) -> PathBuf {
+        let path = configured.map_or_else(
+            || match self.kind {
+                NodeKind::Tracker => PathBuf::from("catalogue").with_extension(extension),
+                NodeKind::Peer => PathBuf::from("library").with_extension(extension),
+            },
+            Path::to_owned,
+        );
+        let name = path.file_name().filter(|_| self.store && path.is_absolute());
+        // The copies that a tracker keeps never share a database with its catalogue.
+        match name {
+            Some(name) => path.with_file_name("store").join(name),
+            None => self.data_dir.join(path),
+        }
     }
 }
 
@@ -97,7 +113,21 @@ impl Registry {
         registry.register_storage("memory", |NoSettings {}, _| async {
             Ok(Arc::new(enjambre_core::storage::memory::Memory::new()) as Arc<dyn Storage>)
         });
+        registry.register_storage("sqlite", |mut table: Sqlite, place: Place| async move {
+            table.path = Some(place.database(table.path.as_deref(), "db"));
+            let settings = table.into();
+            Ok(enjambre_storage_sqlite::open(&settings, &place.data_dir, place.role).await?)
+        });
+        registry.register_transport("zmq", Security::Plain, |limits| {
+            enjambre_transport::zmq(zmq_settings(limits))
+                .map_err(|error| MakeError { key: error.key.to_owned(), problem: error.problem })
+        });
         registry
+    }
+
+    /// To be called once, before listening: every connection costs file descriptors.
+    pub fn prepare_process(&self) {
+        enjambre_transport::open_files::raise_open_file_limit();
     }
 
     /// Adds a storage backend, or takes the place of the one with the same name. `S` is read from the table
@@ -189,8 +219,10 @@ impl Registry {
             let known = self.backends().join(", ");
             Failure::usage(format!("there is no storage backend {:?}; there are: {known}", section.backend))
         })?;
+        let data_dir = place.data_dir.clone();
         let opening = (backend.open)(section.table(&section.backend), place)
             .map_err(|error| Failure::usage(format!("[storage.{}]: {error}", section.backend)))?;
+        tokio::fs::create_dir_all(&data_dir).await?;
         opening.await.map_err(|error| {
             Failure::from_error(Status::Failed, &*error)
                 .context(format!("the {} storage cannot be opened", section.backend))
@@ -221,3 +253,41 @@ fn unknown_field(message: &str) -> Option<&str> {
 #[derive(Debug, Clone, Copy, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NoSettings {}
+
+/// `[storage.sqlite]`, with a path that depends on the place where none is given.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Sqlite {
+    path: Option<PathBuf>,
+    cache_mib: u32,
+    readers: usize,
+}
+
+impl Default for Sqlite {
+    fn default() -> Self {
+        let SqliteSettings { cache_mib, readers, .. } = SqliteSettings::default();
+        Self { path: None, cache_mib, readers }
+    }
+}
+
+impl From<Sqlite> for SqliteSettings {
+    fn from(table: Sqlite) -> Self {
+        let Sqlite { path, cache_mib, readers } = table;
+        Self { path: path.unwrap_or_default(), cache_mib, readers }
+    }
+}
+
+fn zmq_settings(limits: &TransportLimits) -> TransportSettings {
+    TransportSettings {
+        header: limits.header.as_usize(),
+        payload: limits.payload.as_usize(),
+        in_flight: limits.in_flight,
+        queued_per_connection: limits.queued_per_connection.as_usize(),
+        queued_in_all: limits.queued_in_all.as_usize(),
+        connections: limits.connections,
+        connections_per_address: limits.connections_per_address,
+        handshake: limits.handshake.get(),
+        idle: limits.idle.get(),
+        ..TransportSettings::default()
+    }
+}

@@ -41,6 +41,8 @@ pub struct Effective {
 pub struct Loaded {
     /// The values.
     pub config: Config,
+    /// Whose configuration it is.
+    pub kind: NodeKind,
     /// The file that was read.
     pub file: Option<PathBuf>,
     values: BTreeMap<String, Effective>,
@@ -119,7 +121,7 @@ impl Loaded {
         // Without the current folder a path stays relative, which is as good as long as nobody changes it.
         let base = std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder })
             .unwrap_or(folder);
-        let loaded = Self { config, file, values, base };
+        let loaded = Self { config, kind, file, values, base };
         loaded.validate()?;
         Ok(loaded)
     }

@@ -101,6 +101,10 @@ pub enum Event {
         size: u64,
         /// What it is.
         kind: FileKind,
+        /// Which version of the name it is.
+        version: u64,
+        /// False where it was the newest version already.
+        new: bool,
     },
     /// A tracker fetches its copy.
     Pinning {
@@ -142,8 +146,8 @@ pub enum Event {
     File(LibraryLine),
     /// It was written there.
     Exported {
-        /// Its name.
-        name: Name,
+        /// Its id.
+        id: FileId,
         /// Where to.
         path: PathBuf,
         /// Its size in bytes.
@@ -151,21 +155,23 @@ pub enum Event {
     },
     /// It is no longer in the library.
     Removed {
-        /// Its name.
-        name: Name,
+        /// Its name; none for a member of a folder.
+        name: Option<Name>,
         /// Its id.
         id: FileId,
     },
     /// A file was hashed again.
     Verified {
-        /// Its name.
-        name: Name,
+        /// Its name; none for a member of a folder.
+        name: Option<Name>,
         /// Its id.
         id: FileId,
         /// Pieces that are there and right.
         good: u64,
-        /// Pieces that were wrong or gone.
+        /// Pieces that were wrong.
         bad: u64,
+        /// Pieces that were not there to begin with.
+        missing: u64,
     },
     /// How the peer does.
     Status(NodeStatus),
@@ -199,6 +205,8 @@ pub struct LibraryLine {
     pub path: Option<PathBuf>,
     /// What it is.
     pub kind: FileKind,
+    /// It is linked, and the linked file changed or vanished.
+    pub withdrawn: bool,
 }
 
 /// How a peer does.
@@ -212,15 +220,19 @@ pub struct NodeStatus {
     pub program: String,
     /// Seconds since it started.
     pub uptime: f64,
+    /// Whether it is `enjambre peer`, and not a command that will soon be done.
+    pub daemon: bool,
     /// Where it listens.
     pub listen: Vec<Endpoint>,
     /// Files in the library.
     pub files: u64,
+    /// Those of them that it published itself.
+    pub published: u64,
     /// Bytes of content in the library.
     pub bytes: u64,
     /// Bytes of pieces sent since the start.
     pub sent: u64,
-    /// The trackers that it has a session with.
+    /// How it does with each of its trackers.
     pub trackers: Vec<TrackerLine>,
 }
 
@@ -229,8 +241,10 @@ pub struct NodeStatus {
 pub struct TrackerLine {
     /// Where it is.
     pub endpoint: Endpoint,
-    /// Whether it answered last time.
-    pub reachable: bool,
+    /// Whether the peer is known there.
+    pub connected: bool,
+    /// What is wrong.
+    pub problem: Option<String>,
 }
 
 /// Takes the events of a running command.

@@ -1,0 +1,93 @@
+//! The program as a value: plug-ins, command line, exit code.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use enjambre_core::storage::Storage;
+use enjambre_core::transport::Transport;
+use serde::de::DeserializeOwned;
+
+use crate::cli::{self, Cli};
+use crate::config::sections::TransportLimits;
+use crate::registry::{MakeError, Place, PluginError, Registry, Security};
+use crate::shutdown;
+
+/// How long threads that block may go on after the command has ended.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Enjambre with a choice of plug-ins.
+#[derive(Debug, Default)]
+pub struct App {
+    registry: Registry,
+}
+
+impl App {
+    /// With everything that Enjambre brings along.
+    pub fn stock() -> Self {
+        Self { registry: Registry::stock() }
+    }
+
+    /// Adds a storage backend under a name, see [`Registry::register_storage`].
+    pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F) -> &mut Self
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Arc<dyn Storage>, PluginError>> + Send + 'static,
+    {
+        self.registry.register_storage(name, open);
+        self
+    }
+
+    /// Adds the transport of a scheme, see [`Registry::register_transport`].
+    pub fn register_transport<F>(
+        &mut self,
+        scheme: impl Into<String>,
+        security: Security,
+        make: F,
+    ) -> &mut Self
+    where
+        F: Fn(&TransportLimits) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync + 'static,
+    {
+        self.registry.register_transport(scheme, security, make);
+        self
+    }
+
+    /// Does what the command line of the process says. The whole of a `main` function.
+    pub fn main(self) -> ExitCode {
+        self.run(std::env::args_os())
+    }
+
+    /// Does what these arguments say; the first is the name of the program.
+    pub fn run(self, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+        let cli = match Cli::try_parse_from(arguments) {
+            Ok(cli) => cli,
+            Err(error) => {
+                // Help and version are such an "error" as well. Nobody is left to tell if this fails.
+                let _ = error.print();
+                return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            }
+        };
+        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                cli::complain(&format!("error: cannot start: {error}"));
+                return ExitCode::FAILURE;
+            }
+        };
+        let result = runtime.block_on(async {
+            let stop = shutdown::on_signal()?;
+            cli::run(&self.registry, cli, stop).await
+        });
+        runtime.shutdown_timeout(LINGER);
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                cli::complain(&format!("error: {failure}"));
+                failure.exit_code()
+            }
+        }
+    }
+}

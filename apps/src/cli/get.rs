@@ -1,0 +1,61 @@
+//! `enjambre get`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::{Stdout, note, plain, rate, size};
+use super::progress::Bar;
+use super::{Context, drive};
+use crate::control::message::{Command, Event};
+use crate::failure::Failure;
+use crate::peer::Reach;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// A name (its newest version), an id, or the first 8 or more digits of one
+    #[arg(value_name = "NAME|ID")]
+    query: String,
+    /// Write it to PATH, and link that, instead of keeping it in the library
+    #[arg(short, long, value_name = "PATH")]
+    output: Option<PathBuf>,
+    /// Replace what is at PATH
+    #[arg(long)]
+    force: bool,
+    /// Return only when the content survives a power cut
+    #[arg(long)]
+    sync: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { query, output, force, sync, json } = arguments;
+    let output = output.map(std::path::absolute).transpose()?;
+    let mut stdout = Stdout::default();
+    let mut bar = if json { Bar::hidden() } else { Bar::new() };
+    let label = plain(&query);
+    let mut show = |event| match event {
+        event @ (Event::Progress { .. } | Event::Complete { .. }) if json => stdout.json(&event),
+        Event::Progress { done, total, providers } => {
+            bar.show(&label, done, total, Some(providers));
+        }
+        Event::Complete { name, id, path, bytes, seconds } => {
+            let place = path.map_or_else(|| "in the library".to_owned(), |path| path.display().to_string());
+            let figures = format!("{} in {seconds:.1} s, {}", size(bytes), rate(bytes, seconds));
+            bar.suspend(|| stdout.line(&format!("{name}: {place} ({figures})  {id}")));
+        }
+        Event::Warning { message } => bar.suspend(|| note(&format!("warning: {message}"))),
+        _ => {}
+    };
+    let command = Command::Get { query, output, force, sync };
+    let result = drive::run(&context, command, Reach::Command, &mut show).await;
+    bar.clear();
+    if let (Err(failure), true) = (&result, json) {
+        stdout.json(&json!({ "event": "error", "message": failure.message }));
+    }
+    result?;
+    stdout.end()
+}

@@ -1,0 +1,43 @@
+//! `enjambre library`
+
+use clap::Args;
+use enjambre_core::model::record::FileKind;
+
+use super::output::{Stdout, plain, size};
+use super::{Context, drive};
+use crate::control::message::{Command, Event, LibraryLine};
+use crate::failure::Failure;
+use crate::peer::Reach;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> Result<(), Failure> {
+    let mut stdout = Stdout::default();
+    let mut show = |event| match event {
+        Event::File(file) if json => stdout.json(&file),
+        Event::File(file) => stdout.line(&line(&file)),
+        _ => {}
+    };
+    drive::run(&context, Command::Library, Reach::Offline, &mut show).await?;
+    stdout.end()
+}
+
+fn line(file: &LibraryLine) -> String {
+    let mark = if file.kind == FileKind::Collection { "/" } else { "" };
+    let state = match (file.withdrawn, file.have, file.pieces) {
+        (true, ..) => "changed on disk".to_owned(),
+        (false, have, pieces) if have == pieces => "complete".to_owned(),
+        (false, have, pieces) => format!("{:.0} %", 100.0 * f64::from(have) / f64::from(pieces.max(1))),
+    };
+    let place = match &file.path {
+        Some(path) => plain(&path.display().to_string()),
+        None => file.content.clone(),
+    };
+    let name = format!("{}{mark}", file.name);
+    format!("{}  {:>10}  {state:>10}  {name}  ({place})", &file.id.to_string()[..16], size(file.size))
+}

@@ -1,0 +1,160 @@
+//! The command line: one file per command.
+
+mod config;
+mod demo;
+mod drive;
+mod export;
+mod get;
+mod library;
+mod list;
+mod output;
+mod peer;
+mod progress;
+mod publish;
+mod remove;
+mod status;
+mod tracker;
+mod verify;
+
+use std::path::PathBuf;
+
+pub(crate) use output::note as complain;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::tracker::trackers::Trackers;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::load::{Loaded, Sources};
+use crate::config::sections::NodeKind;
+use crate::failure::Failure;
+use crate::logging;
+use crate::registry::Registry;
+
+/// Share files with other machines of yours, directly and verified.
+#[derive(Debug, Parser)]
+#[command(name = "enjambre", version, about, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// The configuration file [default: $ENJAMBRE_CONFIG, ./enjambre.toml, the user's configuration folder]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set a value of the configuration: section.key=VALUE, where VALUE is TOML or a bare word
+    #[arg(long, global = true, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    set: Vec<String>,
+    /// Log more; twice for even more
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+    /// Log errors only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keep the catalogue of files and of who offers them
+    Tracker,
+    /// Publish, download and offer files until stopped
+    Peer,
+    /// Put files or folders into the catalogue
+    Publish(publish::Arguments),
+    /// List the catalogue
+    List(list::Arguments),
+    /// Download a file or folder
+    Get(get::Arguments),
+    /// List what this peer has
+    Library(library::Arguments),
+    /// Write a file or folder of the library to a path
+    Export(export::Arguments),
+    /// Take a file or folder out of the library; a linked file stays where it is
+    Remove(remove::Arguments),
+    /// Hash what this peer has again
+    Verify(verify::Arguments),
+    /// How the peer and its trackers do
+    Status(status::Arguments),
+    /// Show or check the configuration
+    Config(config::Arguments),
+    /// Show it all on this machine: a tracker, three peers, and a source that dies
+    Demo(demo::Arguments),
+}
+
+/// What a command works with.
+struct Context<'a> {
+    registry: &'a Registry,
+    loaded: Loaded,
+    /// Cancelled by a signal.
+    stop: CancellationToken,
+}
+
+impl Context<'_> {
+    /// The trackers to ask. With the configuration of a tracker that is this tracker itself.
+    fn trackers(&self) -> Result<Arc<Trackers>, Failure> {
+        let config = &self.loaded.config;
+        let own: Vec<Endpoint> = match self.loaded.kind {
+            NodeKind::Peer => config.peer.trackers.clone(),
+            NodeKind::Tracker => config.transport.listen.iter().map(dialled).collect(),
+        };
+        Ok(Arc::new(Trackers::new(&self.registry.dialer(&self.loaded)?, own)))
+    }
+}
+
+fn dialled(listen: &Endpoint) -> Endpoint {
+    if listen.is_unspecified() { listen.with_address([127, 0, 0, 1].into()) } else { listen.clone() }
+}
+
+/// Runs a command to its end.
+pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) -> Result<(), Failure> {
+    let Cli { global, command } = cli;
+    let sources = Sources { file: global.config, set: global.set };
+    let kind = match &command {
+        Command::Config(arguments) => return config::run(registry, sources, arguments),
+        Command::Demo(arguments) => {
+            logging::start(&level("warn", global.verbose, global.quiet));
+            return demo::run(arguments, stop).await;
+        }
+        Command::Tracker => Some(NodeKind::Tracker),
+        Command::List(_) | Command::Status(_) => None,
+        _ => Some(NodeKind::Peer),
+    };
+    let loaded = sources.load(kind, &registry.backends())?;
+    registry.check(&loaded)?;
+    // A command that is soon done only tells what goes wrong, unless somebody asked for more.
+    let asked = loaded.values().get("log.level").is_some_and(|level| level.origin != "default");
+    let is_daemon = matches!(command, Command::Tracker | Command::Peer);
+    let usual = if asked || is_daemon { loaded.config.log.level.as_str() } else { "warn" };
+    logging::start(&level(usual, global.verbose, global.quiet));
+    registry.prepare_process();
+    let context = Context { registry, loaded, stop };
+    match command {
+        Command::Tracker => tracker::run(context).await,
+        Command::Peer => peer::run(context).await,
+        Command::Publish(arguments) => publish::run(context, arguments).await,
+        Command::List(arguments) => list::run(context, arguments).await,
+        Command::Get(arguments) => get::run(context, arguments).await,
+        Command::Library(arguments) => library::run(context, arguments).await,
+        Command::Export(arguments) => export::run(context, arguments).await,
+        Command::Remove(arguments) => remove::run(context, arguments).await,
+        Command::Verify(arguments) => verify::run(context, arguments).await,
+        Command::Status(arguments) => status::run(context, arguments).await,
+        Command::Config(_) | Command::Demo(_) => Ok(()),
+    }
+}
+
+fn level(usual: &str, verbose: u8, quiet: bool) -> String {
+    match (quiet, verbose) {
+        (true, _) => "error".to_owned(),
+        (false, 0) => usual.to_owned(),
+        (false, 1) => "info,enjambre=debug,enjambre_core=debug,enjambre_transport=debug".to_owned(),
+        (false, 2) => "debug".to_owned(),
+        (false, _) => "trace".to_owned(),
+    }
+}

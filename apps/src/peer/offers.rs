@@ -1,0 +1,103 @@
+//! What the library offers and has published, as trackers want to hear it; and trackers as a source of providers.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use enjambre_core::download::source::ProviderSource;
+use enjambre_core::library::entry::Origin;
+use enjambre_core::library::error::LibraryError;
+use enjambre_core::library::library::Library;
+use enjambre_core::model::id::FileId;
+use enjambre_core::model::record::{Offer, Provider, Publication};
+use enjambre_core::protocol::message::CatalogueId;
+use enjambre_core::storage::error::StorageError;
+use enjambre_core::tracker::error::TrackerError;
+use enjambre_core::tracker::offers::OfferSource;
+use enjambre_core::tracker::trackers::Trackers;
+
+/// A library as the source of what a peer announces.
+#[derive(Debug)]
+pub struct LibraryOffers {
+    library: Arc<Library>,
+    listening: bool,
+}
+
+impl LibraryOffers {
+    /// Without a listener nothing is offered, but what was published is still told.
+    pub const fn new(library: Arc<Library>, listening: bool) -> Self {
+        Self { library, listening }
+    }
+}
+
+#[async_trait]
+impl OfferSource for LibraryOffers {
+    async fn offers(&self, after: Option<FileId>, limit: usize) -> Result<Vec<Offer>, StorageError> {
+        if !self.listening {
+            return Ok(Vec::new());
+        }
+        let mut offers = self.library.offers();
+        offers.retain(|offer| after.is_none_or(|after| offer.id > after));
+        offers.sort_unstable_by_key(|offer| offer.id);
+        offers.truncate(limit);
+        Ok(offers)
+    }
+
+    async fn pending_publications(
+        &self,
+        catalogue: CatalogueId,
+        after: Option<&Publication>,
+        limit: usize,
+    ) -> Result<Vec<Publication>, StorageError> {
+        let mut pending: Vec<Publication> =
+            self.library.pending_publications(catalogue.0).into_iter().map(publication).collect();
+        // An id may have several names, and a name several ids.
+        let order = |publication: &Publication| (publication.name.clone(), publication.id);
+        pending.retain(|publication| after.is_none_or(|after| order(publication) > order(after)));
+        pending.sort_by_key(order);
+        pending.truncate(limit);
+        Ok(pending)
+    }
+
+    async fn mark_published(
+        &self,
+        catalogue: CatalogueId,
+        publication: &Publication,
+    ) -> Result<(), StorageError> {
+        match self.library.mark_published(catalogue.0, &publication.id, &publication.name).await {
+            Ok(()) | Err(LibraryError::NotFound { .. }) => Ok(()),
+            Err(LibraryError::Storage(error)) => Err(error),
+            Err(error) => Err(StorageError::backend("note that a file is published", error)),
+        }
+    }
+
+    async fn publications_of(&self, ids: &[FileId]) -> Result<Vec<Publication>, StorageError> {
+        let entries = ids.iter().filter_map(|id| self.library.entry(id));
+        let published = entries.filter(|entry| entry.origin == Origin::Published && entry.is_complete());
+        let each = published.flat_map(|entry| {
+            let (id, size, kind) = (entry.id, entry.size, entry.kind);
+            entry.names.into_iter().map(move |name| Publication { name, id, size, kind })
+        });
+        Ok(each.collect())
+    }
+}
+
+fn publication(pending: enjambre_core::library::entry::Publication) -> Publication {
+    let enjambre_core::library::entry::Publication { name, id, size, kind } = pending;
+    Publication { name, id, size, kind }
+}
+
+/// Trackers as the source of who has a file.
+#[derive(Debug)]
+pub struct TrackerProviders(pub Arc<Trackers>);
+
+#[async_trait]
+impl ProviderSource for TrackerProviders {
+    async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, String> {
+        match self.0.providers(id).await {
+            Ok(providers) => Ok(providers),
+            // Nobody ever had it as far as trackers know; that may change.
+            Err(TrackerError::NotFound { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}

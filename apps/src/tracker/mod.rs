@@ -1,0 +1,120 @@
+//! A tracker, put together from its configuration: catalogue, service, listeners, and the copies that it keeps.
+
+mod handler;
+mod store;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use enjambre_core::catalogue::Catalogue;
+use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::protocol::server::Handler;
+use enjambre_core::storage::{Role, Storage};
+use enjambre_core::tracker::clock::{Clock, SystemClock};
+use enjambre_core::tracker::pin::PinStore;
+use enjambre_core::tracker::service::TrackerService;
+use enjambre_core::tracker::settings::TrackerSettings;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::load::Loaded;
+use crate::config::sections::NodeKind;
+use crate::data_dir::DataDir;
+use crate::failure::{Failure, Status};
+use crate::listeners::{self, Listeners};
+use crate::node_key;
+use crate::registry::{Place, Registry};
+use handler::TrackerHandler;
+use store::Store;
+
+const STOP_LISTENING: Duration = Duration::from_millis(300);
+const STOP_STORAGE: Duration = Duration::from_secs(2);
+
+/// A running tracker. [`TrackerNode::stop`] ends it in order.
+#[derive(Debug)]
+pub struct TrackerNode {
+    storage: Arc<dyn Storage>,
+    store: Option<Arc<Store>>,
+    listeners: Listeners,
+    service: JoinHandle<()>,
+    stop: CancellationToken,
+    _data_dir: DataDir,
+}
+
+impl TrackerNode {
+    /// Starts a tracker in a folder that this process owns.
+    pub async fn start(registry: &Registry, loaded: &Loaded, data_dir: DataDir) -> Result<Self, Failure> {
+        let section = &loaded.config.tracker;
+        let folder = data_dir.path().to_owned();
+        let key = crate::blocking({
+            let folder = folder.clone();
+            move || node_key::load_or_create(&folder)
+        })
+        .await?;
+        let dialer = registry.dialer(loaded)?;
+        let place =
+            Place { data_dir: folder.clone(), kind: NodeKind::Tracker, store: false, role: Role::Records };
+        let storage = registry.open_storage(loaded, place).await?;
+        let settings = TrackerSettings {
+            lease: section.lease.get(),
+            forget: section.forget.get(),
+            ..TrackerSettings::default()
+        };
+        let catalogue =
+            Catalogue::open(Arc::clone(&storage), settings.rules(), SystemClock.now_ms()).await.map_err(
+                |error| Failure::from_error(Status::Failed, &error).context("the catalogue cannot be opened"),
+            )?;
+        let catalogue = Arc::new(catalogue);
+        let mut listeners = Listeners::bind(&dialer, &loaded.config.transport.listen)
+            .await
+            .map_err(|error| listeners::bind_failure(&error))?;
+        let store = if section.store.enabled {
+            let listen = listeners.endpoints();
+            Some(Store::open(registry, loaded, &folder, &dialer, &key, &catalogue, listen).await?)
+        } else {
+            None
+        };
+        let pins = store.as_ref().map(|store| Arc::clone(store) as Arc<dyn PinStore>);
+        let service = Arc::new(TrackerService::new(catalogue, settings, Arc::new(SystemClock), pins));
+        let seeder = store.as_ref().map(|store| store.seeder());
+        let handler: Arc<dyn Handler> = Arc::new(TrackerHandler { service: Arc::clone(&service), seeder });
+        listeners.serve(&handler);
+        let stop = CancellationToken::new();
+        let service = tokio::spawn({
+            let stop = stop.clone();
+            async move { service.run(stop).await }
+        });
+        if let Some(store) = &store {
+            store.start();
+        }
+        Ok(Self { storage, store, listeners, service, stop, _data_dir: data_dir })
+    }
+
+    /// Where it listens.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.listeners.endpoints()
+    }
+
+    /// Writes what is to be written and lets go of everything.
+    pub async fn stop(mut self) {
+        if let Some(store) = &self.store {
+            // It says goodbye to its own tracker, so that one still listens.
+            store.stop().await;
+        }
+        self.stop.cancel();
+        self.listeners.shutdown(STOP_LISTENING).await;
+        let end = async {
+            let _ = self.service.await;
+            if let Err(error) = self.storage.close().await {
+                tracing::warn!(
+                    "the database was not closed in order: {}",
+                    Failure::from_error(Status::Failed, &error)
+                );
+            }
+        };
+        if timeout(STOP_STORAGE, end).await.is_err() {
+            tracing::warn!("the database was not closed in time");
+        }
+    }
+}
