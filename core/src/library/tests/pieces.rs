@@ -161,7 +161,7 @@ async fn a_removed_file_leaves_nothing_and_may_come_again() {
         }
         match in_files {
             true => {
-                assert!(!crate::library::content_files::path_of(&rig.path("content"), &sample.id()).exists())
+                assert!(!crate::library::content_files::path_of(&rig.path("content"), &sample.id()).exists());
             }
             false => {
                 let left = rig.content.open().scan(Space::new("content"), KeyRange::all(), 9).await.unwrap();
