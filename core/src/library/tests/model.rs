@@ -136,7 +136,7 @@ async fn the_same_holds_with_content_in_files() {
 
 #[tokio::test]
 async fn the_same_holds_with_files_of_the_user() {
-    for seed in 200..212 {
+    for seed in 200..216 {
         run(seed, To::Paths).await;
     }
 }
