@@ -9,7 +9,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::shared_error::{FailedSync, SharedError, guarded};
-use super::writer::{Commit, Sync};
+use super::writer::{Commit, Reply, Sync};
 use crate::storage::engine::{ApplyError, Engine, Reader};
 use crate::storage::error::{Source, StorageError};
 use crate::storage::value::{Condition, Durability, Key, Space, Write};
@@ -17,6 +17,8 @@ use crate::storage::value::{Condition, Durability, Key, Space, Write};
 /// The engine failed and must go. What was not answered yet was not applied.
 pub(super) struct Failure {
     pub(super) source: Source,
+    /// Answers to give once nobody is served by the failed engine any more.
+    pub(super) answers: Vec<(Reply, StorageError)>,
     pub(super) commits: Vec<Commit>,
     pub(super) syncs: Vec<Sync>,
 }
@@ -68,7 +70,7 @@ pub(super) fn commit_group<E: Engine>(
             Err(panicked) => {
                 let commits = members.into_iter().map(|member| member.commit);
                 let commits = commits.chain([commit]).chain(waiting).collect();
-                return Err(Failure { source: panicked.into(), commits, syncs });
+                return Err(Failure { source: panicked.into(), answers: Vec::new(), commits, syncs });
             }
         };
         let start = writes.len();
@@ -116,11 +118,10 @@ pub(super) fn commit_group<E: Engine>(
             let shared = SharedError::new(source);
             let (undecided, lost): (Vec<_>, Vec<_>) =
                 members.into_iter().partition(|member| member.conflicts);
-            for member in lost {
-                let _ = member.commit.reply.send(Err(indeterminate(&shared)));
-            }
+            let answers =
+                lost.into_iter().map(|member| (member.commit.reply, indeterminate(&shared))).collect();
             let commits = undecided.into_iter().map(|member| member.commit).collect();
-            Err(Failure { source: shared.into(), commits, syncs })
+            Err(Failure { source: shared.into(), answers, commits, syncs })
         }
     }
 }
@@ -161,13 +162,12 @@ fn commit_one_by_one<E: Engine>(
             },
         };
         let rest = waiting.map(|member| member.commit);
-        let commits = if untouched {
-            std::iter::once(commit).chain(rest).collect()
+        let (commits, answers) = if untouched {
+            (std::iter::once(commit).chain(rest).collect(), Vec::new())
         } else {
-            let _ = commit.reply.send(Err(indeterminate(&shared)));
-            rest.collect()
+            (rest.collect(), vec![(commit.reply, indeterminate(&shared))])
         };
-        return Err(Failure { source: shared.into(), commits, syncs });
+        return Err(Failure { source: shared.into(), answers, commits, syncs });
     }
     if !syncs.is_empty() {
         sync_for(engine, Vec::new(), syncs)?;
@@ -222,13 +222,17 @@ fn sync_for<E: Engine>(engine: &mut E, members: Vec<Member>, syncs: Vec<Sync>) -
         return Ok(());
     };
     let failed = FailedSync::new(error);
-    for member in members {
-        let _ = member.commit.reply.send(Err(failed.error()));
-    }
-    for sync in syncs {
-        let _ = sync.reply.send(Err(failed.error()));
-    }
-    Err(Failure { source: failed.error().into(), commits: Vec::new(), syncs: Vec::new() })
+    let replies = members.into_iter().map(|member| {
+        let error = if member.conflicts { StorageError::Conflict } else { failed.error() };
+        (member.commit.reply, error)
+    });
+    let replies = replies.chain(syncs.into_iter().map(|sync| (sync.reply, failed.error())));
+    Err(Failure {
+        source: failed.error().into(),
+        answers: replies.collect(),
+        commits: Vec::new(),
+        syncs: Vec::new(),
+    })
 }
 
 fn acknowledge(members: Vec<Member>, syncs: Vec<Sync>) {

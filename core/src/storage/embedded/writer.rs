@@ -22,7 +22,7 @@ use crate::storage::engine::Engine;
 use crate::storage::error::{Source, StorageError};
 use crate::storage::value::{Batch, Durability, Limits};
 
-type Reply = oneshot::Sender<Result<(), StorageError>>;
+pub(super) type Reply = oneshot::Sender<Result<(), StorageError>>;
 
 /// What the writer is asked for.
 pub(super) enum Request {
@@ -182,8 +182,11 @@ impl<E: Engine> Writer<E> {
         match outcome {
             Ok(true) => self.pause = self.settings.reopen_first,
             Ok(false) => {}
-            Err(Failure { source, commits, syncs }) => {
+            Err(Failure { source, answers, commits, syncs }) => {
                 self.fail(source);
+                for (reply, error) in answers {
+                    let _ = reply.send(Err(error));
+                }
                 self.refuse(commits, syncs);
             }
         }
