@@ -31,6 +31,7 @@ mod bench;
 mod commits;
 pub mod crash;
 mod lifetime;
+pub mod load;
 mod model;
 mod records;
 mod scans;
