@@ -1,6 +1,7 @@
 //! What this peer publishes: files taken into the library, and which catalogues know their names.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as MapEntry;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -96,7 +97,7 @@ impl Shared {
         let mut acknowledged = Vec::new();
         for file in &files {
             let id = file.manifest.id();
-            if !records.contains_key(&id) {
+            if let MapEntry::Vacant(vacant) = records.entry(id) {
                 let known = self.state.lock().slots.get(&id).map(|slot| slot.record.clone());
                 let place = match &file.linked {
                     Some((path, mark)) => {
@@ -107,7 +108,7 @@ impl Shared {
                 };
                 let (record, replaced) = self.merge(&id, known, place, file, &mut batch).await?;
                 layout::put_hashes(&mut batch, &id, file.manifest.hashes());
-                records.insert(id, (record, replaced));
+                vacant.insert((record, replaced));
             }
             if let Some(collection) = &file.member_of {
                 batch.put(layout::MEMBERS, layout::member_key(&id, collection), vec![1]);
