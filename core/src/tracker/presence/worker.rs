@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Shared;
 use super::backoff::Backoff;
@@ -22,12 +22,14 @@ use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::protocol::message::{CatalogueId, MAX_OFFERS, SessionId};
 use crate::storage::error::StorageError;
 use crate::tracker::client::TrackerClient;
-use crate::tracker::error::TrackerError;
+use crate::tracker::error::{TrackerError, Unreached};
 
 /// How long changes are collected before they are sent.
 const COLLECT: Duration = Duration::from_millis(20);
 /// The longest pause before files that the catalogue did not know are announced again.
 const AGAIN: Duration = Duration::from_secs(600);
+/// A renewal may take so long however short the lease is.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// How many publications are read at once.
 const PUBLICATIONS: usize = 100;
 
@@ -186,7 +188,14 @@ impl Worker {
 
     async fn renew(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
         let begun = Instant::now();
-        self.check(catalogue, lease.session, self.client.renew(lease.session).await)?;
+        // Silence must not use up the lease: another tracker may take the renewal.
+        let renewed = timeout(lease.third.max(SHORTEST_WAIT), self.client.renew(lease.session)).await;
+        let silent = |_| {
+            let endpoint = self.client.endpoint().clone();
+            let reason = format!("{endpoint} did not answer in time");
+            Err(TrackerError::Unreachable { reasons: vec![Unreached { endpoint, reason }] })
+        };
+        self.check(catalogue, lease.session, renewed.unwrap_or_else(silent))?;
         lease.due = begun + lease.third;
         Ok(())
     }
