@@ -29,7 +29,9 @@
 
 mod bench;
 mod commits;
+pub mod crash;
 mod lifetime;
+pub mod load;
 mod model;
 mod records;
 mod scans;

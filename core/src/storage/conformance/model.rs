@@ -56,11 +56,10 @@ async fn one_step<B: Builder>(
                 if random.random_bool(0.05) { Durability::Durable } else { Durability::Buffered };
             let expected = reference.commit(batch.clone(), durability).await;
             let outcome = bench.probe.commit(batch, durability).await;
-            let same = match (&expected, &outcome) {
-                (Ok(()), Ok(())) => true,
-                (Err(StorageError::Conflict), Err(StorageError::Conflict)) => true,
-                _ => false,
-            };
+            let same = matches!(
+                (&expected, &outcome),
+                (Ok(()), Ok(())) | (Err(StorageError::Conflict), Err(StorageError::Conflict))
+            );
             ensure!(same, "a commit ends as in the reference: {expected:?}, not {outcome:?}");
         }
         50..75 => {

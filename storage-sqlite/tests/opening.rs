@@ -1,0 +1,103 @@
+//! What is no database of ours, or somebody else's, is refused with an error that says so.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Space};
+use enjambre_core::storage::{Role, Storage};
+use enjambre_storage_sqlite::SqliteSettings;
+
+const SPACE: Space = Space::new("s");
+
+async fn open(folder: &Path) -> Result<Arc<dyn Storage>, StorageError> {
+    enjambre_storage_sqlite::open(&SqliteSettings::default(), folder, Role::Records).await
+}
+
+/// Makes a database with something in it and gives the path of its file.
+async fn filled(folder: &Path) -> std::path::PathBuf {
+    let storage = open(folder).await.expect("it opens");
+    for number in 0..200u32 {
+        let mut batch = Batch::new();
+        batch.put(SPACE, Key::new(number.to_be_bytes().to_vec()).expect("4 bytes"), vec![7; 500]);
+        storage.commit(batch, Durability::Buffered).await.expect("it commits");
+    }
+    storage.close().await.expect("it closes");
+    folder.join(SqliteSettings::default().path)
+}
+
+#[tokio::test]
+async fn a_newer_format_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = filled(folder.path()).await;
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    let error = open(folder.path()).await.unwrap_err();
+    assert!(matches!(error, StorageError::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_not_our_database_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(SqliteSettings::default().path);
+    for content in [vec![b'x'; 10_000], b"SQLite format 3\0".repeat(400)] {
+        std::fs::write(&path, &content).unwrap();
+        let error = open(folder.path()).await.unwrap_err();
+        assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+    }
+    std::fs::remove_file(&path).unwrap();
+    rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+    let error = open(folder.path()).await.unwrap_err();
+    assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+    std::fs::remove_file(&path).unwrap();
+    open(folder.path()).await.unwrap().close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_of_the_other_role_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = filled(folder.path()).await;
+    std::fs::rename(&path, folder.path().join("enjambre-content.db")).unwrap();
+    let settings = SqliteSettings::default();
+    let outcome = enjambre_storage_sqlite::open(&settings, folder.path(), Role::Content).await;
+    assert!(matches!(outcome, Err(StorageError::Corrupt { .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_an_error_and_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = filled(folder.path()).await;
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert!(bytes.len() > 8192);
+    bytes[4096..].fill(0xa5);
+    std::fs::write(&path, &bytes).unwrap();
+    let outcome = async {
+        let storage = open(folder.path()).await?;
+        storage.scan(SPACE, KeyRange::all(), 1000).await
+    };
+    let error = outcome.await.unwrap_err();
+    assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_second_opening_finds_it_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(folder.path()).await.unwrap();
+    let error = open(folder.path()).await.unwrap_err();
+    assert!(matches!(error, StorageError::Locked { .. }), "{error}");
+    first.close().await.unwrap();
+    open(folder.path()).await.unwrap().close().await.unwrap();
+}
+
+#[tokio::test]
+async fn missing_folders_are_made_and_content_has_a_file_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = SqliteSettings { path: "deep/er/catalogue.db".into(), ..SqliteSettings::default() };
+    for role in [Role::Records, Role::Content] {
+        let storage = enjambre_storage_sqlite::open(&settings, folder.path(), role).await.unwrap();
+        storage.close().await.unwrap();
+    }
+    for name in ["catalogue.db", "catalogue-content.db"] {
+        assert!(folder.path().join("deep/er").join(name).is_file(), "{name}");
+    }
+}
