@@ -171,3 +171,101 @@ pub(crate) fn command_frame(body: &[u8]) -> Vec<u8> {
     frame.extend(body);
     frame
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const REQUESTS: Direction = Direction::Requests { header: 100, payload: 1000, frames: 4 };
+    const REPLIES: Direction = Direction::Replies { header: 100, payload: 1000, frames: 4 };
+
+    fn frame(flags: u8, body: usize) -> Vec<u8> {
+        let mut frame = vec![flags | LONG];
+        frame.extend((body as u64).to_be_bytes());
+        frame.resize(LONG_HEADER + body, b'x');
+        frame
+    }
+
+    /// Walks the bytes as they would come, `chunk` at a time: the bytes of bodies that are kept, of bodies that are not,
+    /// messages and commands.
+    fn walk(
+        direction: Direction,
+        bytes: &[u8],
+        chunk: usize,
+    ) -> Result<(usize, usize, usize, usize), CutOff> {
+        let mut walker = FrameWalker::new(direction);
+        let (mut kept, mut skipped, mut messages, mut commands) = (0, 0, 0, 0);
+        let (mut at, mut end) = (0, 0);
+        loop {
+            match walker.step(&bytes[at..end])? {
+                Step::Incomplete if end == bytes.len() => break,
+                Step::Incomplete => end = (end + chunk).min(bytes.len()),
+                Step::Frame { header, .. } => at += header,
+                Step::Body { bytes, closes, keep } => {
+                    at += bytes;
+                    *(if keep { &mut kept } else { &mut skipped }) += bytes;
+                    messages += usize::from(closes);
+                    assert_eq!(closes, walker.at_boundary());
+                }
+                Step::Command { bytes, .. } => {
+                    at += bytes;
+                    commands += 1;
+                }
+            }
+        }
+        Ok((kept, skipped, messages, commands))
+    }
+
+    #[test]
+    fn a_stream_is_read_the_same_however_it_is_cut() {
+        let ping = command_frame(b"\x04PING\0\0");
+        let stream =
+            [frame(MORE, 100), frame(0, 1000), ping.clone(), vec![MORE, 0], ping, frame(0, 7)].concat();
+        for chunk in 1..stream.len() {
+            assert_eq!(walk(REPLIES, &stream, chunk).unwrap(), (1107, 0, 2, 2), "{chunk}");
+        }
+    }
+
+    #[test]
+    fn the_content_of_a_request_s_payload_is_not_kept() {
+        let plain = [frame(MORE, 100), frame(0, 1000)].concat();
+        assert_eq!(walk(REQUESTS, &plain, 64).unwrap(), (100, 1000, 1, 0));
+        let delimited = [vec![MORE, 0], frame(MORE, 100), frame(MORE, 3), frame(0, 0)].concat();
+        assert_eq!(walk(REQUESTS, &delimited, 64).unwrap(), (100, 3, 1, 0));
+    }
+
+    #[test]
+    fn every_limit_holds_before_a_byte_of_the_body_is_there() {
+        let declared = |flags, length: u64| [&[flags | LONG][..], &length.to_be_bytes()].concat();
+        for (direction, bytes) in [
+            (REQUESTS, declared(0, 101)),
+            (REQUESTS, [vec![MORE, 0], declared(0, 101)].concat()),
+            (REPLIES, declared(0, 1 << 62)),
+            (REPLIES, declared(MORE, u64::MAX)),
+            (REPLIES, [frame(MORE, 100), declared(0, 1001)].concat()),
+            (REPLIES, [frame(MORE, 100), frame(MORE, 900), declared(0, 101)].concat()),
+            (REPLIES, [[MORE, 0].repeat(4), vec![0, 0]].concat()),
+            (REPLIES, declared(COMMAND, 4097)),
+        ] {
+            assert!(matches!(walk(direction, &bytes, 64), Err(CutOff::Limit { .. })), "{bytes:?}");
+        }
+        for bytes in [vec![8], vec![0x80, 0], vec![COMMAND | MORE, 0]] {
+            assert!(matches!(walk(REPLIES, &bytes, 64), Err(CutOff::Protocol(_))), "{bytes:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_walked_or_refused(
+            bytes in prop::collection::vec(prop_oneof![0u8..10, any::<u8>()], 0..400),
+            chunk in 1usize..50,
+        ) {
+            for direction in [REQUESTS, REPLIES] {
+                if let Ok((kept, skipped, ..)) = walk(direction, &bytes, chunk) {
+                    prop_assert!(kept + skipped <= bytes.len());
+                }
+            }
+        }
+    }
+}

@@ -139,3 +139,65 @@ pub(crate) fn answer(command: &[u8]) -> Option<Vec<u8>> {
     let context = &context[..context.len().min(16)];
     Some(command_frame(&[b"\x04PONG", context].concat()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ROUTER: Introduction<'_> = Introduction { socket_type: "ROUTER", identity: b"" };
+    const DEALER: Introduction<'_> = Introduction { socket_type: "DEALER", identity: b"me" };
+
+    #[tokio::test]
+    async fn two_that_fit_greet_each_other_and_leave_what_follows() {
+        let (mut one, mut other) = tokio::io::duplex(4096);
+        let (first, second) = tokio::join!(
+            async {
+                shake_hands(&mut one, DEALER, &["ROUTER"]).await?;
+                one.write_all(b"more").await.map_err(CutOff::from)
+            },
+            shake_hands(&mut other, ROUTER, &["REQ", "DEALER"])
+        );
+        first.unwrap();
+        second.unwrap();
+        let mut rest = [0; 4];
+        other.read_exact(&mut rest).await.unwrap();
+        assert_eq!(&rest, b"more");
+        let (mut one, mut other) = tokio::io::duplex(4096);
+        let (refused, _) = tokio::join!(
+            shake_hands(&mut one, DEALER, &["REP"]),
+            shake_hands(&mut other, ROUTER, &["DEALER"])
+        );
+        assert!(matches!(refused, Err(CutOff::Protocol(_))));
+    }
+
+    #[test]
+    fn a_ping_is_answered_with_its_context_and_nothing_else_is() {
+        assert_eq!(answer(b"\x04PING\x00\x00ctx").unwrap(), command_frame(b"\x04PONGctx"));
+        assert_eq!(answer(b"\x04PING\x00\x00").unwrap(), command_frame(b"\x04PONG"));
+        let long = [&b"\x04PING\x00\x00"[..], &[7; 100]].concat();
+        assert_eq!(answer(&long).unwrap().len(), 2 + 5 + 16, "contexts have 16 bytes at most");
+        for other in [&b""[..], b"\x04PING\x00", b"\x04PONG\x00\x00", b"PING\x00\x00"] {
+            assert_eq!(answer(other), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_ready_is_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = socket_type(&[&b"\x05READY"[..], &body].concat());
+            let _ = socket_type(&body);
+        }
+
+        #[test]
+        fn any_bytes_end_the_handshake(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let (mut one, mut other) = tokio::io::duplex(4096);
+                other.write_all(&[greeting().to_vec(), bytes].concat()).await.unwrap();
+                other.shutdown().await.unwrap();
+                let _ = shake_hands(&mut one, ROUTER, &["DEALER"]).await;
+            });
+        }
+    }
+}

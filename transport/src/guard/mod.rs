@@ -9,4 +9,5 @@ pub(crate) mod admission;
 pub(crate) mod cutoff;
 pub(crate) mod frame;
 pub(crate) mod handshake;
+pub(crate) mod socket;
 pub(crate) mod splice;

@@ -15,8 +15,10 @@ use super::cutoff::CutOff;
 use super::frame::{Direction, FrameWalker, Step, empty_frame};
 use super::handshake;
 
-/// Enough to make the cost of a system call small against that of the copy.
-const BUFFER: usize = 256 * 1024;
+/// The buffer for replies: enough to make the cost of a system call small against that of the copy.
+pub(crate) const BULK: usize = 256 * 1024;
+/// The buffer for requests, which are small. More than the largest command.
+pub(crate) const SMALL: usize = 32 * 1024;
 /// PONGs that wait to be sent; who sends more PINGs meanwhile gets fewer answers.
 pub(crate) const MAX_PONGS: usize = 4;
 
@@ -78,17 +80,16 @@ impl RequestGate {
     }
 }
 
-/// Writes all of it, as long as the reader takes some of it now and then.
-async fn write<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8], stalled: Duration) -> Result<(), CutOff> {
-    while !bytes.is_empty() {
-        match tokio::time::timeout(stalled, to.write(bytes)).await {
-            Ok(Ok(0)) => return Err(CutOff::Closed),
-            Ok(Ok(written)) => bytes = &bytes[written..],
-            Ok(Err(error)) => return Err(error.into()),
-            Err(_) => return Err(CutOff::Stalled),
-        }
+/// Writes all of it, at most a buffer full, within the time. Who takes a byte now and then would otherwise hold on to
+/// the room that others need.
+async fn write<W: AsyncWrite + Unpin>(to: &mut W, bytes: &[u8], stalled: Duration) -> Result<(), CutOff> {
+    if bytes.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    match tokio::time::timeout(stalled, to.write_all(bytes)).await {
+        Ok(written) => Ok(written?),
+        Err(_) => Err(CutOff::Stalled),
+    }
 }
 
 /// A buffer with the bytes that were read and not yet handed on.
@@ -98,8 +99,8 @@ struct Buffer {
 }
 
 impl Buffer {
-    fn new() -> Self {
-        Self { bytes: vec![0; BUFFER], filled: 0 }
+    fn new(size: usize) -> Self {
+        Self { bytes: vec![0; size], filled: 0 }
     }
 
     async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<usize, CutOff> {
@@ -130,7 +131,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut walker = FrameWalker::new(direction);
-    let mut buffer = Buffer::new();
+    let mut buffer = Buffer::new(if matches!(direction, Direction::Requests { .. }) { SMALL } else { BULK });
     loop {
         if buffer.fill(from).await? == 0 {
             let whole = walker.at_boundary() && buffer.filled == 0;
@@ -149,8 +150,8 @@ where
                         && !gate.try_enter(opens, kept)
                     {
                         // What is before this message must be answered to make room for it.
-                        write(to, &bytes[run..at], stalled).await?;
                         inbound.passed(std::mem::take(&mut messages));
+                        write(to, &bytes[run..at], stalled).await?;
                         run = at;
                         gate.enter(opens, kept).await;
                     }
@@ -191,16 +192,17 @@ pub(crate) async fn outbound<R, W>(
     from: &mut R,
     to: &mut W,
     sent: impl Fn(usize),
-    activity: Option<&Activity>,
+    activity: &Activity,
     pongs: &mut mpsc::Receiver<Vec<u8>>,
     stalled: Duration,
+    buffer: usize,
 ) -> Result<(), CutOff>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let mut walker = FrameWalker::new(Direction::Own);
-    let mut buffer = Buffer::new();
+    let mut buffer = Buffer::new(buffer);
     loop {
         let idle = walker.at_boundary() && buffer.filled == 0;
         let read = tokio::select! {
@@ -240,9 +242,7 @@ where
             begin = boundary;
         }
         write(to, &buffer.bytes[begin..at], stalled).await?;
-        if let Some(activity) = activity {
-            activity.heard();
-        }
+        activity.heard();
         sent(messages);
         buffer.consume(at);
     }
@@ -261,11 +261,16 @@ pub(crate) async fn idle(activity: &Activity, limit: Duration, busy: impl Fn() -
     }
 }
 
-/// Reads what the remote still sends and drops it until the remote closes. Closing with unread bytes would reset the
-/// connection, and what was sent last might not arrive.
+/// How long [`linger`] waits for the remote to close.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Reads what the remote still sends and drops it until the remote closes, which it does when it sees the end of what
+/// is sent to it. Closing with unread bytes would reset the connection, and what was sent last might not arrive.
 pub(crate) async fn linger<R: AsyncRead + Unpin>(from: &mut R) {
     let mut scratch = vec![0; 16 * 1024];
-    while from.read(&mut scratch).await.is_ok_and(|read| read > 0) {}
+    let closed = async { while from.read(&mut scratch).await.is_ok_and(|read| read > 0) {} };
+    // Who does not close by then has no part in an orderly end.
+    let _ = tokio::time::timeout(LINGER, closed).await;
 }
 
 /// Tells when a count has come back to zero.

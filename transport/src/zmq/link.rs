@@ -1,10 +1,8 @@
 //! One established connection of the asking side: a guarded TCP stream with a DEALER of its own behind it.
 //!
-//! The crate does not tell reliably when a DEALER has lost its connection, so the guard does, and the DEALER is thrown
-//! away with the link.
+//! The guard tells when it is lost, and the DEALER is thrown away with the link.
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,25 +12,22 @@ use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::transport::Message;
 use enjambre_core::transport::calls::{Activity, Calls};
 use enjambre_core::transport::error::TransportError;
-use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use zeromq::{
-    DealerRecvHalf, DealerSendHalf, DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage,
-};
+use zeromq::{DealerRecvHalf, DealerSendHalf, DealerSocket, SocketRecv, SocketSend, ZmqMessage};
 
-use super::Shared;
+use super::{Shared, inner};
 use crate::guard::cutoff::CutOff;
 use crate::guard::frame::Direction;
 use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::socket;
 use crate::guard::splice::{self, Inbound, MAX_PONGS, RequestGate};
 
 /// How long replies that have come in whole are waited for after the connection has ended. They are in this process.
 const LAST_REPLIES: Duration = Duration::from_secs(2);
 /// After so many replies in a row that nobody asked for, the remote is not one to talk to.
 const MAX_UNMATCHED: u64 = 1024;
-/// What the crate reads at once at most.
-const READ_BUFFER: usize = 256 * 1024;
 
 pub(super) struct Link {
     pub(super) calls: Arc<Calls>,
@@ -69,12 +64,11 @@ impl Link {
         kill: CancellationToken,
     ) -> Result<Arc<Self>, CutOff> {
         let mut public = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
-        public.set_nodelay(true)?;
-        let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(60));
-        socket2::SockRef::from(&public).set_tcp_keepalive(&keepalive)?;
+        socket::tune(&public, shared.settings.stalled)?;
         let us = Introduction { socket_type: "DEALER", identity: b"" };
         shake_hands(&mut public, us, &["ROUTER"]).await?;
-        let (dealer, inner) = dealer(&shared).await?;
+        let guard = Introduction { socket_type: "ROUTER", identity: b"" };
+        let (dealer, inner) = inner::connect::<DealerSocket>(&shared, guard, "DEALER").await?;
         let (sender, receiver) = dealer.split();
         let link = Arc::new(Self {
             calls: Calls::new(),
@@ -139,9 +133,10 @@ impl Link {
                 &mut from_inner,
                 &mut to_public,
                 |_| {},
-                Some(&traffic),
+                &traffic,
                 &mut pongs,
                 stalled,
+                splice::SMALL,
             );
             // Well before the remote does it, so that no request crosses its closing.
             let idle = async {
@@ -209,26 +204,4 @@ impl Link {
             self.kill.cancel();
         }
     }
-}
-
-/// A DEALER and the stream that leads to it.
-async fn dealer(shared: &Shared) -> Result<(DealerSocket, UnixStream), CutOff> {
-    let path = shared.dir()?.socket();
-    let listener = UnixListener::bind(&path)?;
-    let mut options = SocketOptions::default();
-    options.no_connect_timeout().read_buffer(4096, READ_BUFFER, 4);
-    let mut dealer = DealerSocket::with_options(options);
-    let address = format!("ipc://{}", path.display());
-    let connect = async { dealer.connect(&address).await.map_err(io::Error::other) };
-    let accept = async {
-        let (mut inner, _) = listener.accept().await?;
-        let router = Introduction { socket_type: "ROUTER", identity: b"" };
-        shake_hands(&mut inner, router, &["DEALER"]).await.map_err(io::Error::other)?;
-        Ok(inner)
-    };
-    let connected = tokio::try_join!(connect, accept);
-    // It has served its purpose; a folder that is gone takes it along.
-    let _ = std::fs::remove_file(&path);
-    let ((), inner) = connected?;
-    Ok((dealer, inner))
 }

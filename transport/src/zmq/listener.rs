@@ -1,10 +1,8 @@
-//! The answering side: a guarded TCP listener in front of a ROUTER on a private Unix socket.
+//! The answering side: a guarded TCP listener, with a ROUTER behind each accepted connection.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,15 +18,15 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketOptions, SocketRecv, ZmqMessage};
+use zeromq::{RouterRecvHalf, RouterSocket, SocketRecv, ZmqMessage};
 
-use super::Shared;
-use super::private_dir::PrivateDir;
 use super::reply::{Remote, ZmqReply};
+use super::{Shared, inner};
 use crate::guard::admission::Ticket;
 use crate::guard::cutoff::CutOff;
 use crate::guard::frame::Direction;
 use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::socket;
 use crate::guard::splice::{self, Emptied, MAX_PONGS, RequestGate};
 
 /// How long accepting pauses when the system refuses another connection, for want of descriptors above all.
@@ -36,11 +34,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 struct Server {
     shared: Arc<Shared>,
-    /// The private socket of the ROUTER, in a folder that is kept as long.
-    path: PathBuf,
-    _dir: Arc<PrivateDir>,
-    router: RouterSendHalf,
-    remotes: Mutex<HashMap<Bytes, Arc<Remote>>>,
     requests: mpsc::UnboundedSender<Incoming>,
     /// No more connections and requests; replies that were given are still sent.
     stop: CancellationToken,
@@ -65,27 +58,15 @@ impl ZmqListener {
     pub(super) async fn bind(shared: Arc<Shared>, endpoint: &Endpoint) -> Result<Self, Source> {
         let tcp = TcpListener::bind((endpoint.host(), endpoint.port())).await?;
         let endpoint = endpoint.with_port(tcp.local_addr()?.port());
-        let dir = shared.dir()?;
-        let path = dir.socket();
-        let mut options = SocketOptions::default();
-        options.no_connect_timeout();
-        let mut router = RouterSocket::with_options(options);
-        router.bind_listener(UnixListener::bind(&path)?).await?;
-        let (router, received) = router.split();
         // Bounded by the requests in flight of all connections.
         let (sender, receiver) = mpsc::unbounded_channel();
         let server = Arc::new(Server {
             shared,
-            path,
-            _dir: dir,
-            router,
-            remotes: Mutex::default(),
             requests: sender,
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        tokio::spawn(Arc::clone(&server).receive(received));
         server.tasks.spawn(Arc::clone(&server).accept(tcp));
         Ok(Self { endpoint, server, requests: tokio::sync::Mutex::new(receiver) })
     }
@@ -153,54 +134,67 @@ impl Server {
 
     /// One connection from its greeting to its end.
     async fn serve(self: Arc<Self>, stream: TcpStream, address: SocketAddr, ticket: Ticket) {
-        let connection = ConnectionId::next();
-        let closed = CancellationToken::new();
-        let remote = Arc::new(Remote {
-            info: PeerInfo { connection, address: Some(address.ip().to_canonical()), identity: None },
-            // Ours, whatever the remote calls itself: nobody can take another's place.
-            identity: Bytes::copy_from_slice(&[&b"c"[..], &connection.0.to_be_bytes()].concat()),
-            gate: RequestGate::new(self.shared.settings.in_flight, self.shared.settings.header),
-            limits: self.shared.settings.message_limits(),
-            budget: self.shared.budget.connection(),
-            router: tokio::sync::Mutex::new(self.router.clone()),
-            queued: Mutex::default(),
-            emptied: Emptied::default(),
-            closed,
-        });
         let reason = tokio::select! {
             biased;
             () = self.kill.cancelled() => CutOff::Local,
-            ended = self.conduct(&remote, stream) => ended.err().unwrap_or(CutOff::Closed),
+            ended = self.conduct(stream, address) => ended.err().unwrap_or(CutOff::Closed),
         };
-        remote.closed.cancel();
-        self.remotes.lock().remove(&remote.identity);
-        // What waited to be sent never will be.
-        let queued = std::mem::take(&mut *remote.queued.lock());
-        drop((queued, ticket));
+        drop(ticket);
         self.shared.log.note(&address, &reason);
     }
 
-    async fn conduct(&self, remote: &Arc<Remote>, mut public: TcpStream) -> Result<(), CutOff> {
+    async fn conduct(&self, mut public: TcpStream, address: SocketAddr) -> Result<(), CutOff> {
         let settings = &self.shared.settings;
+        let connection = ConnectionId::next();
+        // Ours, whatever the remote calls itself: nobody can take another's place.
+        let identity = Bytes::copy_from_slice(&[&b"c"[..], &connection.0.to_be_bytes()].concat());
         let greeting = async {
-            public.set_nodelay(true)?;
-            let router = Introduction { socket_type: "ROUTER", identity: b"" };
-            shake_hands(&mut public, router, &["DEALER", "REQ"]).await?;
-            // Known before the crate can hand over its first request.
-            self.remotes.lock().insert(remote.identity.clone(), Arc::clone(remote));
-            let mut inner = UnixStream::connect(&self.path).await?;
-            let dealer = Introduction { socket_type: "DEALER", identity: &remote.identity };
-            shake_hands(&mut inner, dealer, &["ROUTER"]).await?;
-            Ok::<_, CutOff>(inner)
+            socket::tune(&public, settings.stalled)?;
+            let us = Introduction { socket_type: "ROUTER", identity: b"" };
+            shake_hands(&mut public, us, &["DEALER", "REQ"]).await?;
+            let guard = Introduction { socket_type: "DEALER", identity: &identity };
+            inner::connect::<RouterSocket>(&self.shared, guard, "ROUTER").await
         };
-        let mut inner = tokio::select! {
+        let (router, mut inner) = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(CutOff::Local),
             greeted = tokio::time::timeout(settings.handshake, greeting) => {
                 greeted.map_err(|_| CutOff::HandshakeTimeout)??
             }
         };
+        let (router, received) = router.split();
+        let remote = Arc::new(Remote {
+            info: PeerInfo { connection, address: Some(address.ip().to_canonical()), identity: None },
+            identity,
+            gate: RequestGate::new(settings.in_flight, settings.header),
+            limits: settings.message_limits(),
+            budget: self.shared.budget.connection(),
+            router: tokio::sync::Mutex::new(router),
+            queued: Mutex::default(),
+            emptied: Emptied::default(),
+            closed: CancellationToken::new(),
+            failed: CancellationToken::new(),
+        });
+        let end = ConnectionEnd(&remote);
+        let requests = Requests {
+            remote: Arc::clone(&remote),
+            sender: self.requests.clone(),
+            tasks: self.tasks.clone(),
+        };
+        self.tasks.spawn(requests.receive(received));
+        let ended = self.carry(&remote, &mut public, &mut inner).await;
+        drop(end);
+        ended
+    }
 
+    /// Carries messages until the connection ends.
+    async fn carry(
+        &self,
+        remote: &Arc<Remote>,
+        public: &mut TcpStream,
+        inner: &mut UnixStream,
+    ) -> Result<(), CutOff> {
+        let settings = &self.shared.settings;
         let activity = Activity::default();
         let (pong_sender, mut pongs) = mpsc::channel(MAX_PONGS);
         let direction = Direction::Requests {
@@ -217,9 +211,10 @@ impl Server {
                 &mut from_inner,
                 &mut to_public,
                 sent,
-                Some(&activity),
+                &activity,
                 &mut pongs,
-                stalled
+                stalled,
+                splice::BULK
             ));
             {
                 let inbound = splice::inbound(
@@ -236,6 +231,7 @@ impl Server {
                     ended = inbound => return ended,
                     ended = &mut outbound => return ended,
                     () = splice::idle(&activity, settings.idle, busy) => return Err(CutOff::Idle),
+                    () = remote.failed.cancelled() => return Err(CutOff::Local),
                     () = self.stop.cancelled() => {}
                 }
             }
@@ -247,44 +243,59 @@ impl Server {
                 () = remote.emptied.wait(|| !remote.has_queued()) => {}
             }
         }
-        tokio::io::AsyncWriteExt::shutdown(&mut public).await?;
-        splice::linger(&mut public).await;
+        tokio::io::AsyncWriteExt::shutdown(public).await?;
+        splice::linger(public).await;
         Err(CutOff::Local)
     }
+}
 
-    /// Hands over what the ROUTER receives. It must be polled all the time: that is how the crate notices that a
-    /// connection is gone.
-    async fn receive(self: Arc<Self>, mut router: RouterRecvHalf) {
+/// However a connection ends, nobody waits for room for its replies any more, and what they held is free again.
+struct ConnectionEnd<'a>(&'a Remote);
+
+impl Drop for ConnectionEnd<'_> {
+    fn drop(&mut self) {
+        self.0.closed.cancel();
+        let queued = std::mem::take(&mut *self.0.queued.lock());
+        drop(queued);
+    }
+}
+
+/// Takes the requests of one connection from its ROUTER.
+struct Requests {
+    remote: Arc<Remote>,
+    sender: mpsc::UnboundedSender<Incoming>,
+    tasks: TaskTracker,
+}
+
+impl Requests {
+    async fn receive(self, mut router: RouterRecvHalf) {
         loop {
             let received = tokio::select! {
                 biased;
-                () = self.kill.cancelled() => return,
+                () = self.remote.closed.cancelled() => return,
                 received = router.recv() => received,
             };
             match received {
-                Ok(message) => self.request(message),
+                Ok(message) => self.hand_over(message),
                 Err(error) => {
+                    // The guard lets nothing through that could make it fail.
                     tracing::error!(%error, "the socket behind the guard failed");
-                    return self.kill.cancel();
+                    return self.remote.failed.cancel();
                 }
             }
         }
     }
 
-    fn request(&self, message: ZmqMessage) {
+    fn hand_over(&self, message: ZmqMessage) {
         let mut frames: VecDeque<Bytes> = message.into_vecdeque();
-        let Some(remote) =
-            frames.pop_front().and_then(|identity| self.remotes.lock().get(&identity).cloned())
-        else {
-            // Gone meanwhile.
-            return;
-        };
+        // The identity, which is known.
+        frames.pop_front();
         let request = frames.iter().map(Bytes::len).sum();
         let delimited = frames.len() > 1 && frames[0].is_empty();
         if delimited {
             frames.pop_front();
         }
-        let peer = remote.info.clone();
+        let remote = Arc::clone(&self.remote);
         let reply = Box::new(ZmqReply { remote, request, delimited, reserved: None });
         let header = frames.pop_front().unwrap_or_default();
         let id = envelope::read(&header).and_then(|envelope| envelope.id);
@@ -294,7 +305,7 @@ impl Server {
             "the header is not a CBOR map with v and id"
         } else {
             // A listener that is gone answers nothing.
-            let _ = self.requests.send(Incoming { header, peer, reply });
+            let _ = self.sender.send(Incoming { header, peer: self.remote.info.clone(), reply });
             return;
         };
         let answer = Message { header: envelope::malformed_reply(id, problem), payload: Bytes::new() };

@@ -3,6 +3,7 @@
 //! Frames are `[header]` or `[header][payload]`; the empty delimiter of a REQ is accepted and returned.
 
 mod connection;
+mod inner;
 mod link;
 mod listener;
 mod private_dir;
@@ -40,12 +41,16 @@ struct Shared {
 
 impl Shared {
     fn dir(&self) -> std::io::Result<Arc<PrivateDir>> {
-        let mut dir = self.dir.lock();
-        if let Some(dir) = &*dir {
+        if let Some(dir) = &*self.dir.lock() {
             return Ok(Arc::clone(dir));
         }
+        self.new_dir()
+    }
+
+    /// Another folder in place of the last one.
+    fn new_dir(&self) -> std::io::Result<Arc<PrivateDir>> {
         let new = Arc::new(PrivateDir::new()?);
-        *dir = Some(Arc::clone(&new));
+        *self.dir.lock() = Some(Arc::clone(&new));
         Ok(new)
     }
 }

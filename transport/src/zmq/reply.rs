@@ -29,6 +29,8 @@ pub(super) struct Remote {
     pub(super) emptied: Emptied,
     /// The connection is gone, or takes no more replies.
     pub(super) closed: CancellationToken,
+    /// The ROUTER failed, and the connection has to end.
+    pub(super) failed: CancellationToken,
 }
 
 impl fmt::Debug for Remote {
