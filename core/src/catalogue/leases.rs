@@ -129,19 +129,23 @@ impl LeaseTable {
         if self.pending.is_empty() && self.stamped >= self.quiet_from {
             return None;
         }
-        Some(Flush { renewals: self.pending.drain().collect(), stamp: now })
+        // They stay here until they are written: meanwhile the database does not say that these peers are alive.
+        let renewals = self.pending.iter().map(|(peer, renewal)| (*peer, *renewal)).collect();
+        Some(Flush { renewals, stamp: now })
     }
 
-    /// The flush was written down.
-    pub fn flushed(&mut self, stamp: u64) {
-        self.stamped = self.stamped.max(stamp);
-    }
-
-    /// These renewals could not be written down; the next flush has them again, unless there are newer ones.
-    pub fn put_back(&mut self, renewals: impl IntoIterator<Item = (PeerId, Renewal)>) {
+    /// These renewals were written down, or count no longer. Newer ones stay for the next flush.
+    pub fn written(&mut self, renewals: &[(PeerId, Renewal)]) {
         for (peer, renewal) in renewals {
-            self.pending.entry(peer).or_insert(renewal);
+            if self.pending.get(peer) == Some(renewal) {
+                self.pending.remove(peer);
+            }
         }
+    }
+
+    /// The stamp was written down.
+    pub fn stamped(&mut self, stamp: u64) {
+        self.stamped = self.stamped.max(stamp);
     }
 
     /// What a sweep does with a peer.
@@ -213,29 +217,35 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_holds_the_newest_renewals_once_and_a_failed_one_comes_again() {
+    fn a_flush_holds_the_newest_renewals_until_they_are_written() {
         let mut table = LeaseTable::new(RULES, None, 0);
         let session = SessionId([1; 16]);
         table.renew(peer(1), session, 10);
         table.renew(peer(1), session, 20);
         let flush = table.take(21).unwrap();
         assert_eq!(flush, Flush { renewals: vec![(peer(1), Renewal { session, at: 20 })], stamp: 21 });
+        assert!(table.is_alive(&peer(1), &record(1, 0), 40), "while it is written the peer is alive");
+        assert_eq!(table.take(21), Some(flush.clone()), "a flush that failed comes again");
         table.renew(peer(1), session, 22);
-        table.put_back(flush.renewals);
-        assert_eq!(table.take(23).unwrap().renewals, [(peer(1), Renewal { session, at: 22 })]);
+        table.written(&flush.renewals);
+        let newer = table.take(23).unwrap().renewals;
+        assert_eq!(newer, [(peer(1), Renewal { session, at: 22 })]);
+        table.written(&newer);
+        assert!(table.take(24).unwrap().renewals.is_empty());
     }
 
     #[test]
     fn stamps_go_on_until_no_lease_can_be_alive() {
         let mut table = LeaseTable::new(RULES, None, 0);
         table.renew(peer(1), SessionId([1; 16]), 10);
-        assert!(table.take(10).is_some());
-        table.flushed(10);
+        let flush = table.take(10).unwrap();
+        table.written(&flush.renewals);
+        table.stamped(10);
         assert!(
             table.take(30).is_some(),
             "the lease may still be alive: a restart must know until when we looked"
         );
-        table.flushed(45);
+        table.stamped(45);
         assert_eq!(table.take(50), None);
     }
 
@@ -265,7 +275,7 @@ mod tests {
                 if step % flush_every == 0 {
                     let flush = table.take(now).unwrap();
                     lease.renewed = flush.renewals[0].1.at;
-                    table.flushed(now);
+                    table.written(&flush.renewals);
                 }
             }
         }

@@ -139,12 +139,9 @@ impl Catalogue {
         Ok(())
     }
 
-    async fn read<const N: usize>(
-        &self,
-        space: Space,
-        keys: &[Key; N],
-    ) -> Result<[Option<Bytes>; N], StorageError> {
-        read_all(&*self.storage, space, keys).await
+    async fn read(&self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
+        let [value] = read_all(&*self.storage, space, std::array::from_ref(key)).await?;
+        Ok(value)
     }
 
     /// Commits, and says whether it was applied: `false` on a conflict.

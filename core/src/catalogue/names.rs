@@ -146,7 +146,7 @@ impl Catalogue {
 
     /// The file with this id, under the name of its latest publication.
     pub async fn file(&self, id: &FileId, now: u64) -> Result<Option<FileRecord>, CatalogueError> {
-        let [entry] = self.read(FILES, &[layout::file_key(id)]).await?;
+        let entry = self.read(FILES, &layout::file_key(id)).await?;
         match entry {
             Some(raw) => Ok(Some(self.entry_record(*id, layout::decode(FILES, &raw)?, now).await?)),
             None => Ok(None),
@@ -155,7 +155,7 @@ impl Catalogue {
 
     /// Whether the catalogue has this file.
     pub async fn has_file(&self, id: &FileId) -> Result<bool, CatalogueError> {
-        let [entry] = self.read(FILES, &[layout::file_key(id)]).await?;
+        let entry = self.read(FILES, &layout::file_key(id)).await?;
         Ok(entry.is_some())
     }
 

@@ -72,6 +72,11 @@ impl PeerCache {
         self.sessions.insert(session, peer);
     }
 
+    #[cfg(test)]
+    pub(super) fn session_of(&self, peer: &PeerId) -> SessionId {
+        self.leases[peer].0.session
+    }
+
     pub(super) fn forget(&mut self, peer: &PeerId) {
         if let Some((record, _)) = self.leases.remove(peer) {
             self.sessions.remove(&record.session);
@@ -90,7 +95,7 @@ impl Catalogue {
         for _ in 0..ATTEMPTS {
             let session = SessionId(rand::random());
             let key = layout::lease_key(&peer);
-            let [old] = self.read(LEASES, &[key.clone()]).await?;
+            let old = self.read(LEASES, &key).await?;
             let mut batch = Batch::new();
             let mut hello = now;
             match &old {
@@ -156,14 +161,14 @@ impl Catalogue {
         if let Some(peer) = self.cache.lock().sessions.get(&session) {
             return Ok(*peer);
         }
-        let [peer] = self.read(SESSIONS, &[layout::session_key(session)]).await?;
+        let peer = self.read(SESSIONS, &layout::session_key(session)).await?;
         let peer = layout::read_peer(SESSIONS, &peer.ok_or(CatalogueError::Unauthorized)?)?;
         self.cache.lock().remember_session(session, peer);
         Ok(peer)
     }
 
     async fn read_lease(&self, peer: &PeerId) -> Result<Option<(LeaseRecord, Bytes)>, StorageError> {
-        let [raw] = self.read(LEASES, &[layout::lease_key(peer)]).await?;
+        let raw = self.read(LEASES, &layout::lease_key(peer)).await?;
         raw.map(|raw| Ok((layout::decode(LEASES, &raw)?, raw))).transpose()
     }
 
@@ -242,19 +247,14 @@ impl Catalogue {
     /// next flush.
     pub async fn flush(&self, now: u64) -> Result<(), StorageError> {
         let Some(Flush { renewals, stamp }) = self.leases.lock().take(now) else { return Ok(()) };
-        let mut rest = &renewals[..];
-        while !rest.is_empty() {
-            let (chunk, later) = rest.split_at(rest.len().min(FLUSH_BATCH));
-            if let Err(error) = self.write_renewals(chunk).await {
-                self.leases.lock().put_back(rest.iter().copied());
-                return Err(error);
-            }
-            rest = later;
+        for chunk in renewals.chunks(FLUSH_BATCH) {
+            self.write_renewals(chunk).await?;
+            self.leases.lock().written(chunk);
         }
         let mut batch = Batch::new();
         batch.put(META, layout::meta_key("stamp"), layout::number(stamp));
         self.storage.commit(batch, Durability::Buffered).await?;
-        self.leases.lock().flushed(stamp);
+        self.leases.lock().stamped(stamp);
         Ok(())
     }
 

@@ -55,7 +55,7 @@ impl Catalogue {
 
     /// The pin of this file.
     pub async fn pinned(&self, id: &FileId) -> Result<Option<Pin>, CatalogueError> {
-        let [raw] = self.read(PINS, &[layout::file_key(id)]).await?;
+        let raw = self.read(PINS, &layout::file_key(id)).await?;
         let Some(raw) = raw else { return Ok(None) };
         let PinRecord { size, held, .. } = layout::decode(PINS, &raw)?;
         Ok(Some(Pin { id: *id, size, held }))
@@ -65,7 +65,7 @@ impl Catalogue {
     pub async fn set_held(&self, id: &FileId, held: bool) -> Result<bool, CatalogueError> {
         let key = layout::file_key(id);
         for _ in 0..ATTEMPTS {
-            let [raw] = self.read(PINS, &[key.clone()]).await?;
+            let raw = self.read(PINS, &key).await?;
             let Some(raw) = raw else { return Ok(false) };
             let record: PinRecord = layout::decode(PINS, &raw)?;
             if record.held == held {
@@ -90,7 +90,7 @@ impl Catalogue {
         let key = layout::file_key(id);
         let mut tried = false;
         for _ in 0..ATTEMPTS {
-            let [raw] = self.read(PINS, &[key.clone()]).await?;
+            let raw = self.read(PINS, &key).await?;
             let Some(raw) = raw else {
                 self.storage.sync().await?;
                 return Ok(tried);
@@ -133,7 +133,7 @@ impl Catalogue {
 
     async fn reserved_with_condition(&self) -> Result<(ReservedRecord, Batch), StorageError> {
         let key = layout::meta_key("reserved");
-        let [raw] = self.read(META, &[key.clone()]).await?;
+        let raw = self.read(META, &key).await?;
         let mut batch = Batch::new();
         let record = match raw {
             Some(raw) => {

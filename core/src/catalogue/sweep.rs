@@ -11,7 +11,7 @@ use super::layout::{self, ClaimRecord, FILES, FileEntry, LEASES, LeaseRecord, SE
 use super::leases::Verdict;
 use crate::model::id::{FileId, PeerId};
 use crate::storage::error::StorageError;
-use crate::storage::value::{Batch, Durability, KeyRange};
+use crate::storage::value::{Batch, Durability, Key, KeyRange};
 
 /// What a sweep found and did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -22,6 +22,13 @@ pub struct Swept {
     pub peers: u64,
     /// Claims of former sessions that were taken away.
     pub claims: u64,
+}
+
+/// One damaged entry must not keep a sweep from all others.
+fn read_lease(key: &Key, raw: &Bytes) -> Option<(PeerId, LeaseRecord)> {
+    let read = || Ok((layout::read_peer(LEASES, key.as_bytes())?, layout::decode(LEASES, raw)?));
+    let result: Result<_, StorageError> = read();
+    result.inspect_err(|error| tracing::warn!(%error, "a peer is left as it is")).ok()
 }
 
 impl Catalogue {
@@ -35,8 +42,7 @@ impl Catalogue {
             range = range.after(last);
             seen += page.len() as u64;
             for (key, raw) in page {
-                let peer = layout::read_peer(LEASES, key.as_bytes())?;
-                let record: LeaseRecord = layout::decode(LEASES, &raw)?;
+                let Some((peer, record)) = read_lease(&key, &raw) else { continue };
                 let (alive, verdict) = {
                     let leases = self.leases.lock();
                     (leases.is_alive(&peer, &record, now), leases.verdict(&peer, &record, now))
@@ -65,8 +71,7 @@ impl Catalogue {
             let Some((last, _)) = page.last() else { return Ok(living) };
             range = range.after(last);
             for (key, raw) in page {
-                let peer = layout::read_peer(LEASES, key.as_bytes())?;
-                let record: LeaseRecord = layout::decode(LEASES, &raw)?;
+                let Some((peer, record)) = read_lease(&key, &raw) else { continue };
                 living += u64::from(self.leases.lock().is_alive(&peer, &record, now));
             }
         }
@@ -137,8 +142,14 @@ impl Catalogue {
             let Some((last, _)) = page.last() else { return Ok(forgotten) };
             range = range.after(last);
             for (key, raw) in page {
-                let id = layout::read_file_key(FILES, key.as_bytes())?;
-                forgotten += u64::from(self.forget_file(&id, &raw, forget, now).await?);
+                let file = layout::read_file_key(FILES, key.as_bytes())
+                    .and_then(|id| Ok((id, layout::decode::<FileEntry>(FILES, &raw)?)));
+                match file {
+                    Ok((id, entry)) => {
+                        forgotten += u64::from(self.forget_file(&id, entry, &raw, forget, now).await?);
+                    }
+                    Err(error) => tracing::warn!(%error, "a file is left as it is"),
+                }
             }
         }
     }
@@ -146,11 +157,11 @@ impl Catalogue {
     async fn forget_file(
         &self,
         id: &FileId,
+        entry: FileEntry,
         raw: &Bytes,
         forget: u64,
         now: u64,
     ) -> Result<bool, StorageError> {
-        let entry: FileEntry = layout::decode(FILES, raw)?;
         let alive = self.has_living_provider(id, now).await?;
         let gone = match entry.gone {
             // A mark from the future was set by a clock that was wrong.

@@ -1,1 +1,497 @@
+//! The catalogue over the storage in memory.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::error::CatalogueError;
+use super::layout::{FILES, LEASES, META, PINS, PROVIDERS, SESSIONS, VERSIONS};
+use super::leases::LeaseRules;
+use super::peers::Session;
+use super::{Catalogue, CatalogueRules, layout};
+use crate::model::id::{FileId, PeerId};
+use crate::model::record::{FileKind, FileRecord, Offer, Publication};
+use crate::protocol::message::SessionId;
+use crate::storage::Storage;
+use crate::storage::error::StorageError;
+use crate::storage::memory::Memory;
+use crate::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
+
+const RULES: CatalogueRules = CatalogueRules {
+    leases: LeaseRules { lease: 30_000, retention: 1_000_000, settle: 120_000 },
+    fresh: 5_000,
+    max_peers: 1000,
+};
+const START: u64 = 1_000_000_000;
+
+fn storage() -> Arc<dyn Storage> {
+    Arc::new(Memory::new())
+}
+
+async fn open(storage: &Arc<dyn Storage>, now: u64) -> Catalogue {
+    Catalogue::open(Arc::clone(storage), RULES, now).await.unwrap()
+}
+
+fn file(n: u64) -> FileId {
+    FileId::from_bytes(*blake3::hash(&n.to_be_bytes()).as_bytes())
+}
+
+fn publication(name: &str, id: FileId) -> Publication {
+    Publication { name: name.parse().unwrap(), id, size: 10, kind: FileKind::File }
+}
+
+async fn session(catalogue: &Catalogue, peer: u8, now: u64) -> Session {
+    let endpoint = format!("zmq://10.0.0.{peer}:7710").parse().unwrap();
+    let id = catalogue.hello(PeerId::from_bytes([peer; 32]), vec![endpoint], now).await.unwrap();
+    catalogue.authorize(id, now).await.unwrap()
+}
+
+async fn all(catalogue: &Catalogue, pattern: &str, limit: usize) -> Vec<FileRecord> {
+    let (mut files, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = catalogue.list(pattern, cursor.as_deref(), limit, START).await.unwrap();
+        assert!(page.files.len() <= limit);
+        let mut encoded = Vec::new();
+        ciborium::into_writer(&page.files, &mut encoded).unwrap();
+        assert!(encoded.len() <= 60 * 1024, "a page fits a header");
+        files.extend(page.files);
+        cursor = page.cursor;
+        if cursor.is_none() {
+            return files;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_newer_version_of_a_name_is_found_and_the_older_ones_are_listed_after_it() {
+    let catalogue = open(&storage(), START).await;
+    let peer = session(&catalogue, 1, START).await;
+    for (n, new) in [(1, true), (2, true), (2, false)] {
+        let published = catalogue.publish(&peer, &publication("a", file(n)), START).await.unwrap();
+        assert_eq!((published.version, published.new), (n, new));
+    }
+    assert_eq!(catalogue.find("a", START).await.unwrap().id, file(2));
+    let listed: Vec<_> = all(&catalogue, "", 10).await.into_iter().map(|f| (f.version, f.id)).collect();
+    assert_eq!(listed, [(2, file(2)), (1, file(1))]);
+    let by_id = catalogue.find(&file(1).to_string(), START).await.unwrap();
+    assert_eq!((by_id.version, by_id.providers), (1, 1));
+    assert_eq!(catalogue.versions(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_publish_one_name_at_the_same_moment_all_land() {
+    let storage = storage();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..16 {
+        let storage = Arc::clone(&storage);
+        tasks.spawn(async move {
+            let catalogue = open(&storage, START).await;
+            let peer = session(&catalogue, n, START).await;
+            catalogue.publish(&peer, &publication("same", file(u64::from(n))), START).await.unwrap().version
+        });
+    }
+    let mut versions = tasks.join_all().await;
+    versions.sort_unstable();
+    assert_eq!(versions, (1..=16).collect::<Vec<u64>>());
+    let catalogue = open(&storage, START).await;
+    let mut ids: Vec<_> = all(&catalogue, "same", 100).await.into_iter().map(|f| f.id).collect();
+    ids.sort_unstable();
+    let mut expected: Vec<_> = (0..16).map(file).collect();
+    expected.sort_unstable();
+    assert_eq!(ids, expected);
+}
+
+#[tokio::test]
+async fn thousands_of_names_are_listed_page_by_page_each_once_and_in_order() {
+    let catalogue = open(&storage(), START).await;
+    let peer = session(&catalogue, 1, START).await;
+    let mut names: Vec<String> = (0..3000).map(|n| format!("{:03}-ærø-日{n}", n % 1000)).collect();
+    for (n, name) in (0..).zip(&names) {
+        catalogue.publish(&peer, &publication(name, file(n)), START).await.unwrap();
+    }
+    names.sort_unstable();
+    for limit in [7, 1000] {
+        let listed: Vec<_> =
+            all(&catalogue, "", limit).await.iter().map(|f| f.name.as_str().to_owned()).collect();
+        assert_eq!(listed, names);
+    }
+    assert_eq!(all(&catalogue, "日29", 1000).await.len(), 11 + 100);
+    assert_eq!(all(&catalogue, "017-*", 1000).await.len(), 3);
+    assert_eq!(all(&catalogue, "?17-ærø-日?", 1000).await.len(), 0);
+    let expected = names.iter().filter(|name| name.starts_with("01") && name.contains("-日1")).count();
+    assert_eq!(all(&catalogue, "01?-*-日1*", 1000).await.len(), expected);
+    assert_eq!(all(&catalogue, "nothing", 1000).await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_search_that_finds_nothing_stops_after_ten_thousand_names_and_goes_on_from_there() {
+    let storage = storage();
+    let catalogue = open(&storage, START).await;
+    let record = layout::encode(&layout::VersionRecord {
+        v: 1,
+        id: file(1),
+        size: 1,
+        kind: FileKind::File,
+        at: 1,
+        by: PeerId::from_bytes([1; 32]),
+    });
+    let mut batch = Batch::new();
+    for n in 0..12_000 {
+        batch.put(VERSIONS, layout::version_key(&format!("n{n:05}").parse().unwrap(), 1), record.clone());
+    }
+    storage.commit(batch, Durability::Buffered).await.unwrap();
+    let page = catalogue.list("11999", None, 10, START).await.unwrap();
+    assert!(page.files.is_empty());
+    let page = catalogue.list("11999", page.cursor.as_deref(), 10, START).await.unwrap();
+    assert_eq!((page.files.len(), page.cursor), (1, None));
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_making_is_refused_and_one_of_another_pattern_shows_nothing_more() {
+    let catalogue = open(&storage(), START).await;
+    let peer = session(&catalogue, 1, START).await;
+    for name in ["a", "b", "c"] {
+        catalogue.publish(&peer, &publication(name, file(1)), START).await.unwrap();
+    }
+    for cursor in [&b""[..], &[1], &[2, b'a', 0, 1, 2, 3, 4, 5, 6, 7, 8], &[1; 400]] {
+        let result = catalogue.list("", Some(cursor), 10, START).await;
+        assert!(matches!(result, Err(CatalogueError::Malformed { .. })), "{cursor:?}");
+    }
+    let cursor = catalogue.list("", None, 1, START).await.unwrap().cursor.unwrap();
+    let page = catalogue.list("c*", Some(&cursor), 10, START).await.unwrap();
+    assert_eq!(page.files.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["c"]);
+}
+
+#[tokio::test]
+async fn a_prefix_finds_the_one_file_or_lists_up_to_sixteen() {
+    let catalogue = open(&storage(), START).await;
+    let peer = session(&catalogue, 1, START).await;
+    let id = |n: u8| {
+        let mut id = [0xab; 32];
+        id[4] = n;
+        FileId::from_bytes(id)
+    };
+    catalogue.publish(&peer, &publication("x0", id(0)), START).await.unwrap();
+    assert_eq!(catalogue.find("ABABABAB", START).await.unwrap().id, id(0));
+    catalogue.publish(&peer, &publication("x1", id(0x1f)), START).await.unwrap();
+    assert_eq!(catalogue.find("abababab1", START).await.unwrap().id, id(0x1f));
+    let Err(CatalogueError::Ambiguous { matches, more: false, .. }) = catalogue.find("abababab", START).await
+    else {
+        panic!("two files begin so")
+    };
+    assert_eq!(matches.len(), 2);
+    for n in 0x20..0x40 {
+        catalogue.publish(&peer, &publication(&format!("x{n}"), id(n)), START).await.unwrap();
+    }
+    let Err(CatalogueError::Ambiguous { matches, more: true, .. }) = catalogue.find("abababab", START).await
+    else {
+        panic!("many files begin so")
+    };
+    assert_eq!(matches.len(), 16);
+    for nothing in ["ababababff", "abababa", "a/b", "", &"0".repeat(64)] {
+        let result = catalogue.find(nothing, START).await;
+        assert!(matches!(result, Err(CatalogueError::NotFound { .. })), "{nothing:?}");
+    }
+}
+
+#[tokio::test]
+async fn offers_of_unknown_files_are_named_and_left_out() {
+    let catalogue = open(&storage(), START).await;
+    let (a, b) = (session(&catalogue, 1, START).await, session(&catalogue, 2, START).await);
+    catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
+    let offers = [1, 2].map(|n| Offer { id: file(n), size: 10, complete: false });
+    assert_eq!(catalogue.announce(&b, &offers).await.unwrap(), [file(2)]);
+    assert_eq!(catalogue.count_providers(&file(1), START).await.unwrap(), 2);
+    assert!(catalogue.providers(&file(2), START).await.unwrap().is_empty());
+    catalogue.withdraw(&b, &[file(1), file(9)]).await.unwrap();
+    let left = catalogue.providers(&file(1), START).await.unwrap();
+    assert_eq!(left.iter().map(|claim| claim.peer).collect::<Vec<_>>(), [a.peer]);
+}
+
+#[tokio::test]
+async fn a_peer_that_stays_away_is_cleared_away_with_its_claims_but_not_before() {
+    let storage = storage();
+    let catalogue = open(&storage, START).await;
+    let peer = session(&catalogue, 1, START).await;
+    for n in 0..1200 {
+        catalogue.publish(&peer, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
+    }
+    let entries = async |space| storage.scan(space, KeyRange::all(), 2000).await.unwrap().len();
+    assert_eq!(catalogue.sweep_peers(START + 999_999).await.unwrap().peers, 0);
+    assert_eq!(entries(PROVIDERS).await, 1200);
+    assert_eq!(catalogue.sweep_peers(START + 1_000_000).await.unwrap().peers, 1);
+    for space in [PROVIDERS, layout::OFFERS, LEASES, SESSIONS] {
+        assert_eq!(entries(space).await, 0, "{space:?}");
+    }
+}
+
+#[tokio::test]
+async fn claims_of_a_former_session_go_after_a_while_unless_they_are_made_again() {
+    let catalogue = open(&storage(), START).await;
+    let first = session(&catalogue, 1, START).await;
+    for n in [1, 2] {
+        catalogue.publish(&first, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
+    }
+    let second = session(&catalogue, 1, START).await;
+    catalogue.announce(&second, &[Offer { id: file(1), size: 10, complete: true }]).await.unwrap();
+    let id = catalogue.cache.lock().session_of(&second.peer);
+    catalogue.renew(id, START + 115_000).await.unwrap();
+    assert_eq!(catalogue.sweep_peers(START + 119_000).await.unwrap().claims, 0);
+    assert_eq!(catalogue.sweep_peers(START + 120_001).await.unwrap().claims, 1);
+    assert_eq!(catalogue.count_providers(&file(1), START + 120_001).await.unwrap(), 1);
+    assert_eq!(catalogue.count_providers(&file(2), START + 120_001).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_file_that_nobody_offers_is_forgotten_in_time_and_one_that_comes_back_is_not() {
+    const FORGET: u64 = 10_000_000;
+    let catalogue = open(&storage(), START).await;
+    let peer = session(&catalogue, 1, START).await;
+    for (name, id) in [("a", 1), ("a2", 1), ("b", 2)] {
+        catalogue.publish(&peer, &publication(name, file(id)), START).await.unwrap();
+    }
+    let dead = START + 30_000;
+    assert_eq!(catalogue.forget_files(FORGET, dead).await.unwrap(), 0);
+    assert_eq!(catalogue.forget_files(FORGET, dead + FORGET - 1).await.unwrap(), 0);
+    assert_eq!(catalogue.find("a", dead).await.unwrap().providers, 0);
+    // Somebody offers b again, which takes the mark away.
+    let back = session(&catalogue, 2, dead + FORGET - 1).await;
+    catalogue.announce(&back, &[Offer { id: file(2), size: 10, complete: true }]).await.unwrap();
+    assert_eq!(catalogue.forget_files(FORGET, dead + FORGET).await.unwrap(), 1);
+    let left: Vec<_> = all(&catalogue, "", 10).await.into_iter().map(|f| f.id).collect();
+    assert_eq!(left, [file(2)]);
+    assert!(!catalogue.has_file(&file(1)).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_quota_holds_for_all_pins_together_and_is_freed() {
+    let storage = storage();
+    let catalogue = open(&storage, START).await;
+    let by = PeerId::from_bytes([1; 32]);
+    let pin = async |n, size| catalogue.pin(file(n), size, 100, by, START).await;
+    pin(1, 60).await.unwrap();
+    assert!(matches!(pin(2, 41).await, Err(CatalogueError::QuotaFull { reserved: 60, .. })));
+    assert_eq!(pin(1, 60).await.unwrap().size, 60, "a pin that is there takes nothing more");
+    pin(2, 40).await.unwrap();
+    assert!(catalogue.set_held(&file(2), true).await.unwrap());
+    assert!(catalogue.pinned(&file(2)).await.unwrap().unwrap().held);
+    assert_eq!(catalogue.pins(None).await.unwrap().len(), 2);
+    assert!(catalogue.unpin(&file(1)).await.unwrap());
+    assert!(!catalogue.unpin(&file(1)).await.unwrap());
+    let reserved = open(&storage, START).await.reserved().await.unwrap();
+    assert_eq!((reserved.bytes, reserved.pins), (40, 1));
+}
+
+#[tokio::test]
+async fn a_newer_format_and_another_content_are_refused() {
+    for (v, what) in [(2, "catalogue"), (1, "library")] {
+        let storage = storage();
+        let mut batch = Batch::new();
+        let record = layout::FormatRecord { v, what: what.to_owned() };
+        batch.put(META, layout::meta_key("format"), layout::encode(&record));
+        batch.put(META, layout::meta_key("catalogue"), vec![0; 16]);
+        storage.commit(batch, Durability::Durable).await.unwrap();
+        match Catalogue::open(storage, RULES, START).await {
+            Err(StorageError::NewerFormat { found: 2, supported: 1, .. }) if v == 2 => {}
+            Err(StorageError::Corrupt { .. }) if v == 1 => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_id_of_a_catalogue_stays() {
+    let storage = storage();
+    let first = open(&storage, START).await.id();
+    assert_eq!(open(&storage, START).await.id(), first);
+    assert_ne!(open(&self::storage(), START).await.id(), first);
+}
+
+#[tokio::test]
+async fn damaged_records_are_an_error_and_no_panic() {
+    for space in [VERSIONS, FILES, PROVIDERS, LEASES, SESSIONS, PINS, layout::OFFERS, layout::FILE_NAMES] {
+        for value in
+            [&b""[..], b"\xff", b"\xa1\x61v\x01", &[0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]]
+        {
+            let storage = storage();
+            let catalogue = open(&storage, START).await;
+            let peer = session(&catalogue, 1, START).await;
+            catalogue.publish(&peer, &publication("a", file(1)), START).await.unwrap();
+            catalogue.pin(file(1), 1, 10, peer.peer, START).await.unwrap();
+            let mut batch = Batch::new();
+            for (key, _) in storage.scan(space, KeyRange::all(), 10).await.unwrap() {
+                batch.put(space, key, Bytes::copy_from_slice(value));
+            }
+            batch.put(space, Key::new(&b"\x00?"[..]).unwrap(), Bytes::copy_from_slice(value));
+            storage.commit(batch, Durability::Buffered).await.unwrap();
+            let fresh = open(&storage, START).await;
+            let results = [
+                fresh.find("a", START).await.map(drop),
+                fresh.find(&file(1).to_string(), START).await.map(drop),
+                fresh.list("", None, 10, START).await.map(drop),
+                fresh.providers(&file(1), START).await.map(drop),
+                fresh.publish(&peer, &publication("a", file(1)), START).await.map(drop),
+                fresh.pins(None).await.map(drop),
+                fresh.sweep_peers(START + 2_000_000).await.map(drop).map_err(CatalogueError::from),
+                fresh.forget_files(1, START + 2_000_000).await.map(drop).map_err(CatalogueError::from),
+                fresh.hello(peer.peer, Vec::new(), START).await.map(drop),
+            ];
+            for error in results.into_iter().filter_map(Result::err) {
+                let allowed = matches!(
+                    error,
+                    CatalogueError::Storage(StorageError::Corrupt { .. }) | CatalogueError::Unauthorized
+                );
+                assert!(allowed, "{space:?}: {error:?}");
+            }
+        }
+    }
+}
+
+/// Applies a commit, or not, and then says that it does not know.
+#[derive(Debug)]
+struct Uncertain {
+    inner: Memory,
+    armed: AtomicBool,
+    applies: bool,
+}
+
+#[async_trait]
+impl Storage for Uncertain {
+    async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
+        self.inner.get(space, keys).await
+    }
+    async fn scan(
+        &self,
+        space: Space,
+        range: KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+        self.inner.scan(space, range, limit).await
+    }
+    async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
+        if self.armed.swap(false, Ordering::SeqCst) {
+            if self.applies {
+                self.inner.commit(batch, durability).await?;
+            }
+            return Err(StorageError::Indeterminate { source: "cut".into() });
+        }
+        self.inner.commit(batch, durability).await
+    }
+    async fn sync(&self) -> Result<(), StorageError> {
+        self.inner.sync().await
+    }
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+    async fn close(&self) -> Result<(), StorageError> {
+        self.inner.close().await
+    }
+}
+
+#[tokio::test]
+async fn a_commit_of_which_the_outcome_is_not_known_lands_exactly_once() {
+    for applies in [false, true] {
+        let inner = Memory::new();
+        let uncertain = Arc::new(Uncertain { inner, armed: AtomicBool::new(false), applies });
+        let storage: Arc<dyn Storage> = uncertain.clone();
+        let catalogue = open(&storage, START).await;
+        let peer = session(&catalogue, 1, START).await;
+        uncertain.armed.store(true, Ordering::SeqCst);
+        let published = catalogue.publish(&peer, &publication("a", file(1)), START).await.unwrap();
+        assert_eq!((published.version, published.new), (1, true), "applied: {applies}");
+        assert_eq!(all(&catalogue, "", 10).await.len(), 1);
+        uncertain.armed.store(true, Ordering::SeqCst);
+        catalogue.pin(file(1), 10, 100, peer.peer, START).await.unwrap();
+        assert_eq!(catalogue.reserved().await.unwrap().bytes, 10);
+        uncertain.armed.store(true, Ordering::SeqCst);
+        assert!(catalogue.unpin(&file(1)).await.unwrap());
+        assert_eq!(catalogue.reserved().await.unwrap().bytes, 0);
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Modelled {
+    session: Option<SessionId>,
+    renewed: u64,
+    claims: [bool; 3],
+}
+
+/// Any order of what peers do, of time and of restarts: who claims a file and renewed in time is named, who left,
+/// withdrew or is silent for a lease is not. After a restart the silent have one more lease.
+async fn any_order(steps: Vec<(u8, usize, usize)>) {
+    const LEASE: u64 = RULES.leases.lease;
+    let storage = storage();
+    let mut catalogue = open(&storage, START).await;
+    let publisher = session(&catalogue, 9, START).await;
+    for n in 0..3 {
+        catalogue.publish(&publisher, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
+    }
+    let endpoint: crate::model::endpoint::Endpoint = "zmq://10.0.0.1:1".parse().unwrap();
+    let peer = |n: usize| PeerId::from_bytes([u8::try_from(n).unwrap(); 32]);
+    let mut model = [Modelled::default(); 3];
+    let (mut now, mut restarted) = (START, None);
+    for (kind, who, what) in steps {
+        let modelled = &mut model[who];
+        let id = file(what as u64);
+        match (kind, modelled.session) {
+            (0, _) => {
+                let new = catalogue.hello(peer(who), vec![endpoint.clone()], now).await.unwrap();
+                (modelled.session, modelled.renewed) = (Some(new), now);
+            }
+            (1 | 2, Some(session)) => {
+                let session = catalogue.authorize(session, now).await.unwrap();
+                if kind == 1 {
+                    let offer = Offer { id, size: 10, complete: true };
+                    assert!(catalogue.announce(&session, &[offer]).await.unwrap().is_empty());
+                } else {
+                    catalogue.withdraw(&session, &[id]).await.unwrap();
+                }
+                modelled.claims[what] = kind == 1;
+            }
+            (3, Some(session)) => {
+                catalogue.renew(session, now).await.unwrap();
+                modelled.renewed = now;
+            }
+            (4, Some(session)) => {
+                catalogue.leave(session, now).await.unwrap();
+                modelled.session = None;
+            }
+            (5..=7, _) => {
+                now += [1_000, 7_000, 16_000][what];
+                catalogue.flush(now).await.unwrap();
+            }
+            (8, _) => {
+                catalogue.flush(now).await.unwrap();
+                now += [0, 20_000, 200_000][what];
+                catalogue = open(&storage, now).await;
+                restarted = Some(now);
+            }
+            _ => {}
+        }
+        for n in 0..3 {
+            let named = catalogue.providers(&file(n), now).await.unwrap();
+            for (at, modelled) in model.iter().enumerate() {
+                let listed = named.iter().any(|claim| claim.peer == peer(at));
+                let claimed = modelled.claims[n as usize] && modelled.session.is_some();
+                let alive = now < modelled.renewed + LEASE;
+                let grace = restarted.is_some_and(|since| now < since + LEASE);
+                assert!(
+                    !listed || (claimed && (alive || grace)),
+                    "peer {at}, file {n}: {modelled:?} at {now}"
+                );
+                assert!(listed || !(claimed && alive), "peer {at}, file {n}: {modelled:?} at {now}");
+            }
+        }
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_happens_in_whatever_order_the_living_are_named_and_no_others(
+        steps in proptest::collection::vec((0u8..9, 0usize..3, 0usize..3), 1..60),
+    ) {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(any_order(steps));
+    }
+}

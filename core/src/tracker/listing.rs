@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::error::TrackerError;
+use futures::future::join_all;
+
+use super::error::{TrackerError, Unreached};
 use super::trackers::{Group, Trackers};
 use crate::model::record::FileRecord;
 use crate::protocol::message::MAX_LIST;
@@ -15,6 +17,7 @@ struct Source {
     page: VecDeque<FileRecord>,
     cursor: Option<Vec<u8>>,
     done: bool,
+    answered: bool,
 }
 
 /// A list under way. Holds at most one page of each catalogue.
@@ -23,27 +26,42 @@ pub struct Listing {
     trackers: Arc<Trackers>,
     pattern: String,
     sources: Option<Vec<Source>>,
+    reasons: Vec<Unreached>,
 }
 
 impl Listing {
     pub(super) const fn new(trackers: Arc<Trackers>, pattern: String) -> Self {
-        Self { trackers, pattern, sources: None }
+        Self { trackers, pattern, sources: None, reasons: Vec::new() }
     }
 
     /// The next file, in the order of the names and the newest version of a name first; none at the end. A file that
     /// several catalogues have under one name is given once.
     pub async fn next(&mut self) -> Result<Option<FileRecord>, TrackerError> {
         if self.sources.is_none() {
-            let (groups, reasons) = self.trackers.groups().await;
+            let (groups, reasons) = self.trackers.groups(true).await;
             if groups.is_empty() {
                 return Err(TrackerError::Unreachable { reasons });
             }
-            let source = |group| Source { group, page: VecDeque::new(), cursor: None, done: false };
+            let source =
+                |group| Source { group, page: VecDeque::new(), cursor: None, done: false, answered: false };
             self.sources = Some(groups.into_iter().map(source).collect());
         }
         let sources = self.sources.as_deref_mut().unwrap_or_default();
-        for source in &mut *sources {
-            source.fill(&self.pattern).await?;
+        let filled = join_all(sources.iter_mut().map(|source| source.fill(&self.pattern))).await;
+        for (source, result) in sources.iter_mut().zip(filled) {
+            match result {
+                Ok(()) => {}
+                // The others are listed as long as any of them answers.
+                Err(TrackerError::Unreachable { reasons }) => {
+                    tracing::warn!(?reasons, "the files of a catalogue are not listed");
+                    source.done = true;
+                    self.reasons.extend(reasons);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if sources.iter().all(|source| !source.answered) {
+            return Err(TrackerError::Unreachable { reasons: std::mem::take(&mut self.reasons) });
         }
         let key = |file: &FileRecord| (file.name.clone(), Reverse(file.version), file.id);
         let first =
@@ -51,10 +69,9 @@ impl Listing {
         let Some((_, at)) = first.min() else { return Ok(None) };
         let Some(mut file) = sources[at].page.pop_front() else { return Ok(None) };
         for source in sources {
-            while let Some(same) =
-                source.page.pop_front_if(|other| other.name == file.name && other.id == file.id)
-            {
-                file.providers = file.providers.max(same.providers);
+            while source.page.front().is_some_and(|other| other.name == file.name && other.id == file.id) {
+                let same = source.page.pop_front();
+                file.providers = file.providers.max(same.map_or(0, |same| same.providers));
             }
         }
         Ok(Some(file))
@@ -71,6 +88,7 @@ impl Source {
                 client.list(pattern, cursor.clone(), limit).await
             };
             let (files, next) = self.group.ask(ask).await?;
+            self.answered = true;
             // A tracker that does not move on is not followed for ever.
             self.done = next.is_none() || next == self.cursor;
             self.page = files.into();

@@ -16,3 +16,10 @@ pub mod presence;
 pub mod service;
 pub mod settings;
 pub mod trackers;
+
+#[cfg(test)]
+mod presence_tests;
+#[cfg(test)]
+mod service_tests;
+#[cfg(test)]
+mod testing;

@@ -156,7 +156,7 @@ impl TrackerService {
         }
         let endpoints = as_seen(proof.endpoints, peer.address)?;
         let session = self.catalogue.hello(id, endpoints.clone(), now).await?;
-        tracing::info!(peer = %id.short(), ?endpoints, "a peer began a session");
+        tracing::debug!(peer = %id.short(), ?endpoints, "a peer began a session");
         let welcome = Welcome { session, lease_ms: millis(self.settings.lease), endpoints };
         Ok(Reply::Hello { catalogue, nonce, welcome: Some(welcome) })
     }
@@ -255,7 +255,7 @@ impl TrackerService {
                 let session = self.session(session).await?;
                 let publication = Publication { name, id, size, kind };
                 let published = self.catalogue.publish(&session, &publication, now).await?;
-                tracing::info!(
+                tracing::debug!(
                     peer = %session.peer.short(), name = %publication.name, id = %id.short(),
                     version = published.version, new = published.new, "published"
                 );

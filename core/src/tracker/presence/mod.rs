@@ -1,7 +1,7 @@
 //! Keeps a peer alive in every catalogue: says hello, announces what the peer offers, renews, publishes from the
 //! outbox, and says goodbye.
 //!
-//! There is a worker for each tracker ([`worker`]); among the trackers of one catalogue one worker at a time speaks
+//! There is a worker for each tracker; among the trackers of one catalogue one worker at a time speaks
 //! for the peer. What the peer offers and has published comes from its library ([`OfferSource`]), so nothing is
 //! lost when trackers or this process are away.
 
@@ -35,6 +35,8 @@ use state::{Phase, State, WorkerState};
 
 /// How long a publication or a pin waits for a tracker.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a publication or a pin looks for a session that can be used.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -45,7 +47,7 @@ pub struct Acknowledged {
     pub catalogue: CatalogueId,
     /// The version of the name there.
     pub version: u64,
-    /// False where the file was the newest version already.
+    /// False where the file was the newest version already, be it because the outbox was a moment faster.
     pub new: bool,
 }
 
@@ -118,6 +120,10 @@ impl Shared {
                 known.end_session();
             }
         });
+    }
+
+    fn suspect(&self, catalogue: CatalogueId) {
+        self.update(|state| state.catalogues.entry(catalogue).or_default().suspect = true);
     }
 
     /// The sessions that can be used now, and the trackers that have them.
@@ -263,36 +269,45 @@ impl Presence {
         let mut tried = HashSet::new();
         let mut refusal = None;
         loop {
-            changed.mark_unchanged();
             let mut running: FuturesUnordered<_> = self
                 .shared
                 .sessions()
                 .into_iter()
                 .filter(|(_, session, client)| tried.insert((*session, client.endpoint().clone())))
                 .map(|(catalogue, session, client)| {
+                    let endpoint = client.endpoint().clone();
                     let answer = ask(catalogue, session, client);
-                    async move { (catalogue, session, answer.await) }
+                    async move { (catalogue, session, endpoint, answer.await) }
                 })
                 .collect();
-            while let Ok(Some((catalogue, session, result))) = timeout_at(until, running.next()).await {
+            while let Ok(Some((catalogue, session, endpoint, result))) =
+                timeout_at(until, running.next()).await
+            {
                 match result {
                     Ok(value) => return Ok(value),
                     Err(error) if error.code() == Some(ErrorCode::Unauthorized) => {
                         // Its worker begins another session.
                         self.shared.end_session(catalogue, session);
                     }
-                    Err(TrackerError::Unreachable { .. }) => {}
+                    Err(TrackerError::Unreachable { .. }) => {
+                        // Its worker finds out, and once there is news it is tried again.
+                        tried.remove(&(session, endpoint));
+                        self.shared.suspect(catalogue);
+                    }
                     Err(error) => refusal = Some(error),
                 }
             }
             drop(running);
+            changed.mark_unchanged();
             if let Some(refusal) = refusal {
                 return Err(refusal);
             }
             if let Some(reasons) = self.shared.failures() {
                 return Err(TrackerError::Unreachable { reasons });
             }
-            if timeout_at(until, changed.changed()).await.is_err() {
+            // Looked at again now and then too: there may have been news while the answers were waited for.
+            let _ = timeout_at(until.min(Instant::now() + LOOK_AGAIN), changed.changed()).await;
+            if Instant::now() >= until {
                 let late = |client: &Arc<TrackerClient>| Unreached {
                     endpoint: client.endpoint().clone(),
                     reason: format!("{} did not answer in time", client.endpoint()),

@@ -1,7 +1,7 @@
 //! What the workers of a presence share: which of them speaks for which catalogue, with which session, and what is
 //! to be sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
@@ -39,8 +39,12 @@ pub(super) struct CatalogueState {
     /// The worker that speaks for the peer.
     pub(super) active: Option<usize>,
     pub(super) welcome: Option<Welcome>,
+    /// Whether somebody met a tracker that does not answer: its worker is to look.
+    pub(super) suspect: bool,
     /// What is to be sent within the session: an offer, or that there is none any more.
     changes: HashMap<FileId, Option<Offer>>,
+    /// Offers of files that the catalogue does not know: to be made again, since their publisher may come.
+    unknown: HashMap<FileId, Offer>,
 }
 
 impl CatalogueState {
@@ -61,22 +65,42 @@ impl CatalogueState {
         self.changes.iter().take(limit).map(|(id, offer)| (*id, *offer)).collect()
     }
 
+    /// The catalogue knows those of the offers that are not in `unknown`.
+    pub(super) fn announced(&mut self, offers: &[Offer], unknown: &HashSet<FileId>) {
+        for offer in offers {
+            if !unknown.contains(&offer.id) {
+                self.unknown.remove(&offer.id);
+            } else if self.unknown.len() < MAX_CHANGES {
+                self.unknown.insert(offer.id, *offer);
+            }
+        }
+    }
+
+    /// The offers of files that the catalogue does not know.
+    pub(super) fn unknown(&self) -> Vec<Offer> {
+        self.unknown.values().copied().collect()
+    }
+
     /// These changes were sent; what changed again in the meantime stays.
     pub(super) fn sent(&mut self, changes: &[(FileId, Option<Offer>)]) {
         for (id, offer) in changes {
             if self.changes.get(id) == Some(offer) {
                 self.changes.remove(id);
             }
+            if offer.is_none() {
+                self.unknown.remove(id);
+            }
         }
     }
 
     pub(super) fn begin_session(&mut self, welcome: Welcome) {
-        self.changes.clear();
+        self.end_session();
         self.welcome = Some(welcome);
     }
 
     pub(super) fn end_session(&mut self) {
         self.changes.clear();
+        self.unknown.clear();
         self.welcome = None;
     }
 

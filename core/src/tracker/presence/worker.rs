@@ -7,11 +7,12 @@
 //! ```
 //! A session belongs to the catalogue, so the worker that takes over goes on with it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Shared;
 use super::backoff::Backoff;
@@ -21,10 +22,14 @@ use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::protocol::message::{CatalogueId, MAX_OFFERS, SessionId};
 use crate::storage::error::StorageError;
 use crate::tracker::client::TrackerClient;
-use crate::tracker::error::TrackerError;
+use crate::tracker::error::{TrackerError, Unreached};
 
 /// How long changes are collected before they are sent.
 const COLLECT: Duration = Duration::from_millis(20);
+/// The longest pause before files that the catalogue did not know are announced again.
+const AGAIN: Duration = Duration::from_secs(600);
+/// A renewal may take so long however short the lease is.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// How many publications are read at once.
 const PUBLICATIONS: usize = 100;
 
@@ -51,6 +56,9 @@ struct Lease {
     session: SessionId,
     third: Duration,
     due: Instant,
+    /// When files that the catalogue did not know are announced again, and the pause before that.
+    again: Instant,
+    pause: Duration,
 }
 
 impl Worker {
@@ -108,14 +116,19 @@ impl Worker {
         let mut lease = self.session(catalogue).await?;
         let mut outbox = None;
         loop {
-            let (current, session) = {
-                let state = self.shared.state.lock();
-                (state.outbox, state.catalogues.get(&catalogue).and_then(|catalogue| catalogue.session()))
+            let (current, session, suspect) = {
+                let mut state = self.shared.state.lock();
+                let outbox = state.outbox;
+                let known = state.catalogues.entry(catalogue).or_default();
+                (outbox, known.session(), std::mem::take(&mut known.suspect))
             };
             if session != Some(lease.session) {
                 // It ended, because there were too many changes or the tracker said so.
                 lease = self.session(catalogue).await?;
                 outbox = None;
+            }
+            if suspect {
+                self.renew(catalogue, &mut lease).await?;
             }
             if outbox != Some(current) {
                 self.send_outbox(catalogue, &mut lease).await?;
@@ -125,7 +138,10 @@ impl Worker {
             self.connected();
             *backoff = Backoff::new();
             tokio::select! {
-                () = sleep_until(lease.due) => self.renew(catalogue, &mut lease).await?,
+                () = sleep_until(lease.due) => {
+                    self.renew(catalogue, &mut lease).await?;
+                    self.announce_unknown(catalogue, &mut lease).await?;
+                }
                 _ = changed.changed() => sleep(COLLECT).await,
             }
         }
@@ -172,7 +188,14 @@ impl Worker {
 
     async fn renew(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
         let begun = Instant::now();
-        self.check(catalogue, lease.session, self.client.renew(lease.session).await)?;
+        // Silence must not use up the lease: another tracker may take the renewal.
+        let renewed = timeout(lease.third.max(SHORTEST_WAIT), self.client.renew(lease.session)).await;
+        let silent = |_| {
+            let endpoint = self.client.endpoint().clone();
+            let reason = format!("{endpoint} did not answer in time");
+            Err(TrackerError::Unreachable { reasons: vec![Unreached { endpoint, reason }] })
+        };
+        self.check(catalogue, lease.session, renewed.unwrap_or_else(silent))?;
         lease.due = begun + lease.third;
         Ok(())
     }
@@ -215,14 +238,33 @@ impl Worker {
     ) -> Result<(), Stop> {
         let announced = self.client.announce(lease.session, offers).await;
         let unknown = self.check(catalogue, lease.session, announced)?;
-        if unknown.is_empty() {
+        let mut left: HashSet<_> = unknown.iter().copied().collect();
+        if !unknown.is_empty() {
+            // The catalogue forgot them, or its database was lost: who published them does it again.
+            for publication in self.shared.source.publications_of(&unknown).await? {
+                self.publish(catalogue, lease.session, &publication).await?;
+                left.remove(&publication.id);
+                self.renew_if_due(catalogue, lease).await?;
+            }
+        }
+        if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue) {
+            known.announced(offers, &left);
+        }
+        Ok(())
+    }
+
+    /// Tries again with files that the catalogue did not know, less and less often.
+    async fn announce_unknown(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
+        if Instant::now() < lease.again {
             return Ok(());
         }
-        // The catalogue forgot them, or its database was lost: who published them does it again.
-        for publication in self.shared.source.publications_of(&unknown).await? {
-            self.publish(catalogue, lease.session, &publication).await?;
+        let unknown = self.shared.state.lock().catalogues.get(&catalogue).map(|known| known.unknown());
+        for offers in unknown.unwrap_or_default().chunks(MAX_OFFERS) {
+            self.announce(catalogue, lease, offers).await?;
             self.renew_if_due(catalogue, lease).await?;
         }
+        lease.pause = (lease.pause * 2).min(AGAIN);
+        lease.again = Instant::now() + lease.pause;
         Ok(())
     }
 
@@ -298,6 +340,7 @@ impl Lease {
         // A tracker can neither make a peer renew without pause nor make it forget to.
         let third =
             Duration::from_millis(lease_ms / 3).clamp(Duration::from_millis(50), Duration::from_secs(600));
-        Self { session, third, due: Instant::now() + third }
+        let due = Instant::now() + third;
+        Self { session, third, due, again: due, pause: third }
     }
 }
