@@ -77,7 +77,7 @@ pub struct NewFile {
 /// A change in what the library has, for whoever announces it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LibraryEvent {
-    /// A file is there for the first time: published, or the first piece of it was fetched.
+    /// A file is there for the first time, or again after a loss: published, or a piece of it was fetched.
     Added(FileId),
     /// Every piece of a file is there.
     Completed(FileId),

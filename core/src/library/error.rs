@@ -94,6 +94,14 @@ pub enum LibraryError {
     /// The content of a collection is not the list of a directory.
     #[error("the collection cannot be read")]
     Collection(#[from] CollectionError),
+    /// The content was kept in the other kind of store.
+    #[error(
+        "the content of {id} is not in the store that is configured; set [library] content back, or remove it"
+    )]
+    OtherStore {
+        /// The file.
+        id: FileId,
+    },
     /// The path cannot be used.
     #[error("{} cannot be used: {problem}", path.display())]
     BadPath {
@@ -115,6 +123,16 @@ pub enum LibraryError {
         /// The error of the system.
         #[source]
         source: io::Error,
+    },
+    /// The index was written by a newer version.
+    #[error(
+        "the library has format version {found}, but this program reads up to {supported}; use a newer program"
+    )]
+    NewerFormat {
+        /// The version found.
+        found: u64,
+        /// The newest version that is understood.
+        supported: u64,
     },
     /// The library was closed.
     #[error("the library is closed")]

@@ -1,27 +1,121 @@
 //! One file of the library, shared by everybody who reads or fills it.
+//!
+//! A piece is *here* from the moment its content is written: it can be read and is offered on. It is *intended* from
+//! before that until it is *synced*; what is intended in the index and not synced is hashed after a crash. So
+//! a kill of the process loses only the writes under way, and a power cut what was not synced.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{RwLock, watch};
 
-use super::entry::Location;
+use super::content::DatabaseContent;
+use super::content_files::ContentFile;
+use super::entry::{LibraryEvent, Location};
 use super::error::LibraryError;
+use super::layout::{self, DIRTY, HAVE, LinkState, Place};
+use super::linked::LinkedFile;
+use super::output::Target;
+use super::shared::Shared;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
 use crate::model::layout::{PieceIndex, PieceLayout};
 use crate::model::manifest::Manifest;
 use crate::model::record::FileKind;
+use crate::storage::value::{Batch, Durability};
 
 /// An open file.
 #[derive(Debug)]
 pub struct LibraryFile {
+    pub(super) shared: Arc<Shared>,
     manifest: Arc<Manifest>,
     kind: FileKind,
     progress: watch::Sender<u32>,
+    pub(super) bits: Mutex<Bits>,
+    /// Held shared while pieces are written, alone while the file gets its name.
+    gate: RwLock<()>,
+}
+
+/// What is where of a file.
+#[derive(Debug)]
+pub(super) struct Bits {
+    pub(super) have: Bitmap,
+    pub(super) synced: Bitmap,
+    pub(super) intended: Bitmap,
+    pub(super) unsynced: BTreeSet<PieceIndex>,
+    pub(super) unsynced_bytes: u64,
+    /// Pieces of a user's file that were written or hashed since it was opened.
+    pub(super) verified: Bitmap,
+    pub(super) store: Store,
+    pub(super) allocated: bool,
+    pub(super) finished: bool,
+    /// The file's name in its folder is synced too.
+    name_synced: bool,
+    pub(super) removed: bool,
+}
+
+/// Where the content is, opened.
+#[derive(Debug, Clone)]
+pub(super) enum Store {
+    Database(DatabaseContent),
+    File(Arc<ContentFile>),
+    Part(Arc<PartFile>),
+    Linked(Arc<LinkedFile>),
+}
+
+/// A user's file that is being filled.
+#[derive(Debug)]
+pub(super) struct PartFile {
+    pub(super) file: ContentFile,
+    pub(super) target: Target,
+}
+
+/// What a checkpoint of a file makes durable.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pieces: Vec<PieceIndex>,
+    bytes: u64,
+    finished: bool,
+    pub(super) in_database: bool,
+    pub(super) to_sync: Option<SyncHandle>,
+}
+
+#[derive(Debug)]
+pub(super) struct SyncHandle {
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<File>,
+    pub(super) renamed: bool,
+}
+
+impl Bits {
+    pub(super) fn new(layout: PieceLayout, synced: Bitmap, store: Store, finished: bool) -> Self {
+        Self {
+            have: synced.clone(),
+            synced,
+            intended: Bitmap::empty(layout),
+            unsynced: BTreeSet::new(),
+            unsynced_bytes: 0,
+            verified: Bitmap::empty(layout),
+            store,
+            allocated: finished,
+            finished,
+            name_synced: false,
+            removed: false,
+        }
+    }
 }
 
 impl LibraryFile {
+    pub(super) fn new(shared: Arc<Shared>, manifest: Arc<Manifest>, kind: FileKind, bits: Bits) -> Arc<Self> {
+        let progress = watch::Sender::new(bits.have.count());
+        Arc::new(Self { shared, manifest, kind, progress, bits: Mutex::new(bits), gate: RwLock::new(()) })
+    }
+
     /// Its id.
     pub fn id(&self) -> FileId {
         self.manifest.id()
@@ -44,32 +138,37 @@ impl LibraryFile {
 
     /// Where its content is.
     pub fn location(&self) -> Location {
-        Location::Database
+        match &self.bits.lock().store {
+            Store::Database(_) => Location::Database,
+            Store::File(_) => Location::Files,
+            Store::Part(part) => Location::Linked { path: part.target.path() },
+            Store::Linked(linked) => Location::Linked { path: linked.path().to_owned() },
+        }
     }
 
     /// The pieces that are here.
     pub fn have(&self) -> Bitmap {
-        Bitmap::empty(self.layout())
+        self.bits.lock().have.clone()
     }
 
     /// Whether the piece is here.
-    pub fn has(&self, _piece: PieceIndex) -> bool {
-        false
+    pub fn has(&self, piece: PieceIndex) -> bool {
+        self.bits.lock().have.contains(piece)
     }
 
     /// How many pieces are here.
     pub fn have_count(&self) -> u32 {
-        0
+        self.bits.lock().have.count()
     }
 
     /// Whether every piece is here. [`Self::finish`] is still to be called by whoever fills it.
     pub fn is_complete(&self) -> bool {
-        false
+        self.bits.lock().have.is_full()
     }
 
     /// Whether nothing is left to do: every piece is here and a file of the user has its name.
     pub fn is_finished(&self) -> bool {
-        false
+        self.bits.lock().finished
     }
 
     /// The number of pieces that are here, as it changes.
@@ -77,33 +176,480 @@ impl LibraryFile {
         self.progress.subscribe()
     }
 
+    fn check_usable(&self) -> Result<(), LibraryError> {
+        self.shared.check_open()?;
+        if self.bits.lock().removed { Err(LibraryError::not_found(self.id())) } else { Ok(()) }
+    }
+
     /// Reads a piece that is here.
     ///
     /// # Errors
     /// [`LibraryError::MissingPiece`] where it is not here, [`LibraryError::Changed`] where a linked file is another
     /// one by now, [`LibraryError::Damaged`] where what was kept is wrong.
-    pub async fn read_piece(self: &Arc<Self>, _piece: PieceIndex) -> Result<Bytes, LibraryError> {
-        Err(LibraryError::Closed)
+    pub async fn read_piece(self: &Arc<Self>, piece: PieceIndex) -> Result<Bytes, LibraryError> {
+        self.check_usable()?;
+        let (store, verified) = {
+            let bits = self.bits.lock();
+            if !bits.have.contains(piece) {
+                return Err(LibraryError::MissingPiece { id: self.id(), piece: piece.get() });
+            }
+            (bits.store.clone(), bits.verified.contains(piece))
+        };
+        let linked = matches!(store, Store::Linked(_));
+        let read = match store {
+            Store::Database(content) => content.read(&self.id(), self.layout(), piece).await,
+            Store::File(file) => {
+                let layout = self.layout();
+                layout::blocking(move || file.read(layout, piece)).await
+            }
+            store => self.read_user_file(store, piece, verified).await,
+        };
+        match read {
+            Ok(Some(content)) => {
+                if !verified {
+                    self.bits.lock().verified.insert(piece);
+                }
+                Ok(content)
+            }
+            Ok(None) if linked => {
+                self.withdraw().await?;
+                Err(self.changed())
+            }
+            Ok(None) => {
+                self.drop_pieces(&[piece]).await?;
+                Err(LibraryError::Damaged { id: self.id(), piece: piece.get() })
+            }
+            Err(error @ LibraryError::Changed { .. }) => {
+                self.withdraw().await?;
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn changed(&self) -> LibraryError {
+        let path = match self.location() {
+            Location::Linked { path } => path,
+            _ => PathBuf::new(),
+        };
+        LibraryError::Changed { id: self.id(), path }
+    }
+
+    /// Reads from a file that others can write to, so what was not hashed since it was opened is hashed now. `None`
+    /// where it is not what it should be.
+    async fn read_user_file(
+        &self,
+        store: Store,
+        piece: PieceIndex,
+        verified: bool,
+    ) -> Result<Option<Bytes>, LibraryError> {
+        let manifest = Arc::clone(&self.manifest);
+        layout::blocking(move || {
+            let content = match &store {
+                Store::Part(part) => part.file.read(manifest.layout(), piece)?,
+                Store::Linked(linked) => Some(linked.read(manifest.layout(), piece)?),
+                Store::Database(_) | Store::File(_) => None,
+            };
+            Ok(content.filter(|content| verified || manifest.piece_is(piece, content)))
+        })
+        .await
+    }
+
+    /// Reads a piece and hashes it, whatever is claimed of it. `false` where it is missing or wrong.
+    pub(super) async fn check_piece(&self, piece: PieceIndex) -> Result<bool, LibraryError> {
+        let store = self.bits.lock().store.clone();
+        let content = match store {
+            Store::Database(content) => content.read(&self.id(), self.layout(), piece).await?,
+            Store::File(file) => {
+                let layout = self.layout();
+                layout::blocking(move || file.read(layout, piece)).await?
+            }
+            store => return Ok(self.read_user_file(store, piece, false).await?.is_some()),
+        };
+        let Some(content) = content else { return Ok(false) };
+        let manifest = Arc::clone(&self.manifest);
+        layout::blocking(move || Ok(manifest.piece_is(piece, &content))).await
+    }
+
+    /// Pieces that were intended and are not here are not there: the next checkpoint says so.
+    pub(super) fn forget_intents(&self) {
+        let mut bits = self.bits.lock();
+        bits.intended = Bitmap::empty(self.layout());
+        for piece in bits.unsynced.clone() {
+            bits.intended.insert(piece);
+        }
     }
 
     /// Keeps pieces that the caller has verified; those that are here already are passed over. On return they
     /// survive a crash of the process and can be read. A sync follows in the background. Dropping the future
     /// leaves the pieces of the call either kept or not kept.
+    ///
+    /// # Errors
+    /// [`LibraryError::Full`] where there is no room; the call may be repeated.
     pub async fn write_pieces(
         self: &Arc<Self>,
-        _pieces: Vec<(PieceIndex, Bytes)>,
+        pieces: Vec<(PieceIndex, Bytes)>,
     ) -> Result<(), LibraryError> {
-        Err(LibraryError::Closed)
+        self.check_usable()?;
+        let file = Arc::clone(self);
+        layout::finished(tokio::spawn(async move { file.write_now(pieces).await })).await?;
+        self.shared.keep_up().await
+    }
+
+    async fn write_now(self: Arc<Self>, mut pieces: Vec<(PieceIndex, Bytes)>) -> Result<(), LibraryError> {
+        let _gate = self.gate.read().await;
+        self.check_usable()?;
+        let layout = self.layout();
+        if let Some((piece, _)) = pieces.iter().find(|(piece, content)| {
+            layout.piece(piece.get()).is_none() || content.len() != layout.len(*piece)
+        }) {
+            return Err(LibraryError::Damaged { id: self.id(), piece: piece.get() });
+        }
+        let (store, allocate) = {
+            let bits = self.bits.lock();
+            pieces.retain(|(piece, _)| !bits.have.contains(*piece));
+            // The last piece proves the size, so from then on the room can be taken.
+            let proven = layout.last().is_some_and(|last| {
+                bits.have.contains(last) || pieces.iter().any(|(piece, _)| *piece == last)
+            });
+            (bits.store.clone(), proven && !bits.allocated && layout.count() > 1)
+        };
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let numbers: Vec<PieceIndex> = pieces.iter().map(|(piece, _)| *piece).collect();
+        let written: u64 = pieces.iter().map(|(_, content)| content.len() as u64).sum();
+        let (content, intent) =
+            tokio::join!(self.write_content(store, pieces, allocate), self.intend(&numbers));
+        content?;
+        intent?;
+
+        let (first, count) = {
+            let mut bits = self.bits.lock();
+            let first = bits.have.is_empty();
+            for piece in numbers {
+                bits.have.insert(piece);
+                bits.verified.insert(piece);
+                bits.unsynced.insert(piece);
+            }
+            bits.allocated |= allocate;
+            bits.unsynced_bytes += written;
+            (first, bits.have.count())
+        };
+        self.set_progress(count);
+        self.shared.mark_dirty(&self, written);
+        if first {
+            self.shared.tell(LibraryEvent::Added(self.id()));
+        }
+        Ok(())
+    }
+
+    fn set_progress(&self, count: u32) {
+        if let Some(slot) = self.shared.state.lock().slots.get_mut(&self.id()) {
+            slot.have = count;
+        }
+        self.progress.send_replace(count);
+    }
+
+    async fn write_content(
+        &self,
+        store: Store,
+        pieces: Vec<(PieceIndex, Bytes)>,
+        allocate: bool,
+    ) -> Result<(), LibraryError> {
+        let layout = self.layout();
+        let write = move |file: &ContentFile, pieces: Vec<(PieceIndex, Bytes)>| {
+            if allocate {
+                file.preallocate(layout.size())?;
+            }
+            file.write(layout, &pieces)
+        };
+        match store {
+            Store::Database(content) => content.write(&self.id(), &pieces).await,
+            Store::File(file) => layout::blocking(move || write(&file, pieces)).await,
+            Store::Part(part) => layout::blocking(move || write(&part.file, pieces)).await,
+            // Whole, so there is nothing to write; it may have been withdrawn meanwhile.
+            Store::Linked(_) => Err(self.changed()),
+        }
+    }
+
+    /// Notes in the index that these pieces may be written from now on, and the file itself if it is new.
+    async fn intend(&self, pieces: &[PieceIndex]) -> Result<(), LibraryError> {
+        let id = self.id();
+        let _guard = self.shared.lock(&id).await;
+        let mut batch = Batch::new();
+        let new: Vec<PieceIndex> = {
+            let mut bits = self.bits.lock();
+            if bits.removed {
+                return Err(LibraryError::not_found(id));
+            }
+            let new: Vec<_> = pieces.iter().copied().filter(|piece| bits.intended.insert(*piece)).collect();
+            let pages: BTreeSet<usize> = new.iter().map(|piece| layout::page_of(*piece)).collect();
+            for page in pages {
+                layout::put_bitmap_page(&mut batch, DIRTY, &id, &bits.intended, page);
+            }
+            new
+        };
+        self.shared.state.lock().put_record(&mut batch, &id);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        match self.shared.index.commit(batch, Durability::Buffered).await {
+            Ok(()) => {
+                if let Some(slot) = self.shared.state.lock().slots.get_mut(&id) {
+                    slot.stored = true;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let mut bits = self.bits.lock();
+                for piece in new {
+                    bits.intended.remove(piece);
+                }
+                Err(error.into())
+            }
+        }
     }
 
     /// Makes what was written so far durable.
     pub async fn checkpoint(self: &Arc<Self>) -> Result<(), LibraryError> {
-        Err(LibraryError::Closed)
+        self.shared.checkpoint(Some(self.id())).await
     }
 
     /// Completes a file of which every piece is here: a file of the user gets its name. With `durable` the file
     /// survives a power cut on return; else soon after, and until then a crash of the process.
-    pub async fn finish(self: &Arc<Self>, _durable: bool) -> Result<(), LibraryError> {
-        Err(LibraryError::Closed)
+    ///
+    /// # Errors
+    /// [`LibraryError::Incomplete`], or [`LibraryError::Exists`] where something came to the path meanwhile.
+    pub async fn finish(self: &Arc<Self>, durable: bool) -> Result<(), LibraryError> {
+        self.check_usable()?;
+        let file = Arc::clone(self);
+        layout::finished(tokio::spawn(async move { file.finish_now().await })).await?;
+        if durable { self.checkpoint().await } else { self.shared.keep_up().await }
+    }
+
+    async fn finish_now(self: Arc<Self>) -> Result<(), LibraryError> {
+        let _gate = self.gate.write().await;
+        self.check_usable()?;
+        let store = {
+            let bits = self.bits.lock();
+            if !bits.have.is_full() {
+                let (have, pieces) = (bits.have.count(), self.layout().count());
+                return Err(LibraryError::Incomplete { id: self.id(), have, pieces });
+            }
+            if bits.finished {
+                return Ok(());
+            }
+            bits.store.clone()
+        };
+        let id = self.id();
+        let _guard = self.shared.lock(&id).await;
+        self.check_usable()?;
+        let whole = match store {
+            Store::Part(part) => {
+                let renamed = Arc::clone(&part);
+                let mark = layout::blocking(move || renamed.target.finish(&renamed.file)).await?;
+                let file = Arc::clone(part.file.file());
+                let linked = LinkedFile::new(id, part.target.path(), mark, Some(file));
+                let place = Place::linked(part.target.root(), part.target.rel(), LinkState::Whole(mark));
+                Some((place, linked))
+            }
+            _ => None,
+        };
+        {
+            let mut state = self.shared.state.lock();
+            if let Some(slot) = state.slots.get_mut(&id) {
+                // The checkpoint stores it; a crash before that finds the renamed file by its inode.
+                slot.stored = false;
+                if let Some((place, _)) = &whole {
+                    slot.record.place = place.clone();
+                }
+            }
+        }
+        {
+            let mut bits = self.bits.lock();
+            bits.finished = true;
+            if let Some((_, linked)) = whole {
+                bits.name_synced = false;
+                bits.store = Store::Linked(Arc::new(linked));
+            }
+        }
+        self.shared.mark_dirty(&self, 0);
+        self.shared.tell(LibraryEvent::Completed(id));
+        Ok(())
+    }
+
+    pub(super) fn plan_checkpoint(&self) -> Plan {
+        let bits = self.bits.lock();
+        let renamed = !bits.name_synced;
+        let handle = |file: &ContentFile| SyncHandle {
+            path: file.path().to_owned(),
+            file: Arc::clone(file.file()),
+            renamed,
+        };
+        let to_sync = match &bits.store {
+            Store::Database(_) => None,
+            Store::File(file) => Some(handle(file)),
+            Store::Part(part) => Some(handle(&part.file)),
+            Store::Linked(linked) => {
+                linked.opened().ok().map(|file| SyncHandle { path: linked.path().to_owned(), file, renamed })
+            }
+        };
+        Plan {
+            pieces: bits.unsynced.iter().copied().collect(),
+            bytes: bits.unsynced_bytes,
+            finished: bits.finished,
+            in_database: matches!(bits.store, Store::Database(_)) && !bits.unsynced.is_empty(),
+            to_sync,
+        }
+    }
+
+    /// Adds what a checkpoint writes to the index. The caller has synced the content and holds the lock of the id.
+    pub(super) fn put_checkpoint(&self, plan: &Plan, batch: &mut Batch) {
+        let (id, layout) = (self.id(), self.layout());
+        let mut bitmaps = Batch::new();
+        let complete = {
+            let mut bits = self.bits.lock();
+            if bits.removed {
+                return;
+            }
+            let mut pages = BTreeSet::new();
+            for piece in &plan.pieces {
+                if bits.have.contains(*piece) {
+                    bits.synced.insert(*piece);
+                }
+                bits.intended.remove(*piece);
+                pages.insert(layout::page_of(*piece));
+            }
+            for page in pages {
+                layout::put_bitmap_page(&mut bitmaps, HAVE, &id, &bits.synced, page);
+                layout::put_bitmap_page(&mut bitmaps, DIRTY, &id, &bits.intended, page);
+            }
+            plan.finished && bits.finished && bits.synced.is_full()
+        };
+        let mut state = self.shared.state.lock();
+        if complete
+            && let Some(slot) = state.slots.get_mut(&id)
+            && !slot.record.complete
+        {
+            slot.record.complete = true;
+            slot.stored = false;
+            bitmaps = Batch::new();
+            layout::delete_bitmaps(&mut bitmaps, &id, layout);
+        }
+        state.put_record(batch, &id);
+        batch.writes.append(&mut bitmaps.writes);
+    }
+
+    /// Takes note of how the checkpoint went. Returns how many bytes are synced and whether nothing is left.
+    pub(super) fn end_checkpoint(&self, plan: &Plan, applied: bool) -> (u64, bool) {
+        let synced = {
+            let mut bits = self.bits.lock();
+            if bits.removed {
+                return (0, true);
+            }
+            for piece in &plan.pieces {
+                if applied {
+                    bits.unsynced.remove(piece);
+                } else {
+                    bits.synced.remove(*piece);
+                    bits.intended.insert(*piece);
+                }
+            }
+            // Unless it was renamed in the meantime.
+            bits.name_synced |= applied && plan.finished == bits.finished;
+            let synced = if applied { plan.bytes.min(bits.unsynced_bytes) } else { 0 };
+            bits.unsynced_bytes -= synced;
+            synced
+        };
+        if let Some(slot) = self.shared.state.lock().slots.get_mut(&self.id()) {
+            slot.stored = applied;
+            slot.record.complete &= applied;
+        }
+        (synced, self.is_clean())
+    }
+
+    /// Whether the index and the disk have everything.
+    pub(super) fn is_clean(&self) -> bool {
+        let finished = {
+            let bits = self.bits.lock();
+            if bits.removed {
+                return true;
+            }
+            if !bits.unsynced.is_empty() {
+                return false;
+            }
+            bits.finished
+        };
+        let state = self.shared.state.lock();
+        state.slots.get(&self.id()).is_none_or(|slot| slot.stored && (slot.record.complete || !finished))
+    }
+
+    /// No longer claims pieces that turned out to be wrong.
+    pub(super) async fn drop_pieces(self: &Arc<Self>, pieces: &[PieceIndex]) -> Result<(), LibraryError> {
+        let (id, layout) = (self.id(), self.layout());
+        let _guard = self.shared.lock(&id).await;
+        let mut batch = Batch::new();
+        {
+            let mut state = self.shared.state.lock();
+            if let Some(slot) = state.slots.get_mut(&id).filter(|slot| slot.record.complete) {
+                slot.record.complete = false;
+                slot.stored = false;
+            }
+            state.put_record(&mut batch, &id);
+        }
+        let count = {
+            let mut bits = self.bits.lock();
+            if bits.removed {
+                return Ok(());
+            }
+            for piece in pieces {
+                bits.have.remove(*piece);
+                bits.synced.remove(*piece);
+                bits.verified.remove(*piece);
+                bits.unsynced.remove(piece);
+            }
+            bits.finished = false;
+            for page in 0..layout::bitmap_pages(layout) {
+                layout::put_bitmap_page(&mut batch, HAVE, &id, &bits.synced, page);
+            }
+            bits.have.count()
+        };
+        self.set_progress(count);
+        self.shared.tell(LibraryEvent::Added(id));
+        self.shared.commit_in_parts(batch, Durability::Durable).await?;
+        if let Some(slot) = self.shared.state.lock().slots.get_mut(&id) {
+            slot.stored = true;
+        }
+        Ok(())
+    }
+
+    /// Offers the file no longer, since the user's file is another one.
+    pub(super) async fn withdraw(self: &Arc<Self>) -> Result<(), LibraryError> {
+        let id = self.id();
+        let _guard = self.shared.lock(&id).await;
+        if self.bits.lock().removed {
+            return Ok(());
+        }
+        self.shared.withdraw_locked(&id).await
+    }
+
+    /// The file is not the library's any more: every later call on it is refused. Returns the bytes that were
+    /// still to be synced.
+    pub(super) fn retire(&self) -> u64 {
+        let bytes = {
+            let mut bits = self.bits.lock();
+            bits.removed = true;
+            bits.have = Bitmap::empty(self.layout());
+            std::mem::take(&mut bits.unsynced_bytes)
+        };
+        self.progress.send_replace(0);
+        bytes
+    }
+
+    pub(super) fn retire_from(&self) {
+        let bytes = self.retire();
+        self.shared.unsynced.fetch_sub(bytes, Ordering::AcqRel);
+        self.shared.dirty.lock().remove(&self.id());
     }
 }

@@ -1,21 +1,30 @@
-//! The library as a whole.
+//! The library as a whole: what is in it, and the work in the background that makes it durable.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::broadcast;
+use tokio_util::task::TaskTracker;
 
 use super::content::ContentStore;
 use super::entry::{Entry, LibraryEvent, NewFile, Publication, VerifyReport};
 use super::error::LibraryError;
 use super::file::LibraryFile;
 use super::output::{Destination, OutputDir};
+use super::shared::Shared;
+use super::{layout, recover};
 use crate::model::collection::{Collection, MemberPath};
 use crate::model::id::FileId;
 use crate::model::manifest::Manifest;
 use crate::model::name::Name;
 use crate::model::record::Offer;
 use crate::storage::Storage;
+
+/// The most matches of a prefix that are listed.
+const MAX_MATCHES: usize = 16;
+/// How long what was written may wait for its sync when little is written.
+const FLUSH_PAUSE: Duration = Duration::from_secs(1);
 
 /// How the library behaves.
 #[derive(Debug, Clone)]
@@ -33,123 +42,238 @@ impl Default for LibrarySettings {
 }
 
 /// The files that a peer has.
+///
+/// Opened within a tokio runtime. Dropped without [`Library::close`] it is as after a crash: nothing is lost, but
+/// the next start hashes what was not synced.
 #[derive(Debug)]
-pub struct Library {}
+pub struct Library {
+    pub(crate) shared: Arc<Shared>,
+    tasks: TaskTracker,
+}
 
 impl Library {
     /// Opens the library and mends what a crash left: removals are finished, pieces that were written but not
     /// synced are hashed. What belongs to no file is swept in the background.
     pub async fn open(
-        _index: Arc<dyn Storage>,
-        _content: ContentStore,
-        _settings: LibrarySettings,
+        index: Arc<dyn Storage>,
+        content: ContentStore,
+        settings: LibrarySettings,
     ) -> Result<Arc<Self>, LibraryError> {
-        Err(LibraryError::Closed)
+        if let ContentStore::Files(dir) = &content {
+            let dir = dir.clone();
+            layout::blocking(move || {
+                std::fs::create_dir_all(&dir)
+                    .map_err(|error| LibraryError::io("create the folder", &dir, error))
+            })
+            .await?;
+        }
+        recover::check_format(&*index).await?;
+        let state = recover::load(&*index).await?;
+        let shared = Arc::new(Shared::new(index, content, settings, state));
+        let library = Arc::new(Self { shared: Arc::clone(&shared), tasks: TaskTracker::new() });
+        shared.recover().await?;
+        library.tasks.spawn(flush(Arc::clone(&shared)));
+        library.tasks.spawn(async move {
+            tokio::select! {
+                () = shared.stop.cancelled() => {}
+                swept = shared.sweep() => if let Err(error) = swept {
+                    tracing::warn!(%error, "content that belongs to no file was not swept");
+                }
+            }
+        });
+        library.tasks.close();
+        Ok(library)
     }
 
-    /// Makes everything durable and ends the background work. The storages stay open.
+    /// Makes everything durable and ends the background work. The storages stay open. A second call is `Ok`.
     pub async fn close(&self) -> Result<(), LibraryError> {
-        Err(LibraryError::Closed)
+        let result = match self.shared.stop.is_cancelled() {
+            true => Ok(()),
+            false => self.shared.checkpoint(None).await,
+        };
+        self.shared.stop.cancel();
+        self.tasks.wait().await;
+        self.shared.dirty.lock().clear();
+        result
     }
 
     /// Every file of the library, by id.
     pub fn entries(&self) -> Vec<Entry> {
-        Vec::new()
+        self.shared.state.lock().slots.iter().map(|(id, slot)| slot.entry(*id)).collect()
     }
 
     /// What is known of a file.
-    pub fn entry(&self, _id: &FileId) -> Option<Entry> {
-        None
+    pub fn entry(&self, id: &FileId) -> Option<Entry> {
+        self.shared.state.lock().slots.get(id).map(|slot| slot.entry(*id))
     }
 
     /// The newest file of a name, or the file of an id or of a prefix of 8 or more hexadecimal digits.
-    pub fn find(&self, _query: &str) -> Result<Entry, LibraryError> {
-        Err(LibraryError::Closed)
+    pub fn find(&self, query: &str) -> Result<Entry, LibraryError> {
+        let state = self.shared.state.lock();
+        let entry = |id: &FileId| state.slots.get(id).map(|slot| slot.entry(*id));
+        let hexadecimal = query.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if hexadecimal && (8..=64).contains(&query.len()) {
+            let prefix = query.to_ascii_lowercase();
+            // The first id with the prefix: the rest of it is zeros.
+            let first: FileId =
+                format!("{prefix:0<64}").parse().map_err(|_| LibraryError::not_found(query))?;
+            let matches: Vec<FileId> = state
+                .slots
+                .range(first..)
+                .map(|(id, _)| *id)
+                .take_while(|id| id.to_string().starts_with(&prefix))
+                .take(MAX_MATCHES)
+                .collect();
+            return match matches.as_slice() {
+                [] => Err(LibraryError::not_found(query)),
+                [only] => entry(only).ok_or_else(|| LibraryError::not_found(query)),
+                _ => Err(LibraryError::Ambiguous { query: query.to_owned(), matches }),
+            };
+        }
+        let name: Name = query.parse().map_err(|_| LibraryError::not_found(query))?;
+        let newest = state.names.get(&name).and_then(|holders| holders.last());
+        newest.and_then(|(_, id)| entry(id)).ok_or_else(|| LibraryError::not_found(query))
     }
 
-    /// The files that this peer offers: those with a name of which at least one piece is here, and collections.
+    /// The files that this peer offers: those with a name of which something is here. The members of a collection
+    /// are not among them: who offers the collection offers them too.
     pub fn offers(&self) -> Vec<Offer> {
-        Vec::new()
+        let state = self.shared.state.lock();
+        let offered = state.slots.iter().filter(|(_, slot)| {
+            let whole = slot.record.complete || slot.have > 0;
+            whole && !slot.record.withdrawn && !slot.record.names.is_empty()
+        });
+        offered
+            .map(|(id, slot)| {
+                let entry = slot.entry(*id);
+                Offer { id: *id, size: entry.size, complete: entry.is_complete() }
+            })
+            .collect()
     }
 
     /// Tells of every change from now on. A receiver that falls behind gets `Lagged` and asks for [`Self::offers`].
     pub fn events(&self) -> broadcast::Receiver<LibraryEvent> {
-        broadcast::channel(1).1
+        self.shared.events.subscribe()
     }
 
     /// The file, to read or go on writing it; `None` where the library does not know it or it was withdrawn.
     /// Everybody who has it open shares it.
-    pub async fn open_file(&self, _id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
-        Err(LibraryError::Closed)
+    pub async fn open_file(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
+        let (shared, id) = (Arc::clone(&self.shared), *id);
+        layout::finished(tokio::spawn(async move { shared.open_file(&id).await })).await
     }
 
     /// Begins a file, or goes on with one that is there in part or in whole (then `destination` is not used,
     /// see [`LibraryFile::location`], and [`Self::export`] makes a further copy). Its name and collection are
-    /// added to it in any case.
+    /// added to it in any case. A destination that holds the content already is taken as it is.
     ///
     /// # Errors
-    /// [`LibraryError::Exists`] where a destination holds other content and `force` is not given.
+    /// [`LibraryError::Exists`] where a destination holds other content and `force` is not given;
+    /// [`LibraryError::WrongSize`] where the manifest claims another size than the one that is proven.
     pub async fn create(
         &self,
-        _manifest: Manifest,
-        _new: NewFile,
-        _destination: Destination,
+        manifest: Manifest,
+        new: NewFile,
+        destination: Destination,
     ) -> Result<Arc<LibraryFile>, LibraryError> {
-        Err(LibraryError::Closed)
+        let shared = Arc::clone(&self.shared);
+        layout::finished(tokio::spawn(shared.create(manifest, new, destination))).await
     }
 
     /// Makes everything that was written so far durable, with few syncs for many files.
     pub async fn checkpoint_all(&self) -> Result<(), LibraryError> {
-        Err(LibraryError::Closed)
+        self.shared.checkpoint(None).await
     }
 
     /// The list of a collection that is here in whole.
-    pub async fn collection(&self, _id: &FileId) -> Result<Collection, LibraryError> {
-        Err(LibraryError::Closed)
+    pub async fn collection(&self, id: &FileId) -> Result<Collection, LibraryError> {
+        self.shared.collection(id).await
     }
 
     /// Removes a file, and with a collection those of its members that have no name and belong to no other.
-    /// A linked file stays on the disk.
-    pub async fn remove(&self, _id: &FileId) -> Result<(), LibraryError> {
-        Err(LibraryError::Closed)
+    /// A linked file stays on the disk. When this returns an error the removal may be finished at the next start.
+    pub async fn remove(&self, id: &FileId) -> Result<(), LibraryError> {
+        let shared = Arc::clone(&self.shared);
+        layout::finished(tokio::spawn(shared.remove(*id))).await
     }
 
     /// Writes a complete file, or the directory of a collection, to a path. Every piece is verified on the way.
     /// What is there already with the same content stays.
-    pub async fn export(&self, _id: &FileId, _path: &Path, _force: bool) -> Result<(), LibraryError> {
-        Err(LibraryError::Closed)
+    pub async fn export(&self, id: &FileId, path: &Path, force: bool) -> Result<(), LibraryError> {
+        self.shared.export(id, path, force).await
     }
 
-    /// Writes a complete file to a path beneath a directory, as [`Self::export`].
+    /// Writes a complete file to a path beneath a directory, as [`Self::export`], but leaves the sync to the caller.
     pub async fn export_member(
         &self,
-        _id: &FileId,
-        _dir: &Arc<OutputDir>,
-        _path: &MemberPath,
-        _executable: bool,
-        _force: bool,
+        id: &FileId,
+        dir: &Arc<OutputDir>,
+        path: &MemberPath,
+        executable: bool,
+        force: bool,
     ) -> Result<(), LibraryError> {
-        Err(LibraryError::Closed)
+        let dir = Arc::clone(dir);
+        let destination = Destination::Member { dir, path: path.clone(), executable, force };
+        self.shared.export_to(id, destination, false).await
     }
 
     /// Reads and hashes every piece that is here. Pieces that are wrong are no longer claimed; a linked file that
     /// was withdrawn and is right again is offered again.
-    pub async fn verify(&self, _id: &FileId) -> Result<VerifyReport, LibraryError> {
-        Err(LibraryError::Closed)
+    ///
+    /// # Errors
+    /// [`LibraryError::Changed`] where a linked file is not the one that it was; it is withdrawn.
+    pub async fn verify(&self, id: &FileId) -> Result<VerifyReport, LibraryError> {
+        self.shared.verify(id).await
     }
 
-    /// The published names that this catalogue has not acknowledged.
-    pub fn pending_publications(&self, _catalogue: [u8; 16]) -> Vec<Publication> {
-        Vec::new()
+    /// The published names that this catalogue has not acknowledged, the oldest first.
+    pub fn pending_publications(&self, catalogue: [u8; 16]) -> Vec<Publication> {
+        self.shared.pending_publications(catalogue)
     }
 
     /// Notes that a catalogue has this name of this file.
     pub async fn mark_published(
         &self,
-        _catalogue: [u8; 16],
-        _id: &FileId,
-        _name: &Name,
+        catalogue: [u8; 16],
+        id: &FileId,
+        name: &Name,
     ) -> Result<(), LibraryError> {
-        Err(LibraryError::Closed)
+        self.shared.mark_published(catalogue, id, name).await
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+        // Files that wait for a sync hold on to what they share with the library.
+        let waiting = std::mem::take(&mut *self.shared.dirty.lock());
+        drop(waiting);
+    }
+}
+
+/// Makes durable what was written, soon after the first write or when enough is waiting.
+async fn flush(shared: Arc<Shared>) {
+    let rest = async || tokio::time::sleep(FLUSH_PAUSE).await;
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = shared.flush_some_time.notified() => {}
+        }
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = shared.flush_now.notified() => {}
+            () = rest() => {}
+        }
+        if let Err(error) = shared.checkpoint(None).await {
+            if matches!(error, LibraryError::Closed) && shared.stop.is_cancelled() {
+                return;
+            }
+            tracing::warn!(%error, "what was written could not be made durable; trying again");
+            tokio::select! {
+                () = shared.stop.cancelled() => return,
+                () = rest() => {}
+            }
+            shared.flush_some_time.notify_one();
+        }
     }
 }

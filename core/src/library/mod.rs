@@ -9,11 +9,22 @@
 
 pub mod content;
 mod content_files;
+mod create;
 pub mod entry;
 pub mod error;
+mod export;
 pub mod file;
-mod layout;
+pub(crate) mod layout;
+// `Library` is the main type, and a main type has a file of its own name.
+#[expect(clippy::module_inception)]
 pub mod library;
-mod linked;
+pub(crate) mod linked;
+mod open;
 pub mod output;
+pub(crate) mod publications;
 mod recover;
+mod remove;
+mod shared;
+
+#[cfg(test)]
+mod tests;

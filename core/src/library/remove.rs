@@ -1,0 +1,128 @@
+//! Removing files: a durable tombstone, then the content, then the tombstone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::entry::LibraryEvent;
+use super::error::LibraryError;
+use super::layout::{self, ACKS, MEMBERS, Record, TOMBS};
+use super::shared::Shared;
+use crate::model::id::FileId;
+use crate::storage::value::{Batch, Durability};
+
+/// How many files go with one tombstone commit.
+const AT_ONCE: usize = 256;
+
+impl Shared {
+    pub(super) async fn remove(self: Arc<Self>, id: FileId) -> Result<(), LibraryError> {
+        self.check_open()?;
+        {
+            let _guard = self.lock(&id).await;
+            if !self.state.lock().slots.contains_key(&id) {
+                let pending = self.state.lock().tombs.contains_key(&id);
+                return if pending {
+                    self.finish_removal(&id).await
+                } else {
+                    Err(LibraryError::not_found(id))
+                };
+            }
+        }
+        self.bury(&[id], false).await?;
+        let members = self.disband(&id).await?;
+        self.remove_garbage(members).await
+    }
+
+    /// Removes those of the files that have neither a name nor a collection.
+    pub(super) async fn remove_garbage(&self, candidates: Vec<FileId>) -> Result<(), LibraryError> {
+        for some in candidates.chunks(AT_ONCE) {
+            self.bury(some, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes every member out of a collection that is gone. Returns the members.
+    pub(super) async fn disband(&self, collection: &FileId) -> Result<Vec<FileId>, LibraryError> {
+        let members: Vec<FileId> = {
+            let state = self.state.lock();
+            let of_it = state.members.iter().filter(|(_, owner)| owner == collection);
+            of_it.map(|(member, _)| *member).collect()
+        };
+        let mut batch = Batch::new();
+        for member in &members {
+            batch.delete(MEMBERS, layout::member_key(member, collection));
+        }
+        self.commit_in_parts(batch, Durability::Buffered).await?;
+        let mut state = self.state.lock();
+        for member in &members {
+            state.members.remove(&(*member, *collection));
+        }
+        Ok(members)
+    }
+
+    async fn bury(&self, ids: &[FileId], only_garbage: bool) -> Result<(), LibraryError> {
+        let _guards = self.lock_all(ids.iter().copied()).await;
+        let unique: BTreeSet<FileId> = ids.iter().copied().collect();
+        let chosen: Vec<(FileId, Record, Vec<FileId>)> = {
+            let state = self.state.lock();
+            let wanted = unique.into_iter().filter(|id| !only_garbage || state.is_garbage(id));
+            wanted
+                .filter_map(|id| {
+                    let record = state.slots.get(&id)?.record.clone();
+                    Some((id, record, state.collections_of(&id).collect()))
+                })
+                .collect()
+        };
+        // The tombstone comes first: whatever part of this is applied is finished when the library opens.
+        let mut batch = Batch::new();
+        for (id, record, collections) in &chosen {
+            batch.put(TOMBS, layout::id_key(id), record.encode());
+            layout::delete_records(&mut batch, id, record.layout()?);
+            for collection in collections {
+                batch.delete(MEMBERS, layout::member_key(id, collection));
+            }
+        }
+        let acks: Vec<_> = {
+            let gone: BTreeSet<FileId> = chosen.iter().map(|(id, ..)| *id).collect();
+            self.state.lock().acks.iter().filter(|(_, id, _)| gone.contains(id)).cloned().collect()
+        };
+        for (catalogue, id, name) in &acks {
+            batch.delete(ACKS, layout::ack_key(catalogue, id, name));
+        }
+        self.commit_in_parts(batch, Durability::Durable).await?;
+        {
+            let mut state = self.state.lock();
+            for ack in &acks {
+                state.acks.remove(ack);
+            }
+        }
+        for (id, record, collections) in &chosen {
+            let file = {
+                let mut state = self.state.lock();
+                for collection in collections {
+                    state.members.remove(&(*id, *collection));
+                }
+                state.tombs.insert(*id, record.clone());
+                state.remove(id).and_then(|slot| slot.file.upgrade())
+            };
+            if let Some(file) = file {
+                file.retire_from();
+            }
+            self.tell(LibraryEvent::Removed(*id));
+        }
+        for (id, ..) in &chosen {
+            self.finish_removal(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the content of a file that has a tombstone, if it has one. The caller holds the lock of the id.
+    pub(super) async fn finish_removal(&self, id: &FileId) -> Result<(), LibraryError> {
+        let Some(record) = self.state.lock().tombs.get(id).cloned() else { return Ok(()) };
+        self.remove_content(id, &record).await?;
+        let mut batch = Batch::new();
+        batch.delete(TOMBS, layout::id_key(id));
+        self.index.commit(batch, Durability::Buffered).await?;
+        self.state.lock().tombs.remove(id);
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! Random sequences of writes, syncs, crashes and removals against a simple model.
+
+use std::collections::BTreeMap;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+
+/// What must be there of a file, and what may be.
+#[derive(Default)]
+struct Expected {
+    written: Vec<bool>,
+    durable: Vec<bool>,
+}
+
+async fn run(seed: u64, in_files: bool) {
+    let rig = Rig::new(in_files);
+    let mut random = StdRng::seed_from_u64(seed);
+    let samples: Vec<Sample> = [0, 10, PIECE, 3 * PIECE + 1, 9 * PIECE]
+        .iter()
+        .zip(1..)
+        .map(|(len, n)| Sample::new(*len, n))
+        .collect();
+    let mut model: BTreeMap<usize, Expected> = BTreeMap::new();
+    let mut library = rig.open().await;
+    for _ in 0..60 {
+        let which = random.random_range(0..samples.len());
+        let sample = &samples[which];
+        match random.random_range(0..10) {
+            0..5 => {
+                let file = sample.create(&library, "x", Destination::Library).await;
+                let count = sample.layout().count() as usize;
+                let expected = model.entry(which).or_default();
+                expected.written.resize(count, false);
+                expected.durable.resize(count, false);
+                let mut pieces = Vec::new();
+                for number in 0..count {
+                    if random.random_range(0..3) == 0 {
+                        expected.written[number] = true;
+                        pieces.push(sample.piece(number as u32));
+                    }
+                }
+                file.write_pieces(pieces).await.unwrap();
+                if file.is_complete() {
+                    file.finish(random.random()).await.unwrap();
+                }
+            }
+            5..7 => {
+                library.checkpoint_all().await.unwrap();
+                for expected in model.values_mut() {
+                    expected.durable.clone_from(&expected.written);
+                }
+            }
+            7 => {
+                if model.remove(&which).is_some() && library.entry(&sample.id()).is_some() {
+                    library.remove(&sample.id()).await.unwrap();
+                }
+            }
+            8 => {
+                // Killed: everything that was written is there.
+                library = rig.open().await;
+                for (which, expected) in &mut model {
+                    let entry = library.entry(&samples[*which].id());
+                    let have = entry.map_or(0, |entry| entry.have);
+                    let written = expected.written.iter().filter(|written| **written).count();
+                    assert_eq!(have as usize, written, "seed {seed}");
+                    expected.durable.clone_from(&expected.written);
+                }
+            }
+            _ => {
+                // The power is cut: what was synced is there, and nothing is claimed that is not there.
+                drop(library);
+                rig.index.power_cut();
+                rig.content.power_cut();
+                library = rig.open().await;
+                for (which, expected) in &mut model {
+                    let sample = &samples[*which];
+                    let file = library.open_file(&sample.id()).await.unwrap();
+                    for number in 0..expected.written.len() {
+                        let piece = sample.piece(number as u32).0;
+                        let has = file.as_ref().is_some_and(|file| file.has(piece));
+                        assert!(has || !expected.durable[number], "seed {seed}: a synced piece was lost");
+                        assert!(!has || expected.written[number], "seed {seed}: claims what was not written");
+                        expected.written[number] = has;
+                        expected.durable[number] = has;
+                    }
+                    if let Some(file) = file {
+                        sample.check(&file).await;
+                    }
+                }
+            }
+        }
+    }
+    for entry in library.entries() {
+        let report = library.verify(&entry.id).await.unwrap();
+        assert!(report.bad.is_empty(), "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_written_is_lost_by_a_kill_and_nothing_synced_by_a_power_cut() {
+    for seed in 0..24 {
+        run(seed, false).await;
+    }
+}
+
+#[tokio::test]
+async fn the_same_holds_with_content_in_files() {
+    for seed in 100..112 {
+        run(seed, true).await;
+    }
+}
