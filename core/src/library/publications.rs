@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::content::{ContentStore, DatabaseContent};
 use super::content_files::{self, ContentFile};
 use super::create::now_ms;
-use super::entry::{LibraryEvent, Publication};
+use super::entry::LibraryEvent;
 use super::error::LibraryError;
 use super::layout::{self, ACKS, LinkState, Place, Record};
 use super::linked::Fingerprint;
@@ -20,7 +20,7 @@ use crate::model::id::FileId;
 use crate::model::layout::PieceIndex;
 use crate::model::manifest::Manifest;
 use crate::model::name::Name;
-use crate::model::record::FileKind;
+use crate::model::record::{FileKind, Publication};
 use crate::storage::value::{Batch, Durability};
 
 /// A file that is published, every piece of which was hashed here.
