@@ -133,10 +133,10 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
         }
     }
     let files = match expected.len() {
-        1 => "the file".to_owned(),
-        count => format!("all {count} files"),
+        1 => "1 file".to_owned(),
+        count => format!("{count} files"),
     };
-    stdout.line(&format!("verified: {files} of both copies have the BLAKE3 hashes of what was published"));
+    stdout.line(&format!("verified: both copies have the BLAKE3 hashes of what was published ({files})"));
     stdout.end()
 }
 
