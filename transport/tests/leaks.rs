@@ -1,6 +1,7 @@
 //! Connections that come and go leave nothing behind. Alone in its process, for it counts open files.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
 use std::time::Duration;
 

@@ -120,8 +120,8 @@ impl Shared {
             if let Some(collection) = new.member_of {
                 state.members.insert((id, collection));
             }
-            // A small file is stored along with its content; one with hashes at once.
-            if !batch.is_empty() {
+            // A small file is stored along with its content; one with hashes, or that is there already, at once.
+            if whole || !batch.is_empty() {
                 state.put_record(&mut batch, &id);
             }
         }

@@ -48,7 +48,7 @@ impl Default for LibrarySettings {
 #[derive(Debug)]
 pub struct Library {
     pub(crate) shared: Arc<Shared>,
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
 }
 
 impl Library {
