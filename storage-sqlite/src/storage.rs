@@ -33,6 +33,10 @@ const MAX_PAGE: usize = 1024 * 1024;
 const CHECKPOINT: i64 = 8 * 1024 * 1024;
 /// From how many bytes on the log is cut; with the largest group on top it stays below 64 MiB.
 const CUT_LOG: u64 = 32 * 1024 * 1024;
+/// How many bytes of the disk are left to small writes: deleting what fills it takes some room, too.
+const RESERVE: u64 = 8 * 1024 * 1024;
+/// Up to how many bytes writes may use the reserve.
+const SMALL: u64 = 64 * 1024;
 /// How long a checkpoint that cuts the log waits for readers.
 const BUSY: Duration = Duration::from_secs(2);
 /// How many statements a connection keeps prepared.
@@ -104,6 +108,53 @@ impl Sqlite {
             unsynced: true,
             lock,
         })
+    }
+
+    /// Refuses writes that could fill the disk to the brim.
+    fn check_room(&self, writes: &[Write]) -> Result<(), StorageError> {
+        let bytes: u64 = writes.iter().filter_map(Write::value).map(|value| value.len() as u64).sum();
+        if bytes <= SMALL {
+            return Ok(());
+        }
+        if self.missing_room(bytes)? == 0 {
+            return Ok(());
+        }
+        // What was deleted is free for use once the log is written back.
+        let _ = self.checkpoint();
+        match self.missing_room(bytes)? {
+            0 => Ok(()),
+            missing => {
+                let source = format!("the disk has {missing} bytes too few to go on safely");
+                Err(StorageError::Full { source: source.into() })
+            }
+        }
+    }
+
+    /// How many free bytes the disk lacks.
+    fn missing_room(&self, bytes: u64) -> Result<u64, StorageError> {
+        // A file system that does not tell is taken as large enough; SQLite finds out in time.
+        let Ok(stat) = rustix::fs::statvfs(self.options.path.parent().unwrap_or(&self.options.path)) else {
+            return Ok(0);
+        };
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let needed =
+            self.room_for(bytes).map_err(|error| explain(&self.options.path, "look for room in", error))?;
+        Ok(needed.saturating_sub(free))
+    }
+
+    /// How many free bytes of the disk it takes to write this many, and a reserve behind them.
+    fn room_for(&self, bytes: u64) -> rusqlite::Result<u64> {
+        let number = |name: &str| {
+            self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
+        };
+        let page_size = number("page_size")?;
+        let length = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        // What lies in the log only, and has its place in the database file still to come.
+        let to_come = (number("page_count")? * page_size).saturating_sub(length(&self.options.path));
+        let growth = bytes.saturating_sub(number("freelist_count")? * page_size);
+        // The log is used again once it is written back, which `to_come` makes sure that it can be.
+        let log = (RESERVE + bytes).saturating_sub(length(&self.log));
+        Ok(to_come + growth + log)
     }
 
     fn set_synchronous(&mut self, durability: Durability) -> rusqlite::Result<()> {
@@ -185,6 +236,7 @@ impl Engine for Sqlite {
     }
 
     fn apply(&mut self, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
+        self.check_room(writes).map_err(ApplyError::Refused)?;
         if let Err(error) = self.write(writes, durability) {
             return Err(self.refuse(error));
         }
