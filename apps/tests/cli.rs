@@ -1,5 +1,7 @@
 //! Exit statuses and error lines of the real program, where nothing else has to run.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
