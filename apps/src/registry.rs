@@ -11,6 +11,7 @@ use std::sync::Arc;
 use enjambre_core::storage::{Role, Storage};
 use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_storage_sled::SledSettings;
 use enjambre_storage_sqlite::SqliteSettings;
 use enjambre_transport::settings::TransportSettings;
 use futures::future::{BoxFuture, FutureExt};
@@ -115,8 +116,11 @@ impl Registry {
         });
         registry.register_storage("sqlite", |mut table: Sqlite, place: Place| async move {
             table.path = Some(place.database(table.path.as_deref(), "db"));
-            let settings = table.into();
-            Ok(enjambre_storage_sqlite::open(&settings, &place.data_dir, place.role).await?)
+            Ok(enjambre_storage_sqlite::open(&table.into(), &place.data_dir, place.role).await?)
+        });
+        registry.register_storage("sled", |mut table: Sled, place: Place| async move {
+            table.path = Some(place.database(table.path.as_deref(), "sled"));
+            Ok(enjambre_storage_sled::open(&table.into(), &place.data_dir, place.role).await?)
         });
         registry.register_transport("zmq", Security::Plain, |limits| {
             enjambre_transport::zmq(zmq_settings(limits))
@@ -254,27 +258,41 @@ fn unknown_field(message: &str) -> Option<&str> {
 #[serde(deny_unknown_fields)]
 pub struct NoSettings {}
 
-/// `[storage.sqlite]`, with a path that depends on the place where none is given.
-#[derive(Debug, Clone, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Sqlite {
-    path: Option<PathBuf>,
-    cache_mib: u32,
-    readers: usize,
+macro_rules! table {
+    ($(#[$doc:meta])* $name:ident, $settings:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        struct $name {
+            /// Where none is given it depends on the place.
+            path: Option<PathBuf>,
+            cache_mib: u32,
+            readers: usize,
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                let $settings { cache_mib, readers, .. } = $settings::default();
+                Self { path: None, cache_mib, readers }
+            }
+        }
+
+        impl From<$name> for $settings {
+            fn from(table: $name) -> Self {
+                let $name { path, cache_mib, readers } = table;
+                Self { path: path.unwrap_or_default(), cache_mib, readers }
+            }
+        }
+    };
 }
 
-impl Default for Sqlite {
-    fn default() -> Self {
-        let SqliteSettings { cache_mib, readers, .. } = SqliteSettings::default();
-        Self { path: None, cache_mib, readers }
-    }
+table! {
+    /// `[storage.sqlite]`
+    Sqlite, SqliteSettings
 }
-
-impl From<Sqlite> for SqliteSettings {
-    fn from(table: Sqlite) -> Self {
-        let Sqlite { path, cache_mib, readers } = table;
-        Self { path: path.unwrap_or_default(), cache_mib, readers }
-    }
+table! {
+    /// `[storage.sled]`
+    Sled, SledSettings
 }
 
 fn zmq_settings(limits: &TransportLimits) -> TransportSettings {

@@ -265,11 +265,22 @@ struct InWork {
     left: AtomicU32,
 }
 
+/// Where the workers are.
+#[derive(Default)]
+struct Next {
+    /// The next file.
+    file: usize,
+    /// The file before, of which pieces from this number on are left.
+    rest: Option<(Arc<InWork>, u32)>,
+}
+
+/// A piece of a file; none of an empty file.
+type Task = (Arc<InWork>, Option<PieceIndex>);
+
 /// What the workers share.
 struct Hashing {
     found: Arc<Found>,
-    /// The next file, and what is left of the one before.
-    next: Mutex<(usize, Option<(Arc<InWork>, u32)>)>,
+    next: Mutex<Next>,
     results: Mutex<Vec<Option<Hashed>>>,
     stop: AtomicBool,
     done: AtomicU64,
@@ -296,7 +307,7 @@ async fn hash_all(
     let hashing = Arc::new(Hashing {
         results: Mutex::new(found.files.iter().map(|_| None).collect()),
         found,
-        next: Mutex::new((0, None)),
+        next: Mutex::default(),
         stop: AtomicBool::new(false),
         done: AtomicU64::new(0),
         files: AtomicU64::new(0),
@@ -358,17 +369,17 @@ impl Hashing {
     }
 
     /// The next piece of work: a piece of a file, or an empty file.
-    fn take(&self) -> Result<Option<(Arc<InWork>, Option<PieceIndex>)>, PublishError> {
+    fn take(&self) -> Result<Option<Task>, PublishError> {
         let mut next = self.next.lock();
-        if let Some((file, piece)) = next.1.take()
+        if let Some((file, piece)) = next.rest.take()
             && let Some(piece) = file.layout.piece(piece)
         {
-            next.1 = Some((Arc::clone(&file), piece.get() + 1));
+            next.rest = Some((Arc::clone(&file), piece.get() + 1));
             return Ok(Some((file, Some(piece))));
         }
-        let at = next.0;
+        let at = next.file;
         let Some(found) = self.found.files.get(at) else { return Ok(None) };
-        next.0 += 1;
+        next.file += 1;
         let (file, metadata) = open_regular_itself(&found.path)?;
         let layout = PieceLayout::new(metadata.len())
             .map_err(|source| PublishError::TooLarge { path: found.path.clone(), source })?;
@@ -382,7 +393,7 @@ impl Hashing {
             left: AtomicU32::new(layout.count()),
         });
         let first = layout.piece(0);
-        next.1 = first.map(|_| (Arc::clone(&file), 1));
+        next.rest = first.map(|_| (Arc::clone(&file), 1));
         Ok(Some((file, first)))
     }
 

@@ -1,1 +1,253 @@
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+
+use tempfile::TempDir;
+
 use super::*;
+use crate::library::content::ContentStore;
+use crate::library::entry::Location;
+use crate::library::library::LibrarySettings;
+use crate::storage::memory::Disk;
+
+struct Rig {
+    index: Disk,
+    content: Disk,
+    folder: TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self { index: Disk::new(), content: Disk::new(), folder: TempDir::new().unwrap() }
+    }
+
+    async fn open(&self) -> Arc<Library> {
+        let content = ContentStore::Database(Arc::new(self.content.open()));
+        Library::open(Arc::new(self.index.open()), content, LibrarySettings::default()).await.unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    async fn publish(&self, library: &Arc<Library>, name: &str) -> Result<Published, PublishError> {
+        publish(library, &self.path(name), PublishOptions::default(), |_| {}).await
+    }
+
+    async fn store(&self, library: &Arc<Library>, name: &str) -> Result<Published, PublishError> {
+        let options = PublishOptions { store: true, ..PublishOptions::default() };
+        publish(library, &self.path(name), options, |_| {}).await
+    }
+}
+
+fn pattern(len: usize, step: u8) -> Vec<u8> {
+    (0..len).map(|i| (i / 7 % 251) as u8 ^ step).collect()
+}
+
+async fn content_of(library: &Library, id: &FileId) -> Vec<u8> {
+    let file = library.open_file(id).await.unwrap().unwrap();
+    let mut content = Vec::new();
+    for piece in file.layout().pieces() {
+        content.extend_from_slice(&file.read_piece(piece).await.unwrap());
+    }
+    content
+}
+
+#[tokio::test]
+async fn a_published_file_has_the_blake3_id_and_survives_a_power_cut_as_a_link() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    for len in [0, 1, 256 << 10, (3 << 20) + 17] {
+        let name = format!("file-{len}");
+        let content = pattern(len, 1);
+        fs::write(rig.path(&name), &content).unwrap();
+        let last = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&last);
+        let told = move |progress: PublishProgress| {
+            let mut seen = seen.lock();
+            *seen = (*seen).max(Some(progress.done));
+        };
+        let published = publish(&library, &rig.path(&name), PublishOptions::default(), told).await.unwrap();
+        assert_eq!(*last.lock(), Some(len as u64));
+        assert_eq!(published.id.as_bytes(), blake3::hash(&content).as_bytes());
+        assert_eq!((published.size, published.files, published.kind), (len as u64, 1, FileKind::File));
+    }
+    drop(library);
+    rig.index.power_cut();
+    let library = rig.open().await;
+    for len in [0, 1, 256 << 10, (3 << 20) + 17] {
+        let entry = library.find(&format!("file-{len}")).unwrap();
+        assert!(entry.is_complete());
+        let path = rig.path(&format!("file-{len}")).canonicalize().unwrap();
+        assert_eq!(entry.location, Location::Linked { path });
+        assert_eq!(content_of(&library, &entry.id).await, pattern(len, 1));
+    }
+    assert_eq!(library.offers().len(), 4);
+}
+
+#[tokio::test]
+async fn a_stored_copy_outlives_the_user_s_file_and_replaces_a_link() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    let content = pattern(9 << 20, 2);
+    fs::write(rig.path("a"), &content).unwrap();
+    let linked = rig.publish(&library, "a").await.unwrap();
+    let stored = rig.store(&library, "a").await.unwrap();
+    assert_eq!(linked, stored);
+    assert_eq!(library.find("a").unwrap().location, Location::Database);
+    // A link does not take the place of what the library holds itself.
+    rig.publish(&library, "a").await.unwrap();
+    assert_eq!(library.find("a").unwrap().location, Location::Database);
+    fs::remove_file(rig.path("a")).unwrap();
+    drop(library);
+    rig.index.power_cut();
+    rig.content.power_cut();
+    let library = rig.open().await;
+    assert_eq!(content_of(&library, &stored.id).await, content);
+    assert!(library.verify(&stored.id).await.unwrap().bad.is_empty());
+}
+
+#[tokio::test]
+async fn a_directory_becomes_a_collection_of_its_regular_files() {
+    for store in [false, true] {
+        let rig = Rig::new();
+        let library = rig.open().await;
+        fs::create_dir_all(rig.path("d/sub/empty")).unwrap();
+        fs::write(rig.path("secret"), b"outside").unwrap();
+        fs::write(rig.path("d/a"), b"one").unwrap();
+        fs::write(rig.path("d/b"), b"one").unwrap();
+        fs::write(rig.path("d/sub/nothing"), b"").unwrap();
+        fs::write(rig.path("d/sub/run.sh"), pattern(600_000, 1)).unwrap();
+        fs::set_permissions(rig.path("d/sub/run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+        symlink(rig.path("secret"), rig.path("d/link")).unwrap();
+        symlink("..", rig.path("d/sub/up")).unwrap();
+        let published =
+            if store { rig.store(&library, "d").await } else { rig.publish(&library, "d").await }.unwrap();
+        assert_eq!((published.files, published.skipped_links, published.size), (4, 2, 600_006));
+        drop(library);
+        rig.index.power_cut();
+        rig.content.power_cut();
+        let library = rig.open().await;
+        let entry = library.find("d").unwrap();
+        assert_eq!((entry.kind, entry.id), (FileKind::Collection, published.id));
+        let collection = library.collection(&entry.id).await.unwrap();
+        let paths: Vec<_> = collection.members().iter().map(|member| member.path.as_str()).collect();
+        assert_eq!(paths, ["a", "b", "sub/nothing", "sub/run.sh"]);
+        assert!(collection.members()[3].executable && !collection.members()[0].executable);
+        for member in collection.members() {
+            let expected = fs::read(rig.path("d").join(member.path.as_str())).unwrap();
+            assert_eq!(content_of(&library, &member.id).await, expected);
+            let entry = library.entry(&member.id).unwrap();
+            assert_eq!((entry.name, entry.location == Location::Database), (None, store));
+        }
+        assert_eq!(library.offers().len(), 1);
+        library.remove(&published.id).await.unwrap();
+        assert!(library.entries().is_empty());
+        assert!(rig.path("d/a").exists());
+    }
+}
+
+#[tokio::test]
+async fn an_empty_directory_can_be_published() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    fs::create_dir(rig.path("d")).unwrap();
+    let published = rig.publish(&library, "d").await.unwrap();
+    assert!(library.collection(&published.id).await.unwrap().members().is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_published_is_refused_by_name() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    assert!(matches!(rig.publish(&library, "none").await, Err(PublishError::Library(_))));
+    fs::create_dir(rig.path("d")).unwrap();
+    let bad = rig.path("d").join(std::ffi::OsStr::from_bytes(b"\xff"));
+    fs::write(&bad, b"x").unwrap();
+    assert!(matches!(rig.publish(&library, "d").await, Err(PublishError::NotUtf8 { .. })));
+    let alone = publish(&library, &bad, PublishOptions::default(), |_| {}).await;
+    assert!(matches!(alone, Err(PublishError::NotUtf8 { .. })));
+    fs::remove_file(&bad).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(rig.path("d/socket")).unwrap();
+    assert!(matches!(rig.publish(&library, "d").await, Err(PublishError::Special { .. })));
+    assert!(matches!(rig.publish(&library, "d/socket").await, Err(PublishError::Special { .. })));
+    fs::write(rig.path("deadbeef"), b"x").unwrap();
+    assert!(matches!(rig.publish(&library, "deadbeef").await, Err(PublishError::Name(_))));
+    let name = Some("beef".parse().unwrap());
+    let options = PublishOptions { name, ..PublishOptions::default() };
+    publish(&library, &rig.path("deadbeef"), options, |_| {}).await.unwrap();
+    fs::create_dir(rig.path("e")).unwrap();
+    fs::write(rig.path("e/x.enjambre-part"), b"x").unwrap();
+    assert!(matches!(rig.publish(&library, "e").await, Err(PublishError::Path(_))));
+    assert_eq!(library.entries().len(), 1);
+}
+
+#[tokio::test]
+async fn a_file_that_changes_while_it_is_read_is_noticed() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    fs::write(rig.path("a"), pattern(5 << 20, 1)).unwrap();
+    let path = rig.path("a");
+    let touch = move |progress: PublishProgress| {
+        if progress.done < progress.total {
+            let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+            std::io::Write::write_all(&mut file, b"x").unwrap();
+        }
+    };
+    let refused = publish(&library, &rig.path("a"), PublishOptions::default(), touch).await;
+    assert!(matches!(refused, Err(PublishError::Changed { .. })), "{refused:?}");
+    assert!(library.entries().is_empty());
+}
+
+#[tokio::test]
+async fn every_name_goes_to_every_catalogue_once_and_in_order() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    let (one, two) = ([1; 16], [2; 16]);
+    // The same content under two names: both are to be known.
+    fs::write(rig.path("a"), b"same").unwrap();
+    fs::write(rig.path("b"), b"same").unwrap();
+    let id = rig.publish(&library, "a").await.unwrap().id;
+    assert_eq!(rig.publish(&library, "b").await.unwrap().id, id);
+    let names = |library: &Library, catalogue| -> Vec<String> {
+        library.pending_publications(catalogue).iter().map(|pending| pending.name.to_string()).collect()
+    };
+    assert_eq!(names(&library, one), ["a", "b"]);
+    library.mark_published(one, &id, &"a".parse().unwrap()).await.unwrap();
+    library.close().await.unwrap();
+    let library = rig.open().await;
+    assert_eq!(names(&library, one), ["b"]);
+    assert_eq!(names(&library, two), ["a", "b"]);
+    // Published again, it is to be told again: another version may have come meanwhile.
+    rig.publish(&library, "a").await.unwrap();
+    assert_eq!(names(&library, one), ["b", "a"]);
+    assert_eq!(library.find("b").unwrap().id, id);
+}
+
+#[tokio::test]
+async fn publishing_a_file_that_is_being_downloaded_completes_it() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    let content = pattern(600_000, 5);
+    fs::write(rig.path("a"), &content).unwrap();
+    let other = Rig::new();
+    let elsewhere = other.open().await;
+    let id = publish(&elsewhere, &rig.path("a"), PublishOptions::default(), |_| {}).await.unwrap().id;
+    let manifest = elsewhere.open_file(&id).await.unwrap().unwrap().manifest().as_ref().clone();
+    let new = crate::library::entry::NewFile {
+        name: Some("wanted".parse().unwrap()),
+        kind: FileKind::File,
+        member_of: None,
+    };
+    let destination = crate::library::output::Destination::Library;
+    let file = library.create(manifest, new, destination).await.unwrap();
+    let piece = file.layout().piece(0).unwrap();
+    file.write_pieces(vec![(piece, Bytes::copy_from_slice(&content[..256 << 10]))]).await.unwrap();
+    rig.publish(&library, "a").await.unwrap();
+    assert!(library.find("wanted").unwrap().is_complete());
+    assert_eq!(content_of(&library, &id).await, content);
+    library.close().await.unwrap();
+    let library = rig.open().await;
+    assert!(library.find("wanted").unwrap().is_complete());
+    assert_eq!(content_of(&library, &id).await, content);
+}

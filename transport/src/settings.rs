@@ -151,3 +151,35 @@ mod time {
         humantime::parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_sizes_and_times_are_read_as_people_write_them() {
+        TransportSettings::default().validate().unwrap();
+        let text = "header = 32768\npayload = \"8MiB\"\nidle = \"1m 30s\"";
+        let settings: TransportSettings = toml::from_str(text).unwrap();
+        let expected = TransportSettings {
+            header: 32_768,
+            payload: 8 << 20,
+            idle: Duration::from_secs(90),
+            ..TransportSettings::default()
+        };
+        assert_eq!(settings, expected);
+        assert!(toml::from_str::<TransportSettings>("headers = 1").is_err());
+        assert!(toml::from_str::<TransportSettings>("idle = \"long\"").is_err());
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_named() {
+        let refused = |settings: TransportSettings| settings.validate().unwrap_err().key;
+        let default = TransportSettings::default;
+        assert_eq!(refused(TransportSettings { in_flight: 0, ..default() }), "in_flight");
+        assert_eq!(refused(TransportSettings { payload: 1 << 20, ..default() }), "payload");
+        assert_eq!(refused(TransportSettings { queued_in_all: 1 << 20, ..default() }), "queued_in_all");
+        assert_eq!(refused(TransportSettings { idle: Duration::ZERO, ..default() }), "idle");
+        assert_eq!(refused(TransportSettings { stalled: Duration::MAX, ..default() }), "stalled");
+    }
+}

@@ -77,7 +77,7 @@ impl Node {
         events: &Events,
     ) -> Result<Publication, Failure> {
         let presence = self.presence()?;
-        let publication = publication::publish(&self.shelf.library, &path, name, store, events)
+        let (published, publication) = publication::publish(&self.shelf.library, &path, name, store, events)
             .await
             .map_err(|failure| failure.context(format!("{} cannot be published", path.display())))?;
         let acknowledged = presence.publish(&publication).await.map_err(|error| {
@@ -92,11 +92,10 @@ impl Node {
             }
             failure.context(format!("{} is in the library, but no tracker took it", publication.name))
         })?;
-        let size = self.total_size(&publication).await;
         let event = Event::Published {
             name: publication.name.clone(),
             id: publication.id,
-            size,
+            size: published.size,
             kind: publication.kind,
             version: acknowledged.version,
             new: acknowledged.new,

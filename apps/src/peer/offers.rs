@@ -1,5 +1,6 @@
 //! What the library offers and has published, as trackers want to hear it; and trackers as a source of providers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -14,18 +15,21 @@ use enjambre_core::storage::error::StorageError;
 use enjambre_core::tracker::error::TrackerError;
 use enjambre_core::tracker::offers::OfferSource;
 use enjambre_core::tracker::trackers::Trackers;
+use parking_lot::Mutex;
 
 /// A library as the source of what a peer announces.
 #[derive(Debug)]
 pub struct LibraryOffers {
     library: Arc<Library>,
     listening: bool,
+    /// For each catalogue what it had not acknowledged when it was last asked from the start.
+    passes: Mutex<HashMap<CatalogueId, Vec<Publication>>>,
 }
 
 impl LibraryOffers {
     /// Without a listener nothing is offered, but what was published is still told.
-    pub const fn new(library: Arc<Library>, listening: bool) -> Self {
-        Self { library, listening }
+    pub fn new(library: Arc<Library>, listening: bool) -> Self {
+        Self { library, listening, passes: Mutex::default() }
     }
 }
 
@@ -48,14 +52,19 @@ impl OfferSource for LibraryOffers {
         after: Option<&Publication>,
         limit: usize,
     ) -> Result<Vec<Publication>, StorageError> {
-        let mut pending: Vec<Publication> =
-            self.library.pending_publications(catalogue.0).into_iter().map(publication).collect();
-        // An id may have several names, and a name several ids.
-        let order = |publication: &Publication| (publication.name.clone(), publication.id);
-        pending.retain(|publication| after.is_none_or(|after| order(publication) > order(after)));
-        pending.sort_by_key(order);
-        pending.truncate(limit);
-        Ok(pending)
+        // What is acknowledged leaves the library's list, so a pass over it goes by the list as it was at its start.
+        let mut passes = self.passes.lock();
+        let pass = passes.entry(catalogue).or_default();
+        let from = match after {
+            None => {
+                *pass = self.library.pending_publications(catalogue.0);
+                0
+            }
+            Some(after) => {
+                pass.iter().position(|publication| publication == after).map_or(pass.len(), |at| at + 1)
+            }
+        };
+        Ok(pass[from..].iter().take(limit).cloned().collect())
     }
 
     async fn mark_published(
@@ -79,11 +88,6 @@ impl OfferSource for LibraryOffers {
         });
         Ok(each.collect())
     }
-}
-
-fn publication(pending: enjambre_core::library::entry::Publication) -> Publication {
-    let enjambre_core::library::entry::Publication { name, id, size, kind } = pending;
-    Publication { name, id, size, kind }
 }
 
 /// Trackers as the source of who has a file.

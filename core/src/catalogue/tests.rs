@@ -13,6 +13,7 @@ use super::peers::Session;
 use super::{Catalogue, CatalogueRules, layout};
 use crate::model::id::{FileId, PeerId};
 use crate::model::record::{FileKind, FileRecord, Offer, Publication};
+use crate::protocol::message::SessionId;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
 use crate::storage::memory::Memory;
@@ -407,5 +408,90 @@ async fn a_commit_of_which_the_outcome_is_not_known_lands_exactly_once() {
         uncertain.armed.store(true, Ordering::SeqCst);
         assert!(catalogue.unpin(&file(1)).await.unwrap());
         assert_eq!(catalogue.reserved().await.unwrap().bytes, 0);
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Modelled {
+    session: Option<SessionId>,
+    renewed: u64,
+    claims: [bool; 3],
+}
+
+/// Any order of what peers do, of time and of restarts: who claims a file and renewed in time is named, who left,
+/// withdrew or is silent for a lease is not. After a restart the silent have one more lease.
+async fn any_order(steps: Vec<(u8, usize, usize)>) {
+    const LEASE: u64 = RULES.leases.lease;
+    let storage = storage();
+    let mut catalogue = open(&storage, START).await;
+    let publisher = session(&catalogue, 9, START).await;
+    for n in 0..3 {
+        catalogue.publish(&publisher, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
+    }
+    let endpoint: crate::model::endpoint::Endpoint = "zmq://10.0.0.1:1".parse().unwrap();
+    let peer = |n: usize| PeerId::from_bytes([u8::try_from(n).unwrap(); 32]);
+    let mut model = [Modelled::default(); 3];
+    let (mut now, mut restarted) = (START, None);
+    for (kind, who, what) in steps {
+        let modelled = &mut model[who];
+        let id = file(what as u64);
+        match (kind, modelled.session) {
+            (0, _) => {
+                let new = catalogue.hello(peer(who), vec![endpoint.clone()], now).await.unwrap();
+                (modelled.session, modelled.renewed) = (Some(new), now);
+            }
+            (1 | 2, Some(session)) => {
+                let session = catalogue.authorize(session, now).await.unwrap();
+                if kind == 1 {
+                    let offer = Offer { id, size: 10, complete: true };
+                    assert!(catalogue.announce(&session, &[offer]).await.unwrap().is_empty());
+                } else {
+                    catalogue.withdraw(&session, &[id]).await.unwrap();
+                }
+                modelled.claims[what] = kind == 1;
+            }
+            (3, Some(session)) => {
+                catalogue.renew(session, now).await.unwrap();
+                modelled.renewed = now;
+            }
+            (4, Some(session)) => {
+                catalogue.leave(session, now).await.unwrap();
+                modelled.session = None;
+            }
+            (5..=7, _) => {
+                now += [1_000, 7_000, 16_000][what];
+                catalogue.flush(now).await.unwrap();
+            }
+            (8, _) => {
+                catalogue.flush(now).await.unwrap();
+                now += [0, 20_000, 200_000][what];
+                catalogue = open(&storage, now).await;
+                restarted = Some(now);
+            }
+            _ => {}
+        }
+        for n in 0..3 {
+            let named = catalogue.providers(&file(n), now).await.unwrap();
+            for (at, modelled) in model.iter().enumerate() {
+                let listed = named.iter().any(|claim| claim.peer == peer(at));
+                let claimed = modelled.claims[n as usize] && modelled.session.is_some();
+                let alive = now < modelled.renewed + LEASE;
+                let grace = restarted.is_some_and(|since| now < since + LEASE);
+                assert!(
+                    !listed || (claimed && (alive || grace)),
+                    "peer {at}, file {n}: {modelled:?} at {now}"
+                );
+                assert!(listed || !(claimed && alive), "peer {at}, file {n}: {modelled:?} at {now}");
+            }
+        }
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_happens_in_whatever_order_the_living_are_named_and_no_others(
+        steps in proptest::collection::vec((0u8..9, 0usize..3, 0usize..3), 1..60),
+    ) {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(any_order(steps));
     }
 }

@@ -150,7 +150,8 @@ pub(super) fn sync(files: &[ToSync]) -> Result<(), LibraryError> {
         return Ok(());
     }
     for one in files {
-        one.file.sync_all().map_err(|error| LibraryError::io("sync", &one.path, error))?;
+        let synced = if one.renamed { one.file.sync_all() } else { one.file.sync_data() };
+        synced.map_err(|error| LibraryError::io("sync", &one.path, error))?;
         if let Some(parent) = one.path.parent().filter(|_| one.renamed) {
             File::open(parent)
                 .and_then(|folder| folder.sync_all())

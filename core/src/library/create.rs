@@ -21,6 +21,16 @@ pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+/// Where a file is to go, and what is there.
+enum Found {
+    /// It goes into the library.
+    Library,
+    /// Nothing is there, or something that is to be replaced.
+    Free(Target),
+    /// The file itself is there.
+    Whole(Target, Fingerprint),
+}
+
 /// What is to be filled, or is there already.
 enum Begun {
     Empty(Store, Place),
@@ -36,6 +46,13 @@ impl Shared {
     ) -> Result<Arc<LibraryFile>, LibraryError> {
         self.check_open()?;
         let (id, layout) = (manifest.id(), manifest.layout());
+        // A large file at the destination takes long to hash: nobody waits for it who need not.
+        let known = self.state.lock().slots.get(&id).is_some_and(|slot| !slot.record.withdrawn);
+        let manifest = Arc::new(manifest);
+        let looked = match known {
+            true => None,
+            false => Some(look(Arc::clone(&manifest), destination.clone()).await?),
+        };
         let _guard = self.lock(&id).await;
         self.finish_removal(&id).await?;
         let mut names = Vec::new();
@@ -56,17 +73,11 @@ impl Shared {
             self.reset(&id, &old).await?;
         }
 
-        let manifest = Arc::new(manifest);
-        let (begun, manifest) = {
-            let verified = Arc::clone(&manifest);
-            let begun = layout::blocking(move || match Target::resolve(destination)? {
-                Some(target) => begin(&verified, target).map(Some),
-                None => Ok(None),
-            })
-            .await?;
-            (begun, manifest)
+        let found = match looked {
+            Some(found) => found,
+            None => look(Arc::clone(&manifest), destination).await?,
         };
-        let begun = match begun {
+        let begun = match layout::blocking(move || begin(id, found)).await? {
             Some(begun) => begun,
             None => {
                 let place = self.own_place();
@@ -109,8 +120,8 @@ impl Shared {
             if let Some(collection) = new.member_of {
                 state.members.insert((id, collection));
             }
-            // A small file is stored along with its content; one with hashes at once.
-            if !batch.is_empty() {
+            // A small file is stored along with its content; one with hashes, or that is there already, at once.
+            if whole || !batch.is_empty() {
                 state.put_record(&mut batch, &id);
             }
         }
@@ -207,22 +218,39 @@ impl State {
     }
 }
 
-/// Looks at what is at the target and begins the part file. Blocks.
-fn begin(manifest: &Manifest, target: Target) -> Result<Begun, LibraryError> {
-    if let Some((file, metadata)) = target.open_existing()? {
-        if let Some(mark) = whole_file(manifest, &file, &metadata) {
-            let place = Place::linked(target.root(), target.rel(), LinkState::Whole(mark));
-            let linked = LinkedFile::new(manifest.id(), target.path(), mark, None);
-            return Ok(Begun::Whole(Store::Linked(Arc::new(linked)), place));
+/// Looks at what is at a destination.
+async fn look(manifest: Arc<Manifest>, destination: Destination) -> Result<Found, LibraryError> {
+    layout::blocking(move || {
+        let Some(target) = Target::resolve(destination)? else { return Ok(Found::Library) };
+        if let Some((file, metadata)) = target.open_existing()? {
+            if let Some(mark) = whole_file(&manifest, &file, &metadata) {
+                return Ok(Found::Whole(target, mark));
+            }
+            if !target.force {
+                return Err(LibraryError::Exists { path: target.path() });
+            }
         }
-        if !target.force {
-            return Err(LibraryError::Exists { path: target.path() });
+        Ok(Found::Free(target))
+    })
+    .await
+}
+
+/// Begins the part file; `None` where the library's own store is to be used. Blocks.
+fn begin(id: FileId, found: Found) -> Result<Option<Begun>, LibraryError> {
+    match found {
+        Found::Library => Ok(None),
+        Found::Whole(target, mark) => {
+            let place = Place::linked(target.root(), target.rel(), LinkState::Whole(mark));
+            let linked = LinkedFile::new(id, target.path(), mark, None);
+            Ok(Some(Begun::Whole(Store::Linked(Arc::new(linked)), place)))
+        }
+        Found::Free(target) => {
+            let (file, inode) = target.create_part()?;
+            let state = LinkState::Part { inode, executable: target.executable, force: target.force };
+            let place = Place::linked(target.root(), target.rel(), state);
+            Ok(Some(Begun::Empty(Store::Part(Arc::new(PartFile { file, target })), place)))
         }
     }
-    let (file, inode) = target.create_part()?;
-    let state = LinkState::Part { inode, executable: target.executable, force: target.force };
-    let place = Place::linked(target.root(), target.rel(), state);
-    Ok(Begun::Empty(Store::Part(Arc::new(PartFile { file, target })), place))
 }
 
 /// Reads a file and says what it looks like if it is the one of the manifest, and did not change meanwhile. Blocks.

@@ -99,16 +99,3 @@ pub struct VerifyReport {
     /// How many pieces were not here to begin with.
     pub missing: u32,
 }
-
-/// A published name that a catalogue has not acknowledged yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publication {
-    /// The name.
-    pub name: Name,
-    /// The file, which is here in whole.
-    pub id: FileId,
-    /// Its size in bytes.
-    pub size: u64,
-    /// What it is.
-    pub kind: FileKind,
-}

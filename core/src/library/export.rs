@@ -190,7 +190,6 @@ impl Shared {
 
     /// Offers a withdrawn file again if the user's file has the right content.
     async fn verify_withdrawn(self: &Arc<Self>, id: &FileId) -> Result<(), LibraryError> {
-        let _guard = self.lock(id).await;
         let Some(record) = self.state.lock().slots.get(id).map(|slot| slot.record.clone()) else {
             return Err(LibraryError::not_found(id));
         };
@@ -206,7 +205,12 @@ impl Shared {
         .await?;
         let Some(mark) = mark else { return Err(LibraryError::Changed { id: *id, path }) };
         let place = Place::linked(root, rel, LinkState::Whole(mark));
+        let _guard = self.lock(id).await;
         if let Some(slot) = self.state.lock().slots.get_mut(id) {
+            if slot.record.place != record.place {
+                // Begun anew meanwhile.
+                return Ok(());
+            }
             slot.record.place = place;
             slot.record.withdrawn = false;
             slot.stored = false;

@@ -54,6 +54,8 @@ pub(super) struct Bits {
     pub(super) store: Store,
     pub(super) allocated: bool,
     pub(super) finished: bool,
+    /// The file's name in its folder is synced too.
+    name_synced: bool,
     pub(super) removed: bool,
 }
 
@@ -102,6 +104,7 @@ impl Bits {
             store,
             allocated: finished,
             finished,
+            name_synced: false,
             removed: false,
         }
     }
@@ -467,6 +470,7 @@ impl LibraryFile {
             let mut bits = self.bits.lock();
             bits.finished = true;
             if let Some((_, linked)) = whole {
+                bits.name_synced = false;
                 bits.store = Store::Linked(Arc::new(linked));
             }
         }
@@ -477,20 +481,19 @@ impl LibraryFile {
 
     pub(super) fn plan_checkpoint(&self) -> Plan {
         let bits = self.bits.lock();
+        let renamed = !bits.name_synced;
         let handle = |file: &ContentFile| SyncHandle {
             path: file.path().to_owned(),
             file: Arc::clone(file.file()),
-            renamed: true,
+            renamed,
         };
         let to_sync = match &bits.store {
             Store::Database(_) => None,
             Store::File(file) => Some(handle(file)),
             Store::Part(part) => Some(handle(&part.file)),
-            Store::Linked(linked) => linked.opened().ok().map(|file| SyncHandle {
-                path: linked.path().to_owned(),
-                file,
-                renamed: true,
-            }),
+            Store::Linked(linked) => {
+                linked.opened().ok().map(|file| SyncHandle { path: linked.path().to_owned(), file, renamed })
+            }
         };
         Plan {
             pieces: bits.unsynced.iter().copied().collect(),
@@ -553,6 +556,8 @@ impl LibraryFile {
                     bits.intended.insert(*piece);
                 }
             }
+            // Unless it was renamed in the meantime.
+            bits.name_synced |= applied && plan.finished == bits.finished;
             let synced = if applied { plan.bytes.min(bits.unsynced_bytes) } else { 0 };
             bits.unsynced_bytes -= synced;
             synced

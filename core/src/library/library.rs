@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 use tokio_util::task::TaskTracker;
 
 use super::content::ContentStore;
-use super::entry::{Entry, LibraryEvent, NewFile, Publication, VerifyReport};
+use super::entry::{Entry, LibraryEvent, NewFile, VerifyReport};
 use super::error::LibraryError;
 use super::file::LibraryFile;
 use super::output::{Destination, OutputDir};
@@ -18,7 +18,7 @@ use crate::model::collection::{Collection, MemberPath};
 use crate::model::id::FileId;
 use crate::model::manifest::Manifest;
 use crate::model::name::Name;
-use crate::model::record::Offer;
+use crate::model::record::{Offer, Publication};
 use crate::storage::Storage;
 
 /// The most matches of a prefix that are listed.
@@ -48,7 +48,7 @@ impl Default for LibrarySettings {
 #[derive(Debug)]
 pub struct Library {
     pub(crate) shared: Arc<Shared>,
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
 }
 
 impl Library {

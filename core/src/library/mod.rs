@@ -15,6 +15,8 @@ pub mod error;
 mod export;
 pub mod file;
 pub(crate) mod layout;
+// `Library` is the main type, and a main type has a file of its own name.
+#[expect(clippy::module_inception)]
 pub mod library;
 pub(crate) mod linked;
 mod open;

@@ -1,6 +1,7 @@
 //! What this peer publishes: files taken into the library, and which catalogues know their names.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as MapEntry;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use super::content::{ContentStore, DatabaseContent};
 use super::content_files::{self, ContentFile};
 use super::create::now_ms;
-use super::entry::{LibraryEvent, Publication};
+use super::entry::LibraryEvent;
 use super::error::LibraryError;
 use super::layout::{self, ACKS, LinkState, Place, Record};
 use super::linked::Fingerprint;
@@ -19,7 +20,7 @@ use crate::model::id::FileId;
 use crate::model::layout::PieceIndex;
 use crate::model::manifest::Manifest;
 use crate::model::name::Name;
-use crate::model::record::FileKind;
+use crate::model::record::{FileKind, Publication};
 use crate::storage::value::{Batch, Durability};
 
 /// A file that is published, every piece of which was hashed here.
@@ -96,7 +97,7 @@ impl Shared {
         let mut acknowledged = Vec::new();
         for file in &files {
             let id = file.manifest.id();
-            if !records.contains_key(&id) {
+            if let MapEntry::Vacant(vacant) = records.entry(id) {
                 let known = self.state.lock().slots.get(&id).map(|slot| slot.record.clone());
                 let place = match &file.linked {
                     Some((path, mark)) => {
@@ -107,7 +108,7 @@ impl Shared {
                 };
                 let (record, replaced) = self.merge(&id, known, place, file, &mut batch).await?;
                 layout::put_hashes(&mut batch, &id, file.manifest.hashes());
-                records.insert(id, (record, replaced));
+                vacant.insert((record, replaced));
             }
             if let Some(collection) = &file.member_of {
                 batch.put(layout::MEMBERS, layout::member_key(&id, collection), vec![1]);

@@ -100,6 +100,15 @@ impl Shared {
             Ok(())
         })
         .await?;
+        {
+            // A power cut may have taken the bits of a file that got its name already.
+            let state = self.state.lock();
+            let open = state.slots.iter().filter(|(_, slot)| {
+                let record = &slot.record;
+                !record.complete && !record.withdrawn && record.place.path().is_some()
+            });
+            dirty.extend(open.map(|(id, _)| *id));
+        }
         for id in dirty {
             match self.recover_dirty(&id).await {
                 Ok(()) => {}
@@ -154,7 +163,7 @@ impl Shared {
         self.remove_garbage(garbage).await
     }
 
-    /// Hashes the pieces that may have been written but are not known to be synced.
+    /// Hashes the pieces that may have been written but are not known to be synced. Of a file that has its name all may.
     async fn recover_dirty(self: &Arc<Self>, id: &FileId) -> Result<(), LibraryError> {
         let _guard = self.lock(id).await;
         let Some(file) = self.open_locked(id).await? else {
@@ -162,7 +171,9 @@ impl Shared {
         };
         let doubtful: Vec<PieceIndex> = {
             let bits = file.bits.lock();
-            let intended = |piece: &PieceIndex| bits.intended.contains(*piece) && !bits.have.contains(*piece);
+            let intended = |piece: &PieceIndex| {
+                (bits.finished || bits.intended.contains(*piece)) && !bits.have.contains(*piece)
+            };
             file.layout().pieces().filter(intended).collect()
         };
         let mut written = 0;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::entry::LibraryEvent;
 use super::error::LibraryError;
-use super::layout::{self, MEMBERS, Record, TOMBS};
+use super::layout::{self, ACKS, MEMBERS, Record, TOMBS};
 use super::shared::Shared;
 use crate::model::id::FileId;
 use crate::storage::value::{Batch, Durability};
@@ -81,7 +81,20 @@ impl Shared {
                 batch.delete(MEMBERS, layout::member_key(id, collection));
             }
         }
+        let acks: Vec<_> = {
+            let gone: BTreeSet<FileId> = chosen.iter().map(|(id, ..)| *id).collect();
+            self.state.lock().acks.iter().filter(|(_, id, _)| gone.contains(id)).cloned().collect()
+        };
+        for (catalogue, id, name) in &acks {
+            batch.delete(ACKS, layout::ack_key(catalogue, id, name));
+        }
         self.commit_in_parts(batch, Durability::Durable).await?;
+        {
+            let mut state = self.state.lock();
+            for ack in &acks {
+                state.acks.remove(ack);
+            }
+        }
         for (id, record, collections) in &chosen {
             let file = {
                 let mut state = self.state.lock();

@@ -294,7 +294,8 @@ impl Shared {
             chosen.cloned().collect()
         };
         if files.is_empty() {
-            return Ok(());
+            // Names and the like may have been noted without a file that waits.
+            return if only.is_none() { Ok(self.index.sync().await?) } else { Ok(()) };
         }
         let plans: Vec<_> = files.iter().map(|file| file.plan_checkpoint()).collect();
 
@@ -321,7 +322,10 @@ impl Shared {
             file.put_checkpoint(plan, &mut batch);
         }
         // A part that is applied alone claims nothing that is not synced.
-        let result = self.commit_in_parts(batch, Durability::Durable).await;
+        let result = match batch.is_empty() {
+            true => self.index.sync().await.map_err(LibraryError::from),
+            false => self.commit_in_parts(batch, Durability::Durable).await,
+        };
         for (file, plan) in files.iter().zip(&plans) {
             let (bytes, clean) = file.end_checkpoint(plan, result.is_ok());
             self.unsynced.fetch_sub(bytes, Ordering::AcqRel);

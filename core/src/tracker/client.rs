@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::error::TrackerError;
 use crate::model::endpoint::Endpoint;
@@ -21,6 +22,9 @@ use crate::transport::{Connection, Deadline};
 /// How long a tracker has for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// For how long a tracker that was silent is not waited for where others answer.
+const SILENT: Duration = Duration::from_secs(30);
+
 /// One tracker.
 #[derive(Debug)]
 pub struct TrackerClient {
@@ -28,6 +32,7 @@ pub struct TrackerClient {
     endpoint: Endpoint,
     connection: Mutex<Option<Arc<dyn Connection>>>,
     catalogue: Mutex<Option<CatalogueId>>,
+    silent: Mutex<Option<Instant>>,
 }
 
 macro_rules! expect {
@@ -42,7 +47,13 @@ macro_rules! expect {
 impl TrackerClient {
     /// The tracker at this endpoint. Nothing is dialled yet.
     pub fn new(dialer: Arc<Dialer>, endpoint: Endpoint) -> Self {
-        Self { dialer, endpoint, connection: Mutex::default(), catalogue: Mutex::default() }
+        Self {
+            dialer,
+            endpoint,
+            connection: Mutex::default(),
+            catalogue: Mutex::default(),
+            silent: Mutex::default(),
+        }
     }
 
     /// Where the tracker is.
@@ -66,7 +77,10 @@ impl TrackerClient {
     ) -> Result<T, TrackerError> {
         let connection = self.connection().await?;
         let result = match ask(&*connection, request, Deadline::Total(DEADLINE)).await {
-            Ok((reply, _)) => read(&*connection, reply),
+            Ok((reply, _)) => {
+                *self.silent.lock() = None;
+                read(&*connection, reply)
+            }
             Err(error) => Err(error),
         };
         result.map_err(|error| {
@@ -79,6 +93,16 @@ impl TrackerClient {
             }
             TrackerError::from_call(&self.endpoint, &error)
         })
+    }
+
+    /// Nobody wanted to wait for its answer any longer.
+    pub(super) fn set_silent(&self) {
+        *self.silent.lock() = Some(Instant::now());
+    }
+
+    /// Whether it was silent a moment ago.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.lock().is_some_and(|since| since.elapsed() < SILENT)
     }
 
     /// Which catalogue the tracker serves; asked once for as long as the tracker answers.

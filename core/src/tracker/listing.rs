@@ -38,7 +38,7 @@ impl Listing {
     /// several catalogues have under one name is given once.
     pub async fn next(&mut self) -> Result<Option<FileRecord>, TrackerError> {
         if self.sources.is_none() {
-            let (groups, reasons) = self.trackers.groups().await;
+            let (groups, reasons) = self.trackers.groups(true).await;
             if groups.is_empty() {
                 return Err(TrackerError::Unreachable { reasons });
             }

@@ -16,8 +16,9 @@ pub trait OfferSource: Debug + Send + Sync + 'static {
     /// is the end.
     async fn offers(&self, after: Option<FileId>, limit: usize) -> Result<Vec<Offer>, StorageError>;
 
-    /// A page of the publications that this catalogue has not acknowledged, in an order that does not change: those
-    /// after `after`, at most `limit`. An empty page is the end.
+    /// A page of the publications that this catalogue has not acknowledged, in the order in which they were made (of
+    /// two with one name the later one is to be the newest version): those after `after`, which may have been
+    /// acknowledged meanwhile, at most `limit`. An empty page is the end.
     async fn pending_publications(
         &self,
         catalogue: CatalogueId,
@@ -32,7 +33,8 @@ pub trait OfferSource: Debug + Send + Sync + 'static {
         publication: &Publication,
     ) -> Result<(), StorageError>;
 
-    /// What this peer itself once published of these files: they are published again where a catalogue does not
-    /// know them (any more).
+    /// What this peer itself once published of these files, in the order in which it did. They are published again
+    /// where a catalogue does not know them (any more), so a publication that this peer has replaced by a newer
+    /// one of the same name is left out.
     async fn publications_of(&self, ids: &[FileId]) -> Result<Vec<Publication>, StorageError>;
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::error::TrackerError;
 use super::presence::Presence;
-use super::testing::{Shelf, World, file, offer};
+use super::testing::{Shelf, World, endpoint, file, offer};
 use super::trackers::Trackers;
 use crate::model::identity::KeyPair;
 use crate::protocol::error::ErrorCode;
@@ -280,4 +280,33 @@ async fn an_offer_of_a_file_that_is_published_only_later_counts_from_then_on() {
     let second = world.peer(&publisher, &[A]);
     second.publish(&publisher.outbox("a", 1)).await.unwrap();
     until(&trackers, 1, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tracker_that_swallows_everything_holds_nobody_up_for_long() {
+    let (world, storage) = (World::new(), Arc::new(Memory::new()));
+    let first = world.tracker(A, &storage).await;
+    let _second = world.tracker(B, &storage).await;
+    let silent = "memory://silent:1";
+    let _listens_only = world.dialer().bind(&endpoint(silent)).await.unwrap();
+    let shelf = Arc::new(Shelf::default());
+    let presence = world.peer(&shelf, &[silent, A, B]);
+    presence.publish(&shelf.outbox("a", 1)).await.unwrap();
+    let trackers = world.trackers(&[silent, A, B]);
+    let start = Instant::now();
+    assert_eq!(trackers.find("a").await.unwrap().id, file(1));
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    let start = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(count(&trackers, 1).await, 1);
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    // One that was fine falls silent in the middle: the other one on its database is asked.
+    first.hang();
+    let start = Instant::now();
+    assert_eq!(count(&trackers, 1).await, 1);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    let start = Instant::now();
+    assert_eq!(count(&trackers, 1).await, 1);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }

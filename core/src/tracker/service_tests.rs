@@ -152,6 +152,22 @@ async fn trackers_on_one_database_see_each_other_s_peers_and_renewals() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_is_void_is_void_with_every_tracker_of_the_database() {
+    let (world, storage, _first, client) = world().await;
+    let _second = world.tracker("memory://second:1", &storage).await;
+    let second = TrackerClient::new(world.dialer(), endpoint("memory://second:1"));
+    let key = KeyPair::generate();
+    let old = hello(&client, &key).await;
+    client.publish(old, &publication("a", 1)).await.unwrap();
+    second.renew(old).await.expect("it is valid, and the second tracker knows it now");
+    hello(&client, &key).await;
+    assert_eq!(code(second.leave(old).await), Some(ErrorCode::Unauthorized));
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(code(second.renew(old).await), Some(ErrorCode::Unauthorized));
+    assert_eq!((providers(&client, 1).await, providers(&second, 1).await), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_published_is_there_after_the_tracker_was_killed() {
     let (world, storage, tracker, client) = world().await;
     let session = hello(&client, &KeyPair::generate()).await;

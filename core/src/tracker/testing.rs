@@ -106,6 +106,13 @@ impl Tracker {
         self.listener.shutdown(Duration::ZERO).await;
     }
 
+    /// Goes on listening and answers nobody.
+    pub(super) fn hang(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+
     pub(super) async fn stop(self) {
         self.listener.shutdown(Duration::ZERO).await;
         self.shutdown.cancel();

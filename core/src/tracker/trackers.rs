@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client::TrackerClient;
 use super::error::{TrackerError, Unreached};
@@ -37,21 +37,36 @@ pub struct Group {
 }
 
 impl Group {
-    /// Asks one tracker, and the next one where it fails in a way that another one may not.
+    /// Asks one tracker, and the next one where it fails in a way that another one may not, or is silent for two
+    /// seconds. For requests that only ask.
     pub(super) async fn ask<T, F>(&self, request: impl Fn(Arc<TrackerClient>) -> F) -> Result<T, TrackerError>
     where
         F: Future<Output = Result<T, TrackerError>>,
     {
+        // Those that were silent a moment ago come last.
+        let mut order: Vec<&Arc<TrackerClient>> = self.clients.iter().collect();
+        order.sort_by_key(|client| client.is_silent());
+        let mut next = order.into_iter();
+        let mut running = FuturesUnordered::new();
         let mut reasons = Vec::new();
         let mut refusal = None;
-        for client in &self.clients {
-            match request(Arc::clone(client)).await {
-                Err(TrackerError::Unreachable { reasons: new }) => reasons.extend(new),
-                Err(error) if error.is_for_another() => refusal = Some(error),
-                result => return result,
+        loop {
+            let started = next.next();
+            if let Some(client) = started {
+                let answer = request(Arc::clone(client));
+                running.push(answer);
+            }
+            // The last one is waited for until its own deadline.
+            let hedge = if next.len() > 0 { STRAGGLERS } else { ALL };
+            match timeout(hedge, running.next()).await {
+                Ok(Some(Err(TrackerError::Unreachable { reasons: new }))) => reasons.extend(new),
+                Ok(Some(Err(error))) if error.is_for_another() => refusal = Some(error),
+                Ok(Some(result)) => return result,
+                Ok(None) => return Err(refusal.unwrap_or(TrackerError::Unreachable { reasons })),
+                // It is not the first to be asked the next time.
+                Err(_) => started.into_iter().for_each(|client| client.set_silent()),
             }
         }
-        Err(refusal.unwrap_or(TrackerError::Unreachable { reasons }))
     }
 }
 
@@ -79,8 +94,11 @@ impl Trackers {
     }
 
     /// The trackers by their catalogue, in the order of the configuration, and those that could not be asked.
-    pub(super) async fn groups(&self) -> (Vec<Group>, Vec<Unreached>) {
-        let learned = gather(self.clients.iter().map(|client| async { client.catalogue().await })).await;
+    /// Without `patience` those that were silent a moment ago are not waited for where others answer.
+    pub(super) async fn groups(&self, patience: bool) -> (Vec<Group>, Vec<Unreached>) {
+        let asked = self.clients.iter().map(|client| async { client.catalogue().await });
+        let silent = |at: usize| !patience && self.clients[at].is_silent();
+        let learned = gather(asked, silent).await;
         let (mut groups, mut reasons) = (Vec::<Group>::new(), Vec::new());
         for (client, catalogue) in self.clients.iter().zip(learned) {
             match catalogue {
@@ -94,6 +112,9 @@ impl Trackers {
                     reasons.push(Unreached { endpoint, reason: error.to_string() });
                 }
                 None => {
+                    if !client.is_silent() {
+                        client.set_silent();
+                    }
                     let endpoint = client.endpoint().clone();
                     let reason = format!("{endpoint} did not answer in time");
                     reasons.push(Unreached { endpoint, reason });
@@ -107,13 +128,14 @@ impl Trackers {
     /// error if nobody answered.
     async fn ask_all<T, F>(
         &self,
+        patience: bool,
         request: impl Fn(Arc<TrackerClient>) -> F,
     ) -> Result<Vec<Result<T, TrackerError>>, TrackerError>
     where
         F: Future<Output = Result<T, TrackerError>>,
     {
-        let (groups, mut reasons) = self.groups().await;
-        let answers = gather(groups.iter().map(|group| group.ask(&request))).await;
+        let (groups, mut reasons) = self.groups(patience).await;
+        let answers = gather(groups.iter().map(|group| group.ask(&request)), |_| false).await;
         let mut given = Vec::new();
         for answer in answers.into_iter().flatten() {
             match answer {
@@ -127,7 +149,7 @@ impl Trackers {
     /// The file of a name (its newest version), an id, or a prefix of 8 or more digits of an id. All catalogues are
     /// asked; of several with the same name the first catalogue in the order of the configuration wins.
     pub async fn find(&self, query: &str) -> Result<FileRecord, TrackerError> {
-        let answers = self.ask_all(|client| async move { client.find(query).await }).await?;
+        let answers = self.ask_all(true, |client| async move { client.find(query).await }).await?;
         let is_prefix = (8..64).contains(&query.len()) && query.bytes().all(|b| b.is_ascii_hexdigit());
         let mut found = Vec::<FileRecord>::new();
         let (mut failed, mut not_found) = (None, None);
@@ -154,7 +176,7 @@ impl Trackers {
     /// The peers that offer the file now, as all catalogues know them. [`TrackerError::NotFound`] where no catalogue
     /// has the file.
     pub async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, TrackerError> {
-        let answers = self.ask_all(|client| async move { client.providers(id).await }).await?;
+        let answers = self.ask_all(false, |client| async move { client.providers(id).await }).await?;
         let mut merged = Vec::<Provider>::new();
         let mut places = HashMap::<PeerId, usize>::new();
         let (mut answered, mut failed, mut not_found) = (false, None, None);
@@ -189,7 +211,7 @@ impl Trackers {
 
     /// How each tracker does.
     pub async fn status(&self) -> Vec<(Endpoint, Result<TrackerStatus, TrackerError>)> {
-        let answers = gather(self.clients.iter().map(|client| client.status())).await;
+        let answers = gather(self.clients.iter().map(|client| client.status()), |_| false).await;
         let late = |endpoint: &Endpoint| {
             let reason = format!("{endpoint} did not answer in time");
             TrackerError::Unreachable { reasons: vec![Unreached { endpoint: endpoint.clone(), reason }] }
@@ -216,20 +238,30 @@ fn merge_provider(known: &mut Provider, other: Provider) {
     }
 }
 
-/// Runs all at once and gives each one's result, in their order; none for those that were not waited for.
-async fn gather<T, E, F>(futures: impl IntoIterator<Item = F>) -> Vec<Option<Result<T, E>>>
+/// Runs all at once and gives each one's result, in their order; none for those that were not waited for. Those
+/// that are `dispensable` are not waited for at all once one has succeeded and the others are done.
+async fn gather<T, E, F>(
+    futures: impl IntoIterator<Item = F>,
+    dispensable: impl Fn(usize) -> bool,
+) -> Vec<Option<Result<T, E>>>
 where
     F: Future<Output = Result<T, E>>,
 {
     let mut running: FuturesUnordered<_> =
         futures.into_iter().enumerate().map(|(at, future)| async move { (at, future.await) }).collect();
     let mut results: Vec<_> = std::iter::repeat_with(|| None).take(running.len()).collect();
+    let needed: Vec<_> = (0..results.len()).filter(|at| !dispensable(*at)).collect();
     let mut until = Instant::now() + ALL;
-    while let Ok(Some((at, result))) = tokio::time::timeout_at(until, running.next()).await {
+    let mut succeeded = false;
+    while let Ok(Some((at, result))) = timeout_at(until, running.next()).await {
         if result.is_ok() {
+            succeeded = true;
             until = until.min(Instant::now() + STRAGGLERS);
         }
         results[at] = Some(result);
+        if succeeded && needed.iter().all(|at| results[*at].is_some()) {
+            break;
+        }
     }
     results
 }

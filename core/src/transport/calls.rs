@@ -138,7 +138,12 @@ impl Calls {
         !self.state.lock().pending.is_empty()
     }
 
-    /// Lets no new call begin, unless one is under way; whether that was so.
+    /// Whether no new call can begin.
+    pub fn is_over(&self) -> bool {
+        self.state.lock().failed
+    }
+
+    /// Lets no new call begin, unless one is under way; whether it did that.
     pub fn retire(&self) -> bool {
         let mut state = self.state.lock();
         state.failed |= state.pending.is_empty();

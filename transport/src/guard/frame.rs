@@ -245,7 +245,7 @@ mod tests {
             (REPLIES, declared(MORE, u64::MAX)),
             (REPLIES, [frame(MORE, 100), declared(0, 1001)].concat()),
             (REPLIES, [frame(MORE, 100), frame(MORE, 900), declared(0, 101)].concat()),
-            (REPLIES, [vec![MORE, 0].repeat(4), vec![0, 0]].concat()),
+            (REPLIES, [[MORE, 0].repeat(4), vec![0, 0]].concat()),
             (REPLIES, declared(COMMAND, 4097)),
         ] {
             assert!(matches!(walk(direction, &bytes, 64), Err(CutOff::Limit { .. })), "{bytes:?}");

@@ -92,20 +92,27 @@ async fn write<W: AsyncWrite + Unpin>(to: &mut W, bytes: &[u8], stalled: Duratio
     }
 }
 
-/// A buffer with the bytes that were read and not yet handed on.
+/// A buffer with the bytes that were read and not yet handed on. It grows with what comes: most connections are quiet.
 struct Buffer {
     bytes: Vec<u8>,
     filled: usize,
+    largest: usize,
+    /// The last read filled it to the end.
+    full: bool,
 }
 
 impl Buffer {
-    fn new(size: usize) -> Self {
-        Self { bytes: vec![0; size], filled: 0 }
+    fn new(largest: usize) -> Self {
+        Self { bytes: vec![0; SMALL.min(largest)], filled: 0, largest, full: false }
     }
 
     async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<usize, CutOff> {
+        if self.full && self.bytes.len() < self.largest {
+            self.bytes.resize(self.largest, 0);
+        }
         let read = from.read(&mut self.bytes[self.filled..]).await?;
         self.filled += read;
+        self.full = self.filled == self.bytes.len();
         Ok(read)
     }
 
@@ -296,5 +303,115 @@ impl Emptied {
             }
             signalled.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guard::frame::command_frame;
+    use tokio::io::{DuplexStream, duplex};
+
+    struct Gate(RequestGate);
+
+    impl Inbound for Gate {
+        fn gate(&self) -> Option<&RequestGate> {
+            Some(&self.0)
+        }
+
+        fn passed(&self, _messages: u64) {}
+    }
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const REQUESTS: Direction = Direction::Requests { header: 1024, payload: 1024, frames: 4 };
+
+    async fn read(from: &mut DuplexStream, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        from.read_exact(&mut bytes).await.unwrap();
+        bytes
+    }
+
+    /// Runs both loops over the streams until one ends, and returns what it returned.
+    async fn carry(mut public: DuplexStream, mut inner: DuplexStream, gate: &Gate) -> Result<(), CutOff> {
+        let (mut from_public, mut to_public) = tokio::io::split(&mut public);
+        let (mut from_inner, mut to_inner) = tokio::io::split(&mut inner);
+        let activity = Activity::default();
+        let (pong, mut pongs) = mpsc::channel(MAX_PONGS);
+        tokio::select! {
+            end = inbound(&mut from_public, &mut to_inner, REQUESTS, gate, &activity, &pong, HOUR) => end,
+            end = outbound(&mut from_inner, &mut to_public, |_| {}, &activity, &mut pongs, HOUR, BULK) => end,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_beyond_the_gate_waits_and_those_before_it_do_not() {
+        let gate = Gate(RequestGate::new(2, 1024));
+        let (mut remote, public) = duplex(4096);
+        let (inner, mut socket) = duplex(4096);
+        let test = async {
+            // All in one read.
+            remote.write_all(&[[0, 1, b'a'], [0, 1, b'b'], [0, 1, b'c']].concat()).await.unwrap();
+            assert_eq!(read(&mut socket, 6).await, [0, 1, b'a', 0, 1, b'b']);
+            assert!(tokio::time::timeout(HOUR, read(&mut socket, 1)).await.is_err());
+            assert_eq!(gate.0.in_flight(), 2);
+            gate.0.leave(1);
+            assert_eq!(read(&mut socket, 3).await, [0, 1, b'c']);
+        };
+        tokio::select! {
+            end = carry(public, inner, &gate) => panic!("{end:?}"),
+            () = test => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pong_goes_between_two_replies() {
+        let gate = Gate(RequestGate::new(2, 1024));
+        let (mut remote, public) = duplex(4096);
+        let (inner, mut socket) = duplex(4096);
+        let pong = command_frame(b"\x04PONGx");
+        let test = async {
+            // Half a reply, then a PING, then the other half and the beginning of the next.
+            socket.write_all(&[0, 4, 1, 2]).await.unwrap();
+            assert_eq!(read(&mut remote, 4).await, [0, 4, 1, 2]);
+            remote.write_all(&command_frame(b"\x04PING\0\0x")).await.unwrap();
+            remote.write_all(&[0, 1, b'a']).await.unwrap();
+            assert_eq!(read(&mut socket, 3).await, [0, 1, b'a'], "the command stays outside");
+            socket.write_all(&[3, 4, 0, 2, 9]).await.unwrap();
+            let expected = [&[3, 4][..], &pong, &[0, 2, 9]].concat();
+            assert_eq!(read(&mut remote, expected.len()).await, expected);
+        };
+        tokio::select! {
+            end = carry(public, inner, &gate) => panic!("{end:?}"),
+            () = test => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_cut_off_in_time() {
+        let gate = Gate(RequestGate::new(2, 1024));
+        let (_remote, public) = duplex(16);
+        let (inner, mut socket) = duplex(4096);
+        socket.write_all(&[0, 100]).await.unwrap();
+        socket.write_all(&[7; 100]).await.unwrap();
+        let begin = tokio::time::Instant::now();
+        assert!(matches!(carry(public, inner, &gate).await, Err(CutOff::Stalled)));
+        assert_eq!(begin.elapsed(), HOUR);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_time_runs_from_the_last_bytes_and_not_while_busy() {
+        let activity = Activity::default();
+        let begin = tokio::time::Instant::now();
+        let busy = || begin.elapsed() < 3 * HOUR;
+        let traffic = async {
+            tokio::time::sleep(HOUR / 2).await;
+            activity.heard();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = idle(&activity, HOUR, busy) => {}
+            () = traffic => {}
+        }
+        assert!(begin.elapsed() >= 3 * HOUR && begin.elapsed() < 4 * HOUR);
     }
 }

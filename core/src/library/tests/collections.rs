@@ -57,7 +57,7 @@ async fn members_go_with_the_last_collection_that_needs_them() {
     library.remove(&one).await.unwrap();
     let left = |library: &Library, sample: &Sample| library.entry(&sample.id()).is_some();
     assert!(left(&library, &samples[0]) && !left(&library, &samples[2]));
-    drop(library);
+    rig.kill(library).await;
     let library = rig.open().await;
     assert!(left(&library, &samples[0]) && left(&library, &samples[1]));
     assert!(library.entry(&samples[1].id()).unwrap().is_complete());
@@ -106,7 +106,7 @@ async fn many_members_are_written_with_few_syncs_and_survive_a_power_cut() {
         member(&library, of, sample, to).await.unwrap();
     }
     library.checkpoint_all().await.unwrap();
-    drop(library);
+    rig.kill(library).await;
     rig.index.power_cut();
     let library = rig.open().await;
     assert_eq!(library.entries().iter().filter(|entry| entry.is_complete()).count(), 201);

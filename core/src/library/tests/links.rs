@@ -22,7 +22,8 @@ async fn a_file_of_the_user_is_filled_beside_its_name_and_gets_it_at_the_end() {
     assert_eq!(fs::read(rig.path("a.bin")).unwrap(), sample.content);
     assert!(!rig.path("a.bin.enjambre-part").exists());
     sample.check(&file).await;
-    drop((file, library));
+    drop(file);
+    rig.kill(library).await;
     let library = rig.open().await;
     sample.check(&library.open_file(&sample.id()).await.unwrap().unwrap()).await;
     library.remove(&sample.id()).await.unwrap();
@@ -36,7 +37,8 @@ async fn a_part_file_is_filled_on_after_a_kill_and_removed_with_its_entry() {
     let library = rig.open().await;
     let file = sample.create(&library, "a", rig.to("a.bin", false)).await;
     file.write_pieces(vec![sample.piece(0), sample.piece(2)]).await.unwrap();
-    drop((file, library));
+    drop(file);
+    rig.kill(library).await;
     let library = rig.open().await;
     let file = sample.create(&library, "a", rig.to("a.bin", false)).await;
     assert_eq!(file.have_count(), 2);
@@ -53,7 +55,8 @@ async fn a_kill_between_the_renaming_and_its_record_loses_nothing() {
     let file = sample.create(&library, "a", rig.to("a.bin", false)).await;
     file.write_pieces(sample.all()).await.unwrap();
     file.finish(false).await.unwrap();
-    drop((file, library));
+    drop(file);
+    rig.kill(library).await;
     let library = rig.open().await;
     let entry = library.find("a").unwrap();
     assert!(entry.is_complete(), "{entry:?}");
@@ -70,7 +73,8 @@ async fn a_finished_file_of_which_parts_were_lost_is_filled_again() {
     let file = sample.create(&library, "a", rig.to("a.bin", false)).await;
     file.write_pieces(sample.all()).await.unwrap();
     file.finish(false).await.unwrap();
-    drop((file, library));
+    drop(file);
+    rig.kill(library).await;
     // As after a power cut that the content did not survive.
     use std::os::unix::fs::FileExt;
     let damaged = fs::OpenOptions::new().write(true).open(rig.path("a.bin")).unwrap();
@@ -136,7 +140,8 @@ async fn a_changed_replaced_or_vanished_file_is_withdrawn_and_comes_back_when_it
             file.write_pieces(sample.all()).await.unwrap();
             file.finish(true).await.unwrap();
             if restart {
-                drop((file, library));
+                drop(file);
+                rig.kill(library).await;
                 library = rig.open().await;
                 file = library.open_file(&sample.id()).await.unwrap().unwrap();
             }
@@ -167,7 +172,8 @@ async fn a_wrong_byte_that_left_no_trace_is_noticed_at_the_first_reading() {
     let file = sample.create(&library, "a", rig.to("a.bin", false)).await;
     file.write_pieces(vec![sample.piece(0), sample.piece(2)]).await.unwrap();
     file.checkpoint().await.unwrap();
-    drop((file, library));
+    drop(file);
+    rig.kill(library).await;
     use std::os::unix::fs::FileExt;
     let part = fs::OpenOptions::new().write(true).open(rig.path("a.bin.enjambre-part")).unwrap();
     part.write_all_at(b"wrong", 7).unwrap();
@@ -184,7 +190,8 @@ async fn a_download_whose_part_file_vanished_begins_anew() {
     let library = rig.open().await;
     let file = sample.create(&library, "a", rig.to("a.bin", false)).await;
     file.write_pieces(vec![sample.piece(0)]).await.unwrap();
-    drop((file, library));
+    drop(file);
+    rig.kill(library).await;
     fs::remove_file(rig.path("a.bin.enjambre-part")).unwrap();
     let library = rig.open().await;
     let file = sample.create(&library, "a", rig.to("b.bin", false)).await;

@@ -53,6 +53,12 @@ impl Rig {
         Library::open(index, self.store(), LibrarySettings::default()).await.unwrap()
     }
 
+    /// Drops the library as a kill of its process does, and waits until it let go of its files.
+    pub(super) async fn kill(&self, library: Arc<Library>) {
+        library.shared.stop.cancel();
+        library.tasks.wait().await;
+    }
+
     /// A path in the user's folder.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -14,8 +14,17 @@ struct Expected {
     durable: Vec<bool>,
 }
 
-async fn run(seed: u64, in_files: bool) {
-    let rig = Rig::new(in_files);
+/// Where new files go.
+#[derive(Clone, Copy, PartialEq)]
+enum To {
+    Database,
+    Files,
+    Paths,
+}
+
+async fn run(seed: u64, to: To) {
+    let rig = Rig::new(to == To::Files);
+    let mut removals = 0;
     let mut random = StdRng::seed_from_u64(seed);
     let samples: Vec<Sample> = [0, 10, PIECE, 3 * PIECE + 1, 9 * PIECE]
         .iter()
@@ -29,7 +38,12 @@ async fn run(seed: u64, in_files: bool) {
         let sample = &samples[which];
         match random.random_range(0..10) {
             0..5 => {
-                let file = sample.create(&library, "x", Destination::Library).await;
+                let destination = match to {
+                    // A file that was removed from the library is still at its path.
+                    To::Paths => rig.to(&format!("{which}-{removals}"), false),
+                    _ => Destination::Library,
+                };
+                let file = sample.create(&library, "x", destination).await;
                 let count = sample.layout().count() as usize;
                 let expected = model.entry(which).or_default();
                 expected.written.resize(count, false);
@@ -42,6 +56,12 @@ async fn run(seed: u64, in_files: bool) {
                     }
                 }
                 file.write_pieces(pieces).await.unwrap();
+                for number in 0..count {
+                    // More may be there: a file that has its name already, of which the index knew nothing.
+                    let has = file.has(sample.piece(number as u32).0);
+                    assert!(has || !expected.written[number], "seed {seed}: a written piece is not there");
+                    expected.written[number] = has;
+                }
                 if file.is_complete() {
                     file.finish(random.random()).await.unwrap();
                 }
@@ -55,10 +75,12 @@ async fn run(seed: u64, in_files: bool) {
             7 => {
                 if model.remove(&which).is_some() && library.entry(&sample.id()).is_some() {
                     library.remove(&sample.id()).await.unwrap();
+                    removals += 1;
                 }
             }
             8 => {
                 // Killed: everything that was written is there.
+                rig.kill(library).await;
                 library = rig.open().await;
                 for (which, expected) in &mut model {
                     let entry = library.entry(&samples[*which].id());
@@ -70,7 +92,7 @@ async fn run(seed: u64, in_files: bool) {
             }
             _ => {
                 // The power is cut: what was synced is there, and nothing is claimed that is not there.
-                drop(library);
+                rig.kill(library).await;
                 rig.index.power_cut();
                 rig.content.power_cut();
                 library = rig.open().await;
@@ -101,13 +123,20 @@ async fn run(seed: u64, in_files: bool) {
 #[tokio::test]
 async fn nothing_written_is_lost_by_a_kill_and_nothing_synced_by_a_power_cut() {
     for seed in 0..24 {
-        run(seed, false).await;
+        run(seed, To::Database).await;
     }
 }
 
 #[tokio::test]
 async fn the_same_holds_with_content_in_files() {
     for seed in 100..112 {
-        run(seed, true).await;
+        run(seed, To::Files).await;
+    }
+}
+
+#[tokio::test]
+async fn the_same_holds_with_files_of_the_user() {
+    for seed in 200..216 {
+        run(seed, To::Paths).await;
     }
 }

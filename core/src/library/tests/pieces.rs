@@ -52,7 +52,8 @@ async fn empty_files_and_files_of_one_piece_are_complete_after_a_restart() {
             let file = sample.create(&library, "a", Destination::Library).await;
             file.write_pieces(sample.all()).await.unwrap();
             file.finish(true).await.unwrap();
-            drop((file, library));
+            drop(file);
+            rig.kill(library).await;
             rig.index.power_cut();
             rig.content.power_cut();
             let library = rig.open().await;
@@ -123,7 +124,8 @@ async fn a_full_disk_is_told_and_the_write_can_be_repeated() {
         full.clear();
         file.write_pieces(sample.all()).await.unwrap();
         file.finish(true).await.unwrap();
-        drop((file, library));
+        drop(file);
+        rig.kill(library).await;
         let library = rig.open().await;
         let file = library.open_file(&sample.id()).await.unwrap().unwrap();
         assert!(file.is_complete());
@@ -161,7 +163,7 @@ async fn a_removed_file_leaves_nothing_and_may_come_again() {
         }
         match in_files {
             true => {
-                assert!(!crate::library::content_files::path_of(&rig.path("content"), &sample.id()).exists())
+                assert!(!crate::library::content_files::path_of(&rig.path("content"), &sample.id()).exists());
             }
             false => {
                 let left = rig.content.open().scan(Space::new("content"), KeyRange::all(), 9).await.unwrap();
@@ -184,7 +186,10 @@ async fn a_removal_that_was_cut_short_is_finished_at_the_next_start() {
     content.add(Operation::Commit, When::Always, Fault::Full);
     assert!(library.remove(&sample.id()).await.is_err());
     assert!(library.entry(&sample.id()).is_none(), "the tombstone counts");
-    drop((file, library));
+    let tombs = library.shared.index.scan(crate::library::layout::TOMBS, KeyRange::all(), 9).await.unwrap();
+    assert_eq!(tombs.len(), 1);
+    drop(file);
+    rig.kill(library).await;
     let library = rig.open().await;
     assert!(library.entries().is_empty());
     let left = library.shared.index.scan(crate::library::layout::TOMBS, KeyRange::all(), 9).await.unwrap();
@@ -203,7 +208,8 @@ async fn content_without_a_file_is_swept_in_the_background() {
     file.write_pieces(kept.all()).await.unwrap();
     file.finish(true).await.unwrap();
     library.shared.import(&orphan.id(), orphan.all(), orphan.layout()).await.unwrap();
-    drop((file, library));
+    drop(file);
+    rig.kill(library).await;
     let library = rig.open().await;
     library.shared.sweep().await.unwrap();
     library.close().await.unwrap();
@@ -227,7 +233,8 @@ async fn a_piece_that_the_disk_lost_is_no_longer_claimed_and_can_be_fetched_agai
         let report = library.verify(&sample.id()).await.unwrap();
         assert_eq!((report.good, report.bad, report.missing), (2, vec![1], 0));
         assert_eq!(library.entry(&sample.id()).unwrap().have, 2);
-        drop((file, library));
+        drop(file);
+        rig.kill(library).await;
         let library = rig.open().await;
         assert_eq!(library.entry(&sample.id()).unwrap().have, 2, "nothing wrong is claimed after a restart");
         let file = sample.create(&library, "a", Destination::Library).await;
@@ -253,7 +260,8 @@ async fn what_was_written_becomes_durable_without_being_asked_for() {
     })
     .await
     .unwrap();
-    drop((file, library));
+    drop(file);
+    rig.kill(library).await;
     rig.index.power_cut();
     rig.content.power_cut();
     let library = rig.open().await;

@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+mod group;
 mod pool;
 mod settings;
 mod shared_error;
@@ -84,7 +85,7 @@ impl<E: Engine> Embedded<E> {
         {
             let (settings, pool) = (settings.clone(), pool.clone());
             spawn(format!("{}-writer", settings.name), move || {
-                let (writer, limits) = match Writer::start(settings, Box::new(opener), received, pool) {
+                let (writer, limits) = match Writer::start(settings, Arc::new(opener), received, pool) {
                     Ok(started) => started,
                     Err(error) => return drop(opened_sender.send(Err(error))),
                 };

@@ -185,9 +185,13 @@ async fn callers_get_unavailable_until_a_reopen_succeeds() {
     let read = storage.get(SPACE, &[key("a")]).await;
     assert!(matches!(read, Err(StorageError::Unavailable { .. })), "{read:?}");
     until(|| disk.0.lock().on_open.is_empty()).await;
-    // The last attempt to open hangs now; reads are answered all the same.
+    // The last attempt to open hangs now; everyone is answered all the same.
     let read = storage.scan(SPACE, KeyRange::all(), 1).await;
     assert!(matches!(read, Err(StorageError::Unavailable { .. })), "{read:?}");
+    let commit = storage.commit(put("a", "v"), Durability::Durable).await;
+    assert!(matches!(commit, Err(StorageError::Unavailable { .. })), "{commit:?}");
+    let sync = storage.sync().await;
+    assert!(matches!(sync, Err(StorageError::Unavailable { .. })), "{sync:?}");
     drop(release);
     commit_when_up(&storage, put("b", "v")).await.unwrap();
     assert_eq!(value(&storage, "b").await.unwrap(), "v");
@@ -296,7 +300,10 @@ async fn a_close_ends_though_the_engine_hangs_or_is_down() {
     let troubles = (0..1000).map(|_| Trouble::Fail);
     disk.0.lock().on_open.extend(troubles);
     disk.0.lock().on_apply.push_back(Trouble::Uncertain { applied: true });
+    let (_hold, wait) = channel();
+    disk.0.lock().on_open.push_front(Trouble::Wait(wait));
     let _ = storage.commit(put("a", "v"), Durability::Buffered).await;
+    until(|| disk.0.lock().on_open.len() == 1000).await;
     assert!(matches!(storage.close().await, Err(StorageError::Unavailable { .. })));
     assert!(matches!(storage.sync().await, Err(StorageError::Closed)));
 }

@@ -8,23 +8,21 @@
 //! ```
 //! While it is down, commits and syncs are answered `Unavailable`. A close is taken in either state.
 
-use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::group::{Failure, commit_group};
 use super::pool::Pool;
 use super::settings::EmbeddedSettings;
-use super::shared_error::{FailedSync, Panicked, SharedError, guarded};
-use crate::storage::engine::{ApplyError, Engine, Reader};
+use super::shared_error::{Panicked, guarded};
+use crate::storage::engine::Engine;
 use crate::storage::error::{Source, StorageError};
-use crate::storage::value::{Batch, Condition, Durability, Key, Limits, Space, Write};
+use crate::storage::value::{Batch, Durability, Limits};
 
-type Reply = oneshot::Sender<Result<(), StorageError>>;
+pub(super) type Reply = oneshot::Sender<Result<(), StorageError>>;
 
 /// What the writer is asked for.
 pub(super) enum Request {
@@ -51,12 +49,32 @@ pub(super) struct Sync {
 }
 
 /// Opens the engine; called again after each failure.
-pub(super) type Opener<E> = Box<dyn Fn() -> Result<E, StorageError> + Send + std::marker::Sync>;
+pub(super) type Opener<E> = Arc<dyn Fn() -> Result<E, StorageError> + Send + std::marker::Sync>;
+
+/// An engine with the readers it starts with: the writer's own, and those of the reader threads.
+struct Opened<E: Engine> {
+    engine: E,
+    reader: E::Reader,
+    readers: Vec<E::Reader>,
+}
+
+/// How far the reopening has come.
+enum Reopening<E: Engine> {
+    /// The failed engine is on its way out.
+    Dropping(Receiver<()>),
+    /// Between two attempts.
+    Pausing,
+    Opening(Receiver<Result<Opened<E>, StorageError>>),
+}
 
 enum State<E: Engine> {
     Up { engine: E, reader: E::Reader },
-    Down { reason: String, retry_at: Instant, dropped: Receiver<()> },
+    Down { reason: String, look_at: Instant, reopening: Reopening<E> },
 }
+
+/// How often the writer looks whether an engine has gone or come, which happens on threads of their own: an engine
+/// may hang there, and callers must have their answers.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What was queued when the writer came to look.
 #[derive(Default)]
@@ -85,7 +103,8 @@ impl<E: Engine> Writer<E> {
         requests: Receiver<Request>,
         pool: Arc<Pool<E::Reader>>,
     ) -> Result<(Self, Limits), StorageError> {
-        let (engine, reader) = open(&opener, &pool)?;
+        let Opened { engine, reader, readers } = open(&opener, pool.threads())?;
+        pool.bring_up(readers);
         let limits =
             guarded(|| engine.limits()).map_err(|panicked| StorageError::backend("open", panicked))?;
         let pause = settings.reopen_first;
@@ -97,8 +116,8 @@ impl<E: Engine> Writer<E> {
         loop {
             let first = match &self.state {
                 State::Up { .. } => self.requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                State::Down { retry_at, .. } => {
-                    match retry_at.checked_duration_since(Instant::now()) {
+                State::Down { look_at, .. } => {
+                    match look_at.checked_duration_since(Instant::now()) {
                         Some(wait) if !wait.is_zero() => self.requests.recv_timeout(wait),
                         // Even where requests never cease to come.
                         _ => Err(RecvTimeoutError::Timeout),
@@ -163,8 +182,11 @@ impl<E: Engine> Writer<E> {
         match outcome {
             Ok(true) => self.pause = self.settings.reopen_first,
             Ok(false) => {}
-            Err(Failure { source, commits, syncs }) => {
+            Err(Failure { source, answers, commits, syncs }) => {
                 self.fail(source);
+                for (reply, error) in answers {
+                    let _ = reply.send(Err(error));
+                }
                 self.refuse(commits, syncs);
             }
         }
@@ -181,42 +203,70 @@ impl<E: Engine> Writer<E> {
 
     /// Drops the engine, to be opened anew after a pause.
     fn fail(&mut self, source: Source) {
+        if matches!(self.state, State::Down { .. }) {
+            return;
+        }
         let reason = format!("it failed and is being reopened ({source})");
         tracing::warn!(storage = self.settings.name, error = %source, "the storage failed; it is reopened");
         self.pool.take_down(&reason, self.settings.close_timeout);
-        let (dropped_sender, dropped) = std::sync::mpsc::channel();
-        let retry_at = Instant::now() + self.pause;
-        self.pause = (self.pause * 2).min(self.settings.reopen_longest);
-        let failed = std::mem::replace(&mut self.state, State::Down { reason, retry_at, dropped });
-        // An engine may hang as it goes. That must not keep callers from their answers.
-        let drop_it = move || {
+        let (gone, dropping) = channel();
+        let look_at = Instant::now() + self.pause;
+        let down = State::Down { reason, look_at, reopening: Reopening::Dropping(dropping) };
+        let failed = std::mem::replace(&mut self.state, down);
+        self.on_a_thread("drop", move || {
             let _ = guarded(|| drop(failed));
-            let _ = dropped_sender.send(());
-        };
-        let name = format!("{}-drop", self.settings.name);
-        if let Err(error) = std::thread::Builder::new().name(name).spawn(drop_it) {
-            tracing::warn!(%error, "no thread to drop the failed storage on; it was dropped in place");
+            let _ = gone.send(());
+        });
+    }
+
+    /// Runs what may hang. Where there is no thread, it is not run, and what it owns is dropped.
+    fn on_a_thread(&self, purpose: &str, run: impl FnOnce() + Send + 'static) {
+        let name = format!("{}-{purpose}", self.settings.name);
+        if let Err(error) = std::thread::Builder::new().name(name).spawn(run) {
+            tracing::warn!(%error, purpose, "no thread for the failed storage");
         }
     }
 
+    /// Takes the next step towards an open engine.
     fn reopen(&mut self) {
-        let State::Down { reason, retry_at, dropped } = &mut self.state else { return };
-        let outcome = match dropped.try_recv() {
-            Err(std::sync::mpsc::TryRecvError::Empty) => {
-                Err(StorageError::Unavailable { reason: "the failed engine has not gone yet".to_owned() })
-            }
-            // Done; or done in place.
-            Ok(()) | Err(std::sync::mpsc::TryRecvError::Disconnected) => open(&self.opener, &self.pool),
+        let State::Down { reason, look_at, reopening } = &mut self.state else { return };
+        *look_at = Instant::now() + LOOK;
+        let outcome = match reopening {
+            Reopening::Dropping(gone) => match gone.try_recv() {
+                Err(TryRecvError::Empty) => return,
+                Ok(()) | Err(TryRecvError::Disconnected) => None,
+            },
+            Reopening::Pausing => None,
+            Reopening::Opening(opened) => match opened.try_recv() {
+                Err(TryRecvError::Empty) => return,
+                Ok(outcome) => Some(outcome),
+                Err(TryRecvError::Disconnected) => {
+                    Some(Err(StorageError::backend("reopen", "there is no thread for it")))
+                }
+            },
         };
         match outcome {
-            Ok((engine, reader)) => {
-                tracing::info!(storage = self.settings.name, "the storage is open again");
-                self.state = State::Up { engine, reader };
+            None => {
+                let (opened, opening) = channel();
+                *reopening = Reopening::Opening(opening);
+                let (opener, readers) = (self.opener.clone(), self.pool.threads());
+                self.on_a_thread("open", move || {
+                    // Where the storage was closed meanwhile, the engine is dropped here.
+                    let _ = opened.send(open(&opener, readers));
+                });
             }
-            Err(error) => {
+            Some(Ok(Opened { engine, reader, readers })) => {
+                tracing::info!(storage = self.settings.name, "the storage is open again");
+                self.pool.bring_up(readers);
+                self.state = State::Up { engine, reader };
+                // Grows further if it fails again before it has committed anything.
+                self.pause = (self.pause * 2).min(self.settings.reopen_longest);
+            }
+            Some(Err(error)) => {
                 tracing::warn!(storage = self.settings.name, %error, "the storage cannot be reopened yet");
                 *reason = format!("it cannot be reopened yet ({error})");
-                *retry_at = Instant::now() + self.pause;
+                *look_at = Instant::now() + self.pause;
+                *reopening = Reopening::Pausing;
                 self.pool.take_down(reason, Duration::ZERO);
                 self.pause = (self.pause * 2).min(self.settings.reopen_longest);
             }
@@ -241,245 +291,13 @@ fn first_is_gone(group: &Group) -> bool {
     group.commits.is_empty() && group.syncs.is_empty() && group.failed.is_none()
 }
 
-/// Opens the engine and gives the pool its readers.
-fn open<E: Engine>(opener: &Opener<E>, pool: &Pool<E::Reader>) -> Result<(E, E::Reader), StorageError> {
+/// Opens the engine and makes its readers.
+fn open<E: Engine>(opener: &Opener<E>, threads: usize) -> Result<Opened<E>, StorageError> {
     guarded(|| {
         let engine = opener()?;
         let reader = engine.reader()?;
-        let readers = (0..pool.threads()).map(|_| engine.reader()).collect::<Result<_, _>>()?;
-        pool.bring_up(readers);
-        Ok((engine, reader))
+        let readers = (0..threads).map(|_| engine.reader()).collect::<Result<_, _>>()?;
+        Ok(Opened { engine, reader, readers })
     })
     .unwrap_or_else(|panicked| Err(StorageError::backend("open", panicked)))
-}
-
-/// The engine failed and must go. What was not answered yet was not applied.
-struct Failure {
-    source: Source,
-    commits: Vec<Commit>,
-    syncs: Vec<Sync>,
-}
-
-/// What the earlier batches of a group change.
-type Overlay = HashMap<(Space, Key), Option<Bytes>>;
-
-/// A commit of a group that is not answered yet.
-struct Member {
-    commit: Commit,
-    /// Which of the group's writes are its own.
-    writes: Range<usize>,
-    /// It conflicts with a batch before it in the group. If that one is not applied, it may hold after all.
-    conflicts: bool,
-}
-
-/// Whether the conditions of a batch hold.
-#[derive(Clone, Copy, PartialEq)]
-enum Verdict {
-    Hold,
-    Conflict,
-    ConflictInGroup,
-}
-
-/// Commits a group and answers it; says whether the engine wrote something without failing.
-fn commit_group<E: Engine>(
-    engine: &mut E,
-    reader: &mut E::Reader,
-    commits: Vec<Commit>,
-    syncs: Vec<Sync>,
-) -> Result<bool, Failure> {
-    // Later batches must see the earlier ones only where they ask.
-    let overlaid = commits.iter().skip(1).any(|commit| !commit.batch.conditions.is_empty());
-    let mut overlay = Overlay::new();
-    let mut writes = Vec::new();
-    let mut members: Vec<Member> = Vec::new();
-    let mut waiting = commits.into_iter();
-    while let Some(mut commit) = waiting.next() {
-        let verdict = match guarded(|| check(reader, &overlay, &commit.batch.conditions)) {
-            Ok(Ok(Verdict::Conflict)) => {
-                let _ = commit.reply.send(Err(StorageError::Conflict));
-                continue;
-            }
-            Ok(Ok(verdict)) => verdict,
-            Ok(Err(error)) => {
-                let _ = commit.reply.send(Err(error));
-                continue;
-            }
-            Err(panicked) => {
-                let commits = members.into_iter().map(|member| member.commit);
-                let commits = commits.chain([commit]).chain(waiting).collect();
-                return Err(Failure { source: panicked.into(), commits, syncs });
-            }
-        };
-        let start = writes.len();
-        let conflicts = verdict == Verdict::ConflictInGroup;
-        if !conflicts {
-            if overlaid {
-                for write in &commit.batch.writes {
-                    let (space, key) = write.target();
-                    overlay.insert((space, key.clone()), write.value().cloned());
-                }
-            }
-            writes.append(&mut commit.batch.writes);
-        }
-        members.push(Member { commit, writes: start..writes.len(), conflicts });
-    }
-    let strongest = members.iter().filter(|member| !member.conflicts).map(|member| member.commit.durability);
-    let durable = !syncs.is_empty() || strongest.max() == Some(Durability::Durable);
-    if writes.is_empty() {
-        if durable {
-            sync_for(engine, members, syncs)?;
-        } else {
-            acknowledge(members, syncs);
-        }
-        return Ok(durable);
-    }
-    let durability = if durable { Durability::Durable } else { Durability::Buffered };
-    match apply(engine, &writes, durability) {
-        Ok(()) => {
-            acknowledge(members, syncs);
-            Ok(true)
-        }
-        Err(ApplyError::Refused(error)) => {
-            if members.len() > 1 {
-                return commit_one_by_one(engine, reader, members, writes, syncs);
-            }
-            if let Some(member) = members.pop() {
-                let _ = member.commit.reply.send(Err(error));
-            }
-            if !syncs.is_empty() {
-                sync_for(engine, Vec::new(), syncs)?;
-            }
-            Ok(false)
-        }
-        Err(ApplyError::Uncertain(source)) => {
-            let shared = SharedError::new(source);
-            let (undecided, lost): (Vec<_>, Vec<_>) =
-                members.into_iter().partition(|member| member.conflicts);
-            for member in lost {
-                let _ = member.commit.reply.send(Err(indeterminate(&shared)));
-            }
-            let commits = undecided.into_iter().map(|member| member.commit).collect();
-            Err(Failure { source: shared.into(), commits, syncs })
-        }
-    }
-}
-
-/// After the group as a whole was refused: each batch that can be applied is.
-fn commit_one_by_one<E: Engine>(
-    engine: &mut E,
-    reader: &mut E::Reader,
-    members: Vec<Member>,
-    writes: Vec<Write>,
-    syncs: Vec<Sync>,
-) -> Result<bool, Failure> {
-    let mut applied = false;
-    let mut waiting = members.into_iter();
-    while let Some(Member { commit, writes: own, conflicts }) = waiting.next() {
-        let own = if conflicts { &commit.batch.writes[..] } else { &writes[own] };
-        let (shared, untouched) = match guarded(|| check(reader, &Overlay::new(), &commit.batch.conditions)) {
-            Err(panicked) => (SharedError::new(panicked.into()), true),
-            Ok(Err(error)) => {
-                let _ = commit.reply.send(Err(error));
-                continue;
-            }
-            Ok(Ok(Verdict::Conflict | Verdict::ConflictInGroup)) => {
-                let _ = commit.reply.send(Err(StorageError::Conflict));
-                continue;
-            }
-            Ok(Ok(Verdict::Hold)) => match apply(engine, own, commit.durability) {
-                Ok(()) => {
-                    applied = true;
-                    let _ = commit.reply.send(Ok(()));
-                    continue;
-                }
-                Err(ApplyError::Refused(error)) => {
-                    let _ = commit.reply.send(Err(error));
-                    continue;
-                }
-                Err(ApplyError::Uncertain(source)) => (SharedError::new(source), false),
-            },
-        };
-        let rest = waiting.map(|member| member.commit);
-        let commits = if untouched {
-            std::iter::once(commit).chain(rest).collect()
-        } else {
-            let _ = commit.reply.send(Err(indeterminate(&shared)));
-            rest.collect()
-        };
-        return Err(Failure { source: shared.into(), commits, syncs });
-    }
-    if !syncs.is_empty() {
-        sync_for(engine, Vec::new(), syncs)?;
-    }
-    Ok(applied)
-}
-
-/// Whether all conditions hold, seen through the writes of earlier batches.
-fn check(
-    reader: &mut impl Reader,
-    overlay: &Overlay,
-    conditions: &[Condition],
-) -> Result<Verdict, StorageError> {
-    let mut verdict = Verdict::Hold;
-    for condition in conditions {
-        let (space, key, expected) = match condition {
-            Condition::Absent(space, key) => (*space, key, None),
-            Condition::Equals(space, key, value) => (*space, key, Some(value)),
-        };
-        let pending = if overlay.is_empty() { None } else { overlay.get(&(space, key.clone())) };
-        match pending {
-            Some(value) if value.as_ref() != expected => verdict = Verdict::ConflictInGroup,
-            Some(_) => {}
-            // Nothing in the group has to do with it.
-            None if reader.get(space, key)?.as_ref() != expected => return Ok(Verdict::Conflict),
-            None => {}
-        }
-    }
-    Ok(verdict)
-}
-
-fn apply<E: Engine>(engine: &mut E, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
-    if writes.is_empty() {
-        return match durability {
-            Durability::Buffered => Ok(()),
-            Durability::Durable => match guarded(|| engine.sync()) {
-                Ok(outcome) => outcome.map_err(|error| ApplyError::Uncertain(error.into())),
-                Err(panicked) => Err(ApplyError::Uncertain(panicked.into())),
-            },
-        };
-    }
-    guarded(|| engine.apply(writes, durability))
-        .unwrap_or_else(|panicked| Err(ApplyError::Uncertain(panicked.into())))
-}
-
-/// Makes everything durable and answers those who waited only for that.
-fn sync_for<E: Engine>(engine: &mut E, members: Vec<Member>, syncs: Vec<Sync>) -> Result<(), Failure> {
-    let outcome = guarded(|| engine.sync())
-        .unwrap_or_else(|panicked| Err(StorageError::backend("make everything durable", panicked)));
-    let Err(error) = outcome else {
-        acknowledge(members, syncs);
-        return Ok(());
-    };
-    let failed = FailedSync::new(error);
-    for member in members {
-        let _ = member.commit.reply.send(Err(failed.error()));
-    }
-    for sync in syncs {
-        let _ = sync.reply.send(Err(failed.error()));
-    }
-    Err(Failure { source: failed.error().into(), commits: Vec::new(), syncs: Vec::new() })
-}
-
-fn acknowledge(members: Vec<Member>, syncs: Vec<Sync>) {
-    for member in members {
-        let outcome = if member.conflicts { Err(StorageError::Conflict) } else { Ok(()) };
-        let _ = member.commit.reply.send(outcome);
-    }
-    for sync in syncs {
-        let _ = sync.reply.send(Ok(()));
-    }
-}
-
-fn indeterminate(error: &SharedError) -> StorageError {
-    StorageError::Indeterminate { source: error.clone().into() }
 }

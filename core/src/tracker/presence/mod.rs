@@ -1,7 +1,7 @@
 //! Keeps a peer alive in every catalogue: says hello, announces what the peer offers, renews, publishes from the
 //! outbox, and says goodbye.
 //!
-//! There is a worker for each tracker ([`worker`]); among the trackers of one catalogue one worker at a time speaks
+//! There is a worker for each tracker; among the trackers of one catalogue one worker at a time speaks
 //! for the peer. What the peer offers and has published comes from its library ([`OfferSource`]), so nothing is
 //! lost when trackers or this process are away.
 

@@ -12,22 +12,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Shared;
 use super::backoff::Backoff;
 use super::state::Phase;
 use crate::model::record::{Offer, Publication};
-use crate::protocol::error::{ErrorCode, ErrorReply};
+use crate::protocol::error::ErrorCode;
 use crate::protocol::message::{CatalogueId, MAX_OFFERS, SessionId};
 use crate::storage::error::StorageError;
 use crate::tracker::client::TrackerClient;
-use crate::tracker::error::TrackerError;
+use crate::tracker::error::{TrackerError, Unreached};
 
 /// How long changes are collected before they are sent.
 const COLLECT: Duration = Duration::from_millis(20);
 /// The longest pause before files that the catalogue did not know are announced again.
 const AGAIN: Duration = Duration::from_secs(600);
+/// A renewal may take so long however short the lease is.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// How many publications are read at once.
 const PUBLICATIONS: usize = 100;
 
@@ -54,7 +56,7 @@ struct Lease {
     session: SessionId,
     third: Duration,
     due: Instant,
-    /// When files that the catalogue did not know are announced again, and the pause before that.
+    /// When what the catalogue did not know or refused is sent again, and the pause before that.
     again: Instant,
     pause: Duration,
 }
@@ -138,7 +140,11 @@ impl Worker {
             tokio::select! {
                 () = sleep_until(lease.due) => {
                     self.renew(catalogue, &mut lease).await?;
-                    self.announce_unknown(catalogue, &mut lease).await?;
+                    if Instant::now() >= lease.again {
+                        self.announce_unknown(catalogue, &mut lease).await?;
+                        // What was refused is tried again, too.
+                        outbox = None;
+                    }
                 }
                 _ = changed.changed() => sleep(COLLECT).await,
             }
@@ -186,7 +192,14 @@ impl Worker {
 
     async fn renew(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
         let begun = Instant::now();
-        self.check(catalogue, lease.session, self.client.renew(lease.session).await)?;
+        // Silence must not use up the lease: another tracker may take the renewal.
+        let renewed = timeout(lease.third.max(SHORTEST_WAIT), self.client.renew(lease.session)).await;
+        let silent = |_| {
+            let endpoint = self.client.endpoint().clone();
+            let reason = format!("{endpoint} did not answer in time");
+            Err(TrackerError::Unreachable { reasons: vec![Unreached { endpoint, reason }] })
+        };
+        self.check(catalogue, lease.session, renewed.unwrap_or_else(silent))?;
         lease.due = begun + lease.third;
         Ok(())
     }
@@ -246,9 +259,6 @@ impl Worker {
 
     /// Tries again with files that the catalogue did not know, less and less often.
     async fn announce_unknown(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
-        if Instant::now() < lease.again {
-            return Ok(());
-        }
         let unknown = self.shared.state.lock().catalogues.get(&catalogue).map(|known| known.unknown());
         for offers in unknown.unwrap_or_default().chunks(MAX_OFFERS) {
             self.announce(catalogue, lease, offers).await?;
@@ -259,7 +269,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Publishes, or leaves it where the tracker refuses for a reason that lasts.
+    /// Publishes, or leaves it in the outbox where the tracker refuses: it is tried again later, and must not keep
+    /// the rest from being sent.
     async fn publish(
         &self,
         catalogue: CatalogueId,
@@ -268,8 +279,8 @@ impl Worker {
     ) -> Result<(), Stop> {
         match self.client.publish(session, publication).await {
             Ok(_) => Ok(self.shared.source.mark_published(catalogue, publication).await?),
-            Err(TrackerError::Refused { error: ErrorReply { code, message, .. }, .. }) if lasts(code) => {
-                tracing::warn!(name = %publication.name, %code, message, "a publication was refused");
+            Err(TrackerError::Refused { error, .. }) if error.code != ErrorCode::Unauthorized => {
+                tracing::warn!(name = %publication.name, %error, "a publication was refused");
                 Ok(())
             }
             Err(error) => self.check(catalogue, session, Err(error)),
@@ -319,11 +330,6 @@ impl Worker {
             self.renew_if_due(catalogue, lease).await?;
         }
     }
-}
-
-/// Whether the same publication would be refused again.
-fn lasts(code: ErrorCode) -> bool {
-    matches!(code, ErrorCode::Malformed | ErrorCode::TooLarge | ErrorCode::Unsupported)
 }
 
 impl Lease {

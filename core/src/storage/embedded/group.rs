@@ -1,0 +1,250 @@
+//! Commits a group of batches as one, and answers each of them.
+//!
+//! The conditions of a batch see the batches before it. What the engine refuses as a whole is tried batch by batch,
+//! so that a batch fails alone; what it leaves uncertain is uncertain for all of the group.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::shared_error::{FailedSync, SharedError, guarded};
+use super::writer::{Commit, Reply, Sync};
+use crate::storage::engine::{ApplyError, Engine, Reader};
+use crate::storage::error::{Source, StorageError};
+use crate::storage::value::{Condition, Durability, Key, Space, Write};
+
+/// The engine failed and must go. What was not answered yet was not applied.
+pub(super) struct Failure {
+    pub(super) source: Source,
+    /// Answers to give once nobody is served by the failed engine any more.
+    pub(super) answers: Vec<(Reply, StorageError)>,
+    pub(super) commits: Vec<Commit>,
+    pub(super) syncs: Vec<Sync>,
+}
+
+/// What the earlier batches of a group change.
+type Overlay = HashMap<(Space, Key), Option<Bytes>>;
+
+/// A commit of a group that is not answered yet.
+struct Member {
+    commit: Commit,
+    /// Which of the group's writes are its own.
+    writes: Range<usize>,
+    /// It conflicts with a batch before it in the group. If that one is not applied, it may hold after all.
+    conflicts: bool,
+}
+
+/// Whether the conditions of a batch hold.
+#[derive(Clone, Copy, PartialEq)]
+enum Verdict {
+    Hold,
+    Conflict,
+    ConflictInGroup,
+}
+
+/// Commits a group and answers it; says whether the engine wrote something without failing.
+pub(super) fn commit_group<E: Engine>(
+    engine: &mut E,
+    reader: &mut E::Reader,
+    commits: Vec<Commit>,
+    syncs: Vec<Sync>,
+) -> Result<bool, Failure> {
+    // Later batches must see the earlier ones only where they ask.
+    let overlaid = commits.iter().skip(1).any(|commit| !commit.batch.conditions.is_empty());
+    let mut overlay = Overlay::new();
+    let mut writes = Vec::new();
+    let mut members: Vec<Member> = Vec::new();
+    let mut waiting = commits.into_iter();
+    while let Some(mut commit) = waiting.next() {
+        let verdict = match guarded(|| check(reader, &overlay, &commit.batch.conditions)) {
+            Ok(Ok(Verdict::Conflict)) => {
+                let _ = commit.reply.send(Err(StorageError::Conflict));
+                continue;
+            }
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(error)) => {
+                let _ = commit.reply.send(Err(error));
+                continue;
+            }
+            Err(panicked) => {
+                let commits = members.into_iter().map(|member| member.commit);
+                let commits = commits.chain([commit]).chain(waiting).collect();
+                return Err(Failure { source: panicked.into(), answers: Vec::new(), commits, syncs });
+            }
+        };
+        let start = writes.len();
+        let conflicts = verdict == Verdict::ConflictInGroup;
+        if !conflicts {
+            if overlaid {
+                for write in &commit.batch.writes {
+                    let (space, key) = write.target();
+                    overlay.insert((space, key.clone()), write.value().cloned());
+                }
+            }
+            writes.append(&mut commit.batch.writes);
+        }
+        members.push(Member { commit, writes: start..writes.len(), conflicts });
+    }
+    let strongest = members.iter().filter(|member| !member.conflicts).map(|member| member.commit.durability);
+    let durable = !syncs.is_empty() || strongest.max() == Some(Durability::Durable);
+    if writes.is_empty() {
+        if durable {
+            sync_for(engine, members, syncs)?;
+        } else {
+            acknowledge(members, syncs);
+        }
+        return Ok(durable);
+    }
+    let durability = if durable { Durability::Durable } else { Durability::Buffered };
+    match apply(engine, &writes, durability) {
+        Ok(()) => {
+            acknowledge(members, syncs);
+            Ok(true)
+        }
+        Err(ApplyError::Refused(error)) => {
+            if members.len() > 1 {
+                return commit_one_by_one(engine, reader, members, writes, syncs);
+            }
+            if let Some(member) = members.pop() {
+                let _ = member.commit.reply.send(Err(error));
+            }
+            if !syncs.is_empty() {
+                sync_for(engine, Vec::new(), syncs)?;
+            }
+            Ok(false)
+        }
+        Err(ApplyError::Uncertain(source)) => {
+            let shared = SharedError::new(source);
+            let (undecided, lost): (Vec<_>, Vec<_>) =
+                members.into_iter().partition(|member| member.conflicts);
+            let answers =
+                lost.into_iter().map(|member| (member.commit.reply, indeterminate(&shared))).collect();
+            let commits = undecided.into_iter().map(|member| member.commit).collect();
+            Err(Failure { source: shared.into(), answers, commits, syncs })
+        }
+    }
+}
+
+/// After the group as a whole was refused: each batch that can be applied is.
+fn commit_one_by_one<E: Engine>(
+    engine: &mut E,
+    reader: &mut E::Reader,
+    members: Vec<Member>,
+    writes: Vec<Write>,
+    syncs: Vec<Sync>,
+) -> Result<bool, Failure> {
+    let mut applied = false;
+    let mut waiting = members.into_iter();
+    while let Some(Member { commit, writes: own, conflicts }) = waiting.next() {
+        let own = if conflicts { &commit.batch.writes[..] } else { &writes[own] };
+        let (shared, untouched) = match guarded(|| check(reader, &Overlay::new(), &commit.batch.conditions)) {
+            Err(panicked) => (SharedError::new(panicked.into()), true),
+            Ok(Err(error)) => {
+                let _ = commit.reply.send(Err(error));
+                continue;
+            }
+            Ok(Ok(Verdict::Conflict | Verdict::ConflictInGroup)) => {
+                let _ = commit.reply.send(Err(StorageError::Conflict));
+                continue;
+            }
+            Ok(Ok(Verdict::Hold)) => match apply(engine, own, commit.durability) {
+                Ok(()) => {
+                    applied = true;
+                    let _ = commit.reply.send(Ok(()));
+                    continue;
+                }
+                Err(ApplyError::Refused(error)) => {
+                    let _ = commit.reply.send(Err(error));
+                    continue;
+                }
+                Err(ApplyError::Uncertain(source)) => (SharedError::new(source), false),
+            },
+        };
+        let rest = waiting.map(|member| member.commit);
+        let (commits, answers) = if untouched {
+            (std::iter::once(commit).chain(rest).collect(), Vec::new())
+        } else {
+            (rest.collect(), vec![(commit.reply, indeterminate(&shared))])
+        };
+        return Err(Failure { source: shared.into(), answers, commits, syncs });
+    }
+    if !syncs.is_empty() {
+        sync_for(engine, Vec::new(), syncs)?;
+    }
+    Ok(applied)
+}
+
+/// Whether all conditions hold, seen through the writes of earlier batches.
+fn check(
+    reader: &mut impl Reader,
+    overlay: &Overlay,
+    conditions: &[Condition],
+) -> Result<Verdict, StorageError> {
+    let mut verdict = Verdict::Hold;
+    for condition in conditions {
+        let (space, key, expected) = match condition {
+            Condition::Absent(space, key) => (*space, key, None),
+            Condition::Equals(space, key, value) => (*space, key, Some(value)),
+        };
+        let pending = if overlay.is_empty() { None } else { overlay.get(&(space, key.clone())) };
+        match pending {
+            Some(value) if value.as_ref() != expected => verdict = Verdict::ConflictInGroup,
+            Some(_) => {}
+            // Nothing in the group has to do with it.
+            None if reader.get(space, key)?.as_ref() != expected => return Ok(Verdict::Conflict),
+            None => {}
+        }
+    }
+    Ok(verdict)
+}
+
+fn apply<E: Engine>(engine: &mut E, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
+    if writes.is_empty() {
+        return match durability {
+            Durability::Buffered => Ok(()),
+            Durability::Durable => match guarded(|| engine.sync()) {
+                Ok(outcome) => outcome.map_err(|error| ApplyError::Uncertain(error.into())),
+                Err(panicked) => Err(ApplyError::Uncertain(panicked.into())),
+            },
+        };
+    }
+    guarded(|| engine.apply(writes, durability))
+        .unwrap_or_else(|panicked| Err(ApplyError::Uncertain(panicked.into())))
+}
+
+/// Makes everything durable and answers those who waited only for that.
+fn sync_for<E: Engine>(engine: &mut E, members: Vec<Member>, syncs: Vec<Sync>) -> Result<(), Failure> {
+    let outcome = guarded(|| engine.sync())
+        .unwrap_or_else(|panicked| Err(StorageError::backend("make everything durable", panicked)));
+    let Err(error) = outcome else {
+        acknowledge(members, syncs);
+        return Ok(());
+    };
+    let failed = FailedSync::new(error);
+    let replies = members.into_iter().map(|member| {
+        let error = if member.conflicts { StorageError::Conflict } else { failed.error() };
+        (member.commit.reply, error)
+    });
+    let replies = replies.chain(syncs.into_iter().map(|sync| (sync.reply, failed.error())));
+    Err(Failure {
+        source: failed.error().into(),
+        answers: replies.collect(),
+        commits: Vec::new(),
+        syncs: Vec::new(),
+    })
+}
+
+fn acknowledge(members: Vec<Member>, syncs: Vec<Sync>) {
+    for member in members {
+        let outcome = if member.conflicts { Err(StorageError::Conflict) } else { Ok(()) };
+        let _ = member.commit.reply.send(outcome);
+    }
+    for sync in syncs {
+        let _ = sync.reply.send(Ok(()));
+    }
+}
+
+fn indeterminate(error: &SharedError) -> StorageError {
+    StorageError::Indeterminate { source: error.clone().into() }
+}
