@@ -113,11 +113,12 @@ impl Process {
                     return found;
                 }
             }
-            let (ended, lines) = (state.ended, state.lines.join("\n"));
-            let late = self.stdout.changed.wait_until(&mut state, until).timed_out();
-            if ended || late {
+            let late = !state.ended && self.stdout.changed.wait_until(&mut state, until).timed_out();
+            let nothing_new = state.lines.len() == self.next;
+            if nothing_new && (state.ended || late) {
+                let why = if state.ended { "the output ended" } else { "the time was over" };
+                let lines = state.lines.join("\n");
                 drop(state);
-                let why = if ended { "the output ended" } else { "the time was over" };
                 panic!("{}: {why} before the line came\n{lines}\n{}", self.title, self.log_tail());
             }
         }

@@ -245,6 +245,8 @@ fn two_daemons_on_one_folder_are_refused() {
     let world = World::default();
     let tracker = world.tracker("tracker");
     let b = world.running_peer("b", &[&tracker]);
-    one_line(&b.run(["peer", "-q"]).expect_status(1));
-    one_line(&tracker.run(["tracker", "-q"]).expect_status(1));
+    // They wait a while for an owner that is about to go, so both at once.
+    let (peer, tracker) = (b.spawn(["peer", "-q"]), tracker.spawn(["tracker", "-q"]));
+    one_line(&peer.wait(LONG).expect_status(1));
+    one_line(&tracker.wait(LONG).expect_status(1));
 }
