@@ -31,6 +31,7 @@ use crate::config::sections::NodeKind;
 use crate::failure::Failure;
 use crate::logging;
 use crate::registry::Registry;
+use crate::tracker::noted_endpoints;
 
 /// Share files with other machines of yours, directly and verified.
 #[derive(Debug, Parser)]
@@ -101,7 +102,13 @@ impl Context<'_> {
         let config = &self.loaded.config;
         let own: Vec<Endpoint> = match self.loaded.kind {
             NodeKind::Peer => config.peer.trackers.clone(),
-            NodeKind::Tracker => config.transport.listen.iter().map(dialled).collect(),
+            NodeKind::Tracker => {
+                // With port 0 only the tracker itself knows where it listens.
+                let noted = noted_endpoints(&self.loaded.data_dir(NodeKind::Tracker));
+                let listen = &config.transport.listen;
+                let fixed = listen.iter().all(|endpoint| endpoint.port() != 0);
+                if fixed || noted.is_empty() { listen.clone() } else { noted }.iter().map(dialled).collect()
+            }
         };
         Ok(Arc::new(Trackers::new(&self.registry.dialer(&self.loaded)?, own)))
     }
