@@ -1,5 +1,7 @@
 //! The control protocol over a real socket.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -31,6 +31,8 @@ pub(crate) const GROUP_BYTES: usize = 8 * 1024 * 1024;
 const MAX_PAGE: usize = 1024 * 1024;
 /// How many bytes must be free beside several times the writes.
 const RESERVE: u64 = 32 * 1024 * 1024;
+/// Up to how many bytes writes may use the reserve.
+const SMALL: usize = 64 * 1024;
 /// How often the writes may be written over and over.
 const AMPLIFICATION: u64 = 4;
 /// How long an opening waits for the threads of an earlier one to let go.
@@ -94,7 +96,8 @@ impl Sled {
         // A file system that does not tell is taken as large enough.
         let Ok(stat) = rustix::fs::statvfs(&self.path) else { return Ok(()) };
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let needed = RESERVE + AMPLIFICATION * bytes as u64;
+        // Small writes may use half of the reserve: deleting what fills the disk takes some room, too.
+        let needed = if bytes <= SMALL { RESERVE / 2 } else { RESERVE + AMPLIFICATION * bytes as u64 };
         if free < needed {
             let source = format!("{free} bytes are free, {needed} are needed to go on safely");
             return Err(StorageError::Full { source: source.into() });

@@ -5,6 +5,9 @@
 //! `FULL`: an empty one would sync nothing. The log is kept short by checkpoints, and cut where readers kept it
 //! from being reused.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -33,6 +36,10 @@ const MAX_PAGE: usize = 1024 * 1024;
 const CHECKPOINT: i64 = 8 * 1024 * 1024;
 /// From how many bytes on the log is cut; with the largest group on top it stays below 64 MiB.
 const CUT_LOG: u64 = 32 * 1024 * 1024;
+/// How many bytes of the disk are left to small writes: deleting what fills it takes some room, too.
+const RESERVE: u64 = 8 * 1024 * 1024;
+/// Up to how many bytes writes may use the reserve.
+const SMALL: u64 = 64 * 1024;
 /// How long a checkpoint that cuts the log waits for readers.
 const BUSY: Duration = Duration::from_secs(2);
 /// How many statements a connection keeps prepared.
@@ -104,6 +111,53 @@ impl Sqlite {
             unsynced: true,
             lock,
         })
+    }
+
+    /// Refuses writes that could fill the disk to the brim.
+    fn check_room(&self, writes: &[Write]) -> Result<(), StorageError> {
+        let bytes: u64 = writes.iter().filter_map(Write::value).map(|value| value.len() as u64).sum();
+        if bytes <= SMALL {
+            return Ok(());
+        }
+        if self.missing_room(bytes)? == 0 {
+            return Ok(());
+        }
+        // What was deleted is free for use once the log is written back.
+        let _ = self.checkpoint();
+        match self.missing_room(bytes)? {
+            0 => Ok(()),
+            missing => {
+                let source = format!("the disk has {missing} bytes too few to go on safely");
+                Err(StorageError::Full { source: source.into() })
+            }
+        }
+    }
+
+    /// How many free bytes the disk lacks.
+    fn missing_room(&self, bytes: u64) -> Result<u64, StorageError> {
+        // A file system that does not tell is taken as large enough; SQLite finds out in time.
+        let Ok(stat) = rustix::fs::statvfs(self.options.path.parent().unwrap_or(&self.options.path)) else {
+            return Ok(0);
+        };
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let needed =
+            self.room_for(bytes).map_err(|error| explain(&self.options.path, "look for room in", error))?;
+        Ok(needed.saturating_sub(free))
+    }
+
+    /// How many free bytes of the disk it takes to write this many, and a reserve behind them.
+    fn room_for(&self, bytes: u64) -> rusqlite::Result<u64> {
+        let number = |name: &str| {
+            self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
+        };
+        let page_size = number("page_size")?;
+        let length = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        // What lies in the log only, and has its place in the database file still to come.
+        let to_come = (number("page_count")? * page_size).saturating_sub(length(&self.options.path));
+        let growth = bytes.saturating_sub(number("freelist_count")? * page_size);
+        // The log is used again once it is written back, which `to_come` makes sure that it can be.
+        let log = (RESERVE + bytes).saturating_sub(length(&self.log));
+        Ok(to_come + growth + log)
     }
 
     fn set_synchronous(&mut self, durability: Durability) -> rusqlite::Result<()> {
@@ -185,6 +239,7 @@ impl Engine for Sqlite {
     }
 
     fn apply(&mut self, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
+        self.check_room(writes).map_err(ApplyError::Refused)?;
         if let Err(error) = self.write(writes, durability) {
             return Err(self.refuse(error));
         }
@@ -323,102 +378,4 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SPACE: Space = Space::new("s");
-
-    fn write(number: u32, len: usize) -> Write {
-        Write::Put(SPACE, Key::new(number.to_be_bytes().to_vec()).unwrap(), vec![7; len].into())
-    }
-
-    #[test]
-    fn a_full_database_refuses_whole_and_goes_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 64 };
-        let mut engine = Sqlite::open(&options).unwrap();
-        engine.apply(&[write(0, 10)], Durability::Durable).unwrap();
-        engine.connection.pragma_update(None, "max_page_count", 20).unwrap();
-        let writes: Vec<Write> = (0..100).map(|number| write(number, 2000)).collect();
-        let outcome = engine.apply(&writes, Durability::Durable);
-        assert!(matches!(outcome, Err(ApplyError::Refused(StorageError::Full { .. }))), "{outcome:?}");
-        let mut reader = engine.reader().unwrap();
-        let there = reader.scan(SPACE, &KeyRange::all(), 1000, MAX_PAGE).unwrap();
-        assert_eq!(there.len(), 1, "nothing of it is applied");
-        assert_eq!(there[0].1.len(), 10);
-        engine.apply(&[write(1, 10)], Durability::Buffered).unwrap();
-        engine.connection.pragma_update(None, "max_page_count", 100_000).unwrap();
-        engine.apply(&writes, Durability::Durable).unwrap();
-        assert_eq!(reader.scan(SPACE, &KeyRange::all(), 1000, MAX_PAGE).unwrap().len(), 100);
-    }
-
-    #[test]
-    fn a_table_made_by_a_refused_batch_is_made_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let options = Options { path: folder.path().join("db"), role: Role::Content, cache_kib: 64 };
-        let mut engine = Sqlite::open(&options).unwrap();
-        engine.connection.pragma_update(None, "max_page_count", 6).unwrap();
-        let outcome = engine.apply(&[write(0, 1 << 20)], Durability::Durable);
-        assert!(matches!(outcome, Err(ApplyError::Refused(StorageError::Full { .. }))), "{outcome:?}");
-        engine.connection.pragma_update(None, "max_page_count", 100_000).unwrap();
-        engine.apply(&[write(0, 10)], Durability::Durable).unwrap();
-        assert!(engine.reader().unwrap().get(SPACE, write(0, 0).target().1).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_sync_of_something_writes_and_a_sync_of_nothing_does_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 64 };
-        let mut engine = Sqlite::open(&options).unwrap();
-        let length = |engine: &Sqlite| std::fs::metadata(&engine.log).unwrap().len();
-        engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
-        let before = length(&engine);
-        engine.sync().unwrap();
-        let after = length(&engine);
-        assert!(after > before, "an empty commit would not reach the disk");
-        engine.sync().unwrap();
-        assert_eq!(length(&engine), after);
-    }
-
-    #[test]
-    fn the_log_stays_bounded_though_there_is_always_a_reader() {
-        let folder = tempfile::tempdir().unwrap();
-        let options = Options { path: folder.path().join("db"), role: Role::Content, cache_kib: 1024 };
-        let mut engine = Sqlite::open(&options).unwrap();
-        engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
-        let mut readers = [engine.reader().unwrap(), engine.reader().unwrap()];
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        let begin = |reader: &SqliteReader| {
-            reader.connection.execute_batch("BEGIN; SELECT * FROM space_s LIMIT 1").unwrap();
-        };
-        let mut longest = 0;
-        std::thread::scope(|scope| {
-            begin(&readers[0]);
-            scope.spawn(move || {
-                // The next one begins before the one before ends.
-                while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-                    begin(&readers[1]);
-                    readers[0].connection.execute_batch("COMMIT").unwrap();
-                    readers.swap(0, 1);
-                    // A long page: it outlasts commits.
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            });
-            for number in 0..60u32 {
-                let put = |part| {
-                    let key = Key::new(vec![number as u8 % 4, part]).unwrap();
-                    // Another value than before, or SQLite would not write it.
-                    Write::Put(SPACE, key, vec![number as u8; 256 << 10].into())
-                };
-                let writes: Vec<Write> = (0..8).map(put).collect();
-                engine.apply(&writes, Durability::Buffered).unwrap();
-                longest = longest.max(std::fs::metadata(&engine.log).unwrap().len());
-            }
-            drop(stop);
-        });
-        assert!(longest < 64 << 20, "120 MiB were written, and the log grew to {longest} bytes");
-    }
 }

@@ -14,7 +14,7 @@ impl Builder for Sqlite {
     type Place = TempDir;
 
     fn place(&self) -> TempDir {
-        tempfile::tempdir().expect("a temporary folder")
+        TempDir::new().expect("a temporary folder")
     }
 
     async fn open(&self, place: &TempDir) -> Result<Arc<dyn Storage>, StorageError> {
@@ -23,11 +23,7 @@ impl Builder for Sqlite {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records() {
+async fn it_keeps_its_obligations() {
     run_all(&Sqlite(Role::Records)).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn content() {
     run_all(&Sqlite(Role::Content)).await;
 }

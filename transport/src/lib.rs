@@ -1,7 +1,7 @@
 //! Enjambre's transport over ZeroMQ: `zmq://HOST:PORT`.
 //!
 //! The `zeromq` crate speaks ZMTP on private Unix sockets only; every public socket belongs to the guarded stream
-//! layer ([`guard`]), which bounds what a remote can do. What goes over the wire is described in `docs/PROTOCOL.md`.
+//! layer (`guard`), which bounds what a remote can do. What goes over the wire is described in `docs/PROTOCOL.md`.
 
 mod guard;
 pub mod open_files;

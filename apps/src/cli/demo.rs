@@ -1,19 +1,205 @@
-//! `enjambre demo`
+//! `enjambre demo`: the whole of it on this machine, with real processes, real sockets and a source that dies.
 
-use std::path::PathBuf;
+mod node;
+mod sample;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
+use enjambre_core::model::id::FileId;
+use enjambre_core::model::name::Name;
+use enjambre_core::model::record::FileKind;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::output::{Stdout, plain, rate, size};
+use super::progress::Bar;
+use crate::control::message::{Command, Event};
 use crate::failure::Failure;
+use node::Node;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// What to publish; 256 MiB of random bytes where it is left out
+    /// The file or folder to publish; 256 MiB of random bytes where it is left out
     path: Option<PathBuf>,
 }
 
-pub(super) async fn run(arguments: &Arguments, _stop: CancellationToken) -> Result<(), Failure> {
-    let _ = &arguments.path;
-    Err(Failure::failed("not yet"))
+/// How long the last download lasts at least, so that there is a half-way.
+const SECONDS: u64 = 4;
+
+/// Everything that is started lives in a temporary folder and ends with this call.
+pub(super) async fn run(arguments: &Arguments, stop: CancellationToken) -> Result<(), Failure> {
+    let folder = tempfile::Builder::new().prefix("enjambre-demo-").tempdir()?;
+    let mut nodes = Vec::new();
+    let result = match stop.run_until_cancelled(show(arguments, folder.path(), &mut nodes)).await {
+        Some(result) => result,
+        None => Err(Failure::failed("interrupted")),
+    };
+    let mut stdout = Stdout::default();
+    if let Err(failure) = &result
+        && !stop.is_cancelled()
+    {
+        super::output::note(&format!("the demo failed: {failure}; the last lines of the logs:"));
+        nodes.iter().for_each(Node::show_log);
+    }
+    futures::future::join_all(nodes.iter_mut().map(Node::stop)).await;
+    let path = folder.path().to_owned();
+    crate::blocking(move || Ok(folder.close()?)).await?;
+    if !path.exists() {
+        stdout.line("cleaned up: all processes have ended, the temporary folder is gone");
+    }
+    result?;
+    stdout.end()
+}
+
+async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Result<(), Failure> {
+    let mut stdout = Stdout::default();
+    let source = match &arguments.path {
+        Some(path) => std::path::absolute(path)?,
+        None => {
+            stdout.line("making a file of 256 MiB of random bytes");
+            let path = folder.join("demo.bin");
+            let made = path.clone();
+            crate::blocking(move || sample::make(&made)).await?;
+            path
+        }
+    };
+    let hashed = source.clone();
+    let expected = crate::blocking(move || sample::hashes(&hashed)).await?;
+    let total: u64 = expected.iter().map(|file| file.size).sum();
+
+    stdout.line(&format!("starting a tracker and three peers in {}", folder.display()));
+    let tracker = Node::tracker(folder).await?;
+    let endpoint = tracker.endpoint.clone();
+    nodes.push(tracker);
+    let slow = (total / SECONDS).max(1 << 20);
+    for (number, limit) in [(1, None), (2, None), (3, Some(slow))] {
+        nodes.push(Node::peer(folder, number, &endpoint, limit).await?);
+    }
+    for node in nodes.iter() {
+        stdout.line(&format!("  {:8}  {}  process {}", node.name, node.endpoint, node.pid));
+    }
+
+    let published = publish(&nodes[1], &source).await?;
+    let mark = if published.kind == FileKind::Collection { "/" } else { "" };
+    stdout.line(&format!(
+        "peer 1 published {}{mark}: {} in {:.2} s, {}",
+        published.name,
+        size(total),
+        published.seconds,
+        rate(total, published.seconds)
+    ));
+    stdout.line(&format!("  id {}", published.id));
+    if let ([file], FileKind::File) = (expected.as_slice(), published.kind)
+        && file.hash != *published.id.as_bytes()
+    {
+        return Err(Failure::failed("the id is not the BLAKE3 hash of the file"));
+    }
+
+    let query = published.id.to_string();
+    let second = folder.join("copy-2");
+    let seconds = get(&nodes[2], &query, &second, None).await?.seconds;
+    stdout.line(&format!("peer 2 downloaded it in {seconds:.2} s, {}", rate(total, seconds)));
+
+    stdout
+        .line(&format!("peer 3 downloads it as well, held to {}/s so that there is a half-way", size(slow)));
+    let third = folder.join("copy-3");
+    let (half_way, mut reached) = mpsc::channel(1);
+    let (left, right) = nodes.split_at_mut(3);
+    let downloading = get(&right[0], &query, &third, Some(half_way));
+    let killing = async {
+        let Some((done, providers)) = reached.recv().await else { return Ok(None) };
+        left[1].kill().await?;
+        Ok::<_, Failure>(Some((done, providers)))
+    };
+    let (downloaded, killed) = tokio::try_join!(downloading, killing)?;
+    match killed {
+        Some((done, providers)) => stdout.line(&format!(
+            "  with {} of {} here, from {providers} sources: peer 1 was killed (kill -9 of process {})",
+            size(done),
+            size(total),
+            left[1].pid
+        )),
+        None => stdout.line("  it was there before there was a half-way, so peer 1 was not killed"),
+    }
+    let seconds = downloaded.seconds;
+    stdout.line(&format!("peer 3 has it after {seconds:.2} s all the same, {}", rate(total, seconds)));
+
+    for copy in [second, third] {
+        let found = crate::blocking(move || sample::hashes(&copy)).await?;
+        if found != expected {
+            return Err(Failure::failed("a copy is not what was published"));
+        }
+    }
+    let files = match expected.len() {
+        1 => "1 file".to_owned(),
+        count => format!("{count} files"),
+    };
+    stdout.line(&format!("verified: both copies have the BLAKE3 hashes of what was published ({files})"));
+    stdout.end()
+}
+
+struct Published {
+    name: String,
+    id: FileId,
+    kind: FileKind,
+    seconds: f64,
+}
+
+async fn publish(node: &Node, source: &Path) -> Result<Published, Failure> {
+    let mut bar = Bar::new();
+    let started = Instant::now();
+    let mut found = None;
+    let mut show = |event| match event {
+        Event::Hashing { done, total, .. } => bar.show("peer 1 reads it", done, total, None),
+        Event::Published { name, id, kind, .. } => found = Some((plain(name.as_str()), id, kind)),
+        _ => {}
+    };
+    // A name that cannot be one in a catalogue is replaced.
+    let own: Option<Name> =
+        source.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+    let name = own.is_none().then(|| "demo".parse().expect("it is a name"));
+    let command = Command::Publish { paths: vec![source.to_owned()], name, store: false, pin: false };
+    let result = node.run(command, &mut show).await;
+    bar.clear();
+    result?;
+    let (name, id, kind) = found.ok_or_else(|| Failure::failed("nothing was published"))?;
+    Ok(Published { name, id, kind, seconds: started.elapsed().as_secs_f64() })
+}
+
+struct Downloaded {
+    seconds: f64,
+}
+
+/// Downloads on a node; tells `half_way` once when half of it is there, and from how many sources it comes.
+async fn get(
+    node: &Node,
+    query: &str,
+    output: &Path,
+    mut half_way: Option<mpsc::Sender<(u64, u32)>>,
+) -> Result<Downloaded, Failure> {
+    let mut bar = Bar::new();
+    let mut took = None;
+    let label = format!("{} downloads it", node.name);
+    let mut show = |event| match event {
+        Event::Progress { done, total, providers } => {
+            bar.show(&label, done, total, Some(providers));
+            if done >= total / 2
+                && done < total
+                && let Some(half_way) = half_way.take()
+            {
+                let _ = half_way.try_send((done, providers));
+            }
+        }
+        Event::Complete { seconds, .. } => took = Some(seconds),
+        _ => {}
+    };
+    let command =
+        Command::Get { query: query.to_owned(), output: Some(output.to_owned()), force: false, sync: false };
+    let result = node.run(command, &mut show).await;
+    bar.clear();
+    result.map_err(|failure| failure.context(&node.name))?;
+    let seconds = took.ok_or_else(|| Failure::failed("the download did not complete"))?;
+    Ok(Downloaded { seconds })
 }

@@ -26,9 +26,9 @@ pub(super) async fn run(context: Context<'_>, Arguments { pattern, json }: Argum
     let mut print = async || -> Result<(), Failure> {
         while let Some(file) = listing.next().await? {
             if json {
-                stdout.json(&file)
+                stdout.json(&file);
             } else {
-                stdout.line(&line(&file))
+                stdout.line(&line(&file));
             }
             if stdout.is_closed() {
                 break;

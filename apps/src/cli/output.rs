@@ -34,7 +34,7 @@ impl Stdout {
         match serde_json::to_string(value) {
             Ok(text) => self.line(&text),
             Err(error) => {
-                self.failed = Some(Failure::failed(format!("the output cannot be written as JSON: {error}")))
+                self.failed = Some(Failure::failed(format!("the output cannot be written as JSON: {error}")));
             }
         }
     }

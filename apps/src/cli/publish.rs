@@ -44,7 +44,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     let mut bar = Bar::new();
     let mut show = |event| match event {
         Event::Hashing { path, done, total } => {
-            bar.show(&format!("reading {}", path.display()), done, total, None)
+            bar.show(&format!("reading {}", path.display()), done, total, None);
         }
         Event::Pinning { name, done, total } => {
             bar.show(&format!("a tracker fetches {}", plain(name.as_str())), done, total, None);

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::protocol::message::MAX_ENDPOINTS;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -158,6 +159,13 @@ impl Loaded {
             let unusable = |endpoint: &&Endpoint| endpoint.port() == 0 || endpoint.is_unspecified();
             if let Some(endpoint) = endpoints.iter().find(unusable) {
                 return Err(self.refuse(key, format!("nobody can dial {endpoint}; name a host and a port")));
+            }
+        }
+        for (key, endpoints) in
+            [("transport.advertise", &transport.advertise), ("transport.listen", &transport.listen)]
+        {
+            if endpoints.len() > MAX_ENDPOINTS {
+                return Err(self.refuse(key, format!("at most {MAX_ENDPOINTS} endpoints can be announced")));
             }
         }
         if tracker.lease.get().as_millis() < 100 {

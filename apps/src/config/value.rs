@@ -114,7 +114,8 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
         let decimal = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
-        let whole = units.iter().chain(&decimal).find(|(unit, _)| self.0 != 0 && self.0 % unit == 0);
+        let whole =
+            units.iter().chain(&decimal).find(|(unit, _)| self.0 != 0 && self.0.is_multiple_of(*unit));
         match whole {
             Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
             None => write!(f, "{}B", self.0),

@@ -1,7 +1,7 @@
 //! A peer, put together from its configuration: library, swarm, control endpoint.
 //!
 //! A daemon and a command that runs alone are the same node; they differ in what they do when the port is taken
-//! and in how long they live. [`commands`] is what a node does for the command line.
+//! and in how long they live. `commands` is what a node does for the command line.
 
 pub mod announcer;
 mod commands;

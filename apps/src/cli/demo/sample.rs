@@ -1,0 +1,64 @@
+//! What the demo publishes, and hashes of files that know nothing of Enjambre's pieces.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use rand::Rng;
+
+use crate::failure::Failure;
+
+const SIZE: usize = 256 << 20;
+const BLOCK: usize = 1 << 20;
+
+/// Writes a file of random bytes. Blocks.
+pub(super) fn make(path: &Path) -> Result<(), Failure> {
+    let mut file = BufWriter::new(File::create(path)?);
+    let mut block = vec![0; BLOCK];
+    let mut random = rand::rng();
+    for _ in 0..SIZE / BLOCK {
+        random.fill_bytes(&mut block);
+        file.write_all(&block)?;
+    }
+    Ok(file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_data()?)
+}
+
+/// A file by its path beneath the folder.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hashed {
+    path: PathBuf,
+    pub(super) size: u64,
+    pub(super) hash: [u8; 32],
+}
+
+/// The hash of a file, or of all files of a folder; links are passed over. Blocks.
+pub(super) fn hashes(path: &Path) -> Result<Vec<Hashed>, Failure> {
+    let context =
+        |error: std::io::Error| Failure::from(error).context(format!("{} cannot be read", path.display()));
+    let mut found = Vec::new();
+    if path.is_dir() {
+        let mut folders = vec![PathBuf::new()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(path.join(&folder)).map_err(context)? {
+                let entry = entry.map_err(context)?;
+                let below = folder.join(entry.file_name());
+                let kind = entry.file_type().map_err(context)?;
+                if kind.is_dir() {
+                    folders.push(below);
+                } else if kind.is_file() {
+                    found.push(hash(&entry.path(), below).map_err(context)?);
+                }
+            }
+        }
+        found.sort();
+    } else {
+        found.push(hash(path, PathBuf::new()).map_err(context)?);
+    }
+    Ok(found)
+}
+
+fn hash(path: &Path, name: PathBuf) -> std::io::Result<Hashed> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(Hashed { path: name, size: hasher.count(), hash: *hasher.finalize().as_bytes() })
+}

@@ -1,0 +1,150 @@
+//! Exit statuses and error lines of the real program, where nothing else has to run.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+struct Run {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs the program in a folder of its own, without the configuration of whoever runs the tests.
+fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_enjambre"));
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("ENJAMBRE") {
+            command.env_remove(variable);
+        }
+    }
+    command.args(arguments).current_dir(folder).env("XDG_CONFIG_HOME", folder.join("none"));
+    command.envs(variables.iter().copied()).stdin(Stdio::null());
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Run { status: status.code().unwrap(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+fn run(arguments: &[&str]) -> Run {
+    let folder = TempDir::new().unwrap();
+    run_in(folder.path(), arguments, &[])
+}
+
+/// One line that begins with `error: ` and has these parts.
+fn assert_error(run: &Run, status: i32, parts: &[&str]) {
+    assert_eq!(run.status, status, "{}", run.stderr);
+    let lines: Vec<_> = run.stderr.lines().collect();
+    let [line] = lines.as_slice() else { panic!("one line is expected: {}", run.stderr) };
+    assert!(line.starts_with("error: "), "{line}");
+    for part in parts {
+        assert!(line.contains(part), "{part:?} is missing in {line}");
+    }
+}
+
+#[test]
+fn a_command_line_that_is_wrong_is_status_2() {
+    for arguments in
+        [&["nonsense"][..], &["get"], &["publish"], &["export", "x"], &["list", "--nonsense"], &[]]
+    {
+        assert_eq!(run(arguments).status, 2, "{arguments:?}");
+    }
+    assert_error(&run(&["publish", "a", "b", "--name", "c"]), 2, &["--name"]);
+    assert_error(&run(&["publish", "a", "--name", "deadbeef"]), 2, &["deadbeef"]);
+    let help = run(&["--help"]);
+    assert_eq!(help.status, 0);
+    for command in
+        ["tracker", "peer", "publish", "get", "library", "export", "remove", "verify", "status", "demo"]
+    {
+        assert!(help.stdout.contains(command), "{command}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_status_2_and_names_key_value_and_place() {
+    assert_error(
+        &run(&["--set", "peer.trakers=[]", "library"]),
+        2,
+        &["peer.trakers", "peer.trackers", "--set"],
+    );
+    let sqlite = run(&["library", "--set", "storage.sqlite.pth=x"]);
+    assert_error(&sqlite, 2, &["storage.sqlite.pth", "\"x\"", "path"]);
+    let backend = run(&["library", "--set", "storage.backend=postgrs"]);
+    assert_error(&backend, 2, &["storage.backend", "postgrs", "memory, sled, sqlite"]);
+    let scheme = run(&["list", "--set", "peer.trackers=[\"gopher://h:1\"]"]);
+    assert_error(&scheme, 2, &["peer.trackers", "gopher://h:1", "zmq://"]);
+    let limit = run(&["peer", "--set", "transport.limits.payload=1KiB"]);
+    assert_error(&limit, 2, &["transport.limits.payload", "1KiB"]);
+    assert_error(&run(&["list", "--config", "missing.toml"]), 2, &["missing.toml"]);
+    let folder = TempDir::new().unwrap();
+    let variable = [("ENJAMBRE__DOWNLOAD__PATIENCE", "soon")];
+    let soon = run_in(folder.path(), &["library"], &variable);
+    assert_error(&soon, 2, &["download.patience", "soon", "ENJAMBRE__DOWNLOAD__PATIENCE"]);
+}
+
+#[test]
+fn an_endpoint_that_others_reach_has_to_be_asked_for() {
+    let listen = "transport.listen=[\"zmq://0.0.0.0:0\"]";
+    for command in ["tracker", "peer"] {
+        let refused = run(&[command, "--set", listen]);
+        assert_error(
+            &refused,
+            2,
+            &["transport.listen", "zmq://0.0.0.0:0", "transport.open = true", "127.0.0.1"],
+        );
+    }
+    let open = run(&["config", "check", "--set", listen, "--set", "transport.open=true"]);
+    assert_eq!(open.status, 0, "{}", open.stderr);
+}
+
+#[test]
+fn config_show_tells_each_value_and_its_origin() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("enjambre.toml"), "[peer]\ndata_dir = \"here\"\n").unwrap();
+    let variables = [("ENJAMBRE__LIMITS__UPLOAD", "5MB/s")];
+    let shown = run_in(folder.path(), &["config", "show", "--set", "log.level=warn"], &variables);
+    assert_eq!(shown.status, 0, "{}", shown.stderr);
+    let origin = |value: &str| {
+        let line =
+            shown.stdout.lines().find(|line| line.starts_with(value)).unwrap_or_else(|| panic!("{value}"));
+        line.split_once("# ").unwrap().1.to_owned()
+    };
+    assert_eq!(origin("data_dir = \"here\""), "enjambre.toml");
+    assert_eq!(origin("upload = \"5MB/s\""), "environment variable ENJAMBRE__LIMITS__UPLOAD");
+    assert_eq!(origin("level = \"warn\""), "--set log.level");
+    assert_eq!(origin("download = \"unlimited\""), "default");
+}
+
+#[test]
+fn config_check_reads_the_file_it_is_given() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("x.toml"), "[tracker]\nleese = \"1s\"\n").unwrap();
+    let wrong = run_in(folder.path(), &["config", "check", "x.toml"], &[]);
+    assert_error(&wrong, 2, &["x.toml", "tracker.leese", "tracker.lease"]);
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
+    for name in ["tracker.toml", "peer.toml"] {
+        let path = shipped.join(name);
+        let right = run_in(folder.path(), &["config", "check", path.to_str().unwrap()], &[]);
+        assert_eq!(right.status, 0, "{}", right.stderr);
+    }
+}
+
+#[test]
+fn without_a_tracker_the_status_is_4() {
+    // Nothing listens at port 1 of loopback.
+    let tracker = "peer.trackers=[\"zmq://127.0.0.1:1\"]";
+    assert_error(&run(&["list", "--set", tracker]), 4, &["zmq://127.0.0.1:1"]);
+    let alone = "transport.listen=[\"zmq://127.0.0.1:0\"]";
+    let json = run(&["get", "x", "--json", "--set", tracker, "--set", alone]);
+    assert_error(&json, 4, &["zmq://127.0.0.1:1"]);
+    assert!(json.stdout.starts_with("{\"event\":\"error\",\"message\":"), "{}", json.stdout);
+}
+
+#[test]
+fn what_the_library_does_not_have_is_status_3() {
+    let nothing = run(&["library", "--json"]);
+    assert_eq!((nothing.status, nothing.stdout.as_str()), (0, ""), "{}", nothing.stderr);
+    assert_error(&run(&["remove", "nothing"]), 3, &["nothing"]);
+}
