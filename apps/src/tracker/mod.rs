@@ -29,8 +29,10 @@ use crate::registry::{Place, Registry};
 use handler::TrackerHandler;
 use store::Store;
 
+/// The shares of the time between a signal and the end of the process, see [`crate::shutdown::LIMIT`]; what the
+/// store takes comes before, see [`crate::peer`].
 const STOP_LISTENING: Duration = Duration::from_millis(300);
-const STOP_STORAGE: Duration = Duration::from_secs(2);
+const STOP_STORAGE: Duration = Duration::from_millis(1200);
 
 /// A running tracker. [`TrackerNode::stop`] ends it in order.
 #[derive(Debug)]
