@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zeromq::{DealerRecvHalf, DealerSendHalf, DealerSocket, SocketRecv, SocketSend, ZmqMessage};
 
-use super::{Shared, inner};
+use super::Shared;
 use crate::guard::cutoff::CutOff;
 use crate::guard::frame::Direction;
 use crate::guard::handshake::{Introduction, shake_hands};
@@ -68,7 +68,7 @@ impl Link {
         let us = Introduction { socket_type: "DEALER", identity: b"" };
         shake_hands(&mut public, us, &["ROUTER"]).await?;
         let guard = Introduction { socket_type: "ROUTER", identity: b"" };
-        let (dealer, inner) = inner::connect::<DealerSocket>(&shared, guard, "DEALER").await?;
+        let (dealer, inner) = shared.doorway.connect::<DealerSocket>(guard, "DEALER").await?;
         let (sender, receiver) = dealer.split();
         let link = Arc::new(Self {
             calls: Calls::new(),
