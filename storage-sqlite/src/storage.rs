@@ -42,6 +42,8 @@ const RESERVE: u64 = 8 * 1024 * 1024;
 const SMALL: u64 = 64 * 1024;
 /// How long a checkpoint that cuts the log waits for readers.
 const BUSY: Duration = Duration::from_secs(2);
+/// Changes something, so that there is something to sync.
+const COUNT_SYNC: &str = "UPDATE enjambre_sync SET count = count + 1";
 /// How many statements a connection keeps prepared.
 const STATEMENTS: usize = 64;
 
@@ -190,6 +192,10 @@ impl Sqlite {
                 }
             }
         }
+        // A transaction that finds nothing to change is not written, and would leave what is before it unsynced.
+        if durability == Durability::Durable && self.unsynced {
+            self.connection.prepare_cached(COUNT_SYNC)?.execute([])?;
+        }
         Ok(())
     }
 
@@ -260,7 +266,7 @@ impl Engine for Sqlite {
             return Ok(());
         }
         self.set_synchronous(Durability::Durable)
-            .and_then(|()| self.connection.prepare_cached("UPDATE enjambre_sync SET count = count + 1"))
+            .and_then(|()| self.connection.prepare_cached(COUNT_SYNC))
             .and_then(|mut update| update.execute([]))
             .map_err(|error| explain(&self.options.path, "sync", error))?;
         self.unsynced = false;

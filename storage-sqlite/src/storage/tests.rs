@@ -57,6 +57,25 @@ fn a_sync_of_something_writes_and_a_sync_of_nothing_does_not() {
 }
 
 #[test]
+fn a_durable_commit_that_changes_nothing_makes_the_earlier_ones_durable() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 64 };
+    let mut engine = Sqlite::open(&options).unwrap();
+    let length = |engine: &Sqlite| std::fs::metadata(&engine.log).unwrap().len();
+    let absent = Write::Delete(SPACE, write(1, 0).target().1.clone());
+    for nothing in [absent, write(0, 10)] {
+        engine.apply(&[write(0, 20)], Durability::Buffered).unwrap();
+        engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
+        let before = length(&engine);
+        engine.apply(std::slice::from_ref(&nothing), Durability::Durable).unwrap();
+        let after = length(&engine);
+        assert!(after > before, "an empty commit would not reach the disk");
+        engine.apply(&[nothing], Durability::Durable).unwrap();
+        assert_eq!(length(&engine), after, "everything is durable already");
+    }
+}
+
+#[test]
 fn the_log_stays_bounded_though_there_is_always_a_reader() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { path: folder.path().join("db"), role: Role::Content, cache_kib: 1024 };
