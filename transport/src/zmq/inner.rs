@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
@@ -21,6 +22,11 @@ use crate::guard::handshake::{Introduction, shake_hands};
 const READ_BUFFER: usize = 256 * 1024;
 /// The longest path of a Unix socket is 108 bytes on Linux and 104 on macOS.
 const LONGEST_PATH: usize = 100;
+/// How the folder's name begins, and the name of the socket in it.
+const PREFIX: &str = "enjambre-";
+const SOCKET: &str = "guard";
+/// How old a folder is in which surely somebody listens, if its process lives.
+const SETTLED: Duration = Duration::from_secs(60);
 /// The folder's name and the socket's, with their slashes.
 const NAMES: usize = 24;
 
@@ -39,16 +45,40 @@ struct Open {
     _dir: TempDir,
 }
 
-fn make() -> io::Result<(TempDir, PathBuf, std::os::unix::net::UnixListener)> {
+/// Where the folder is made: among the temporary files, unless the path would be too long for a socket.
+fn parent() -> PathBuf {
     let wanted = std::env::temp_dir();
     let fits =
         wanted.is_absolute() && wanted.as_os_str().len() + NAMES <= LONGEST_PATH && wanted.to_str().is_some();
-    let parent = if fits { wanted.as_path() } else { Path::new("/tmp") };
+    if fits { wanted } else { PathBuf::from("/tmp") }
+}
+
+/// Removes the folders of processes that were killed. Where nobody listens any more, the socket refuses; a folder
+/// that is younger than `settled` may be about to begin to listen.
+fn sweep(parent: &Path, settled: Duration) {
+    let Ok(entries) = parent.read_dir() else { return };
+    for dir in
+        entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()))
+    {
+        let old = dir
+            .metadata()
+            .and_then(|data| data.modified())
+            .is_ok_and(|made| made.elapsed().is_ok_and(|age| age >= settled));
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        if old && std::os::unix::net::UnixStream::connect(dir.path().join(SOCKET)).is_err_and(refused) {
+            // What cannot be removed belongs to somebody else.
+            let _ = std::fs::remove_dir_all(dir.path());
+        }
+    }
+}
+
+fn make(parent: &Path) -> io::Result<(TempDir, PathBuf, std::os::unix::net::UnixListener)> {
+    sweep(parent, SETTLED);
     let dir = tempfile::Builder::new()
-        .prefix("enjambre-")
+        .prefix(PREFIX)
         .permissions(std::fs::Permissions::from_mode(0o700))
         .tempdir_in(parent)?;
-    let path = dir.path().join("guard");
+    let path = dir.path().join(SOCKET);
     let listener = std::os::unix::net::UnixListener::bind(&path)?;
     listener.set_nonblocking(true)?;
     Ok((dir, path, listener))
@@ -61,7 +91,8 @@ impl Doorway {
         if let Some(open) = &*current {
             return Ok(Arc::clone(open));
         }
-        let (dir, path, listener) = tokio::task::spawn_blocking(make).await.map_err(io::Error::other)??;
+        let (dir, path, listener) =
+            tokio::task::spawn_blocking(|| make(&parent())).await.map_err(io::Error::other)??;
         let listener = Mutex::new(UnixListener::from_std(listener)?);
         let open = Arc::new(Open { path, listener, _dir: dir });
         *current = Some(Arc::clone(&open));
@@ -111,10 +142,27 @@ mod tests {
 
     #[test]
     fn the_folder_is_private_and_the_path_is_short() {
-        let (dir, path, _listener) = make().unwrap();
+        let (dir, path, _listener) = make(&parent()).unwrap();
         let mode = dir.path().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         assert!(path.as_os_str().len() <= LONGEST_PATH);
+    }
+
+    #[test]
+    fn the_folder_of_a_killed_process_is_swept_and_no_other() {
+        let parent = tempfile::tempdir().unwrap();
+        let (alive, _path, _listener) = make(parent.path()).unwrap();
+        let (dead, _, listener) = make(parent.path()).unwrap();
+        // Killed: nobody listens, and nobody tidies up.
+        drop(listener);
+        let dead = dead.keep();
+        let foreign = parent.path().join("enjambre-notes");
+        std::fs::create_dir(&foreign).unwrap();
+        sweep(parent.path(), SETTLED);
+        assert!(dead.exists(), "too young to be judged");
+        sweep(parent.path(), Duration::ZERO);
+        assert!(!dead.exists());
+        assert!(alive.path().exists() && foreign.exists());
     }
 
     #[tokio::test]
