@@ -47,9 +47,20 @@ pub fn read(header: &[u8]) -> Option<Envelope> {
 /// The header that answers a request whose envelope cannot be read, or which breaks a rule of the transport: an
 /// error with the code `malformed`.
 pub fn malformed_reply(id: Option<RequestId>, message: &str) -> Bytes {
+    error_reply(id, "malformed", message)
+}
+
+/// The header that takes the place of a reply which goes beyond the limits: an error with the code `too_large`. The
+/// asker would wait in vain for no reply at all.
+pub fn too_large_reply(reply: &[u8]) -> Bytes {
+    let id = read(reply).and_then(|envelope| envelope.id);
+    error_reply(id, "too_large", "the reply is larger than the limits of this node allow")
+}
+
+fn error_reply(id: Option<RequestId>, code: &str, message: &str) -> Bytes {
     #[derive(Serialize)]
     struct Error<'a> {
-        code: &'static str,
+        code: &'a str,
         message: &'a str,
     }
     #[derive(Serialize)]
@@ -58,7 +69,7 @@ pub fn malformed_reply(id: Option<RequestId>, message: &str) -> Bytes {
         id: Option<RequestId>,
         error: Error<'a>,
     }
-    let reply = Reply { v: PROTOCOL_VERSION, id, error: Error { code: "malformed", message } };
+    let reply = Reply { v: PROTOCOL_VERSION, id, error: Error { code, message } };
     let mut header = Vec::new();
     ciborium::into_writer(&reply, &mut header).expect("plain values are written to memory without fail");
     header.into()

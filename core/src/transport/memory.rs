@@ -232,7 +232,7 @@ impl ReplySink for MemoryReply {
     }
 
     async fn send(mut self: Box<Self>, message: Message) -> Result<(), TransportError> {
-        self.link.limits.check(&message)?;
+        let (message, fits) = self.link.limits.fit(message);
         let bytes = message.header.len() + message.payload.len();
         let before = self.reserved.as_ref().map_or(0, Reservation::bytes);
         self.reserve(bytes.saturating_sub(before)).await?;
@@ -243,7 +243,7 @@ impl ReplySink for MemoryReply {
             return Err(TransportError::Closed);
         }
         link.deliver(message);
-        Ok(())
+        fits
     }
 }
 

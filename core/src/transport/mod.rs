@@ -65,6 +65,17 @@ impl MessageLimits {
         Ok(())
     }
 
+    /// The reply where it is within the limits, else what is sent in its place and the error for its sender.
+    pub fn fit(&self, reply: Message) -> (Message, Result<(), TransportError>) {
+        match self.check(&reply) {
+            Ok(()) => (reply, Ok(())),
+            Err(error) => {
+                let header = envelope::too_large_reply(&reply.header);
+                (Message { header, payload: Bytes::new() }, Err(error))
+            }
+        }
+    }
+
     /// Refuses a message whose header or payload is larger than allowed.
     pub const fn check(&self, message: &Message) -> Result<(), TransportError> {
         let actual = message.payload.len();
@@ -183,6 +194,7 @@ pub trait ReplySink: Debug + Send + Sync + 'static {
     async fn reserve(&mut self, bytes: usize) -> Result<(), TransportError>;
 
     /// Queues the reply; returns before it has left. What was not reserved is reserved now. An error means that
-    /// the connection is gone or the reply goes beyond the limits.
+    /// the connection is gone or the reply goes beyond the limits; then the asker gets
+    /// [`envelope::too_large_reply`] in its place.
     async fn send(self: Box<Self>, message: Message) -> Result<(), TransportError>;
 }

@@ -122,7 +122,7 @@ impl ReplySink for ZmqReply {
     }
 
     async fn send(mut self: Box<Self>, message: Message) -> Result<(), TransportError> {
-        self.remote.limits.check(&message)?;
+        let (message, fits) = self.remote.limits.fit(message);
         let bytes = message.header.len() + message.payload.len();
         let before = self.reserved.as_ref().map_or(0, Reservation::bytes);
         self.reserve(bytes.saturating_sub(before)).await?;
@@ -135,6 +135,7 @@ impl ReplySink for ZmqReply {
         }
         self.remote.queued.lock().push_back(reserved);
         // The crate fails where it has noticed already that the connection is gone; so has the guard.
-        router.send(frames).await.map_err(|_| TransportError::Closed)
+        router.send(frames).await.map_err(|_| TransportError::Closed)?;
+        fits
     }
 }

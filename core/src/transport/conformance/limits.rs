@@ -24,21 +24,28 @@ pub async fn a_header_beyond_the_limit_is_not_sent(subject: Subject) {
     finished(asked).await.expect("a reply");
 }
 
-/// A reply beyond a limit is an error of the one who sends it, and nobody is cut off.
+/// A reply beyond a limit is an error of the one who sends it, the asker hears of it, and nobody is cut off.
 pub async fn a_reply_beyond_the_limits_is_not_sent(subject: Subject) {
     let (listener, connection) = subject.pair().await;
-    let dropped = asking(&connection, 0);
-    let first = accept(&*listener).await;
-    let error = answer(first, payload(0, subject.limits.payload + 1)).await.expect_err("it is too large");
-    assert!(matches!(error, TransportError::TooLarge { what: "payload", .. }), "{error}");
-    let second = asking(&connection, 1);
-    let incoming = accept(&*listener).await;
-    let (id, _) = read(&incoming.header);
-    let reply = Message { header: header_with(id, 1, subject.limits.header), payload: Bytes::new() };
-    let error = incoming.reply.send(reply).await.expect_err("it is too large");
-    assert!(matches!(error, TransportError::TooLarge { what: "header", .. }), "{error}");
-    dropped.abort();
-    second.abort();
+    for what in ["payload", "header"] {
+        let id = connection.next_id();
+        let asked = {
+            let connection = Arc::clone(&connection);
+            let call = async move { connection.call(id, header(id, 0), Deadline::Total(2 * PATIENCE)).await };
+            tokio::spawn(call)
+        };
+        let incoming = accept(&*listener).await;
+        let reply = match what {
+            "payload" => Message { header: header(id, 0), payload: payload(0, subject.limits.payload + 1) },
+            _ => Message { header: header_with(id, 1, subject.limits.header), payload: Bytes::new() },
+        };
+        let error = soon("room for a reply", incoming.reply.send(reply)).await.expect_err("it is too large");
+        assert!(matches!(error, TransportError::TooLarge { what: part, .. } if part == what), "{error}");
+        let told = soon("the end of a call", asked).await.expect("a call does not panic").expect("a reply");
+        assert_eq!(envelope::read(&told.header).and_then(|envelope| envelope.id), Some(id));
+        let word = b"too_large";
+        assert!(told.header.windows(word.len()).any(|part| part == word) && told.payload.is_empty());
+    }
     let asked = asking(&connection, 2);
     answer(accept(&*listener).await, Bytes::new()).await.expect("the remote is there");
     assert_eq!(finished(asked).await.expect("a reply").0, 2);

@@ -21,7 +21,7 @@ pub use calls::*;
 pub use lifecycle::*;
 pub use limits::*;
 
-use super::envelope::{PROTOCOL_VERSION, RequestId};
+use super::envelope::{self, PROTOCOL_VERSION, RequestId};
 use super::error::TransportError;
 use super::{Connection, Deadline, Incoming, Listener, Message, MessageLimits, Transport};
 use crate::model::endpoint::Endpoint;
