@@ -416,6 +416,12 @@ async fn an_idle_connection_is_closed_and_one_in_use_is_not() {
     let scene = Scene::new(settings, 0).await;
     let mut raw = scene.raw("DEALER").await;
     closed(&mut raw.stream).await;
+    // Half a request keeps it no longer, nor does the delimiter of one.
+    for begun in [&[0, 100, 1][..], &[MORE, 0], &[MORE, 1, b'x']] {
+        let mut raw = scene.raw("DEALER").await;
+        raw.send_raw(begun).await;
+        closed(&mut raw.stream).await;
+    }
     scene.end().await;
 }
 

@@ -4,6 +4,7 @@
 //! commands are taken out, and answered where they ask for it. Neither loop reads more than it can hand on, so a
 //! side that does not read stops the other, and one that does not read for too long is cut off.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -37,12 +38,19 @@ pub(crate) struct RequestGate {
     requests: Semaphore,
     bytes: Semaphore,
     allowed: usize,
+    /// The newest of them has not come in whole.
+    arriving: AtomicBool,
 }
 
 impl RequestGate {
     /// Room for as many requests; `header` is the largest header in bytes.
     pub(crate) fn new(in_flight: usize, header: usize) -> Self {
-        Self { requests: Semaphore::new(in_flight), bytes: Semaphore::new(4 * header), allowed: in_flight }
+        Self {
+            requests: Semaphore::new(in_flight),
+            bytes: Semaphore::new(4 * header),
+            allowed: in_flight,
+            arriving: AtomicBool::new(false),
+        }
     }
 
     fn try_enter(&self, opens: bool, bytes: u32) -> bool {
@@ -77,6 +85,11 @@ impl RequestGate {
     /// How many requests are in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.allowed.saturating_sub(self.requests.available_permits())
+    }
+
+    /// Whether requests wait for their replies. One that was only begun keeps nobody busy but the remote.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.in_flight() > usize::from(self.arriving.load(Ordering::Relaxed))
     }
 }
 
@@ -162,6 +175,9 @@ where
                         run = at;
                         gate.enter(opens, kept).await;
                     }
+                    if let Some(gate) = inbound.gate() {
+                        gate.arriving.store(true, Ordering::Relaxed);
+                    }
                     if !keep {
                         write(to, &bytes[run..at], stalled).await?;
                         write(to, &empty_frame(more), stalled).await?;
@@ -175,6 +191,9 @@ where
                         run = at;
                     }
                     messages += u64::from(closes);
+                    if closes && let Some(gate) = inbound.gate() {
+                        gate.arriving.store(false, Ordering::Relaxed);
+                    }
                 }
                 Step::Command { bytes: length, body } => {
                     write(to, &bytes[run..at], stalled).await?;

@@ -226,7 +226,7 @@ impl Server {
                     &pong_sender,
                     stalled,
                 );
-                let busy = || remote.gate.in_flight() > 0 || remote.has_queued();
+                let busy = || remote.gate.is_busy() || remote.has_queued();
                 tokio::select! {
                     ended = inbound => return ended,
                     ended = &mut outbound => return ended,
