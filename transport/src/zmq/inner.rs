@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
@@ -122,6 +123,8 @@ impl Doorway {
         let accept = async {
             loop {
                 let (mut stream, _) = listener.accept().await?;
+                // A whole buffer of the guard goes in at once.
+                SockRef::from(&stream).set_send_buffer_size(READ_BUFFER)?;
                 // One that was given up on its way is closed at the other end.
                 if shake_hands(&mut stream, guard, &[expected]).await.is_ok() {
                     return Ok(stream);
