@@ -33,7 +33,8 @@ pub struct DownloadSettings {
     pub silence: Duration,
     /// Providers per download at once.
     pub max_providers: usize,
-    /// Bytes between the request and the written piece, of all downloads together.
+    /// Bytes between the request and the written piece, of all downloads together. It is also what a `kill -9` can
+    /// cost at most: what is written survives it.
     pub budget: usize,
     /// How far the requests to one provider run ahead.
     pub window: WindowSettings,
@@ -45,7 +46,7 @@ impl Default for DownloadSettings {
             patience: Duration::from_secs(60),
             silence: Duration::from_secs(10),
             max_providers: 16,
-            budget: 32 * 1024 * 1024,
+            budget: 16 * 1024 * 1024,
             window: WindowSettings::default(),
         }
     }
