@@ -285,6 +285,26 @@ async fn a_quota_holds_for_all_pins_together_and_is_freed() {
 }
 
 #[tokio::test]
+async fn a_pin_grows_within_the_quota_and_frees_all_that_it_took() {
+    let catalogue = open(&storage(), START).await;
+    let by = PeerId::from_bytes([1; 32]);
+    let pin = async |n, size| catalogue.pin(file(n), size, 100, by, START).await;
+    pin(1, 10).await.unwrap();
+    pin(2, 30).await.unwrap();
+    assert!(catalogue.resize_pin(&file(1), 70, 100).await.unwrap());
+    assert_eq!(catalogue.reserved().await.unwrap().bytes, 100);
+    assert!(matches!(
+        catalogue.resize_pin(&file(2), 31, 100).await,
+        Err(CatalogueError::QuotaFull { reserved: 70, .. })
+    ));
+    assert_eq!(catalogue.pinned(&file(2)).await.unwrap().unwrap().size, 30);
+    assert!(!catalogue.resize_pin(&file(3), 1, 100).await.unwrap());
+    assert!(catalogue.unpin(&file(1)).await.unwrap());
+    let reserved = catalogue.reserved().await.unwrap();
+    assert_eq!((reserved.bytes, reserved.pins), (30, 1));
+}
+
+#[tokio::test]
 async fn a_newer_format_and_another_content_are_refused() {
     for (v, what) in [(2, "catalogue"), (1, "library")] {
         let storage = storage();

@@ -172,11 +172,11 @@ impl TrackerService {
         for LivingClaim { peer, claim, lease } in living {
             let mut endpoints = lease.endpoints.clone();
             endpoints.retain(|endpoint| near || !endpoint.is_loopback());
-            bytes += endpoints.iter().map(|endpoint| endpoint.to_string().len() + 3).sum::<usize>();
-            bytes += PROVIDER_BYTES;
             if endpoints.is_empty() {
                 continue;
             }
+            bytes += endpoints.iter().map(|endpoint| endpoint.to_string().len() + 3).sum::<usize>();
+            bytes += PROVIDER_BYTES;
             if providers.len() == MAX_PROVIDERS || bytes > MAX_PROVIDER_BYTES {
                 break;
             }
@@ -198,10 +198,11 @@ impl TrackerService {
     }
 
     async fn unpin(&self, session: SessionId, id: FileId) -> Result<Reply, ErrorReply> {
-        self.session(session).await?;
+        let by = self.session(session).await?.peer;
         let store = self.store()?;
-        if self.catalogue.pinned(&id).await?.is_none() {
-            return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not pinned")));
+        // Anybody may look for ids; nobody may take away what another one asked to be kept.
+        if self.catalogue.pinned(&id).await?.is_none_or(|pin| pin.by != by) {
+            return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not pinned by this peer")));
         }
         // In this order the room is free only once it is really free.
         store.discard(&id).await?;
