@@ -68,6 +68,13 @@ impl Share {
         fits
     }
 
+    fn take(&self, bytes: usize) {
+        let mut all = self.budget.taken.lock();
+        let mut own = self.taken.lock();
+        *all = all.saturating_add(bytes);
+        *own = own.saturating_add(bytes);
+    }
+
     fn release(&self, bytes: usize) {
         *self.budget.taken.lock() -= bytes;
         *self.taken.lock() -= bytes;
@@ -97,6 +104,13 @@ impl ConnectionBudget {
                 released.await;
             }
         }
+        Reservation { share: Arc::clone(&self.shared), bytes }
+    }
+
+    /// Takes bytes at once, whether they are free or not. For what is added to a reservation: who waits while holding
+    /// something may wait for somebody who does the same.
+    pub fn take(&self, bytes: usize) -> Reservation {
+        self.shared.take(bytes);
         Reservation { share: Arc::clone(&self.shared), bytes }
     }
 
