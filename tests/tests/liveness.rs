@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::Duration;
 
-use enjambre_tests::content::{MIB, hash_of};
+use enjambre_tests::content::{MIB, hash_of, read_tree, write_file};
 use enjambre_tests::node::World;
 use enjambre_tests::wait::LONG;
 use rustix::process::Signal;
@@ -173,6 +173,36 @@ fn a_pinned_file_stays_when_its_publisher_is_gone() {
     let (large, _) = world.file("large.bin", 11 * MIB);
     let refused = a.run(["publish", large.to_str().unwrap(), "--pin"]).expect_status(1);
     assert!(!refused.stderr.is_empty(), "it says that there is no room");
+}
+
+#[test]
+fn a_pinned_folder_stays_with_its_files_and_takes_their_room() {
+    let world = World::default();
+    let folder = |name: &str, sizes: [u64; 2]| {
+        let folder = world.path(name);
+        fs::create_dir(&folder).unwrap();
+        for (n, size) in sizes.into_iter().enumerate() {
+            write_file(&folder.join(n.to_string()), size, size + n as u64);
+        }
+        folder
+    };
+    let (fits, does_not) = (folder("fits", [5 * MIB, 5 * MIB]), folder("large", [4 * MIB, 3 * MIB]));
+    let content = read_tree(&fits);
+    let tracker =
+        world.tracker_with("tracker", &["tracker.store.enabled=true", "tracker.store.quota=\"16MiB\""]);
+    let mut a = world.running_peer("a", &[&tracker]);
+    a.publish(&fits, &["--pin"]);
+    let (file, _) = world.file("too-large.bin", 7 * MIB);
+    a.run(["publish", file.to_str().unwrap(), "--pin"]).expect_status(1);
+    a.run(["publish", does_not.to_str().unwrap(), "--pin"]).expect_status(1);
+    // What was refused takes no room.
+    let (file, _) = world.file("small.bin", 5 * MIB);
+    a.publish(&file, &["--pin"]);
+    a.kill();
+    fs::remove_dir_all(&fits).unwrap();
+    let b = world.peer("b", &[&tracker]);
+    b.get_to("fits", &world.path("copy"));
+    assert!(read_tree(&world.path("copy")) == content, "the folder is another");
 }
 
 #[test]

@@ -135,6 +135,12 @@ impl Node {
                 events.send(Event::Pinned { name }).await;
                 return Ok(());
             }
+            if self.listen.is_empty() {
+                return Err(Failure::failed(format!(
+                    "{name} is published, but no tracker can fetch a copy of it: nothing is offered here, \
+                     because the port of transport.listen is taken or none is set"
+                )));
+            }
             events.progress(Event::Pinning { name, done: progress.have.min(total), total });
         }
     }

@@ -1,8 +1,8 @@
 //! The copies that a tracker keeps: a peer inside the tracker, with a library of its own.
 //!
 //! The room is reserved in the catalogue when a pin is accepted, and unfinished pins are taken up again at the
-//! start. For a folder only its list is reserved, since nobody knows more at that time; whether its files fit is
-//! checked once the list is here.
+//! start. For a folder only its list is reserved, since nobody knows more at that time; the room of its files is
+//! reserved once the list is here. Nothing is kept of a file that is larger than it was said to be.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, UdpSocket};
@@ -12,10 +12,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use enjambre_core::catalogue::Catalogue;
+use enjambre_core::catalogue::error::CatalogueError;
 use enjambre_core::catalogue::pins::Pin;
+use enjambre_core::download::DownloadError;
 use enjambre_core::download::downloader::Wanted;
 use enjambre_core::download::get::{Get, get};
 use enjambre_core::download::progress::Progress;
+use enjambre_core::download::source::ProviderSource;
+use enjambre_core::library::entry::Entry;
+use enjambre_core::library::error::LibraryError;
 use enjambre_core::library::library::Library;
 use enjambre_core::library::output::Destination;
 use enjambre_core::model::endpoint::Endpoint;
@@ -32,6 +37,7 @@ use enjambre_core::tracker::trackers::Trackers;
 use enjambre_core::transport::dialer::Dialer;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,6 +51,8 @@ use crate::registry::{Place, Registry};
 
 /// Files that are fetched at the same time; further ones wait.
 const AT_ONCE: usize = 4;
+/// Pins that are looked after at the same time; further ones are told to come again.
+const MAX_FETCHES: usize = 10_000;
 /// How long to wait after a fetch that failed.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -69,6 +77,7 @@ pub(super) struct Store {
 #[derive(Debug)]
 struct Fetch {
     stop: CancellationToken,
+    task: JoinHandle<()>,
     /// Why it cannot succeed as things are.
     refusal: Option<ErrorReply>,
 }
@@ -136,7 +145,17 @@ impl Store {
         self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(async move { store.resume().await }));
     }
 
+    /// Clears away what is pinned no more, and goes on with what is not whole.
     async fn resume(&self) {
+        for entry in self.library().entries() {
+            // The end of a pin may have been cut short.
+            if entry.name.is_some()
+                && matches!(self.catalogue.pinned(&entry.id).await, Ok(None))
+                && let Err(error) = self.discard(&entry.id).await
+            {
+                tracing::warn!(id = %entry.id, %error, "a copy that is pinned no more is still here");
+            }
+        }
         let mut after = None;
         loop {
             match self.catalogue.pins(after.as_ref()).await {
@@ -144,14 +163,16 @@ impl Store {
                     let Some(last) = pins.last() else { return };
                     after = Some(last.id);
                     for pin in pins {
-                        let whole = self.library().entry(&pin.id).is_some_and(|entry| entry.is_complete());
-                        if pin.held && whole {
+                        if self.is_whole(&pin.id).await && pin.held {
                             continue;
                         }
-                        match self.catalogue.file(&pin.id, SystemClock.now_ms()).await {
-                            Ok(Some(file)) => self.begin(&file),
-                            Ok(None) => {}
-                            Err(error) => tracing::warn!(id = %pin.id, %error, "a pin could not be read"),
+                        if pin.held
+                            && let Err(error) = self.catalogue.set_held(&pin.id, false).await
+                        {
+                            tracing::warn!(id = %pin.id, %error, "a loss could not be noted");
+                        }
+                        while !self.begin(pin.id) {
+                            tokio::time::sleep(PAUSE).await;
                         }
                     }
                 }
@@ -163,101 +184,188 @@ impl Store {
         }
     }
 
-    fn begin(&self, file: &FileRecord) {
-        let Some(store) = self.this.upgrade() else { return };
+    /// Whether a file is here, or a folder with all of its files.
+    async fn is_whole(&self, id: &FileId) -> bool {
+        let library = self.library();
+        let whole = |id: &FileId| library.entry(id).filter(Entry::is_complete);
+        match whole(id).map(|entry| entry.kind) {
+            None => false,
+            Some(FileKind::File) => true,
+            Some(FileKind::Collection) => library.collection(id).await.is_ok_and(|collection| {
+                collection.members().iter().all(|member| whole(&member.id).is_some())
+            }),
+        }
+    }
+
+    /// Fetches a pinned file in the background, unless that is under way or was refused. False where too many are
+    /// under way.
+    fn begin(&self, id: FileId) -> bool {
+        let Some(store) = self.this.upgrade() else { return true };
         let mut fetches = self.fetches.lock();
-        if fetches.get(&file.id).is_some_and(|fetch| fetch.refusal.is_none()) {
-            return;
+        if fetches.contains_key(&id) {
+            return true;
+        }
+        if fetches.len() >= MAX_FETCHES {
+            fetches.retain(|_, fetch| fetch.refusal.is_none());
+            if fetches.len() >= MAX_FETCHES {
+                return false;
+            }
         }
         let stop = self.stop.child_token();
-        fetches.insert(file.id, Fetch { stop: stop.clone(), refusal: None });
-        let file = file.clone();
-        self.tasks.spawn(async move {
-            let refusal = stop.run_until_cancelled(store.fetch(&file)).await.and_then(Result::err);
-            let mut fetches = store.fetches.lock();
-            match refusal {
-                Some(refusal) => {
-                    tracing::warn!(id = %file.id, name = %file.name, "a pinned file is not kept: {}", refusal.message);
-                    if let Some(fetch) = fetches.get_mut(&file.id) {
-                        fetch.refusal = Some(refusal);
-                    }
+        let task = self.tasks.spawn({
+            let stop = stop.clone();
+            async move {
+                // Whoever cancels it looks after the rest.
+                let Some(result) = stop.run_until_cancelled(store.fetch(&id)).await else { return };
+                if let Err(refusal) = &result {
+                    tracing::warn!(%id, "a pinned file is not kept: {}", refusal.message);
+                    store.give_up(&id).await;
                 }
-                None => {
-                    fetches.remove(&file.id);
+                let mut fetches = store.fetches.lock();
+                match result {
+                    Ok(()) => drop(fetches.remove(&id)),
+                    Err(refusal) => {
+                        if let Some(fetch) = fetches.get_mut(&id) {
+                            fetch.refusal = Some(refusal);
+                        }
+                    }
                 }
             }
         });
+        fetches.insert(id, Fetch { stop, task, refusal: None });
+        true
     }
 
-    /// Fetches a file, however often it takes. Fails where it never will be kept.
-    async fn fetch(&self, file: &FileRecord) -> Result<(), ErrorReply> {
-        loop {
-            let slot = self.slots.acquire().await;
-            if file.kind == FileKind::Collection {
-                self.check_room(file).await?;
-            }
-            let what = Get {
-                id: file.id,
-                name: Some(file.name.clone()),
-                kind: file.kind,
-                size: file.size,
-                output: None,
-                force: false,
-                durable: true,
-            };
-            let (progress, _seen) = watch::channel(Progress::default());
-            let providers = Arc::clone(&self.providers) as _;
-            match get(&self.shelf.downloader, &what, providers, &progress).await {
-                Ok(_) => match self.catalogue.set_held(&file.id, true).await {
-                    Ok(true) => {
-                        tracing::info!(id = %file.id, name = %file.name, "a copy is kept");
-                        return Ok(());
-                    }
-                    // Unpinned meanwhile; `discard` deletes it.
-                    Ok(false) => return Ok(()),
-                    Err(error) => tracing::warn!(id = %file.id, %error, "a copy could not be noted"),
-                },
-                Err(error) => {
-                    let failure = Failure::from_error(Status::Failed, &*error);
-                    tracing::warn!(id = %file.id, name = %file.name, "a pinned file is tried again: {failure}");
-                }
-            }
-            drop(slot);
-            tokio::time::sleep(PAUSE).await;
+    /// Takes a pin back and deletes what was fetched for it.
+    async fn give_up(&self, id: &FileId) {
+        let unpinned = self.catalogue.unpin(id).await.map(drop).map_err(|error| error.to_string());
+        let removed = self.remove(id).await.map_err(|error| error.to_string());
+        if let Err(error) = unpinned.and(removed) {
+            tracing::warn!(%id, error, "a pin that cannot be kept could not be taken back");
         }
     }
 
-    /// Fetches the list of a folder and sees whether its files have room.
-    async fn check_room(&self, file: &FileRecord) -> Result<(), ErrorReply> {
+    /// Fetches a file, however often it takes. Fails where it never will be kept.
+    async fn fetch(&self, id: &FileId) -> Result<(), ErrorReply> {
+        while !self.fetch_once(id).await? {
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Tries once; says whether that was the end of it.
+    async fn fetch_once(&self, id: &FileId) -> Result<bool, ErrorReply> {
+        // Read anew each time: whoever publishes it again may have put its size right.
+        let file = match self.catalogue.file(id, SystemClock.now_ms()).await {
+            Ok(Some(file)) => file,
+            Ok(None) => {
+                return Err(ErrorReply::new(ErrorCode::NotFound, "nobody offers the file any more"));
+            }
+            Err(error) => {
+                tracing::warn!(%id, %error, "a pin could not be looked up");
+                return Ok(false);
+            }
+        };
+        // Those that nobody offers at the moment do not stand in the way of the others.
+        if !self.is_whole(id).await && !self.is_offered(id).await {
+            return Ok(false);
+        }
+        let Ok(_slot) = self.slots.acquire().await else { return Ok(false) };
+        let tried_again = |error: &DownloadError| {
+            let failure = Failure::from_error(Status::Failed, error);
+            tracing::warn!(%id, name = %file.name, "a pinned file is tried again: {failure}");
+        };
+        if file.kind == FileKind::File && !self.reserve(id, file.size).await? {
+            return Ok(true);
+        }
         let wanted = Wanted {
-            id: file.id,
+            id: *id,
             name: Some(file.name.clone()),
             kind: file.kind,
             member_of: None,
             claimed_size: Some(file.size),
-            proven_size: None,
+            // It gets the room that it was said to need, and no more.
+            proven_size: Some(file.size),
             destination: Destination::Library,
-            announced_as: file.id,
+            announced_as: *id,
             providers: Arc::clone(&self.providers) as _,
         };
-        if self.shelf.downloader.get(wanted).wait().await.is_err() {
-            // The fetch itself says why, and tries again.
-            return Ok(());
+        if let Err(error) = self.shelf.downloader.get(wanted).wait().await {
+            tried_again(&error);
+            return Ok(false);
         }
-        let Ok(collection) = self.library().collection(&file.id).await else { return Ok(()) };
-        let members: std::collections::HashSet<_> =
-            collection.members().iter().map(|member| member.id).collect();
-        let others = self.library().entries().into_iter().filter(|entry| !members.contains(&entry.id));
-        let taken: u64 = others.map(|entry| entry.size).fold(0, u64::saturating_add);
-        if taken.saturating_add(collection.total_size()) <= self.quota {
-            return Ok(());
+        if file.kind == FileKind::Collection {
+            let members = match self.library().collection(id).await {
+                Ok(collection) => collection.total_size(),
+                Err(error) => {
+                    return Err(ErrorReply::new(ErrorCode::Malformed, error.to_string()));
+                }
+            };
+            if !self.reserve(id, file.size.saturating_add(members)).await? {
+                return Ok(true);
+            }
         }
-        let message = format!(
-            "the folder has {} bytes, and of the quota of {} bytes {taken} are taken",
-            collection.total_size(),
-            self.quota
-        );
-        Err(ErrorReply::new(ErrorCode::Full, message))
+        let what = Get {
+            id: *id,
+            name: Some(file.name.clone()),
+            kind: file.kind,
+            size: file.size,
+            output: None,
+            force: false,
+            durable: true,
+        };
+        let (progress, _seen) = watch::channel(Progress::default());
+        let providers = Arc::clone(&self.providers) as _;
+        if let Err(error) = get(&self.shelf.downloader, &what, providers, &progress).await {
+            tried_again(&error);
+            return Ok(false);
+        }
+        match self.catalogue.set_held(id, true).await {
+            Ok(true) => tracing::info!(%id, name = %file.name, "a copy is kept"),
+            // Unpinned by another tracker of this catalogue.
+            Ok(false) => self.give_up(id).await,
+            Err(error) => {
+                tracing::warn!(%id, %error, "a copy could not be noted");
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether anybody else offers the file.
+    async fn is_offered(&self, id: &FileId) -> bool {
+        let me = self.key.peer_id();
+        self.providers.providers(id).await.is_ok_and(|found| found.iter().any(|each| each.peer != me))
+    }
+
+    /// Reserves room for a pin. False where there is no pin any more.
+    async fn reserve(&self, id: &FileId, size: u64) -> Result<bool, ErrorReply> {
+        loop {
+            match self.catalogue.resize_pin(id, size, self.quota).await {
+                Ok(pinned) => return Ok(pinned),
+                Err(error @ CatalogueError::QuotaFull { .. }) => return Err(error.into()),
+                Err(error) => tracing::warn!(%id, %error, "room for a copy could not be noted"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Deletes a copy, unless a folder that is kept needs it.
+    async fn remove(&self, id: &FileId) -> Result<(), LibraryError> {
+        let library = self.library();
+        for entry in library.entries() {
+            let is_folder = entry.kind == FileKind::Collection && entry.name.is_some() && entry.id != *id;
+            if is_folder
+                && let Ok(collection) = library.collection(&entry.id).await
+                && collection.members().iter().any(|member| member.id == *id)
+            {
+                return Ok(());
+            }
+        }
+        match library.remove(id).await {
+            Err(LibraryError::NotFound { .. }) => Ok(()),
+            result => result,
+        }
     }
 
     /// How many bytes of a file or folder are here.
@@ -299,34 +407,35 @@ impl PinStore for Store {
     }
 
     async fn keep(&self, file: &FileRecord, pin: Pin) -> Result<u64, ErrorReply> {
-        let refusal = self.fetches.lock().get(&file.id).and_then(|fetch| fetch.refusal.clone());
+        let refusal = {
+            let mut fetches = self.fetches.lock();
+            let refused = fetches.get(&file.id).is_some_and(|fetch| fetch.refusal.is_some());
+            if refused { fetches.remove(&file.id).and_then(|fetch| fetch.refusal) } else { None }
+        };
         if let Some(refusal) = refusal {
-            self.fetches.lock().remove(&file.id);
-            if let Err(error) = self.catalogue.unpin(&file.id).await {
-                tracing::warn!(id = %file.id, %error, "a pin that cannot be kept could not be taken back");
-            }
-            self.discard(&file.id).await?;
+            // It was pinned anew by being asked for.
+            self.give_up(&file.id).await;
             return Err(refusal);
         }
-        let whole = self.library().entry(&file.id).is_some_and(|entry| entry.is_complete());
-        if !(pin.held && whole) {
-            self.begin(file);
+        let done = pin.held && self.is_whole(&file.id).await;
+        if !done && !self.begin(file.id) {
+            let busy = ErrorReply::new(ErrorCode::Busy, "too many copies are being fetched");
+            return Err(busy.retry_after(PAUSE));
         }
         Ok(self.have(&file.id).await)
     }
 
     async fn discard(&self, id: &FileId) -> Result<(), ErrorReply> {
         let fetch = self.fetches.lock().remove(id);
-        if let Some(fetch) = fetch {
-            fetch.stop.cancel();
+        if let Some(Fetch { stop, task, .. }) = fetch {
+            stop.cancel();
+            // Otherwise it could begin anew what is removed here.
+            let _ = task.await;
         }
-        match self.library().remove(id).await {
-            Ok(()) | Err(enjambre_core::library::error::LibraryError::NotFound { .. }) => Ok(()),
-            Err(error) => {
-                tracing::warn!(%id, %error, "a copy could not be deleted");
-                Err(ErrorReply::new(ErrorCode::Storage, "the copy could not be deleted"))
-            }
-        }
+        self.remove(id).await.map_err(|error| {
+            tracing::warn!(%id, %error, "a copy could not be deleted");
+            ErrorReply::new(ErrorCode::Storage, "the copy could not be deleted")
+        })
     }
 }
 

@@ -54,6 +54,9 @@ pub enum CatalogueError {
     /// The tracker has as many peers as it may have.
     #[error("this tracker has as many peers as it may have")]
     TooManyPeers,
+    /// The catalogue has as many versions of names as it may have.
+    #[error("this catalogue has as many files as it may have")]
+    TooManyFiles,
 }
 
 fn count_text(more: bool, count: usize) -> String {
@@ -74,7 +77,7 @@ impl From<CatalogueError> for ErrorReply {
             CatalogueError::Unauthorized => ErrorCode::Unauthorized,
             CatalogueError::Conflict => ErrorCode::Conflict,
             CatalogueError::Malformed { .. } => ErrorCode::Malformed,
-            CatalogueError::QuotaFull { .. } => ErrorCode::Full,
+            CatalogueError::QuotaFull { .. } | CatalogueError::TooManyFiles => ErrorCode::Full,
             CatalogueError::TooManyPeers => ErrorCode::Busy,
         };
         let reply = Self::new(code, error.to_string());

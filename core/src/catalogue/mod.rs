@@ -42,6 +42,7 @@ pub struct Catalogue {
     storage: Arc<dyn Storage>,
     id: CatalogueId,
     max_peers: u64,
+    max_versions: u64,
     /// How old a remembered lease may be, in milliseconds.
     fresh: u64,
     leases: Mutex<LeaseTable>,
@@ -65,6 +66,8 @@ pub struct CatalogueRules {
     pub fresh: u64,
     /// How many peers there may be, dead ones that are kept for their return included.
     pub max_peers: u64,
+    /// How many versions of names there may be.
+    pub max_versions: u64,
 }
 
 impl Catalogue {
@@ -103,6 +106,7 @@ impl Catalogue {
                 storage,
                 id: CatalogueId(id),
                 max_peers: rules.max_peers,
+                max_versions: rules.max_versions,
                 fresh: rules.fresh,
                 leases: Mutex::new(LeaseTable::new(rules.leases, stamp, now)),
                 cache: Mutex::default(),

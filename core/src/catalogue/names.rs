@@ -68,6 +68,7 @@ impl Catalogue {
                     batch.require(VERSIONS, layout::version_key(name, *version), raw.clone());
                     Published { version: *version, new: false }
                 }
+                _ if self.versions() >= self.max_versions => return Err(CatalogueError::TooManyFiles),
                 _ => {
                     let version = newest.as_ref().map_or(1, |(version, ..)| version.saturating_add(1));
                     let key = layout::version_key(name, version);

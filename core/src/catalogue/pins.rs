@@ -16,6 +16,8 @@ pub struct Pin {
     pub size: u64,
     /// Whether the tracker has the whole file, durably.
     pub held: bool,
+    /// Who asked for it.
+    pub by: PeerId,
 }
 
 impl Catalogue {
@@ -44,8 +46,40 @@ impl Catalogue {
             batch.put(PINS, layout::file_key(&id), layout::encode(&record));
             batch.put(META, layout::meta_key("reserved"), layout::encode(&reserved));
             match self.try_commit(batch, Durability::Durable).await {
-                Ok(true) => return Ok(Pin { id, size, held: false }),
+                Ok(true) => return Ok(Pin { id, size, held: false, by }),
                 // After the outcome is known, the next round finds the pin or makes it.
+                Ok(false) | Err(StorageError::Indeterminate { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(CatalogueError::Conflict)
+    }
+
+    /// Reserves another number of bytes for a pin, durably: what it takes may be known only later. False where it
+    /// is not pinned any more; where the quota does not allow it, nothing is changed.
+    pub async fn resize_pin(&self, id: &FileId, size: u64, quota: u64) -> Result<bool, CatalogueError> {
+        let key = layout::file_key(id);
+        for _ in 0..ATTEMPTS {
+            let raw = self.read(PINS, &key).await?;
+            let Some(raw) = raw else { return Ok(false) };
+            let record: PinRecord = layout::decode(PINS, &raw)?;
+            if record.size == size {
+                // It may have been written a moment ago by a commit of which the outcome was not known.
+                self.storage.sync().await?;
+                return Ok(true);
+            }
+            let (reserved, mut batch) = self.reserved_with_condition().await?;
+            let others = reserved.bytes.saturating_sub(record.size);
+            let bytes = others.checked_add(size).filter(|bytes| *bytes <= quota || size < record.size);
+            let Some(bytes) = bytes else {
+                return Err(CatalogueError::QuotaFull { size, reserved: others, quota });
+            };
+            batch.require(PINS, key.clone(), raw);
+            batch.put(PINS, key.clone(), layout::encode(&PinRecord { size, ..record }));
+            let reserved = ReservedRecord { bytes, ..reserved };
+            batch.put(META, layout::meta_key("reserved"), layout::encode(&reserved));
+            match self.try_commit(batch, Durability::Durable).await {
+                Ok(true) => return Ok(true),
                 Ok(false) | Err(StorageError::Indeterminate { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -57,8 +91,8 @@ impl Catalogue {
     pub async fn pinned(&self, id: &FileId) -> Result<Option<Pin>, CatalogueError> {
         let raw = self.read(PINS, &layout::file_key(id)).await?;
         let Some(raw) = raw else { return Ok(None) };
-        let PinRecord { size, held, .. } = layout::decode(PINS, &raw)?;
-        Ok(Some(Pin { id: *id, size, held }))
+        let PinRecord { size, held, by, .. } = layout::decode(PINS, &raw)?;
+        Ok(Some(Pin { id: *id, size, held, by }))
     }
 
     /// Writes down, durably, whether the tracker has the whole file. False where it is not pinned any more.
@@ -120,8 +154,8 @@ impl Catalogue {
         let range = after.map_or(range.clone(), |id| range.after(&layout::file_key(id)));
         let mut pins = Vec::new();
         for (key, raw) in self.storage.scan(PINS, range, super::PAGE).await? {
-            let PinRecord { size, held, .. } = layout::decode(PINS, &raw)?;
-            pins.push(Pin { id: layout::read_file_key(PINS, key.as_bytes())?, size, held });
+            let PinRecord { size, held, by, .. } = layout::decode(PINS, &raw)?;
+            pins.push(Pin { id: layout::read_file_key(PINS, key.as_bytes())?, size, held, by });
         }
         Ok(pins)
     }

@@ -23,6 +23,7 @@ const RULES: CatalogueRules = CatalogueRules {
     leases: LeaseRules { lease: 30_000, retention: 1_000_000, settle: 120_000 },
     fresh: 5_000,
     max_peers: 1000,
+    max_versions: 1_000_000,
 };
 const START: u64 = 1_000_000_000;
 
@@ -282,6 +283,41 @@ async fn a_quota_holds_for_all_pins_together_and_is_freed() {
     assert!(!catalogue.unpin(&file(1)).await.unwrap());
     let reserved = open(&storage, START).await.reserved().await.unwrap();
     assert_eq!((reserved.bytes, reserved.pins), (40, 1));
+}
+
+#[tokio::test]
+async fn the_catalogue_takes_no_more_versions_than_it_may_have() {
+    let rules = CatalogueRules { max_versions: 2, ..RULES };
+    let catalogue = Catalogue::open(storage(), rules, START).await.unwrap();
+    let peer = session(&catalogue, 1, START).await;
+    for (n, name) in ["a", "b"].into_iter().enumerate() {
+        catalogue.publish(&peer, &publication(name, file(n as u64)), START).await.unwrap();
+    }
+    for name in ["a", "c"] {
+        let refused = catalogue.publish(&peer, &publication(name, file(9)), START).await;
+        assert!(matches!(refused, Err(CatalogueError::TooManyFiles)), "{refused:?}");
+    }
+    assert!(!catalogue.publish(&peer, &publication("b", file(1)), START).await.unwrap().new);
+}
+
+#[tokio::test]
+async fn a_pin_grows_within_the_quota_and_frees_all_that_it_took() {
+    let catalogue = open(&storage(), START).await;
+    let by = PeerId::from_bytes([1; 32]);
+    let pin = async |n, size| catalogue.pin(file(n), size, 100, by, START).await;
+    pin(1, 10).await.unwrap();
+    pin(2, 30).await.unwrap();
+    assert!(catalogue.resize_pin(&file(1), 70, 100).await.unwrap());
+    assert_eq!(catalogue.reserved().await.unwrap().bytes, 100);
+    assert!(matches!(
+        catalogue.resize_pin(&file(2), 31, 100).await,
+        Err(CatalogueError::QuotaFull { reserved: 70, .. })
+    ));
+    assert_eq!(catalogue.pinned(&file(2)).await.unwrap().unwrap().size, 30);
+    assert!(!catalogue.resize_pin(&file(3), 1, 100).await.unwrap());
+    assert!(catalogue.unpin(&file(1)).await.unwrap());
+    let reserved = catalogue.reserved().await.unwrap();
+    assert_eq!((reserved.bytes, reserved.pins), (30, 1));
 }
 
 #[tokio::test]

@@ -65,7 +65,8 @@ pub struct Wanted {
     pub member_of: Option<FileId>,
     /// The size that its publisher claims, for the progress shown until it is proven.
     pub claimed_size: Option<u64>,
-    /// The size, where it is part of something that was verified (the entry of a collection).
+    /// The size, where it is part of something that was verified (the entry of a collection), or no other is
+    /// wanted. Nothing is fetched from who claims another.
     pub proven_size: Option<u64>,
     /// Where it goes.
     pub destination: Destination,

@@ -222,6 +222,17 @@ async fn reaches(download: &Download, done: u64) -> Progress {
 const MIB: usize = 1024 * 1024;
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_kept_of_a_file_that_is_larger_than_it_was_said_to_be() {
+    let world = World::new(3 * MIB);
+    world.source("source", Manner::Honest, |_| true).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let wanted = Wanted { proven_size: Some(MIB as u64), ..world.wanted() };
+    let error = node.downloader.get(wanted).wait().await.unwrap_err();
+    assert!(matches!(&*error, DownloadError::Nobody { .. }), "{error}");
+    assert!(node.library.entry(&world.manifest.id()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn files_of_every_shape_arrive() {
     for size in [0, 1, 256 * 1024, 256 * 1024 + 1, 3 * MIB + 17] {
         let world = World::new(size);

@@ -536,6 +536,11 @@ impl Transfer<'_> {
 
     async fn on_joined(&mut self, key: ProviderKey, joined: Joined) -> Result<(), DownloadError> {
         let Joined { connection, layout, have, proof } = joined;
+        if self.wanted.proven_size.is_some_and(|size| size != layout.size()) {
+            // Whoever keeps files within a quota relies on it.
+            self.on_fault(key, Fault::Lie("another size than the file has"));
+            return Ok(());
+        }
         if self.open.is_none() {
             let Some((manifest, last)) = proof else {
                 // It has not the last piece, which proves the size.

@@ -11,6 +11,7 @@ pub mod error;
 pub mod listing;
 pub mod nonce;
 pub mod offers;
+mod pace;
 pub mod pin;
 pub mod presence;
 pub mod service;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::nonce::Nonces;
+use super::pace::Pace;
 use super::pin::PinStore;
 use super::settings::{TrackerSettings, millis};
 use crate::catalogue::Catalogue;
@@ -46,6 +47,7 @@ pub struct TrackerService {
     settings: TrackerSettings,
     clock: Arc<dyn Clock>,
     nonces: Nonces,
+    pace: Pace,
     store: Option<Arc<dyn PinStore>>,
     started: u64,
     /// Living peers and when they were counted.
@@ -67,6 +69,7 @@ impl TrackerService {
             settings,
             clock,
             nonces: Nonces::default(),
+            pace: Pace::default(),
             store,
             started,
             living: tokio::sync::Mutex::default(),
@@ -155,6 +158,10 @@ impl TrackerService {
             return Err(unauthorized("the connection belongs to another key"));
         }
         let endpoints = as_seen(proof.endpoints, peer.address)?;
+        self.pace.take(peer.address, now).map_err(|wait| {
+            let busy = ErrorReply::new(ErrorCode::Busy, "too many sessions begin from this address");
+            busy.retry_after(Duration::from_millis(wait))
+        })?;
         let session = self.catalogue.hello(id, endpoints.clone(), now).await?;
         tracing::debug!(peer = %id.short(), ?endpoints, "a peer began a session");
         let welcome = Welcome { session, lease_ms: millis(self.settings.lease), endpoints };
@@ -172,11 +179,11 @@ impl TrackerService {
         for LivingClaim { peer, claim, lease } in living {
             let mut endpoints = lease.endpoints.clone();
             endpoints.retain(|endpoint| near || !endpoint.is_loopback());
-            bytes += endpoints.iter().map(|endpoint| endpoint.to_string().len() + 3).sum::<usize>();
-            bytes += PROVIDER_BYTES;
             if endpoints.is_empty() {
                 continue;
             }
+            bytes += endpoints.iter().map(|endpoint| endpoint.to_string().len() + 3).sum::<usize>();
+            bytes += PROVIDER_BYTES;
             if providers.len() == MAX_PROVIDERS || bytes > MAX_PROVIDER_BYTES {
                 break;
             }
@@ -198,10 +205,11 @@ impl TrackerService {
     }
 
     async fn unpin(&self, session: SessionId, id: FileId) -> Result<Reply, ErrorReply> {
-        self.session(session).await?;
+        let by = self.session(session).await?.peer;
         let store = self.store()?;
-        if self.catalogue.pinned(&id).await?.is_none() {
-            return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not pinned")));
+        // Anybody may look for ids; nobody may take away what another one asked to be kept.
+        if self.catalogue.pinned(&id).await?.is_none_or(|pin| pin.by != by) {
+            return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not pinned by this peer")));
         }
         // In this order the room is free only once it is really free.
         store.discard(&id).await?;

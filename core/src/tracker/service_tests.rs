@@ -10,12 +10,18 @@ use tokio::time::advance;
 
 use super::client::TrackerClient;
 use super::error::TrackerError;
+use super::pin::PinStore;
 use super::service::TrackerService;
+use super::settings::TrackerSettings;
 use super::testing::{Tracker, World, endpoint, file, offer, publication};
+use crate::catalogue::Catalogue;
+use crate::catalogue::pins::Pin;
+use crate::model::id::FileId;
 use crate::model::identity::KeyPair;
+use crate::model::record::FileRecord;
 use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::protocol::message::{HelloProof, MAX_QUERY, Nonce, Reply, Request, SessionId};
-use crate::protocol::server::Handler;
+use crate::protocol::server::{Handler, serve};
 use crate::storage::memory::Memory;
 use crate::transport::envelope::RequestId;
 use crate::transport::error::TransportError;
@@ -285,4 +291,45 @@ async fn requests_beyond_the_limits_and_requests_for_peers_are_refused() {
     let error = ask(service, Request::Pin { session, id: file(1) }, "10.0.0.1").await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unsupported);
     assert!(error.message.contains("[tracker.store] enabled = true"), "{}", error.message);
+}
+
+/// Keeps nothing and says yes.
+#[derive(Debug)]
+struct NoStore;
+
+#[async_trait]
+impl PinStore for NoStore {
+    fn quota(&self) -> u64 {
+        1 << 40
+    }
+    async fn keep(&self, _file: &FileRecord, _pin: Pin) -> Result<u64, ErrorReply> {
+        Ok(0)
+    }
+    async fn discard(&self, _id: &FileId) -> Result<(), ErrorReply> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_who_pinned_a_file_unpins_it() {
+    let world = World::new();
+    let settings = TrackerSettings::default();
+    let storage = Arc::new(Memory::new());
+    let catalogue = Catalogue::open(storage, settings.rules(), world.clock.now_ms()).await.unwrap();
+    let store: Arc<dyn PinStore> = Arc::new(NoStore);
+    let service = TrackerService::new(Arc::new(catalogue), settings, Arc::clone(&world.clock), Some(store));
+    let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
+    let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::new(service)));
+    let client = TrackerClient::new(world.dialer(), endpoint(AT));
+    let owner = hello(&client, &KeyPair::generate()).await;
+    let other = hello(&client, &KeyPair::generate()).await;
+    client.publish(owner, &publication("a", 1)).await.unwrap();
+    assert_eq!(client.pin(owner, file(1)).await.unwrap(), (0, false));
+    assert_eq!(client.pin(other, file(1)).await.unwrap(), (0, false));
+    assert_eq!(code(client.unpin(other, file(1)).await), Some(ErrorCode::NotFound));
+    assert_eq!(client.status().await.unwrap().store.unwrap().pins, 1);
+    client.unpin(owner, file(1)).await.unwrap();
+    assert_eq!(client.status().await.unwrap().store.unwrap().pins, 0);
+    listener.shutdown(Duration::ZERO).await;
+    serving.await.unwrap();
 }

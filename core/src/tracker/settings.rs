@@ -20,6 +20,8 @@ pub struct TrackerSettings {
     pub sweep: Duration,
     /// How many peers there may be, dead ones that are kept for their return included.
     pub max_peers: u64,
+    /// How many versions of names there may be; about 1 KiB of the database each.
+    pub max_versions: u64,
 }
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -33,6 +35,7 @@ impl Default for TrackerSettings {
             flush: Duration::from_secs(5),
             sweep: Duration::from_secs(60),
             max_peers: 100_000,
+            max_versions: 10_000_000,
         }
     }
 }
@@ -64,6 +67,7 @@ impl TrackerSettings {
             },
             fresh: millis(self.flush_interval()),
             max_peers: self.max_peers,
+            max_versions: self.max_versions,
         }
     }
 }
