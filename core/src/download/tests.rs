@@ -364,3 +364,25 @@ async fn peers_that_download_at_the_same_time_serve_each_other() {
     let copies = source.seeder.seeder.sent() as f64 / (16 * MIB) as f64;
     assert!(copies < 2.0, "the source sent {copies} copies, the others traded too little");
 }
+
+#[tokio::test(start_paused = true)]
+async fn downloads_that_wait_for_the_last_room_in_the_budget_take_turns() {
+    let node_world = World::new(1);
+    let settings = DownloadSettings { budget: 4 * MIB, ..DownloadSettings::default() };
+    let node = node_world.node("reader", Manner::Honest, settings).await;
+    // Other transfers hold all of it but the room for one piece.
+    let held = Arc::clone(&node.downloader.parts.budget).try_acquire_many_owned(15 * 256).unwrap();
+    let mut sources = Vec::new();
+    let mut downloads = Vec::new();
+    for number in 0..4 {
+        let mut world = World::new(2 * MIB + number);
+        world.network = node_world.network.clone();
+        sources.push(world.source(&format!("source{number}"), Manner::Honest, |_| true).await);
+        downloads.push((node.downloader.get(world.wanted()), world));
+    }
+    for (download, world) in downloads {
+        download.wait().await.unwrap();
+        world.assert_complete(&node).await;
+    }
+    drop(held);
+}

@@ -109,8 +109,8 @@ enum Event {
     Piece(ProviderKey, PieceIndex, Result<(Bytes, OwnedSemaphorePermit), Fault>),
     Hashed(Vec<(Arrived, bool)>),
     Written(Vec<Arrived>, Result<(), LibraryError>),
-    /// There may be room in the budget again.
-    Room,
+    /// There is room in the budget for one piece.
+    Room(Option<OwnedSemaphorePermit>),
     /// Of no consequence: a question that was called off.
     Nothing,
 }
@@ -146,6 +146,9 @@ pub(super) struct Transfer<'a> {
     asking_providers: bool,
     providers_at: Instant,
     waiting_for_room: bool,
+    /// Room for one piece that was waited for. It goes to the next request: given back it would go to another
+    /// transfer that waits, and from there to the next, and none would ever use it.
+    room: Option<OwnedSemaphorePermit>,
     /// When there was last a sign that the download will go on.
     hopeful: Instant,
     last_fault: Option<String>,
@@ -177,6 +180,7 @@ pub(super) async fn run(
         asking_providers: false,
         providers_at: now,
         waiting_for_room: false,
+        room: None,
         hopeful: now,
         last_fault: None,
         cancelled: false,
@@ -282,7 +286,9 @@ impl Transfer<'_> {
     /// Why it makes no sense to wait any longer.
     fn out_of_patience(&mut self) -> Option<DownloadError> {
         let now = Instant::now();
-        let busy = !self.calls.is_empty() || self.hashing > 0 || self.writing || !self.to_write.is_empty();
+        let at_work = !self.calls.is_empty() || self.hashing > 0 || self.writing || !self.to_write.is_empty();
+        // Without room it is the other transfers that hold it up, not the lack of a provider.
+        let busy = at_work || self.waiting_for_room;
         if busy {
             self.hopeful = now;
         }
@@ -321,6 +327,8 @@ impl Transfer<'_> {
             self.ask_what_they_have();
             self.ask_for_pieces();
         }
+        // Nobody can be asked now: others may have it.
+        self.room = None;
     }
 
     fn pump_pipeline(&mut self) {
@@ -434,17 +442,16 @@ impl Transfer<'_> {
         while !askable.is_empty() {
             let mut still_askable = Vec::with_capacity(askable.len());
             for (key, connection) in askable {
-                let Ok(permit) = Arc::clone(&self.parts.budget).try_acquire_many_owned(cost(layout)) else {
+                let room = self.room.take().or_else(|| {
+                    Arc::clone(&self.parts.budget).try_acquire_many_owned(cost(layout)).ok()
+                });
+                let Some(permit) = room else {
                     // All of the budget is with other transfers: wait until some of it comes back.
                     if self.calls.is_empty() && !self.waiting_for_room {
                         self.waiting_for_room = true;
                         let budget = Arc::clone(&self.parts.budget);
                         self.events.push(
-                            async move {
-                                let _room = budget.acquire_many_owned(cost(layout)).await;
-                                Event::Room
-                            }
-                            .boxed(),
+                            budget.acquire_many_owned(cost(layout)).map(|room| Event::Room(room.ok())).boxed(),
                         );
                     }
                     return;
@@ -494,7 +501,10 @@ impl Transfer<'_> {
             Event::Piece(key, piece, result) => self.on_piece(key, piece, result),
             Event::Hashed(batch) => self.on_hashed(batch),
             Event::Written(batch, result) => self.on_written(batch, result)?,
-            Event::Room => self.waiting_for_room = false,
+            Event::Room(room) => {
+                self.waiting_for_room = false;
+                self.room = room;
+            }
             Event::Nothing => {}
         }
         Ok(())
