@@ -386,3 +386,17 @@ async fn downloads_that_wait_for_the_last_room_in_the_budget_take_turns() {
     }
     drop(held);
 }
+
+#[tokio::test(start_paused = true)]
+async fn two_who_promise_everything_and_send_nothing_cannot_keep_a_piece_from_coming() {
+    let world = World::new(5 * 256 * 1024);
+    // They answer everything but requests for pieces, so their connections are never silent.
+    world.source("one", Manner::Silent, |piece| piece != 3).await;
+    world.source("two", Manner::Silent, |piece| piece != 3).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let download = node.downloader.get(world.wanted());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.source("honest", Manner::Honest, |_| true).await;
+    tokio::time::timeout(Duration::from_secs(600), download.wait()).await.unwrap().unwrap();
+    world.assert_complete(&node).await;
+}

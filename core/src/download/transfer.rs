@@ -93,6 +93,14 @@ struct Known {
     failures: u32,
 }
 
+/// A request for a piece.
+#[derive(Debug)]
+struct Call {
+    abort: AbortHandle,
+    request: RequestId,
+    since: Instant,
+}
+
 /// A piece between its arrival and its write.
 struct Arrived {
     from: ProviderKey,
@@ -137,7 +145,7 @@ pub(super) struct Transfer<'a> {
     known: HashMap<ProviderKey, Known>,
     keys: HashMap<PeerId, ProviderKey>,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
-    calls: HashMap<(ProviderKey, PieceIndex), (AbortHandle, RequestId)>,
+    calls: HashMap<(ProviderKey, PieceIndex), Call>,
     to_hash: Vec<Arrived>,
     hashing: usize,
     to_write: Vec<Arrived>,
@@ -226,6 +234,7 @@ impl Transfer<'_> {
                 }
                 () = sleep_until(tick) => {
                     tick = Instant::now() + TICK;
+                    self.note_overdue();
                     if let Some(error) = self.out_of_patience() {
                         return self.give_up(error).await;
                     }
@@ -278,8 +287,18 @@ impl Transfer<'_> {
     }
 
     fn stop_calls(&mut self) {
-        for (_, (call, _)) in self.calls.drain() {
-            call.abort();
+        for (_, call) in self.calls.drain() {
+            call.abort.abort();
+        }
+    }
+
+    fn note_overdue(&mut self) {
+        let Some(Open { schedule, .. }) = &mut self.open else { return };
+        let now = Instant::now();
+        for (&(key, piece), call) in &self.calls {
+            if now >= call.since + self.parts.settings.silence {
+                schedule.overdue(key, piece);
+            }
         }
     }
 
@@ -476,7 +495,7 @@ impl Transfer<'_> {
                     }
                 };
                 let (abort, registration) = AbortHandle::new_pair();
-                self.calls.insert((key, piece), (abort, request));
+                self.calls.insert((key, piece), Call { abort, request, since: now });
                 let call = Abortable::new(call, registration);
                 self.events.push(
                     call.map(move |result| match result {
@@ -633,7 +652,7 @@ impl Transfer<'_> {
 
     /// A piece has come from another provider: this one need not send it.
     fn call_off(&mut self, call: (ProviderKey, PieceIndex)) {
-        let Some((abort, request)) = self.calls.remove(&call) else { return };
+        let Some(Call { abort, request, .. }) = self.calls.remove(&call) else { return };
         abort.abort();
         if let Some(Known { state: State::Active(active), .. }) = self.known.get(&call.0) {
             let connection = Arc::clone(&active.connection);
@@ -702,9 +721,9 @@ impl Transfer<'_> {
         if let Some(open) = &mut self.open {
             open.schedule.remove_provider(key);
         }
-        self.calls.retain(|(provider, _), (call, _)| {
+        self.calls.retain(|(provider, _), call| {
             if *provider == key {
-                call.abort();
+                call.abort.abort();
             }
             *provider != key
         });
