@@ -45,7 +45,7 @@ impl Default for DownloadSettings {
             patience: Duration::from_secs(60),
             silence: Duration::from_secs(10),
             max_providers: 16,
-            budget: 32 * 1024 * 1024,
+            budget: 20 * 1024 * 1024,
             window: WindowSettings::default(),
         }
     }

@@ -54,7 +54,7 @@ const FIRST_REST: Duration = Duration::from_millis(500);
 const LONGEST_REST: Duration = Duration::from_secs(30);
 /// Pieces are hashed in batches of about this many bytes, written in batches of at most this many.
 const HASH_BATCH: usize = 2 * 1024 * 1024;
-const WRITE_BATCH: usize = 8 * 1024 * 1024;
+const WRITE_BATCH: usize = 4 * 1024 * 1024;
 /// Batches that are hashed at once.
 const HASHERS: usize = 2;
 /// Providers that are asked at once to prove the file's size and hashes.
@@ -128,7 +128,7 @@ struct Joined {
     layout: PieceLayout,
     have: Bitmap,
     /// The proven manifest and the last piece, where that was what the provider was joined for.
-    proof: Option<(Manifest, Option<Bytes>)>,
+    proof: Option<(Manifest, Option<(Bytes, OwnedSemaphorePermit)>)>,
 }
 
 /// What a transfer works on once the manifest is proven.
@@ -216,6 +216,7 @@ impl Transfer<'_> {
     async fn drive(mut self, cancel: &CancellationToken) -> Result<Arc<LibraryFile>, DownloadError> {
         let mut tick = Instant::now() + TICK;
         loop {
+            self.mend();
             self.pump();
             if let Some(file) = self.finished() {
                 file.finish(false).await?;
@@ -275,9 +276,31 @@ impl Transfer<'_> {
 
     /// The file, when all of it is written.
     fn finished(&self) -> Option<Arc<LibraryFile>> {
-        let Open { file, schedule } = self.open.as_ref()?;
+        let Open { file, .. } = self.open.as_ref()?;
+        (self.all_arrived() && file.is_complete()).then(|| Arc::clone(file))
+    }
+
+    /// Whether nothing is missing and nothing is on its way.
+    fn all_arrived(&self) -> bool {
         let idle = self.to_hash.is_empty() && self.hashing == 0 && self.to_write.is_empty() && !self.writing;
-        (schedule.is_complete() && idle && file.is_complete()).then(|| Arc::clone(file))
+        idle && self.open.as_ref().is_some_and(|open| open.schedule.is_complete())
+    }
+
+    /// Begins again with what is missing, where the library lost pieces that it had: damage that a reader found.
+    fn mend(&mut self) {
+        if !self.all_arrived() {
+            return;
+        }
+        let Some(Open { file, .. }) = &self.open else { return };
+        if !file.is_complete() {
+            let file = Arc::clone(file);
+            for known in self.known.values_mut() {
+                if matches!(known.state, State::Active(_)) {
+                    known.state = State::Idle { from: Instant::now() };
+                }
+            }
+            self.begin(file);
+        }
     }
 
     fn cancel(&mut self) {
@@ -359,8 +382,10 @@ impl Transfer<'_> {
             let hashed = tokio::task::spawn_blocking(move || {
                 batch
                     .into_iter()
-                    .map(|arrived| {
+                    .map(|mut arrived| {
                         let good = file.manifest().piece_is(arrived.piece, &arrived.content);
+                        // What came from a socket may hold on to a larger buffer with parts of other pieces.
+                        arrived.content = Bytes::copy_from_slice(&arrived.content);
                         (arrived, good)
                     })
                     .collect()
@@ -413,7 +438,10 @@ impl Transfer<'_> {
         let most = if prove { PROVERS } else { self.parts.settings.max_providers };
         for (_, _, key) in candidates {
             if at_work >= most {
-                break;
+                // Those who have nothing that is missing must not keep out who may have it.
+                let Some(useless) = self.useless() else { break };
+                self.rest(useless, now + LONGEST_REST);
+                at_work -= 1;
             }
             let Some(known) = self.known.get_mut(&key) else { continue };
             known.state = State::Joining;
@@ -424,6 +452,42 @@ impl Transfer<'_> {
             self.events
                 .push(async move { Event::Joined(key, join(&parts, &provider, id, prove).await) }.boxed());
         }
+    }
+
+    /// A provider at work that has nothing which is still missing, or has owed everything for long.
+    fn useless(&self) -> Option<ProviderKey> {
+        let Some(Open { schedule, .. }) = &self.open else { return None };
+        let now = Instant::now();
+        let stalled = |key| {
+            let mut calls = self.calls.iter().filter(|((provider, _), _)| *provider == key).peekable();
+            calls.peek().is_some()
+                && calls.all(|(_, call)| now >= call.since + self.parts.settings.silence * 6)
+        };
+        let mut at_work = self.known.iter().filter(|(_, known)| matches!(known.state, State::Active(_)));
+        at_work.find(|&(&key, _)| !schedule.is_useful(key) || stalled(key)).map(|(&key, _)| key)
+    }
+
+    /// Lets a provider go that was at work, until this time.
+    fn rest(&mut self, key: ProviderKey, from: Instant) {
+        if let Some(known) = self.known.get_mut(&key) {
+            known.state = State::Idle { from };
+            // Others come first from now on.
+            known.failures += 1;
+        }
+        self.drop_provider(key);
+    }
+
+    /// Takes a provider out of the schedule and calls off what was asked of it.
+    fn drop_provider(&mut self, key: ProviderKey) {
+        if let Some(open) = &mut self.open {
+            open.schedule.remove_provider(key);
+        }
+        self.calls.retain(|(provider, _), call| {
+            if *provider == key {
+                call.abort.abort();
+            }
+            *provider != key
+        });
     }
 
     fn ask_what_they_have(&mut self) {
@@ -445,6 +509,10 @@ impl Transfer<'_> {
 
     fn ask_for_pieces(&mut self) {
         let Some(Open { schedule, file }) = &mut self.open else { return };
+        if self.write_after.is_some() {
+            // The disk is full: more would only take the budget from transfers that go elsewhere.
+            return;
+        }
         let layout = file.manifest().layout();
         let now = Instant::now();
         // One piece of each in turn, so that no provider takes all of the budget.
@@ -461,16 +529,20 @@ impl Transfer<'_> {
         while !askable.is_empty() {
             let mut still_askable = Vec::with_capacity(askable.len());
             for (key, connection) in askable {
-                let room = self.room.take().or_else(|| {
-                    Arc::clone(&self.parts.budget).try_acquire_many_owned(cost(layout)).ok()
-                });
+                let room = self
+                    .room
+                    .take()
+                    .or_else(|| Arc::clone(&self.parts.budget).try_acquire_many_owned(cost(layout)).ok());
                 let Some(permit) = room else {
                     // All of the budget is with other transfers: wait until some of it comes back.
                     if self.calls.is_empty() && !self.waiting_for_room {
                         self.waiting_for_room = true;
                         let budget = Arc::clone(&self.parts.budget);
                         self.events.push(
-                            budget.acquire_many_owned(cost(layout)).map(|room| Event::Room(room.ok())).boxed(),
+                            budget
+                                .acquire_many_owned(cost(layout))
+                                .map(|room| Event::Room(room.ok()))
+                                .boxed(),
                         );
                     }
                     return;
@@ -516,7 +588,13 @@ impl Transfer<'_> {
             Event::Joined(key, Ok(joined)) => self.on_joined(key, *joined).await?,
             Event::Joined(key, Err(fault)) => self.on_fault(key, fault),
             Event::Have(key, Ok((layout, have))) => self.on_have(key, layout, have),
-            Event::Have(key, Err(fault)) => self.on_fault(key, fault),
+            Event::Have(key, Err(fault)) => {
+                if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
+                    // A busy one stays and is asked again.
+                    active.have_again = Some(Instant::now() + HAVE_AGAIN);
+                }
+                self.on_fault(key, fault);
+            }
             Event::Piece(key, piece, result) => self.on_piece(key, piece, result),
             Event::Hashed(batch) => self.on_hashed(batch),
             Event::Written(batch, result) => self.on_written(batch, result)?,
@@ -572,11 +650,11 @@ impl Transfer<'_> {
                 return Ok(());
             };
             self.create(manifest).await?;
-            if let (Some(content), Some(piece)) = (last, layout.last())
+            if let (Some((content, permit)), Some(piece)) = (last, layout.last())
                 && let Some(open) = &mut self.open
+                && open.schedule.arrived(key, piece).wanted
             {
-                open.file.write_pieces(vec![(piece, content)]).await?;
-                open.schedule.arrived(key, piece);
+                self.to_write.push(Arrived { from: key, piece, content, _permit: permit });
             }
         }
         let Some(known) = self.known.get_mut(&key) else { return Ok(()) };
@@ -718,15 +796,7 @@ impl Transfer<'_> {
                 State::Idle { from: now + rest }
             }
         };
-        if let Some(open) = &mut self.open {
-            open.schedule.remove_provider(key);
-        }
-        self.calls.retain(|(provider, _), call| {
-            if *provider == key {
-                call.abort.abort();
-            }
-            *provider != key
-        });
+        self.drop_provider(key);
         self.providers_at = self.providers_at.min(now + FIRST_REST);
     }
 }
@@ -770,6 +840,9 @@ async fn join(parts: &Parts, provider: &Provider, id: FileId, prove: bool) -> Re
             None => proof = Some((manifest, None)),
             // Only the last piece proves the size.
             Some(last) if have.contains(last) => {
+                let room = Arc::clone(&parts.budget).acquire_many_owned(cost(layout)).await;
+                let permit = room.map_err(|_| Fault::Refused("the downloads are closed".to_owned()))?;
+                parts.limit.take(layout.len(last)).await;
                 let content = source::piece(&*connection, id, last, deadline).await?;
                 let (manifest, content, good) = tokio::task::spawn_blocking(move || {
                     let good = manifest.piece_is(last, &content);
@@ -780,7 +853,7 @@ async fn join(parts: &Parts, provider: &Provider, id: FileId, prove: bool) -> Re
                 if !good {
                     return Err(Fault::Lie("a last piece that does not fit the size"));
                 }
-                proof = Some((manifest, Some(content)));
+                proof = Some((manifest, Some((content, permit))));
             }
             Some(_) => {}
         }
