@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use enjambre_core::storage::Storage;
 use enjambre_core::transport::Transport;
 use serde::de::DeserializeOwned;
@@ -62,7 +61,7 @@ impl App {
 
     /// Does what these arguments say; the first is the name of the program.
     pub fn run(self, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-        let cli = match Cli::try_parse_from(arguments) {
+        let cli = match Cli::read(arguments) {
             Ok(cli) => cli,
             Err(error) => {
                 // Help and version are such an "error" as well. Nobody is left to tell if this fails.

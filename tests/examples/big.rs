@@ -77,7 +77,7 @@ fn run(setup: Setup, size: u64) -> Result<()> {
     let path = world.path("b.bin");
     step("get -o, alone", size, &watched, || get_to(&b, "large.bin", &path));
     check_file(&path, &hash)?;
-    let path = world.path("b");
+    let path = world.path("b-folder");
     step("get -o of the folder, alone", folder_size, &watched, || get_to(&b, "folder", &path));
     ensure!(read_tree(&path) == tree, "the folder arrived with differences");
     fs::remove_dir_all(&path)?;
@@ -101,7 +101,7 @@ fn run(setup: Setup, size: u64) -> Result<()> {
     let path = world.path("d.bin");
     step("A killed: get -o from the library of C", size, &watched, || get_to(&d, "large.bin", &path));
     check_file(&path, &hash)?;
-    let path = world.path("d");
+    let path = world.path("d-folder");
     step("A killed: get -o of the folder from C", folder_size, &watched, || get_to(&d, "folder", &path));
     ensure!(read_tree(&path) == tree, "the folder arrived from C with differences");
     fs::remove_dir_all(&path)?;
@@ -119,7 +119,7 @@ fn run(setup: Setup, size: u64) -> Result<()> {
     let path = world.path("e.bin");
     step("then get -o from C", size, &watched, || get_to(&e, "large.bin", &path));
     check_file(&path, &hash)?;
-    let path = world.path("e");
+    let path = world.path("e-folder");
     step("then get -o of the folder from C", folder_size, &watched, || get_to(&e, "folder", &path));
     ensure!(read_tree(&path) == tree, "the folder arrived from the restarted C with differences");
 

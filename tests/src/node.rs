@@ -160,16 +160,17 @@ impl Node {
         let mut all: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         all.extend(["--config".into(), self.config().into()]);
         all.extend(self.settings.iter().flat_map(|setting| ["--set".into(), setting.into()]));
+        // A tracker that has been given a port keeps it, and can be asked there.
+        if self.kind == "tracker" && !self.endpoint.is_empty() {
+            all.extend(["--set".into(), format!("transport.listen=[\"{}\"]", self.endpoint).into()]);
+        }
         all
     }
 
     #[track_caller]
     fn start(&mut self) {
         assert!(self.process.is_none(), "it runs already");
-        let mut args = self.args([self.kind]);
-        if self.kind == "tracker" && !self.endpoint.is_empty() {
-            args.extend(["--set".into(), format!("transport.listen=[\"{}\"]", self.endpoint).into()]);
-        }
+        let args = self.args([self.kind]);
         let mut process = Process::start(&self.folder, args);
         self.endpoint = process.wait_line(LONG, endpoint_in);
         self.process = Some(process);

@@ -70,8 +70,8 @@ fn whole_life(setup: Setup) {
     let mut c = world.running_peer("c", &[&tracker]);
     c.get_to(&hash, &world.path("c.bin"));
     assert_eq!(hash_of(&world.path("c.bin")), hash);
-    c.get_to("pictures", &world.path("c"));
-    assert_eq!(read_tree(&world.path("c")), tree);
+    c.get_to("pictures", &world.path("c-pictures"));
+    assert_eq!(read_tree(&world.path("c-pictures")), tree);
     assert_eq!(read_names(&world, "c.bin"), ["c.bin"], "no partial file is left");
     c.kill();
 
@@ -83,8 +83,8 @@ fn whole_life(setup: Setup) {
     let d = world.peer("d", &[&tracker]);
     d.get_to(&hash[..10], &world.path("d.bin"));
     assert_eq!(hash_of(&world.path("d.bin")), hash);
-    d.get_to("pictures", &world.path("d"));
-    assert_eq!(read_tree(&world.path("d")), tree);
+    d.get_to("pictures", &world.path("d-pictures"));
+    assert_eq!(read_tree(&world.path("d-pictures")), tree);
     let in_library = b.in_library("report.bin").expect("B still has it");
     assert_eq!((&in_library["have"], &in_library["size"]), (&in_library["pieces"], &size.into()));
     b.run(["verify"]).ok();

@@ -32,7 +32,8 @@ const SECONDS: u64 = 4;
 pub(super) async fn run(arguments: &Arguments, stop: CancellationToken) -> Result<(), Failure> {
     let folder = tempfile::Builder::new().prefix("enjambre-demo-").tempdir()?;
     let mut nodes = Vec::new();
-    let result = match stop.run_until_cancelled(show(arguments, folder.path(), &mut nodes)).await {
+    let root = folder.path().canonicalize()?;
+    let result = match stop.run_until_cancelled(show(arguments, &root, &mut nodes)).await {
         Some(result) => result,
         None => Err(Failure::failed("interrupted")),
     };

@@ -104,6 +104,31 @@ pub(super) async fn own_or_attach(path: &std::path::Path) -> Result<Owner, Failu
     }
 }
 
+/// Becomes the owner of a peer's data folder for good. Waits for a command that is soon done; says at once that another
+/// peer runs there.
+pub(super) async fn own_for_good(path: &std::path::Path) -> Result<DataDir, Failure> {
+    let folder = path.to_owned();
+    if let Some(owned) = crate::blocking(move || DataDir::try_own(&folder)).await? {
+        return Ok(owned);
+    }
+    if let Ok(attached) = attach(path).await {
+        let mut daemon = None;
+        let mut show = |event| match event {
+            Event::Status(status) if status.daemon => daemon = Some(status.pid),
+            _ => {}
+        };
+        attached.run(Command::Status, &mut show).await;
+        if let Some(pid) = daemon {
+            let text = format!(
+                "a peer runs in {} already (process {pid}); stop it, or choose another peer.data_dir",
+                path.display()
+            );
+            return Err(Failure::failed(text));
+        }
+    }
+    own(path).await
+}
+
 /// Becomes the owner of a data folder, or says that another process is.
 pub(super) async fn own(path: &std::path::Path) -> Result<DataDir, Failure> {
     let until = Instant::now() + PATIENCE;

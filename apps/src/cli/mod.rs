@@ -16,14 +16,15 @@ mod status;
 mod tracker;
 mod verify;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub(crate) use output::note as complain;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::tracker::trackers::Trackers;
-use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::load::{Loaded, Sources};
@@ -31,6 +32,7 @@ use crate::config::sections::NodeKind;
 use crate::failure::Failure;
 use crate::logging;
 use crate::registry::Registry;
+use crate::tracker::noted_endpoints;
 
 /// Share files with other machines of yours, directly and verified.
 #[derive(Debug, Parser)]
@@ -40,6 +42,35 @@ pub(crate) struct Cli {
     global: Global,
     #[command(subcommand)]
     command: Command,
+}
+
+impl Cli {
+    /// Reads the arguments of the process. `clap` forgets the values of a list in front of the command when there are
+    /// some behind it, so those in front are moved behind.
+    pub(crate) fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut arguments = arguments.into_iter();
+        let mut kept: Vec<OsString> = arguments.next().into_iter().collect();
+        let mut moved = Vec::new();
+        while let Some(argument) = arguments.next() {
+            match argument.to_str() {
+                Some("--set") => moved.extend(arguments.next().and_then(|value| value.into_string().ok())),
+                Some("--config") => {
+                    kept.push(argument);
+                    kept.extend(arguments.next());
+                }
+                Some(text) if text.starts_with("--set=") => moved.push(text["--set=".len()..].to_owned()),
+                Some(text) if text.starts_with('-') => kept.push(argument),
+                _ => {
+                    kept.push(argument);
+                    break;
+                }
+            }
+        }
+        let mut cli = Self::try_parse_from(kept.into_iter().chain(arguments))?;
+        moved.append(&mut cli.global.set);
+        cli.global.set = moved;
+        Ok(cli)
+    }
 }
 
 /// What every command takes.
@@ -101,7 +132,13 @@ impl Context<'_> {
         let config = &self.loaded.config;
         let own: Vec<Endpoint> = match self.loaded.kind {
             NodeKind::Peer => config.peer.trackers.clone(),
-            NodeKind::Tracker => config.transport.listen.iter().map(dialled).collect(),
+            NodeKind::Tracker => {
+                // With port 0 only the tracker itself knows where it listens.
+                let noted = noted_endpoints(&self.loaded.data_dir(NodeKind::Tracker));
+                let listen = &config.transport.listen;
+                let fixed = listen.iter().all(|endpoint| endpoint.port() != 0);
+                if fixed || noted.is_empty() { listen.clone() } else { noted }.iter().map(dialled).collect()
+            }
         };
         Ok(Arc::new(Trackers::new(&self.registry.dialer(&self.loaded)?, own)))
     }
@@ -156,5 +193,21 @@ fn level(usual: &str, verbose: u8, quiet: bool) -> String {
         (false, 1) => "info,enjambre=debug,enjambre_core=debug,enjambre_transport=debug".to_owned(),
         (false, 2) => "debug".to_owned(),
         (false, _) => "trace".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_set_in_front_of_the_command_and_behind_it() {
+        let arguments =
+            ["x", "--set", "a=1", "-v", "--set=b=2", "--config", "f", "get", "--set", "c=3", "name"];
+        let cli = Cli::read(arguments.map(OsString::from)).unwrap();
+        assert_eq!(cli.global.set, ["a=1", "b=2", "c=3"]);
+        assert_eq!((cli.global.verbose, cli.global.config), (1, Some("f".into())));
+        assert!(Cli::read(["x", "get", "--", "--set"].map(OsString::from)).is_ok(), "a name is no option");
+        assert!(Cli::read(["x", "--set"].map(OsString::from)).is_err());
     }
 }

@@ -9,7 +9,7 @@ use crate::peer::{PeerNode, Reach};
 pub(super) async fn run(context: Context<'_>) -> Result<(), Failure> {
     let path = context.loaded.data_dir(NodeKind::Peer);
     let start = async {
-        let data_dir = drive::own(&path).await?;
+        let data_dir = drive::own_for_good(&path).await?;
         PeerNode::start(context.registry, &context.loaded, data_dir, Reach::Daemon).await
     };
     let Some(node) = context.stop.run_until_cancelled(start).await else { return Ok(()) };

@@ -54,6 +54,15 @@ pub fn listen(data_dir: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// Takes the socket of a data folder away. Only for the folder's owner, which listens no longer.
+pub fn remove(data_dir: &Path) {
+    let path = path(data_dir);
+    let folder = path.parent().expect("a socket lies in a folder");
+    // What stays is replaced at the next start.
+    let _ = std::fs::remove_file(&path);
+    let _ = std::fs::remove_dir(folder);
+}
+
 /// A folder that somebody else may enter, or that somebody else put there, is not trusted.
 pub(super) fn check_folder(folder: &Path) -> Result<()> {
     let found = std::fs::symlink_metadata(folder)?;
@@ -83,6 +92,8 @@ mod tests {
             drop(listener);
             assert!(path.exists(), "dropping a listener leaves its file behind");
         }
+        remove(folder.path());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[tokio::test]

@@ -53,7 +53,7 @@ pub enum Reach {
 }
 
 /// The shares of the time between a signal and the end of the process, see [`crate::shutdown::LIMIT`].
-const STOP_TRANSFERS: Duration = Duration::from_millis(1500);
+const STOP_TRANSFERS: Duration = Duration::from_millis(1000);
 const STOP_LISTENING: Duration = Duration::from_millis(300);
 const STOP_LIBRARY: Duration = Duration::from_millis(1500);
 
@@ -143,7 +143,7 @@ pub struct PeerNode {
     background: Vec<JoinHandle<()>>,
     stop: CancellationToken,
     /// The last to go: from then on another process may own the folder.
-    _data_dir: DataDir,
+    data_dir: DataDir,
 }
 
 /// What the commands of a peer work with.
@@ -233,13 +233,13 @@ impl PeerNode {
                     background.push(tokio::spawn(server::serve(listener, handler, stop.clone())));
                 }
                 Err(error) => {
-                    let node = Self { inner, listeners, background, stop, _data_dir: data_dir };
+                    let node = Self { inner, listeners, background, stop, data_dir };
                     node.stop().await;
                     return Err(Failure::from(error).context("the control socket cannot be made"));
                 }
             }
         }
-        Ok(Self { inner, listeners, background, stop, _data_dir: data_dir })
+        Ok(Self { inner, listeners, background, stop, data_dir })
     }
 
     /// Where it listens.
@@ -262,6 +262,9 @@ impl PeerNode {
         };
         tokio::join!(leave, self.listeners.shutdown(STOP_LISTENING), async {
             futures::future::join_all(self.background.drain(..)).await;
+            if self.inner.reach != Reach::Offline {
+                socket::remove(self.data_dir.path());
+            }
             self.inner.shelf.close().await;
         });
     }

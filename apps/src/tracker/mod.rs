@@ -3,6 +3,7 @@
 mod handler;
 mod store;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +29,10 @@ use crate::registry::{Place, Registry};
 use handler::TrackerHandler;
 use store::Store;
 
+/// The shares of the time between a signal and the end of the process, see [`crate::shutdown::LIMIT`]; what the
+/// store takes comes before, see [`crate::peer`].
 const STOP_LISTENING: Duration = Duration::from_millis(300);
-const STOP_STORAGE: Duration = Duration::from_secs(2);
+const STOP_STORAGE: Duration = Duration::from_millis(1200);
 
 /// A running tracker. [`TrackerNode::stop`] ends it in order.
 #[derive(Debug)]
@@ -78,6 +81,7 @@ impl TrackerNode {
         let pins = store.as_ref().map(|store| Arc::clone(store) as Arc<dyn PinStore>);
         let service = Arc::new(TrackerService::new(catalogue, settings, Arc::new(SystemClock), pins));
         let seeder = store.as_ref().map(|store| store.seeder());
+        note_endpoints(&folder, &listeners.endpoints()).await;
         let handler: Arc<dyn Handler> = Arc::new(TrackerHandler { service: Arc::clone(&service), seeder });
         listeners.serve(&handler);
         let stop = CancellationToken::new();
@@ -117,4 +121,25 @@ impl TrackerNode {
             tracing::warn!("the database was not closed in time");
         }
     }
+}
+
+/// The file that says where the tracker of a data folder listens, for ports that the system chose.
+const ENDPOINTS: &str = "endpoints";
+
+async fn note_endpoints(data_dir: &Path, endpoints: &[Endpoint]) {
+    let lines: String = endpoints.iter().map(|endpoint| format!("{endpoint}\n")).collect();
+    let draft = data_dir.join(format!("{ENDPOINTS}.new"));
+    let written = async {
+        tokio::fs::write(&draft, lines).await?;
+        tokio::fs::rename(&draft, data_dir.join(ENDPOINTS)).await
+    };
+    if let Err(error) = written.await {
+        tracing::warn!(%error, "where the tracker listens could not be noted for `enjambre status`");
+    }
+}
+
+/// Where the tracker of a data folder listens, or listened last; none if it never did. Blocks shortly.
+pub fn noted_endpoints(data_dir: &Path) -> Vec<Endpoint> {
+    let Ok(text) = std::fs::read_to_string(data_dir.join(ENDPOINTS)) else { return Vec::new() };
+    text.lines().filter_map(|line| line.parse().ok()).collect()
 }

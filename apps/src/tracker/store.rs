@@ -285,8 +285,10 @@ impl Store {
                 presence.leave().await;
             }
         };
-        tokio::join!(leave, self.tasks.wait());
-        self.shelf.close().await;
+        tokio::join!(leave, async {
+            self.tasks.wait().await;
+            self.shelf.close().await;
+        });
     }
 }
 

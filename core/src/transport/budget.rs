@@ -54,14 +54,25 @@ impl Share {
         let mut all = self.budget.taken.lock();
         let mut own = self.taken.lock();
         let free = self.budget.total.saturating_sub(*all);
-        let share = if *own == 0 { free / 2 } else { free / 4 };
-        let fits = *all == 0
-            || (bytes <= share && (*own == 0 || own.saturating_add(bytes) <= self.budget.per_connection));
+        // What it has already counts: else a few connections that do not read take everything in small steps.
+        let share = if *own == 0 {
+            free / 2
+        } else {
+            (free.saturating_add(*own) / 4).min(self.budget.per_connection)
+        };
+        let fits = *all == 0 || own.saturating_add(bytes) <= share;
         if fits {
             *all = all.saturating_add(bytes);
             *own = own.saturating_add(bytes);
         }
         fits
+    }
+
+    fn take(&self, bytes: usize) {
+        let mut all = self.budget.taken.lock();
+        let mut own = self.taken.lock();
+        *all = all.saturating_add(bytes);
+        *own = own.saturating_add(bytes);
     }
 
     fn release(&self, bytes: usize) {
@@ -93,6 +104,13 @@ impl ConnectionBudget {
                 released.await;
             }
         }
+        Reservation { share: Arc::clone(&self.shared), bytes }
+    }
+
+    /// Takes bytes at once, whether they are free or not. For what is added to a reservation: who waits while holding
+    /// something may wait for somebody who does the same.
+    pub fn take(&self, bytes: usize) -> Reservation {
+        self.shared.take(bytes);
         Reservation { share: Arc::clone(&self.shared), bytes }
     }
 
@@ -158,6 +176,20 @@ mod tests {
         assert!(budget.taken() <= 32);
         let small = budget.connection();
         assert!(small.reserve(1).now_or_never().is_some(), "a small reply still fits");
+    }
+
+    #[tokio::test]
+    async fn several_connections_that_never_read_leave_room_for_another() {
+        let budget = ReplyBudget::new(32 * 64, 8 * 64);
+        let mut held = Vec::new();
+        let greedy: Vec<_> = (0..10).map(|_| budget.connection()).collect();
+        for connection in &greedy {
+            while let Some(reservation) = connection.reserve(16).now_or_never() {
+                held.push(reservation);
+            }
+        }
+        let another = budget.connection();
+        assert!(another.reserve(16).now_or_never().is_some(), "{} of 2048 are taken", budget.taken());
     }
 
     #[tokio::test]

@@ -74,8 +74,8 @@ type Reply = Result<Message, TransportError>;
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether any call got its reply.
-    answered: bool,
+    /// Whether any call got its reply, or the end was an orderly one.
+    good: bool,
     /// By id, with a serial number that tells two calls with one id apart.
     pending: HashMap<RequestId, (u64, oneshot::Sender<Reply>)>,
     serial: u64,
@@ -116,7 +116,7 @@ impl Calls {
         let call = id.and_then(|id| {
             let mut state = self.state.lock();
             let call = state.pending.remove(&id);
-            state.answered |= call.is_some();
+            state.good |= call.is_some();
             call
         });
         // A call that was dropped at this very moment makes the reply a late one, too.
@@ -128,9 +128,9 @@ impl Calls {
         }
     }
 
-    /// Whether any call got its reply.
-    pub fn answered(&self) -> bool {
-        self.state.lock().answered
+    /// Whether any call got its reply, or the end came with [`Calls::retire`]: then dialling again is likely to work.
+    pub fn was_good(&self) -> bool {
+        self.state.lock().good
     }
 
     /// Whether any call is under way.
@@ -146,7 +146,9 @@ impl Calls {
     /// Lets no new call begin, unless one is under way; whether it did that.
     pub fn retire(&self) -> bool {
         let mut state = self.state.lock();
-        state.failed |= state.pending.is_empty();
+        if state.pending.is_empty() {
+            (state.failed, state.good) = (true, true);
+        }
         state.failed
     }
 

@@ -215,14 +215,18 @@ struct MemoryReply {
 #[async_trait]
 impl ReplySink for MemoryReply {
     async fn reserve(&mut self, bytes: usize) -> Result<(), TransportError> {
-        let reserved = tokio::select! {
-            biased;
-            () = self.link.closed.cancelled() => return Err(TransportError::Closed),
-            reserved = self.link.budget.reserve(bytes) => reserved,
-        };
+        if self.link.closed.is_cancelled() {
+            return Err(TransportError::Closed);
+        }
         match &mut self.reserved {
-            Some(before) => before.merge(reserved),
-            None => self.reserved = Some(reserved),
+            Some(before) if before.bytes() > 0 => before.merge(self.link.budget.take(bytes)),
+            reserved => {
+                *reserved = Some(tokio::select! {
+                    biased;
+                    () = self.link.closed.cancelled() => return Err(TransportError::Closed),
+                    reserved = self.link.budget.reserve(bytes) => reserved,
+                });
+            }
         }
         Ok(())
     }

@@ -178,6 +178,7 @@ pub struct Incoming {
 pub trait ReplySink: Debug + Send + Sync + 'static {
     /// Waits until a reply of `bytes` fits the budget of queued reply bytes of the connection and of the process,
     /// and takes it from there until the bytes have left the process. To be called before the payload is read.
+    /// What is added to a reservation that is there already is taken without waiting.
     /// [`TransportError::Closed`] when the connection is gone.
     async fn reserve(&mut self, bytes: usize) -> Result<(), TransportError>;
 

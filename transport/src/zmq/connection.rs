@@ -118,7 +118,7 @@ impl ZmqConnection {
                 match &current.state {
                     State::Up(link) if link.is_up() => return Ok(Arc::clone(link)),
                     // It worked before, so dialling again is likely to work at once.
-                    State::Up(link) if link.was_good() => {
+                    State::Up(link) if link.calls.was_good() => {
                         *current = Current { state: State::Idle, failures: 0 };
                     }
                     State::Up(_) => {

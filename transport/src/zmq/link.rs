@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zeromq::{DealerRecvHalf, DealerSendHalf, DealerSocket, SocketRecv, SocketSend, ZmqMessage};
 
-use super::{Shared, inner};
+use super::Shared;
 use crate::guard::cutoff::CutOff;
 use crate::guard::frame::Direction;
 use crate::guard::handshake::{Introduction, shake_hands};
@@ -37,7 +37,6 @@ pub(super) struct Link {
     /// The guard is done: nothing more comes.
     ended: CancellationToken,
     passed: AtomicU64,
-    retired: AtomicBool,
 }
 
 impl fmt::Debug for Link {
@@ -69,7 +68,7 @@ impl Link {
         let us = Introduction { socket_type: "DEALER", identity: b"" };
         shake_hands(&mut public, us, &["ROUTER"]).await?;
         let guard = Introduction { socket_type: "ROUTER", identity: b"" };
-        let (dealer, inner) = inner::connect::<DealerSocket>(&shared, guard, "DEALER").await?;
+        let (dealer, inner) = shared.doorway.connect::<DealerSocket>(guard, "DEALER").await?;
         let (sender, receiver) = dealer.split();
         let link = Arc::new(Self {
             calls: Calls::new(),
@@ -77,7 +76,6 @@ impl Link {
             kill,
             ended: CancellationToken::new(),
             passed: AtomicU64::new(0),
-            retired: AtomicBool::new(false),
         });
         tokio::spawn(Arc::clone(&link).guard(shared, endpoint.clone(), public, inner, activity));
         tokio::spawn(Arc::clone(&link).receive(endpoint, receiver));
@@ -87,11 +85,6 @@ impl Link {
     /// Whether it can still be used.
     pub(super) fn is_up(&self) -> bool {
         !self.calls.is_over() && !self.ended.is_cancelled() && !self.kill.is_cancelled()
-    }
-
-    /// Whether it did what it was made for, so that the next attempt may be made at once.
-    pub(super) fn was_good(&self) -> bool {
-        self.calls.answered() || self.retired.load(Ordering::Relaxed)
     }
 
     /// Sends a request; one that cannot be sent ends the link, and with it the call.
@@ -150,7 +143,6 @@ impl Link {
                 loop {
                     splice::idle(&traffic, settings.idle / 2, || self.calls.is_busy()).await;
                     if self.calls.retire() {
-                        self.retired.store(true, Ordering::Relaxed);
                         return;
                     }
                 }

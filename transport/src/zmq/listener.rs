@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeromq::{RouterRecvHalf, RouterSocket, SocketRecv, ZmqMessage};
 
+use super::Shared;
 use super::reply::{Remote, ZmqReply};
-use super::{Shared, inner};
 use crate::guard::admission::Ticket;
 use crate::guard::cutoff::CutOff;
 use crate::guard::frame::Direction;
@@ -153,7 +153,7 @@ impl Server {
             let us = Introduction { socket_type: "ROUTER", identity: b"" };
             shake_hands(&mut public, us, &["DEALER", "REQ"]).await?;
             let guard = Introduction { socket_type: "DEALER", identity: &identity };
-            inner::connect::<RouterSocket>(&self.shared, guard, "ROUTER").await
+            self.shared.doorway.connect::<RouterSocket>(guard, "ROUTER").await
         };
         let (router, mut inner) = tokio::select! {
             biased;

@@ -6,7 +6,6 @@ mod connection;
 mod inner;
 mod link;
 mod listener;
-mod private_dir;
 mod reply;
 
 use std::sync::Arc;
@@ -16,15 +15,14 @@ use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::transport::budget::ReplyBudget;
 use enjambre_core::transport::error::TransportError;
 use enjambre_core::transport::{Connection, Listener, Transport};
-use parking_lot::Mutex;
 
 use crate::guard::admission::Admission;
 use crate::guard::cutoff::CutOffLog;
 use crate::open_files;
 use crate::settings::{InvalidSetting, TransportSettings};
 use connection::ZmqConnection;
+use inner::Doorway;
 use listener::ZmqListener;
-use private_dir::PrivateDir;
 
 const SCHEME: &str = "zmq";
 
@@ -35,24 +33,7 @@ struct Shared {
     admission: Arc<Admission>,
     budget: Arc<ReplyBudget>,
     log: CutOffLog,
-    /// Made when it is first needed.
-    dir: Mutex<Option<Arc<PrivateDir>>>,
-}
-
-impl Shared {
-    fn dir(&self) -> std::io::Result<Arc<PrivateDir>> {
-        if let Some(dir) = &*self.dir.lock() {
-            return Ok(Arc::clone(dir));
-        }
-        self.new_dir()
-    }
-
-    /// Another folder in place of the last one.
-    fn new_dir(&self) -> std::io::Result<Arc<PrivateDir>> {
-        let new = Arc::new(PrivateDir::new()?);
-        *self.dir.lock() = Some(Arc::clone(&new));
-        Ok(new)
-    }
+    doorway: Doorway,
 }
 
 /// The transport with the scheme `zmq`. Its limits hold for all its listeners together.
@@ -71,7 +52,7 @@ impl ZmqTransport {
                 admission: Admission::new(connections, settings.connections_per_address),
                 budget: ReplyBudget::new(settings.queued_in_all, settings.queued_per_connection),
                 log: CutOffLog::default(),
-                dir: Mutex::new(None),
+                doorway: Doorway::default(),
                 settings,
             }),
         })

@@ -105,14 +105,18 @@ impl ZmqReply {
 #[async_trait]
 impl ReplySink for ZmqReply {
     async fn reserve(&mut self, bytes: usize) -> Result<(), TransportError> {
-        let reserved = tokio::select! {
-            biased;
-            () = self.remote.closed.cancelled() => return Err(TransportError::Closed),
-            reserved = self.remote.budget.reserve(bytes) => reserved,
-        };
+        if self.remote.closed.is_cancelled() {
+            return Err(TransportError::Closed);
+        }
         match &mut self.reserved {
-            Some(before) => before.merge(reserved),
-            None => self.reserved = Some(reserved),
+            Some(before) if before.bytes() > 0 => before.merge(self.remote.budget.take(bytes)),
+            reserved => {
+                *reserved = Some(tokio::select! {
+                    biased;
+                    () = self.remote.closed.cancelled() => return Err(TransportError::Closed),
+                    reserved = self.remote.budget.reserve(bytes) => reserved,
+                });
+            }
         }
         Ok(())
     }

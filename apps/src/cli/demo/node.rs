@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::cli::output::{note, plain};
 use crate::control::client::{Outcome, attach};
 use crate::control::message::{Command, Event};
+use crate::control::socket;
 use crate::failure::Failure;
 
 /// How long a node may take to listen.
@@ -72,6 +73,14 @@ impl Node {
                 process.env_remove(variable);
             }
         }
+        // What a node that is killed leaves behind goes with the folder. Where paths are too long for sockets, both
+        // sides have to look for the control socket in the same place.
+        let data_dir = folder.join(data_dir);
+        if socket::path(&data_dir).starts_with(&data_dir) {
+            let temporary = folder.join("t");
+            tokio::fs::create_dir_all(&temporary).await.map_err(failed)?;
+            process.env("TMPDIR", temporary);
+        }
         let mut child = process
             .arg(command)
             .arg("--config")
@@ -94,14 +103,7 @@ impl Node {
             }
             None
         };
-        let mut node = Self {
-            name: name.to_owned(),
-            endpoint: String::new(),
-            pid,
-            child,
-            data_dir: folder.join(data_dir),
-            log,
-        };
+        let mut node = Self { name: name.to_owned(), endpoint: String::new(), pid, child, data_dir, log };
         match timeout(READY, ready).await {
             Ok(Some(endpoint)) => node.endpoint = endpoint,
             _ => {

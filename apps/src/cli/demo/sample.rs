@@ -20,7 +20,7 @@ pub(super) fn make(path: &Path) -> Result<(), Failure> {
         random.fill_bytes(&mut block);
         file.write_all(&block)?;
     }
-    Ok(file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_data()?)
+    Ok(file.flush()?)
 }
 
 /// A file by its path beneath the folder.

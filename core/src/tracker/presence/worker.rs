@@ -51,6 +51,19 @@ enum Stop {
     OtherCatalogue,
 }
 
+impl Stop {
+    /// What went wrong with this one tracker.
+    fn reason(&self) -> String {
+        match self {
+            Self::Tracker(TrackerError::Unreachable { reasons }) if !reasons.is_empty() => {
+                let each: Vec<_> = reasons.iter().map(|reached| reached.reason.as_str()).collect();
+                each.join("; ")
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
 /// When the lease is to be renewed next.
 struct Lease {
     session: SessionId,
@@ -67,7 +80,7 @@ impl Worker {
         let mut backoff = Backoff::new();
         loop {
             let Err(stop) = self.attempt(&mut backoff).await;
-            let error = stop.to_string();
+            let error = stop.reason();
             tracing::info!(tracker = %self.client.endpoint(), error, "not connected; trying again");
             self.shared.update(|state| {
                 let worker = &mut state.workers[self.at];

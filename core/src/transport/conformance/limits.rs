@@ -117,6 +117,35 @@ pub async fn who_does_not_take_replies_leaves_room_for_others(subject: Subject) 
     }
 }
 
+/// A header comes on top of a payload that was reserved. Replies whose payloads together take all that a connection may
+/// have are sent nevertheless.
+pub async fn replies_that_take_up_the_whole_budget_are_sent(subject: Subject) {
+    const SIZE: usize = 256 * 1024;
+    let (listener, connection) = subject.pair().await;
+    let asked: Vec<_> =
+        (0..subject.limits.in_flight as u64).map(|number| asking(&connection, number)).collect();
+    let mut reserved = Vec::new();
+    let mut waiting = Vec::new();
+    for _ in &asked {
+        let mut incoming = accept(&*listener).await;
+        let room = waiting.is_empty()
+            && tokio::time::timeout(A_WHILE, incoming.reply.reserve(SIZE))
+                .await
+                .is_ok_and(|room| room.is_ok());
+        if room { reserved.push(incoming) } else { waiting.push(incoming) }
+    }
+    for incoming in reserved {
+        let (_, number) = read(&incoming.header);
+        answer(incoming, payload(number, SIZE)).await.expect("the remote is there");
+    }
+    for incoming in waiting {
+        answer(incoming, Bytes::new()).await.expect("the remote is there");
+    }
+    for asked in asked {
+        finished(asked).await.expect("a reply");
+    }
+}
+
 /// The transport itself answers a header without version and id, so that its sender does not wait for ever and no
 /// service has to. The answer has no id, so here it finds no call.
 pub async fn a_header_that_is_malformed_never_reaches_the_service(subject: Subject) {

@@ -72,6 +72,7 @@ macro_rules! transport_conformance {
             one_more_call_than_allowed_waits
             a_request_that_is_dropped_makes_room
             who_does_not_take_replies_leaves_room_for_others
+            replies_that_take_up_the_whole_budget_are_sent
             a_header_that_is_malformed_never_reaches_the_service
         }
     };
