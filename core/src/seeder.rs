@@ -169,6 +169,8 @@ impl Seeder {
         let piece = layout.piece(index).filter(|&piece| file.has(piece)).ok_or_else(|| {
             ErrorReply::new(ErrorCode::NotFound, format!("piece {index} of the file is not here"))
         })?;
+        // Who is gone takes nothing from the limit, however much it asked for.
+        sink.reserve(0).await.map_err(|_| gone())?;
         self.upload.take(layout.len(piece)).await;
         sink.reserve(layout.len(piece)).await.map_err(|_| gone())?;
         let content = file.read_piece(piece).await.map_err(refusal)?;

@@ -98,7 +98,7 @@ struct Running {
 
 /// Downloads files into the library.
 pub struct Downloader {
-    parts: Arc<Parts>,
+    pub(super) parts: Arc<Parts>,
     running: Mutex<HashMap<FileId, Weak<Running>>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,

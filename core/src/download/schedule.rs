@@ -40,7 +40,8 @@ impl Default for WindowSettings {
     }
 }
 
-/// How many requests for the same piece there may be at once, when nothing else is left to ask for.
+/// How many requests for the same piece there may be at once, when nothing else is left to ask for; those that are
+/// overdue do not count.
 const MAX_DUPLICATES: usize = 2;
 
 #[derive(Debug)]
@@ -60,6 +61,8 @@ struct Missing {
 #[derive(Debug)]
 struct Request {
     providers: Vec<ProviderKey>,
+    /// Those of them that have owed the piece for too long to count on.
+    overdue: Vec<ProviderKey>,
     /// The order of asking, so that the request that has waited longest is found.
     turn: u64,
 }
@@ -184,7 +187,11 @@ impl Schedule {
         self.take_missing(piece);
         self.turn += 1;
         let turn = self.turn;
-        let request = self.in_flight.entry(piece).or_insert_with(|| Request { providers: Vec::new(), turn });
+        let request = self.in_flight.entry(piece).or_insert_with(|| Request {
+            providers: Vec::new(),
+            overdue: Vec::new(),
+            turn,
+        });
         request.providers.push(provider);
         request.turn = turn;
         self.providers.get_mut(&provider)?.in_flight.push(piece);
@@ -230,9 +237,21 @@ impl Schedule {
         }
     }
 
+    /// The provider has owed the piece for long: at the end another one may be asked in its stead, however many were
+    /// asked already. A few that promise everything and send nothing cannot keep a piece from coming.
+    pub fn overdue(&mut self, provider: ProviderKey, piece: PieceIndex) {
+        if let Some(request) = self.in_flight.get_mut(&piece)
+            && request.providers.contains(&provider)
+            && !request.overdue.contains(&provider)
+        {
+            request.overdue.push(provider);
+        }
+    }
+
     fn withdraw_request(&mut self, provider: ProviderKey, piece: PieceIndex) {
         let Some(request) = self.in_flight.get_mut(&piece) else { return };
         request.providers.retain(|&other| other != provider);
+        request.overdue.retain(|&other| other != provider);
         if request.providers.is_empty() {
             self.in_flight.remove(&piece);
             self.put_missing(piece);
@@ -263,7 +282,7 @@ impl Schedule {
             .iter()
             .filter(|(piece, request)| {
                 have.contains(**piece)
-                    && request.providers.len() < MAX_DUPLICATES
+                    && request.providers.len() < MAX_DUPLICATES + request.overdue.len()
                     && !request.providers.contains(&provider)
             })
             .min_by_key(|(_, request)| request.turn)

@@ -375,3 +375,78 @@ async fn peers_that_download_at_the_same_time_serve_each_other() {
     let copies = source.seeder.seeder.sent() as f64 / (16 * MIB) as f64;
     assert!(copies < 2.0, "the source sent {copies} copies, the others traded too little");
 }
+
+#[tokio::test(start_paused = true)]
+async fn downloads_that_wait_for_the_last_room_in_the_budget_take_turns() {
+    let node_world = World::new(1);
+    let settings = DownloadSettings { budget: 4 * MIB, ..DownloadSettings::default() };
+    let node = node_world.node("reader", Manner::Honest, settings).await;
+    // Other transfers hold all of it but the room for one piece.
+    let held = Arc::clone(&node.downloader.parts.budget).try_acquire_many_owned(15 * 256).unwrap();
+    let mut sources = Vec::new();
+    let mut downloads = Vec::new();
+    for number in 0..4 {
+        let mut world = World::new(2 * MIB + number);
+        world.network = node_world.network.clone();
+        sources.push(world.source(&format!("source{number}"), Manner::Honest, |_| true).await);
+        downloads.push((node.downloader.get(world.wanted()), world));
+    }
+    for (download, world) in downloads {
+        download.wait().await.unwrap();
+        world.assert_complete(&node).await;
+    }
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_who_promise_everything_and_send_nothing_cannot_keep_a_piece_from_coming() {
+    let world = World::new(5 * 256 * 1024);
+    // They answer everything but requests for pieces, so their connections are never silent.
+    world.source("one", Manner::Silent, |piece| piece != 3).await;
+    world.source("two", Manner::Silent, |piece| piece != 2).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let download = node.downloader.get(world.wanted());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.source("honest", Manner::Honest, |_| true).await;
+    tokio::time::timeout(Duration::from_secs(600), download.wait()).await.unwrap().unwrap();
+    world.assert_complete(&node).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_with_nothing_that_is_missing_makes_room_for_another() {
+    let world = World::new(4 * MIB);
+    world.source("half", Manner::Honest, |piece| piece >= 8).await;
+    let settings = DownloadSettings { max_providers: 1, ..DownloadSettings::default() };
+    let node = world.node("reader", Manner::Honest, settings).await;
+    let download = node.downloader.get(world.wanted());
+    reaches(&download, 2 * MIB as u64).await;
+    world.source("rest", Manner::Honest, |piece| piece < 8).await;
+    download.wait().await.unwrap();
+    world.assert_complete(&node).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_gone_takes_nothing_from_the_upload_limit() {
+    let world = World::new(4 * MIB);
+    let limit = RateLimit::new(std::num::NonZeroU64::new(MIB as u64));
+    let source = world.node_with("source", Manner::Honest, DownloadSettings::default(), limit).await;
+    world.fill(&source, |_| true).await;
+    let start = tokio::time::Instant::now();
+    let id = world.manifest.id();
+    let endpoint = &source.provider.endpoints[0];
+    let ask_for_all = async {
+        let connection = Dialer::new(vec![world.network.transport()]).connect(endpoint).await.unwrap();
+        let silence = crate::transport::Deadline::Silence(Duration::from_secs(100));
+        let calls = world.manifest.layout().pieces().map(|piece| {
+            let connection = Arc::clone(&connection);
+            async move { super::source::piece(&*connection, id, piece, silence).await }
+        });
+        futures::future::join_all(calls).await;
+    };
+    // The first piece takes a quarter of a second.
+    let _ = tokio::time::timeout(Duration::from_millis(300), ask_for_all).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    node.downloader.get(world.wanted()).wait().await.unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    assert!(seconds < 6.0, "4 MiB at 1 MiB/s took {seconds} s behind requests of one who left");
+}

@@ -54,7 +54,7 @@ const FIRST_REST: Duration = Duration::from_millis(500);
 const LONGEST_REST: Duration = Duration::from_secs(30);
 /// Pieces are hashed in batches of about this many bytes, written in batches of at most this many.
 const HASH_BATCH: usize = 2 * 1024 * 1024;
-const WRITE_BATCH: usize = 8 * 1024 * 1024;
+const WRITE_BATCH: usize = 4 * 1024 * 1024;
 /// Batches that are hashed at once.
 const HASHERS: usize = 2;
 /// Providers that are asked at once to prove the file's size and hashes.
@@ -93,6 +93,14 @@ struct Known {
     failures: u32,
 }
 
+/// A request for a piece.
+#[derive(Debug)]
+struct Call {
+    abort: AbortHandle,
+    request: RequestId,
+    since: Instant,
+}
+
 /// A piece between its arrival and its write.
 struct Arrived {
     from: ProviderKey,
@@ -109,8 +117,8 @@ enum Event {
     Piece(ProviderKey, PieceIndex, Result<(Bytes, OwnedSemaphorePermit), Fault>),
     Hashed(Vec<(Arrived, bool)>),
     Written(Vec<Arrived>, Result<(), LibraryError>),
-    /// There may be room in the budget again.
-    Room,
+    /// There is room in the budget for one piece.
+    Room(Option<OwnedSemaphorePermit>),
     /// Of no consequence: a question that was called off.
     Nothing,
 }
@@ -120,7 +128,7 @@ struct Joined {
     layout: PieceLayout,
     have: Bitmap,
     /// The proven manifest and the last piece, where that was what the provider was joined for.
-    proof: Option<(Manifest, Option<Bytes>)>,
+    proof: Option<(Manifest, Option<(Bytes, OwnedSemaphorePermit)>)>,
 }
 
 /// What a transfer works on once the manifest is proven.
@@ -137,7 +145,7 @@ pub(super) struct Transfer<'a> {
     known: HashMap<ProviderKey, Known>,
     keys: HashMap<PeerId, ProviderKey>,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
-    calls: HashMap<(ProviderKey, PieceIndex), (AbortHandle, RequestId)>,
+    calls: HashMap<(ProviderKey, PieceIndex), Call>,
     to_hash: Vec<Arrived>,
     hashing: usize,
     to_write: Vec<Arrived>,
@@ -146,6 +154,9 @@ pub(super) struct Transfer<'a> {
     asking_providers: bool,
     providers_at: Instant,
     waiting_for_room: bool,
+    /// Room for one piece that was waited for. It goes to the next request: given back it would go to another
+    /// transfer that waits, and from there to the next, and none would ever use it.
+    room: Option<OwnedSemaphorePermit>,
     /// When there was last a sign that the download will go on.
     hopeful: Instant,
     last_fault: Option<String>,
@@ -177,6 +188,7 @@ pub(super) async fn run(
         asking_providers: false,
         providers_at: now,
         waiting_for_room: false,
+        room: None,
         hopeful: now,
         last_fault: None,
         cancelled: false,
@@ -204,6 +216,7 @@ impl Transfer<'_> {
     async fn drive(mut self, cancel: &CancellationToken) -> Result<Arc<LibraryFile>, DownloadError> {
         let mut tick = Instant::now() + TICK;
         loop {
+            self.mend();
             self.pump();
             if let Some(file) = self.finished() {
                 file.finish(false).await?;
@@ -222,6 +235,7 @@ impl Transfer<'_> {
                 }
                 () = sleep_until(tick) => {
                     tick = Instant::now() + TICK;
+                    self.note_overdue();
                     if let Some(error) = self.out_of_patience() {
                         return self.give_up(error).await;
                     }
@@ -262,9 +276,31 @@ impl Transfer<'_> {
 
     /// The file, when all of it is written.
     fn finished(&self) -> Option<Arc<LibraryFile>> {
-        let Open { file, schedule } = self.open.as_ref()?;
+        let Open { file, .. } = self.open.as_ref()?;
+        (self.all_arrived() && file.is_complete()).then(|| Arc::clone(file))
+    }
+
+    /// Whether nothing is missing and nothing is on its way.
+    fn all_arrived(&self) -> bool {
         let idle = self.to_hash.is_empty() && self.hashing == 0 && self.to_write.is_empty() && !self.writing;
-        (schedule.is_complete() && idle && file.is_complete()).then(|| Arc::clone(file))
+        idle && self.open.as_ref().is_some_and(|open| open.schedule.is_complete())
+    }
+
+    /// Begins again with what is missing, where the library lost pieces that it had: damage that a reader found.
+    fn mend(&mut self) {
+        if !self.all_arrived() {
+            return;
+        }
+        let Some(Open { file, .. }) = &self.open else { return };
+        if !file.is_complete() {
+            let file = Arc::clone(file);
+            for known in self.known.values_mut() {
+                if matches!(known.state, State::Active(_)) {
+                    known.state = State::Idle { from: Instant::now() };
+                }
+            }
+            self.begin(file);
+        }
     }
 
     fn cancel(&mut self) {
@@ -274,15 +310,27 @@ impl Transfer<'_> {
     }
 
     fn stop_calls(&mut self) {
-        for (_, (call, _)) in self.calls.drain() {
-            call.abort();
+        for (_, call) in self.calls.drain() {
+            call.abort.abort();
+        }
+    }
+
+    fn note_overdue(&mut self) {
+        let Some(Open { schedule, .. }) = &mut self.open else { return };
+        let now = Instant::now();
+        for (&(key, piece), call) in &self.calls {
+            if now >= call.since + self.parts.settings.silence {
+                schedule.overdue(key, piece);
+            }
         }
     }
 
     /// Why it makes no sense to wait any longer.
     fn out_of_patience(&mut self) -> Option<DownloadError> {
         let now = Instant::now();
-        let busy = !self.calls.is_empty() || self.hashing > 0 || self.writing || !self.to_write.is_empty();
+        let at_work = !self.calls.is_empty() || self.hashing > 0 || self.writing || !self.to_write.is_empty();
+        // Without room it is the other transfers that hold it up, not the lack of a provider.
+        let busy = at_work || self.waiting_for_room;
         if busy {
             self.hopeful = now;
         }
@@ -321,6 +369,8 @@ impl Transfer<'_> {
             self.ask_what_they_have();
             self.ask_for_pieces();
         }
+        // Nobody can be asked now: others may have it.
+        self.room = None;
     }
 
     fn pump_pipeline(&mut self) {
@@ -332,8 +382,10 @@ impl Transfer<'_> {
             let hashed = tokio::task::spawn_blocking(move || {
                 batch
                     .into_iter()
-                    .map(|arrived| {
+                    .map(|mut arrived| {
                         let good = file.manifest().piece_is(arrived.piece, &arrived.content);
+                        // What came from a socket may hold on to a larger buffer with parts of other pieces.
+                        arrived.content = Bytes::copy_from_slice(&arrived.content);
                         (arrived, good)
                     })
                     .collect()
@@ -386,7 +438,10 @@ impl Transfer<'_> {
         let most = if prove { PROVERS } else { self.parts.settings.max_providers };
         for (_, _, key) in candidates {
             if at_work >= most {
-                break;
+                // Those who have nothing that is missing must not keep out who may have it.
+                let Some(useless) = self.useless() else { break };
+                self.rest(useless, now + LONGEST_REST);
+                at_work -= 1;
             }
             let Some(known) = self.known.get_mut(&key) else { continue };
             known.state = State::Joining;
@@ -397,6 +452,42 @@ impl Transfer<'_> {
             self.events
                 .push(async move { Event::Joined(key, join(&parts, &provider, id, prove).await) }.boxed());
         }
+    }
+
+    /// A provider at work that has nothing which is still missing, or has owed everything for long.
+    fn useless(&self) -> Option<ProviderKey> {
+        let Some(Open { schedule, .. }) = &self.open else { return None };
+        let now = Instant::now();
+        let stalled = |key| {
+            let mut calls = self.calls.iter().filter(|((provider, _), _)| *provider == key).peekable();
+            calls.peek().is_some()
+                && calls.all(|(_, call)| now >= call.since + self.parts.settings.silence * 6)
+        };
+        let mut at_work = self.known.iter().filter(|(_, known)| matches!(known.state, State::Active(_)));
+        at_work.find(|&(&key, _)| !schedule.is_useful(key) || stalled(key)).map(|(&key, _)| key)
+    }
+
+    /// Lets a provider go that was at work, until this time.
+    fn rest(&mut self, key: ProviderKey, from: Instant) {
+        if let Some(known) = self.known.get_mut(&key) {
+            known.state = State::Idle { from };
+            // Others come first from now on.
+            known.failures += 1;
+        }
+        self.drop_provider(key);
+    }
+
+    /// Takes a provider out of the schedule and calls off what was asked of it.
+    fn drop_provider(&mut self, key: ProviderKey) {
+        if let Some(open) = &mut self.open {
+            open.schedule.remove_provider(key);
+        }
+        self.calls.retain(|(provider, _), call| {
+            if *provider == key {
+                call.abort.abort();
+            }
+            *provider != key
+        });
     }
 
     fn ask_what_they_have(&mut self) {
@@ -418,6 +509,10 @@ impl Transfer<'_> {
 
     fn ask_for_pieces(&mut self) {
         let Some(Open { schedule, file }) = &mut self.open else { return };
+        if self.write_after.is_some() {
+            // The disk is full: more would only take the budget from transfers that go elsewhere.
+            return;
+        }
         let layout = file.manifest().layout();
         let now = Instant::now();
         // One piece of each in turn, so that no provider takes all of the budget.
@@ -434,17 +529,20 @@ impl Transfer<'_> {
         while !askable.is_empty() {
             let mut still_askable = Vec::with_capacity(askable.len());
             for (key, connection) in askable {
-                let Ok(permit) = Arc::clone(&self.parts.budget).try_acquire_many_owned(cost(layout)) else {
+                let room = self
+                    .room
+                    .take()
+                    .or_else(|| Arc::clone(&self.parts.budget).try_acquire_many_owned(cost(layout)).ok());
+                let Some(permit) = room else {
                     // All of the budget is with other transfers: wait until some of it comes back.
                     if self.calls.is_empty() && !self.waiting_for_room {
                         self.waiting_for_room = true;
                         let budget = Arc::clone(&self.parts.budget);
                         self.events.push(
-                            async move {
-                                let _room = budget.acquire_many_owned(cost(layout)).await;
-                                Event::Room
-                            }
-                            .boxed(),
+                            budget
+                                .acquire_many_owned(cost(layout))
+                                .map(|room| Event::Room(room.ok()))
+                                .boxed(),
                         );
                     }
                     return;
@@ -469,7 +567,7 @@ impl Transfer<'_> {
                     }
                 };
                 let (abort, registration) = AbortHandle::new_pair();
-                self.calls.insert((key, piece), (abort, request));
+                self.calls.insert((key, piece), Call { abort, request, since: now });
                 let call = Abortable::new(call, registration);
                 self.events.push(
                     call.map(move |result| match result {
@@ -490,11 +588,20 @@ impl Transfer<'_> {
             Event::Joined(key, Ok(joined)) => self.on_joined(key, *joined).await?,
             Event::Joined(key, Err(fault)) => self.on_fault(key, fault),
             Event::Have(key, Ok((layout, have))) => self.on_have(key, layout, have),
-            Event::Have(key, Err(fault)) => self.on_fault(key, fault),
+            Event::Have(key, Err(fault)) => {
+                if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
+                    // A busy one stays and is asked again.
+                    active.have_again = Some(Instant::now() + HAVE_AGAIN);
+                }
+                self.on_fault(key, fault);
+            }
             Event::Piece(key, piece, result) => self.on_piece(key, piece, result),
             Event::Hashed(batch) => self.on_hashed(batch),
             Event::Written(batch, result) => self.on_written(batch, result)?,
-            Event::Room => self.waiting_for_room = false,
+            Event::Room(room) => {
+                self.waiting_for_room = false;
+                self.room = room;
+            }
             Event::Nothing => {}
         }
         Ok(())
@@ -548,11 +655,11 @@ impl Transfer<'_> {
                 return Ok(());
             };
             self.create(manifest).await?;
-            if let (Some(content), Some(piece)) = (last, layout.last())
+            if let (Some((content, permit)), Some(piece)) = (last, layout.last())
                 && let Some(open) = &mut self.open
+                && open.schedule.arrived(key, piece).wanted
             {
-                open.file.write_pieces(vec![(piece, content)]).await?;
-                open.schedule.arrived(key, piece);
+                self.to_write.push(Arrived { from: key, piece, content, _permit: permit });
             }
         }
         let Some(known) = self.known.get_mut(&key) else { return Ok(()) };
@@ -628,7 +735,7 @@ impl Transfer<'_> {
 
     /// A piece has come from another provider: this one need not send it.
     fn call_off(&mut self, call: (ProviderKey, PieceIndex)) {
-        let Some((abort, request)) = self.calls.remove(&call) else { return };
+        let Some(Call { abort, request, .. }) = self.calls.remove(&call) else { return };
         abort.abort();
         if let Some(Known { state: State::Active(active), .. }) = self.known.get(&call.0) {
             let connection = Arc::clone(&active.connection);
@@ -694,15 +801,7 @@ impl Transfer<'_> {
                 State::Idle { from: now + rest }
             }
         };
-        if let Some(open) = &mut self.open {
-            open.schedule.remove_provider(key);
-        }
-        self.calls.retain(|(provider, _), (call, _)| {
-            if *provider == key {
-                call.abort();
-            }
-            *provider != key
-        });
+        self.drop_provider(key);
         self.providers_at = self.providers_at.min(now + FIRST_REST);
     }
 }
@@ -746,6 +845,9 @@ async fn join(parts: &Parts, provider: &Provider, id: FileId, prove: bool) -> Re
             None => proof = Some((manifest, None)),
             // Only the last piece proves the size.
             Some(last) if have.contains(last) => {
+                let room = Arc::clone(&parts.budget).acquire_many_owned(cost(layout)).await;
+                let permit = room.map_err(|_| Fault::Refused("the downloads are closed".to_owned()))?;
+                parts.limit.take(layout.len(last)).await;
                 let content = source::piece(&*connection, id, last, deadline).await?;
                 let (manifest, content, good) = tokio::task::spawn_blocking(move || {
                     let good = manifest.piece_is(last, &content);
@@ -756,7 +858,7 @@ async fn join(parts: &Parts, provider: &Provider, id: FileId, prove: bool) -> Re
                 if !good {
                     return Err(Fault::Lie("a last piece that does not fit the size"));
                 }
-                proof = Some((manifest, Some(content)));
+                proof = Some((manifest, Some((content, permit))));
             }
             Some(_) => {}
         }
