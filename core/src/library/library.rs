@@ -190,7 +190,8 @@ impl Library {
         self.shared.collection(id).await
     }
 
-    /// Removes a file, and with a collection those of its members that have no name and belong to no other.
+    /// Removes a file, and with a collection those of its members that have no name and belong to no other. A file
+    /// with a name that a collection needs stays for its sake and only loses its names.
     /// A linked file stays on the disk. When this returns an error the removal may be finished at the next start.
     pub async fn remove(&self, id: &FileId) -> Result<(), LibraryError> {
         let shared = Arc::clone(&self.shared);

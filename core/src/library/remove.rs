@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::entry::LibraryEvent;
 use super::error::LibraryError;
-use super::layout::{self, ACKS, MEMBERS, Record, TOMBS};
+use super::layout::{self, ACKS, FILES, MEMBERS, Record, TOMBS};
 use super::shared::Shared;
 use crate::model::id::FileId;
 use crate::storage::value::{Batch, Durability};
@@ -27,9 +27,43 @@ impl Shared {
                 };
             }
         }
+        if self.take_names(&id).await? {
+            return Ok(());
+        }
         self.bury(&[id], false).await?;
         let members = self.disband(&id).await?;
         self.remove_garbage(members).await
+    }
+
+    /// Takes the names of a file that a collection needs, which stays for its sake; says whether it was such a file.
+    async fn take_names(&self, id: &FileId) -> Result<bool, LibraryError> {
+        let _guard = self.lock(id).await;
+        let (record, acks) = {
+            let state = self.state.lock();
+            let Some(slot) = state.slots.get(id) else { return Ok(false) };
+            if slot.record.names.is_empty() || state.collections_of(id).next().is_none() {
+                return Ok(false);
+            }
+            let acks: Vec<_> = state.acks.iter().filter(|(_, of, _)| of == id).cloned().collect();
+            (Record { names: Vec::new(), ..slot.record.clone() }, acks)
+        };
+        let mut batch = Batch::new();
+        batch.put(FILES, layout::id_key(id), record.encode());
+        for (catalogue, id, name) in &acks {
+            batch.delete(ACKS, layout::ack_key(catalogue, id, name));
+        }
+        self.commit_in_parts(batch, Durability::Durable).await?;
+        let mut state = self.state.lock();
+        for ack in &acks {
+            state.acks.remove(ack);
+        }
+        if let Some(mut slot) = state.remove(id) {
+            slot.record.names.clear();
+            state.insert(*id, slot);
+        }
+        drop(state);
+        self.tell(LibraryEvent::Removed(*id));
+        Ok(true)
     }
 
     /// Removes those of the files that have neither a name nor a collection.

@@ -68,6 +68,26 @@ async fn members_go_with_the_last_collection_that_needs_them() {
 }
 
 #[tokio::test]
+async fn a_file_with_a_name_that_a_collection_needs_only_loses_its_name() {
+    let rig = Rig::new(false);
+    let library = rig.open().await;
+    let sample = Sample::new(PIECE + 1, 3);
+    let list = collection(&library, "list", &[("a", &sample)]).await;
+    member(&library, list, &sample, Destination::Library).await.unwrap();
+    library.create(sample.manifest.clone(), named("file"), Destination::Library).await.unwrap();
+    assert_eq!(library.offers().len(), 2);
+
+    library.remove(&sample.id()).await.unwrap();
+    rig.kill(library).await;
+    let library = rig.open().await;
+    assert!(library.find("file").is_err());
+    assert_eq!(library.offers().len(), 1, "it is no longer offered by itself");
+    assert!(library.entry(&sample.id()).unwrap().is_complete(), "and the collection is whole");
+    library.remove(&list).await.unwrap();
+    assert!(library.entries().is_empty(), "it goes with the collection");
+}
+
+#[tokio::test]
 async fn nothing_is_written_through_a_link_that_leads_out_of_the_target() {
     let rig = Rig::new(false);
     let library = rig.open().await;
