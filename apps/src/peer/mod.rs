@@ -13,7 +13,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use enjambre_core::download::downloader::{DownloadSettings, Downloader};
+use enjambre_core::download::downloader::Downloader;
+use enjambre_core::download::wanted::DownloadSettings;
 use enjambre_core::library::content::ContentStore;
 use enjambre_core::library::library::{Library, LibrarySettings};
 use enjambre_core::model::endpoint::Endpoint;

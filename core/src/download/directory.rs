@@ -15,9 +15,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::DownloadError;
-use super::downloader::{Downloader, Wanted};
+use super::downloader::Downloader;
 use super::progress::{Phase, Progress};
 use super::source::ProviderSource;
+use super::wanted::Wanted;
 use crate::library::entry::Location;
 use crate::library::output::{Destination, OutputDir};
 use crate::model::collection::Member;

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -13,79 +12,12 @@ use tokio_util::task::TaskTracker;
 
 use super::DownloadError;
 use super::progress::Progress;
-use super::schedule::WindowSettings;
-use super::source::ProviderSource;
 use super::transfer;
+use super::wanted::{DownloadSettings, Parts, Wanted};
 use crate::library::library::Library;
-use crate::library::output::Destination;
 use crate::model::id::{FileId, PeerId};
-use crate::model::name::Name;
-use crate::model::record::FileKind;
 use crate::rate::RateLimit;
 use crate::transport::dialer::Dialer;
-
-/// How downloads behave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DownloadSettings {
-    /// How long a download goes on without any provider before it gives up; what it has is kept.
-    pub patience: Duration,
-    /// How long a provider may be silent while it owes a reply.
-    pub silence: Duration,
-    /// Providers per download at once.
-    pub max_providers: usize,
-    /// Bytes between the request and the written piece, of all downloads together. It is also what a `kill -9` can
-    /// cost at most: what is written survives it.
-    pub budget: usize,
-    /// How far the requests to one provider run ahead.
-    pub window: WindowSettings,
-}
-
-impl Default for DownloadSettings {
-    fn default() -> Self {
-        Self {
-            patience: Duration::from_secs(60),
-            silence: Duration::from_secs(10),
-            max_providers: 16,
-            budget: 16 * 1024 * 1024,
-            window: WindowSettings::default(),
-        }
-    }
-}
-
-/// What is to be downloaded, and where to.
-#[derive(Clone)]
-pub struct Wanted {
-    /// The file.
-    pub id: FileId,
-    /// The name that it is kept under; none for a member of a collection.
-    pub name: Option<Name>,
-    /// What it is.
-    pub kind: FileKind,
-    /// The collection that it is wanted for.
-    pub member_of: Option<FileId>,
-    /// The size that its publisher claims, for the progress shown until it is proven.
-    pub claimed_size: Option<u64>,
-    /// The size, where it is part of something that was verified (the entry of a collection), or no other is
-    /// wanted. Nothing is fetched from who claims another.
-    pub proven_size: Option<u64>,
-    /// Where it goes.
-    pub destination: Destination,
-    /// Whose providers have it: its own id, or that of the collection.
-    pub announced_as: FileId,
-    /// Who knows them.
-    pub providers: Arc<dyn ProviderSource>,
-}
-
-/// What all transfers of a peer share.
-pub(super) struct Parts {
-    pub(super) library: Arc<Library>,
-    pub(super) dialer: Arc<Dialer>,
-    pub(super) settings: DownloadSettings,
-    pub(super) limit: Arc<RateLimit>,
-    /// In units of 1 KiB.
-    pub(super) budget: Arc<Semaphore>,
-    pub(super) me: Option<PeerId>,
-}
 
 type Outcome = Option<Result<(), Arc<DownloadError>>>;
 

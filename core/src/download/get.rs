@@ -7,9 +7,10 @@ use tokio::sync::watch;
 
 use super::DownloadError;
 use super::directory::{Output, get_members};
-use super::downloader::{Downloader, Wanted};
+use super::downloader::Downloader;
 use super::progress::Progress;
 use super::source::ProviderSource;
+use super::wanted::Wanted;
 use crate::library::entry::Location;
 use crate::library::output::{Destination, OutputDir};
 use crate::model::id::FileId;

@@ -11,6 +11,7 @@ pub mod progress;
 pub mod schedule;
 pub mod source;
 mod transfer;
+pub mod wanted;
 
 use std::time::Duration;
 

@@ -13,9 +13,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::DownloadError;
-use super::downloader::{Download, DownloadSettings, Downloader, Wanted};
+use super::downloader::{Download, Downloader};
 use super::progress::Progress;
 use super::source::ProviderSource;
+use super::wanted::{DownloadSettings, Wanted};
 use crate::library::content::ContentStore;
 use crate::library::entry::NewFile;
 use crate::library::library::{Library, LibrarySettings};

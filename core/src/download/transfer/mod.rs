@@ -1,0 +1,370 @@
+//! One file from the first question to the last written piece.
+//!
+//! A transfer is one task that owns the schedule and waits for whatever comes next: a reply, a batch of verified
+//! pieces, a finished write, a list of providers, the clock. Reading the sockets, hashing and writing overlap;
+//! the bytes between the request and the written piece are bounded by the budget that all transfers of a peer
+//! share. Nothing is written that was not verified against the file's id.
+//!
+//! ```text
+//! provider:  idle -> joining -> active -> resting (away, busy, refused) -> idle
+//!                                  \----> banned (lied)
+//! piece:     asked -> arrived -> verified -> written        (any failure: asked again, of another)
+//! ```
+
+mod pieces;
+mod providers;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::{AbortHandle, BoxFuture};
+use futures::stream::FuturesUnordered;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::DownloadError;
+use super::progress::{Phase, Progress};
+use super::schedule::{ProviderKey, Schedule};
+use super::source::Fault;
+use super::wanted::{Parts, Wanted};
+use crate::library::entry::NewFile;
+use crate::library::error::LibraryError;
+use crate::library::file::LibraryFile;
+use crate::model::bitmap::Bitmap;
+use crate::model::id::PeerId;
+use crate::model::layout::{PieceIndex, PieceLayout};
+use crate::model::manifest::Manifest;
+use crate::model::record::Provider;
+use crate::transport::Connection;
+use crate::transport::envelope::RequestId;
+
+/// How often the clock is looked at: rests that end, bitmaps to ask for again, patience.
+const TICK: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+enum State {
+    /// May be joined from this time on.
+    Idle {
+        from: Instant,
+    },
+    Joining,
+    Active(Active),
+    /// It lied.
+    Banned,
+}
+
+#[derive(Debug)]
+struct Active {
+    connection: Arc<dyn Connection>,
+    /// Whether it had everything when last asked.
+    complete: bool,
+    /// When to ask again what it has; none while such a question is under way.
+    have_again: Option<Instant>,
+    /// No piece is asked of it before this time.
+    busy_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Known {
+    peer: PeerId,
+    provider: Provider,
+    state: State,
+    failures: u32,
+}
+
+/// A request for a piece.
+#[derive(Debug)]
+struct Call {
+    abort: AbortHandle,
+    request: RequestId,
+    since: Instant,
+}
+
+/// A piece between its arrival and its write.
+struct Arrived {
+    from: ProviderKey,
+    piece: PieceIndex,
+    content: Bytes,
+    /// Gives its part of the budget back once the piece is written.
+    _permit: OwnedSemaphorePermit,
+}
+
+enum Event {
+    Providers(Result<Vec<Provider>, String>),
+    Joined(ProviderKey, Result<Box<Joined>, Fault>),
+    Have(ProviderKey, Result<(PieceLayout, Bitmap), Fault>),
+    Piece(ProviderKey, PieceIndex, Result<(Bytes, OwnedSemaphorePermit), Fault>),
+    Hashed(Vec<(Arrived, bool)>),
+    Written(Vec<Arrived>, Result<(), LibraryError>),
+    /// There is room in the budget for one piece.
+    Room(Option<OwnedSemaphorePermit>),
+    /// Of no consequence: a question that was called off.
+    Nothing,
+}
+
+struct Joined {
+    connection: Arc<dyn Connection>,
+    layout: PieceLayout,
+    have: Bitmap,
+    /// The proven manifest and the last piece, where that was what the provider was joined for.
+    proof: Option<(Manifest, Option<(Bytes, OwnedSemaphorePermit)>)>,
+}
+
+/// What a transfer works on once the manifest is proven.
+struct Open {
+    file: Arc<LibraryFile>,
+    schedule: Schedule,
+}
+
+pub(super) struct Transfer<'a> {
+    parts: &'a Arc<Parts>,
+    wanted: &'a Wanted,
+    progress: &'a watch::Sender<Progress>,
+    open: Option<Open>,
+    known: HashMap<ProviderKey, Known>,
+    keys: HashMap<PeerId, ProviderKey>,
+    events: FuturesUnordered<BoxFuture<'static, Event>>,
+    calls: HashMap<(ProviderKey, PieceIndex), Call>,
+    to_hash: Vec<Arrived>,
+    hashing: usize,
+    to_write: Vec<Arrived>,
+    writing: bool,
+    write_after: Option<Instant>,
+    asking_providers: bool,
+    providers_at: Instant,
+    waiting_for_room: bool,
+    /// Room for one piece that was waited for. It goes to the next request: given back it would go to another
+    /// transfer that waits, and from there to the next, and none would ever use it.
+    room: Option<OwnedSemaphorePermit>,
+    /// When there was last a sign that the download will go on.
+    hopeful: Instant,
+    last_fault: Option<String>,
+    cancelled: bool,
+}
+
+/// Gets one file; returns when every piece is verified and written, with the result or the reason why not.
+pub(super) async fn run(
+    parts: &Arc<Parts>,
+    wanted: &Wanted,
+    progress: &watch::Sender<Progress>,
+    cancel: &CancellationToken,
+) -> Result<Arc<LibraryFile>, DownloadError> {
+    let now = Instant::now();
+    let mut transfer = Transfer {
+        parts,
+        wanted,
+        progress,
+        open: None,
+        known: HashMap::new(),
+        keys: HashMap::new(),
+        events: FuturesUnordered::new(),
+        calls: HashMap::new(),
+        to_hash: Vec::new(),
+        hashing: 0,
+        to_write: Vec::new(),
+        writing: false,
+        write_after: None,
+        asking_providers: false,
+        providers_at: now,
+        waiting_for_room: false,
+        room: None,
+        hopeful: now,
+        last_fault: None,
+        cancelled: false,
+    };
+    if let Some(file) = parts.library.open_file(&wanted.id).await? {
+        transfer.create(Manifest::clone(file.manifest())).await?;
+    } else if let Some(manifest) = known_manifest(wanted) {
+        // The size was proven by whoever named it, or the file is empty: there is nothing to ask about it.
+        transfer.create(manifest).await?;
+    }
+    transfer.drive(cancel).await
+}
+
+/// The manifest of a file whose hashes follow from its id: an empty one, or one of a single piece and known size.
+fn known_manifest(wanted: &Wanted) -> Option<Manifest> {
+    let layout = PieceLayout::new(wanted.proven_size?).ok()?;
+    match layout.count() {
+        0 => Manifest::verify(wanted.id, layout, Vec::new()).ok(),
+        1 => Manifest::verify(wanted.id, layout, vec![*wanted.id.as_bytes()]).ok(),
+        _ => None,
+    }
+}
+
+impl Transfer<'_> {
+    async fn drive(mut self, cancel: &CancellationToken) -> Result<Arc<LibraryFile>, DownloadError> {
+        let mut tick = Instant::now() + TICK;
+        loop {
+            self.mend();
+            self.pump();
+            if let Some(file) = self.finished() {
+                file.finish(false).await?;
+                return Ok(file);
+            }
+            if self.cancelled && !self.writing && self.hashing == 0 {
+                return self.give_up(DownloadError::Cancelled).await;
+            }
+            tokio::select! {
+                biased;
+                () = cancel.cancelled(), if !self.cancelled => self.cancel(),
+                Some(event) = self.events.next() => {
+                    if let Err(error) = self.on_event(event).await {
+                        return self.give_up(error).await;
+                    }
+                }
+                () = sleep_until(tick) => {
+                    tick = Instant::now() + TICK;
+                    self.note_overdue();
+                    if let Some(error) = self.out_of_patience() {
+                        return self.give_up(error).await;
+                    }
+                }
+            }
+            self.report();
+        }
+    }
+
+    /// Ends the transfer with an error and keeps what it has.
+    async fn give_up(mut self, error: DownloadError) -> Result<Arc<LibraryFile>, DownloadError> {
+        self.stop_calls();
+        if let Some(Open { file, .. }) = &self.open
+            && let Err(error) = file.checkpoint().await
+        {
+            tracing::warn!(id = %self.wanted.id, %error, "what was fetched is not yet durable");
+        }
+        Err(error)
+    }
+
+    fn begin(&mut self, file: Arc<LibraryFile>) {
+        let schedule =
+            Schedule::new(file.manifest().layout(), &file.have(), self.parts.settings.window, rand::random());
+        self.open = Some(Open { file, schedule });
+        self.report();
+    }
+
+    async fn create(&mut self, manifest: Manifest) -> Result<(), DownloadError> {
+        let new = NewFile {
+            name: self.wanted.name.clone(),
+            kind: self.wanted.kind,
+            member_of: self.wanted.member_of,
+        };
+        let file = self.parts.library.create(manifest, new, self.wanted.destination.clone()).await?;
+        self.begin(file);
+        Ok(())
+    }
+
+    /// The file, when all of it is written.
+    fn finished(&self) -> Option<Arc<LibraryFile>> {
+        let Open { file, .. } = self.open.as_ref()?;
+        (self.all_arrived() && file.is_complete()).then(|| Arc::clone(file))
+    }
+
+    /// Whether nothing is missing and nothing is on its way.
+    fn all_arrived(&self) -> bool {
+        let idle = self.to_hash.is_empty() && self.hashing == 0 && self.to_write.is_empty() && !self.writing;
+        idle && self.open.as_ref().is_some_and(|open| open.schedule.is_complete())
+    }
+
+    /// Begins again with what is missing, where the library lost pieces that it had: damage that a reader found.
+    fn mend(&mut self) {
+        if !self.all_arrived() {
+            return;
+        }
+        let Some(Open { file, .. }) = &self.open else { return };
+        if !file.is_complete() {
+            let file = Arc::clone(file);
+            for known in self.known.values_mut() {
+                if matches!(known.state, State::Active(_)) {
+                    known.state = State::Idle { from: Instant::now() };
+                }
+            }
+            self.begin(file);
+        }
+    }
+
+    fn cancel(&mut self) {
+        self.cancelled = true;
+        self.stop_calls();
+        self.to_hash.clear();
+    }
+
+    /// Why it makes no sense to wait any longer.
+    fn out_of_patience(&mut self) -> Option<DownloadError> {
+        let now = Instant::now();
+        let at_work = !self.calls.is_empty() || self.hashing > 0 || self.writing || !self.to_write.is_empty();
+        // Without room it is the other transfers that hold it up, not the lack of a provider.
+        let busy = at_work || self.waiting_for_room;
+        if busy {
+            self.hopeful = now;
+        }
+        (now >= self.hopeful + self.parts.settings.patience).then(|| DownloadError::Nobody {
+            patience: self.parts.settings.patience,
+            reason: self.last_fault.take(),
+        })
+    }
+
+    fn report(&self) {
+        let sources =
+            self.known.values().filter(|known| matches!(known.state, State::Active(_))).count() as u32;
+        let (done, total) = match &self.open {
+            Some(Open { file, .. }) => (bytes_of(file), file.layout().size()),
+            None => (0, self.wanted.claimed_size.unwrap_or(0)),
+        };
+        let phase = match (self.write_after, sources) {
+            (Some(_), _) => Phase::DiskFull,
+            (None, 0) => Phase::Searching,
+            (None, _) => Phase::Fetching,
+        };
+        let new = Progress { done, total, sources, phase };
+        self.progress.send_if_modified(|old| std::mem::replace(old, new) != new);
+    }
+
+    /// Starts everything that can be started now.
+    fn pump(&mut self) {
+        self.pump_pipeline();
+        if self.cancelled {
+            return;
+        }
+        let missing = self.open.as_ref().is_none_or(|open| !open.schedule.is_complete());
+        if missing {
+            self.ask_for_providers();
+            self.join_providers();
+            self.ask_what_they_have();
+            self.ask_for_pieces();
+        }
+        // Nobody can be asked now: others may have it.
+        self.room = None;
+    }
+
+    async fn on_event(&mut self, event: Event) -> Result<(), DownloadError> {
+        match event {
+            Event::Providers(result) => self.on_providers(result),
+            Event::Joined(key, Ok(joined)) => self.on_joined(key, *joined).await?,
+            Event::Joined(key, Err(fault)) => self.on_fault(key, fault),
+            Event::Have(key, result) => self.on_answer(key, result),
+            Event::Piece(key, piece, result) => self.on_piece(key, piece, result),
+            Event::Hashed(batch) => self.on_hashed(batch),
+            Event::Written(batch, result) => self.on_written(batch, result)?,
+            Event::Room(room) => {
+                self.waiting_for_room = false;
+                self.room = room;
+            }
+            Event::Nothing => {}
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of the pieces that are there.
+fn bytes_of(file: &LibraryFile) -> u64 {
+    let layout = file.layout();
+    let full = u64::from(file.have_count()) * u64::from(layout.piece_size());
+    match layout.last() {
+        Some(last) if file.has(last) => full - (u64::from(layout.piece_size()) - layout.len(last) as u64),
+        _ => full,
+    }
+}

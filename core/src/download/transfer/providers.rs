@@ -1,0 +1,284 @@
+//! The providers of a transfer: who they are, who is joined, who rests and who is left out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::FutureExt;
+use tokio::time::Instant;
+
+use super::{Active, Arrived, Event, Joined, Known, Open, State, Transfer};
+use crate::download::DownloadError;
+use crate::download::schedule::ProviderKey;
+use crate::download::source::{self, Fault};
+use crate::download::wanted::Parts;
+use crate::model::bitmap::Bitmap;
+use crate::model::id::FileId;
+use crate::model::layout::PieceLayout;
+use crate::model::record::Provider;
+use crate::transport::Deadline;
+
+/// How often the bitmap of a provider that has only a part is asked for again.
+const HAVE_AGAIN: Duration = Duration::from_millis(500);
+/// How often the trackers are asked again, when there are enough providers, and when there are too few.
+const PROVIDERS_AGAIN: Duration = Duration::from_secs(15);
+const PROVIDERS_SOON: Duration = Duration::from_secs(2);
+/// The first and the longest pause after a provider was away.
+const FIRST_REST: Duration = Duration::from_millis(500);
+const LONGEST_REST: Duration = Duration::from_secs(30);
+/// Providers that are asked at once to prove the file's size and hashes.
+const PROVERS: usize = 3;
+
+impl Transfer<'_> {
+    pub(super) fn ask_for_providers(&mut self) {
+        let now = Instant::now();
+        if self.asking_providers || now < self.providers_at {
+            return;
+        }
+        self.asking_providers = true;
+        let source = Arc::clone(&self.wanted.providers);
+        let id = self.wanted.announced_as;
+        self.events.push(async move { Event::Providers(source.providers(&id).await) }.boxed());
+    }
+
+    pub(super) fn join_providers(&mut self) {
+        let now = Instant::now();
+        let mut at_work = self
+            .known
+            .values()
+            .filter(|known| matches!(known.state, State::Active(_) | State::Joining))
+            .count();
+        let mut candidates: Vec<_> = self
+            .known
+            .iter()
+            .filter(|(_, known)| matches!(known.state, State::Idle { from } if now >= from))
+            .map(|(&key, known)| (known.failures, !known.provider.complete, key))
+            .collect();
+        candidates.sort_unstable();
+        let prove = self.open.is_none();
+        let most = if prove { PROVERS } else { self.parts.settings.max_providers };
+        for (_, _, key) in candidates {
+            if at_work >= most {
+                // Those who have nothing that is missing must not keep out who may have it.
+                let Some(useless) = self.useless() else { break };
+                self.rest(useless, now + LONGEST_REST);
+                at_work -= 1;
+            }
+            let Some(known) = self.known.get_mut(&key) else { continue };
+            known.state = State::Joining;
+            at_work += 1;
+            let parts = Arc::clone(self.parts);
+            let provider = known.provider.clone();
+            let id = self.wanted.id;
+            self.events
+                .push(async move { Event::Joined(key, join(&parts, &provider, id, prove).await) }.boxed());
+        }
+    }
+
+    /// A provider at work that has nothing which is still missing, or has owed everything for long.
+    pub(super) fn useless(&self) -> Option<ProviderKey> {
+        let Some(Open { schedule, .. }) = &self.open else { return None };
+        let now = Instant::now();
+        let stalled = |key| {
+            let mut calls = self.calls.iter().filter(|((provider, _), _)| *provider == key).peekable();
+            calls.peek().is_some()
+                && calls.all(|(_, call)| now >= call.since + self.parts.settings.silence * 6)
+        };
+        let mut at_work = self.known.iter().filter(|(_, known)| matches!(known.state, State::Active(_)));
+        at_work.find(|&(&key, _)| !schedule.is_useful(key) || stalled(key)).map(|(&key, _)| key)
+    }
+
+    /// Lets a provider go that was at work, until this time.
+    pub(super) fn rest(&mut self, key: ProviderKey, from: Instant) {
+        if let Some(known) = self.known.get_mut(&key) {
+            known.state = State::Idle { from };
+            // Others come first from now on.
+            known.failures += 1;
+        }
+        self.drop_provider(key);
+    }
+
+    /// Takes a provider out of the schedule and calls off what was asked of it.
+    pub(super) fn drop_provider(&mut self, key: ProviderKey) {
+        if let Some(open) = &mut self.open {
+            open.schedule.remove_provider(key);
+        }
+        self.calls.retain(|(provider, _), call| {
+            if *provider == key {
+                call.abort.abort();
+            }
+            *provider != key
+        });
+    }
+
+    pub(super) fn ask_what_they_have(&mut self) {
+        let now = Instant::now();
+        for (&key, known) in &mut self.known {
+            let State::Active(active) = &mut known.state else { continue };
+            if active.complete || active.have_again.is_none_or(|again| now < again) {
+                continue;
+            }
+            active.have_again = None;
+            let connection = Arc::clone(&active.connection);
+            let id = self.wanted.id;
+            let deadline = Deadline::Silence(self.parts.settings.silence);
+            self.events.push(
+                async move { Event::Have(key, source::have(&*connection, id, deadline).await) }.boxed(),
+            );
+        }
+    }
+
+    pub(super) fn on_providers(&mut self, result: Result<Vec<Provider>, String>) {
+        self.asking_providers = false;
+        let now = Instant::now();
+        match result {
+            Ok(providers) => {
+                if providers.is_empty() {
+                    self.last_fault = Some("the trackers know of no living peer that offers it".to_owned());
+                }
+                for provider in providers.into_iter().filter(|provider| Some(provider.peer) != self.parts.me)
+                {
+                    let fresh = ProviderKey(u32::try_from(self.keys.len()).unwrap_or(u32::MAX));
+                    let key = *self.keys.entry(provider.peer).or_insert(fresh);
+                    let known = self.known.entry(key).or_insert_with(|| Known {
+                        peer: provider.peer,
+                        provider: provider.clone(),
+                        state: State::Idle { from: now },
+                        failures: 0,
+                    });
+                    // A peer that came back elsewhere need not rest for what it did there.
+                    if known.provider.endpoints != provider.endpoints
+                        && let State::Idle { from } = &mut known.state
+                    {
+                        *from = now;
+                    }
+                    known.provider = provider;
+                }
+            }
+            Err(reason) => self.last_fault = Some(reason),
+        }
+        let at_work = self.known.values().filter(|known| matches!(known.state, State::Active(_))).count();
+        let enough = at_work >= self.parts.settings.max_providers.min(4);
+        self.providers_at = now + if enough { PROVIDERS_AGAIN } else { PROVIDERS_SOON };
+    }
+
+    pub(super) async fn on_joined(&mut self, key: ProviderKey, joined: Joined) -> Result<(), DownloadError> {
+        let Joined { connection, layout, have, proof } = joined;
+        if self.wanted.proven_size.is_some_and(|size| size != layout.size()) {
+            // Whoever keeps files within a quota relies on it.
+            self.on_fault(key, Fault::Lie("another size than the file has"));
+            return Ok(());
+        }
+        if self.open.is_none() {
+            let Some((manifest, last)) = proof else {
+                // It has not the last piece, which proves the size.
+                self.on_fault(key, Fault::NotHere);
+                return Ok(());
+            };
+            self.create(manifest).await?;
+            if let (Some((content, permit)), Some(piece)) = (last, layout.last())
+                && let Some(open) = &mut self.open
+                && open.schedule.arrived(key, piece).wanted
+            {
+                self.to_write.push(Arrived { from: key, piece, content, _permit: permit });
+            }
+        }
+        let Some(known) = self.known.get_mut(&key) else { return Ok(()) };
+        known.state =
+            State::Active(Active { connection, complete: false, have_again: None, busy_until: None });
+        self.on_have(key, layout, have);
+        Ok(())
+    }
+
+    /// The answer to the question what a provider has by now.
+    pub(super) fn on_answer(&mut self, key: ProviderKey, result: Result<(PieceLayout, Bitmap), Fault>) {
+        match result {
+            Ok((layout, have)) => self.on_have(key, layout, have),
+            Err(fault) => {
+                if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
+                    // A busy one stays and is asked again.
+                    active.have_again = Some(Instant::now() + HAVE_AGAIN);
+                }
+                self.on_fault(key, fault);
+            }
+        }
+    }
+
+    fn on_have(&mut self, key: ProviderKey, layout: PieceLayout, have: Bitmap) {
+        let (Some(Open { schedule, file }), Some(known)) = (&mut self.open, self.known.get_mut(&key)) else {
+            return;
+        };
+        let State::Active(active) = &mut known.state else { return };
+        if layout != file.manifest().layout() {
+            // The size is proven, and it is another.
+            self.on_fault(key, Fault::Lie("another size than the file has"));
+            return;
+        }
+        active.complete = have.is_full();
+        active.have_again = Some(Instant::now() + HAVE_AGAIN);
+        schedule.set_provider(key, have);
+    }
+
+    pub(super) fn on_fault(&mut self, key: ProviderKey, fault: Fault) {
+        let Some(known) = self.known.get_mut(&key) else { return };
+        if matches!(known.state, State::Banned) {
+            return;
+        }
+        let now = Instant::now();
+        tracing::debug!(peer = %known.peer.short(), %fault, "a provider failed");
+        if let (Fault::Busy { retry_after }, State::Active(active)) = (&fault, &mut known.state) {
+            active.busy_until = Some(now + *retry_after);
+            if let Some(open) = &mut self.open {
+                open.schedule.busy(key);
+            }
+            return;
+        }
+        self.last_fault = Some(format!("peer {}: {fault}", known.peer.short()));
+        known.state = match fault {
+            Fault::Lie(what) => {
+                tracing::warn!(peer = %known.peer, id = %self.wanted.id, what, "a provider is left out: it lied");
+                State::Banned
+            }
+            Fault::Busy { retry_after } => State::Idle { from: now + retry_after },
+            // A peer that was just announced may have its first piece any moment.
+            Fault::NotHere => State::Idle { from: now + HAVE_AGAIN },
+            Fault::Away(_) | Fault::Refused(_) => {
+                let rest = FIRST_REST.saturating_mul(1 << known.failures.min(6)).min(LONGEST_REST);
+                known.failures += 1;
+                State::Idle { from: now + rest }
+            }
+        };
+        self.drop_provider(key);
+        self.providers_at = self.providers_at.min(now + FIRST_REST);
+    }
+}
+
+async fn join(parts: &Parts, provider: &Provider, id: FileId, prove: bool) -> Result<Box<Joined>, Fault> {
+    let deadline = Deadline::Silence(parts.settings.silence);
+    let (connection, layout, have) = source::join(&parts.dialer, provider, id, deadline).await?;
+    let mut proof = None;
+    if prove {
+        let manifest = source::manifest(&*connection, id, layout, deadline).await?;
+        match layout.last() {
+            None => proof = Some((manifest, None)),
+            // Only the last piece proves the size.
+            Some(last) if have.contains(last) => {
+                let room = Arc::clone(&parts.budget).acquire_many_owned(Parts::units(layout)).await;
+                let permit = room.map_err(|_| Fault::Refused("the downloads are closed".to_owned()))?;
+                parts.limit.take(layout.len(last)).await;
+                let content = source::piece(&*connection, id, last, deadline).await?;
+                let (manifest, content, good) = tokio::task::spawn_blocking(move || {
+                    let good = manifest.piece_is(last, &content);
+                    (manifest, content, good)
+                })
+                .await
+                .map_err(|_| Fault::Refused("hashing was interrupted".to_owned()))?;
+                if !good {
+                    return Err(Fault::Lie("a last piece that does not fit the size"));
+                }
+                proof = Some((manifest, Some((content, permit))));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(Box::new(Joined { connection, layout, have, proof }))
+}
