@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::library::content::ContentStore;
 use crate::library::entry::Location;
-use crate::library::library::LibrarySettings;
+use crate::library::settings::LibrarySettings;
 use crate::storage::memory::Disk;
 
 struct Rig {

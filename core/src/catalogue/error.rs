@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::model::layout::FileTooLarge;
 use crate::model::record::FileRecord;
 use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::storage::error::StorageError;
@@ -86,5 +87,11 @@ impl From<CatalogueError> for ErrorReply {
             ErrorCode::Busy => reply.retry_after(Duration::from_secs(30)),
             _ => reply,
         }
+    }
+}
+
+impl From<FileTooLarge> for CatalogueError {
+    fn from(error: FileTooLarge) -> Self {
+        Self::Malformed { problem: error.to_string() }
     }
 }

@@ -12,7 +12,7 @@ use super::pattern::Pattern;
 use super::peers::Session;
 use super::{ATTEMPTS, Catalogue};
 use crate::model::id::FileId;
-use crate::model::layout::MAX_FILE_SIZE;
+use crate::model::layout::PieceLayout;
 use crate::model::name::{MAX_NAME, Name};
 use crate::model::record::{FileRecord, Publication};
 use crate::storage::error::StorageError;
@@ -58,7 +58,7 @@ impl Catalogue {
     ) -> Result<Published, CatalogueError> {
         let Publication { name, id, size, kind } = publication;
         let by = session.peer;
-        check_size(*size)?;
+        PieceLayout::new(*size)?;
         for _ in 0..ATTEMPTS {
             let newest = self.newest(name).await?;
             let mut batch = Batch::new();
@@ -278,15 +278,6 @@ impl Catalogue {
             }
         }
     }
-}
-
-pub(super) fn check_size(size: u64) -> Result<(), CatalogueError> {
-    if size <= MAX_FILE_SIZE {
-        return Ok(());
-    }
-    let problem =
-        format!("a size of {size} bytes is larger than the largest supported ({MAX_FILE_SIZE} bytes)");
-    Err(CatalogueError::Malformed { problem })
 }
 
 fn cursor_after(key: Bytes) -> Vec<u8> {

@@ -11,6 +11,7 @@ use super::layout::{self, ClaimRecord, FILES, FileEntry, LeaseRecord, OFFERS, PR
 use super::peers::Session;
 use super::{ATTEMPTS, Catalogue};
 use crate::model::id::{FileId, PeerId};
+use crate::model::layout::PieceLayout;
 use crate::model::record::Offer;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, KeyRange};
@@ -47,7 +48,7 @@ impl Catalogue {
     /// left out.
     pub async fn announce(&self, by: &Session, offers: &[Offer]) -> Result<Vec<FileId>, CatalogueError> {
         for offer in offers {
-            super::names::check_size(offer.size)?;
+            PieceLayout::new(offer.size)?;
         }
         let keys: Vec<_> = offers.iter().map(|offer| layout::file_key(&offer.id)).collect();
         for _ in 0..ATTEMPTS {

@@ -12,6 +12,7 @@ use super::entry::{Entry, LibraryEvent, NewFile, VerifyReport};
 use super::error::LibraryError;
 use super::file::LibraryFile;
 use super::output::{Destination, OutputDir};
+use super::settings::LibrarySettings;
 use super::shared::Shared;
 use super::{layout, recover};
 use crate::model::collection::{Collection, MemberPath};
@@ -25,21 +26,6 @@ use crate::storage::Storage;
 const MAX_MATCHES: usize = 16;
 /// How long what was written may wait for its sync when little is written.
 const FLUSH_PAUSE: Duration = Duration::from_secs(1);
-
-/// How the library behaves.
-#[derive(Debug, Clone)]
-pub struct LibrarySettings {
-    /// After how many bytes that were written but not synced a sync begins, in the background.
-    pub checkpoint_bytes: u64,
-    /// At how many such bytes writers wait for the sync.
-    pub max_unsynced_bytes: u64,
-}
-
-impl Default for LibrarySettings {
-    fn default() -> Self {
-        Self { checkpoint_bytes: 16 << 20, max_unsynced_bytes: 64 << 20 }
-    }
-}
 
 /// The files that a peer has.
 ///

@@ -24,6 +24,7 @@ pub mod output;
 pub(crate) mod publications;
 mod recover;
 mod remove;
+pub mod settings;
 mod shared;
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::entry::{Entry, LibraryEvent, Location, Origin};
 use super::error::LibraryError;
 use super::file::LibraryFile;
 use super::layout::{self, Place, Record};
-use super::library::LibrarySettings;
+use super::settings::LibrarySettings;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::name::Name;

@@ -29,8 +29,15 @@ pub struct Listing {
     reasons: Vec<Unreached>,
 }
 
+impl Trackers {
+    /// All files that match, in the order of their names, page by page from all catalogues.
+    pub fn list(self: &Arc<Self>, pattern: &str) -> Listing {
+        Listing::new(Arc::clone(self), pattern.to_owned())
+    }
+}
+
 impl Listing {
-    pub(super) const fn new(trackers: Arc<Trackers>, pattern: String) -> Self {
+    const fn new(trackers: Arc<Trackers>, pattern: String) -> Self {
         Self { trackers, pattern, sources: None, reasons: Vec::new() }
     }
 

@@ -15,7 +15,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client::TrackerClient;
 use super::error::{TrackerError, Unreached};
-use super::listing::Listing;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::{FileId, PeerId};
 use crate::model::record::{FileRecord, Provider};
@@ -202,11 +201,6 @@ impl Trackers {
             Some(error) if !answered => Err(error),
             _ => Ok(merged),
         }
-    }
-
-    /// All files that match, in the order of their names, page by page from all catalogues.
-    pub fn list(self: &Arc<Self>, pattern: &str) -> Listing {
-        Listing::new(Arc::clone(self), pattern.to_owned())
     }
 
     /// How each tracker does.

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::request::{Commit, Reply, Sync};
 use super::shared_error::{FailedSync, SharedError, guarded};
-use super::writer::{Commit, Reply, Sync};
 use crate::storage::engine::{ApplyError, Engine, Reader};
 use crate::storage::error::{Source, StorageError};
 use crate::storage::value::{Condition, Durability, Key, Space, Write};

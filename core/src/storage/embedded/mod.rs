@@ -9,6 +9,7 @@
 pub(crate) mod fake;
 mod group;
 mod pool;
+mod request;
 mod settings;
 mod shared_error;
 #[cfg(test)]
@@ -30,8 +31,9 @@ use super::engine::Engine;
 use super::error::StorageError;
 use super::value::{Batch, Durability, Key, KeyRange, Limits, Space};
 use pool::{Ask, Pool, Read};
+use request::{Commit, Request, Sync};
 pub use settings::EmbeddedSettings;
-use writer::{Commit, Request, Sync, Writer};
+use writer::Writer;
 
 /// Bytes are counted in these, because a semaphore counts to `u32` only.
 const UNIT: usize = 1024;

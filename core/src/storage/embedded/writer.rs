@@ -12,41 +12,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
-
 use super::group::{Failure, commit_group};
 use super::pool::Pool;
+use super::request::{Commit, Request, Sync};
 use super::settings::EmbeddedSettings;
 use super::shared_error::{Panicked, guarded};
 use crate::storage::engine::Engine;
 use crate::storage::error::{Source, StorageError};
-use crate::storage::value::{Batch, Durability, Limits};
-
-pub(super) type Reply = oneshot::Sender<Result<(), StorageError>>;
-
-/// What the writer is asked for.
-pub(super) enum Request {
-    Commit(Commit),
-    Sync(Sync),
-    /// A reader panicked.
-    Failed(Panicked),
-    /// The last request that is served.
-    Close(Sender<Result<(), StorageError>>),
-}
-
-/// A batch that waits, with its place in the queue.
-pub(super) struct Commit {
-    pub(super) batch: Batch,
-    pub(super) durability: Durability,
-    pub(super) reply: Reply,
-    pub(super) _places: [OwnedSemaphorePermit; 2],
-}
-
-/// A sync that waits, with its place in the queue.
-pub(super) struct Sync {
-    pub(super) reply: Reply,
-    pub(super) _place: OwnedSemaphorePermit,
-}
+use crate::storage::value::Limits;
 
 /// Opens the engine; called again after each failure.
 pub(super) type Opener<E> = Arc<dyn Fn() -> Result<E, StorageError> + Send + std::marker::Sync>;
