@@ -1,7 +1,7 @@
 //! What a database folder looks like: its name, its format version, and the keys of a space.
 
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use enjambre_core::storage::Role;
 use enjambre_core::storage::error::StorageError;
@@ -16,22 +16,6 @@ pub(crate) const FORMAT: u64 = 1;
 pub(crate) const DATA: &str = "data";
 /// The tree of the format version and the role.
 const META: &str = "enjambre";
-
-/// The database folder of a role: content has `-content` behind its name.
-pub(crate) fn folder(path: &Path, role: Role) -> PathBuf {
-    match role {
-        Role::Records => path.to_path_buf(),
-        Role::Content => {
-            let mut name = path.file_stem().unwrap_or_default().to_owned();
-            name.push("-content");
-            if let Some(extension) = path.extension() {
-                name.push(".");
-                name.push(extension);
-            }
-            path.with_file_name(name)
-        }
-    }
-}
 
 /// Checks that the database is ours and of a format that we know, or makes a new one ours.
 pub(crate) fn prepare(db: &Db, path: &Path, role: Role) -> Result<(), StorageError> {

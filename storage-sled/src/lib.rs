@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use enjambre_core::storage::embedded::{Embedded, EmbeddedSettings};
 use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::place::path_for;
 use enjambre_core::storage::{Role, Storage};
 
 pub use settings::SledSettings;
@@ -38,7 +39,7 @@ pub async fn open(
         ..EmbeddedSettings::default()
     };
     let options = Options {
-        path: format::folder(&base.join(&settings.path), role),
+        path: path_for(role, &base.join(&settings.path)),
         role,
         cache_bytes: u64::from(settings.cache_mib.clamp(1, 4096)) * 1024 * 1024,
     };

@@ -4,7 +4,7 @@
 //! sled's file, because its own flush does not reach the disk. Free space is watched before each commit: once
 //! sled meets a full disk in the middle, it has to be opened anew.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use enjambre_core::storage::Role;
 use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
 use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
 use sled::{Db, Tree};
 
@@ -73,7 +74,7 @@ impl Sled {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder)
             .map_err(|error| StorageError::backend(format!("make the folder {}", folder.display()), error))?;
-        let lock = lock(path)?;
+        let lock = Arc::new(place::lock(path)?);
         let db = open_patiently(options)?;
         format::prepare(&db, path, options.role)?;
         let data = db.open_tree(format::DATA).map_err(|error| explain(path, "open", error))?;
@@ -236,19 +237,5 @@ impl Reader for SledReader {
             }
         }
         Ok(page)
-    }
-}
-
-/// Keeps other processes out, and says so at once: sled's own lock may also be one that is on its way out.
-fn lock(path: &Path) -> Result<Arc<File>, StorageError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let name = PathBuf::from(name);
-    let failed = |error| StorageError::backend(format!("lock {}", name.display()), error);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Arc::new(file)),
-        Err(TryLockError::WouldBlock) => Err(StorageError::Locked { path: path.to_path_buf() }),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use enjambre_core::storage::embedded::{Embedded, EmbeddedSettings};
 use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::place::path_for;
 use enjambre_core::storage::{Role, Storage};
 
 pub use settings::SqliteSettings;
@@ -25,7 +26,7 @@ pub async fn open(
     base: &Path,
     role: Role,
 ) -> Result<Arc<dyn Storage>, StorageError> {
-    let path = schema::file(&base.join(&settings.path), role);
+    let path = path_for(role, &base.join(&settings.path));
     let name = match role {
         Role::Records => "sqlite",
         Role::Content => "sqlite-content",

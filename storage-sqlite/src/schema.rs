@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use enjambre_core::storage::Role;
 use enjambre_core::storage::error::StorageError;
@@ -19,22 +19,6 @@ const fn application_id(role: Role) -> i64 {
     match role {
         Role::Records => 0x456a_6d52,
         Role::Content => 0x456a_6d43,
-    }
-}
-
-/// The database file of a role: content has `-content` behind its name.
-pub(crate) fn file(path: &Path, role: Role) -> PathBuf {
-    match role {
-        Role::Records => path.to_path_buf(),
-        Role::Content => {
-            let mut name = path.file_stem().unwrap_or_default().to_owned();
-            name.push("-content");
-            if let Some(extension) = path.extension() {
-                name.push(".");
-                name.push(extension);
-            }
-            path.with_file_name(name)
-        }
     }
 }
 

@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use bytes::Bytes;
 use enjambre_core::storage::Role;
 use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
 use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
@@ -79,7 +80,7 @@ impl Sqlite {
                 StorageError::backend(format!("make the folder {}", folder.display()), error)
             })?;
         }
-        let lock = lock(path)?;
+        let lock = Arc::new(place::lock(path)?);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let mut connection = connect(options, flags)?;
         let page_size = match options.role {
@@ -106,7 +107,7 @@ impl Sqlite {
         Ok(Self {
             connection,
             tables: Tables::new(options.role),
-            log: beside(path, "-wal"),
+            log: place::beside(path, "-wal"),
             options: options.clone(),
             synchronous: None,
             // What another process committed before it was killed may not be.
@@ -365,23 +366,4 @@ fn connect(options: &Options, flags: OpenFlags) -> Result<Connection, StorageErr
         Ok(connection)
     };
     connect().map_err(|error| explain(&options.path, "open", error))
-}
-
-/// Keeps other processes out: SQLite itself would let them in.
-fn lock(path: &Path) -> Result<Arc<File>, StorageError> {
-    let name = beside(path, ".lock");
-    let failed = |error| StorageError::backend(format!("lock {}", name.display()), error);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Arc::new(file)),
-        Err(TryLockError::WouldBlock) => Err(StorageError::Locked { path: path.to_path_buf() }),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-/// The path with something behind its whole name.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }

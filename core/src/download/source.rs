@@ -11,10 +11,11 @@ use crate::model::id::FileId;
 use crate::model::layout::{PieceIndex, PieceLayout};
 use crate::model::manifest::{Manifest, PieceHash};
 use crate::model::record::Provider;
-use crate::protocol::client::{CallError, ask};
+use crate::protocol::client::{CallError, ask, ask_as, unexpected};
 use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::protocol::message::{Reply, Request};
 use crate::transport::dialer::Dialer;
+use crate::transport::envelope::RequestId;
 use crate::transport::error::TransportError;
 use crate::transport::{Connection, Deadline};
 
@@ -66,7 +67,7 @@ impl From<CallError> for Fault {
 
 impl Fault {
     /// The fault in an answer that refuses.
-    pub(super) fn refused(error: ErrorReply) -> Self {
+    fn refused(error: ErrorReply) -> Self {
         match error.code {
             ErrorCode::Busy => Self::Busy {
                 retry_after: error
@@ -114,7 +115,7 @@ pub(super) async fn have(
 ) -> Result<(PieceLayout, Bitmap), Fault> {
     let (Reply::Have { size, complete }, payload) = ask(connection, &Request::Have { id }, deadline).await?
     else {
-        return Err(Fault::Lie("a reply that does not fit the request"));
+        return Err(unexpected(connection).into());
     };
     let layout = PieceLayout::new(size).map_err(|_| Fault::Lie("a size beyond all limits"))?;
     let bitmap = if complete {
@@ -142,7 +143,7 @@ pub(super) async fn manifest(
         let (Reply::Manifest { size }, payload) =
             ask(connection, &Request::Manifest { id, first }, deadline).await?
         else {
-            return Err(Fault::Lie("a reply that does not fit the request"));
+            return Err(unexpected(connection).into());
         };
         let (page, rest) = payload.as_chunks::<32>();
         if size != layout.size() || page.is_empty() || !rest.is_empty() || hashes.len() + page.len() > count {
@@ -153,15 +154,16 @@ pub(super) async fn manifest(
     Manifest::verify(id, layout, hashes).map_err(|_| Fault::Lie("hashes of another file"))
 }
 
-/// Fetches one piece; its content is not verified.
+/// Fetches one piece under a request id of the connection; its content is not verified.
 pub(super) async fn piece(
     connection: &dyn Connection,
+    request: RequestId,
     id: FileId,
     piece: PieceIndex,
     deadline: Deadline,
 ) -> Result<Bytes, Fault> {
-    match ask(connection, &Request::Piece { id, index: piece.get() }, deadline).await? {
+    match ask_as(connection, request, &Request::Piece { id, index: piece.get() }, deadline).await? {
         (Reply::Piece, payload) => Ok(payload),
-        _ => Err(Fault::Lie("a reply that does not fit the request")),
+        _ => Err(unexpected(connection).into()),
     }
 }

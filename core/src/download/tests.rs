@@ -441,7 +441,7 @@ async fn a_connection_that_is_gone_takes_nothing_from_the_upload_limit() {
         let silence = crate::transport::Deadline::Silence(Duration::from_secs(100));
         let calls = world.manifest.layout().pieces().map(|piece| {
             let connection = Arc::clone(&connection);
-            async move { super::source::piece(&*connection, id, piece, silence).await }
+            async move { super::source::piece(&*connection, connection.next_id(), id, piece, silence).await }
         });
         futures::future::join_all(calls).await;
     };

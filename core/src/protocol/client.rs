@@ -6,6 +6,7 @@ use super::codec;
 use super::error::ErrorReply;
 use super::message::{Reply, Request};
 use crate::model::endpoint::Endpoint;
+use crate::transport::envelope::RequestId;
 use crate::transport::error::TransportError;
 use crate::transport::{Connection, Deadline};
 
@@ -50,7 +51,16 @@ pub async fn ask(
     request: &Request,
     deadline: Deadline,
 ) -> Result<(Reply, Bytes), CallError> {
-    let id = connection.next_id();
+    ask_as(connection, connection.next_id(), request, deadline).await
+}
+
+/// As [`ask`], under an id of the connection that the caller took before, to be able to cancel the request.
+pub async fn ask_as(
+    connection: &dyn Connection,
+    id: RequestId,
+    request: &Request,
+    deadline: Deadline,
+) -> Result<(Reply, Bytes), CallError> {
     let message = connection.call(id, codec::encode_request(id, request), deadline).await?;
     match codec::decode_reply(&message.header) {
         Some(Ok(reply)) => Ok((reply, message.payload)),

@@ -11,13 +11,12 @@ use tokio::time::Instant;
 use super::{Arrived, Call, Event, Known, Open, State, Transfer};
 use crate::download::DownloadError;
 use crate::download::schedule::ProviderKey;
-use crate::download::source::Fault;
+use crate::download::source::{self, Fault};
 use crate::download::wanted::Parts;
 use crate::library::error::LibraryError;
 use crate::model::layout::PieceIndex;
 use crate::protocol::client::ask;
-use crate::protocol::codec;
-use crate::protocol::message::{Reply, Request};
+use crate::protocol::message::Request;
 use crate::transport::Deadline;
 
 /// Pieces are hashed in batches of about this many bytes, written in batches of at most this many.
@@ -123,22 +122,14 @@ impl Transfer<'_> {
                 };
                 let Some(piece) = schedule.next(key) else { continue };
                 let request = connection.next_id();
-                let header = codec::encode_request(
-                    request,
-                    &Request::Piece { id: self.wanted.id, index: piece.get() },
-                );
+                let id = self.wanted.id;
                 let deadline = Deadline::Silence(self.parts.settings.silence);
                 let limit = Arc::clone(&self.parts.limit);
                 let bytes = layout.len(piece);
                 let called = Arc::clone(&connection);
                 let call = async move {
                     limit.take(bytes).await;
-                    let message = called.call(request, header, deadline).await?;
-                    match codec::decode_reply(&message.header) {
-                        Some(Ok(Reply::Piece)) => Ok((message.payload, permit)),
-                        Some(Err(error)) => Err(Fault::refused(error)),
-                        _ => Err(Fault::Lie("a reply that does not fit the request")),
-                    }
+                    Ok((source::piece(&*called, request, id, piece, deadline).await?, permit))
                 };
                 let (abort, registration) = AbortHandle::new_pair();
                 self.calls.insert((key, piece), Call { abort, request, since: now });
@@ -206,7 +197,7 @@ impl Transfer<'_> {
     }
 
     /// A piece has come from another provider: this one need not send it.
-    pub(super) fn call_off(&mut self, call: (ProviderKey, PieceIndex)) {
+    fn call_off(&mut self, call: (ProviderKey, PieceIndex)) {
         let Some(Call { abort, request, .. }) = self.calls.remove(&call) else { return };
         abort.abort();
         if let Some(Known { state: State::Active(active), .. }) = self.known.get(&call.0) {

@@ -75,7 +75,7 @@ impl Transfer<'_> {
     }
 
     /// A provider at work that has nothing which is still missing, or has owed everything for long.
-    pub(super) fn useless(&self) -> Option<ProviderKey> {
+    fn useless(&self) -> Option<ProviderKey> {
         let Some(Open { schedule, .. }) = &self.open else { return None };
         let now = Instant::now();
         let stalled = |key| {
@@ -88,7 +88,7 @@ impl Transfer<'_> {
     }
 
     /// Lets a provider go that was at work, until this time.
-    pub(super) fn rest(&mut self, key: ProviderKey, from: Instant) {
+    fn rest(&mut self, key: ProviderKey, from: Instant) {
         if let Some(known) = self.known.get_mut(&key) {
             known.state = State::Idle { from };
             // Others come first from now on.
@@ -265,7 +265,7 @@ async fn join(parts: &Parts, provider: &Provider, id: FileId, prove: bool) -> Re
                 let room = Arc::clone(&parts.budget).acquire_many_owned(Parts::units(layout)).await;
                 let permit = room.map_err(|_| Fault::Refused("the downloads are closed".to_owned()))?;
                 parts.limit.take(layout.len(last)).await;
-                let content = source::piece(&*connection, id, last, deadline).await?;
+                let content = source::piece(&*connection, connection.next_id(), id, last, deadline).await?;
                 let (manifest, content, good) = tokio::task::spawn_blocking(move || {
                     let good = manifest.piece_is(last, &content);
                     (manifest, content, good)
