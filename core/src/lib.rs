@@ -5,6 +5,7 @@
 //! means is written once, here, on top of them. The arrows point one way: applications and plug-ins depend on
 //! this crate, it depends on neither.
 
+pub mod buffers;
 pub mod catalogue;
 pub mod download;
 pub mod library;
