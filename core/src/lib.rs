@@ -8,6 +8,7 @@
 pub mod buffers;
 pub mod catalogue;
 pub mod download;
+pub mod given;
 pub mod library;
 pub mod model;
 pub mod protocol;

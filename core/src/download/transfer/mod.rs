@@ -123,6 +123,8 @@ struct Open {
 pub(super) struct Transfer<'a> {
     parts: &'a Arc<Parts>,
     wanted: &'a Wanted,
+    /// What the schedule counts time from.
+    begun: Instant,
     progress: &'a watch::Sender<Progress>,
     open: Option<Open>,
     known: HashMap<ProviderKey, Known>,
@@ -157,6 +159,7 @@ pub(super) async fn run(
     let mut transfer = Transfer {
         parts,
         wanted,
+        begun: now,
         progress,
         open: None,
         known: HashMap::new(),
@@ -226,6 +229,11 @@ impl Transfer<'_> {
             }
             self.report();
         }
+    }
+
+    /// The time as the schedule counts it.
+    fn clock(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// Ends the transfer with an error and keeps what it has.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Arrived, Call, Event, Known, Open, State, Transfer};
 use crate::download::DownloadError;
-use crate::download::schedule::ProviderKey;
+use crate::download::schedule::{ProviderKey, Question};
 use crate::download::source::{self, Fault};
 use crate::download::wanted::Parts;
 use crate::library::error::LibraryError;
@@ -82,6 +82,7 @@ impl Transfer<'_> {
     }
 
     pub(super) fn ask_for_pieces(&mut self) {
+        let clock = self.clock();
         let Some(Open { schedule, file }) = &mut self.open else { return };
         if self.write_after.is_some() {
             // The disk is full: more would only take the budget from transfers that go elsewhere.
@@ -90,10 +91,10 @@ impl Transfer<'_> {
         let layout = file.manifest().layout();
         let now = Instant::now();
         // One piece of each in turn, so that no provider takes all of the budget.
-        let mut askable: Vec<_> = self
-            .known
-            .iter_mut()
-            .filter_map(|(&key, known)| match &mut known.state {
+        let mut askable: Vec<_> = schedule
+            .by_turn(clock)
+            .into_iter()
+            .filter_map(|key| match &self.known.get(&key)?.state {
                 State::Active(active) if active.busy_until.is_none_or(|until| now >= until) => {
                     Some((key, Arc::clone(&active.connection)))
                 }
@@ -120,7 +121,7 @@ impl Transfer<'_> {
                     }
                     return;
                 };
-                let Some(piece) = schedule.next(key) else { continue };
+                let Some(Question { piece, sparing }) = schedule.next(key, clock) else { continue };
                 let request = connection.next_id();
                 let id = self.wanted.id;
                 let deadline = Deadline::Silence(self.parts.settings.silence);
@@ -169,6 +170,7 @@ impl Transfer<'_> {
     }
 
     pub(super) fn on_hashed(&mut self, batch: Vec<(Arrived, bool)>) {
+        let clock = self.clock();
         self.hashing -= 1;
         let Some(Open { schedule, .. }) = &mut self.open else { return };
         let mut liars = Vec::new();
@@ -179,7 +181,7 @@ impl Transfer<'_> {
                 liars.push(arrived.from);
                 continue;
             }
-            let arrival = schedule.arrived(arrived.from, arrived.piece);
+            let arrival = schedule.arrived(arrived.from, arrived.piece, clock);
             cancel.extend(arrival.cancel.into_iter().map(|other| (other, arrived.piece)));
             if let Some(known) = self.known.get_mut(&arrived.from) {
                 known.failures = 0;

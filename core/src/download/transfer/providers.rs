@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{Active, Arrived, Event, Joined, Known, Open, State, Transfer};
 use crate::download::DownloadError;
+use crate::download::choice::{self, Candidate};
 use crate::download::schedule::ProviderKey;
 use crate::download::source::{self, Fault};
 use crate::download::wanted::Parts;
@@ -47,16 +48,19 @@ impl Transfer<'_> {
             .values()
             .filter(|known| matches!(known.state, State::Active(_) | State::Joining))
             .count();
-        let mut candidates: Vec<_> = self
+        let idle = self
             .known
             .iter()
-            .filter(|(_, known)| matches!(known.state, State::Idle { from } if now >= from))
-            .map(|(&key, known)| (known.failures, !known.provider.complete, key))
-            .collect();
-        candidates.sort_unstable();
+            .filter(|(_, known)| matches!(known.state, State::Idle { from } if now >= from));
+        let candidates = idle.map(|(&key, known)| Candidate {
+            key,
+            failures: known.failures,
+            complete: known.provider.complete,
+        });
+        let candidates = choice::order(candidates.collect());
         let prove = self.open.is_none();
         let most = if prove { PROVERS } else { self.parts.settings.max_providers };
-        for (_, _, key) in candidates {
+        for key in candidates {
             if at_work >= most {
                 // Those who have nothing that is missing must not keep out who may have it.
                 let Some(useless) = self.useless() else { break };
@@ -177,7 +181,7 @@ impl Transfer<'_> {
             self.create(manifest).await?;
             if let (Some((content, permit)), Some(piece)) = (last, layout.last())
                 && let Some(open) = &mut self.open
-                && open.schedule.arrived(key, piece).wanted
+                && open.schedule.arrived(key, piece, self.begun.elapsed()).wanted
             {
                 self.to_write.push(Arrived { from: key, piece, content, _permit: permit });
             }
@@ -204,6 +208,7 @@ impl Transfer<'_> {
     }
 
     fn on_have(&mut self, key: ProviderKey, layout: PieceLayout, have: Bitmap) {
+        let now = self.clock();
         let (Some(Open { schedule, file }), Some(known)) = (&mut self.open, self.known.get_mut(&key)) else {
             return;
         };
@@ -215,7 +220,7 @@ impl Transfer<'_> {
         }
         active.complete = have.is_full();
         active.have_again = Some(Instant::now() + HAVE_AGAIN);
-        schedule.set_provider(key, have);
+        schedule.set_provider(key, &have, now);
     }
 
     pub(super) fn on_fault(&mut self, key: ProviderKey, fault: Fault) {
