@@ -20,13 +20,13 @@ fn main() {
 
 #[divan::bench]
 fn encode_piece_request(bencher: Bencher<'_, '_>) {
-    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345 };
+    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345, sparing: false };
     bencher.bench(|| codec::encode_request(RequestId(77), divan::black_box(&request)));
 }
 
 #[divan::bench]
 fn decode_piece_request(bencher: Bencher<'_, '_>) {
-    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345 };
+    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345, sparing: false };
     let header = codec::encode_request(RequestId(77), &request);
     bencher.bench(|| codec::decode_request(divan::black_box(&header)));
 }

@@ -8,7 +8,8 @@
 pub mod buffers;
 pub mod catalogue;
 pub mod download;
-pub mod given;
+mod given;
+mod have_waits;
 pub mod library;
 pub mod model;
 pub mod protocol;

@@ -273,6 +273,10 @@ impl Schedule {
         let starving = state.in_flight.is_empty() && now >= self.traded + patience;
         if starving || self.is_much_faster(provider, now) {
             let rng = &mut self.rng;
+            if starving && let Some(state) = self.providers.get_mut(&provider) {
+                // It may have begun to give everything again.
+                state.given = None;
+            }
             return Some((self.rarity.rarest(None, None, 0, || rng.random())?, false));
         }
         None
@@ -333,9 +337,10 @@ impl Schedule {
     pub fn elsewhere(&mut self, provider: ProviderKey, piece: PieceIndex, given: &Bitmap) {
         self.failed(provider, piece);
         if let Some(state) = self.providers.get_mut(&provider) {
-            let mut given = Bits::from_bitmap(given);
-            given.insert(piece.get());
-            state.given = Some(given);
+            // What was once said stays, so that each refusal leaves one question less.
+            let before = state.given.get_or_insert_with(|| Bits::empty(self.layout.count()));
+            before.join(&Bits::from_bitmap(given));
+            before.insert(piece.get());
         }
     }
 

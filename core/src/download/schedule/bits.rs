@@ -43,6 +43,11 @@ impl Bits {
         was
     }
 
+    /// Takes in what the other has.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.words.iter_mut().zip(&other.words).for_each(|(word, more)| *word |= more);
+    }
+
     /// Whether both have a piece in common.
     pub(super) fn meets(&self, other: &Self) -> bool {
         self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)

@@ -221,6 +221,9 @@ proptest! {
         schedule.set_provider(last, &Bitmap::full(layout), now);
         // The others stay and are silent.
         now += LONGEST_PATIENCE + Duration::from_secs(600);
+        for (provider, piece) in asked {
+            schedule.overdue(provider, piece);
+        }
         while !schedule.is_complete() {
             let Some(question) = schedule.next(last, now) else {
                 prop_assert!(false, "it is stuck with {} pieces", there.len());
@@ -228,9 +231,6 @@ proptest! {
             };
             prop_assert!(schedule.arrived(last, question.piece, now).wanted);
             prop_assert!(there.insert(question.piece));
-            for (provider, piece) in asked.clone() {
-                schedule.overdue(provider, piece);
-            }
         }
         prop_assert_eq!(there.len() as u32, pieces);
     }

@@ -43,7 +43,7 @@ use crate::transport::Connection;
 use crate::transport::envelope::RequestId;
 
 /// How often the clock is looked at: rests that end, bitmaps to ask for again, patience.
-const TICK: Duration = Duration::from_millis(200);
+const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 enum State {
@@ -60,10 +60,15 @@ enum State {
 #[derive(Debug)]
 struct Active {
     connection: Arc<dyn Connection>,
-    /// Whether it had everything when last asked.
+    /// Since when it is at work.
+    since: Instant,
+    /// Whether it had everything when last asked, and how many pieces that were.
     complete: bool,
+    pieces: u32,
     /// When to ask again what it has; none while such a question is under way.
     have_again: Option<Instant>,
+    /// When that was asked last.
+    have_asked: Instant,
     /// No piece is asked of it before this time.
     busy_until: Option<Instant>,
 }
@@ -138,6 +143,8 @@ pub(super) struct Transfer<'a> {
     write_after: Option<Instant>,
     asking_providers: bool,
     providers_at: Instant,
+    /// The pause before the trackers are asked again.
+    providers_pause: Duration,
     waiting_for_room: bool,
     /// Room for one piece that was waited for. It goes to the next request: given back it would go to another
     /// transfer that waits, and from there to the next, and none would ever use it.
@@ -173,6 +180,7 @@ pub(super) async fn run(
         write_after: None,
         asking_providers: false,
         providers_at: now,
+        providers_pause: providers::FIRST_PAUSE,
         waiting_for_room: false,
         room: None,
         hopeful: now,

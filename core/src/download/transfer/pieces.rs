@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Arrived, Call, Event, Known, Open, State, Transfer};
 use crate::download::DownloadError;
-use crate::download::schedule::{ProviderKey, Question};
+use crate::download::schedule::ProviderKey;
 use crate::download::source::{self, Fault};
 use crate::download::wanted::Parts;
 use crate::library::error::LibraryError;
@@ -121,7 +121,8 @@ impl Transfer<'_> {
                     }
                     return;
                 };
-                let Some(Question { piece, sparing }) = schedule.next(key, clock) else { continue };
+                let Some(question) = schedule.next(key, clock) else { continue };
+                let piece = question.piece;
                 let request = connection.next_id();
                 let id = self.wanted.id;
                 let deadline = Deadline::Silence(self.parts.settings.silence);
@@ -130,7 +131,7 @@ impl Transfer<'_> {
                 let called = Arc::clone(&connection);
                 let call = async move {
                     limit.take(bytes).await;
-                    Ok((source::piece(&*called, request, id, piece, deadline).await?, permit))
+                    Ok((source::piece(&*called, request, id, question, deadline).await?, permit))
                 };
                 let (abort, registration) = AbortHandle::new_pair();
                 self.calls.insert((key, piece), Call { abort, request, since: now });
@@ -160,6 +161,7 @@ impl Transfer<'_> {
                 self.hopeful = Instant::now();
                 self.to_hash.push(Arrived { from: key, piece, content, _permit: permit });
             }
+            Err(Fault::Elsewhere(given)) => self.on_elsewhere(key, piece, &given),
             Err(fault) => {
                 if let Some(open) = &mut self.open {
                     open.schedule.failed(key, piece);
