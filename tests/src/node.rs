@@ -48,7 +48,15 @@ impl World {
     /// # Panics
     /// If no folder can be made.
     pub fn new(setup: Setup) -> Self {
-        let folder = tempfile::Builder::new().prefix("enj-").tempdir().expect("a temporary folder");
+        Self::new_in(&std::env::temp_dir(), setup)
+    }
+
+    /// An empty one inside of another folder.
+    ///
+    /// # Panics
+    /// If no folder can be made.
+    pub fn new_in(parent: &Path, setup: Setup) -> Self {
+        let folder = tempfile::Builder::new().prefix("enj-").tempdir_in(parent).expect("a temporary folder");
         Self { folder, setup }
     }
 

@@ -10,7 +10,7 @@ use enjambre_transport::settings::TransportSettings;
 
 fn subject(transport: Arc<dyn Transport>) -> Subject {
     Subject {
-        endpoint: format!("{}://127.0.0.1:0", transport.scheme()).parse().unwrap(),
+        endpoint: format!("{}://127.0.0.1:0", transport.scheme()).parse().expect("an endpoint"),
         transport,
         limits: MessageLimits::default(),
         guard: Box::new(()),
