@@ -36,15 +36,23 @@ impl Shared {
         id: &FileId,
     ) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
         self.check_open()?;
-        let (record, proven) = {
+        let found = {
             let state = self.state.lock();
             let Some(slot) = state.slots.get(id).filter(|slot| !slot.record.withdrawn) else {
                 return Ok(None);
             };
-            if let Some(file) = slot.file.upgrade() {
-                return Ok(Some(file));
+            match slot.file.upgrade() {
+                Some(file) => Err(file),
+                None => Ok((slot.record.clone(), slot.proven)),
             }
-            (slot.record.clone(), slot.proven)
+        };
+        let (record, proven) = match found {
+            Ok(found) => found,
+            Err(open) if open.is_still_there().await? => return Ok(Some(open)),
+            Err(_gone) => {
+                self.withdraw_locked(id).await?;
+                return Ok(None);
+            }
         };
         let layout = record.layout()?;
         let manifest = self.load_manifest(id, layout).await?;
