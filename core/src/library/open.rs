@@ -11,6 +11,7 @@ use super::layout::{self, DIRTY, HASHES, HAVE, LinkState, Place, Record};
 use super::linked::{Fingerprint, LinkedFile};
 use super::output::Target;
 use super::shared::Shared;
+use super::small::make_fresh;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
@@ -36,7 +37,7 @@ impl Shared {
         id: &FileId,
     ) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
         self.check_open()?;
-        let record = {
+        let (record, fresh) = {
             let state = self.state.lock();
             let Some(slot) = state.slots.get(id).filter(|slot| !slot.record.withdrawn) else {
                 return Ok(None);
@@ -44,7 +45,7 @@ impl Shared {
             if let Some(file) = slot.file.upgrade() {
                 return Ok(Some(file));
             }
-            slot.record.clone()
+            (slot.record.clone(), state.fresh.contains(id))
         };
         let layout = record.layout()?;
         let manifest = self.load_manifest(id, layout).await?;
@@ -57,7 +58,9 @@ impl Shared {
             false => self.load_bitmap(HAVE, id, layout).await?,
         };
         let mut bits = Bits::new(layout, synced, opened.store, opened.finished);
-        if !record.complete {
+        if fresh {
+            make_fresh(&mut bits, layout);
+        } else if !record.complete {
             bits.intended = self.load_bitmap(DIRTY, id, layout).await?;
         }
         let have = bits.have.count();
@@ -69,6 +72,11 @@ impl Shared {
                 slot.record.place = place;
                 slot.stored = false;
             }
+        }
+        if fresh {
+            // From here on the open file sees to its sync.
+            self.state.lock().fresh.remove(id);
+            self.mark_dirty(&file, layout.size());
         }
         Ok(Some(file))
     }
@@ -159,8 +167,10 @@ impl Shared {
             };
             slot.record.withdrawn = true;
             slot.stored = false;
+            let file = std::mem::take(&mut slot.file).upgrade();
             tracing::warn!(%id, path = ?slot.record.place.path(), "a linked file changed or is gone; it is withdrawn");
-            std::mem::take(&mut slot.file).upgrade()
+            state.fresh.remove(id);
+            file
         };
         if let Some(file) = file {
             file.retire_from();
