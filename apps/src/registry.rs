@@ -13,7 +13,7 @@ use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_storage_sled::SledSettings;
 use enjambre_storage_sqlite::SqliteSettings;
-use enjambre_transport::settings::TransportSettings;
+use enjambre_transport::settings::{InvalidSetting, TransportSettings};
 use futures::future::{BoxFuture, FutureExt};
 use serde::de::DeserializeOwned;
 use toml::Table;
@@ -72,6 +72,12 @@ pub struct MakeError {
     pub problem: String,
 }
 
+impl From<InvalidSetting> for MakeError {
+    fn from(error: InvalidSetting) -> Self {
+        Self { key: error.key.to_owned(), problem: error.problem }
+    }
+}
+
 /// Whether a transport encrypts and authenticates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Security {
@@ -123,8 +129,10 @@ impl Registry {
             Ok(enjambre_storage_sled::open(&table.into(), &place.data_dir, place.role).await?)
         });
         registry.register_transport("zmq", Security::Plain, |limits| {
-            enjambre_transport::zmq(zmq_settings(limits))
-                .map_err(|error| MakeError { key: error.key.to_owned(), problem: error.problem })
+            Ok(enjambre_transport::zmq(transport_settings(limits))?)
+        });
+        registry.register_transport("tcp", Security::Plain, |limits| {
+            Ok(enjambre_transport::tcp(transport_settings(limits))?)
         });
         registry
     }
@@ -295,7 +303,7 @@ table! {
     Sled, SledSettings
 }
 
-fn zmq_settings(limits: &TransportLimits) -> TransportSettings {
+fn transport_settings(limits: &TransportLimits) -> TransportSettings {
     TransportSettings {
         header: limits.header.as_usize(),
         payload: limits.payload.as_usize(),

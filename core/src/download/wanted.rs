@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::schedule::WindowSettings;
 use super::source::ProviderSource;
+use super::window::WindowSettings;
 use crate::library::library::Library;
 use crate::library::output::Destination;
 use crate::model::id::{FileId, PeerId};

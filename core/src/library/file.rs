@@ -110,6 +110,13 @@ impl Bits {
     }
 }
 
+impl Bits {
+    /// Whether it is a whole file of the user of which every piece was hashed or written.
+    fn is_proven(&self) -> bool {
+        matches!(self.store, Store::Linked(_)) && self.verified.is_full() && !self.removed
+    }
+}
+
 impl LibraryFile {
     pub(super) fn new(shared: Arc<Shared>, manifest: Arc<Manifest>, kind: FileKind, bits: Bits) -> Arc<Self> {
         let progress = watch::Sender::new(bits.have.count());
@@ -176,6 +183,10 @@ impl LibraryFile {
         self.progress.subscribe()
     }
 
+    pub(super) fn is_removed(&self) -> bool {
+        self.bits.lock().removed
+    }
+
     fn check_usable(&self) -> Result<(), LibraryError> {
         self.shared.check_open()?;
         if self.bits.lock().removed { Err(LibraryError::not_found(self.id())) } else { Ok(()) }
@@ -199,15 +210,15 @@ impl LibraryFile {
         let read = match store {
             Store::Database(content) => content.read(&self.id(), self.layout(), piece).await,
             Store::File(file) => {
-                let layout = self.layout();
-                layout::blocking(move || file.read(layout, piece)).await
+                let (layout, shared) = (self.layout(), Arc::clone(&self.shared));
+                layout::blocking(move || file.read(layout, piece, &shared.buffers)).await
             }
             store => self.read_user_file(store, piece, verified).await,
         };
         match read {
             Ok(Some(content)) => {
                 if !verified {
-                    self.bits.lock().verified.insert(piece);
+                    self.note_verified(piece);
                 }
                 Ok(content)
             }
@@ -227,6 +238,19 @@ impl LibraryFile {
         }
     }
 
+    /// Notes that a piece was hashed and is right. Of a whole file of the user that is known then also to who opens
+    /// it later: it is proven for as long as it looks the same.
+    fn note_verified(&self, piece: PieceIndex) {
+        let proven = {
+            let mut bits = self.bits.lock();
+            bits.verified.insert(piece);
+            bits.is_proven()
+        };
+        if proven {
+            self.shared.prove(self);
+        }
+    }
+
     fn changed(&self) -> LibraryError {
         let path = match self.location() {
             Location::Linked { path } => path,
@@ -243,11 +267,12 @@ impl LibraryFile {
         piece: PieceIndex,
         verified: bool,
     ) -> Result<Option<Bytes>, LibraryError> {
-        let manifest = Arc::clone(&self.manifest);
+        let (manifest, shared) = (Arc::clone(&self.manifest), Arc::clone(&self.shared));
         layout::blocking(move || {
+            let (layout, buffers) = (manifest.layout(), &shared.buffers);
             let content = match &store {
-                Store::Part(part) => part.file.read(manifest.layout(), piece)?,
-                Store::Linked(linked) => Some(linked.read(manifest.layout(), piece)?),
+                Store::Part(part) => part.file.read(layout, piece, buffers)?,
+                Store::Linked(linked) => Some(linked.read(layout, piece, buffers)?),
                 Store::Database(_) | Store::File(_) => None,
             };
             Ok(content.filter(|content| verified || manifest.piece_is(piece, content)))
@@ -261,8 +286,8 @@ impl LibraryFile {
         let content = match store {
             Store::Database(content) => content.read(&self.id(), self.layout(), piece).await?,
             Store::File(file) => {
-                let layout = self.layout();
-                layout::blocking(move || file.read(layout, piece)).await?
+                let (layout, shared) = (self.layout(), Arc::clone(&self.shared));
+                layout::blocking(move || file.read(layout, piece, &shared.buffers)).await?
             }
             store => return Ok(self.read_user_file(store, piece, false).await?.is_some()),
         };
@@ -474,6 +499,9 @@ impl LibraryFile {
                 bits.store = Store::Linked(Arc::new(linked));
             }
         }
+        if self.bits.lock().is_proven() {
+            self.shared.prove(&self);
+        }
         self.shared.mark_dirty(&self, 0);
         self.shared.tell(LibraryEvent::Completed(id));
         Ok(())
@@ -651,5 +679,6 @@ impl LibraryFile {
         let bytes = self.retire();
         self.shared.unsynced.fetch_sub(bytes, Ordering::AcqRel);
         self.shared.dirty.lock().remove(&self.id());
+        self.shared.recent.forget(&self.id());
     }
 }

@@ -80,6 +80,7 @@ impl Library {
         self.shared.stop.cancel();
         self.tasks.wait().await;
         self.shared.dirty.lock().clear();
+        self.shared.recent.clear();
         result
     }
 
@@ -145,8 +146,21 @@ impl Library {
     /// The file, to read or go on writing it; `None` where the library does not know it or it was withdrawn.
     /// Everybody who has it open shares it.
     pub async fn open_file(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
+        self.shared.check_open()?;
+        if let Some(file) = self.shared.already_open(id) {
+            return Ok(Some(file));
+        }
         let (shared, id) = (Arc::clone(&self.shared), *id);
         layout::finished(tokio::spawn(async move { shared.open_file(&id).await })).await
+    }
+
+    /// As [`Self::open_file`], for somebody who asks again and again: the file is held open for a while.
+    pub async fn open_recent(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
+        let file = self.open_file(id).await?;
+        if let Some(file) = &file {
+            self.shared.hold_open(file);
+        }
+        Ok(file)
     }
 
     /// Begins a file, or goes on with one that is there in part or in whole (then `destination` is not used,
@@ -235,6 +249,7 @@ impl Drop for Library {
         // Files that wait for a sync hold on to what they share with the library.
         let waiting = std::mem::take(&mut *self.shared.dirty.lock());
         drop(waiting);
+        self.shared.recent.clear();
     }
 }
 

@@ -36,7 +36,7 @@ impl Shared {
         id: &FileId,
     ) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
         self.check_open()?;
-        let record = {
+        let (record, proven) = {
             let state = self.state.lock();
             let Some(slot) = state.slots.get(id).filter(|slot| !slot.record.withdrawn) else {
                 return Ok(None);
@@ -44,7 +44,7 @@ impl Shared {
             if let Some(file) = slot.file.upgrade() {
                 return Ok(Some(file));
             }
-            slot.record.clone()
+            (slot.record.clone(), slot.proven)
         };
         let layout = record.layout()?;
         let manifest = self.load_manifest(id, layout).await?;
@@ -60,6 +60,9 @@ impl Shared {
         if !record.complete {
             bits.intended = self.load_bitmap(DIRTY, id, layout).await?;
         }
+        if proven && opened.moved.is_none() && matches!(bits.store, Store::Linked(_)) {
+            bits.verified = Bitmap::full(layout);
+        }
         let have = bits.have.count();
         let file = LibraryFile::new(Arc::clone(self), Arc::new(manifest), record.kind, bits);
         if let Some(slot) = self.state.lock().slots.get_mut(id) {
@@ -68,6 +71,7 @@ impl Shared {
             if let Some(place) = opened.moved {
                 slot.record.place = place;
                 slot.stored = false;
+                slot.proven = false;
             }
         }
         Ok(Some(file))
@@ -158,6 +162,7 @@ impl Shared {
                 return Ok(());
             };
             slot.record.withdrawn = true;
+            slot.proven = false;
             slot.stored = false;
             tracing::warn!(%id, path = ?slot.record.place.path(), "a linked file changed or is gone; it is withdrawn");
             std::mem::take(&mut slot.file).upgrade()
