@@ -2,7 +2,7 @@
 //!
 //! [`schedule`] and [`window`] decide and touch no socket, clock or random source of its own. [`source`] asks a provider,
 //! `transfer` drives one file from start to end, [`downloader`] shares transfers among those who wait for them,
-//! [`directory`] gets the members of a collection, and [`get`] does all of it.
+//! [`directory`] gets the members of a collection, `small` its small files many at a time, and [`get`] does all of it.
 
 pub mod choice;
 pub mod directory;
@@ -13,6 +13,7 @@ pub mod progress;
 pub mod schedule;
 #[cfg(test)]
 mod simulation;
+mod small;
 pub mod source;
 mod transfer;
 pub mod wanted;

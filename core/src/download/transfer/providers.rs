@@ -213,7 +213,7 @@ impl Transfer<'_> {
                 && let Some(open) = &mut self.open
                 && open.schedule.arrived(key, piece, self.begun.elapsed()).wanted
             {
-                self.to_write.push(Arrived { from: key, piece, content, _permit: permit });
+                self.to_keep.push(Arrived { from: key, piece, content, _permit: permit });
             }
         }
         let Some(known) = self.known.get_mut(&key) else { return Ok(()) };
