@@ -4,7 +4,8 @@
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use enjambre_core::download::schedule::{ProviderKey, Schedule, WindowSettings};
+use enjambre_core::download::schedule::{ProviderKey, Schedule};
+use enjambre_core::download::window::WindowSettings;
 use enjambre_core::model::bitmap::Bitmap;
 use enjambre_core::model::id::FileId;
 use enjambre_core::model::layout::PieceLayout;

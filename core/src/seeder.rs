@@ -120,7 +120,7 @@ impl Seeder {
 
     async fn open(&self, id: &FileId) -> Result<Arc<LibraryFile>, ErrorReply> {
         self.library
-            .open_file(id)
+            .open_recent(id)
             .await
             .map_err(refusal)?
             .ok_or_else(|| ErrorReply::new(ErrorCode::NotFound, format!("the file {id} is not offered here")))

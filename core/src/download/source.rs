@@ -81,7 +81,7 @@ impl Fault {
     }
 }
 
-/// Connects to a provider: the first of its endpoints that answers `have`. Returns what it has of the file, in the
+/// Connects to a provider: the first of its endpoints, the best before the others, that answers `have`. Returns what it has of the file, in the
 /// layout of its own claim.
 pub(super) async fn join(
     dialer: &Dialer,
@@ -89,8 +89,8 @@ pub(super) async fn join(
     id: FileId,
     deadline: Deadline,
 ) -> Result<(Arc<dyn Connection>, PieceLayout, Bitmap), Fault> {
-    let mut fault = Fault::Refused("it told no endpoint".to_owned());
-    for endpoint in &provider.endpoints {
+    let mut fault = Fault::Refused("it told no endpoint of a scheme that is known here".to_owned());
+    for endpoint in dialer.preferred(&provider.endpoints) {
         let connection = match dialer.connect(endpoint).await {
             Ok(connection) => connection,
             Err(error) => {

@@ -81,6 +81,7 @@ impl Library {
         self.shared.stop.cancel();
         self.tasks.wait().await;
         self.shared.dirty.lock().clear();
+        self.shared.recent.clear();
         result
     }
 
@@ -157,6 +158,20 @@ impl Library {
     pub async fn open_file(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
         let (shared, id) = (Arc::clone(&self.shared), *id);
         layout::finished(tokio::spawn(async move { shared.open_file(&id).await })).await
+    }
+
+    /// As [`Self::open_file`], for somebody who asks again and again: the file is held open for a while, and whether a
+    /// linked one is still there shows when it is read.
+    pub async fn open_recent(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
+        self.shared.check_open()?;
+        let file = match self.shared.already_open(id) {
+            Some(open) => Some(open),
+            None => self.open_file(id).await?,
+        };
+        if let Some(file) = &file {
+            self.shared.hold_open(file);
+        }
+        Ok(file)
     }
 
     /// Begins a file, or goes on with one that is there in part or in whole (then `destination` is not used,
@@ -245,6 +260,7 @@ impl Drop for Library {
         // Files that wait for a sync hold on to what they share with the library.
         let waiting = std::mem::take(&mut *self.shared.dirty.lock());
         drop(waiting);
+        self.shared.recent.clear();
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) mod linked;
 mod open;
 pub mod output;
 pub(crate) mod publications;
+mod recent;
 mod recover;
 mod remove;
 pub mod settings;

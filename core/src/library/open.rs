@@ -37,15 +37,23 @@ impl Shared {
         id: &FileId,
     ) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
         self.check_open()?;
-        let (record, fresh) = {
+        let found = {
             let state = self.state.lock();
             let Some(slot) = state.slots.get(id).filter(|slot| !slot.record.withdrawn) else {
                 return Ok(None);
             };
-            if let Some(file) = slot.file.upgrade() {
-                return Ok(Some(file));
+            match slot.file.upgrade() {
+                Some(file) => Err(file),
+                None => Ok((slot.record.clone(), slot.proven, state.fresh.contains(id))),
             }
-            (slot.record.clone(), state.fresh.contains(id))
+        };
+        let (record, proven, fresh) = match found {
+            Ok(found) => found,
+            Err(open) if open.is_still_there().await? => return Ok(Some(open)),
+            Err(_gone) => {
+                self.withdraw_locked(id).await?;
+                return Ok(None);
+            }
         };
         let layout = record.layout()?;
         let manifest = self.load_manifest(id, layout).await?;
@@ -63,6 +71,9 @@ impl Shared {
         } else if !record.complete {
             bits.intended = self.load_bitmap(DIRTY, id, layout).await?;
         }
+        if proven && opened.moved.is_none() && matches!(bits.store, Store::Linked(_)) {
+            bits.verified = Bitmap::full(layout);
+        }
         let have = bits.have.count();
         let file = LibraryFile::new(Arc::clone(self), Arc::new(manifest), record.kind, bits);
         if let Some(slot) = self.state.lock().slots.get_mut(id) {
@@ -71,6 +82,7 @@ impl Shared {
             if let Some(place) = opened.moved {
                 slot.record.place = place;
                 slot.stored = false;
+                slot.proven = false;
             }
         }
         if fresh {
@@ -166,6 +178,7 @@ impl Shared {
                 return Ok(());
             };
             slot.record.withdrawn = true;
+            slot.proven = false;
             slot.stored = false;
             let file = std::mem::take(&mut slot.file).upgrade();
             tracing::warn!(%id, path = ?slot.record.place.path(), "a linked file changed or is gone; it is withdrawn");

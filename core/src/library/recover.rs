@@ -247,6 +247,7 @@ impl Shared {
         if let Some(slot) = self.state.lock().slots.get_mut(&id) {
             slot.record.place = place;
             slot.stored = false;
+            slot.proven = false;
         }
         Ok(())
     }

@@ -18,8 +18,10 @@ use super::entry::{Entry, LibraryEvent, Location, Origin};
 use super::error::LibraryError;
 use super::file::LibraryFile;
 use super::layout::{self, Place, Record};
+use super::recent::RecentFiles;
 use super::settings::LibrarySettings;
 use super::small::{Fresh, FreshPlan};
+use crate::buffers::BufferPool;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::name::Name;
@@ -30,6 +32,8 @@ const LOCKS: usize = 64;
 /// How many files may wait for a sync until one begins, and until writers wait for it: each is an open file.
 const SOFT_DIRTY_FILES: usize = 128;
 const HARD_DIRTY_FILES: usize = 384;
+/// How many bytes of buffers for pieces wait to be used again.
+const KEPT_BUFFERS: usize = 4 << 20;
 /// How many writes go into one commit.
 const BATCH_WRITES: usize = 4096;
 
@@ -43,6 +47,10 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// Files with something that the index or the disk does not have yet.
     pub(super) dirty: Mutex<BTreeMap<FileId, Arc<LibraryFile>>>,
+    /// Pieces are read into these.
+    pub(super) buffers: BufferPool,
+    /// Files that other peers fetch.
+    pub(super) recent: RecentFiles,
     pub(super) unsynced: AtomicU64,
     /// Whether what an earlier process left unsynced still is.
     pub(super) owes_sync: AtomicBool,
@@ -75,12 +83,14 @@ pub(super) struct Slot {
     /// Whether the index has the record as it is here.
     pub(super) stored: bool,
     pub(super) have: u32,
+    /// Every piece of the user's file was hashed or written by this process since it has looked as the record says.
+    pub(super) proven: bool,
     pub(super) file: Weak<LibraryFile>,
 }
 
 impl Slot {
     pub(super) fn new(record: Record, stored: bool, have: u32) -> Self {
-        Self { record, stored, have, file: Weak::new() }
+        Self { record, stored, have, proven: false, file: Weak::new() }
     }
 
     pub(super) fn entry(&self, id: FileId) -> Entry {
@@ -178,6 +188,8 @@ impl Shared {
             events: broadcast::Sender::new(4096),
             stop: CancellationToken::new(),
             dirty: Mutex::default(),
+            buffers: BufferPool::new(KEPT_BUFFERS),
+            recent: RecentFiles::default(),
             unsynced: AtomicU64::new(0),
             owes_sync: AtomicBool::new(false),
             flush_some_time: Notify::new(),
@@ -194,6 +206,30 @@ impl Shared {
 
     pub(super) fn check_open(&self) -> Result<(), LibraryError> {
         if self.stop.is_cancelled() { Err(LibraryError::Closed) } else { Ok(()) }
+    }
+
+    /// The file, where somebody has it open.
+    pub(super) fn already_open(&self, id: &FileId) -> Option<Arc<LibraryFile>> {
+        let state = self.state.lock();
+        state.slots.get(id).filter(|slot| !slot.record.withdrawn).and_then(|slot| slot.file.upgrade())
+    }
+
+    /// Every piece of the file was hashed or written since it has looked as its record says.
+    pub(super) fn prove(&self, file: &LibraryFile) {
+        if let Some(slot) = self.state.lock().slots.get_mut(&file.id())
+            && std::ptr::eq(slot.file.as_ptr(), file)
+        {
+            slot.proven = true;
+        }
+    }
+
+    /// Keeps the file open for a while.
+    pub(super) fn hold_open(&self, file: &Arc<LibraryFile>) {
+        self.recent.touch(file);
+        // Whoever removes the file or closes the library does that first, and then lets go of what is held.
+        if file.is_removed() || self.stop.is_cancelled() {
+            self.recent.forget(&file.id());
+        }
     }
 
     fn lock_of(id: &FileId) -> usize {
