@@ -4,6 +4,7 @@ mod collections;
 mod links;
 mod model;
 mod pieces;
+mod small;
 
 use std::path::PathBuf;
 use std::sync::Arc;
