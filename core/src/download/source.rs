@@ -167,3 +167,21 @@ pub(super) async fn piece(
         _ => Err(unexpected(connection).into()),
     }
 }
+
+/// Fetches small files; their content is not verified. The sizes are those of the files from the first on, none for
+/// one that is not there; the provider may leave out the last ones.
+pub(super) async fn files(
+    connection: &dyn Connection,
+    ids: Vec<FileId>,
+    deadline: Deadline,
+) -> Result<(Vec<Option<u64>>, Bytes), Fault> {
+    let asked = ids.len();
+    let (Reply::Files { sizes }, payload) = ask(connection, &Request::Files { ids }, deadline).await? else {
+        return Err(unexpected(connection).into());
+    };
+    let total = sizes.iter().flatten().try_fold(0_u64, |sum, size| sum.checked_add(*size));
+    if sizes.is_empty() || sizes.len() > asked || total != Some(payload.len() as u64) {
+        return Err(Fault::Lie("files that do not fit the request"));
+    }
+    Ok((sizes, payload))
+}
