@@ -15,6 +15,7 @@ mod stage;
 mod swarm_tracker;
 mod tools;
 mod torrent;
+mod udp_tracker;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +30,7 @@ use crate::options::{Cli, Command, Options, Side};
 use crate::report::{CaseReport, Contest};
 use crate::stage::Stage;
 use crate::tools::Tool;
+use crate::udp_tracker::Kind;
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
@@ -51,7 +53,7 @@ fn main() -> Result<()> {
 fn compare(options: Options) -> Result<()> {
     let stage = Stage::new(options)?;
     let tools = find_tools(&stage.options);
-    let mut cases = cases::all(&stage, &tools);
+    let mut cases = cases::all(&stage, &tools, &find_trackers(&stage.options));
     let wanted = &stage.options.cases;
     if let Some(unknown) = wanted.iter().find(|name| cases.iter().all(|case| case.name != name.as_str())) {
         let names: Vec<&str> = cases.iter().map(|case| case.name).collect();
@@ -66,7 +68,11 @@ fn compare(options: Options) -> Result<()> {
         is_named || (wanted.is_empty() && (stage.options.large || !case.is_large))
     });
     let mut reports = Vec::new();
-    for case in cases {
+    for mut case in cases {
+        case.contenders.retain(|contender| is_wanted(&stage.options, &contender.name));
+        if case.contenders.is_empty() {
+            continue;
+        }
         let report = run(case, &stage.options);
         println!("\n## {}\n\n{}", report.title, report::markdown(&report.table()));
         reports.push(report);
@@ -93,6 +99,20 @@ fn find_tools(options: &Options) -> Vec<Rc<dyn Tool>> {
         }
     });
     tools
+}
+
+/// The same for the trackers.
+fn find_trackers(options: &Options) -> Vec<Kind> {
+    let mut kinds = vec![Kind::Opentracker, Kind::Aquatic];
+    kinds.retain(|kind| is_wanted(options, kind.name()));
+    kinds.retain(|kind| match kind.look() {
+        Ok(()) => true,
+        Err(error) => {
+            println!("{}: not found, left out ({error:#})", kind.name());
+            false
+        }
+    });
+    kinds
 }
 
 fn is_wanted(options: &Options, name: &str) -> bool {

@@ -122,6 +122,8 @@ impl Stage {
         }
         let path = self.folder.path().join(name);
         let (size, expected) = make(&path)?;
+        // What is still on its way to the disk would slow down whoever comes first.
+        rustix::fs::sync();
         let torrent = self.folder.path().join(format!("{name}.torrent"));
         torrent::write(&path, &self.swarm_tracker.url(), &torrent)?;
         let content = Rc::new(Content { path, size, torrent, expected });

@@ -5,7 +5,9 @@ mod curl;
 mod enjambre;
 mod libtorrent;
 mod limit;
+mod rqbit;
 mod rsync;
+mod sendme;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -98,7 +100,9 @@ pub(crate) fn all() -> Vec<Rc<dyn Tool>> {
         Rc::new(rsync::Rsync),
         Rc::new(curl::Curl),
         Rc::new(libtorrent::Libtorrent),
+        Rc::new(rqbit::Rqbit),
         Rc::new(aria2::Aria2),
+        Rc::new(sendme::Sendme),
         Rc::new(Enjambre(Variant::Tcp)),
         Rc::new(Enjambre(Variant::Zmq)),
         Rc::new(Enjambre(Variant::Database)),
