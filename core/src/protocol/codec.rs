@@ -128,6 +128,11 @@ pub fn encode_reply(id: Option<RequestId>, reply: Result<&Reply, &ErrorReply>) -
     write(&ReplyHeaderRef { v: PROTOCOL_VERSION, id, reply: reply.ok(), error: reply.err() })
 }
 
+/// A reply alone, without the header around it, see [`super::lookup::reply`].
+pub fn encode_body(reply: &Reply) -> Bytes {
+    write(reply)
+}
+
 /// Reads the header of a reply; `None` where it is not one that is known here.
 pub fn decode_reply(header: &[u8]) -> Option<Result<Reply, ErrorReply>> {
     match read::<ReplyHeader>(header)? {
