@@ -1,5 +1,7 @@
 //! The conformance kit over each transport, on loopback.
 
+#![allow(clippy::unwrap_used, reason = "all of this is a test")]
+
 use std::sync::Arc;
 
 use enjambre_core::transport::conformance::Subject;

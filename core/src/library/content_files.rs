@@ -71,14 +71,12 @@ impl ContentFile {
     pub(super) fn write(
         &self,
         layout: PieceLayout,
-        pieces: &[(PieceIndex, Bytes)],
+        piece: PieceIndex,
+        content: &[u8],
     ) -> Result<(), LibraryError> {
-        for (piece, content) in pieces {
-            self.file
-                .write_all_at(content, layout.offset(*piece))
-                .map_err(|error| LibraryError::io("write", &self.path, error))?;
-        }
-        Ok(())
+        self.file
+            .write_all_at(content, layout.offset(piece))
+            .map_err(|error| LibraryError::io("write", &self.path, error))
     }
 
     /// Takes the room for the whole file, where the file system can.

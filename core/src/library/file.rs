@@ -29,6 +29,9 @@ use crate::model::manifest::Manifest;
 use crate::model::record::FileKind;
 use crate::storage::value::{Batch, Durability};
 
+/// For how many bytes of pieces at once it is noted that they may be written.
+const INTENT_BYTES: u64 = 2 << 20;
+
 /// An open file.
 #[derive(Debug)]
 pub struct LibraryFile {
@@ -47,6 +50,10 @@ pub(super) struct Bits {
     pub(super) have: Bitmap,
     pub(super) synced: Bitmap,
     pub(super) intended: Bitmap,
+    /// Pieces that were asked for: the next intent that is noted is also theirs.
+    expected: BTreeSet<PieceIndex>,
+    /// That they may be written is being noted.
+    intending: bool,
     pub(super) unsynced: BTreeSet<PieceIndex>,
     pub(super) unsynced_bytes: u64,
     /// Pieces of a user's file that were written or hashed since it was opened.
@@ -92,12 +99,58 @@ pub(super) struct SyncHandle {
     pub(super) renamed: bool,
 }
 
+/// Whether the room for a file that is filled is to be taken now.
+#[derive(Debug, Clone, Copy)]
+enum Room {
+    Taken,
+    Take,
+    /// With this piece.
+    TakeWith(PieceIndex),
+}
+
+/// What became of pieces that were to be kept.
+#[derive(Debug)]
+struct Kept {
+    pieces: Vec<PieceIndex>,
+    wrong: Vec<PieceIndex>,
+    allocated: bool,
+}
+
+/// Hashes pieces and writes those that are right into a file, each while it is in the caches. Blocks.
+fn keep(
+    file: &ContentFile,
+    manifest: &Manifest,
+    pieces: Vec<(PieceIndex, Bytes)>,
+    room: Room,
+) -> Result<Kept, LibraryError> {
+    let mut kept = Kept { pieces: Vec::with_capacity(pieces.len()), wrong: Vec::new(), allocated: false };
+    if let Room::Take = room {
+        file.preallocate(manifest.layout().size())?;
+        kept.allocated = true;
+    }
+    for (piece, content) in pieces {
+        if !manifest.piece_is(piece, &content) {
+            kept.wrong.push(piece);
+            continue;
+        }
+        if matches!(room, Room::TakeWith(last) if piece == last) {
+            file.preallocate(manifest.layout().size())?;
+            kept.allocated = true;
+        }
+        file.write(manifest.layout(), piece, &content)?;
+        kept.pieces.push(piece);
+    }
+    Ok(kept)
+}
+
 impl Bits {
     pub(super) fn new(layout: PieceLayout, synced: Bitmap, store: Store, finished: bool) -> Self {
         Self {
             have: synced.clone(),
             synced,
             intended: Bitmap::empty(layout),
+            expected: BTreeSet::new(),
+            intending: false,
             unsynced: BTreeSet::new(),
             unsynced_bytes: 0,
             verified: Bitmap::empty(layout),
@@ -181,6 +234,12 @@ impl LibraryFile {
     /// The number of pieces that are here, as it changes.
     pub fn progress(&self) -> watch::Receiver<u32> {
         self.progress.subscribe()
+    }
+
+    /// Whether the file of the user, where it is one, still looks as it did.
+    pub(super) async fn is_still_there(&self) -> Result<bool, LibraryError> {
+        let Store::Linked(linked) = self.bits.lock().store.clone() else { return Ok(true) };
+        layout::blocking(move || Ok(linked.check().is_ok())).await
     }
 
     pub(super) fn is_removed(&self) -> bool {
@@ -305,68 +364,100 @@ impl LibraryFile {
         }
     }
 
-    /// Keeps pieces that the caller has verified; those that are here already are passed over. On return they
-    /// survive a crash of the process and can be read. A sync follows in the background. Dropping the future
-    /// leaves the pieces of the call either kept or not kept.
+    /// A piece was asked for and will be written soon, if nothing goes wrong. That it may be there is noted ahead,
+    /// along with others, so that the write need not wait for it.
+    pub fn expect(self: &Arc<Self>, piece: PieceIndex) {
+        let begin = {
+            let mut bits = self.bits.lock();
+            if bits.have.contains(piece) || bits.intended.contains(piece) {
+                return;
+            }
+            bits.expected.insert(piece);
+            let bytes = bits.expected.len() as u64 * u64::from(self.layout().piece_size());
+            let begin = bytes >= INTENT_BYTES && !bits.intending;
+            bits.intending |= begin;
+            begin
+        };
+        if begin {
+            let file = Arc::clone(self);
+            tokio::spawn(async move {
+                // Where it fails, the write tries it again and tells.
+                let _ = file.intend(&[]).await;
+                file.bits.lock().intending = false;
+            });
+        }
+    }
+
+    /// Hashes pieces and keeps those that are right; returns those that are wrong. Pieces that are here already are
+    /// passed over. On return they survive a crash of the process and can be read. A sync follows in the background.
+    /// Dropping the future leaves the pieces of the call either kept or not kept.
     ///
     /// # Errors
     /// [`LibraryError::Full`] where there is no room; the call may be repeated.
     pub async fn write_pieces(
         self: &Arc<Self>,
         pieces: Vec<(PieceIndex, Bytes)>,
-    ) -> Result<(), LibraryError> {
+    ) -> Result<Vec<PieceIndex>, LibraryError> {
         self.check_usable()?;
         let file = Arc::clone(self);
-        layout::finished(tokio::spawn(async move { file.write_now(pieces).await })).await?;
-        self.shared.keep_up().await
+        let wrong = layout::finished(tokio::spawn(async move { file.write_now(pieces).await })).await?;
+        self.shared.keep_up().await?;
+        Ok(wrong)
     }
 
-    async fn write_now(self: Arc<Self>, mut pieces: Vec<(PieceIndex, Bytes)>) -> Result<(), LibraryError> {
+    async fn write_now(
+        self: Arc<Self>,
+        mut pieces: Vec<(PieceIndex, Bytes)>,
+    ) -> Result<Vec<PieceIndex>, LibraryError> {
         let _gate = self.gate.read().await;
         self.check_usable()?;
         let layout = self.layout();
-        if let Some((piece, _)) = pieces.iter().find(|(piece, content)| {
-            layout.piece(piece.get()).is_none() || content.len() != layout.len(*piece)
-        }) {
-            return Err(LibraryError::Damaged { id: self.id(), piece: piece.get() });
-        }
-        let (store, allocate) = {
+        let (store, room) = {
             let bits = self.bits.lock();
-            pieces.retain(|(piece, _)| !bits.have.contains(*piece));
-            // The last piece proves the size, so from then on the room can be taken.
-            let proven = layout.last().is_some_and(|last| {
-                bits.have.contains(last) || pieces.iter().any(|(piece, _)| *piece == last)
+            pieces.retain(|(piece, _)| {
+                layout.piece(piece.get()) != Some(*piece) || !bits.have.contains(*piece)
             });
-            (bits.store.clone(), proven && !bits.allocated && layout.count() > 1)
+            // The last piece proves the size, so from then on the room can be taken.
+            let last = layout.last().filter(|_| !bits.allocated && layout.count() > 1);
+            let room = last.map_or(Room::Taken, |last| match bits.have.contains(last) {
+                true => Room::Take,
+                false => Room::TakeWith(last),
+            });
+            (bits.store.clone(), room)
         };
         if pieces.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let numbers: Vec<PieceIndex> = pieces.iter().map(|(piece, _)| *piece).collect();
-        let written: u64 = pieces.iter().map(|(_, content)| content.len() as u64).sum();
-        let (content, intent) =
-            tokio::join!(self.write_content(store, pieces, allocate), self.intend(&numbers));
-        content?;
+        let (kept, intent) = tokio::join!(self.write_content(store, pieces, room), self.intend(&numbers));
+        let Kept { pieces, wrong, allocated } = kept?;
         intent?;
 
+        let mut written = 0;
         let (first, count) = {
             let mut bits = self.bits.lock();
-            let first = bits.have.is_empty();
-            for piece in numbers {
-                bits.have.insert(piece);
-                bits.verified.insert(piece);
-                bits.unsynced.insert(piece);
+            let first = bits.have.is_empty() && !pieces.is_empty();
+            for piece in pieces {
+                bits.expected.remove(&piece);
+                // Another call may have brought it meanwhile.
+                if bits.have.insert(piece) {
+                    bits.verified.insert(piece);
+                    bits.unsynced.insert(piece);
+                    written += layout.len(piece) as u64;
+                }
             }
-            bits.allocated |= allocate;
+            bits.allocated |= allocated;
             bits.unsynced_bytes += written;
             (first, bits.have.count())
         };
-        self.set_progress(count);
-        self.shared.mark_dirty(&self, written);
+        if written > 0 {
+            self.set_progress(count);
+            self.shared.mark_dirty(&self, written);
+        }
         if first {
             self.shared.tell(LibraryEvent::Added(self.id()));
         }
-        Ok(())
+        Ok(wrong)
     }
 
     fn set_progress(&self, count: u32) {
@@ -376,31 +467,47 @@ impl LibraryFile {
         self.progress.send_replace(count);
     }
 
+    /// Hashes pieces and writes those that are right.
     async fn write_content(
         &self,
         store: Store,
         pieces: Vec<(PieceIndex, Bytes)>,
-        allocate: bool,
-    ) -> Result<(), LibraryError> {
-        let layout = self.layout();
-        let write = move |file: &ContentFile, pieces: Vec<(PieceIndex, Bytes)>| {
-            if allocate {
-                file.preallocate(layout.size())?;
-            }
-            file.write(layout, &pieces)
-        };
+        room: Room,
+    ) -> Result<Kept, LibraryError> {
+        let manifest = Arc::clone(&self.manifest);
         match store {
-            Store::Database(content) => content.write(&self.id(), &pieces).await,
-            Store::File(file) => layout::blocking(move || write(&file, pieces)).await,
-            Store::Part(part) => layout::blocking(move || write(&part.file, pieces)).await,
+            Store::Database(content) => {
+                let (right, wrong) = layout::blocking(move || {
+                    let is_right =
+                        |(piece, content): &(PieceIndex, Bytes)| manifest.piece_is(*piece, content);
+                    Ok(pieces.into_iter().partition::<Vec<_>, _>(is_right))
+                })
+                .await?;
+                content.write(&self.id(), &right).await?;
+                let number =
+                    |pieces: Vec<(PieceIndex, Bytes)>| pieces.into_iter().map(|(piece, _)| piece).collect();
+                Ok(Kept { pieces: number(right), wrong: number(wrong), allocated: false })
+            }
+            Store::File(file) => layout::blocking(move || keep(&file, &manifest, pieces, room)).await,
+            Store::Part(part) => layout::blocking(move || keep(&part.file, &manifest, pieces, room)).await,
             // Whole, so there is nothing to write; it may have been withdrawn meanwhile.
             Store::Linked(_) => Err(self.changed()),
         }
     }
 
-    /// Notes in the index that these pieces may be written from now on, and the file itself if it is new.
+    /// Notes in the index that these pieces, and those that are expected, may be written from now on, and the file
+    /// itself if it is new.
     async fn intend(&self, pieces: &[PieceIndex]) -> Result<(), LibraryError> {
         let id = self.id();
+        let is_noted = || {
+            let bits = self.bits.lock();
+            !bits.removed && !pieces.is_empty() && pieces.iter().all(|piece| bits.intended.contains(*piece))
+        };
+        // Without the lock: a checkpoint holds it while it waits for the disk.
+        let stored = self.shared.state.lock().slots.get(&id).is_some_and(|slot| slot.stored);
+        if stored && is_noted() {
+            return Ok(());
+        }
         let _guard = self.shared.lock(&id).await;
         let mut batch = Batch::new();
         let new: Vec<PieceIndex> = {
@@ -408,10 +515,13 @@ impl LibraryFile {
             if bits.removed {
                 return Err(LibraryError::not_found(id));
             }
-            let new: Vec<_> = pieces.iter().copied().filter(|piece| bits.intended.insert(*piece)).collect();
+            let expected = std::mem::take(&mut bits.expected);
+            let mut intended = bits.intended.clone();
+            let new: Vec<_> =
+                pieces.iter().copied().chain(expected).filter(|piece| intended.insert(*piece)).collect();
             let pages: BTreeSet<usize> = new.iter().map(|piece| layout::page_of(*piece)).collect();
             for page in pages {
-                layout::put_bitmap_page(&mut batch, DIRTY, &id, &bits.intended, page);
+                layout::put_bitmap_page(&mut batch, DIRTY, &id, &intended, page);
             }
             new
         };
@@ -419,21 +529,16 @@ impl LibraryFile {
         if batch.is_empty() {
             return Ok(());
         }
-        match self.shared.index.commit(batch, Durability::Buffered).await {
-            Ok(()) => {
-                if let Some(slot) = self.shared.state.lock().slots.get_mut(&id) {
-                    slot.stored = true;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                let mut bits = self.bits.lock();
-                for piece in new {
-                    bits.intended.remove(piece);
-                }
-                Err(error.into())
-            }
+        self.shared.index.commit(batch, Durability::Buffered).await?;
+        let mut bits = self.bits.lock();
+        for piece in new {
+            bits.intended.insert(piece);
         }
+        drop(bits);
+        if let Some(slot) = self.shared.state.lock().slots.get_mut(&id) {
+            slot.stored = true;
+        }
+        Ok(())
     }
 
     /// Makes what was written so far durable.

@@ -146,17 +146,18 @@ impl Library {
     /// The file, to read or go on writing it; `None` where the library does not know it or it was withdrawn.
     /// Everybody who has it open shares it.
     pub async fn open_file(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
-        self.shared.check_open()?;
-        if let Some(file) = self.shared.already_open(id) {
-            return Ok(Some(file));
-        }
         let (shared, id) = (Arc::clone(&self.shared), *id);
         layout::finished(tokio::spawn(async move { shared.open_file(&id).await })).await
     }
 
-    /// As [`Self::open_file`], for somebody who asks again and again: the file is held open for a while.
+    /// As [`Self::open_file`], for somebody who asks again and again: the file is held open for a while, and whether a
+    /// linked one is still there shows when it is read.
     pub async fn open_recent(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
-        let file = self.open_file(id).await?;
+        self.shared.check_open()?;
+        let file = match self.shared.already_open(id) {
+            Some(open) => Some(open),
+            None => self.open_file(id).await?,
+        };
         if let Some(file) = &file {
             self.shared.hold_open(file);
         }

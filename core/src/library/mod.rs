@@ -27,6 +27,8 @@ mod recover;
 mod remove;
 pub mod settings;
 mod shared;
+pub mod small;
+mod whole;
 
 #[cfg(test)]
 mod tests;

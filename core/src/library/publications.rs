@@ -1,7 +1,7 @@
 //! What this peer publishes: files taken into the library, and which catalogues know their names.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::collections::btree_map::Entry as MapEntry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,7 +49,11 @@ impl Shared {
             ContentStore::Database(content) => DatabaseContent(Arc::clone(content)).write(id, &pieces).await,
             ContentStore::Files(dir) => {
                 let (dir, id) = (dir.clone(), *id);
-                layout::blocking(move || ContentFile::open(&dir, &id)?.write(layout, &pieces)).await
+                layout::blocking(move || {
+                    let file = ContentFile::open(&dir, &id)?;
+                    pieces.iter().try_for_each(|(piece, content)| file.write(layout, *piece, content))
+                })
+                .await
             }
         }
     }

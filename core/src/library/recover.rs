@@ -109,7 +109,7 @@ impl Shared {
             });
             dirty.extend(open.map(|(id, _)| *id));
         }
-        for id in dirty {
+        for id in self.recover_small(dirty).await? {
             match self.recover_dirty(&id).await {
                 Ok(()) => {}
                 Err(

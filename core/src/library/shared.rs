@@ -20,6 +20,7 @@ use super::file::LibraryFile;
 use super::layout::{self, Place, Record};
 use super::recent::RecentFiles;
 use super::settings::LibrarySettings;
+use super::small::{Fresh, FreshPlan};
 use crate::buffers::BufferPool;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
@@ -69,6 +70,8 @@ pub(super) struct State {
     pub(super) last_number: u64,
     /// Files whose content is being copied in and that have no record yet.
     pub(super) importing: HashSet<FileId>,
+    /// Small files that were added and are not known to be synced.
+    pub(super) fresh: Fresh,
 }
 
 /// A file in memory.
@@ -118,6 +121,7 @@ pub(super) fn location(place: &Place) -> Location {
 impl State {
     /// Puts a file in, or takes the place of its record; its names are found from then on.
     pub(super) fn insert(&mut self, id: FileId, slot: Slot) {
+        self.fresh.remove(&id);
         self.forget_names(&id);
         for name in &slot.record.names {
             self.names.entry(name.name.clone()).or_default().insert((name.number, id));
@@ -127,6 +131,7 @@ impl State {
     }
 
     pub(super) fn remove(&mut self, id: &FileId) -> Option<Slot> {
+        self.fresh.remove(id);
         self.forget_names(id);
         self.slots.remove(id)
     }
@@ -294,7 +299,12 @@ impl Shared {
     }
 
     fn is_behind(&self) -> bool {
-        self.unsynced.load(Ordering::Acquire) >= self.settings.max_unsynced_bytes
+        let (fresh, too_many) = {
+            let state = self.state.lock();
+            (state.fresh.bytes(), state.fresh.are_too_many())
+        };
+        too_many
+            || self.unsynced.load(Ordering::Acquire) + fresh >= self.settings.max_unsynced_bytes
             || self.dirty.lock().len() >= HARD_DIRTY_FILES
     }
 
@@ -329,7 +339,8 @@ impl Shared {
             let chosen = dirty.values().filter(|file| only.is_none_or(|only| only == file.id()));
             chosen.cloned().collect()
         };
-        if files.is_empty() {
+        let fresh = only.map_or_else(|| self.plan_fresh(), |_| FreshPlan::default());
+        if files.is_empty() && fresh.is_empty() {
             // Names and the like may have been noted without a file that waits.
             return if only.is_none() { Ok(self.index.sync().await?) } else { Ok(()) };
         }
@@ -337,7 +348,7 @@ impl Shared {
 
         // First the content.
         if let ContentStore::Database(content) = &self.content
-            && plans.iter().any(|plan| plan.in_database)
+            && (fresh.in_database || plans.iter().any(|plan| plan.in_database))
         {
             content.sync().await?;
         }
@@ -350,18 +361,21 @@ impl Shared {
         if !to_sync.is_empty() {
             layout::blocking(move || content_files::sync(&to_sync)).await?;
         }
+        self.sync_fresh(&fresh).await?;
 
         // Then the bits that claim it.
-        let _guards = self.lock_all(files.iter().map(|file| file.id())).await;
+        let _guards = self.lock_all(files.iter().map(|file| file.id()).chain(fresh.ids())).await;
         let mut batch = Batch::new();
         for (file, plan) in files.iter().zip(&plans) {
             file.put_checkpoint(plan, &mut batch);
         }
+        self.put_fresh(&fresh, &mut batch);
         // A part that is applied alone claims nothing that is not synced.
         let result = match batch.is_empty() {
             true => self.index.sync().await.map_err(LibraryError::from),
             false => self.commit_in_parts(batch, Durability::Durable).await,
         };
+        self.end_fresh(&fresh, result.is_ok());
         for (file, plan) in files.iter().zip(&plans) {
             let (bytes, clean) = file.end_checkpoint(plan, result.is_ok());
             self.unsynced.fetch_sub(bytes, Ordering::AcqRel);
