@@ -26,7 +26,7 @@ use super::whole::Folders;
 use crate::model::bitmap::Bitmap;
 use crate::model::collection::MemberPath;
 use crate::model::id::FileId;
-use crate::model::layout::{MIN_PIECE_SIZE, PieceIndex, PieceLayout};
+use crate::model::layout::{MIN_PIECE_SIZE, PieceLayout};
 use crate::model::record::FileKind;
 use crate::storage::value::{Batch, Durability};
 
