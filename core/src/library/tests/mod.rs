@@ -6,6 +6,7 @@ mod keeping;
 mod links;
 mod model;
 mod pieces;
+mod small;
 
 use std::path::PathBuf;
 use std::sync::Arc;
