@@ -227,6 +227,17 @@ async fn a_flood_of_pings_that_reads_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_connection_that_is_closed_is_noticed_at_once() {
+    let transport = enjambre_transport::zmq(TransportSettings::default()).unwrap();
+    let listener = transport.bind(&"zmq://127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = format!("127.0.0.1:{}", listener.local_endpoint().port());
+    let mut raw = Raw::connect(&address, "DEALER", b"").await;
+    let requests: Vec<u8> = (0..2000).flat_map(|id| zmtp::framed(0, &header(Some(id)))).collect();
+    raw.send_raw(&requests).await;
+    scene::notices_the_end(&*transport, &*listener, raw.stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_connections_than_allowed() {
     let settings =
         TransportSettings { connections_per_address: 5, connections: 100, ..TransportSettings::default() };

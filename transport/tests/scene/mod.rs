@@ -112,6 +112,29 @@ impl Scene {
     }
 }
 
+/// A remote that has asked for more than may be in flight, so that nothing more is read from it, is noticed to be gone
+/// before it was answered.
+pub(crate) async fn notices_the_end(
+    transport: &dyn GuardedTransport,
+    listener: &dyn Listener,
+    remote: TcpStream,
+) {
+    let mut held = Vec::new();
+    while held.len() < TransportSettings::default().in_flight {
+        held.push(soon("a request", listener.accept()).await.unwrap());
+    }
+    drop(remote);
+    let gone = async {
+        while transport.connections() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon("noticing that the remote is gone", gone).await;
+    for mut held in held {
+        assert!(matches!(held.reply.reserve(0).await, Err(TransportError::Closed)));
+    }
+}
+
 pub(crate) fn short_handshake() -> TransportSettings {
     TransportSettings { handshake: Duration::from_millis(300), ..TransportSettings::default() }
 }
