@@ -45,3 +45,5 @@ fn because(reason: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod small_tests;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -82,6 +83,15 @@ impl Library {
         self.shared.dirty.lock().clear();
         self.shared.recent.clear();
         result
+    }
+
+    /// As [`Self::close`], but without waiting for the disk where little is lost by it: as after a crash of the
+    /// process, the next start hashes what was not synced. What the last process left so is synced.
+    pub async fn leave(&self) -> Result<(), LibraryError> {
+        if !self.shared.owes_sync.load(Ordering::Relaxed) {
+            self.shared.stop.cancel();
+        }
+        self.close().await
     }
 
     /// Every file of the library, by id.

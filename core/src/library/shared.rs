@@ -5,7 +5,7 @@
 //! never held across an `await`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -44,7 +44,7 @@ pub(crate) struct Shared {
     pub(super) settings: LibrarySettings,
     pub(super) state: Mutex<State>,
     pub(super) events: broadcast::Sender<LibraryEvent>,
-    pub(super) stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     /// Files with something that the index or the disk does not have yet.
     pub(super) dirty: Mutex<BTreeMap<FileId, Arc<LibraryFile>>>,
     /// Pieces are read into these.
@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     /// Files that other peers fetch.
     pub(super) recent: RecentFiles,
     pub(super) unsynced: AtomicU64,
+    /// Whether what an earlier process left unsynced still is.
+    pub(super) owes_sync: AtomicBool,
     pub(super) flush_some_time: Notify,
     pub(super) flush_now: Notify,
     checkpoint: AsyncMutex<()>,
@@ -189,6 +191,7 @@ impl Shared {
             buffers: BufferPool::new(KEPT_BUFFERS),
             recent: RecentFiles::default(),
             unsynced: AtomicU64::new(0),
+            owes_sync: AtomicBool::new(false),
             flush_some_time: Notify::new(),
             flush_now: Notify::new(),
             checkpoint: AsyncMutex::new(()),
@@ -376,6 +379,9 @@ impl Shared {
             false => self.commit_in_parts(batch, Durability::Durable).await,
         };
         self.end_fresh(&fresh, result.is_ok());
+        if only.is_none() && result.is_ok() {
+            self.owes_sync.store(false, Ordering::Relaxed);
+        }
         for (file, plan) in files.iter().zip(&plans) {
             let (bytes, clean) = file.end_checkpoint(plan, result.is_ok());
             self.unsynced.fetch_sub(bytes, Ordering::AcqRel);

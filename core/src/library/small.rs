@@ -26,7 +26,7 @@ use super::whole::Folders;
 use crate::model::bitmap::Bitmap;
 use crate::model::collection::MemberPath;
 use crate::model::id::FileId;
-use crate::model::layout::{MIN_PIECE_SIZE, PieceIndex, PieceLayout};
+use crate::model::layout::{MIN_PIECE_SIZE, PieceLayout};
 use crate::model::record::FileKind;
 use crate::storage::value::{Batch, Durability};
 
@@ -251,9 +251,10 @@ impl Shared {
                 stored.extend(wanted.iter().map(|(id, _)| *id).zip(read));
             }
         }
+        let buffers = self.buffers.clone();
         layout::blocking(move || {
             let total: u64 = sources.iter().map(|(_, size, _)| *size).sum();
-            let mut content = vec![0; total as usize];
+            let mut content = buffers.take(total as usize);
             let mut sizes = Vec::with_capacity(sources.len());
             let (mut end, mut odd) = (0, Vec::new());
             for (id, size, source) in sources {
@@ -287,7 +288,7 @@ impl Shared {
                 }
             }
             content.truncate(end);
-            Ok((SmallContent { sizes, content: content.into() }, odd))
+            Ok((SmallContent { sizes, content: content.freeze() }, odd))
         })
         .await
     }
@@ -378,10 +379,9 @@ impl Shared {
                 layout::blocking(move || {
                     for file in files {
                         let layout = record_layout(file.content.len() as u64)?;
-                        let target = ContentFile::open(&dir, &file.id)?;
-                        // An empty file has no piece.
+                        let stored = ContentFile::open(&dir, &file.id)?;
                         if let Some(piece) = layout.last() {
-                            target.write(layout, piece, &file.content)?;
+                            stored.write(layout, piece, &file.content)?;
                         }
                     }
                     Ok(())
@@ -429,7 +429,9 @@ impl Shared {
             state.members.extend(members.into_iter().map(|id| (id, member_of)));
             for (id, record) in new {
                 let (size, pieces) = (record.size, record.layout()?.count());
-                state.insert(id, Slot::new(record, true, pieces));
+                let mut slot = Slot::new(record, true, pieces);
+                slot.proven = true;
+                state.insert(id, slot);
                 state.fresh.insert(id, size);
             }
             (state.fresh.bytes, state.fresh.files.len())
