@@ -84,6 +84,14 @@ impl World {
         Self { folder, setup }
     }
 
+    /// An empty one whose nodes reach each other so.
+    ///
+    /// # Panics
+    /// If no folder can be made.
+    pub fn over(wire: Wire) -> Self {
+        Self::new(Setup { wire, ..Setup::default() })
+    }
+
     /// A path inside of it.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.folder.path().join(name)
