@@ -31,7 +31,7 @@ impl Wire {
         match (self, kind) {
             (Self::Zmq, _) | (Self::Stock, "tracker") => &["zmq"],
             (Self::Tcp, _) => &["tcp"],
-            (Self::Stock, _) => &["zmq", "tcp"],
+            (Self::Stock, _) => &["tcp", "zmq"],
         }
     }
 }

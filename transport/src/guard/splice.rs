@@ -253,7 +253,7 @@ mod tests {
 
     impl HangUp for ReadHalf<&mut DuplexStream> {
         async fn hung_up(&self) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
