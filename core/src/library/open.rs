@@ -93,7 +93,7 @@ impl Shared {
         Ok(Some(file))
     }
 
-    pub(super) async fn load_manifest(
+    pub(crate) async fn load_manifest(
         &self,
         id: &FileId,
         layout: PieceLayout,

@@ -429,9 +429,7 @@ impl Shared {
             state.members.extend(members.into_iter().map(|id| (id, member_of)));
             for (id, record) in new {
                 let (size, pieces) = (record.size, record.layout()?.count());
-                let mut slot = Slot::new(record, true, pieces);
-                slot.proven = true;
-                state.insert(id, slot);
+                state.insert(id, Slot::new(record, true, pieces));
                 state.fresh.insert(id, size);
             }
             (state.fresh.bytes, state.fresh.files.len())

@@ -4,6 +4,7 @@ mod collections;
 mod links;
 mod model;
 mod pieces;
+mod published;
 mod small;
 
 use std::path::PathBuf;
