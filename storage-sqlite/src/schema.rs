@@ -74,17 +74,24 @@ impl Statements {
     fn new(space: Space, role: Role) -> Self {
         // The name of a space is a checked identifier; the prefix keeps it off SQLite's own names.
         let table = format!("space_{}", space.name());
-        let columns = match role {
-            Role::Records => "(key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
-            Role::Content => "(id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)",
+        // In a table without row ids and other indexes REPLACE is one step: it looks for the place once, and writes there.
+        let (columns, put) = match role {
+            Role::Records => (
+                "(key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+                format!("REPLACE INTO {table} (key, value) VALUES (?1, ?2)"),
+            ),
+            Role::Content => (
+                "(id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)",
+                format!(
+                    "INSERT INTO {table} (key, value) VALUES (?1, ?2) \
+                     ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+                ),
+            ),
         };
         Self {
             create: format!("CREATE TABLE IF NOT EXISTS {table} {columns}"),
             get: format!("SELECT value FROM {table} WHERE key = ?1"),
-            put: format!(
-                "INSERT INTO {table} (key, value) VALUES (?1, ?2) \
-                 ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-            ),
+            put,
             delete: format!("DELETE FROM {table} WHERE key = ?1"),
             table,
         }

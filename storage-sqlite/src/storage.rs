@@ -180,22 +180,39 @@ impl Sqlite {
     fn write(&mut self, writes: &[Write], durability: Durability) -> rusqlite::Result<()> {
         self.set_synchronous(durability)?;
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        for write in writes {
-            match write {
-                Write::Put(space, key, value) => {
-                    let sql = &self.tables.made(&self.connection, *space)?.put;
-                    self.connection.prepare_cached(sql)?.execute(params![key.as_bytes(), &value[..]])?;
-                }
-                Write::Delete(space, key) => {
-                    if let Some(statements) = self.tables.existing(&self.connection, *space)? {
-                        self.connection.prepare_cached(&statements.delete)?.execute([key.as_bytes()])?;
-                    }
-                }
-            }
+        match self.options.role {
+            // Small records of many batches fall onto the same pages, so they are written page by page.
+            Role::Records => self.write_all(&in_order(writes))?,
+            // Large values are written as they came.
+            Role::Content => self.write_all(&writes.iter().collect::<Vec<_>>())?,
         }
         // A transaction that finds nothing to change is not written, and would leave what is before it unsynced.
         if durability == Durability::Durable && self.unsynced {
             self.connection.prepare_cached(COUNT_SYNC)?.execute([])?;
+        }
+        Ok(())
+    }
+
+    fn write_all(&mut self, writes: &[&Write]) -> rusqlite::Result<()> {
+        // One statement after the other, each for as many writes as it serves.
+        let same = |a: &&Write, b: &&Write| {
+            a.target().0 == b.target().0 && a.value().is_some() == b.value().is_some()
+        };
+        for run in writes.chunk_by(same) {
+            let space = run[0].target().0;
+            if run[0].value().is_some() {
+                let sql = &self.tables.made(&self.connection, space)?.put;
+                let mut put = self.connection.prepare_cached(sql)?;
+                for write in run {
+                    let value = write.value().map_or(&[][..], |value| &value[..]);
+                    put.execute(params![write.target().1.as_bytes(), value])?;
+                }
+            } else if let Some(statements) = self.tables.existing(&self.connection, space)? {
+                let mut delete = self.connection.prepare_cached(&statements.delete)?;
+                for write in run {
+                    delete.execute([write.target().1.as_bytes()])?;
+                }
+            }
         }
         Ok(())
     }
@@ -344,6 +361,21 @@ impl Reader for SqliteReader {
         }
         Ok(page)
     }
+}
+
+/// The last write to each key, in the order of spaces and keys.
+fn in_order(writes: &[Write]) -> Vec<&Write> {
+    let mut sorted: Vec<&Write> = writes.iter().collect();
+    // Stable: of several writes to a key the last one is behind the others.
+    sorted.sort_by(|a, b| a.target().cmp(&b.target()));
+    let mut last: Vec<&Write> = Vec::with_capacity(sorted.len());
+    for write in sorted {
+        match last.last_mut() {
+            Some(before) if before.target() == write.target() => *before = write,
+            _ => last.push(write),
+        }
+    }
+    last
 }
 
 fn bound(bound: &Bound<Bytes>) -> Option<&[u8]> {

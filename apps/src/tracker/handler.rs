@@ -21,6 +21,10 @@ pub(super) struct TrackerHandler {
 
 #[async_trait]
 impl Handler for TrackerHandler {
+    fn answer_at_once(&self, header: &[u8], peer: &PeerInfo) -> Option<Bytes> {
+        self.service.answer_at_once(header, peer)
+    }
+
     async fn handle(
         &self,
         id: RequestId,

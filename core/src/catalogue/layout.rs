@@ -2,21 +2,26 @@
 //!
 //! Numbers in keys are big-endian, ids are their 32 bytes. A name has no control characters, so the byte 0 ends it
 //! and keys sort by the bytes of the name. Versions are stored inverted (`!version`), so the newest comes first.
-//! A record is a CBOR map (RFC 8949) with short text keys and its version under `v`; unknown entries are ignored.
+//! Files and peers have a number each, in 6 bytes and never used again, so that what there are most of, the claims,
+//! is small and lies together. A record is a CBOR map (RFC 8949) with short text keys and its version under `v`;
+//! unknown entries are ignored.
 //!
 //! | space | key | value |
 //! | --- | --- | --- |
 //! | `meta` | `format` | CBOR map: `v` the format version, `what` = `"catalogue"` |
 //! | `meta` | `catalogue` | the catalogue id, 16 random bytes |
 //! | `meta` | `stamp` | u64: when a tracker last wrote renewals, ms since 1970 |
+//! | `meta` | `numbers` | u64: the first number that no tracker has taken for files and peers |
 //! | `meta` | `reserved` | [`ReservedRecord`]: bytes and number of pins |
 //! | `versions` | name, 0, u64 `!version` | [`VersionRecord`] |
 //! | `files` | file id | [`FileEntry`]: the latest publication of the file |
 //! | `file_names` | file id, name, 0, u64 `!version` | one byte 0: the file is this version |
-//! | `providers` | file id, peer id | [`ClaimRecord`] |
-//! | `offers` | peer id, file id | one byte 0: the peer has an entry in `providers` |
-//! | `leases` | peer id | [`LeaseRecord`] |
-//! | `sessions` | session id, 16 bytes | peer id |
+//! | `providers` | number of the file, number of the peer | [`Claim`] |
+//! | `offers` | number of the peer, number of the file | 6 bytes of when the session began, then [`Claim`] |
+//! | `cleared` | number of the peer | 8 random bytes, others each time claims of the peer are taken away |
+//! | `peers` | peer id | number of the peer |
+//! | `leases` | number of the peer | [`LeaseRecord`] |
+//! | `sessions` | session id, 16 bytes | number of the peer |
 //! | `pins` | file id | [`PinRecord`] |
 
 use bytes::Bytes;
@@ -32,7 +37,7 @@ use crate::storage::error::StorageError;
 use crate::storage::value::{Key, Space};
 
 /// The newest format that this program reads, and the one that it writes.
-pub const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 2;
 /// The version of every record that this program writes.
 pub const RECORD: u8 = 1;
 
@@ -48,6 +53,10 @@ pub const FILE_NAMES: Space = Space::new("file_names");
 pub const PROVIDERS: Space = Space::new("providers");
 /// What a peer claims to have.
 pub const OFFERS: Space = Space::new("offers");
+/// Changes whenever claims of a peer are taken away.
+pub const CLEARED: Space = Space::new("cleared");
+/// The number of a peer.
+pub const PEERS: Space = Space::new("peers");
 /// Peers and how long they live.
 pub const LEASES: Space = Space::new("leases");
 /// Whose a session is.
@@ -57,6 +66,32 @@ pub const PINS: Space = Space::new("pins");
 
 /// The value of an entry whose key says all.
 pub const MARK: Bytes = Bytes::from_static(&[0]);
+
+macro_rules! number_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(pub u64);
+
+        impl $name {
+            fn bytes(self) -> [u8; 6] {
+                six_bytes(self.0)
+            }
+        }
+    };
+}
+
+number_type! {
+    /// Names a file in this catalogue, in few bytes.
+    FileNumber
+}
+number_type! {
+    /// Names a peer in this catalogue, in few bytes.
+    PeerNumber
+}
+
+/// The largest number of a file or peer.
+pub const MAX_NUMBER: u64 = (1 << 48) - 1;
 
 /// The record under `format`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +117,8 @@ pub struct VersionRecord {
     pub at: u64,
     /// Who published it.
     pub by: PeerId,
+    /// The number of the file.
+    pub no: FileNumber,
 }
 
 /// A file and the version of a name that it was last published as.
@@ -101,22 +138,67 @@ pub struct FileEntry {
     pub at: u64,
     /// Who published it.
     pub by: PeerId,
+    /// The number of the file.
+    pub no: FileNumber,
     /// Since when no living provider was seen, in ms since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<u64>,
 }
 
-/// A peer's claim to have a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClaimRecord {
-    /// The version of the record.
-    pub v: u8,
+/// A peer's claim to have a file: a byte that is 1 where the peer has the whole file and else 0, then the size in
+/// as few bytes as it takes, the largest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
     /// The size in bytes that the peer claims the file has.
     pub size: u64,
     /// Whether it has the whole file.
     pub complete: bool,
-    /// When the session began in which it was announced: [`LeaseRecord::hello`] at that time.
-    pub hello: u64,
+}
+
+impl Claim {
+    fn write(self, bytes: &mut Vec<u8>) {
+        bytes.push(u8::from(self.complete));
+        let size = self.size.to_be_bytes();
+        bytes.extend_from_slice(&size[self.size.leading_zeros() as usize / 8..]);
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (flags, size) = bytes.split_first()?;
+        if *flags > 1 || size.len() > 8 {
+            return None;
+        }
+        let size = size.iter().fold(0, |size, byte| size << 8 | u64::from(*byte));
+        Some(Self { size, complete: *flags == 1 })
+    }
+
+    /// The value in `providers`.
+    pub fn encode(self) -> Bytes {
+        let mut bytes = Vec::with_capacity(9);
+        self.write(&mut bytes);
+        bytes.into()
+    }
+
+    /// Reads a value of `providers`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, StorageError> {
+        Self::read(bytes).ok_or_else(|| damaged(PROVIDERS, bytes))
+    }
+
+    /// The value in `offers`.
+    pub fn encode_offer(self, hello: u64) -> Bytes {
+        let mut bytes = Vec::with_capacity(15);
+        bytes.extend_from_slice(&six_bytes(hello));
+        self.write(&mut bytes);
+        bytes.into()
+    }
+
+    /// Reads a value of `offers`: the claim, and when the session began in which it was made.
+    pub fn decode_offer(bytes: &[u8]) -> Result<(Self, u64), StorageError> {
+        let read = || {
+            let (hello, claim) = bytes.split_first_chunk::<6>()?;
+            Some((Self::read(claim)?, from_six_bytes(hello)))
+        };
+        read().ok_or_else(|| damaged(OFFERS, bytes))
+    }
 }
 
 /// A peer and how long it lives.
@@ -124,6 +206,8 @@ pub struct ClaimRecord {
 pub struct LeaseRecord {
     /// The version of the record.
     pub v: u8,
+    /// Whose it is.
+    pub id: PeerId,
     /// The peer's newest session; all others are void.
     pub session: SessionId,
     /// When that session began, in ms since 1970; another for each session of the peer.
@@ -218,34 +302,75 @@ pub fn version_key_of_file_name(bytes: &[u8]) -> Result<Key, StorageError> {
     Ok(key(&[rest]))
 }
 
+fn six_bytes(number: u64) -> [u8; 6] {
+    let [_, _, bytes @ ..] = number.min(MAX_NUMBER).to_be_bytes();
+    bytes
+}
+
+fn from_six_bytes(bytes: &[u8; 6]) -> u64 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+fn pair(first: [u8; 6], second: [u8; 6]) -> Key {
+    let mut bytes = [0; 12];
+    bytes[..6].copy_from_slice(&first);
+    bytes[6..].copy_from_slice(&second);
+    key(&[&bytes])
+}
+
+/// What all claims to have a file begin with, in `providers`.
+pub fn providers_prefix(file: FileNumber) -> [u8; 6] {
+    file.bytes()
+}
+
 /// The key of a claim in `providers`.
-pub fn provider_key(file: &FileId, peer: &PeerId) -> Key {
-    key(&[file.as_bytes(), peer.as_bytes()])
+pub fn provider_key(file: FileNumber, peer: PeerNumber) -> Key {
+    pair(file.bytes(), peer.bytes())
 }
 
 /// The peer of a key of `providers`.
-pub fn read_provider_key(bytes: &[u8]) -> Result<PeerId, StorageError> {
-    bytes.get(32..).and_then(|peer| PeerId::try_from(peer).ok()).ok_or_else(|| damaged(PROVIDERS, bytes))
+pub fn read_provider_key(bytes: &[u8]) -> Result<PeerNumber, StorageError> {
+    second(bytes).map(PeerNumber).ok_or_else(|| damaged(PROVIDERS, bytes))
+}
+
+/// What all claims of a peer begin with, in `offers`.
+pub fn offers_prefix(peer: PeerNumber) -> [u8; 6] {
+    peer.bytes()
 }
 
 /// The key of a claim in `offers`.
-pub fn offer_key(peer: &PeerId, file: &FileId) -> Key {
-    key(&[peer.as_bytes(), file.as_bytes()])
+pub fn offer_key(peer: PeerNumber, file: FileNumber) -> Key {
+    pair(peer.bytes(), file.bytes())
 }
 
 /// The file of a key of `offers`.
-pub fn read_offer_key(bytes: &[u8]) -> Result<FileId, StorageError> {
-    bytes.get(32..).and_then(|file| FileId::try_from(file).ok()).ok_or_else(|| damaged(OFFERS, bytes))
+pub fn read_offer_key(bytes: &[u8]) -> Result<FileNumber, StorageError> {
+    second(bytes).map(FileNumber).ok_or_else(|| damaged(OFFERS, bytes))
 }
 
-/// The key of a peer in `leases`.
-pub fn lease_key(peer: &PeerId) -> Key {
+fn second(bytes: &[u8]) -> Option<u64> {
+    let (_, second) = bytes.split_first_chunk::<6>()?;
+    second.try_into().ok().map(from_six_bytes)
+}
+
+/// The key of a peer in `leases` and `cleared`.
+pub fn peer_key(peer: PeerNumber) -> Key {
+    key(&[&peer.bytes()])
+}
+
+/// The key of a peer in `peers`.
+pub fn peer_id_key(peer: &PeerId) -> Key {
     key(&[peer.as_bytes()])
 }
 
-/// Reads a key of `leases`, or the value of an entry of `sessions`.
-pub fn read_peer(space: Space, bytes: &[u8]) -> Result<PeerId, StorageError> {
-    PeerId::try_from(bytes).map_err(|_| damaged(space, bytes))
+/// The number of a peer as a value.
+pub fn peer_number(peer: PeerNumber) -> Bytes {
+    Bytes::copy_from_slice(&peer.bytes())
+}
+
+/// Reads a key of `leases`, or a value of `sessions` or `peers`.
+pub fn read_peer(space: Space, bytes: &[u8]) -> Result<PeerNumber, StorageError> {
+    bytes.try_into().map(|bytes| PeerNumber(from_six_bytes(bytes))).map_err(|_| damaged(space, bytes))
 }
 
 /// The key of a session in `sessions`.
@@ -308,8 +433,27 @@ mod tests {
             let _ = version_key_of_file_name(&bytes);
             let _ = read_provider_key(&bytes);
             let _ = read_offer_key(&bytes);
+            let _ = Claim::decode(&bytes);
+            let _ = Claim::decode_offer(&bytes);
             let _ = decode::<LeaseRecord>(LEASES, &bytes);
             let _ = decode::<FileEntry>(FILES, &bytes);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_claim_is_read_back_and_claims_sort_by_both_numbers(
+            size in any::<u64>(), complete in any::<bool>(), hello in 0..=MAX_NUMBER,
+            a in (0..=MAX_NUMBER, 0..=MAX_NUMBER), b in (0..=MAX_NUMBER, 0..=MAX_NUMBER),
+        ) {
+            let claim = Claim { size, complete };
+            prop_assert_eq!(Claim::decode(&claim.encode()).unwrap(), claim);
+            prop_assert_eq!(Claim::decode_offer(&claim.encode_offer(hello)).unwrap(), (claim, hello));
+            let key = |(file, peer): (u64, u64)| provider_key(FileNumber(file), PeerNumber(peer));
+            prop_assert_eq!(key(a).cmp(&key(b)), a.cmp(&b));
+            prop_assert_eq!(read_provider_key(key(a).as_bytes()).unwrap(), PeerNumber(a.1));
+            let offer = offer_key(PeerNumber(a.0), FileNumber(a.1));
+            prop_assert_eq!(read_offer_key(offer.as_bytes()).unwrap(), FileNumber(a.1));
         }
     }
 

@@ -13,8 +13,7 @@
 
 use std::collections::HashMap;
 
-use super::layout::LeaseRecord;
-use crate::model::id::PeerId;
+use super::layout::{LeaseRecord, PeerNumber};
 use crate::protocol::message::SessionId;
 
 /// The lengths of time that decide over peers, in milliseconds.
@@ -41,7 +40,7 @@ pub struct Renewal {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flush {
     /// The newest renewal of each peer.
-    pub renewals: Vec<(PeerId, Renewal)>,
+    pub renewals: Vec<(PeerNumber, Renewal)>,
     /// The stamp: no renewal before it is missing from the database once this is written.
     pub stamp: u64,
 }
@@ -68,7 +67,7 @@ struct Grace {
 pub struct LeaseTable {
     rules: LeaseRules,
     grace: Option<Grace>,
-    pending: HashMap<PeerId, Renewal>,
+    pending: HashMap<PeerNumber, Renewal>,
     stamped: u64,
     /// From then on no lease that this tracker renewed or gave grace to can be alive.
     quiet_from: u64,
@@ -87,8 +86,8 @@ impl LeaseTable {
         self.rules
     }
 
-    fn renewed(&self, peer: &PeerId, record: &LeaseRecord) -> u64 {
-        match self.pending.get(peer) {
+    fn renewed(&self, peer: PeerNumber, record: &LeaseRecord) -> u64 {
+        match self.pending.get(&peer) {
             Some(renewal) if renewal.session == record.session => record.renewed.max(renewal.at),
             _ => record.renewed,
         }
@@ -100,23 +99,30 @@ impl LeaseTable {
     }
 
     /// Whether the peer counts as alive.
-    pub fn is_alive(&self, peer: &PeerId, record: &LeaseRecord, now: u64) -> bool {
+    pub fn is_alive(&self, peer: PeerNumber, record: &LeaseRecord, now: u64) -> bool {
+        self.alive_until(peer, record, now).is_some()
+    }
+
+    /// Until when the peer counts as alive if nothing more is heard of it; none where it does not.
+    pub fn alive_until(&self, peer: PeerNumber, record: &LeaseRecord, now: u64) -> Option<u64> {
         if record.left {
-            return false;
+            return None;
         }
-        let graced = |grace: Grace| now < grace.until && self.covers(record.renewed, grace.stamp);
-        self.covers(self.renewed(peer, record), now) || self.grace.is_some_and(graced)
+        let renewed = self.renewed(peer, record);
+        let leased = self.covers(renewed, now).then(|| renewed.saturating_add(self.rules.lease));
+        let graced = |grace: &Grace| now < grace.until && self.covers(record.renewed, grace.stamp);
+        leased.max(self.grace.filter(graced).map(|grace| grace.until))
     }
 
     /// A peer renewed its lease.
-    pub fn renew(&mut self, peer: PeerId, session: SessionId, now: u64) {
+    pub fn renew(&mut self, peer: PeerNumber, session: SessionId, now: u64) {
         self.pending.insert(peer, Renewal { session, at: now });
         self.saw_alive(now);
     }
 
     /// A peer began a session or left: what was renewed before no longer counts.
-    pub fn reset(&mut self, peer: &PeerId, now: u64) {
-        self.pending.remove(peer);
+    pub fn reset(&mut self, peer: PeerNumber, now: u64) {
+        self.pending.remove(&peer);
         self.saw_alive(now);
     }
 
@@ -135,7 +141,7 @@ impl LeaseTable {
     }
 
     /// These renewals were written down, or count no longer. Newer ones stay for the next flush.
-    pub fn written(&mut self, renewals: &[(PeerId, Renewal)]) {
+    pub fn written(&mut self, renewals: &[(PeerNumber, Renewal)]) {
         for (peer, renewal) in renewals {
             if self.pending.get(peer) == Some(renewal) {
                 self.pending.remove(peer);
@@ -149,7 +155,7 @@ impl LeaseTable {
     }
 
     /// What a sweep does with a peer.
-    pub fn verdict(&self, peer: &PeerId, record: &LeaseRecord, now: u64) -> Verdict {
+    pub fn verdict(&self, peer: PeerNumber, record: &LeaseRecord, now: u64) -> Verdict {
         if self.is_alive(peer, record, now) {
             let due = now >= record.hello.saturating_add(self.rules.settle);
             return if due && !record.settled { Verdict::Settle } else { Verdict::Keep };
@@ -163,17 +169,19 @@ impl LeaseTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::id::PeerId;
     use proptest::prelude::*;
 
     const RULES: LeaseRules = LeaseRules { lease: 30, retention: 1000, settle: 60 };
 
-    fn peer(n: u8) -> PeerId {
-        PeerId::from_bytes([n; 32])
+    fn peer(n: u8) -> PeerNumber {
+        PeerNumber(u64::from(n))
     }
 
     fn record(session: u8, renewed: u64) -> LeaseRecord {
         LeaseRecord {
             v: 1,
+            id: PeerId::from_bytes([1; 32]),
             session: SessionId([session; 16]),
             hello: renewed,
             renewed,
@@ -187,33 +195,33 @@ mod tests {
     fn a_lease_ends_unless_it_is_renewed_and_a_renewal_of_an_older_session_counts_for_nothing() {
         let mut table = LeaseTable::new(RULES, None, 0);
         let lease = record(1, 1000);
-        assert!(table.is_alive(&peer(1), &lease, 1029));
-        assert!(!table.is_alive(&peer(1), &lease, 1030));
+        assert!(table.is_alive(peer(1), &lease, 1029));
+        assert!(!table.is_alive(peer(1), &lease, 1030));
         table.renew(peer(1), SessionId([1; 16]), 1020);
-        assert!(table.is_alive(&peer(1), &lease, 1049));
-        assert!(!table.is_alive(&peer(1), &record(2, 1000), 1049));
+        assert!(table.is_alive(peer(1), &lease, 1049));
+        assert!(!table.is_alive(peer(1), &record(2, 1000), 1049));
     }
 
     #[test]
     fn who_left_is_away_whatever_the_grace() {
         let table = LeaseTable::new(RULES, Some(1000), 1001);
         let gone = LeaseRecord { left: true, ..record(1, 1000) };
-        assert!(!table.is_alive(&peer(1), &gone, 1001));
+        assert!(!table.is_alive(peer(1), &gone, 1001));
     }
 
     #[test]
     fn after_a_restart_those_alive_at_the_stamp_have_one_lease_to_come_back() {
         let table = LeaseTable::new(RULES, Some(1010), 5000);
-        assert!(table.is_alive(&peer(1), &record(1, 1000), 5029), "alive at the stamp");
-        assert!(!table.is_alive(&peer(1), &record(1, 1000), 5030), "the grace is one lease");
-        assert!(!table.is_alive(&peer(1), &record(1, 980), 5000), "dead at the stamp already");
+        assert!(table.is_alive(peer(1), &record(1, 1000), 5029), "alive at the stamp");
+        assert!(!table.is_alive(peer(1), &record(1, 1000), 5030), "the grace is one lease");
+        assert!(!table.is_alive(peer(1), &record(1, 980), 5000), "dead at the stamp already");
     }
 
     #[test]
     fn a_renewal_from_the_future_does_not_live_for_ever() {
         let table = LeaseTable::new(RULES, None, 0);
-        assert!(!table.is_alive(&peer(1), &record(1, 1_000_000), 1000));
-        assert_eq!(table.verdict(&peer(1), &record(1, 1_000_000), 1000), Verdict::Keep);
+        assert!(!table.is_alive(peer(1), &record(1, 1_000_000), 1000));
+        assert_eq!(table.verdict(peer(1), &record(1, 1_000_000), 1000), Verdict::Keep);
     }
 
     #[test]
@@ -224,7 +232,7 @@ mod tests {
         table.renew(peer(1), session, 20);
         let flush = table.take(21).unwrap();
         assert_eq!(flush, Flush { renewals: vec![(peer(1), Renewal { session, at: 20 })], stamp: 21 });
-        assert!(table.is_alive(&peer(1), &record(1, 0), 40), "while it is written the peer is alive");
+        assert!(table.is_alive(peer(1), &record(1, 0), 40), "while it is written the peer is alive");
         assert_eq!(table.take(21), Some(flush.clone()), "a flush that failed comes again");
         table.renew(peer(1), session, 22);
         table.written(&flush.renewals);
@@ -253,11 +261,11 @@ mod tests {
     fn the_verdict_follows_the_time_away() {
         let mut table = LeaseTable::new(RULES, None, 0);
         let lease = record(1, 100);
-        assert_eq!(table.verdict(&peer(1), &lease, 110), Verdict::Keep);
-        assert_eq!(table.verdict(&peer(1), &lease, 1099), Verdict::Keep);
-        assert_eq!(table.verdict(&peer(1), &lease, 1100), Verdict::Remove);
+        assert_eq!(table.verdict(peer(1), &lease, 110), Verdict::Keep);
+        assert_eq!(table.verdict(peer(1), &lease, 1099), Verdict::Keep);
+        assert_eq!(table.verdict(peer(1), &lease, 1100), Verdict::Remove);
         table.renew(peer(1), lease.session, 1095);
-        assert_eq!(table.verdict(&peer(1), &lease, 1100), Verdict::Settle);
+        assert_eq!(table.verdict(peer(1), &lease, 1100), Verdict::Settle);
     }
 
     proptest! {
@@ -269,7 +277,7 @@ mod tests {
             let (mut now, mut last, mut lease) = (1000, 1000, record(1, 1000));
             for (step, gap) in gaps.into_iter().enumerate() {
                 now += gap;
-                prop_assert_eq!(table.is_alive(&peer(1), &lease, now), now < last + 30);
+                prop_assert_eq!(table.is_alive(peer(1), &lease, now), now < last + 30);
                 table.renew(peer(1), lease.session, now);
                 last = now;
                 if step % flush_every == 0 {

@@ -14,8 +14,10 @@ pub mod pattern;
 pub mod peers;
 pub mod pins;
 pub mod providers;
+pub mod remembered;
 pub mod sweep;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,14 +29,18 @@ use crate::protocol::message::CatalogueId;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
-use layout::{FORMAT, FormatRecord, META};
+use error::CatalogueError;
+use layout::{FORMAT, FormatRecord, MAX_NUMBER, META};
 use leases::{LeaseRules, LeaseTable};
 use peers::PeerCache;
+use remembered::Remembered;
 
 /// How often a conditional commit is tried again after somebody else was faster.
 const ATTEMPTS: usize = 100;
 /// The entries of one page of a scan over many.
 const PAGE: usize = 500;
+/// How many numbers for files and peers a tracker takes at once. What it has not given away when it stops is lost.
+const NUMBERS: u64 = 1024;
 
 /// The catalogue in a database.
 #[derive(Debug)]
@@ -47,7 +53,12 @@ pub struct Catalogue {
     fresh: u64,
     leases: Mutex<LeaseTable>,
     cache: Mutex<PeerCache>,
+    remembered: Remembered,
     counts: Counts,
+    /// Numbers that this tracker has taken and not yet given away.
+    numbers: tokio::sync::Mutex<Range<u64>>,
+    /// No number beyond this one was given away, as far as this tracker knows.
+    highest_number: AtomicU64,
 }
 
 /// What is in the database, as far as this tracker has counted.
@@ -68,6 +79,8 @@ pub struct CatalogueRules {
     pub max_peers: u64,
     /// How many versions of names there may be.
     pub max_versions: u64,
+    /// How many bytes of memory may be used to answer look-ups without the database.
+    pub cache: usize,
 }
 
 impl Catalogue {
@@ -77,9 +90,9 @@ impl Catalogue {
         rules: CatalogueRules,
         now: u64,
     ) -> Result<Self, StorageError> {
-        let keys = [layout::meta_key("format"), layout::meta_key("catalogue"), layout::meta_key("stamp")];
+        let keys = ["format", "catalogue", "stamp", "numbers"].map(layout::meta_key);
         for _ in 0..ATTEMPTS {
-            let [format, id, stamp] = read_all(&*storage, META, &keys).await?;
+            let [format, id, stamp, numbers] = read_all(&*storage, META, &keys).await?;
             let (Some(format), Some(id)) = (&format, &id) else {
                 if format.is_some() || id.is_some() {
                     let what = "the space meta holds only one of format version and catalogue id";
@@ -101,7 +114,8 @@ impl Catalogue {
             };
             check_format(format)?;
             let id = <[u8; 16]>::try_from(&id[..]).map_err(|_| layout::damaged(META, b"catalogue"))?;
-            let stamp = stamp.map(|stamp| layout::read_number(META, &stamp)).transpose()?;
+            let number = |raw: Option<Bytes>| raw.map(|raw| layout::read_number(META, &raw)).transpose();
+            let (stamp, numbers) = (number(stamp)?, number(numbers)?.unwrap_or_default());
             return Ok(Self {
                 storage,
                 id: CatalogueId(id),
@@ -110,7 +124,10 @@ impl Catalogue {
                 fresh: rules.fresh,
                 leases: Mutex::new(LeaseTable::new(rules.leases, stamp, now)),
                 cache: Mutex::default(),
+                remembered: Remembered::new(rules.cache, rules.fresh),
                 counts: Counts::default(),
+                numbers: tokio::sync::Mutex::new(0..0),
+                highest_number: AtomicU64::new(numbers),
             });
         }
         Err(StorageError::Unavailable { reason: "others write to it all the time".to_owned() })
@@ -119,6 +136,41 @@ impl Catalogue {
     /// The random id of this database, the same for all trackers on it.
     pub const fn id(&self) -> CatalogueId {
         self.id
+    }
+
+    /// A number for a file or a peer that nobody had before and nobody will have again.
+    async fn next_number(&self) -> Result<u64, CatalogueError> {
+        let mut numbers = self.numbers.lock().await;
+        if let Some(number) = numbers.next() {
+            return Ok(number);
+        }
+        let key = layout::meta_key("numbers");
+        for _ in 0..ATTEMPTS {
+            let raw = self.read(META, &key).await?;
+            let begin = raw.as_ref().map_or(Ok(0), |raw| layout::read_number(META, raw))?;
+            let end = begin.saturating_add(NUMBERS);
+            if end > MAX_NUMBER {
+                return Err(CatalogueError::TooManyFiles);
+            }
+            let mut batch = Batch::new();
+            match raw {
+                Some(raw) => batch.require(META, key.clone(), raw),
+                None => batch.require_absent(META, key.clone()),
+            };
+            batch.put(META, key.clone(), layout::number(end));
+            // Of a commit of which the outcome is not known the numbers are lost.
+            if !self.try_commit(batch, Durability::Buffered).await? {
+                continue;
+            }
+            *numbers = begin + 1..end;
+            self.highest_number.fetch_max(end, Ordering::Relaxed);
+            return Ok(begin);
+        }
+        Err(CatalogueError::Conflict)
+    }
+
+    fn highest_number(&self) -> u64 {
+        self.highest_number.load(Ordering::Relaxed)
     }
 
     /// Versions of names in the catalogue, as counted by the last [`Catalogue::count`] and seen since.
@@ -174,6 +226,13 @@ fn check_format(bytes: &[u8]) -> Result<(), StorageError> {
     if what != "catalogue" {
         let what: String = what.chars().take(40).collect();
         return Err(StorageError::corrupt(format!("the database holds a {what:?} and not a catalogue")));
+    }
+    if v < FORMAT {
+        let what = format!(
+            "it holds a catalogue of format {v}, which is no longer read (this program has {FORMAT}); begin with an empty \
+             data folder, and peers announce what they have again"
+        );
+        return Err(StorageError::corrupt(what));
     }
     if v > FORMAT {
         let path = PathBuf::from("the catalogue's database");

@@ -1,15 +1,19 @@
 //! Names, their versions, and the files behind them: publish, find, list.
 
-use std::collections::HashMap;
 use std::ops::Bound;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::error::CatalogueError;
-use super::layout::{self, FILE_NAMES, FILES, FileEntry, PROVIDERS, RECORD, VERSIONS, VersionRecord};
+use super::layout::{
+    self, Claim, FILE_NAMES, FILES, FileEntry, FileNumber, PROVIDERS, RECORD, VERSIONS, VersionRecord,
+};
 use super::pattern::Pattern;
 use super::peers::Session;
+use super::remembered::Answers;
 use super::{ATTEMPTS, Catalogue};
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
@@ -26,6 +30,8 @@ const MAX_EXAMINED: usize = 10_000;
 const MAX_PAGE_BYTES: usize = 48 * 1024;
 /// The bytes that a record takes beside its name: field names, two ids and the numbers at their largest.
 const RECORD_BYTES: usize = 200;
+/// Of how many files in a page of a list the providers are counted at a time.
+const COUNTED_AT_ONCE: usize = 16;
 /// The first byte of a cursor: the version of what follows, the last key looked at.
 const CURSOR: u8 = 1;
 
@@ -61,7 +67,20 @@ impl Catalogue {
         PieceLayout::new(*size)?;
         for _ in 0..ATTEMPTS {
             let newest = self.newest(name).await?;
+            let file_key = layout::file_key(id);
+            let known = self.read(FILES, &file_key).await?;
             let mut batch = Batch::new();
+            let no = match known {
+                Some(raw) => {
+                    let FileEntry { no, .. } = layout::decode(FILES, &raw)?;
+                    batch.require(FILES, file_key.clone(), raw);
+                    no
+                }
+                None => {
+                    batch.require_absent(FILES, file_key.clone());
+                    FileNumber(self.next_number().await?)
+                }
+            };
             let published = match &newest {
                 Some((version, record, raw)) if record.id == *id => {
                     // Somebody may be about to forget the file: either this comes first, or it is published anew.
@@ -72,7 +91,8 @@ impl Catalogue {
                 _ => {
                     let version = newest.as_ref().map_or(1, |(version, ..)| version.saturating_add(1));
                     let key = layout::version_key(name, version);
-                    let record = VersionRecord { v: RECORD, id: *id, size: *size, kind: *kind, at: now, by };
+                    let record =
+                        VersionRecord { v: RECORD, id: *id, size: *size, kind: *kind, at: now, by, no };
                     batch.require_absent(VERSIONS, key.clone());
                     batch.put(VERSIONS, key, layout::encode(&record));
                     batch.put(FILE_NAMES, layout::file_name_key(id, name, version), layout::MARK);
@@ -91,13 +111,15 @@ impl Catalogue {
                 kind: *kind,
                 at,
                 by: publisher,
+                no,
                 gone: None,
             };
-            batch.put(FILES, layout::file_key(id), layout::encode(&entry));
-            super::providers::put_claim(&mut batch, session, id, *size, true);
+            batch.put(FILES, file_key, layout::encode(&entry));
+            super::providers::put_claim(&mut batch, session, no, Claim { size: *size, complete: true });
             match self.try_commit(batch, Durability::Durable).await {
                 Ok(true) => {
                     self.counts.versions.fetch_add(u64::from(published.new), Ordering::Relaxed);
+                    self.forget_remembered(name, id);
                     return Ok(published);
                 }
                 Ok(false) => {}
@@ -109,6 +131,7 @@ impl Catalogue {
                     });
                     if published.new && ours {
                         self.storage.sync().await?;
+                        self.forget_remembered(name, id);
                         return Ok(published);
                     }
                     tracing::warn!(error = %source, "a publication was not applied and is tried again");
@@ -140,43 +163,66 @@ impl Catalogue {
             return self.find_by_prefix(query, now).await;
         }
         let name: Name = query.parse().map_err(|_| not_found())?;
-        let (version, record, _) = self.newest(&name).await?.ok_or_else(not_found)?;
-        let providers = self.count_providers(&record.id, now).await?;
+        let (version, record) = match self.remembered.name(query, now) {
+            Some(found) => (found.version, found.record.clone()),
+            None => {
+                let stamp = self.remembered.name_stamp(query);
+                let (version, record, _) = self.newest(&name).await?.ok_or_else(not_found)?;
+                self.remembered.remember_name(&name, version, record.clone(), now, stamp);
+                (version, record)
+            }
+        };
+        let providers = match self.look_up(&record.id, now).await? {
+            Some(file) => self.count_providers(&file, now).await?,
+            None => 0,
+        };
         Ok(file_record(name, version, record, providers))
+    }
+
+    /// The answers to a query that was asked a moment ago by itself or by the id of the file; none where the database
+    /// has to be asked, or [`Catalogue::find`] has another answer than [`Answers::found`].
+    pub fn find_remembered(&self, query: &str, now: u64) -> Option<Arc<Answers>> {
+        if query.len() == 64
+            && let Ok(id) = query.parse()
+        {
+            return self.answers_remembered(&id, now);
+        }
+        let name = self.remembered.name(query, now)?;
+        let file = self.remembered.file(&name.record.id, now)?;
+        let VersionRecord { size, kind, at, by, no, .. } = name.record;
+        let FileEntry { name: of_file, version, .. } = &file.entry;
+        let latest = (size, kind, at, by, no);
+        let entry = &file.entry;
+        let same = *version == name.version
+            && of_file.as_str() == query
+            && latest == (entry.size, entry.kind, entry.at, entry.by, entry.no);
+        self.remembered.answers(&file, now).filter(|_| same)
+    }
+
+    /// The answers about a file that was asked for a moment ago.
+    pub fn answers_remembered(&self, id: &FileId, now: u64) -> Option<Arc<Answers>> {
+        self.remembered.answers(&*self.remembered.file(id, now)?, now)
+    }
+
+    fn forget_remembered(&self, name: &Name, id: &FileId) {
+        self.remembered.forget_name(name.as_str());
+        self.remembered.forget_file(id);
     }
 
     /// The file with this id, under the name of its latest publication.
     pub async fn file(&self, id: &FileId, now: u64) -> Result<Option<FileRecord>, CatalogueError> {
-        let entry = self.read(FILES, &layout::file_key(id)).await?;
-        match entry {
-            Some(raw) => Ok(Some(self.entry_record(*id, layout::decode(FILES, &raw)?, now).await?)),
+        match self.look_up(id, now).await? {
+            Some(file) => Ok(Some(file.record(self.count_providers(&file, now).await?))),
             None => Ok(None),
         }
-    }
-
-    /// Whether the catalogue has this file.
-    pub async fn has_file(&self, id: &FileId) -> Result<bool, CatalogueError> {
-        let entry = self.read(FILES, &layout::file_key(id)).await?;
-        Ok(entry.is_some())
-    }
-
-    async fn entry_record(
-        &self,
-        id: FileId,
-        entry: FileEntry,
-        now: u64,
-    ) -> Result<FileRecord, CatalogueError> {
-        let FileEntry { name, version, size, kind, at, by, .. } = entry;
-        let providers = self.count_providers(&id, now).await?;
-        Ok(file_record(name, version, VersionRecord { v: RECORD, id, size, kind, at, by }, providers))
     }
 
     async fn find_by_prefix(&self, prefix: &str, now: u64) -> Result<FileRecord, CatalogueError> {
         let page = self.storage.scan(FILES, id_range(prefix), MAX_MATCHES + 1).await?;
         let mut matches = Vec::with_capacity(page.len().min(MAX_MATCHES));
-        for (key, raw) in page.iter().take(MAX_MATCHES) {
+        for (key, _) in page.iter().take(MAX_MATCHES) {
             let id = layout::read_file_key(FILES, key.as_bytes())?;
-            matches.push(self.entry_record(id, layout::decode(FILES, raw)?, now).await?);
+            matches.extend(self.file(&id, now).await?);
         }
         if matches.len() > 1 {
             let more = page.len() > MAX_MATCHES;
@@ -211,29 +257,25 @@ impl Catalogue {
                 range.start = begin;
             }
         }
-        let mut files = Vec::new();
+        let mut found = Vec::new();
         let (mut examined, mut bytes) = (0, 0);
-        let mut counted = HashMap::new();
         let mut last = None;
-        while examined < MAX_EXAMINED && files.len() < limit {
+        'pages: while examined < MAX_EXAMINED && found.len() < limit {
             let page = self.storage.scan(VERSIONS, range.clone(), super::PAGE).await?;
-            let Some((end, _)) = page.last() else { return Ok(ListPage { files, cursor: None }) };
+            let Some((end, _)) = page.last() else {
+                last = None;
+                break;
+            };
             range = range.after(end);
             for (key, raw) in page {
                 let (name, version) = layout::read_version_key(key.as_bytes())?;
                 if pattern.matches(name.as_str()) {
                     let size = name.as_str().len() + RECORD_BYTES;
-                    if files.len() == limit || bytes + size > MAX_PAGE_BYTES {
-                        return Ok(ListPage { files, cursor: last.map(cursor_after) });
+                    if found.len() == limit || bytes + size > MAX_PAGE_BYTES {
+                        break 'pages;
                     }
                     bytes += size;
-                    let record: VersionRecord = layout::decode(VERSIONS, &raw)?;
-                    let providers = match counted.get(&record.id) {
-                        Some(count) => *count,
-                        None => self.count_providers(&record.id, now).await?,
-                    };
-                    counted.insert(record.id, providers);
-                    files.push(file_record(name, version, record, providers));
+                    found.push((name, version, layout::decode::<VersionRecord>(VERSIONS, &raw)?));
                 }
                 examined += 1;
                 last = Some(key.into_bytes());
@@ -241,35 +283,57 @@ impl Catalogue {
             // A long search lets others have their turn, whatever the storage does.
             tokio::task::yield_now().await;
         }
+        let counted = stream::iter(found).map(async |(name, version, record)| {
+            let remembered = self.answers_remembered(&record.id, now);
+            let providers = match remembered {
+                Some(answers) => answers.count,
+                None => self.count_claims(record.no, now).await?,
+            };
+            Ok::<_, CatalogueError>(file_record(name, version, record, providers))
+        });
+        let files = counted.buffered(COUNTED_AT_ONCE).try_collect().await?;
         Ok(ListPage { files, cursor: last.map(cursor_after) })
     }
 
     /// Takes a file and all names that lead to it out of the catalogue, unless its entry is no longer `raw`.
     /// Returns how many versions went, or none if the file was left alone.
-    pub(super) async fn remove_file(&self, id: &FileId, raw: &Bytes) -> Result<Option<u64>, StorageError> {
+    pub(super) async fn remove_file(
+        &self,
+        id: &FileId,
+        no: FileNumber,
+        raw: &Bytes,
+    ) -> Result<Option<u64>, StorageError> {
         let mut removed = 0;
         loop {
             let page = self.storage.scan(FILE_NAMES, KeyRange::prefix(id.as_bytes()), super::PAGE).await?;
             let mut batch = Batch::new();
             batch.require(FILES, layout::file_key(id), raw.clone());
+            let mut names = Vec::with_capacity(page.len());
             for (key, _) in &page {
-                batch.delete(VERSIONS, layout::version_key_of_file_name(key.as_bytes())?);
+                let version = layout::version_key_of_file_name(key.as_bytes())?;
+                names.push(layout::read_version_key(version.as_bytes())?.0);
+                batch.delete(VERSIONS, version);
                 batch.delete(FILE_NAMES, key.clone());
             }
             // A page may be cut short by its bytes; only an empty one is the end.
-            let last = page.is_empty();
+            let mut last = page.is_empty();
+            if last {
+                let claims = KeyRange::prefix(&layout::providers_prefix(no));
+                let claims = self.storage.scan(PROVIDERS, claims, super::PAGE).await?;
+                last = claims.is_empty();
+                for (key, _) in claims {
+                    let peer = layout::read_provider_key(key.as_bytes())?;
+                    super::providers::delete_claim(&mut batch, peer, no);
+                }
+            }
             if last {
                 batch.delete(FILES, layout::file_key(id));
-                for (key, _) in
-                    self.storage.scan(PROVIDERS, KeyRange::prefix(id.as_bytes()), super::PAGE).await?
-                {
-                    let peer = layout::read_provider_key(key.as_bytes())?;
-                    batch.delete(layout::OFFERS, layout::offer_key(&peer, id)).delete(PROVIDERS, key);
-                }
             }
             if !self.try_commit(batch, Durability::Buffered).await? {
                 return Ok(None);
             }
+            self.remembered.forget_file(id);
+            names.iter().for_each(|name| self.remembered.forget_name(name.as_str()));
             removed += page.len() as u64;
             if last {
                 let subtract = |versions: u64| Some(versions.saturating_sub(removed));

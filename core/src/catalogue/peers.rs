@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::error::CatalogueError;
-use super::layout::{self, LEASES, LeaseRecord, META, RECORD, SESSIONS};
+use super::layout::{self, LEASES, LeaseRecord, MAX_NUMBER, META, PEERS, PeerNumber, RECORD, SESSIONS};
 use super::leases::{Flush, Renewal};
 use super::{ATTEMPTS, Catalogue};
 use crate::model::endpoint::Endpoint;
@@ -31,6 +31,8 @@ const FLUSH_ATTEMPTS: usize = 5;
 pub struct Session {
     /// Whose it is.
     pub peer: PeerId,
+    /// The number of that peer.
+    pub number: PeerNumber,
     /// When it began: another value for each session of the peer.
     pub began: u64,
 }
@@ -38,18 +40,26 @@ pub struct Session {
 /// What was read of peers lately.
 #[derive(Debug, Default)]
 pub(super) struct PeerCache {
-    leases: HashMap<PeerId, (Arc<LeaseRecord>, u64)>,
+    leases: HashMap<PeerNumber, (Arc<LeaseRecord>, u64)>,
     /// Whose a session is never changes, so these do not grow old.
-    sessions: HashMap<SessionId, PeerId>,
+    sessions: HashMap<SessionId, PeerNumber>,
+}
+
+/// Those of some peers that are alive.
+#[derive(Debug, Default)]
+pub(super) struct Living {
+    pub(super) leases: HashMap<PeerNumber, Arc<LeaseRecord>>,
+    /// Until when this holds, if nothing more is heard of any of them.
+    pub(super) until: u64,
 }
 
 impl PeerCache {
-    fn fresh(&self, peer: &PeerId, now: u64, fresh: u64) -> Option<&Arc<LeaseRecord>> {
-        let (record, read) = self.leases.get(peer)?;
-        now.checked_sub(*read).is_some_and(|age| age <= fresh).then_some(record)
+    fn fresh(&self, peer: PeerNumber, now: u64, fresh: u64) -> Option<(&Arc<LeaseRecord>, u64)> {
+        let (record, read) = self.leases.get(&peer)?;
+        now.checked_sub(*read).is_some_and(|age| age <= fresh).then_some((record, *read))
     }
 
-    fn remember(&mut self, peer: PeerId, record: Arc<LeaseRecord>, now: u64, fresh: u64) {
+    fn remember(&mut self, peer: PeerNumber, record: Arc<LeaseRecord>, now: u64, fresh: u64) {
         if let Some((known, _)) = self.leases.get(&peer) {
             // A look-up that began before a hello or leave must not undo it.
             let same = known.session == record.session;
@@ -65,7 +75,7 @@ impl PeerCache {
         self.leases.insert(peer, (record, now));
     }
 
-    fn remember_session(&mut self, session: SessionId, peer: PeerId) {
+    fn remember_session(&mut self, session: SessionId, peer: PeerNumber) {
         if self.sessions.len() >= MAX_REMEMBERED {
             self.sessions.clear();
         }
@@ -73,12 +83,12 @@ impl PeerCache {
     }
 
     #[cfg(test)]
-    pub(super) fn session_of(&self, peer: &PeerId) -> SessionId {
-        self.leases[peer].0.session
+    pub(super) fn session_of(&self, peer: PeerNumber) -> SessionId {
+        self.leases[&peer].0.session
     }
 
-    pub(super) fn forget(&mut self, peer: &PeerId) {
-        if let Some((record, _)) = self.leases.remove(peer) {
+    pub(super) fn forget(&mut self, peer: PeerNumber) {
+        if let Some((record, _)) = self.leases.remove(&peer) {
             self.sessions.remove(&record.session);
         }
     }
@@ -92,29 +102,38 @@ impl Catalogue {
         endpoints: Vec<Endpoint>,
         now: u64,
     ) -> Result<SessionId, CatalogueError> {
+        let id_key = layout::peer_id_key(&peer);
         for _ in 0..ATTEMPTS {
             let session = SessionId(rand::random());
-            let key = layout::lease_key(&peer);
-            let old = self.read(LEASES, &key).await?;
+            let known = self.read(PEERS, &id_key).await?;
+            let known = known.map(|raw| layout::read_peer(PEERS, &raw)).transpose()?;
             let mut batch = Batch::new();
-            let mut hello = now;
-            match &old {
-                Some(raw) => {
-                    let record: LeaseRecord = layout::decode(LEASES, raw)?;
+            let mut hello = now.min(MAX_NUMBER);
+            let number = match known {
+                Some(number) => {
+                    let key = layout::peer_key(number);
+                    // It may be taken away in this moment.
+                    let Some(raw) = self.read(LEASES, &key).await? else { continue };
+                    let record: LeaseRecord = layout::decode(LEASES, &raw)?;
                     // Sessions of one peer are told apart by when they began, whatever the clocks say.
-                    hello = now.max(record.hello.saturating_add(1).min(now.saturating_add(60_000)));
-                    batch.require(LEASES, key.clone(), raw.clone());
+                    hello = hello.max(record.hello.saturating_add(1).min(now.saturating_add(60_000)));
+                    batch.require(LEASES, key, raw);
                     batch.delete(SESSIONS, layout::session_key(record.session));
+                    number
                 }
                 None if self.counts.peers.load(Ordering::Relaxed) >= self.max_peers => {
                     return Err(CatalogueError::TooManyPeers);
                 }
                 None => {
-                    batch.require_absent(LEASES, key.clone());
+                    let number = PeerNumber(self.next_number().await?);
+                    batch.require_absent(PEERS, id_key.clone());
+                    batch.put(PEERS, id_key.clone(), layout::peer_number(number));
+                    number
                 }
-            }
+            };
             let record = LeaseRecord {
                 v: RECORD,
+                id: peer,
                 session,
                 hello,
                 renewed: now,
@@ -122,17 +141,23 @@ impl Catalogue {
                 left: false,
                 settled: false,
             };
-            batch.put(LEASES, key, layout::encode(&record));
-            batch.put(SESSIONS, layout::session_key(session), Bytes::copy_from_slice(peer.as_bytes()));
+            batch.put(LEASES, layout::peer_key(number), layout::encode(&record));
+            batch.put(SESSIONS, layout::session_key(session), layout::peer_number(number));
             if !self.try_commit(batch, Durability::Buffered).await? {
                 continue;
             }
-            self.counts.peers.fetch_add(u64::from(old.is_none()), Ordering::Relaxed);
-            self.leases.lock().reset(&peer, now);
-            let mut cache = self.cache.lock();
-            cache.forget(&peer);
-            cache.remember(peer, Arc::new(record), now, self.fresh);
-            cache.remember_session(session, peer);
+            self.counts.peers.fetch_add(u64::from(known.is_none()), Ordering::Relaxed);
+            self.leases.lock().reset(number, now);
+            {
+                let mut cache = self.cache.lock();
+                cache.forget(number);
+                cache.remember(number, Arc::new(record), now, self.fresh);
+                cache.remember_session(session, number);
+            }
+            if known.is_some() {
+                // It has claims, perhaps, which count again.
+                self.remembered.peers_changed();
+            }
             return Ok(session);
         }
         Err(CatalogueError::Conflict)
@@ -140,24 +165,36 @@ impl Catalogue {
 
     /// The session; `Unauthorized` where it is void, over or unknown.
     pub async fn authorize(&self, session: SessionId, now: u64) -> Result<Session, CatalogueError> {
-        let peer = self.session_peer(session).await?;
-        if let Some(record) = self.cache.lock().fresh(&peer, now, self.fresh)
+        Ok(self.authorized(session, now).await?.0)
+    }
+
+    async fn authorized(
+        &self,
+        session: SessionId,
+        now: u64,
+    ) -> Result<(Session, Arc<LeaseRecord>), CatalogueError> {
+        let number = self.session_peer(session).await?;
+        let valid = |record: &Arc<LeaseRecord>| {
+            let session = Session { peer: record.id, number, began: record.hello };
+            (session, Arc::clone(record))
+        };
+        if let Some((record, _)) = self.cache.lock().fresh(number, now, self.fresh)
             && record.session == session
             && !record.left
         {
-            return Ok(Session { peer, began: record.hello });
+            return Ok(valid(record));
         }
-        match self.read_lease(&peer).await? {
+        match self.read_lease(number).await? {
             Some((record, _)) if record.session == session && !record.left => {
-                let began = record.hello;
-                self.cache.lock().remember(peer, Arc::new(record), now, self.fresh);
-                Ok(Session { peer, began })
+                let record = Arc::new(record);
+                self.cache.lock().remember(number, Arc::clone(&record), now, self.fresh);
+                Ok(valid(&record))
             }
             _ => Err(CatalogueError::Unauthorized),
         }
     }
 
-    async fn session_peer(&self, session: SessionId) -> Result<PeerId, CatalogueError> {
+    async fn session_peer(&self, session: SessionId) -> Result<PeerNumber, CatalogueError> {
         if let Some(peer) = self.cache.lock().sessions.get(&session) {
             return Ok(*peer);
         }
@@ -167,36 +204,45 @@ impl Catalogue {
         Ok(peer)
     }
 
-    async fn read_lease(&self, peer: &PeerId) -> Result<Option<(LeaseRecord, Bytes)>, StorageError> {
-        let raw = self.read(LEASES, &layout::lease_key(peer)).await?;
+    async fn read_lease(&self, peer: PeerNumber) -> Result<Option<(LeaseRecord, Bytes)>, StorageError> {
+        let raw = self.read(LEASES, &layout::peer_key(peer)).await?;
         raw.map(|raw| Ok((layout::decode(LEASES, &raw)?, raw))).transpose()
     }
 
     /// The session's peer lives for one more lease. Written down by the next [`Catalogue::flush`].
     pub async fn renew(&self, session: SessionId, now: u64) -> Result<Session, CatalogueError> {
-        let valid = self.authorize(session, now).await?;
-        self.leases.lock().renew(valid.peer, session, now);
+        let (valid, record) = self.authorized(session, now).await?;
+        let returns = {
+            let mut leases = self.leases.lock();
+            let returns = !leases.is_alive(valid.number, &record, now);
+            leases.renew(valid.number, session, now);
+            returns
+        };
+        if returns {
+            self.remembered.peers_changed();
+        }
         Ok(valid)
     }
 
     /// The session's peer goes away for now, at once. Ends the session; `Unauthorized` where it was over already.
     pub async fn leave(&self, session: SessionId, now: u64) -> Result<(), CatalogueError> {
         let peer = self.session_peer(session).await?;
+        let key = layout::peer_key(peer);
         for _ in 0..ATTEMPTS {
-            let Some((record, raw)) = self.read_lease(&peer).await? else {
+            let Some((record, raw)) = self.read_lease(peer).await? else {
                 return Err(CatalogueError::Unauthorized);
             };
             if record.session != session || record.left {
                 return Err(CatalogueError::Unauthorized);
             }
-            let key = layout::lease_key(&peer);
             let record = LeaseRecord { left: true, renewed: now, ..record };
             let mut batch = Batch::new();
             batch.require(LEASES, key.clone(), raw);
-            batch.put(LEASES, key, layout::encode(&record));
+            batch.put(LEASES, key.clone(), layout::encode(&record));
             if self.try_commit(batch, Durability::Buffered).await? {
-                self.leases.lock().reset(&peer, now);
+                self.leases.lock().reset(peer, now);
                 self.cache.lock().remember(peer, Arc::new(record), now, self.fresh);
+                self.remembered.peers_changed();
                 return Ok(());
             }
         }
@@ -204,28 +250,28 @@ impl Catalogue {
     }
 
     /// Those of the peers that are alive.
-    pub(super) async fn living_peers(
-        &self,
-        peers: &[PeerId],
-        now: u64,
-    ) -> Result<HashMap<PeerId, Arc<LeaseRecord>>, StorageError> {
-        let mut living = HashMap::with_capacity(peers.len());
+    pub(super) async fn living_peers(&self, peers: &[PeerNumber], now: u64) -> Result<Living, StorageError> {
+        let mut living = Living { leases: HashMap::with_capacity(peers.len()), until: u64::MAX };
         let mut missing = Vec::new();
         {
             let (leases, cache) = (self.leases.lock(), self.cache.lock());
             for peer in peers {
-                match cache.fresh(peer, now, self.fresh) {
-                    Some(record) if leases.is_alive(peer, record, now) => {
-                        living.insert(*peer, Arc::clone(record));
+                let fresh = cache.fresh(*peer, now, self.fresh);
+                let alive = fresh
+                    .and_then(|(record, read)| Some((record, read, leases.alive_until(*peer, record, now)?)));
+                match alive {
+                    Some((record, read, until)) => {
+                        living.until = living.until.min(until).min(read.saturating_add(self.fresh));
+                        living.leases.insert(*peer, Arc::clone(record));
                     }
-                    _ => missing.push(*peer),
+                    None => missing.push(*peer),
                 }
             }
         }
         if missing.is_empty() {
             return Ok(living);
         }
-        let keys: Vec<_> = missing.iter().map(layout::lease_key).collect();
+        let keys: Vec<_> = missing.iter().map(|peer| layout::peer_key(*peer)).collect();
         let found = self.storage.get(LEASES, &keys).await?;
         let mut records = Vec::with_capacity(found.len());
         for (peer, raw) in missing.into_iter().zip(found) {
@@ -235,8 +281,9 @@ impl Catalogue {
         }
         let (leases, mut cache) = (self.leases.lock(), self.cache.lock());
         for (peer, record) in records {
-            if leases.is_alive(&peer, &record, now) {
-                living.insert(peer, Arc::clone(&record));
+            if let Some(until) = leases.alive_until(peer, &record, now) {
+                living.until = living.until.min(until).min(now.saturating_add(self.fresh));
+                living.leases.insert(peer, Arc::clone(&record));
                 cache.remember(peer, record, now, self.fresh);
             }
         }
@@ -258,8 +305,8 @@ impl Catalogue {
         Ok(())
     }
 
-    async fn write_renewals(&self, renewals: &[(PeerId, Renewal)]) -> Result<(), StorageError> {
-        let keys: Vec<_> = renewals.iter().map(|(peer, _)| layout::lease_key(peer)).collect();
+    async fn write_renewals(&self, renewals: &[(PeerNumber, Renewal)]) -> Result<(), StorageError> {
+        let keys: Vec<_> = renewals.iter().map(|(peer, _)| layout::peer_key(*peer)).collect();
         for _ in 0..FLUSH_ATTEMPTS {
             let mut batch = Batch::new();
             let mut written = Vec::new();

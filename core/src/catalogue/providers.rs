@@ -1,22 +1,24 @@
 //! Who claims to have which file: announce, withdraw, and the claims of peers that are alive.
 
-use std::collections::{HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::error::CatalogueError;
-use super::layout::{self, ClaimRecord, FILES, FileEntry, LeaseRecord, OFFERS, PROVIDERS, RECORD};
-use super::peers::Session;
+use super::layout::{
+    self, CLEARED, Claim, FILES, FileEntry, FileNumber, LeaseRecord, OFFERS, PROVIDERS, PeerNumber,
+};
+use super::peers::{Living, Session};
+use super::remembered::{Answers, Known, RememberedFile};
 use super::{ATTEMPTS, Catalogue};
 use crate::model::id::{FileId, PeerId};
 use crate::model::layout::PieceLayout;
-use crate::model::record::Offer;
+use crate::model::record::{Offer, Provider};
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, KeyRange};
 
-/// How many claims are looked at to count the providers of one file; a larger count is reported as this.
+/// The largest count of providers; a larger one is reported as this.
 const MAX_COUNTED: usize = 1000;
 /// How many claims are looked at to name providers of one file.
 const MAX_EXAMINED: usize = 4000;
@@ -27,89 +29,290 @@ pub struct LivingClaim {
     /// Who claims it.
     pub peer: PeerId,
     /// What it claims.
-    pub claim: ClaimRecord,
+    pub claim: Claim,
     /// Where it can be reached.
     pub lease: Arc<LeaseRecord>,
 }
 
-pub(super) fn put_claim(batch: &mut Batch, by: &Session, file: &FileId, size: u64, complete: bool) {
-    let claim = ClaimRecord { v: RECORD, size, complete, hello: by.began };
-    batch.put(PROVIDERS, layout::provider_key(file, &by.peer), layout::encode(&claim));
-    batch.put(OFFERS, layout::offer_key(&by.peer, file), layout::MARK);
+impl LivingClaim {
+    /// What somebody is told of it; none where there is no endpoint that could be reached. `near` is who asks from this
+    /// machine itself, for others its loopback addresses are left out.
+    pub fn provider(&self, near: bool) -> Option<Provider> {
+        let mut endpoints = self.lease.endpoints.clone();
+        endpoints.retain(|endpoint| near || !endpoint.is_loopback());
+        let Claim { size, complete } = self.claim;
+        (!endpoints.is_empty()).then_some(Provider { peer: self.peer, endpoints, size, complete })
+    }
 }
 
-pub(super) fn delete_claim(batch: &mut Batch, peer: &PeerId, file: &FileId) {
+pub(super) fn put_claim(batch: &mut Batch, by: &Session, file: FileNumber, claim: Claim) {
+    batch.put(PROVIDERS, layout::provider_key(file, by.number), claim.encode());
+    batch.put(OFFERS, layout::offer_key(by.number, file), claim.encode_offer(by.began));
+}
+
+pub(super) fn delete_claim(batch: &mut Batch, peer: PeerNumber, file: FileNumber) {
     batch.delete(PROVIDERS, layout::provider_key(file, peer));
     batch.delete(OFFERS, layout::offer_key(peer, file));
 }
 
+/// Belongs into each batch that takes claims of a peer away: an announcement that found one of them unchanged, and
+/// therefore does not write all of it, is tried again.
+pub(super) fn note_cleared(batch: &mut Batch, peer: PeerNumber) {
+    batch.put(CLEARED, layout::peer_key(peer), Bytes::copy_from_slice(&rand::random::<[u8; 8]>()));
+}
+
 impl Catalogue {
     /// Writes down that the peer offers these files. Returns those that the catalogue does not have; they are
-    /// left out.
-    pub async fn announce(&self, by: &Session, offers: &[Offer]) -> Result<Vec<FileId>, CatalogueError> {
+    /// left out. What is written down already is not written again.
+    pub async fn announce(
+        &self,
+        by: &Session,
+        offers: &[Offer],
+        now: u64,
+    ) -> Result<Vec<FileId>, CatalogueError> {
         for offer in offers {
             PieceLayout::new(offer.size)?;
         }
-        let keys: Vec<_> = offers.iter().map(|offer| layout::file_key(&offer.id)).collect();
         for _ in 0..ATTEMPTS {
-            let entries = self.storage.get(FILES, &keys).await?;
             let mut batch = Batch::new();
-            let mut unknown = Vec::new();
-            let mut revived = HashSet::new();
-            for ((offer, key), entry) in offers.iter().zip(&keys).zip(entries) {
-                let Some(raw) = entry else {
-                    unknown.push(offer.id);
-                    continue;
-                };
-                let entry: FileEntry = layout::decode(FILES, &raw)?;
-                if entry.gone.is_some() && revived.insert(offer.id) {
-                    // Otherwise it could be forgotten in the same moment.
-                    batch.require(FILES, key.clone(), raw);
-                    batch.put(FILES, key.clone(), layout::encode(&FileEntry { gone: None, ..entry }));
+            let (unknown, mut announced) = self.resolve(offers, now, &mut batch).await?;
+            // In the order of the keys, and of several claims to one file the last one.
+            announced.sort_by_key(|(number, ..)| *number);
+            announced.dedup_by(|later, earlier| {
+                let same = later.0 == earlier.0;
+                if same {
+                    *earlier = *later;
                 }
-                put_claim(&mut batch, by, &offer.id, offer.size, offer.complete);
-            }
-            if batch.is_empty() || self.try_commit(batch, Durability::Buffered).await? {
+                same
+            });
+            self.add_claims(by, &announced, &mut batch).await?;
+            if batch.writes.is_empty() || self.try_commit(batch, Durability::Buffered).await? {
+                let claims = announced.iter().map(|(_, id, claim)| (id, Some(*claim)));
+                self.remembered.set_claims(by.number, claims);
                 return Ok(unknown);
+            }
+            for offer in offers {
+                self.remembered.forget_known(&offer.id);
             }
         }
         Err(CatalogueError::Conflict)
     }
 
-    /// Writes down that the peer no longer offers these files.
-    pub async fn withdraw(&self, by: &Session, files: &[FileId]) -> Result<(), CatalogueError> {
-        let mut batch = Batch::new();
-        for file in files {
-            delete_claim(&mut batch, &by.peer, file);
+    /// The numbers of the files that are offered, and the ids that the catalogue does not have. A file that was about
+    /// to be forgotten is kept by the batch.
+    async fn resolve(
+        &self,
+        offers: &[Offer],
+        now: u64,
+        batch: &mut Batch,
+    ) -> Result<(Vec<FileId>, Vec<(FileNumber, FileId, Claim)>), CatalogueError> {
+        let mut announced = Vec::with_capacity(offers.len());
+        let mut missing = Vec::new();
+        for offer in offers {
+            match self.remembered.known(&offer.id, now) {
+                Some(number) => announced.push((number, offer.id, claim_of(offer))),
+                None => missing.push(offer),
+            }
         }
-        if !batch.is_empty() {
-            self.storage.commit(batch, Durability::Buffered).await?;
+        let keys: Vec<_> = missing.iter().map(|offer| layout::file_key(&offer.id)).collect();
+        let stamps: Vec<_> = missing.iter().map(|offer| self.remembered.stamp(&offer.id)).collect();
+        let entries = self.storage.get(FILES, &keys).await?;
+        let mut unknown = Vec::new();
+        for (((offer, key), stamp), raw) in missing.into_iter().zip(keys).zip(stamps).zip(entries) {
+            let Some(raw) = raw else {
+                unknown.push(offer.id);
+                continue;
+            };
+            let entry: FileEntry = layout::decode(FILES, &raw)?;
+            announced.push((entry.no, offer.id, claim_of(offer)));
+            if entry.gone.is_some() {
+                // Otherwise it could be forgotten in the same moment.
+                batch.require(FILES, key.clone(), raw);
+                batch.put(FILES, key, layout::encode(&FileEntry { gone: None, ..entry }));
+            } else {
+                self.remembered.know(offer.id, Known { number: entry.no, read: now }, stamp);
+            }
+        }
+        Ok((unknown, announced))
+    }
+
+    /// Adds to the batch what is not written down yet of these claims, which are in the order of their files.
+    async fn add_claims(
+        &self,
+        by: &Session,
+        announced: &[(FileNumber, FileId, Claim)],
+        batch: &mut Batch,
+    ) -> Result<(), StorageError> {
+        let peer = layout::peer_key(by.number);
+        let cleared = self.read(CLEARED, &peer).await?;
+        let keys: Vec<_> = announced.iter().map(|(file, ..)| layout::offer_key(by.number, *file)).collect();
+        let stored = self.storage.get(OFFERS, &keys).await?;
+        let mut spared = false;
+        let mut reverse = Vec::with_capacity(keys.len());
+        for (((file, _, claim), key), raw) in announced.iter().zip(keys).zip(stored) {
+            let value = claim.encode_offer(by.began);
+            match raw {
+                Some(raw) if raw == value => {
+                    spared = true;
+                    continue;
+                }
+                // Only the session is another.
+                Some(raw) if Claim::decode_offer(&raw)?.0 == *claim => spared = true,
+                _ => {
+                    batch.put(PROVIDERS, layout::provider_key(*file, by.number), claim.encode());
+                }
+            }
+            reverse.push((key, value));
+        }
+        for (key, value) in reverse {
+            batch.put(OFFERS, key, value);
+        }
+        if spared {
+            match cleared {
+                Some(cleared) => batch.require(CLEARED, peer, cleared),
+                None => batch.require_absent(CLEARED, peer),
+            };
         }
         Ok(())
     }
 
-    /// Peers that are alive, can be reached somewhere and claim to have the file, beginning at a random one.
-    pub async fn providers(&self, file: &FileId, now: u64) -> Result<Vec<LivingClaim>, CatalogueError> {
-        let all = KeyRange::prefix(file.as_bytes());
-        let somewhere = layout::provider_key(file, &PeerId::from_bytes(rand::random())).into_bytes();
-        let second = KeyRange { start: Bound::Included(somewhere.clone()), end: all.end.clone() };
-        let first = KeyRange { start: all.start, end: Bound::Excluded(somewhere) };
-        let mut living = self.living_claims(second, MAX_EXAMINED, now).await?;
-        if living.len() < MAX_EXAMINED {
-            living.extend(self.living_claims(first, MAX_EXAMINED - living.len(), now).await?);
+    /// Writes down that the peer no longer offers these files.
+    pub async fn withdraw(&self, by: &Session, files: &[FileId]) -> Result<(), CatalogueError> {
+        let keys: Vec<_> = files.iter().map(layout::file_key).collect();
+        let entries = self.storage.get(FILES, &keys).await?;
+        let mut batch = Batch::new();
+        for raw in entries.into_iter().flatten() {
+            let FileEntry { no, .. } = layout::decode(FILES, &raw)?;
+            delete_claim(&mut batch, by.number, no);
         }
-        Ok(living)
+        if !batch.is_empty() {
+            note_cleared(&mut batch, by.number);
+            self.storage.commit(batch, Durability::Buffered).await?;
+            self.remembered.set_claims(by.number, files.iter().map(|id| (id, None)));
+        }
+        Ok(())
     }
 
-    /// How many peers [`Catalogue::providers`] would name.
-    pub async fn count_providers(&self, file: &FileId, now: u64) -> Result<u32, CatalogueError> {
-        let living = self.living_claims(KeyRange::prefix(file.as_bytes()), MAX_COUNTED, now).await?;
-        Ok(u32::try_from(living.len()).unwrap_or(u32::MAX))
+    /// Peers that are alive, can be reached somewhere and claim to have the file, in the order of their numbers; of very
+    /// many those from a random one on. None where the catalogue does not have the file.
+    pub async fn providers(&self, id: &FileId, now: u64) -> Result<Option<Vec<LivingClaim>>, CatalogueError> {
+        let Some(file) = self.look_up(id, now).await? else { return Ok(None) };
+        Ok(Some(self.living_claims(&file, now).await?.0))
+    }
+
+    /// How many peers [`Catalogue::providers`] would name, up to 1,000.
+    pub(super) async fn count_providers(
+        &self,
+        file: &RememberedFile,
+        now: u64,
+    ) -> Result<u32, CatalogueError> {
+        let count = match self.remembered.answers(file, now) {
+            Some(answers) => answers.count,
+            None => self.living_claims(file, now).await?.1,
+        };
+        Ok(count)
+    }
+
+    /// As [`Catalogue::count_providers`], for a file that need not be remembered.
+    pub(super) async fn count_claims(&self, file: FileNumber, now: u64) -> Result<u32, StorageError> {
+        let claims = self.read_claims(file, MAX_COUNTED).await?;
+        let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
+        let living = self.living_peers(&peers, now).await?;
+        let reachable = living.leases.values().filter(|lease| !lease.endpoints.is_empty()).count();
+        Ok(u32::try_from(reachable).unwrap_or(u32::MAX))
+    }
+
+    /// The file as it is remembered or else in the database; none where the catalogue does not have it.
+    pub(super) async fn look_up(
+        &self,
+        id: &FileId,
+        now: u64,
+    ) -> Result<Option<Arc<RememberedFile>>, StorageError> {
+        if let Some(file) = self.remembered.file(id, now) {
+            return Ok(Some(file));
+        }
+        let stamp = self.remembered.stamp(id);
+        let Some(raw) = self.read(FILES, &layout::file_key(id)).await? else { return Ok(None) };
+        let entry: FileEntry = layout::decode(FILES, &raw)?;
+        let claims = self.read_claims(entry.no, MAX_EXAMINED).await?;
+        let file = Arc::new(RememberedFile::new(*id, entry, claims, now));
+        self.remembered.remember_file(&file, stamp);
+        Ok(Some(file))
+    }
+
+    /// The living claims to a file and their count. Notes the answers that are made of them.
+    async fn living_claims(
+        &self,
+        file: &RememberedFile,
+        now: u64,
+    ) -> Result<(Vec<LivingClaim>, u32), StorageError> {
+        // Before anything is looked at: what changes meanwhile makes the answers void.
+        let (claims, begun) = self.remembered.begin_answers(file);
+        let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
+        let Living { leases, until } = self.living_peers(&peers, now).await?;
+        let reachable = |peer: &PeerNumber| leases.get(peer).filter(|lease| !lease.endpoints.is_empty());
+        let living: Vec<_> = claims
+            .iter()
+            .filter_map(|(peer, claim)| {
+                let lease = Arc::clone(reachable(peer)?);
+                Some(LivingClaim { peer: lease.id, claim: *claim, lease })
+            })
+            .collect();
+        let count = u32::try_from(living.len().min(MAX_COUNTED)).unwrap_or(u32::MAX);
+        let answers = Answers::new(file, &living, count, begun, until);
+        self.remembered.note_answers(file, begun, answers);
+        Ok((living, count))
+    }
+
+    /// The claims to a file; where there are more than `most`, that many from a random peer on.
+    async fn read_claims(
+        &self,
+        file: FileNumber,
+        most: usize,
+    ) -> Result<Vec<(PeerNumber, Claim)>, StorageError> {
+        let all = KeyRange::prefix(&layout::providers_prefix(file));
+        let mut claims = self.scan_claims(all.clone(), most).await?;
+        if claims.len() < most {
+            return Ok(claims);
+        }
+        let from = PeerNumber(rand::random_range(0..=self.highest_number()));
+        let from = layout::provider_key(file, from).into_bytes();
+        let second = KeyRange { start: Bound::Included(from.clone()), end: all.end };
+        let first = KeyRange { start: all.start, end: Bound::Excluded(from) };
+        claims = self.scan_claims(first, most).await?;
+        let mut later = self.scan_claims(second, most).await?;
+        claims.truncate(most.saturating_sub(later.len()));
+        claims.append(&mut later);
+        Ok(claims)
+    }
+
+    async fn scan_claims(
+        &self,
+        mut range: KeyRange,
+        most: usize,
+    ) -> Result<Vec<(PeerNumber, Claim)>, StorageError> {
+        let mut claims = Vec::new();
+        while claims.len() < most {
+            let wanted = super::PAGE.min(most - claims.len());
+            let page = self.storage.scan(PROVIDERS, range.clone(), wanted).await?;
+            let Some((last, _)) = page.last() else { break };
+            range = range.after(last);
+            let mut bytes = 0;
+            for (key, raw) in &page {
+                bytes += key.as_bytes().len() + raw.len();
+                claims.push((layout::read_provider_key(key.as_bytes())?, Claim::decode(raw)?));
+            }
+            // A page may be cut short by its bytes; any other short one is the end.
+            if page.len() < wanted && bytes < self.storage.limits().max_page_bytes {
+                break;
+            }
+        }
+        Ok(claims)
     }
 
     /// Whether any peer that is alive claims to have the file, reachable or not.
-    pub(super) async fn has_living_provider(&self, file: &FileId, now: u64) -> Result<bool, StorageError> {
-        let mut range = KeyRange::prefix(file.as_bytes());
+    pub(super) async fn has_living_provider(&self, file: FileNumber, now: u64) -> Result<bool, StorageError> {
+        let mut range = KeyRange::prefix(&layout::providers_prefix(file));
         loop {
             let page = self.storage.scan(PROVIDERS, range.clone(), super::PAGE).await?;
             let Some((last, _)) = page.last() else { return Ok(false) };
@@ -118,58 +321,27 @@ impl Catalogue {
                 .iter()
                 .map(|(key, _)| layout::read_provider_key(key.as_bytes()))
                 .collect::<Result<Vec<_>, _>>()?;
-            if !self.living_peers(&peers, now).await?.is_empty() {
+            if !self.living_peers(&peers, now).await?.leases.is_empty() {
                 return Ok(true);
             }
         }
     }
 
-    async fn living_claims(
-        &self,
-        mut range: KeyRange,
-        mut examine: usize,
-        now: u64,
-    ) -> Result<Vec<LivingClaim>, StorageError> {
-        let mut living = Vec::new();
-        while examine > 0 {
-            let wanted = examine.min(super::PAGE);
-            let page = self.storage.scan(PROVIDERS, range.clone(), wanted).await?;
-            let Some((last, _)) = page.last() else { break };
-            range = range.after(last);
-            examine = examine.saturating_sub(page.len());
-            let mut claims = Vec::with_capacity(page.len());
-            for (key, raw) in &page {
-                claims.push((layout::read_provider_key(key.as_bytes())?, raw));
-            }
-            let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
-            let mut leases: HashMap<PeerId, Arc<LeaseRecord>> = self.living_peers(&peers, now).await?;
-            for (peer, raw) in claims {
-                let Some(lease) = leases.remove(&peer).filter(|lease| !lease.endpoints.is_empty()) else {
-                    continue;
-                };
-                living.push(LivingClaim { peer, claim: layout::decode(PROVIDERS, raw)?, lease });
-            }
-        }
-        Ok(living)
-    }
-
-    /// One page of what a peer offers, as it is in the database, and the raw claims.
+    /// One page of what a peer offers, as it is in the database.
     pub(super) async fn offers_page(
         &self,
-        peer: &PeerId,
-        after: Option<&FileId>,
-    ) -> Result<Vec<(FileId, Option<Bytes>)>, StorageError> {
-        let mut range = KeyRange::prefix(peer.as_bytes());
+        peer: PeerNumber,
+        after: Option<FileNumber>,
+    ) -> Result<Vec<(FileNumber, Bytes)>, StorageError> {
+        let mut range = KeyRange::prefix(&layout::offers_prefix(peer));
         if let Some(file) = after {
             range = range.after(&layout::offer_key(peer, file));
         }
         let page = self.storage.scan(OFFERS, range, super::PAGE).await?;
-        let files = page
-            .iter()
-            .map(|(key, _)| layout::read_offer_key(key.as_bytes()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let keys: Vec<_> = files.iter().map(|file| layout::provider_key(file, peer)).collect();
-        let claims = self.storage.get(PROVIDERS, &keys).await?;
-        Ok(files.into_iter().zip(claims).collect())
+        page.into_iter().map(|(key, value)| Ok((layout::read_offer_key(key.as_bytes())?, value))).collect()
     }
+}
+
+fn claim_of(offer: &Offer) -> Claim {
+    Claim { size: offer.size, complete: offer.complete }
 }

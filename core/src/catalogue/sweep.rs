@@ -7,9 +7,12 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::Catalogue;
-use super::layout::{self, ClaimRecord, FILES, FileEntry, LEASES, LeaseRecord, SESSIONS};
+use super::layout::{
+    self, CLEARED, Claim, FILES, FileEntry, LEASES, LeaseRecord, MAX_NUMBER, OFFERS, PEERS, PeerNumber,
+    SESSIONS,
+};
 use super::leases::Verdict;
-use crate::model::id::{FileId, PeerId};
+use crate::model::id::FileId;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange};
 
@@ -25,7 +28,7 @@ pub struct Swept {
 }
 
 /// One damaged entry must not keep a sweep from all others.
-fn read_lease(key: &Key, raw: &Bytes) -> Option<(PeerId, LeaseRecord)> {
+fn read_lease(key: &Key, raw: &Bytes) -> Option<(PeerNumber, LeaseRecord)> {
     let read = || Ok((layout::read_peer(LEASES, key.as_bytes())?, layout::decode(LEASES, raw)?));
     let result: Result<_, StorageError> = read();
     result.inspect_err(|error| tracing::warn!(%error, "a peer is left as it is")).ok()
@@ -45,14 +48,14 @@ impl Catalogue {
                 let Some((peer, record)) = read_lease(&key, &raw) else { continue };
                 let (alive, verdict) = {
                     let leases = self.leases.lock();
-                    (leases.is_alive(&peer, &record, now), leases.verdict(&peer, &record, now))
+                    (leases.is_alive(peer, &record, now), leases.verdict(peer, &record, now))
                 };
                 swept.living += u64::from(alive);
                 match verdict {
                     Verdict::Keep => {}
-                    Verdict::Settle => swept.claims += self.settle(&peer, record, &raw).await?,
+                    Verdict::Settle => swept.claims += self.settle(peer, record, &raw).await?,
                     Verdict::Remove => {
-                        if self.remove_peer(&peer, &record, &raw).await? {
+                        if self.remove_peer(peer, &record, &raw).await? {
                             swept.peers += 1;
                         }
                     }
@@ -72,35 +75,44 @@ impl Catalogue {
             range = range.after(last);
             for (key, raw) in page {
                 let Some((peer, record)) = read_lease(&key, &raw) else { continue };
-                living += u64::from(self.leases.lock().is_alive(&peer, &record, now));
+                living += u64::from(self.leases.lock().is_alive(peer, &record, now));
             }
         }
     }
 
-    async fn settle(&self, peer: &PeerId, record: LeaseRecord, raw: &Bytes) -> Result<u64, StorageError> {
+    async fn settle(&self, peer: PeerNumber, record: LeaseRecord, raw: &Bytes) -> Result<u64, StorageError> {
         let mut after = None;
         let mut removed = 0;
+        let current = record.hello.min(MAX_NUMBER);
         loop {
-            let page = self.offers_page(peer, after.as_ref()).await?;
+            let page = self.offers_page(peer, after).await?;
             let Some((last, _)) = page.last() else { break };
-            after = Some(*last);
-            for (file, claim) in page {
-                let mut batch = Batch::new();
-                if let Some(claim) = claim {
-                    let ClaimRecord { hello, .. } = layout::decode(layout::PROVIDERS, &claim)?;
-                    if hello == record.hello {
-                        continue;
-                    }
-                    // One that is announced in this moment stays.
-                    batch.require(layout::PROVIDERS, layout::provider_key(&file, peer), claim);
+            let begin = after.replace(*last);
+            let mut batch = Batch::new();
+            let mut former = 0;
+            for (file, value) in page {
+                let (_, hello) = Claim::decode_offer(&value)?;
+                if hello == current {
+                    continue;
                 }
-                super::providers::delete_claim(&mut batch, peer, &file);
-                removed += u64::from(self.try_commit(batch, Durability::Buffered).await?);
+                // One that is announced in this moment stays.
+                batch.require(OFFERS, layout::offer_key(peer, file), value);
+                super::providers::delete_claim(&mut batch, peer, file);
+                former += 1;
+            }
+            if former == 0 {
+                continue;
+            }
+            super::providers::note_cleared(&mut batch, peer);
+            if self.try_commit(batch, Durability::Buffered).await? {
+                removed += former;
+            } else {
+                after = begin;
             }
         }
         let mut batch = Batch::new();
-        batch.require(LEASES, layout::lease_key(peer), raw.clone());
-        batch.put(LEASES, layout::lease_key(peer), layout::encode(&LeaseRecord { settled: true, ..record }));
+        batch.require(LEASES, layout::peer_key(peer), raw.clone());
+        batch.put(LEASES, layout::peer_key(peer), layout::encode(&LeaseRecord { settled: true, ..record }));
         // After a conflict the next sweep finds nothing to take away and tries again.
         self.try_commit(batch, Durability::Buffered).await?;
         Ok(removed)
@@ -108,20 +120,24 @@ impl Catalogue {
 
     async fn remove_peer(
         &self,
-        peer: &PeerId,
+        peer: PeerNumber,
         record: &LeaseRecord,
         raw: &Bytes,
     ) -> Result<bool, StorageError> {
         loop {
             let page = self.offers_page(peer, None).await?;
             let mut batch = Batch::new();
-            batch.require(LEASES, layout::lease_key(peer), raw.clone());
+            batch.require(LEASES, layout::peer_key(peer), raw.clone());
             for (file, _) in &page {
-                super::providers::delete_claim(&mut batch, peer, file);
+                super::providers::delete_claim(&mut batch, peer, *file);
             }
             if page.is_empty() {
-                batch.delete(LEASES, layout::lease_key(peer));
+                batch.delete(LEASES, layout::peer_key(peer));
+                batch.delete(CLEARED, layout::peer_key(peer));
+                batch.delete(PEERS, layout::peer_id_key(&record.id));
                 batch.delete(SESSIONS, layout::session_key(record.session));
+            } else {
+                super::providers::note_cleared(&mut batch, peer);
             }
             if !self.try_commit(batch, Durability::Buffered).await? {
                 return Ok(false);
@@ -162,12 +178,12 @@ impl Catalogue {
         forget: u64,
         now: u64,
     ) -> Result<bool, StorageError> {
-        let alive = self.has_living_provider(id, now).await?;
+        let alive = self.has_living_provider(entry.no, now).await?;
         let gone = match entry.gone {
             // A mark from the future was set by a clock that was wrong.
             Some(since) if !alive && since <= now => {
                 if now - since >= forget {
-                    return Ok(self.remove_file(id, raw).await?.is_some());
+                    return Ok(self.remove_file(id, entry.no, raw).await?.is_some());
                 }
                 return Ok(false);
             }
@@ -179,6 +195,8 @@ impl Catalogue {
         batch.require(FILES, layout::file_key(id), raw.clone());
         batch.put(FILES, layout::file_key(id), layout::encode(&FileEntry { gone, ..entry }));
         self.try_commit(batch, Durability::Buffered).await?;
+        // Whoever announces it must see the mark.
+        self.remembered.forget_file(id);
         Ok(false)
     }
 }

@@ -14,6 +14,7 @@ pub mod entry;
 pub mod error;
 mod export;
 pub mod file;
+mod keep;
 pub(crate) mod layout;
 // `Library` is the main type, and a main type has a file of its own name.
 #[expect(clippy::module_inception)]

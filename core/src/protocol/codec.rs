@@ -92,7 +92,7 @@ pub fn decode_request(header: &[u8]) -> Result<(RequestId, Request), Refusal> {
 }
 
 /// The kinds of request of this version, as they are written on the wire.
-pub const KINDS: [&str; 16] = [
+pub const KINDS: [&str; 17] = [
     "hello",
     "publish",
     "announce",
@@ -108,6 +108,7 @@ pub const KINDS: [&str; 16] = [
     "manifest",
     "have",
     "piece",
+    "files",
     "cancel",
 ];
 
@@ -125,6 +126,11 @@ fn kind_of(ask: &ciborium::Value) -> Option<String> {
 /// The header of a reply. `id` is none only where the request's id could not be read.
 pub fn encode_reply(id: Option<RequestId>, reply: Result<&Reply, &ErrorReply>) -> Bytes {
     write(&ReplyHeaderRef { v: PROTOCOL_VERSION, id, reply: reply.ok(), error: reply.err() })
+}
+
+/// A reply alone, without the header around it, see [`super::lookup::reply`].
+pub fn encode_body(reply: &Reply) -> Bytes {
+    write(reply)
 }
 
 /// Reads the header of a reply; `None` where it is not one that is known here.

@@ -5,5 +5,6 @@
 pub mod client;
 pub mod codec;
 pub mod error;
+pub mod lookup;
 pub mod message;
 pub mod server;

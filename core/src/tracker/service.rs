@@ -18,11 +18,11 @@ use super::settings::{TrackerSettings, millis};
 use crate::catalogue::Catalogue;
 use crate::catalogue::names::ListPage;
 use crate::catalogue::peers::Session;
-use crate::catalogue::providers::LivingClaim;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
-use crate::model::record::{Provider, Publication};
+use crate::model::record::Publication;
 use crate::protocol::error::{ErrorCode, ErrorReply};
+use crate::protocol::lookup::{self, Lookup, MAX_PROVIDER_BYTES};
 use crate::protocol::message::{
     HelloProof, MAX_ENDPOINTS, MAX_LIST, MAX_OFFERS, MAX_PROVIDERS, MAX_QUERY, Reply, Request, SessionId,
     StoreStatus, TrackerStatus, Welcome,
@@ -31,8 +31,6 @@ use crate::protocol::server::Handler;
 use crate::transport::envelope::RequestId;
 use crate::transport::{PeerInfo, ReplySink};
 
-/// How many bytes the providers in one reply take at most, so that it stays below the limit of a header.
-const MAX_PROVIDER_BYTES: usize = 48 * 1024;
 /// The bytes that a provider takes beside the text of its endpoints.
 const PROVIDER_BYTES: usize = 100;
 /// How long the last write of renewals may take.
@@ -169,25 +167,19 @@ impl TrackerService {
     }
 
     async fn providers(&self, id: FileId, asker: &PeerInfo) -> Result<Reply, ErrorReply> {
-        let mut living = self.catalogue.providers(&id, self.clock.now_ms()).await?;
-        if living.is_empty() && !self.catalogue.has_file(&id).await? {
+        let Some(mut living) = self.catalogue.providers(&id, self.clock.now_ms()).await? else {
             return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not in the catalogue")));
-        }
+        };
         living.shuffle(&mut rand::rng());
-        let near = asker.address.is_none_or(|address| address.to_canonical().is_loopback());
+        let near = is_near(asker);
         let (mut providers, mut bytes) = (Vec::new(), 0);
-        for LivingClaim { peer, claim, lease } in living {
-            let mut endpoints = lease.endpoints.clone();
-            endpoints.retain(|endpoint| near || !endpoint.is_loopback());
-            if endpoints.is_empty() {
-                continue;
-            }
-            bytes += endpoints.iter().map(|endpoint| endpoint.to_string().len() + 3).sum::<usize>();
+        for provider in living.iter().filter_map(|claim| claim.provider(near)) {
+            bytes += provider.endpoints.iter().map(|endpoint| endpoint.to_string().len() + 3).sum::<usize>();
             bytes += PROVIDER_BYTES;
             if providers.len() == MAX_PROVIDERS || bytes > MAX_PROVIDER_BYTES {
                 break;
             }
-            providers.push(Provider { peer, endpoints, size: claim.size, complete: claim.complete });
+            providers.push(provider);
         }
         Ok(Reply::Providers { providers })
     }
@@ -272,7 +264,7 @@ impl TrackerService {
             Request::Announce { session, offers } => {
                 check_count(offers.len())?;
                 let session = self.session(session).await?;
-                Ok(Reply::Announced { unknown: self.catalogue.announce(&session, &offers).await? })
+                Ok(Reply::Announced { unknown: self.catalogue.announce(&session, &offers, now).await? })
             }
             Request::Withdraw { session, ids } => {
                 check_count(ids.len())?;
@@ -310,6 +302,22 @@ impl TrackerService {
 
 #[async_trait]
 impl Handler for TrackerService {
+    fn answer_at_once(&self, header: &[u8], peer: &PeerInfo) -> Option<Bytes> {
+        let (id, lookup) = lookup::read(header)?;
+        let now = self.clock.now_ms();
+        match lookup {
+            Lookup::Find { query } => {
+                let answers = self.catalogue.find_remembered(query, now)?;
+                Some(lookup::reply(id, &answers.found))
+            }
+            Lookup::Providers { id: file } => {
+                let answers = self.catalogue.answers_remembered(&file, now)?;
+                let providers = if is_near(peer) { &answers.near } else { &answers.far };
+                Some(providers.reply(id))
+            }
+        }
+    }
+
     async fn handle(
         &self,
         _id: RequestId,
@@ -333,6 +341,11 @@ fn malformed(problem: String) -> ErrorReply {
 
 fn unauthorized(problem: &str) -> ErrorReply {
     ErrorReply::new(ErrorCode::Unauthorized, problem)
+}
+
+/// Whether somebody asks from this machine itself.
+fn is_near(asker: &PeerInfo) -> bool {
+    asker.address.is_none_or(|address| address.to_canonical().is_loopback())
 }
 
 fn check_count(count: usize) -> Result<(), ErrorReply> {

@@ -22,6 +22,8 @@ pub struct TrackerSettings {
     pub max_peers: u64,
     /// How many versions of names there may be; about 1 KiB of the database each.
     pub max_versions: u64,
+    /// How many bytes of memory may be used to answer look-ups without the database.
+    pub cache: usize,
 }
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -36,6 +38,7 @@ impl Default for TrackerSettings {
             sweep: Duration::from_secs(60),
             max_peers: 100_000,
             max_versions: 10_000_000,
+            cache: 16 << 20,
         }
     }
 }
@@ -65,9 +68,10 @@ impl TrackerSettings {
                 retention: millis(self.retention).max(lease),
                 settle: lease.saturating_mul(4).max(60_000),
             },
-            fresh: millis(self.flush_interval()),
+            fresh: millis(self.flush_interval()).min(5000),
             max_peers: self.max_peers,
             max_versions: self.max_versions,
+            cache: self.cache,
         }
     }
 }

@@ -116,12 +116,18 @@ impl Stage {
         })
     }
 
-    fn content(&self, name: &str, make: impl FnOnce(&Path) -> Result<(u64, Expected)>) -> Result<Rc<Content>> {
+    fn content(
+        &self,
+        name: &str,
+        make: impl FnOnce(&Path) -> Result<(u64, Expected)>,
+    ) -> Result<Rc<Content>> {
         if let Some(content) = self.contents.borrow().get(name) {
             return Ok(Rc::clone(content));
         }
         let path = self.folder.path().join(name);
         let (size, expected) = make(&path)?;
+        // What is still on its way to the disk would slow down whoever comes first.
+        rustix::fs::sync();
         let torrent = self.folder.path().join(format!("{name}.torrent"));
         torrent::write(&path, &self.swarm_tracker.url(), &torrent)?;
         let content = Rc::new(Content { path, size, torrent, expected });

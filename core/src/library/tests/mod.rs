@@ -1,6 +1,8 @@
 //! The library over the storage in memory, with content in a database and in files.
 
 mod collections;
+mod held;
+mod keeping;
 mod links;
 mod model;
 mod pieces;

@@ -1,5 +1,7 @@
 //! What is measured. A case is a list of contenders that take turns, each giving a sample a round.
 
+mod resume;
+mod tracker;
 mod transfer;
 
 use std::rc::Rc;
@@ -9,6 +11,7 @@ use anyhow::Result;
 use crate::report::{Column, Sample};
 use crate::stage::Stage;
 use crate::tools::Tool;
+use crate::udp_tracker::Kind;
 
 /// One thing to measure.
 pub(crate) struct Case<'a> {
@@ -37,7 +40,7 @@ pub(crate) struct Contender<'a> {
 }
 
 /// All cases with those tools that are there.
-pub(crate) fn all<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Vec<Case<'a>> {
+pub(crate) fn all<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>], trackers: &[Kind]) -> Vec<Case<'a>> {
     vec![
         transfer::single(stage, tools),
         transfer::durable(stage),
@@ -46,6 +49,9 @@ pub(crate) fn all<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Vec<Case<'a>>
         transfer::swarm(stage, tools, "1-to-8", 8, None),
         transfer::swarm(stage, tools, "1-to-4-limited", 4, Some(50_000_000)),
         transfer::small_files(stage, tools),
+        resume::resume(stage),
+        tracker::start(stage, trackers),
+        tracker::load(stage, trackers),
         transfer::large(stage),
     ]
 }

@@ -1,5 +1,7 @@
 //! aria2, over BitTorrent.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -74,8 +76,12 @@ impl Source for Seeder {
     fn fetch(&mut self, _number: usize, target: &Path) -> Result<Work> {
         let mut command = aria2(target, &self.torrent)?;
         command.arg("--seed-ratio=0.0");
-        // It ends a while after it has everything, so what it says counts, not its end.
-        let finish = Finish::Line("Download complete");
+        // It keeps what it says to itself until it ends, but runs a program when it has everything.
+        let hook = target.with_extension("hook");
+        fs::write(&hook, "#!/bin/sh\necho complete\n")?;
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
+        command.arg(format!("--on-bt-download-complete={}", hook.display()));
+        let finish = Finish::Line("complete");
         let begun = Instant::now();
         Ok(Work { process: Process::start_command(&self.folder, command), finish, begun, daemon: None })
     }
@@ -87,7 +93,8 @@ impl Source for Seeder {
     fn sent(&mut self) -> Result<Option<u64>> {
         let body = r#"{"jsonrpc":"2.0","id":1,"method":"aria2.tellActive","params":[["uploadLength"]]}"#;
         let answer = http(self.rpc, "POST", "/jsonrpc", body)?;
-        let sent = answer["result"][0]["uploadLength"].as_str().context("aria2 does not tell what it sent")?;
+        let sent =
+            answer["result"][0]["uploadLength"].as_str().context("aria2 does not tell what it sent")?;
         Ok(Some(sent.parse()?))
     }
 }

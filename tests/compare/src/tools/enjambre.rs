@@ -27,14 +27,16 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    fn listen(self) -> &'static str {
+    /// The setting for where its peers listen.
+    pub(crate) fn listen(self) -> &'static str {
         match self {
             Self::Zmq => "transport.listen=[\"zmq://127.0.0.1:0\"]",
             _ => "transport.listen=[\"tcp://127.0.0.1:0\", \"zmq://127.0.0.1:0\"]",
         }
     }
 
-    fn is_to_file(self) -> bool {
+    /// Whether `get` writes to a path of the user.
+    pub(crate) fn is_to_file(self) -> bool {
         !matches!(self, Self::Database | Self::DatabaseSynced)
     }
 

@@ -24,6 +24,9 @@ def session(upload_limit=0):
         "enable_lsd": False,
         "enable_upnp": False,
         "enable_natpmp": False,
+        # uTP holds back for others, and there are none here.
+        "enable_incoming_utp": False,
+        "enable_outgoing_utp": False,
         "allow_multiple_connections_per_ip": True,
         "upload_rate_limit": upload_limit,
         "alert_mask": lt.alert.category_t.status_notification

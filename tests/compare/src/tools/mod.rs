@@ -5,7 +5,9 @@ mod curl;
 mod enjambre;
 mod libtorrent;
 mod limit;
+mod rqbit;
 mod rsync;
+mod sendme;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -98,7 +100,9 @@ pub(crate) fn all() -> Vec<Rc<dyn Tool>> {
         Rc::new(rsync::Rsync),
         Rc::new(curl::Curl),
         Rc::new(libtorrent::Libtorrent),
+        Rc::new(rqbit::Rqbit),
         Rc::new(aria2::Aria2),
+        Rc::new(sendme::Sendme),
         Rc::new(Enjambre(Variant::Tcp)),
         Rc::new(Enjambre(Variant::Zmq)),
         Rc::new(Enjambre(Variant::Database)),
@@ -130,6 +134,7 @@ fn http(port: u16, method: &str, path: &str, body: &str) -> Result<Value> {
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer to {path}: {answer:?}"))?;
+    let (_, body) =
+        answer.split_once("\r\n\r\n").with_context(|| format!("no answer to {path}: {answer:?}"))?;
     serde_json::from_str(body.trim()).with_context(|| format!("the answer to {path}: {body}"))
 }

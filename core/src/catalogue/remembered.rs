@@ -1,0 +1,353 @@
+//! What look-ups found lately, in a bounded number of bytes, so that they need no database.
+//!
+//! Nothing in here is believed for longer than a lease that was read ([`super::CatalogueRules::fresh`]): another tracker
+//! may have written to the same database. What this tracker writes changes or removes what is remembered of it before
+//! the write is acknowledged. A look-up that read the database while somebody wrote may hold what was there before, so
+//! each write changes a stamp, and what was read under another stamp is not remembered. Only what was found is
+//! remembered, never that something is missing.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use rand::seq::SliceRandom;
+
+use super::layout::{Claim, FileEntry, FileNumber, PeerNumber, VersionRecord};
+use super::providers::LivingClaim;
+use crate::model::id::FileId;
+use crate::model::name::Name;
+use crate::model::record::FileRecord;
+use crate::protocol::codec;
+use crate::protocol::lookup::EncodedProviders;
+use crate::protocol::message::Reply;
+
+/// How many stamps there are; what shares one is read again now and then without need.
+const STAMPS: usize = 1024;
+/// Of how many providers answers are made: a reply names a quarter of them.
+const MAX_SAMPLE: usize = 400;
+/// The bytes that an entry takes beside what is counted.
+const ENTRY_BYTES: usize = 400;
+/// The bytes of a claim.
+const CLAIM_BYTES: usize = 32;
+/// The bytes of a provider that is ready to be sent, once to those who ask from near and once to others.
+const SAMPLE_BYTES: usize = 260;
+/// The bytes of an entry of a file of which only the number is known.
+const KNOWN_BYTES: usize = 128;
+
+/// A file and the claims to have it.
+#[derive(Debug)]
+pub(super) struct RememberedFile {
+    pub(super) id: FileId,
+    pub(super) entry: FileEntry,
+    read: u64,
+    /// For how many claims there is room in what it is counted for.
+    room: usize,
+    state: Mutex<FileState>,
+}
+
+#[derive(Debug)]
+struct FileState {
+    /// In the order of the peers.
+    claims: Vec<(PeerNumber, Claim)>,
+    /// Counts the changes of the claims.
+    changes: u64,
+    answers: Option<Arc<Answers>>,
+}
+
+impl RememberedFile {
+    pub(super) fn new(id: FileId, entry: FileEntry, claims: Vec<(PeerNumber, Claim)>, read: u64) -> Self {
+        let room = claims.len() + claims.len() / 2 + 8;
+        let state = Mutex::new(FileState { claims, changes: 0, answers: None });
+        Self { id, entry, read, room, state }
+    }
+
+    pub(super) fn record(&self, providers: u32) -> FileRecord {
+        let FileEntry { name, version, size, kind, at, by, .. } = self.entry.clone();
+        FileRecord { id: self.id, name, version, size, kind, published_ms: at, publisher: by, providers }
+    }
+}
+
+/// What is answered to those who look a file up, ready to be sent.
+#[derive(Debug)]
+pub struct Answers {
+    /// How many living peers have the file, up to 1,000.
+    pub(super) count: u32,
+    /// The reply to `find` by the id, see [`codec::encode_body`].
+    pub found: Bytes,
+    /// The providers for those who ask from this machine.
+    pub near: EncodedProviders,
+    /// The providers for all others.
+    pub far: EncodedProviders,
+    /// Until when this holds if nothing happens.
+    until: u64,
+    /// [`Remembered::peers`] at the time.
+    peers: u64,
+}
+
+impl Answers {
+    pub(super) fn new(
+        file: &RememberedFile,
+        living: &[LivingClaim],
+        count: u32,
+        begun: Begun,
+        until: u64,
+    ) -> Self {
+        let found = codec::encode_body(&Reply::Find { file: file.record(count) });
+        let (mut near, mut far) = (EncodedProviders::default(), EncodedProviders::default());
+        let mut order: Vec<usize> = (0..living.len()).collect();
+        let (sample, _) = order.partial_shuffle(&mut rand::rng(), MAX_SAMPLE);
+        for at in sample.iter() {
+            for (encoded, is_near) in [(&mut near, true), (&mut far, false)] {
+                if let Some(provider) = living[*at].provider(is_near) {
+                    encoded.push(&provider);
+                }
+            }
+        }
+        Self { count, found, near, far, until, peers: begun.peers }
+    }
+}
+
+/// What answers were made of: if that has changed, they are void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Begun {
+    peers: u64,
+    changes: u64,
+}
+
+/// The newest version of a name.
+#[derive(Debug)]
+pub(super) struct RememberedName {
+    pub(super) version: u64,
+    pub(super) record: VersionRecord,
+    read: u64,
+}
+
+/// A file that may be announced.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    pub(super) number: FileNumber,
+    pub(super) read: u64,
+}
+
+#[derive(Debug, Clone)]
+struct ByBytes;
+
+impl Weighter<FileId, Arc<RememberedFile>> for ByBytes {
+    fn weight(&self, _: &FileId, file: &Arc<RememberedFile>) -> u64 {
+        let claims = file.room * CLAIM_BYTES + file.room.min(MAX_SAMPLE) * SAMPLE_BYTES;
+        (ENTRY_BYTES + 2 * file.entry.name.as_str().len() + claims) as u64
+    }
+}
+
+impl Weighter<Box<str>, Arc<RememberedName>> for ByBytes {
+    fn weight(&self, name: &Box<str>, _: &Arc<RememberedName>) -> u64 {
+        (ENTRY_BYTES + name.len()) as u64
+    }
+}
+
+impl Weighter<FileId, Known> for ByBytes {
+    fn weight(&self, _: &FileId, _: &Known) -> u64 {
+        KNOWN_BYTES as u64
+    }
+}
+
+/// What is remembered.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    names: Cache<Box<str>, Arc<RememberedName>, ByBytes>,
+    files: Cache<FileId, Arc<RememberedFile>, ByBytes>,
+    known: Cache<FileId, Known, ByBytes>,
+    hasher: RandomState,
+    stamps: Box<[AtomicU64]>,
+    /// Counts how often a peer began or ceased to be alive in another way than by the passing of time.
+    peers: AtomicU64,
+    /// How old what is remembered may be, in milliseconds.
+    fresh: u64,
+}
+
+/// Which stamp an entry has, and what it was.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stamp {
+    at: usize,
+    was: u64,
+}
+
+impl Remembered {
+    /// Takes up to this many bytes.
+    pub(super) fn new(bytes: usize, fresh: u64) -> Self {
+        let cache = |bytes: usize, each: usize| ((bytes / each).max(1), bytes as u64);
+        let (names, names_bytes) = cache(bytes / 8, ENTRY_BYTES);
+        let (files, files_bytes) = cache(bytes / 8 * 5, 2 * ENTRY_BYTES);
+        let (known, known_bytes) = cache(bytes / 4, KNOWN_BYTES);
+        Self {
+            names: Cache::with_weighter(names, names_bytes, ByBytes),
+            files: Cache::with_weighter(files, files_bytes, ByBytes),
+            known: Cache::with_weighter(known, known_bytes, ByBytes),
+            hasher: RandomState::new(),
+            stamps: (0..STAMPS).map(|_| AtomicU64::new(0)).collect(),
+            peers: AtomicU64::new(0),
+            fresh,
+        }
+    }
+
+    fn is_fresh(&self, read: u64, now: u64) -> bool {
+        now.checked_sub(read).is_some_and(|age| age < self.fresh)
+    }
+
+    fn stamp_of(&self, at: usize) -> Stamp {
+        Stamp { at, was: self.stamps[at].load(Ordering::SeqCst) }
+    }
+
+    fn touch(&self, at: usize) {
+        self.stamps[at].fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn is_same(&self, stamp: Stamp) -> bool {
+        self.stamps[stamp.at].load(Ordering::SeqCst) == stamp.was
+    }
+
+    fn place(id: &FileId) -> usize {
+        let [first, second, ..] = id.as_bytes();
+        usize::from(u16::from_be_bytes([*first, *second])) % STAMPS
+    }
+
+    fn place_of_name(&self, name: &str) -> usize {
+        self.hasher.hash_one(name) as usize % STAMPS
+    }
+
+    /// To be taken before a file is read, and given back with what was found.
+    pub(super) fn stamp(&self, id: &FileId) -> Stamp {
+        self.stamp_of(Self::place(id))
+    }
+
+    /// As [`Remembered::stamp`], for a name.
+    pub(super) fn name_stamp(&self, name: &str) -> Stamp {
+        self.stamp_of(self.place_of_name(name))
+    }
+
+    /// The newest version of the name.
+    pub(super) fn name(&self, name: &str, now: u64) -> Option<Arc<RememberedName>> {
+        self.names.get(name).filter(|found| self.is_fresh(found.read, now))
+    }
+
+    pub(super) fn remember_name(
+        &self,
+        name: &Name,
+        version: u64,
+        record: VersionRecord,
+        read: u64,
+        stamp: Stamp,
+    ) {
+        self.names.insert(name.as_str().into(), Arc::new(RememberedName { version, record, read }));
+        if !self.is_same(stamp) {
+            self.names.remove(name.as_str());
+        }
+    }
+
+    pub(super) fn file(&self, id: &FileId, now: u64) -> Option<Arc<RememberedFile>> {
+        self.files.get(id).filter(|file| self.is_fresh(file.read, now))
+    }
+
+    pub(super) fn remember_file(&self, file: &Arc<RememberedFile>, stamp: Stamp) {
+        self.files.insert(file.id, Arc::clone(file));
+        if !self.is_same(stamp) {
+            self.files.remove(&file.id);
+        }
+    }
+
+    /// The number of a file that the catalogue has and is not about to forget.
+    pub(super) fn known(&self, id: &FileId, now: u64) -> Option<FileNumber> {
+        self.known.get(id).filter(|known| self.is_fresh(known.read, now)).map(|known| known.number)
+    }
+
+    pub(super) fn know(&self, id: FileId, known: Known, stamp: Stamp) {
+        self.known.insert(id, known);
+        if !self.is_same(stamp) {
+            self.known.remove(&id);
+        }
+    }
+
+    pub(super) fn forget_known(&self, id: &FileId) {
+        self.touch(Self::place(id));
+        self.known.remove(id);
+    }
+
+    /// Something else than its claims changed of the file.
+    pub(super) fn forget_file(&self, id: &FileId) {
+        self.forget_known(id);
+        self.files.remove(id);
+    }
+
+    /// The name has another newest version, or none any more.
+    pub(super) fn forget_name(&self, name: &str) {
+        self.touch(self.place_of_name(name));
+        self.names.remove(name);
+    }
+
+    /// The peer claims these files from now on, or no longer.
+    pub(super) fn set_claims<'a>(
+        &self,
+        peer: PeerNumber,
+        claims: impl Iterator<Item = (&'a FileId, Option<Claim>)>,
+    ) {
+        for (id, claim) in claims {
+            self.touch(Self::place(id));
+            let Some(file) = self.files.get(id) else { continue };
+            let mut state = file.state.lock();
+            let found = state.claims.binary_search_by_key(&peer, |(peer, _)| *peer);
+            match (found, claim) {
+                (Ok(at), Some(claim)) if state.claims[at].1 == claim => continue,
+                (Ok(at), Some(claim)) => state.claims[at].1 = claim,
+                (Ok(at), None) => drop(state.claims.remove(at)),
+                (Err(_), None) => continue,
+                (Err(_), Some(_)) if state.claims.len() >= file.room => {
+                    // It takes more than it was counted for; it is read anew when it is wanted.
+                    drop(state);
+                    self.files.remove(id);
+                    continue;
+                }
+                (Err(at), Some(claim)) => state.claims.insert(at, (peer, claim)),
+            }
+            state.changes += 1;
+            state.answers = None;
+        }
+    }
+
+    /// A peer began or ceased to be alive.
+    pub(super) fn peers_changed(&self) {
+        self.peers.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The answers, if they still hold.
+    pub(super) fn answers(&self, file: &RememberedFile, now: u64) -> Option<Arc<Answers>> {
+        let state = file.state.lock();
+        let answers = state.answers.as_ref()?;
+        (now < answers.until && answers.peers == self.peers.load(Ordering::SeqCst))
+            .then(|| Arc::clone(answers))
+    }
+
+    /// The claims that answers are to be made of.
+    pub(super) fn begin_answers(&self, file: &RememberedFile) -> (Vec<(PeerNumber, Claim)>, Begun) {
+        let peers = self.peers.load(Ordering::SeqCst);
+        let state = file.state.lock();
+        (state.claims.clone(), Begun { peers, changes: state.changes })
+    }
+
+    /// Keeps answers, if nothing has changed since they were begun.
+    pub(super) fn note_answers(&self, file: &RememberedFile, begun: Begun, answers: Answers) {
+        let mut state = file.state.lock();
+        if state.changes == begun.changes {
+            state.answers = Some(Arc::new(answers));
+        }
+    }
+
+    /// The bytes that are counted.
+    #[cfg(test)]
+    pub(super) fn weight(&self) -> u64 {
+        self.names.weight() + self.files.weight() + self.known.weight()
+    }
+}
