@@ -21,7 +21,7 @@ use super::layout::{self, Place, Record};
 use super::links::Links;
 use super::recent::RecentFiles;
 use super::settings::LibrarySettings;
-use super::small::{Fresh, FreshPlan};
+use super::small::fresh::{Fresh, FreshPlan};
 use crate::buffers::BufferPool;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
