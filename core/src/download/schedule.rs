@@ -299,10 +299,10 @@ impl Schedule {
         let asked = self.in_flight.remove(&piece).unwrap_or_default();
         if let Some(state) = self.providers.get_mut(&provider) {
             state.in_flight.retain(|&other| other != piece);
-            state.window.arrived();
             state.pace.arrived(now);
             let request = asked.iter().find(|request| request.provider == provider);
             let takes = request.map(|request| now.saturating_sub(request.at));
+            state.window.arrived(takes);
             if let Some(takes) = takes {
                 // A little more each time, so that it follows when the way becomes longer.
                 state.quickest = Some(state.quickest.map_or(takes, |before| takes.min(before + before / 64)));

@@ -95,7 +95,8 @@ pub(crate) fn hash(path: &Path) -> Result<Hash> {
     let next = AtomicU64::new(0);
     let threads = thread::available_parallelism()?.get();
     let mut parts = thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| hash_subtrees(&file, size, &next))).collect();
+        let workers: Vec<_> =
+            (0..threads).map(|_| scope.spawn(|| hash_subtrees(&file, size, &next))).collect();
         let mut parts = Vec::with_capacity(usize::try_from(count)?);
         for worker in workers {
             parts.extend(worker.join().ok().context("a thread that hashes ended early")??);

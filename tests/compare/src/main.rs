@@ -7,7 +7,9 @@
 //! temporary folder, and leaves no process behind. The figures come from `/proc`, so this is for Linux.
 
 mod cases;
+mod goals;
 mod limit;
+mod machine;
 mod options;
 mod process;
 mod report;
@@ -17,6 +19,7 @@ mod tools;
 mod torrent;
 mod udp_tracker;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -24,6 +27,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
+use serde_json::json;
 
 use crate::cases::Case;
 use crate::options::{Cli, Command, Options, Side};
@@ -74,12 +78,49 @@ fn compare(options: Options) -> Result<()> {
             continue;
         }
         let report = run(case, &stage.options);
-        println!("\n## {}\n\n{}", report.title, report::markdown(&report.table()));
+        println!("\n{}", section(&report));
         reports.push(report);
     }
-    if let Some(path) = &stage.options.json {
+    println!("{}", aims(&reports));
+    write(&reports, &tools, &stage.options)
+}
+
+fn section(report: &CaseReport) -> String {
+    format!("### {}\n\n{}", report.title, report::markdown(&report.table()))
+}
+
+fn aims(reports: &[CaseReport]) -> String {
+    format!("### Aims\n\n{}", report::markdown(&goals::table(reports)))
+}
+
+/// Writes the files that were asked for.
+fn write(reports: &[CaseReport], tools: &[Rc<dyn Tool>], options: &Options) -> Result<()> {
+    let versions: BTreeMap<&str, String> =
+        tools.iter().filter_map(|tool| Some((tool.name(), tool.version().ok()?))).collect();
+    let date = machine::date()?;
+    if let Some(path) = &options.json {
         let cases: Vec<_> = reports.iter().map(CaseReport::json).collect();
-        fs::write(path, serde_json::to_vec_pretty(&cases)?).with_context(|| path.display().to_string())?;
+        let all = json!({
+            "date": date, "machine": machine::describe(), "rounds": options.rounds, "tools": versions, "cases": cases,
+        });
+        fs::write(path, serde_json::to_vec_pretty(&all)?).with_context(|| path.display().to_string())?;
+    }
+    if let Some(path) = &options.markdown {
+        let others = versions.iter().filter(|(name, _)| !name.starts_with("enjambre") && **name != "limit");
+        let others: Vec<String> = others.map(|(name, version)| format!("{name} {version}")).collect();
+        let mut text = format!(
+            "Measured on {date}: {}; medians of {} rounds, or of 3 where a round takes long.\n\
+             Beside: {}.\n\n",
+            machine::describe(),
+            options.rounds,
+            others.join(", ")
+        );
+        for part in std::iter::once(aims(reports)).chain(reports.iter().map(section)) {
+            text += &part;
+            text.push('\n');
+        }
+        let page = fs::read_to_string(path).unwrap_or_default();
+        fs::write(path, report::into_page(&page, &text)).with_context(|| path.display().to_string())?;
     }
     Ok(())
 }
@@ -135,7 +176,10 @@ fn run(case: Case<'_>, options: &Options) -> CaseReport {
             match result {
                 Ok(sample) => {
                     let seconds = sample.get("seconds").copied().unwrap_or_default();
-                    eprintln!("  {round}/{rounds} {}: {seconds:.3} s ({took:.1} s with all around it)", contest.name);
+                    eprintln!(
+                        "  {round}/{rounds} {}: {seconds:.3} s ({took:.1} s with all around it)",
+                        contest.name
+                    );
                     contest.samples.push(sample);
                 }
                 Err(error) => {

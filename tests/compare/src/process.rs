@@ -64,9 +64,11 @@ pub(crate) struct Taken {
 /// Waits until all of `work` is done. Those who go on come back and are killed by dropping them.
 pub(crate) fn race(sources: &[u32], work: Vec<Work>) -> Result<(Taken, Vec<Process>)> {
     let begun = work.iter().map(|work| work.begun).min().context("a race needs somebody who runs")?;
-    let workers: Vec<u32> = work.iter().flat_map(|work| [Some(work.process.pid()), work.daemon]).flatten().collect();
+    let workers: Vec<u32> =
+        work.iter().flat_map(|work| [Some(work.process.pid()), work.daemon]).flatten().collect();
     // What has only just been started counts from its start.
-    let lasting: Vec<u32> = sources.iter().copied().chain(work.iter().filter_map(|work| work.daemon)).collect();
+    let lasting: Vec<u32> =
+        sources.iter().copied().chain(work.iter().filter_map(|work| work.daemon)).collect();
     let cpu_before = cpu_of(&lasting);
     let over = AtomicBool::new(false);
     let waited_for = Mutex::new(work.iter().map(|work| work.process.pid()).collect());
@@ -74,7 +76,8 @@ pub(crate) fn race(sources: &[u32], work: Vec<Work>) -> Result<(Taken, Vec<Proce
     let mut left = Vec::new();
     thread::scope(|scope| {
         let looking = scope.spawn(|| look(sources, &workers, &over, &waited_for));
-        let running: Vec<_> = work.into_iter().map(|work| scope.spawn(|| finish(work, &waited_for))).collect();
+        let running: Vec<_> =
+            work.into_iter().map(|work| scope.spawn(|| finish(work, &waited_for))).collect();
         let results: Vec<_> = running.into_iter().map(thread::ScopedJoinHandle::join).collect();
         over.store(true, Ordering::Relaxed);
         (taken.source_kib, taken.worker_kib) = looking.join().ok().context("looking at memory failed")?;
@@ -138,7 +141,10 @@ fn look(sources: &[u32], workers: &[u32], over: &AtomicBool, waited_for: &Mutex<
         if begun.elapsed() > DEADLINE {
             for pid in waited_for.lock().iter().flat_map(|pids| pids.iter()) {
                 // Not yet waited for, so the id is still its own. It may have ended by itself.
-                let _ = i32::try_from(*pid).ok().and_then(Pid::from_raw).map(|pid| kill_process(pid, Signal::KILL));
+                let _ = i32::try_from(*pid)
+                    .ok()
+                    .and_then(Pid::from_raw)
+                    .map(|pid| kill_process(pid, Signal::KILL));
             }
         }
         thread::sleep(LOOK);

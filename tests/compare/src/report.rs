@@ -100,8 +100,11 @@ impl CaseReport {
     /// Every sample, for programs.
     pub(crate) fn json(&self) -> Value {
         let contests = self.contests.iter().map(|contest| {
-            let medians: BTreeMap<_, _> =
-                self.columns.iter().filter_map(|column| Some((column.key, contest.median(column.key)?))).collect();
+            let medians: BTreeMap<_, _> = self
+                .columns
+                .iter()
+                .filter_map(|column| Some((column.key, contest.median(column.key)?)))
+                .collect();
             json!({
                 "name": contest.name,
                 "medians": medians,
@@ -132,9 +135,11 @@ pub(crate) fn ratio(value: f64, base: f64) -> f64 {
 /// A table in Markdown, aligned so that it reads well as it is.
 pub(crate) fn markdown(rows: &[Vec<String>]) -> String {
     let Some(head) = rows.first() else { return String::new() };
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..head.len()).map(|column| width(column).unwrap_or_default().max(3)).collect();
-    let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
+    let line =
+        |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
     let mut text = String::new();
     for (number, row) in rows.iter().enumerate() {
         text += &line(&mut widths.iter().enumerate().map(|(column, width)| {
@@ -150,6 +155,20 @@ pub(crate) fn markdown(rows: &[Vec<String>]) -> String {
     text
 }
 
+const BEGIN: &str = "<!-- measured: begin -->";
+const END: &str = "<!-- measured: end -->";
+
+/// A page with the tables between its markers replaced by `tables`; where it has no markers, the tables between some.
+pub(crate) fn into_page(page: &str, tables: &str) -> String {
+    let tables = format!("{BEGIN}\n{tables}{END}");
+    let place =
+        page.find(BEGIN).and_then(|begin| Some((begin, begin + page[begin..].find(END)? + END.len())));
+    match place {
+        Some((begin, end)) => format!("{}{tables}{}", &page[..begin], &page[end..]),
+        None => format!("{tables}\n"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +179,14 @@ mod tests {
         assert_eq!(median(vec![3.0]), Some(3.0));
         assert_eq!(median(vec![9.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 9.0]), Some(3.0));
+    }
+
+    #[test]
+    fn only_what_is_between_the_markers_is_replaced() {
+        let page = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
+        assert_eq!(into_page(&page, "new\n"), format!("before\n{BEGIN}\nnew\n{END}\nafter\n"));
+        assert_eq!(into_page("", "new\n"), format!("{BEGIN}\nnew\n{END}\n"));
+        assert_eq!(into_page(&into_page(&page, "1\n"), "2\n"), into_page(&page, "2\n"));
     }
 
     #[test]
@@ -180,7 +207,11 @@ mod tests {
             title: String::new(),
             columns: vec![SECONDS, CPU],
             reference: Some("limit"),
-            contests: vec![contest("limit", &[0.4, 0.5, 0.6]), contest("ours", &[1.0]), contest("theirs", &[])],
+            contests: vec![
+                contest("limit", &[0.4, 0.5, 0.6]),
+                contest("ours", &[1.0]),
+                contest("theirs", &[]),
+            ],
         };
         assert_eq!(
             markdown(&report.table()),

@@ -116,7 +116,11 @@ impl Stage {
         })
     }
 
-    fn content(&self, name: &str, make: impl FnOnce(&Path) -> Result<(u64, Expected)>) -> Result<Rc<Content>> {
+    fn content(
+        &self,
+        name: &str,
+        make: impl FnOnce(&Path) -> Result<(u64, Expected)>,
+    ) -> Result<Rc<Content>> {
         if let Some(content) = self.contents.borrow().get(name) {
             return Ok(Rc::clone(content));
         }

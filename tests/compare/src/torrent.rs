@@ -136,7 +136,10 @@ mod tests {
     fn values_are_encoded_as_bep_3_says() {
         let value = Bencode::Map(vec![
             ("cow", Bencode::text("moo")),
-            ("spam", Bencode::List(vec![Bencode::text("a"), Bencode::Number(0), Bencode::Bytes(vec![0, 255])])),
+            (
+                "spam",
+                Bencode::List(vec![Bencode::text("a"), Bencode::Number(0), Bencode::Bytes(vec![0, 255])]),
+            ),
         ]);
         assert_eq!(value.encode(), b"d3:cow3:moo4:spaml1:ai0e2:\x00\xffee");
     }
@@ -147,7 +150,8 @@ mod tests {
         let content: Vec<u8> = (0..50_000u32).map(|number| number as u8).collect();
         fs::write(folder.path().join("a"), &content[..20_000]).unwrap();
         fs::write(folder.path().join("b"), &content[20_000..]).unwrap();
-        let whole: Vec<u8> = content.chunks(16 << 10).flat_map(|piece| Sha1::digest(piece).to_vec()).collect();
+        let whole: Vec<u8> =
+            content.chunks(16 << 10).flat_map(|piece| Sha1::digest(piece).to_vec()).collect();
         assert_eq!(hash_pieces(&files_of(folder.path()).unwrap(), 16 << 10).unwrap(), whole);
     }
 

@@ -153,11 +153,17 @@ fn flood(address: SocketAddr, time: Duration, action: u32, body: impl Fn(&mut Ve
         }
         match socket.recv(&mut answer) {
             Ok(len) => {
-                ensure!(len >= 8 && answer[..4] == action.to_be_bytes(), "it refuses: {:?}", text(&answer[..len]));
+                ensure!(
+                    len >= 8 && answer[..4] == action.to_be_bytes(),
+                    "it refuses: {:?}",
+                    text(&answer[..len])
+                );
                 answered += 1;
                 under_way -= 1;
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => under_way = 0,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                under_way = 0
+            }
             Err(error) => return Err(error.into()),
         }
     }

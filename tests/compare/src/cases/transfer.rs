@@ -29,7 +29,8 @@ pub(super) fn single<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> {
 /// The same until a power cut would not matter any more.
 pub(super) fn durable(stage: &Stage) -> Case<'_> {
     let size = size(stage, 1024 * MIB);
-    let tools: [Rc<dyn Tool>; 2] = [Rc::new(Enjambre(Variant::Synced)), Rc::new(Enjambre(Variant::DatabaseSynced))];
+    let tools: [Rc<dyn Tool>; 2] =
+        [Rc::new(Enjambre(Variant::Synced)), Rc::new(Enjambre(Variant::DatabaseSynced))];
     let title = format!("The same until it survives a power cut, {}", size.display());
     let plan = Plan { downloads: 1, upload: None };
     let case = transfer(stage, "durable", title, tools.into(), plan, move || stage.file(size.as_u64()));
@@ -45,7 +46,8 @@ pub(super) fn swarm<'a>(
     upload: Option<u64>,
 ) -> Case<'a> {
     let size = size(stage, 512 * MIB);
-    let held = upload.map(|bytes| format!(", the source held to {} MB/s", bytes / 1_000_000)).unwrap_or_default();
+    let held =
+        upload.map(|bytes| format!(", the source held to {} MB/s", bytes / 1_000_000)).unwrap_or_default();
     let title = format!("One source, {downloads} downloaders, {}{held}", size.display());
     let task = if upload.is_some() { Task::Limited } else { Task::Swarm };
     let plan = Plan { downloads, upload };

@@ -93,7 +93,8 @@ impl Source for Seeder {
     fn sent(&mut self) -> Result<Option<u64>> {
         let body = r#"{"jsonrpc":"2.0","id":1,"method":"aria2.tellActive","params":[["uploadLength"]]}"#;
         let answer = http(self.rpc, "POST", "/jsonrpc", body)?;
-        let sent = answer["result"][0]["uploadLength"].as_str().context("aria2 does not tell what it sent")?;
+        let sent =
+            answer["result"][0]["uploadLength"].as_str().context("aria2 does not tell what it sent")?;
         Ok(Some(sent.parse()?))
     }
 }

@@ -83,7 +83,8 @@ impl Source for Nginx {
         if self.names.is_empty() {
             command.arg("--output").arg(&path).arg(&self.url);
         } else {
-            let line = |name| format!("url = \"{}/{name}\"\noutput = \"{}/{name}\"\n", self.url, path.display());
+            let line =
+                |name| format!("url = \"{}/{name}\"\noutput = \"{}/{name}\"\n", self.url, path.display());
             let list = self.folder.join(format!("list-{number}"));
             fs::write(&list, self.names.iter().map(line).collect::<String>())?;
             command.arg("--create-dirs").arg("--config").arg(&list);

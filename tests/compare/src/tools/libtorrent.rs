@@ -31,7 +31,10 @@ impl Tool for Libtorrent {
 
     fn offer(&self, run: &Run<'_>) -> Result<Box<dyn Source>> {
         let mut command = python();
-        command.arg("seed").arg(&run.content.torrent).arg(run.content.path.parent().unwrap_or(Path::new("/")));
+        command
+            .arg("seed")
+            .arg(&run.content.torrent)
+            .arg(run.content.path.parent().unwrap_or(Path::new("/")));
         command.arg(run.upload.unwrap_or_default().to_string());
         let process = Process::start_command(run.folder, command);
         wait_for("libtorrent to announce itself", LONG, || run.swarm_tracker.count() == 1);

@@ -134,6 +134,7 @@ fn http(port: u16, method: &str, path: &str, body: &str) -> Result<Value> {
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer to {path}: {answer:?}"))?;
+    let (_, body) =
+        answer.split_once("\r\n\r\n").with_context(|| format!("no answer to {path}: {answer:?}"))?;
     serde_json::from_str(body.trim()).with_context(|| format!("the answer to {path}: {body}"))
 }

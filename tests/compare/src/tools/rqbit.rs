@@ -35,11 +35,7 @@ impl Tool for Rqbit {
         if let Some(bytes) = run.upload {
             command.arg(format!("--ratelimit-upload={bytes}"));
         }
-        // A folder's files go straight into the folder that it is given.
-        let folder = match run.content.path.parent() {
-            Some(parent) if !run.content.is_folder() => parent,
-            _ => &run.content.path,
-        };
+        let folder = run.content.path.parent().unwrap_or(Path::new("/"));
         command.args(["download", "--overwrite", "--output-folder"]).arg(folder).arg(&run.content.torrent);
         let process = Process::start_command(run.folder, command);
         wait_until("rqbit to have checked the file", LONG, || {
@@ -85,7 +81,7 @@ impl Source for Seeder {
         self.ports.push(port);
         let mut command = rqbit(port);
         command.args(["download", "--disable-http-api", &format!("--initial-peers={}", peers.join(","))]);
-        command.arg("--output-folder").arg(target.join(&self.name)).arg(&self.torrent);
+        command.arg("--output-folder").arg(target).arg(&self.torrent);
         // What it says counts, as it stays for the others.
         let finish = Finish::Line("torrent finished downloading");
         let begun = Instant::now();
@@ -93,9 +89,7 @@ impl Source for Seeder {
     }
 
     fn arrived(&mut self, _number: usize, target: &Path) -> Result<PathBuf> {
-        let folder = target.join(&self.name);
-        let file = folder.join(&self.name);
-        Ok(if file.is_file() { file } else { folder })
+        Ok(target.join(&self.name))
     }
 
     fn sent(&mut self) -> Result<Option<u64>> {

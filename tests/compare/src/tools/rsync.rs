@@ -30,16 +30,32 @@ impl Tool for Rsync {
     fn offer(&self, run: &Run<'_>) -> Result<Box<dyn Source>> {
         let config = run.folder.join("rsyncd.conf");
         let shared = run.content.path.parent().unwrap_or(Path::new("/"));
-        let text =
-            format!("use chroot = no\nlog file = /dev/null\n[m]\npath = {}\nread only = yes\n", shared.display());
+        let text = format!(
+            "use chroot = no\nlog file = /dev/null\n[m]\npath = {}\nread only = yes\n",
+            shared.display()
+        );
         fs::write(&config, text)?;
         let port = free_port()?;
         let mut command = Command::new("rsync");
-        command.args(["--daemon", "--no-detach", "--address=127.0.0.1", &format!("--port={port}"), "--config"]);
-        let mut process = Process::start_command(run.folder, { command.arg(&config); command });
+        command.args([
+            "--daemon",
+            "--no-detach",
+            "--address=127.0.0.1",
+            &format!("--port={port}"),
+            "--config",
+        ]);
+        let mut process = Process::start_command(run.folder, {
+            command.arg(&config);
+            command
+        });
         wait_for_port(port, &mut process);
         let url = format!("rsync://127.0.0.1:{port}/m/{}", run.content.name());
-        Ok(Box::new(Daemon { process, folder: run.folder.to_owned(), url, name: run.content.name().to_owned() }))
+        Ok(Box::new(Daemon {
+            process,
+            folder: run.folder.to_owned(),
+            url,
+            name: run.content.name().to_owned(),
+        }))
     }
 }
 
