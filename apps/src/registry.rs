@@ -13,7 +13,7 @@ use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_storage_sled::SledSettings;
 use enjambre_storage_sqlite::SqliteSettings;
-use enjambre_transport::settings::TransportSettings;
+use enjambre_transport::settings::{InvalidSetting, TransportSettings};
 use futures::future::{BoxFuture, FutureExt};
 use serde::de::DeserializeOwned;
 use toml::Table;
@@ -72,6 +72,12 @@ pub struct MakeError {
     pub problem: String,
 }
 
+impl From<InvalidSetting> for MakeError {
+    fn from(error: InvalidSetting) -> Self {
+        Self { key: error.key.to_owned(), problem: error.problem }
+    }
+}
+
 /// Whether a transport encrypts and authenticates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Security {
@@ -95,14 +101,15 @@ struct Scheme {
 #[derive(Default)]
 pub struct Registry {
     storages: BTreeMap<String, Backend>,
-    transports: BTreeMap<String, Scheme>,
+    /// Those that are preferred first.
+    transports: Vec<(String, Scheme)>,
 }
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registry")
             .field("storages", &self.backends())
-            .field("transports", &self.transports.keys().collect::<Vec<_>>())
+            .field("transports", &self.schemes())
             .finish()
     }
 }
@@ -122,9 +129,12 @@ impl Registry {
             table.path = Some(place.database(table.path.as_deref(), "sled"));
             Ok(enjambre_storage_sled::open(&table.into(), &place.data_dir, place.role).await?)
         });
+        // The first costs less.
+        registry.register_transport("tcp", Security::Plain, |limits| {
+            Ok(enjambre_transport::tcp(transport_settings(limits))?)
+        });
         registry.register_transport("zmq", Security::Plain, |limits| {
-            enjambre_transport::zmq(zmq_settings(limits))
-                .map_err(|error| MakeError { key: error.key.to_owned(), problem: error.problem })
+            Ok(enjambre_transport::zmq(transport_settings(limits))?)
         });
         registry
     }
@@ -149,17 +159,31 @@ impl Registry {
         self.storages.insert(name.into(), backend);
     }
 
-    /// Adds the transport of a scheme, or takes the place of the one with the same scheme.
+    /// Adds the transport of a scheme, or takes the place of the one with the same scheme. Of a node that listens with
+    /// several transports, the one is dialled that was added first.
     pub fn register_transport<F>(&mut self, scheme: impl Into<String>, security: Security, make: F)
     where
         F: Fn(&TransportLimits) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync + 'static,
     {
-        self.transports.insert(scheme.into(), Scheme { security, make: Box::new(make) });
+        let (name, scheme) = (scheme.into(), Scheme { security, make: Box::new(make) });
+        match self.transports.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => *known = scheme,
+            None => self.transports.push((name, scheme)),
+        }
     }
 
     /// The names of the storage backends.
     pub fn backends(&self) -> Vec<&str> {
         self.storages.keys().map(String::as_str).collect()
+    }
+
+    /// The schemes of the transports, those that are preferred first.
+    fn schemes(&self) -> Vec<&str> {
+        self.transports.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    fn scheme(&self, name: &str) -> Option<&Scheme> {
+        self.transports.iter().find(|(known, _)| known == name).map(|(_, scheme)| scheme)
     }
 
     /// Checks what only the plug-ins know: names, tables, schemes, and that nothing is open by accident.
@@ -195,15 +219,14 @@ impl Registry {
         ];
         for (key, endpoints) in all {
             for endpoint in endpoints {
-                if !self.transports.contains_key(endpoint.scheme()) {
-                    let known = self.transports.keys().cloned().collect::<Vec<_>>().join("://, ");
+                if self.scheme(endpoint.scheme()).is_none() {
+                    let known = self.schemes().join("://, ");
                     let problem = format!("{endpoint} has a scheme that is not known; there are: {known}://");
                     return Err(loaded.refuse(key, problem));
                 }
             }
         }
-        let plain =
-            |scheme: &str| self.transports.get(scheme).is_some_and(|known| known.security == Security::Plain);
+        let plain = |scheme: &str| self.scheme(scheme).is_some_and(|known| known.security == Security::Plain);
         let exposed =
             transport.listen.iter().find(|endpoint| plain(endpoint.scheme()) && !endpoint.is_loopback());
         if let (Some(endpoint), false) = (exposed, transport.open) {
@@ -240,7 +263,7 @@ impl Registry {
 
     fn transports(&self, loaded: &Loaded) -> Result<Vec<Arc<dyn Transport>>, ConfigError> {
         let limits = &loaded.config.transport.limits;
-        let made = self.transports.values().map(|scheme| {
+        let made = self.transports.iter().map(|(_, scheme)| {
             (scheme.make)(limits)
                 .map_err(|error| loaded.refuse(&format!("transport.limits.{}", error.key), error.problem))
         });
@@ -295,7 +318,7 @@ table! {
     Sled, SledSettings
 }
 
-fn zmq_settings(limits: &TransportLimits) -> TransportSettings {
+fn transport_settings(limits: &TransportLimits) -> TransportSettings {
     TransportSettings {
         header: limits.header.as_usize(),
         payload: limits.payload.as_usize(),

@@ -4,13 +4,15 @@
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use enjambre_core::download::schedule::{ProviderKey, Schedule, WindowSettings};
+use enjambre_core::download::schedule::{ProviderKey, Schedule};
+use enjambre_core::download::window::WindowSettings;
 use enjambre_core::model::bitmap::Bitmap;
 use enjambre_core::model::id::FileId;
 use enjambre_core::model::layout::PieceLayout;
 use enjambre_core::model::manifest::{Manifest, hash_piece};
+use enjambre_core::model::record::Offer;
 use enjambre_core::protocol::codec;
-use enjambre_core::protocol::message::{Reply, Request};
+use enjambre_core::protocol::message::{Reply, Request, SessionId};
 use enjambre_core::transport::envelope::RequestId;
 
 fn main() {
@@ -34,6 +36,30 @@ fn decode_piece_request(bencher: Bencher<'_, '_>) {
 fn decode_piece_reply(bencher: Bencher<'_, '_>) {
     let header = codec::encode_reply(Some(RequestId(77)), Ok(&Reply::Piece));
     bencher.bench(|| codec::decode_reply(divan::black_box(&header)));
+}
+
+/// What a peer with many files sends when it comes back, as large as one message may be.
+#[divan::bench]
+fn encode_an_announcement_of_800_files(bencher: Bencher<'_, '_>) {
+    let request = announcement();
+    bencher
+        .counter(ItemsCount::new(800u32))
+        .bench(|| codec::encode_request(RequestId(77), divan::black_box(&request)));
+}
+
+#[divan::bench]
+fn decode_an_announcement_of_800_files(bencher: Bencher<'_, '_>) {
+    let header = codec::encode_request(RequestId(77), &announcement());
+    assert!(codec::decode_request(&header).is_ok(), "it is within the limits");
+    bencher.counter(ItemsCount::new(800u32)).bench(|| codec::decode_request(divan::black_box(&header)));
+}
+
+fn announcement() -> Request {
+    let offer = |number: u8| Offer { id: FileId::from_bytes([number; 32]), size: 3 << 20, complete: true };
+    Request::Announce {
+        session: SessionId([7; 16]),
+        offers: (0..800u32).map(|number| offer(number as u8)).collect(),
+    }
 }
 
 #[divan::bench]

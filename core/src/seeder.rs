@@ -1,8 +1,10 @@
-//! Answers other peers: piece hashes, bitmaps and pieces of what the library has.
+//! Answers other peers: piece hashes, bitmaps, pieces and small files of what the library has.
 //!
 //! Fair among connections: each has a few pieces in preparation at a time, and the connections take turns at the
 //! upload limit. Bounded in memory: a reply's bytes are reserved at the transport before the piece is read. Who
 //! asks while all slots are taken is told `busy` and when to come back.
+
+mod small;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -118,7 +120,7 @@ impl Seeder {
 
     async fn open(&self, id: &FileId) -> Result<Arc<LibraryFile>, ErrorReply> {
         self.library
-            .open_file(id)
+            .open_recent(id)
             .await
             .map_err(refusal)?
             .ok_or_else(|| ErrorReply::new(ErrorCode::NotFound, format!("the file {id} is not offered here")))
@@ -248,6 +250,7 @@ impl Handler for Seeder {
                 Ok((Reply::Have { size, complete }, payload))
             }
             Request::Piece { id: file, index } => self.serve_piece(id, &file, index, peer, sink).await,
+            Request::Files { ids } => self.serve_files(id, ids, peer, sink).await,
             Request::Cancel { ids } => {
                 self.cancel(peer.connection, &ids);
                 Ok((Reply::Done, Bytes::new()))

@@ -38,10 +38,10 @@ fn main() -> Result<()> {
     }
     for name in &names {
         let setup = match name.as_str() {
-            "sqlite" => Setup { backend: "sqlite", content: "database" },
-            "sqlite+files" => Setup { backend: "sqlite", content: "files" },
-            "sled" => Setup { backend: "sled", content: "database" },
-            "sled+files" => Setup { backend: "sled", content: "files" },
+            "sqlite" => Setup { backend: "sqlite", content: "database", ..Setup::default() },
+            "sqlite+files" => Setup { backend: "sqlite", content: "files", ..Setup::default() },
+            "sled" => Setup { backend: "sled", content: "database", ..Setup::default() },
+            "sled+files" => Setup { backend: "sled", content: "files", ..Setup::default() },
             _ => bail!("{name:?} is not a setup; there are sqlite, sqlite+files, sled and sled+files"),
         };
         println!("\n== {name}, a file of {mib} MiB");

@@ -17,7 +17,17 @@ pub const OVERRIDE: &str = "ENJAMBRE_BINARY";
 /// If it cannot be built.
 pub fn enjambre() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| env::var_os(OVERRIDE).map_or_else(build, PathBuf::from))
+    PATH.get_or_init(|| {
+        env::var_os(OVERRIDE).map_or_else(|| build("enjambre", "--bin", "enjambre"), PathBuf::from)
+    })
+}
+
+/// The path of an example of this package, built if need be.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn example(name: &str) -> PathBuf {
+    build("enjambre-tests", "--example", name)
 }
 
 /// The folder `target/<profile>` that the running test is in.
@@ -40,7 +50,7 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn build() -> PathBuf {
+fn build(package: &str, kind: &str, name: &str) -> PathBuf {
     let profile_dir = profile_dir();
     let target = profile_dir.parent().expect("a profile's folder is inside of the target folder");
     let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
@@ -50,11 +60,12 @@ fn build() -> PathBuf {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(workspace())
-        .args(["build", "--quiet", "--package", "enjambre", "--bin", "enjambre", "--profile", profile])
+        .args(["build", "--quiet", "--package", package, kind, name, "--profile", profile])
         .arg("--target-dir")
         .arg(target)
         .output()
         .expect("cargo can be started");
-    assert!(output.status.success(), "the binary: {}", String::from_utf8_lossy(&output.stderr));
-    profile_dir.join("enjambre")
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    let folder = if kind == "--example" { profile_dir.join("examples") } else { profile_dir };
+    folder.join(name)
 }

@@ -81,8 +81,10 @@ async fn announce(
     lie: Lie,
     told: Arc<AtomicUsize>,
 ) -> Result<()> {
-    let dialer = Dialer::new(vec![enjambre_transport::zmq(TransportSettings::default())?]);
-    let listener = dialer.bind(&"zmq://127.0.0.1:0".parse()?).await?;
+    let settings = TransportSettings::default();
+    let dialer =
+        Dialer::new(vec![enjambre_transport::zmq(settings.clone())?, enjambre_transport::tcp(settings)?]);
+    let listener = dialer.bind(&format!("{}://127.0.0.1:0", tracker.scheme()).parse()?).await?;
     let liar = Liar::new(content, lie, told)?;
     let (id, size) = (liar.id, liar.layout.size());
     let endpoints = vec![listener.local_endpoint().clone()];

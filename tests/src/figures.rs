@@ -16,12 +16,24 @@ const TICKS: f64 = 100.0;
 
 /// The figures of a running process; none where there is no such process or no `/proc`.
 pub fn of(pid: u32) -> Option<Figures> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let peak_kib = peak.trim().trim_end_matches("kB").trim().parse().ok()?;
+    let peak_kib = memory(pid, "VmHWM")?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // `utime` and `stime`, the 14th and 15th field.
     Some(Figures { peak_kib, cpu_seconds: sum_of_ticks(&stat, 11)? })
+}
+
+/// A field of `/proc/PID/status` in KiB: `VmHWM` is the most resident memory so far, `VmRSS` that of now.
+pub fn memory(pid: u32, field: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    value.trim().trim_end_matches("kB").trim().parse().ok()
+}
+
+/// Processor time in seconds of a process and of those of its children that it has waited for. It still tells after
+/// the process has ended, until somebody waits for that.
+pub fn cpu_with_children(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(sum_of_ticks(&stat, 11)? + sum_of_ticks(&stat, 13)?)
 }
 
 /// Processor time in seconds of the children of this process that have ended and were waited for.

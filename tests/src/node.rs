@@ -14,18 +14,42 @@ use crate::content;
 use crate::process::{Output, Process};
 use crate::wait::{LONG, wait_until};
 
-/// Which database and which place for content the nodes of a test have.
+/// How the nodes of a test reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// As it is by default: trackers over ZeroMQ, peers over both, of which the better is used.
+    Stock,
+    /// All over ZeroMQ.
+    Zmq,
+    /// All over plain TCP.
+    Tcp,
+}
+
+impl Wire {
+    /// At which schemes the nodes of a kind listen.
+    fn schemes(self, kind: &str) -> &'static [&'static str] {
+        match (self, kind) {
+            (Self::Zmq, _) | (Self::Stock, "tracker") => &["zmq"],
+            (Self::Tcp, _) => &["tcp"],
+            (Self::Stock, _) => &["zmq", "tcp"],
+        }
+    }
+}
+
+/// Which database, which place for content and which transport the nodes of a test have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setup {
     /// The name of the storage backend, for trackers and peers.
     pub backend: &'static str,
     /// Where peers keep content: `database` or `files`.
     pub content: &'static str,
+    /// How they reach each other.
+    pub wire: Wire,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { backend: "sqlite", content: "database" }
+        Self { backend: "sqlite", content: "database", wire: Wire::Stock }
     }
 }
 
@@ -48,7 +72,15 @@ impl World {
     /// # Panics
     /// If no folder can be made.
     pub fn new(setup: Setup) -> Self {
-        let folder = tempfile::Builder::new().prefix("enj-").tempdir().expect("a temporary folder");
+        Self::new_in(&std::env::temp_dir(), setup)
+    }
+
+    /// An empty one inside of another folder.
+    ///
+    /// # Panics
+    /// If no folder can be made.
+    pub fn new_in(parent: &Path, setup: Setup) -> Self {
+        let folder = tempfile::Builder::new().prefix("enj-").tempdir_in(parent).expect("a temporary folder");
         Self { folder, setup }
     }
 
@@ -78,8 +110,8 @@ impl World {
     pub fn tracker_with(&self, name: &str, settings: &[&str]) -> Tracker {
         let mut node = self.node(name, "tracker", settings);
         node.write_config(&format!(
-            "[tracker]\ndata_dir = \"data\"\n[transport]\nlisten = [\"zmq://{}:0\"]\n[storage]\nbackend = \"{}\"\n",
-            own_address(),
+            "[tracker]\ndata_dir = \"data\"\n[transport]\nlisten = {:?}\n[storage]\nbackend = \"{}\"\n",
+            self.listen("tracker", &own_address()),
             self.setup.backend
         ));
         node.start();
@@ -97,9 +129,11 @@ impl World {
         let node = self.node(name, "peer", settings);
         node.write_config(&format!(
             "[peer]\ndata_dir = \"data\"\ntrackers = {endpoints:?}\n\
-             [transport]\nlisten = [\"zmq://127.0.0.1:0\"]\n\
+             [transport]\nlisten = {:?}\n\
              [library]\ncontent = \"{}\"\n[storage]\nbackend = \"{}\"\n",
-            self.setup.content, self.setup.backend
+            self.listen("peer", "127.0.0.1"),
+            self.setup.content,
+            self.setup.backend
         ));
         Peer { node }
     }
@@ -116,6 +150,10 @@ impl World {
         let mut peer = self.peer_with(name, trackers, settings);
         peer.start();
         peer
+    }
+
+    fn listen(&self, kind: &str, host: &str) -> Vec<String> {
+        self.setup.wire.schemes(kind).iter().map(|scheme| format!("{scheme}://{host}:0")).collect()
     }
 
     fn node(&self, name: &str, kind: &'static str, settings: &[&str]) -> Node {
@@ -189,7 +227,8 @@ impl Node {
 
 /// The endpoint that a line of output tells, if it does.
 pub fn endpoint_in(line: &str) -> Option<String> {
-    let rest = &line[line.find("zmq://")?..];
+    let begin = ["zmq://", "tcp://"].iter().find_map(|scheme| line.find(scheme))?;
+    let rest = &line[begin..];
     let end = rest.find(|c: char| c.is_whitespace() || matches!(c, ',' | '"' | ']')).unwrap_or(rest.len());
     Some(rest[..end].to_owned())
 }
@@ -235,7 +274,7 @@ macro_rules! lifecycle {
                 self.node.process().pid()
             }
 
-            /// Where it listens, or did when it ran last.
+            /// The first endpoint where it listens, or did when it ran last.
             pub fn endpoint(&self) -> &str {
                 &self.node.endpoint
             }

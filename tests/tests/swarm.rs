@@ -11,22 +11,22 @@ use enjambre_tests::wait::LONG;
 
 #[test]
 fn sqlite_with_content_in_the_database() {
-    whole_life(Setup { backend: "sqlite", content: "database" });
+    whole_life(Setup { backend: "sqlite", content: "database", ..Setup::default() });
 }
 
 #[test]
 fn sqlite_with_content_in_files() {
-    whole_life(Setup { backend: "sqlite", content: "files" });
+    whole_life(Setup { backend: "sqlite", content: "files", ..Setup::default() });
 }
 
 #[test]
 fn sled_with_content_in_the_database() {
-    whole_life(Setup { backend: "sled", content: "database" });
+    whole_life(Setup { backend: "sled", content: "database", ..Setup::default() });
 }
 
 #[test]
 fn sled_with_content_in_files() {
-    whole_life(Setup { backend: "sled", content: "files" });
+    whole_life(Setup { backend: "sled", content: "files", ..Setup::default() });
 }
 
 fn whole_life(setup: Setup) {

@@ -1,4 +1,4 @@
-//! `zmq://` over loopback, both sides in one process: small round trips, and bulk with a window of 32 requests.
+//! Both transports over loopback, both sides in one process: small round trips, and bulk with a window of 32 requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,14 +31,19 @@ struct Pair {
 }
 
 /// A listener that answers everything with `payload`, and a connection to it.
-fn pair(payload: Bytes) -> Pair {
+fn pair(scheme: &str, payload: Bytes) -> Pair {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
-    let transport = enjambre_transport::zmq(TransportSettings::default()).expect("good settings");
-    let endpoint = "zmq://127.0.0.1:0".parse().expect("an endpoint");
+    let settings = TransportSettings::default();
+    let transport = match scheme {
+        "zmq" => enjambre_transport::zmq(settings),
+        _ => enjambre_transport::tcp(settings),
+    };
+    let transport = transport.expect("good settings");
+    let endpoint = format!("{scheme}://127.0.0.1:0").parse().expect("an endpoint");
     let (listener, connection) = runtime.block_on(async {
         let listener = transport.bind(&endpoint).await.expect("a free port");
         let connection = transport.connect(listener.local_endpoint()).await.expect("an endpoint");
@@ -75,16 +80,19 @@ impl Pair {
     }
 }
 
-#[divan::bench(sample_count = 10)]
-fn small_round_trips(bencher: Bencher<'_, '_>) {
+const SCHEMES: [&str; 2] = ["zmq", "tcp"];
+const SIZES: [usize; 3] = [256 * 1024, 1024 * 1024, 4 * 1024 * 1024];
+
+#[divan::bench(args = SCHEMES, sample_count = 10)]
+fn small_round_trips(bencher: Bencher<'_, '_>, scheme: &str) {
     const CALLS: usize = 20_000;
-    let pair = pair(Bytes::new());
+    let pair = pair(scheme, Bytes::new());
     bencher.counter(ItemsCount::new(CALLS)).bench_local(|| pair.run(CALLS));
 }
 
-#[divan::bench(args = [256 * 1024, 1024 * 1024, 4 * 1024 * 1024], sample_count = 10)]
-fn bulk(bencher: Bencher<'_, '_>, size: usize) {
+#[divan::bench(args = SCHEMES, consts = SIZES, sample_count = 10)]
+fn bulk<const SIZE: usize>(bencher: Bencher<'_, '_>, scheme: &str) {
     const BYTES: usize = 1 << 30;
-    let pair = pair(Bytes::from(vec![7; size]));
-    bencher.counter(BytesCount::new(BYTES)).bench_local(|| pair.run(BYTES / size));
+    let pair = pair(scheme, Bytes::from(vec![7; SIZE]));
+    bencher.counter(BytesCount::new(BYTES)).bench_local(|| pair.run(BYTES / SIZE));
 }

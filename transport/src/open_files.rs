@@ -1,10 +1,12 @@
-//! The limit on open files. Each connection costs three: the public socket and both ends of a private one.
+//! The limit on open files. A connection over ZeroMQ costs three, the public socket and both ends of a private one; a
+//! plain one costs one.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What the rest of the program needs: databases, listeners, files being published.
 const KEPT_FREE: u64 = 256;
-const PER_CONNECTION: u64 = 3;
+/// A node may listen over both transports: this is for one connection over each.
+const PER_CONNECTION: u64 = 4;
 
 /// Raises the soft limit on open files to the hard one, and returns the limit that is in force; none where there is
 /// no limit. To be called once, at the start of the program.
@@ -22,7 +24,7 @@ pub fn raise_open_file_limit() -> Option<u64> {
     }
 }
 
-/// How many connections the limit on open files allows.
+/// How many connections of each transport the limit on open files allows.
 pub(crate) fn connections_allowed() -> usize {
     let allowed = getrlimit(Resource::Nofile)
         .current

@@ -1,12 +1,30 @@
-//! The conformance kit over `zmq://`, on loopback.
+//! The conformance kit over each transport, on loopback.
 
-use enjambre_core::transport::MessageLimits;
+#![allow(clippy::unwrap_used, reason = "all of this is a test")]
+
+use std::sync::Arc;
+
 use enjambre_core::transport::conformance::Subject;
+use enjambre_core::transport::{MessageLimits, Transport};
 use enjambre_transport::settings::TransportSettings;
 
-enjambre_core::transport_conformance!(Subject {
-    transport: enjambre_transport::zmq(TransportSettings::default()).unwrap(),
-    endpoint: "zmq://127.0.0.1:0".parse().unwrap(),
-    limits: MessageLimits::default(),
-    guard: Box::new(()),
-});
+fn subject(transport: Arc<dyn Transport>) -> Subject {
+    Subject {
+        endpoint: format!("{}://127.0.0.1:0", transport.scheme()).parse().expect("an endpoint"),
+        transport,
+        limits: MessageLimits::default(),
+        guard: Box::new(()),
+    }
+}
+
+mod zmq {
+    enjambre_core::transport_conformance!(super::subject(
+        enjambre_transport::zmq(super::TransportSettings::default()).unwrap()
+    ));
+}
+
+mod tcp {
+    enjambre_core::transport_conformance!(super::subject(
+        enjambre_transport::tcp(super::TransportSettings::default()).unwrap()
+    ));
+}

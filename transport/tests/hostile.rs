@@ -14,9 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use enjambre_core::transport::envelope::{self, RequestId};
 use enjambre_core::transport::error::TransportError;
-use enjambre_core::transport::{Connection, ConnectionId, Deadline, Listener, Message, Transport};
+use enjambre_core::transport::{Connection, ConnectionId, Deadline, Listener, Message};
+use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
-use enjambre_transport::zmq::ZmqTransport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -41,7 +41,7 @@ async fn call(connection: &dyn Connection) -> Result<Message, TransportError> {
 
 /// A listener, a client that calls all the time, and what becomes of the replies.
 struct Scene {
-    transport: Arc<ZmqTransport>,
+    transport: Arc<dyn GuardedTransport>,
     listener: Arc<dyn Listener>,
     address: String,
     bystander: JoinHandle<()>,
@@ -53,7 +53,7 @@ struct Scene {
 impl Scene {
     /// Replies have payloads of `size` bytes, except to the bystander, who is on the first connection.
     async fn new(settings: TransportSettings, size: usize) -> Self {
-        let transport = Arc::new(ZmqTransport::new(settings).unwrap());
+        let transport = enjambre_transport::zmq(settings).unwrap();
         let listener = transport.bind(&"zmq://127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = format!("127.0.0.1:{}", listener.local_endpoint().port());
         let (report, sent) = mpsc::unbounded_channel();
@@ -453,7 +453,7 @@ async fn hostile_server(says: Vec<u8>) -> (String, JoinHandle<()>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_survives_a_hostile_server() {
-    let transport = ZmqTransport::new(TransportSettings::default()).unwrap();
+    let transport = enjambre_transport::zmq(TransportSettings::default()).unwrap();
     let header = header(Some(1));
     let says: [Vec<u8>; 6] = [
         raw::long_header(0, 1 << 40),
@@ -482,7 +482,7 @@ async fn a_client_survives_a_hostile_server() {
 async fn a_server_that_says_nothing_is_unreachable() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("zmq://{}", listener.local_addr().unwrap()).parse().unwrap();
-    let transport = ZmqTransport::new(short_handshake()).unwrap();
+    let transport = enjambre_transport::zmq(short_handshake()).unwrap();
     let connection = transport.connect(&endpoint).await.unwrap();
     let error = soon("the end of the call", call(&*connection)).await.unwrap_err();
     assert!(matches!(error, TransportError::Unreachable { .. }), "{error}");

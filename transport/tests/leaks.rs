@@ -6,9 +6,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::transport::{Deadline, Message, Transport, envelope};
+use enjambre_core::transport::{Deadline, Message, envelope};
 use enjambre_transport::settings::TransportSettings;
-use enjambre_transport::zmq::ZmqTransport;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -18,7 +17,7 @@ fn open_files() -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_come_and_go_leave_nothing_open() {
-    let transport = ZmqTransport::new(TransportSettings::default()).unwrap();
+    let transport = enjambre_transport::zmq(TransportSettings::default()).unwrap();
     let listener = transport.bind(&"zmq://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let endpoint = listener.local_endpoint().clone();
     let service = tokio::spawn(async move {

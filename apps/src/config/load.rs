@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn the_defaults_depend_on_what_is_started() {
         let port = |loaded: Loaded| loaded.config.transport.listen[0].port();
-        assert_eq!(port(load(vec![]).unwrap()), 7710);
+        assert_eq!(port(load(vec![]).unwrap()), 7711);
         assert_eq!(port(load(vec![file("[tracker]\nlease = \"1s\"")]).unwrap()), 7700);
     }
 

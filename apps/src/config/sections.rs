@@ -45,14 +45,14 @@ pub struct Config {
 impl Config {
     /// The defaults for a tracker or a peer.
     pub fn defaults(kind: NodeKind) -> Self {
-        let port = match kind {
-            NodeKind::Tracker => 7700,
-            NodeKind::Peer => 7710,
+        let listen = match kind {
+            NodeKind::Tracker => vec![loopback("zmq", 7700)],
+            NodeKind::Peer => vec![loopback("tcp", 7711), loopback("zmq", 7710)],
         };
         Self {
             tracker: TrackerSection::default(),
             peer: PeerSection::default(),
-            transport: TransportSection { listen: vec![loopback(port)], ..TransportSection::default() },
+            transport: TransportSection { listen, ..TransportSection::default() },
             library: LibrarySection::default(),
             download: DownloadSection::default(),
             limits: LimitsSection::default(),
@@ -62,8 +62,8 @@ impl Config {
     }
 }
 
-fn loopback(port: u16) -> Endpoint {
-    format!("zmq://127.0.0.1:{port}").parse().expect("an address and a port make an endpoint")
+fn loopback(scheme: &str, port: u16) -> Endpoint {
+    format!("{scheme}://127.0.0.1:{port}").parse().expect("an address and a port make an endpoint")
 }
 
 /// `[tracker]`
@@ -122,7 +122,7 @@ pub struct PeerSection {
 
 impl Default for PeerSection {
     fn default() -> Self {
-        Self { data_dir: "data/peer".into(), trackers: vec![loopback(7700)] }
+        Self { data_dir: "data/peer".into(), trackers: vec![loopback("zmq", 7700)] }
     }
 }
 

@@ -110,13 +110,15 @@ impl Shelf {
         Ok(Self { library, downloader, seeder: Arc::new(seeder), storages })
     }
 
-    /// Ends downloads, makes everything durable and closes the databases, as far as the time allows.
-    pub async fn close(&self) {
+    /// Ends downloads, makes everything durable and closes the databases, as far as the time allows. In `haste` the
+    /// disk is not waited for: what nobody was told to be durable is looked at by the next process.
+    pub async fn close(&self, haste: bool) {
         if timeout(STOP_TRANSFERS, self.downloader.shutdown()).await.is_err() {
             tracing::warn!("a download did not stop in time");
         }
         let close = async {
-            if let Err(error) = self.library.close().await {
+            let closed = if haste { self.library.leave().await } else { self.library.close().await };
+            if let Err(error) = closed {
                 tracing::warn!(
                     "the library was not closed in order: {}",
                     Failure::from_error(Status::Failed, &error)
@@ -192,7 +194,7 @@ impl PeerNode {
                     Listeners::default()
                 }
                 Err(error) => {
-                    shelf.close().await;
+                    shelf.close(false).await;
                     return Err(listeners::bind_failure(&error));
                 }
             },
@@ -267,7 +269,7 @@ impl PeerNode {
             if self.inner.reach != Reach::Offline {
                 socket::remove(self.data_dir.path());
             }
-            self.inner.shelf.close().await;
+            self.inner.shelf.close(self.inner.reach == Reach::Command).await;
         });
     }
 }

@@ -395,7 +395,7 @@ impl Store {
         };
         tokio::join!(leave, async {
             self.tasks.wait().await;
-            self.shelf.close().await;
+            self.shelf.close(false).await;
         });
     }
 }

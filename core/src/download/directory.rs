@@ -1,9 +1,9 @@
 //! Gets the members of a collection whose list is in the library.
 //!
-//! Members are files like any other, fetched by their own ids from whoever provides the collection; a few dozen
-//! at a time, so that small ones do not wait for each other's round trips.
+//! What is here already is settled first. Small members come in batches; the others, and what batches do not bring, are files like
+//! any other, fetched by their own ids from whoever provides the collection, a few dozen at a time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,10 +17,13 @@ use tokio::time::Instant;
 use super::DownloadError;
 use super::downloader::Downloader;
 use super::progress::{Phase, Progress};
+use super::small::{self, Small};
 use super::source::ProviderSource;
 use super::wanted::Wanted;
 use crate::library::entry::Location;
+use crate::library::error::LibraryError;
 use crate::library::output::{Destination, OutputDir};
+use crate::library::small::{MAX_SMALL, SmallOutput};
 use crate::model::collection::Member;
 use crate::model::id::FileId;
 use crate::model::record::{FileKind, Provider};
@@ -31,15 +34,6 @@ const AT_ONCE: usize = 32;
 const FRESH: Duration = Duration::from_secs(2);
 /// How often the progress is summed up.
 const TICK: Duration = Duration::from_millis(200);
-
-/// The folder that the members are written to.
-#[derive(Debug, Clone)]
-pub struct Output {
-    /// The folder.
-    pub dir: Arc<OutputDir>,
-    /// Replace what is there.
-    pub force: bool,
-}
 
 /// The providers of the collection, asked once for many members.
 struct Shared {
@@ -68,11 +62,12 @@ impl ProviderSource for Shared {
 pub async fn get_members(
     downloader: &Downloader,
     id: FileId,
-    output: Option<&Output>,
+    output: Option<&SmallOutput>,
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
 ) -> Result<u64, Arc<DownloadError>> {
-    let collection = downloader.library().collection(&id).await.map_err(|error| Arc::new(error.into()))?;
+    let library = downloader.library();
+    let collection = library.collection(&id).await.map_err(|error| Arc::new(error.into()))?;
     let providers: Arc<dyn ProviderSource> =
         Arc::new(Shared { inner: providers, latest: Default::default() });
     let total = collection.total_size();
@@ -80,26 +75,54 @@ pub async fn get_members(
     for member in collection.members() {
         members_of.entry(member.id).or_default().push(member);
     }
+    let failed = |error: LibraryError| Arc::new(DownloadError::from(error));
+    let settled = settle(downloader, id, &members_of, output).await.map_err(failed)?;
+    let mut done: u64 = settled.iter().map(|id| bytes_of(&members_of[id])).sum();
+    // Large ones first, in the order of their paths; small ones in batches, in that order as well.
+    let (mut waiting, mut small) = (VecDeque::new(), Vec::new());
+    for member in collection.members() {
+        let same = &members_of[&member.id];
+        if settled.contains(&member.id) || !std::ptr::eq(same[0], member) {
+            continue;
+        }
+        // What is here in part, or elsewhere, is gone on with or copied in the usual way.
+        if member.size <= MAX_SMALL && library.entry(&member.id).is_none() {
+            let paths = same.iter().map(|member| (member.path.clone(), member.executable));
+            small.push(Small::new(member.id, member.size, paths.collect()));
+        } else {
+            waiting.push_back(same);
+        }
+    }
+    let (small_progress, small_seen) = watch::channel(Progress::default());
+    let shared = Arc::clone(&providers);
+    let batches = small::fetch(&downloader.parts, id, small, output.cloned(), shared, &small_progress);
+    let batches = downloader.shutdown.run_until_cancelled(batches);
+    tokio::pin!(batches);
+    let mut in_batches = true;
     // The progress of the members under way.
     let active: Mutex<HashMap<FileId, watch::Receiver<Progress>>> = Mutex::default();
-    let mut waiting = members_of.values();
     let mut at_work = FuturesUnordered::new();
-    let mut done = 0;
     loop {
         while at_work.len() < AT_ONCE
-            && let Some(same) = waiting.next()
+            && let Some(same) = waiting.pop_front()
         {
             at_work.push(get_member(downloader, id, same, output, Arc::clone(&providers), &active));
         }
         tokio::select! {
-            finished = at_work.next() => match finished {
-                None => break,
-                Some(result) => done += result?,
-            },
-            () = tokio::time::sleep(TICK) => {}
+            left = &mut batches, if in_batches => {
+                in_batches = false;
+                done += small_seen.borrow().done;
+                small_progress.send_replace(Progress::default());
+                let left = left.ok_or_else(|| Arc::new(DownloadError::Cancelled))?.map_err(Arc::new)?;
+                waiting.extend(left.iter().map(|small| &members_of[&small.id]));
+            }
+            Some(finished) = at_work.next() => done += finished?,
+            () = tokio::time::sleep(TICK), if in_batches || !at_work.is_empty() => {}
+            else => break,
         }
         let mut sum = Progress { done, total, ..Progress::default() };
-        for member in active.lock().values() {
+        let active = active.lock();
+        for member in active.values().chain(in_batches.then_some(&small_seen)) {
             let member = *member.borrow();
             sum.done += member.done;
             sum.sources = sum.sources.max(member.sources);
@@ -109,9 +132,32 @@ pub async fn get_members(
                 _ => Phase::Searching,
             };
         }
+        drop(active);
         progress.send_replace(sum);
     }
     Ok(total)
+}
+
+/// The members that are where they are wanted; they belong to the collection from then on.
+async fn settle(
+    downloader: &Downloader,
+    collection: FileId,
+    members: &HashMap<FileId, Vec<&Member>>,
+    output: Option<&SmallOutput>,
+) -> Result<HashSet<FileId>, LibraryError> {
+    let library = downloader.library();
+    let known = members.iter().filter(|(id, _)| library.entry(id).is_some_and(|entry| entry.is_complete()));
+    let wanted = known.map(|(id, same)| {
+        let path = |member: &&Member, dir: &OutputDir| dir.root().join(member.path.as_str());
+        let paths = output.map(|output| same.iter().map(|member| path(member, &output.dir)).collect());
+        (*id, paths.unwrap_or_default())
+    });
+    library.settle(collection, wanted.collect()).await
+}
+
+/// What a file counts for that stands at these paths.
+fn bytes_of(same: &[&Member]) -> u64 {
+    same.iter().map(|member| member.size).sum()
 }
 
 /// Gets one file that stands at one or more paths of the collection; returns its bytes, counted for each path.
@@ -119,14 +165,14 @@ async fn get_member(
     downloader: &Downloader,
     collection: FileId,
     same: &[&Member],
-    output: Option<&Output>,
+    output: Option<&SmallOutput>,
     providers: Arc<dyn ProviderSource>,
     active: &Mutex<HashMap<FileId, watch::Receiver<Progress>>>,
 ) -> Result<u64, Arc<DownloadError>> {
     let Some(first) = same.first() else { return Ok(0) };
     let destination = match output {
         None => Destination::Library,
-        Some(Output { dir, force }) => Destination::Member {
+        Some(SmallOutput { dir, force }) => Destination::Member {
             dir: Arc::clone(dir),
             path: first.path.clone(),
             executable: first.executable,
@@ -148,7 +194,7 @@ async fn get_member(
     let result = download.wait().await;
     active.lock().remove(&first.id);
     result?;
-    if let Some(Output { dir, force }) = output {
+    if let Some(SmallOutput { dir, force }) = output {
         let library = downloader.library();
         for member in same {
             let path = dir.root().join(member.path.as_str());
@@ -162,5 +208,5 @@ async fn get_member(
             }
         }
     }
-    Ok(first.size * same.len() as u64)
+    Ok(bytes_of(same))
 }

@@ -33,7 +33,7 @@ pub struct Downloader {
     pub(super) parts: Arc<Parts>,
     running: Mutex<HashMap<FileId, Weak<Running>>>,
     tasks: TaskTracker,
-    shutdown: CancellationToken,
+    pub(super) shutdown: CancellationToken,
 }
 
 impl std::fmt::Debug for Downloader {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::DownloadError;
-use super::directory::{Output, get_members};
+use super::directory::get_members;
 use super::downloader::Downloader;
 use super::progress::Progress;
 use super::source::ProviderSource;
 use super::wanted::Wanted;
 use crate::library::entry::Location;
 use crate::library::output::{Destination, OutputDir};
+use crate::library::small::SmallOutput;
 use crate::model::id::FileId;
 use crate::model::name::Name;
 use crate::model::record::FileKind;
@@ -88,9 +89,10 @@ pub async fn get(
         }
         (FileKind::Collection, output) => {
             let output = match output {
-                Some(path) => {
-                    Some(Output { dir: OutputDir::create(path).await.map_err(failed)?, force: what.force })
-                }
+                Some(path) => Some(SmallOutput {
+                    dir: OutputDir::create(path).await.map_err(failed)?,
+                    force: what.force,
+                }),
                 None => None,
             };
             get_members(downloader, what.id, output.as_ref(), providers, progress).await?

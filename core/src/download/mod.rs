@@ -1,17 +1,19 @@
 //! Getting files from other peers: which piece to ask of whom, the conversations, and what becomes of the pieces.
 //!
-//! [`schedule`] decides and touches no socket, clock or random source of its own. [`source`] asks a provider,
+//! [`schedule`] and [`window`] decide and touch no socket, clock or random source of its own. [`source`] asks a provider,
 //! `transfer` drives one file from start to end, [`downloader`] shares transfers among those who wait for them,
-//! [`directory`] gets the members of a collection, and [`get`] does all of it.
+//! [`directory`] gets the members of a collection, `small` its small files many at a time, and [`get`] does all of it.
 
 pub mod directory;
 pub mod downloader;
 pub mod get;
 pub mod progress;
 pub mod schedule;
+mod small;
 pub mod source;
 mod transfer;
 pub mod wanted;
+pub mod window;
 
 use std::time::Duration;
 
@@ -43,3 +45,5 @@ fn because(reason: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod small_tests;

@@ -1,10 +1,8 @@
 //! Which piece to ask of which provider: pure decisions, no socket, no clock, no random source of its own.
 //!
 //! Rarest first with random ties (Legout, Urvoy-Keller, Michiardi: "Rarest First and Choke Algorithms Are
-//! Enough", IMC 2006), so that the downloaders of one source soon have different pieces to trade. A window per
-//! provider grows by one with every window of pieces that arrives and is halved when the provider is busy
-//! (additive increase, multiplicative decrease, Chiu and Jain 1989). When every missing piece is on its way, an
-//! idle provider is asked for the one that has waited longest; whoever answers first wins and the other request
+//! Enough", IMC 2006), so that the downloaders of one source soon have different pieces to trade. How many requests
+//! run ahead is up to the [`Window`] of each provider. When every missing piece is on its way, an idle provider is asked for the one that has waited longest; whoever answers first wins and the other request
 //! is cancelled.
 //!
 //! A piece is in one of three states: *missing* (in the bucket of its availability), *on its way* (in
@@ -16,29 +14,13 @@ use std::collections::HashMap;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use super::window::{Window, WindowSettings};
 use crate::model::bitmap::Bitmap;
 use crate::model::layout::{PieceIndex, PieceLayout};
 
 /// Names a provider within one schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProviderKey(pub u32);
-
-/// How far the requests to one provider may run ahead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowSettings {
-    /// Requests in flight at the start.
-    pub initial: u32,
-    /// The most bytes in flight to one provider; at least one piece is always allowed.
-    pub max_bytes: u64,
-    /// The most requests in flight to one provider.
-    pub max_requests: u32,
-}
-
-impl Default for WindowSettings {
-    fn default() -> Self {
-        Self { initial: 8, max_bytes: 8 * 1024 * 1024, max_requests: 48 }
-    }
-}
 
 /// How many requests for the same piece there may be at once, when nothing else is left to ask for; those that are
 /// overdue do not count.
@@ -48,8 +30,7 @@ const MAX_DUPLICATES: usize = 2;
 struct ProviderState {
     have: Bitmap,
     in_flight: Vec<PieceIndex>,
-    window: u32,
-    arrived_in_window: u32,
+    window: Window,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +62,6 @@ pub struct Arrival {
 pub struct Schedule {
     layout: PieceLayout,
     settings: WindowSettings,
-    max_window: u32,
     /// How many providers have each piece.
     availability: Vec<u32>,
     /// Missing pieces by their availability.
@@ -98,13 +78,10 @@ pub struct Schedule {
 impl Schedule {
     /// A schedule for the pieces that are not in `have`. The seed decides every random choice.
     pub fn new(layout: PieceLayout, have: &Bitmap, settings: WindowSettings, seed: u64) -> Self {
-        let by_bytes = settings.max_bytes / u64::from(layout.piece_size());
-        let max_window = u32::try_from(by_bytes).unwrap_or(u32::MAX).clamp(1, settings.max_requests.max(1));
         let count = layout.count() as usize;
         let mut schedule = Self {
             layout,
             settings,
-            max_window,
             availability: vec![0; count],
             buckets: vec![Vec::new()],
             missing: vec![None; count],
@@ -145,7 +122,7 @@ impl Schedule {
 
     /// A provider comes in with these pieces, or one that is there has others now.
     pub fn set_provider(&mut self, provider: ProviderKey, have: Bitmap) {
-        let window = self.settings.initial.clamp(1, self.max_window);
+        let window = Window::new(self.settings, self.layout);
         let previous = self.providers.get(&provider).map(|state| state.have.clone());
         for piece in self.layout.pieces() {
             let before = previous.as_ref().is_some_and(|bitmap| bitmap.contains(piece));
@@ -161,7 +138,6 @@ impl Schedule {
                 have: Bitmap::empty(self.layout),
                 in_flight: Vec::new(),
                 window,
-                arrived_in_window: 0,
             })
             .have = have;
     }
@@ -180,7 +156,7 @@ impl Schedule {
     /// The next piece to ask of this provider; `None` when its window is full or it has nothing that is wanted.
     pub fn next(&mut self, provider: ProviderKey) -> Option<PieceIndex> {
         let state = self.providers.get(&provider)?;
-        if state.in_flight.len() >= state.window as usize {
+        if state.in_flight.len() >= state.window.limit() {
             return None;
         }
         let piece = self.rarest_missing(provider).or_else(|| self.longest_waiting(provider))?;
@@ -202,11 +178,7 @@ impl Schedule {
     pub fn arrived(&mut self, provider: ProviderKey, piece: PieceIndex) -> Arrival {
         if let Some(state) = self.providers.get_mut(&provider) {
             state.in_flight.retain(|&other| other != piece);
-            state.arrived_in_window += 1;
-            if state.arrived_in_window >= state.window {
-                state.arrived_in_window = 0;
-                state.window = (state.window + 1).min(self.max_window);
-            }
+            state.window.arrived();
         }
         let was_missing = self.take_missing(piece);
         let request = self.in_flight.remove(&piece);
@@ -232,8 +204,7 @@ impl Schedule {
     /// A provider has no free slot: ask it for half as much.
     pub fn busy(&mut self, provider: ProviderKey) {
         if let Some(state) = self.providers.get_mut(&provider) {
-            state.window = (state.window / 2).max(1);
-            state.arrived_in_window = 0;
+            state.window.busy();
         }
     }
 
@@ -394,25 +365,6 @@ mod tests {
         assert!(!schedule.is_complete());
         assert!(schedule.arrived(B, second).wanted);
         assert!(schedule.is_complete());
-    }
-
-    #[test]
-    fn the_window_is_halved_by_busy_and_grows_with_arrivals() {
-        let mut schedule = schedule(1000);
-        schedule.set_provider(A, Bitmap::full(layout(1000)));
-        let ask = |schedule: &mut Schedule| std::iter::from_fn(|| schedule.next(A)).collect::<Vec<_>>();
-        let first = ask(&mut schedule);
-        assert_eq!(first.len(), 8);
-        for piece in first {
-            schedule.arrived(A, piece);
-        }
-        let second = ask(&mut schedule);
-        assert_eq!(second.len(), 9);
-        for piece in second {
-            schedule.failed(A, piece);
-        }
-        schedule.busy(A);
-        assert_eq!(ask(&mut schedule).len(), 4);
     }
 
     proptest! {

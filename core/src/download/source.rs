@@ -81,7 +81,7 @@ impl Fault {
     }
 }
 
-/// Connects to a provider: the first of its endpoints that answers `have`. Returns what it has of the file, in the
+/// Connects to a provider: the first of its endpoints, the best before the others, that answers `have`. Returns what it has of the file, in the
 /// layout of its own claim.
 pub(super) async fn join(
     dialer: &Dialer,
@@ -89,8 +89,8 @@ pub(super) async fn join(
     id: FileId,
     deadline: Deadline,
 ) -> Result<(Arc<dyn Connection>, PieceLayout, Bitmap), Fault> {
-    let mut fault = Fault::Refused("it told no endpoint".to_owned());
-    for endpoint in &provider.endpoints {
+    let mut fault = Fault::Refused("it told no endpoint of a scheme that is known here".to_owned());
+    for endpoint in dialer.preferred(&provider.endpoints) {
         let connection = match dialer.connect(endpoint).await {
             Ok(connection) => connection,
             Err(error) => {
@@ -166,4 +166,22 @@ pub(super) async fn piece(
         (Reply::Piece, payload) => Ok(payload),
         _ => Err(unexpected(connection).into()),
     }
+}
+
+/// Fetches small files; their content is not verified. The sizes are those of the files from the first on, none for
+/// one that is not there; the provider may leave out the last ones.
+pub(super) async fn files(
+    connection: &dyn Connection,
+    ids: Vec<FileId>,
+    deadline: Deadline,
+) -> Result<(Vec<Option<u64>>, Bytes), Fault> {
+    let asked = ids.len();
+    let (Reply::Files { sizes }, payload) = ask(connection, &Request::Files { ids }, deadline).await? else {
+        return Err(unexpected(connection).into());
+    };
+    let total = sizes.iter().flatten().try_fold(0_u64, |sum, size| sum.checked_add(*size));
+    if sizes.is_empty() || sizes.len() > asked || total != Some(payload.len() as u64) {
+        return Err(Fault::Lie("files that do not fit the request"));
+    }
+    Ok((sizes, payload))
 }

@@ -17,6 +17,7 @@ use super::downloader::{Download, Downloader};
 use super::progress::Progress;
 use super::source::ProviderSource;
 use super::wanted::{DownloadSettings, Wanted};
+use super::window::WindowSettings;
 use crate::library::content::ContentStore;
 use crate::library::entry::NewFile;
 use crate::library::library::Library;
@@ -32,6 +33,8 @@ use crate::protocol::message::{Reply, Request};
 use crate::protocol::server::{Handler, serve};
 use crate::rate::RateLimit;
 use crate::seeder::{Seeder, SeederSettings};
+use crate::storage::Storage;
+use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
 use crate::storage::memory::Memory;
 use crate::transport::dialer::Dialer;
 use crate::transport::envelope::RequestId;
@@ -144,9 +147,21 @@ impl World {
         settings: DownloadSettings,
         upload: RateLimit,
     ) -> Node {
+        self.node_on(name, manner, settings, upload, Arc::new(Memory::new())).await
+    }
+
+    /// A node with its content in this storage.
+    async fn node_on(
+        &self,
+        name: &str,
+        manner: Manner,
+        settings: DownloadSettings,
+        upload: RateLimit,
+        content: Arc<dyn Storage>,
+    ) -> Node {
         let library = Library::open(
             Arc::new(Memory::new()),
-            ContentStore::Database(Arc::new(Memory::new())),
+            ContentStore::Database(content),
             LibrarySettings::default(),
         )
         .await
@@ -269,6 +284,25 @@ async fn liars_the_busy_and_the_silent_cost_themselves_and_not_the_download() {
         download.wait().await.unwrap();
         world.assert_complete(&node).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_fetched_than_the_budget_while_nothing_is_written() {
+    let world = World::new(20 * MIB);
+    let source = world.source("source", Manner::Honest, |_| true).await;
+    let content = Arc::new(FaultyStorage::new(Arc::new(Memory::new()), 1));
+    content.add(Operation::Commit, When::Always, Fault::Delay(Duration::from_secs(30)));
+    // Nothing but the budget holds it back.
+    let window = WindowSettings { initial: 64, max_bytes: 64 * MIB as u64, max_requests: 64 };
+    let settings = DownloadSettings { window, ..DownloadSettings::default() };
+    let node = world.node_on("reader", Manner::Honest, settings, RateLimit::new(None), content.clone()).await;
+    let download = node.downloader.get(world.wanted());
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(source.seeder.seeder.sent(), settings.budget as u64);
+    content.clear();
+    download.wait().await.unwrap();
+    world.assert_complete(&node).await;
+    assert_eq!(source.seeder.seeder.sent(), 20 * MIB as u64);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::schedule::WindowSettings;
 use super::source::ProviderSource;
+use super::window::WindowSettings;
 use crate::library::library::Library;
 use crate::library::output::Destination;
 use crate::model::id::{FileId, PeerId};
@@ -38,7 +38,7 @@ impl Default for DownloadSettings {
             patience: Duration::from_secs(60),
             silence: Duration::from_secs(10),
             max_providers: 16,
-            budget: 16 * 1024 * 1024,
+            budget: 8 * 1024 * 1024,
             window: WindowSettings::default(),
         }
     }

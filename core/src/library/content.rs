@@ -38,6 +38,12 @@ fn part_key(id: &FileId, piece: PieceIndex, part: u16) -> Key {
     Key::new(key).expect("the key of a part has 38 bytes")
 }
 
+/// The key of a part of the only piece of a small file.
+fn small_key(id: &FileId, part: u16) -> Key {
+    let key = [id.as_bytes(), &[0; 4][..], &part.to_be_bytes()].concat();
+    Key::new(key).expect("the key of a part has 38 bytes")
+}
+
 impl DatabaseContent {
     /// Into how many parts so many bytes are cut.
     fn parts(&self, len: usize) -> u16 {
@@ -70,6 +76,53 @@ impl DatabaseContent {
             self.0.commit(batch, Durability::Buffered).await?;
         }
         Ok(())
+    }
+
+    /// Writes whole files of one piece or none, with as few commits as they fit in.
+    pub(super) async fn write_small(&self, files: Vec<(FileId, Bytes)>) -> Result<(), LibraryError> {
+        let limits = self.0.limits();
+        let (mut batch, mut size) = (Batch::new(), 0);
+        for (id, content) in files {
+            for part in 0..self.parts(content.len()) {
+                let start = usize::from(part) * limits.max_value;
+                let value = content.slice(start..content.len().min(start + limits.max_value));
+                let key = small_key(&id, part);
+                let added = key.as_bytes().len() + value.len();
+                if size + added > limits.max_batch {
+                    self.0.commit(std::mem::take(&mut batch), Durability::Buffered).await?;
+                    size = 0;
+                }
+                size += added;
+                batch.put(CONTENT, key, value);
+            }
+        }
+        if !batch.is_empty() {
+            self.0.commit(batch, Durability::Buffered).await?;
+        }
+        Ok(())
+    }
+
+    /// The content of files of one piece, given their lengths; `None` where it is not there, or is cut otherwise.
+    pub(super) async fn read_small(
+        &self,
+        files: &[(FileId, usize)],
+    ) -> Result<Vec<Option<Bytes>>, LibraryError> {
+        let keys: Vec<Key> = files
+            .iter()
+            .flat_map(|(id, len)| (0..self.parts(*len)).map(|part| small_key(id, part)))
+            .collect();
+        let mut values = self.0.get(CONTENT, &keys).await?.into_iter();
+        let read = files.iter().map(|(_, len)| {
+            let mut parts: Vec<Option<Bytes>> = values.by_ref().take(usize::from(self.parts(*len))).collect();
+            let content = match parts.as_mut_slice() {
+                [only] => only.take(),
+                parts => {
+                    parts.iter().cloned().collect::<Option<Vec<Bytes>>>().map(|parts| parts.concat().into())
+                }
+            };
+            content.filter(|content| content.len() == *len)
+        });
+        Ok(read.collect())
     }
 
     /// The piece, or `None` where parts of it are not there.

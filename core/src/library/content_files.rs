@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::error::LibraryError;
+use crate::buffers::BufferPool;
 use crate::model::id::FileId;
 use crate::model::layout::{PieceIndex, PieceLayout};
 
@@ -53,10 +54,15 @@ impl ContentFile {
     }
 
     /// The piece, or `None` where the file ends before it does.
-    pub(super) fn read(&self, layout: PieceLayout, piece: PieceIndex) -> Result<Option<Bytes>, LibraryError> {
-        let mut content = vec![0; layout.len(piece)];
+    pub(super) fn read(
+        &self,
+        layout: PieceLayout,
+        piece: PieceIndex,
+        buffers: &BufferPool,
+    ) -> Result<Option<Bytes>, LibraryError> {
+        let mut content = buffers.take(layout.len(piece));
         match self.file.read_exact_at(&mut content, layout.offset(piece)) {
-            Ok(()) => Ok(Some(content.into())),
+            Ok(()) => Ok(Some(content.freeze())),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             Err(error) => Err(LibraryError::io("read", &self.path, error)),
         }
@@ -65,14 +71,12 @@ impl ContentFile {
     pub(super) fn write(
         &self,
         layout: PieceLayout,
-        pieces: &[(PieceIndex, Bytes)],
+        piece: PieceIndex,
+        content: &[u8],
     ) -> Result<(), LibraryError> {
-        for (piece, content) in pieces {
-            self.file
-                .write_all_at(content, layout.offset(*piece))
-                .map_err(|error| LibraryError::io("write", &self.path, error))?;
-        }
-        Ok(())
+        self.file
+            .write_all_at(content, layout.offset(piece))
+            .map_err(|error| LibraryError::io("write", &self.path, error))
     }
 
     /// Takes the room for the whole file, where the file system can.

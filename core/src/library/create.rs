@@ -113,6 +113,7 @@ impl Shared {
             let mut state = self.state.lock();
             let mut slot = Slot::new(record, false, have);
             slot.file = Arc::downgrade(&file);
+            slot.proven = whole;
             state.insert(id, slot);
             if let Some(name) = new.name {
                 state.add_name(&id, name, false);

@@ -125,7 +125,12 @@ impl Shared {
                     let bad = pieces.iter().find(|(piece, content)| !manifest.piece_is(*piece, content));
                     match bad {
                         Some((piece, _)) => Ok(Some(*piece)),
-                        None => part.write(manifest.layout(), &pieces).map(|()| None),
+                        None => {
+                            for (piece, content) in &pieces {
+                                part.write(manifest.layout(), *piece, content)?;
+                            }
+                            Ok(None)
+                        }
                     }
                 })
                 .await?;

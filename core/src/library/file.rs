@@ -33,12 +33,12 @@ use crate::storage::value::{Batch, Durability};
 #[derive(Debug)]
 pub struct LibraryFile {
     pub(super) shared: Arc<Shared>,
-    manifest: Arc<Manifest>,
+    pub(super) manifest: Arc<Manifest>,
     kind: FileKind,
     progress: watch::Sender<u32>,
     pub(super) bits: Mutex<Bits>,
     /// Held shared while pieces are written, alone while the file gets its name.
-    gate: RwLock<()>,
+    pub(super) gate: RwLock<()>,
 }
 
 /// What is where of a file.
@@ -47,6 +47,10 @@ pub(super) struct Bits {
     pub(super) have: Bitmap,
     pub(super) synced: Bitmap,
     pub(super) intended: Bitmap,
+    /// Pieces that were asked for: the next intent that is noted is also theirs.
+    pub(super) expected: BTreeSet<PieceIndex>,
+    /// That they may be written is being noted.
+    pub(super) intending: bool,
     pub(super) unsynced: BTreeSet<PieceIndex>,
     pub(super) unsynced_bytes: u64,
     /// Pieces of a user's file that were written or hashed since it was opened.
@@ -98,6 +102,8 @@ impl Bits {
             have: synced.clone(),
             synced,
             intended: Bitmap::empty(layout),
+            expected: BTreeSet::new(),
+            intending: false,
             unsynced: BTreeSet::new(),
             unsynced_bytes: 0,
             verified: Bitmap::empty(layout),
@@ -107,6 +113,13 @@ impl Bits {
             name_synced: false,
             removed: false,
         }
+    }
+}
+
+impl Bits {
+    /// Whether it is a whole file of the user of which every piece was hashed or written.
+    fn is_proven(&self) -> bool {
+        matches!(self.store, Store::Linked(_)) && self.verified.is_full() && !self.removed
     }
 }
 
@@ -176,7 +189,17 @@ impl LibraryFile {
         self.progress.subscribe()
     }
 
-    fn check_usable(&self) -> Result<(), LibraryError> {
+    /// Whether the file of the user, where it is one, still looks as it did.
+    pub(super) async fn is_still_there(&self) -> Result<bool, LibraryError> {
+        let Store::Linked(linked) = self.bits.lock().store.clone() else { return Ok(true) };
+        layout::blocking(move || Ok(linked.check().is_ok())).await
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.bits.lock().removed
+    }
+
+    pub(super) fn check_usable(&self) -> Result<(), LibraryError> {
         self.shared.check_open()?;
         if self.bits.lock().removed { Err(LibraryError::not_found(self.id())) } else { Ok(()) }
     }
@@ -199,15 +222,15 @@ impl LibraryFile {
         let read = match store {
             Store::Database(content) => content.read(&self.id(), self.layout(), piece).await,
             Store::File(file) => {
-                let layout = self.layout();
-                layout::blocking(move || file.read(layout, piece)).await
+                let (layout, shared) = (self.layout(), Arc::clone(&self.shared));
+                layout::blocking(move || file.read(layout, piece, &shared.buffers)).await
             }
             store => self.read_user_file(store, piece, verified).await,
         };
         match read {
             Ok(Some(content)) => {
                 if !verified {
-                    self.bits.lock().verified.insert(piece);
+                    self.note_verified(piece);
                 }
                 Ok(content)
             }
@@ -227,7 +250,20 @@ impl LibraryFile {
         }
     }
 
-    fn changed(&self) -> LibraryError {
+    /// Notes that a piece was hashed and is right. Of a whole file of the user that is known then also to who opens
+    /// it later: it is proven for as long as it looks the same.
+    fn note_verified(&self, piece: PieceIndex) {
+        let proven = {
+            let mut bits = self.bits.lock();
+            bits.verified.insert(piece);
+            bits.is_proven()
+        };
+        if proven {
+            self.shared.prove(self);
+        }
+    }
+
+    pub(super) fn changed(&self) -> LibraryError {
         let path = match self.location() {
             Location::Linked { path } => path,
             _ => PathBuf::new(),
@@ -243,11 +279,12 @@ impl LibraryFile {
         piece: PieceIndex,
         verified: bool,
     ) -> Result<Option<Bytes>, LibraryError> {
-        let manifest = Arc::clone(&self.manifest);
+        let (manifest, shared) = (Arc::clone(&self.manifest), Arc::clone(&self.shared));
         layout::blocking(move || {
+            let (layout, buffers) = (manifest.layout(), &shared.buffers);
             let content = match &store {
-                Store::Part(part) => part.file.read(manifest.layout(), piece)?,
-                Store::Linked(linked) => Some(linked.read(manifest.layout(), piece)?),
+                Store::Part(part) => part.file.read(layout, piece, buffers)?,
+                Store::Linked(linked) => Some(linked.read(layout, piece, buffers)?),
                 Store::Database(_) | Store::File(_) => None,
             };
             Ok(content.filter(|content| verified || manifest.piece_is(piece, content)))
@@ -261,8 +298,8 @@ impl LibraryFile {
         let content = match store {
             Store::Database(content) => content.read(&self.id(), self.layout(), piece).await?,
             Store::File(file) => {
-                let layout = self.layout();
-                layout::blocking(move || file.read(layout, piece)).await?
+                let (layout, shared) = (self.layout(), Arc::clone(&self.shared));
+                layout::blocking(move || file.read(layout, piece, &shared.buffers)).await?
             }
             store => return Ok(self.read_user_file(store, piece, false).await?.is_some()),
         };
@@ -280,135 +317,11 @@ impl LibraryFile {
         }
     }
 
-    /// Keeps pieces that the caller has verified; those that are here already are passed over. On return they
-    /// survive a crash of the process and can be read. A sync follows in the background. Dropping the future
-    /// leaves the pieces of the call either kept or not kept.
-    ///
-    /// # Errors
-    /// [`LibraryError::Full`] where there is no room; the call may be repeated.
-    pub async fn write_pieces(
-        self: &Arc<Self>,
-        pieces: Vec<(PieceIndex, Bytes)>,
-    ) -> Result<(), LibraryError> {
-        self.check_usable()?;
-        let file = Arc::clone(self);
-        layout::finished(tokio::spawn(async move { file.write_now(pieces).await })).await?;
-        self.shared.keep_up().await
-    }
-
-    async fn write_now(self: Arc<Self>, mut pieces: Vec<(PieceIndex, Bytes)>) -> Result<(), LibraryError> {
-        let _gate = self.gate.read().await;
-        self.check_usable()?;
-        let layout = self.layout();
-        if let Some((piece, _)) = pieces.iter().find(|(piece, content)| {
-            layout.piece(piece.get()).is_none() || content.len() != layout.len(*piece)
-        }) {
-            return Err(LibraryError::Damaged { id: self.id(), piece: piece.get() });
-        }
-        let (store, allocate) = {
-            let bits = self.bits.lock();
-            pieces.retain(|(piece, _)| !bits.have.contains(*piece));
-            // The last piece proves the size, so from then on the room can be taken.
-            let proven = layout.last().is_some_and(|last| {
-                bits.have.contains(last) || pieces.iter().any(|(piece, _)| *piece == last)
-            });
-            (bits.store.clone(), proven && !bits.allocated && layout.count() > 1)
-        };
-        if pieces.is_empty() {
-            return Ok(());
-        }
-        let numbers: Vec<PieceIndex> = pieces.iter().map(|(piece, _)| *piece).collect();
-        let written: u64 = pieces.iter().map(|(_, content)| content.len() as u64).sum();
-        let (content, intent) =
-            tokio::join!(self.write_content(store, pieces, allocate), self.intend(&numbers));
-        content?;
-        intent?;
-
-        let (first, count) = {
-            let mut bits = self.bits.lock();
-            let first = bits.have.is_empty();
-            for piece in numbers {
-                bits.have.insert(piece);
-                bits.verified.insert(piece);
-                bits.unsynced.insert(piece);
-            }
-            bits.allocated |= allocate;
-            bits.unsynced_bytes += written;
-            (first, bits.have.count())
-        };
-        self.set_progress(count);
-        self.shared.mark_dirty(&self, written);
-        if first {
-            self.shared.tell(LibraryEvent::Added(self.id()));
-        }
-        Ok(())
-    }
-
-    fn set_progress(&self, count: u32) {
+    pub(super) fn set_progress(&self, count: u32) {
         if let Some(slot) = self.shared.state.lock().slots.get_mut(&self.id()) {
             slot.have = count;
         }
         self.progress.send_replace(count);
-    }
-
-    async fn write_content(
-        &self,
-        store: Store,
-        pieces: Vec<(PieceIndex, Bytes)>,
-        allocate: bool,
-    ) -> Result<(), LibraryError> {
-        let layout = self.layout();
-        let write = move |file: &ContentFile, pieces: Vec<(PieceIndex, Bytes)>| {
-            if allocate {
-                file.preallocate(layout.size())?;
-            }
-            file.write(layout, &pieces)
-        };
-        match store {
-            Store::Database(content) => content.write(&self.id(), &pieces).await,
-            Store::File(file) => layout::blocking(move || write(&file, pieces)).await,
-            Store::Part(part) => layout::blocking(move || write(&part.file, pieces)).await,
-            // Whole, so there is nothing to write; it may have been withdrawn meanwhile.
-            Store::Linked(_) => Err(self.changed()),
-        }
-    }
-
-    /// Notes in the index that these pieces may be written from now on, and the file itself if it is new.
-    async fn intend(&self, pieces: &[PieceIndex]) -> Result<(), LibraryError> {
-        let id = self.id();
-        let _guard = self.shared.lock(&id).await;
-        let mut batch = Batch::new();
-        let new: Vec<PieceIndex> = {
-            let mut bits = self.bits.lock();
-            if bits.removed {
-                return Err(LibraryError::not_found(id));
-            }
-            let new: Vec<_> = pieces.iter().copied().filter(|piece| bits.intended.insert(*piece)).collect();
-            let pages: BTreeSet<usize> = new.iter().map(|piece| layout::page_of(*piece)).collect();
-            for page in pages {
-                layout::put_bitmap_page(&mut batch, DIRTY, &id, &bits.intended, page);
-            }
-            new
-        };
-        self.shared.state.lock().put_record(&mut batch, &id);
-        if batch.is_empty() {
-            return Ok(());
-        }
-        match self.shared.index.commit(batch, Durability::Buffered).await {
-            Ok(()) => {
-                if let Some(slot) = self.shared.state.lock().slots.get_mut(&id) {
-                    slot.stored = true;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                let mut bits = self.bits.lock();
-                for piece in new {
-                    bits.intended.remove(piece);
-                }
-                Err(error.into())
-            }
-        }
     }
 
     /// Makes what was written so far durable.
@@ -473,6 +386,9 @@ impl LibraryFile {
                 bits.name_synced = false;
                 bits.store = Store::Linked(Arc::new(linked));
             }
+        }
+        if self.bits.lock().is_proven() {
+            self.shared.prove(&self);
         }
         self.shared.mark_dirty(&self, 0);
         self.shared.tell(LibraryEvent::Completed(id));
@@ -651,5 +567,6 @@ impl LibraryFile {
         let bytes = self.retire();
         self.shared.unsynced.fetch_sub(bytes, Ordering::AcqRel);
         self.shared.dirty.lock().remove(&self.id());
+        self.shared.recent.forget(&self.id());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -80,7 +81,17 @@ impl Library {
         self.shared.stop.cancel();
         self.tasks.wait().await;
         self.shared.dirty.lock().clear();
+        self.shared.recent.clear();
         result
+    }
+
+    /// As [`Self::close`], but without waiting for the disk where little is lost by it: as after a crash of the
+    /// process, the next start hashes what was not synced. What the last process left so is synced.
+    pub async fn leave(&self) -> Result<(), LibraryError> {
+        if !self.shared.owes_sync.load(Ordering::Relaxed) {
+            self.shared.stop.cancel();
+        }
+        self.close().await
     }
 
     /// Every file of the library, by id.
@@ -147,6 +158,20 @@ impl Library {
     pub async fn open_file(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
         let (shared, id) = (Arc::clone(&self.shared), *id);
         layout::finished(tokio::spawn(async move { shared.open_file(&id).await })).await
+    }
+
+    /// As [`Self::open_file`], for somebody who asks again and again: the file is held open for a while, and whether a
+    /// linked one is still there shows when it is read.
+    pub async fn open_recent(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
+        self.shared.check_open()?;
+        let file = match self.shared.already_open(id) {
+            Some(open) => Some(open),
+            None => self.open_file(id).await?,
+        };
+        if let Some(file) = &file {
+            self.shared.hold_open(file);
+        }
+        Ok(file)
     }
 
     /// Begins a file, or goes on with one that is there in part or in whole (then `destination` is not used,
@@ -235,6 +260,7 @@ impl Drop for Library {
         // Files that wait for a sync hold on to what they share with the library.
         let waiting = std::mem::take(&mut *self.shared.dirty.lock());
         drop(waiting);
+        self.shared.recent.clear();
     }
 }
 

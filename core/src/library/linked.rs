@@ -4,6 +4,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -11,8 +12,12 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::error::LibraryError;
+use crate::buffers::BufferPool;
 use crate::model::id::FileId;
 use crate::model::layout::{PieceIndex, PieceLayout};
+
+/// More than a tick of any file system's clock.
+const SETTLED_AFTER: Duration = Duration::from_secs(3);
 
 /// What a file looks like from outside. A write, a rename, a replacement or a change of rights alters it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +42,14 @@ impl Fingerprint {
 impl Fingerprint {
     pub(crate) const fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// Whether whatever happens to the file from now on alters it. The clock of a file system ticks slowly, so a
+    /// second write may leave the times of one just before as they are.
+    pub(crate) fn is_settled(&self) -> bool {
+        let changed = u64::try_from(self.ctime.0).map(Duration::from_secs);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        matches!((changed, now), (Ok(changed), Ok(now)) if changed + SETTLED_AFTER < now)
     }
 }
 
@@ -90,17 +103,24 @@ impl LinkedFile {
         }
     }
 
-    pub(super) fn read(&self, layout: PieceLayout, piece: PieceIndex) -> Result<Bytes, LibraryError> {
+    pub(super) fn read(
+        &self,
+        layout: PieceLayout,
+        piece: PieceIndex,
+        buffers: &BufferPool,
+    ) -> Result<Bytes, LibraryError> {
         let changed = || LibraryError::Changed { id: self.id, path: self.path.clone() };
-        let file = self.opened()?;
-        let mut content = vec![0; layout.len(piece)];
+        let open = self.file.lock().clone();
+        let file = open.map_or_else(|| self.opened(), Ok)?;
+        let mut content = buffers.take(layout.len(piece));
         match file.read_exact_at(&mut content, layout.offset(piece)) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(changed()),
             Err(error) => return Err(LibraryError::io("read", &self.path, error)),
         }
+        // Whatever changed before the read is seen now, too.
         self.check()?;
-        Ok(content.into())
+        Ok(content.freeze())
     }
 
     /// The open file, checked against the path.

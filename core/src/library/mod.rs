@@ -14,6 +14,7 @@ pub mod entry;
 pub mod error;
 mod export;
 pub mod file;
+mod keep;
 pub(crate) mod layout;
 // `Library` is the main type, and a main type has a file of its own name.
 #[expect(clippy::module_inception)]
@@ -22,10 +23,13 @@ pub(crate) mod linked;
 mod open;
 pub mod output;
 pub(crate) mod publications;
+mod recent;
 mod recover;
 mod remove;
 pub mod settings;
 mod shared;
+pub mod small;
+mod whole;
 
 #[cfg(test)]
 mod tests;

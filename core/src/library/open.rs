@@ -11,6 +11,7 @@ use super::layout::{self, DIRTY, HASHES, HAVE, LinkState, Place, Record};
 use super::linked::{Fingerprint, LinkedFile};
 use super::output::Target;
 use super::shared::Shared;
+use super::small::make_fresh;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
@@ -36,15 +37,23 @@ impl Shared {
         id: &FileId,
     ) -> Result<Option<Arc<LibraryFile>>, LibraryError> {
         self.check_open()?;
-        let record = {
+        let found = {
             let state = self.state.lock();
             let Some(slot) = state.slots.get(id).filter(|slot| !slot.record.withdrawn) else {
                 return Ok(None);
             };
-            if let Some(file) = slot.file.upgrade() {
-                return Ok(Some(file));
+            match slot.file.upgrade() {
+                Some(file) => Err(file),
+                None => Ok((slot.record.clone(), slot.proven, state.fresh.contains(id))),
             }
-            slot.record.clone()
+        };
+        let (record, proven, fresh) = match found {
+            Ok(found) => found,
+            Err(open) if open.is_still_there().await? => return Ok(Some(open)),
+            Err(_gone) => {
+                self.withdraw_locked(id).await?;
+                return Ok(None);
+            }
         };
         let layout = record.layout()?;
         let manifest = self.load_manifest(id, layout).await?;
@@ -57,8 +66,13 @@ impl Shared {
             false => self.load_bitmap(HAVE, id, layout).await?,
         };
         let mut bits = Bits::new(layout, synced, opened.store, opened.finished);
-        if !record.complete {
+        if fresh {
+            make_fresh(&mut bits, layout);
+        } else if !record.complete {
             bits.intended = self.load_bitmap(DIRTY, id, layout).await?;
+        }
+        if proven && opened.moved.is_none() && matches!(bits.store, Store::Linked(_)) {
+            bits.verified = Bitmap::full(layout);
         }
         let have = bits.have.count();
         let file = LibraryFile::new(Arc::clone(self), Arc::new(manifest), record.kind, bits);
@@ -68,7 +82,13 @@ impl Shared {
             if let Some(place) = opened.moved {
                 slot.record.place = place;
                 slot.stored = false;
+                slot.proven = false;
             }
+        }
+        if fresh {
+            // From here on the open file sees to its sync.
+            self.state.lock().fresh.remove(id);
+            self.mark_dirty(&file, layout.size());
         }
         Ok(Some(file))
     }
@@ -158,9 +178,12 @@ impl Shared {
                 return Ok(());
             };
             slot.record.withdrawn = true;
+            slot.proven = false;
             slot.stored = false;
+            let file = std::mem::take(&mut slot.file).upgrade();
             tracing::warn!(%id, path = ?slot.record.place.path(), "a linked file changed or is gone; it is withdrawn");
-            std::mem::take(&mut slot.file).upgrade()
+            state.fresh.remove(id);
+            file
         };
         if let Some(file) = file {
             file.retire_from();

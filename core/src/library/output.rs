@@ -1,5 +1,6 @@
 //! Where the content of a new file goes, and writing beneath a directory without following links out of it.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -245,11 +246,16 @@ impl Target {
 
 /// The path of the part file beside a file.
 fn part_path(rel: &Path) -> PathBuf {
-    let mut name = rel.file_name().unwrap_or_default().to_owned();
+    rel.with_file_name(part_name(rel.file_name().unwrap_or_default()))
+}
+
+/// The name of the part file beside a file of this name.
+pub(super) fn part_name(name: &OsStr) -> OsString {
+    let mut name = name.to_owned();
     if name.len() + PART_SUFFIX.len() > MAX_PART {
         // The name with the suffix would be too long for a file system.
         name = blake3::hash(name.as_bytes()).to_hex()[..32].into();
     }
     name.push(PART_SUFFIX);
-    rel.with_file_name(name)
+    name
 }

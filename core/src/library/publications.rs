@@ -1,7 +1,7 @@
 //! What this peer publishes: files taken into the library, and which catalogues know their names.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as MapEntry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,7 +49,11 @@ impl Shared {
             ContentStore::Database(content) => DatabaseContent(Arc::clone(content)).write(id, &pieces).await,
             ContentStore::Files(dir) => {
                 let (dir, id) = (dir.clone(), *id);
-                layout::blocking(move || ContentFile::open(&dir, &id)?.write(layout, &pieces)).await
+                layout::blocking(move || {
+                    let file = ContentFile::open(&dir, &id)?;
+                    pieces.iter().try_for_each(|(piece, content)| file.write(layout, *piece, content))
+                })
+                .await
             }
         }
     }
@@ -92,6 +96,8 @@ impl Shared {
         let _guards = self.lock_all(files.iter().map(|file| file.manifest.id())).await;
         // One file may be there several times, under several names.
         let mut records: BTreeMap<FileId, (Record, bool)> = BTreeMap::new();
+        // What was hashed from where it stays, and cannot have changed unnoticed since, is not hashed again.
+        let mut proven: BTreeSet<FileId> = BTreeSet::new();
         let mut batch = Batch::new();
         let mut number = self.state.lock().last_number;
         let mut acknowledged = Vec::new();
@@ -108,6 +114,12 @@ impl Shared {
                 };
                 let (record, replaced) = self.merge(&id, known, place, file, &mut batch).await?;
                 layout::put_hashes(&mut batch, &id, file.manifest.hashes());
+                if let (Some((_, mark)), Place::Linked { state, .. }) = (&file.linked, &record.place)
+                    && *state == LinkState::Whole(*mark)
+                    && mark.is_settled()
+                {
+                    proven.insert(id);
+                }
                 vacant.insert((record, replaced));
             }
             if let Some(collection) = &file.member_of {
@@ -148,11 +160,13 @@ impl Shared {
             for (id, (record, replaced)) in &records {
                 let layout = record.layout()?;
                 let mut slot = Slot::new(record.clone(), true, layout.count());
+                slot.proven = proven.contains(id);
                 if let Some(old) = state.slots.get(id) {
                     if *replaced {
                         retired.extend(old.file.upgrade());
                     } else {
                         slot.file = old.file.clone();
+                        slot.proven |= old.proven;
                     }
                 }
                 state.insert(*id, slot);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::content::{ContentStore, DatabaseContent};
 use super::content_files;
@@ -109,7 +110,7 @@ impl Shared {
             });
             dirty.extend(open.map(|(id, _)| *id));
         }
-        for id in dirty {
+        for id in self.recover_small(dirty).await? {
             match self.recover_dirty(&id).await {
                 Ok(()) => {}
                 Err(
@@ -119,8 +120,15 @@ impl Shared {
                 }
                 Err(error) => tracing::warn!(%id, %error, "an unfinished file cannot be checked"),
             }
+            self.keep_up().await?;
         }
-        self.checkpoint(None).await
+        let unsynced = !self.dirty.lock().is_empty() || !self.plan_fresh().is_empty();
+        if unsynced {
+            // In the background: nobody waits for the disk who only wants to begin.
+            self.owes_sync.store(true, Ordering::Relaxed);
+            self.flush_some_time.notify_one();
+        }
+        Ok(())
     }
 
     async fn recover_removals(self: &Arc<Self>) -> Result<(), LibraryError> {
@@ -239,6 +247,7 @@ impl Shared {
         if let Some(slot) = self.state.lock().slots.get_mut(&id) {
             slot.record.place = place;
             slot.stored = false;
+            slot.proven = false;
         }
         Ok(())
     }

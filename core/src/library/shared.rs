@@ -5,7 +5,7 @@
 //! never held across an `await`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -18,7 +18,10 @@ use super::entry::{Entry, LibraryEvent, Location, Origin};
 use super::error::LibraryError;
 use super::file::LibraryFile;
 use super::layout::{self, Place, Record};
+use super::recent::RecentFiles;
 use super::settings::LibrarySettings;
+use super::small::{Fresh, FreshPlan};
+use crate::buffers::BufferPool;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::name::Name;
@@ -29,6 +32,8 @@ const LOCKS: usize = 64;
 /// How many files may wait for a sync until one begins, and until writers wait for it: each is an open file.
 const SOFT_DIRTY_FILES: usize = 128;
 const HARD_DIRTY_FILES: usize = 384;
+/// How many bytes of buffers for pieces wait to be used again.
+const KEPT_BUFFERS: usize = 4 << 20;
 /// How many writes go into one commit.
 const BATCH_WRITES: usize = 4096;
 
@@ -39,10 +44,16 @@ pub(crate) struct Shared {
     pub(super) settings: LibrarySettings,
     pub(super) state: Mutex<State>,
     pub(super) events: broadcast::Sender<LibraryEvent>,
-    pub(super) stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     /// Files with something that the index or the disk does not have yet.
     pub(super) dirty: Mutex<BTreeMap<FileId, Arc<LibraryFile>>>,
+    /// Pieces are read into these.
+    pub(super) buffers: BufferPool,
+    /// Files that other peers fetch.
+    pub(super) recent: RecentFiles,
     pub(super) unsynced: AtomicU64,
+    /// Whether what an earlier process left unsynced still is.
+    pub(super) owes_sync: AtomicBool,
     pub(super) flush_some_time: Notify,
     pub(super) flush_now: Notify,
     checkpoint: AsyncMutex<()>,
@@ -61,6 +72,8 @@ pub(super) struct State {
     pub(super) last_number: u64,
     /// Files whose content is being copied in and that have no record yet.
     pub(super) importing: HashSet<FileId>,
+    /// Small files that were added and are not known to be synced.
+    pub(super) fresh: Fresh,
 }
 
 /// A file in memory.
@@ -70,12 +83,14 @@ pub(super) struct Slot {
     /// Whether the index has the record as it is here.
     pub(super) stored: bool,
     pub(super) have: u32,
+    /// Every piece of the user's file was hashed or written by this process since it has looked as the record says.
+    pub(super) proven: bool,
     pub(super) file: Weak<LibraryFile>,
 }
 
 impl Slot {
     pub(super) fn new(record: Record, stored: bool, have: u32) -> Self {
-        Self { record, stored, have, file: Weak::new() }
+        Self { record, stored, have, proven: false, file: Weak::new() }
     }
 
     pub(super) fn entry(&self, id: FileId) -> Entry {
@@ -108,6 +123,7 @@ pub(super) fn location(place: &Place) -> Location {
 impl State {
     /// Puts a file in, or takes the place of its record; its names are found from then on.
     pub(super) fn insert(&mut self, id: FileId, slot: Slot) {
+        self.fresh.remove(&id);
         self.forget_names(&id);
         for name in &slot.record.names {
             self.names.entry(name.name.clone()).or_default().insert((name.number, id));
@@ -117,6 +133,7 @@ impl State {
     }
 
     pub(super) fn remove(&mut self, id: &FileId) -> Option<Slot> {
+        self.fresh.remove(id);
         self.forget_names(id);
         self.slots.remove(id)
     }
@@ -171,7 +188,10 @@ impl Shared {
             events: broadcast::Sender::new(4096),
             stop: CancellationToken::new(),
             dirty: Mutex::default(),
+            buffers: BufferPool::new(KEPT_BUFFERS),
+            recent: RecentFiles::default(),
             unsynced: AtomicU64::new(0),
+            owes_sync: AtomicBool::new(false),
             flush_some_time: Notify::new(),
             flush_now: Notify::new(),
             checkpoint: AsyncMutex::new(()),
@@ -186,6 +206,30 @@ impl Shared {
 
     pub(super) fn check_open(&self) -> Result<(), LibraryError> {
         if self.stop.is_cancelled() { Err(LibraryError::Closed) } else { Ok(()) }
+    }
+
+    /// The file, where somebody has it open.
+    pub(super) fn already_open(&self, id: &FileId) -> Option<Arc<LibraryFile>> {
+        let state = self.state.lock();
+        state.slots.get(id).filter(|slot| !slot.record.withdrawn).and_then(|slot| slot.file.upgrade())
+    }
+
+    /// Every piece of the file was hashed or written since it has looked as its record says.
+    pub(super) fn prove(&self, file: &LibraryFile) {
+        if let Some(slot) = self.state.lock().slots.get_mut(&file.id())
+            && std::ptr::eq(slot.file.as_ptr(), file)
+        {
+            slot.proven = true;
+        }
+    }
+
+    /// Keeps the file open for a while.
+    pub(super) fn hold_open(&self, file: &Arc<LibraryFile>) {
+        self.recent.touch(file);
+        // Whoever removes the file or closes the library does that first, and then lets go of what is held.
+        if file.is_removed() || self.stop.is_cancelled() {
+            self.recent.forget(&file.id());
+        }
     }
 
     fn lock_of(id: &FileId) -> usize {
@@ -258,7 +302,12 @@ impl Shared {
     }
 
     fn is_behind(&self) -> bool {
-        self.unsynced.load(Ordering::Acquire) >= self.settings.max_unsynced_bytes
+        let (fresh, too_many) = {
+            let state = self.state.lock();
+            (state.fresh.bytes(), state.fresh.are_too_many())
+        };
+        too_many
+            || self.unsynced.load(Ordering::Acquire) + fresh >= self.settings.max_unsynced_bytes
             || self.dirty.lock().len() >= HARD_DIRTY_FILES
     }
 
@@ -293,7 +342,8 @@ impl Shared {
             let chosen = dirty.values().filter(|file| only.is_none_or(|only| only == file.id()));
             chosen.cloned().collect()
         };
-        if files.is_empty() {
+        let fresh = only.map_or_else(|| self.plan_fresh(), |_| FreshPlan::default());
+        if files.is_empty() && fresh.is_empty() {
             // Names and the like may have been noted without a file that waits.
             return if only.is_none() { Ok(self.index.sync().await?) } else { Ok(()) };
         }
@@ -301,7 +351,7 @@ impl Shared {
 
         // First the content.
         if let ContentStore::Database(content) = &self.content
-            && plans.iter().any(|plan| plan.in_database)
+            && (fresh.in_database || plans.iter().any(|plan| plan.in_database))
         {
             content.sync().await?;
         }
@@ -314,18 +364,24 @@ impl Shared {
         if !to_sync.is_empty() {
             layout::blocking(move || content_files::sync(&to_sync)).await?;
         }
+        self.sync_fresh(&fresh).await?;
 
         // Then the bits that claim it.
-        let _guards = self.lock_all(files.iter().map(|file| file.id())).await;
+        let _guards = self.lock_all(files.iter().map(|file| file.id()).chain(fresh.ids())).await;
         let mut batch = Batch::new();
         for (file, plan) in files.iter().zip(&plans) {
             file.put_checkpoint(plan, &mut batch);
         }
+        self.put_fresh(&fresh, &mut batch);
         // A part that is applied alone claims nothing that is not synced.
         let result = match batch.is_empty() {
             true => self.index.sync().await.map_err(LibraryError::from),
             false => self.commit_in_parts(batch, Durability::Durable).await,
         };
+        self.end_fresh(&fresh, result.is_ok());
+        if only.is_none() && result.is_ok() {
+            self.owes_sync.store(false, Ordering::Relaxed);
+        }
         for (file, plan) in files.iter().zip(&plans) {
             let (bytes, clean) = file.end_checkpoint(plan, result.is_ok());
             self.unsynced.fetch_sub(bytes, Ordering::AcqRel);

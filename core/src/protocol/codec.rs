@@ -92,7 +92,7 @@ pub fn decode_request(header: &[u8]) -> Result<(RequestId, Request), Refusal> {
 }
 
 /// The kinds of request of this version, as they are written on the wire.
-pub const KINDS: [&str; 16] = [
+pub const KINDS: [&str; 17] = [
     "hello",
     "publish",
     "announce",
@@ -108,6 +108,7 @@ pub const KINDS: [&str; 16] = [
     "manifest",
     "have",
     "piece",
+    "files",
     "cancel",
 ];
 

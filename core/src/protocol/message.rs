@@ -21,6 +21,8 @@ pub const MAX_ENDPOINTS: usize = 8;
 pub const MAX_PROVIDERS: usize = 100;
 /// The most ids in one `cancel`.
 pub const MAX_CANCEL: usize = 1000;
+/// The most ids in one `files`.
+pub const MAX_FILES: usize = 512;
 /// The longest pattern or query in bytes.
 pub const MAX_QUERY: usize = 300;
 
@@ -185,6 +187,12 @@ pub enum Request {
         /// The number of the piece.
         index: u32,
     },
+    /// To a peer: the content of small files, each of one piece or none, at most [`MAX_FILES`]. Answered by
+    /// [`Reply::Files`].
+    Files {
+        /// The files.
+        ids: Vec<FileId>,
+    },
     /// To a peer: these requests on the same connection need no answer any more; those not yet begun are
     /// answered with `busy` and no payload. Answered by [`Reply::Done`].
     Cancel {
@@ -265,6 +273,12 @@ pub enum Reply {
     },
     /// To `piece`. The payload is the content.
     Piece,
+    /// To `files`. The payload is the content of those that are here, one after the other.
+    Files {
+        /// The size of each file in the order of the request; none for one that is not here, or has several
+        /// pieces. As many from the front as fit: the others are to be asked for again.
+        sizes: Vec<Option<u64>>,
+    },
 }
 
 /// A new session.
@@ -313,7 +327,7 @@ pub struct PeerStatus {
     pub uptime_ms: u64,
     /// Files that it offers, complete or in part.
     pub files: u64,
-    /// Bytes of pieces sent since the start.
+    /// Bytes of content sent since the start.
     pub sent: u64,
     /// Piece requests that it serves at the moment.
     pub serving: u64,

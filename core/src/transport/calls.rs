@@ -113,6 +113,11 @@ impl Calls {
     /// whose id cannot be read.
     pub fn deliver(&self, reply: Message) {
         let id = envelope::read(&reply.header).and_then(|envelope| envelope.id);
+        self.deliver_to(id, reply);
+    }
+
+    /// The same where the id in the reply's header was read already.
+    pub fn deliver_to(&self, id: Option<RequestId>, reply: Message) {
         let call = id.and_then(|id| {
             let mut state = self.state.lock();
             let call = state.pending.remove(&id);
@@ -131,6 +136,11 @@ impl Calls {
     /// Whether any call got its reply, or the end came with [`Calls::retire`]: then dialling again is likely to work.
     pub fn was_good(&self) -> bool {
         self.state.lock().good
+    }
+
+    /// Whether a call waits for the reply with this id: then its payload is worth keeping.
+    pub fn is_waiting(&self, id: RequestId) -> bool {
+        self.state.lock().pending.contains_key(&id)
     }
 
     /// Whether any call is under way.
@@ -216,6 +226,7 @@ mod tests {
         let calls = Calls::new();
         let (mut one, two) = (calls.begin(RequestId(1)).unwrap(), calls.begin(RequestId(2)).unwrap());
         drop(two);
+        assert!(calls.is_waiting(RequestId(1)) && !calls.is_waiting(RequestId(2)));
         calls.deliver(reply(2));
         calls.deliver(reply(1));
         calls.deliver(Message::default());

@@ -1,4 +1,4 @@
-//! Chooses the transport for an endpoint, and shares connections.
+//! Chooses the transport for an endpoint, prefers the better of several endpoints, and shares connections.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -42,7 +42,7 @@ impl Connections {
 }
 
 impl Dialer {
-    /// A dialer over these transports.
+    /// A dialer over these transports, those that are preferred first.
     pub fn new(transports: Vec<Arc<dyn Transport>>) -> Self {
         Self { transports, connections: Mutex::default() }
     }
@@ -59,6 +59,18 @@ impl Dialer {
                     problem: format!("its scheme is not one of {}", known.join(", ")),
                 }
             })
+    }
+
+    /// Those of a node's endpoints that can be dialled here, in the order in which to try them: that of the transports,
+    /// and of several with one scheme the order in which the node told them.
+    pub fn preferred<'a>(&self, endpoints: &'a [Endpoint]) -> Vec<&'a Endpoint> {
+        let rank = |endpoint: &Endpoint| {
+            self.transports.iter().position(|known| known.scheme() == endpoint.scheme())
+        };
+        let mut known: Vec<_> =
+            endpoints.iter().filter_map(|endpoint| Some((rank(endpoint)?, endpoint))).collect();
+        known.sort_by_key(|(rank, _)| *rank);
+        known.into_iter().map(|(_, endpoint)| endpoint).collect()
     }
 
     /// The connection to the endpoint; the same one for all who hold it at the same time.
@@ -79,5 +91,39 @@ impl Dialer {
     /// Listens at the endpoint.
     pub async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
         self.transport(endpoint)?.bind(endpoint).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::memory::MemoryNetwork;
+    use async_trait::async_trait;
+
+    #[derive(Debug)]
+    struct Named(&'static str);
+
+    #[async_trait]
+    impl Transport for Named {
+        fn scheme(&self) -> &'static str {
+            self.0
+        }
+
+        async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
+            MemoryNetwork::new().transport().connect(endpoint).await
+        }
+
+        async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
+            MemoryNetwork::new().transport().bind(endpoint).await
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_transports_decides_and_unknown_schemes_are_left_out() {
+        let dialer = Dialer::new(vec![Arc::new(Named("fast")), Arc::new(Named("slow"))]);
+        let told = ["slow://a:1", "other://a:2", "fast://b:3", "fast://a:4"];
+        let endpoints = told.map(|endpoint| endpoint.parse::<Endpoint>().unwrap());
+        let preferred: Vec<_> = dialer.preferred(&endpoints).into_iter().map(ToString::to_string).collect();
+        assert_eq!(preferred, ["fast://b:3", "fast://a:4", "slow://a:1"]);
     }
 }

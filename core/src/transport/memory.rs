@@ -21,7 +21,7 @@ use super::envelope::{self, RequestId};
 use super::error::TransportError;
 use super::{
     Connection, ConnectionId, Deadline, Incoming, Listener, Message, MessageLimits, PeerInfo, ReplySink,
-    Transport,
+    Transport, check_bind, check_dial,
 };
 use crate::model::endpoint::Endpoint;
 
@@ -69,14 +69,6 @@ pub struct MemoryTransport {
     network: MemoryNetwork,
 }
 
-fn check(endpoint: &Endpoint) -> Result<(), TransportError> {
-    if endpoint.scheme() == SCHEME {
-        return Ok(());
-    }
-    let problem = format!("this transport serves {SCHEME}:// only");
-    Err(TransportError::InvalidEndpoint { endpoint: endpoint.clone(), problem })
-}
-
 #[async_trait]
 impl Transport for MemoryTransport {
     fn scheme(&self) -> &'static str {
@@ -84,11 +76,7 @@ impl Transport for MemoryTransport {
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        check(endpoint)?;
-        if endpoint.port() == 0 {
-            let problem = "port 0 can be listened at, but not dialled".to_owned();
-            return Err(TransportError::InvalidEndpoint { endpoint: endpoint.clone(), problem });
-        }
+        check_dial(SCHEME, endpoint)?;
         Ok(Arc::new(MemoryConnection {
             shared: Arc::clone(&self.network.shared),
             endpoint: endpoint.clone(),
@@ -100,7 +88,7 @@ impl Transport for MemoryTransport {
     }
 
     async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
-        check(endpoint)?;
+        check_bind(SCHEME, endpoint)?;
         let in_use = || TransportError::Bind {
             endpoint: endpoint.clone(),
             source: std::io::Error::from(std::io::ErrorKind::AddrInUse).into(),

@@ -132,6 +132,31 @@ pub trait Transport: Debug + Send + Sync + 'static {
     async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError>;
 }
 
+/// Refuses an endpoint that a transport of this scheme cannot listen at.
+pub fn check_bind(scheme: &str, endpoint: &Endpoint) -> Result<(), TransportError> {
+    if endpoint.scheme() == scheme {
+        return Ok(());
+    }
+    Err(invalid(endpoint, format!("this transport serves {scheme}:// only")))
+}
+
+/// Refuses an endpoint that a transport of this scheme cannot dial.
+pub fn check_dial(scheme: &str, endpoint: &Endpoint) -> Result<(), TransportError> {
+    check_bind(scheme, endpoint)?;
+    if endpoint.port() == 0 {
+        return Err(invalid(endpoint, "port 0 can be listened at, but not dialled".to_owned()));
+    }
+    if endpoint.is_unspecified() {
+        let problem = "this address means all of a machine's own; dial one of them".to_owned();
+        return Err(invalid(endpoint, problem));
+    }
+    Ok(())
+}
+
+fn invalid(endpoint: &Endpoint, problem: String) -> TransportError {
+    TransportError::InvalidEndpoint { endpoint: endpoint.clone(), problem }
+}
+
 /// The asking side: many calls at once, each matched to its reply by the request id.
 #[async_trait]
 pub trait Connection: Debug + Send + Sync + 'static {

@@ -23,7 +23,7 @@ pub(crate) enum CutOff {
     HandshakeTimeout,
     #[error("too many connections ({0})")]
     TooMany(&'static str),
-    #[error("it broke ZMTP: {0}")]
+    #[error("it broke the protocol: {0}")]
     Protocol(&'static str),
     #[error("a {what} of {actual} is more than the limit of {limit}")]
     Limit { what: &'static str, limit: u64, actual: u64 },

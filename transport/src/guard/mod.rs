@@ -1,13 +1,48 @@
 //! The guarded stream layer: it owns every public socket, on the listening and on the dialling side.
 //!
-//! Bytes pass through it between a public socket and the `zeromq` crate's private Unix socket. It admits connections
-//! ([`admission`]), speaks the ZMTP handshake with both sides ([`handshake`]), and walks the frames of both directions
-//! ([`frame`], [`splice`]), so that the crate sees nothing that is not well formed and within the limits. Whoever goes
-//! past a limit is cut off and logged ([`cutoff`]); nobody else notices.
+//! It admits connections ([`admission`]), bounds the requests that are in flight ([`gate`]), ends connections that are
+//! quiet for too long ([`ending`]), and logs who was cut off and why ([`cutoff`]). For ZeroMQ bytes pass through it
+//! between a public socket and the `zeromq` crate's private Unix socket: it speaks the ZMTP handshake with both sides
+//! ([`handshake`]), and walks the frames of both directions ([`frame`], [`splice`]), so that the crate sees nothing that
+//! is not well formed and within the limits. Whoever goes past a limit is cut off; nobody else notices.
 
 pub(crate) mod admission;
 pub(crate) mod cutoff;
+pub(crate) mod ending;
 pub(crate) mod frame;
+pub(crate) mod gate;
 pub(crate) mod handshake;
 pub(crate) mod socket;
 pub(crate) mod splice;
+
+use std::sync::Arc;
+
+use enjambre_core::transport::budget::ReplyBudget;
+
+use crate::open_files;
+use crate::settings::{InvalidSetting, TransportSettings};
+use admission::Admission;
+use cutoff::CutOffLog;
+
+/// What all listeners and connections of a transport share.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    pub(crate) settings: TransportSettings,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) budget: Arc<ReplyBudget>,
+    pub(crate) log: CutOffLog,
+}
+
+impl Guard {
+    /// Fails where the settings make no sense.
+    pub(crate) fn new(settings: TransportSettings) -> Result<Self, InvalidSetting> {
+        settings.validate()?;
+        let connections = settings.connections.min(open_files::connections_allowed());
+        Ok(Self {
+            admission: Admission::new(connections, settings.connections_per_address),
+            budget: ReplyBudget::new(settings.queued_in_all, settings.queued_per_connection),
+            log: CutOffLog::default(),
+            settings,
+        })
+    }
+}

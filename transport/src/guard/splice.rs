@@ -4,16 +4,16 @@
 //! commands are taken out, and answered where they ask for it. Neither loop reads more than it can hand on, so a
 //! side that does not read stops the other, and one that does not read for too long is cut off.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 
 use enjambre_core::transport::calls::Activity;
 
 use super::cutoff::CutOff;
 use super::frame::{Direction, FrameWalker, Step, empty_frame};
+use super::gate::RequestGate;
 use super::handshake;
 
 /// The buffer for replies: enough to make the cost of a system call small against that of the copy.
@@ -29,68 +29,6 @@ pub(crate) trait Inbound: Send + Sync {
     fn gate(&self) -> Option<&RequestGate>;
     /// Message bytes are on their way inwards; this many messages end with them.
     fn passed(&self, messages: u64);
-}
-
-/// Bounds the requests of a connection that are in flight, and the bytes of them. What is taken here is given back
-/// with [`RequestGate::leave`] when the request was answered.
-#[derive(Debug)]
-pub(crate) struct RequestGate {
-    requests: Semaphore,
-    bytes: Semaphore,
-    allowed: usize,
-    /// The newest of them has not come in whole.
-    arriving: AtomicBool,
-}
-
-impl RequestGate {
-    /// Room for as many requests; `header` is the largest header in bytes.
-    pub(crate) fn new(in_flight: usize, header: usize) -> Self {
-        Self {
-            requests: Semaphore::new(in_flight),
-            bytes: Semaphore::new(4 * header),
-            allowed: in_flight,
-            arriving: AtomicBool::new(false),
-        }
-    }
-
-    fn try_enter(&self, opens: bool, bytes: u32) -> bool {
-        let request = if opens { Some(self.requests.try_acquire()) } else { None };
-        if matches!(request, Some(Err(_))) {
-            return false;
-        }
-        let Ok(bytes) = self.bytes.try_acquire_many(bytes) else { return false };
-        bytes.forget();
-        if let Some(Ok(request)) = request {
-            request.forget();
-        }
-        true
-    }
-
-    async fn enter(&self, opens: bool, bytes: u32) {
-        // The semaphores are never closed: the connection's end drops this future.
-        if opens && let Ok(request) = self.requests.acquire().await {
-            request.forget();
-        }
-        if let Ok(bytes) = self.bytes.acquire_many(bytes).await {
-            bytes.forget();
-        }
-    }
-
-    /// A request of so many bytes is no longer in flight.
-    pub(crate) fn leave(&self, bytes: usize) {
-        self.requests.add_permits(1);
-        self.bytes.add_permits(bytes);
-    }
-
-    /// How many requests are in flight.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.allowed.saturating_sub(self.requests.available_permits())
-    }
-
-    /// Whether requests wait for their replies. One that was only begun keeps nobody busy but the remote.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.in_flight() > usize::from(self.arriving.load(Ordering::Relaxed))
-    }
 }
 
 /// Writes all of it, at most a buffer full, within the time. Who takes a byte now and then would otherwise hold on to
@@ -176,7 +114,7 @@ where
                         gate.enter(opens, kept).await;
                     }
                     if let Some(gate) = inbound.gate() {
-                        gate.arriving.store(true, Ordering::Relaxed);
+                        gate.set_arriving(true);
                     }
                     if !keep {
                         write(to, &bytes[run..at], stalled).await?;
@@ -192,7 +130,7 @@ where
                     }
                     messages += u64::from(closes);
                     if closes && let Some(gate) = inbound.gate() {
-                        gate.arriving.store(false, Ordering::Relaxed);
+                        gate.set_arriving(false);
                     }
                 }
                 Step::Command { bytes: length, body } => {
@@ -272,31 +210,6 @@ where
         sent(messages);
         buffer.consume(at);
     }
-}
-
-/// Returns when nothing was heard for so long while nothing was going on.
-pub(crate) async fn idle(activity: &Activity, limit: Duration, busy: impl Fn() -> bool) {
-    loop {
-        let silent = activity.silent_for();
-        if silent >= limit && !busy() {
-            return;
-        }
-        // Busy beyond the limit: look again now and then.
-        let pause = limit.checked_sub(silent).filter(|left| !left.is_zero()).unwrap_or(limit / 4);
-        tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
-    }
-}
-
-/// How long [`linger`] waits for the remote to close.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// Reads what the remote still sends and drops it until the remote closes, which it does when it sees the end of what
-/// is sent to it. Closing with unread bytes would reset the connection, and what was sent last might not arrive.
-pub(crate) async fn linger<R: AsyncRead + Unpin>(from: &mut R) {
-    let mut scratch = vec![0; 16 * 1024];
-    let closed = async { while from.read(&mut scratch).await.is_ok_and(|read| read > 0) {} };
-    // Who does not close by then has no part in an orderly end.
-    let _ = tokio::time::timeout(LINGER, closed).await;
 }
 
 /// Tells when a count has come back to zero.
@@ -415,22 +328,5 @@ mod tests {
         let begin = tokio::time::Instant::now();
         assert!(matches!(carry(public, inner, &gate).await, Err(CutOff::Stalled)));
         assert_eq!(begin.elapsed(), HOUR);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn idle_time_runs_from_the_last_bytes_and_not_while_busy() {
-        let activity = Activity::default();
-        let begin = tokio::time::Instant::now();
-        let busy = || begin.elapsed() < 3 * HOUR;
-        let traffic = async {
-            tokio::time::sleep(HOUR / 2).await;
-            activity.heard();
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = idle(&activity, HOUR, busy) => {}
-            () = traffic => {}
-        }
-        assert!(begin.elapsed() >= 3 * HOUR && begin.elapsed() < 4 * HOUR);
     }
 }

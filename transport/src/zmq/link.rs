@@ -17,20 +17,22 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zeromq::{DealerRecvHalf, DealerSendHalf, DealerSocket, SocketRecv, SocketSend, ZmqMessage};
 
-use super::Shared;
+use super::inner::Doorway;
 use crate::guard::cutoff::CutOff;
 use crate::guard::frame::Direction;
+use crate::guard::gate::RequestGate;
 use crate::guard::handshake::{Introduction, shake_hands};
-use crate::guard::socket;
-use crate::guard::splice::{self, Inbound, MAX_PONGS, RequestGate};
+use crate::guard::splice::{self, Inbound, MAX_PONGS};
+use crate::guard::{Guard, ending};
+use crate::wire::{Dialled, Link};
 
 /// How long replies that have come in whole are waited for after the connection has ended. They are in this process.
 const LAST_REPLIES: Duration = Duration::from_secs(2);
 /// After so many replies in a row that nobody asked for, the remote is not one to talk to.
 const MAX_UNMATCHED: u64 = 1024;
 
-pub(super) struct Link {
-    pub(super) calls: Arc<Calls>,
+pub(crate) struct ZmqLink {
+    calls: Arc<Calls>,
     sender: tokio::sync::Mutex<Option<DealerSendHalf>>,
     /// Ends the link.
     kill: CancellationToken,
@@ -39,13 +41,13 @@ pub(super) struct Link {
     passed: AtomicU64,
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for ZmqLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("ended", &self.ended.is_cancelled()).finish_non_exhaustive()
+        f.debug_struct("ZmqLink").field("ended", &self.ended.is_cancelled()).finish_non_exhaustive()
     }
 }
 
-impl Inbound for Link {
+impl Inbound for ZmqLink {
     fn gate(&self) -> Option<&RequestGate> {
         None
     }
@@ -55,40 +57,16 @@ impl Inbound for Link {
     }
 }
 
-impl Link {
-    /// Dials, greets, and starts to carry messages until `kill` is cancelled. The caller sets the time limit.
-    pub(super) async fn dial(
-        shared: Arc<Shared>,
-        endpoint: Endpoint,
-        activity: Activity,
-        kill: CancellationToken,
-    ) -> Result<Arc<Self>, CutOff> {
-        let mut public = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
-        socket::tune(&public, shared.settings.stalled)?;
-        let us = Introduction { socket_type: "DEALER", identity: b"" };
-        shake_hands(&mut public, us, &["ROUTER"]).await?;
-        let guard = Introduction { socket_type: "ROUTER", identity: b"" };
-        let (dealer, inner) = shared.doorway.connect::<DealerSocket>(guard, "DEALER").await?;
-        let (sender, receiver) = dealer.split();
-        let link = Arc::new(Self {
-            calls: Calls::new(),
-            sender: tokio::sync::Mutex::new(Some(sender)),
-            kill,
-            ended: CancellationToken::new(),
-            passed: AtomicU64::new(0),
-        });
-        tokio::spawn(Arc::clone(&link).guard(shared, endpoint.clone(), public, inner, activity));
-        tokio::spawn(Arc::clone(&link).receive(endpoint, receiver));
-        Ok(link)
+impl Link for ZmqLink {
+    fn calls(&self) -> &Arc<Calls> {
+        &self.calls
     }
 
-    /// Whether it can still be used.
-    pub(super) fn is_up(&self) -> bool {
+    fn is_up(&self) -> bool {
         !self.calls.is_over() && !self.ended.is_cancelled() && !self.kill.is_cancelled()
     }
 
-    /// Sends a request; one that cannot be sent ends the link, and with it the call.
-    pub(super) async fn send(&self, header: Bytes) {
+    async fn send(&self, header: Bytes) {
         let mut sender = self.sender.lock().await;
         let sent = match sender.as_mut() {
             Some(sender) => sender.send(ZmqMessage::from(header)).await.is_ok(),
@@ -98,16 +76,38 @@ impl Link {
             self.kill.cancel();
         }
     }
+}
 
-    async fn guard(
+impl ZmqLink {
+    /// Greets, and starts to carry messages until `kill` is cancelled.
+    pub(super) async fn establish(doorway: &Doorway, dialled: Dialled) -> Result<Arc<Self>, CutOff> {
+        let Dialled { guard, stream: mut public, endpoint, activity, kill } = dialled;
+        let us = Introduction { socket_type: "DEALER", identity: b"" };
+        shake_hands(&mut public, us, &["ROUTER"]).await?;
+        let to_crate = Introduction { socket_type: "ROUTER", identity: b"" };
+        let (dealer, inner) = doorway.connect::<DealerSocket>(to_crate, "DEALER").await?;
+        let (sender, receiver) = dealer.split();
+        let link = Arc::new(Self {
+            calls: Calls::new(),
+            sender: tokio::sync::Mutex::new(Some(sender)),
+            kill,
+            ended: CancellationToken::new(),
+            passed: AtomicU64::new(0),
+        });
+        tokio::spawn(Arc::clone(&link).carry(guard, endpoint.clone(), public, inner, activity));
+        tokio::spawn(Arc::clone(&link).receive(endpoint, receiver));
+        Ok(link)
+    }
+
+    async fn carry(
         self: Arc<Self>,
-        shared: Arc<Shared>,
+        guard: Arc<Guard>,
         endpoint: Endpoint,
         mut public: TcpStream,
         mut inner: UnixStream,
         activity: Activity,
     ) {
-        let settings = &shared.settings;
+        let settings = &guard.settings;
         let direction = Direction::Replies {
             header: settings.header as u64,
             payload: settings.payload as u64,
@@ -138,27 +138,18 @@ impl Link {
                 stalled,
                 splice::SMALL,
             );
-            // Well before the remote does it, so that no request crosses its closing.
-            let idle = async {
-                loop {
-                    splice::idle(&traffic, settings.idle / 2, || self.calls.is_busy()).await;
-                    if self.calls.retire() {
-                        return;
-                    }
-                }
-            };
             tokio::select! {
                 biased;
                 () = self.kill.cancelled() => CutOff::Local,
                 ended = inbound => ended.err().unwrap_or(CutOff::Closed),
                 ended = outbound => ended.err().unwrap_or(CutOff::Closed),
-                () = idle => CutOff::Idle,
+                () = ending::retire(&traffic, settings.idle, &self.calls) => CutOff::Idle,
             }
         };
         // Before the inner stream closes: the crate must not see its end first.
         self.ended.cancel();
         drop(public);
-        shared.log.note(&endpoint, &reason);
+        guard.log.note(&endpoint, &reason);
         // The replies that came in whole are still in the inner stream, for the receiving task to take.
         tokio::select! {
             () = self.kill.cancelled() => {}

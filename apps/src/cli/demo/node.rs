@@ -62,7 +62,11 @@ impl Node {
     ) -> Result<Self, Failure> {
         let failed =
             |error: std::io::Error| Failure::from(error).context(format!("{name} cannot be started"));
-        let config = config + "[transport]\nlisten = [\"zmq://127.0.0.1:0\"]\n";
+        let listen = match command {
+            "tracker" => "\"zmq://127.0.0.1:0\"",
+            _ => "\"tcp://127.0.0.1:0\", \"zmq://127.0.0.1:0\"",
+        };
+        let config = format!("{config}[transport]\nlisten = [{listen}]\n");
         let file = folder.join(format!("{data_dir}.toml"));
         let log = folder.join(format!("{data_dir}.log"));
         tokio::fs::write(&file, config).await.map_err(failed)?;

@@ -1,14 +1,14 @@
 //! One file from the first question to the last written piece.
 //!
-//! A transfer is one task that owns the schedule and waits for whatever comes next: a reply, a batch of verified
-//! pieces, a finished write, a list of providers, the clock. Reading the sockets, hashing and writing overlap;
+//! A transfer is one task that owns the schedule and waits for whatever comes next: a reply, a batch of
+//! pieces that was hashed and written, a list of providers, the clock. Reading the sockets, hashing and writing overlap;
 //! the bytes between the request and the written piece are bounded by the budget that all transfers of a peer
 //! share. Nothing is written that was not verified against the file's id.
 //!
 //! ```text
 //! provider:  idle -> joining -> active -> resting (away, busy, refused) -> idle
 //!                                  \----> banned (lied)
-//! piece:     asked -> arrived -> verified -> written        (any failure: asked again, of another)
+//! piece:     asked -> arrived -> verified and written        (any failure: asked again, of another)
 //! ```
 
 mod pieces;
@@ -44,6 +44,8 @@ use crate::transport::envelope::RequestId;
 
 /// How often the clock is looked at: rests that end, bitmaps to ask for again, patience.
 const TICK: Duration = Duration::from_millis(200);
+/// The most batches of pieces that are hashed and written at once.
+const MAX_KEEPERS: usize = 8;
 
 #[derive(Debug)]
 enum State {
@@ -98,8 +100,8 @@ enum Event {
     Joined(ProviderKey, Result<Box<Joined>, Fault>),
     Have(ProviderKey, Result<(PieceLayout, Bitmap), Fault>),
     Piece(ProviderKey, PieceIndex, Result<(Bytes, OwnedSemaphorePermit), Fault>),
-    Hashed(Vec<(Arrived, bool)>),
-    Written(Vec<Arrived>, Result<(), LibraryError>),
+    /// Which of them were wrong.
+    Kept(Vec<Arrived>, Result<Vec<PieceIndex>, LibraryError>),
     /// There is room in the budget for one piece.
     Room(Option<OwnedSemaphorePermit>),
     /// Of no consequence: a question that was called off.
@@ -129,10 +131,10 @@ pub(super) struct Transfer<'a> {
     keys: HashMap<PeerId, ProviderKey>,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
     calls: HashMap<(ProviderKey, PieceIndex), Call>,
-    to_hash: Vec<Arrived>,
-    hashing: usize,
-    to_write: Vec<Arrived>,
-    writing: bool,
+    to_keep: Vec<Arrived>,
+    /// Batches that are hashed and written now, and how many may be at once.
+    keeping: usize,
+    keepers: usize,
     write_after: Option<Instant>,
     asking_providers: bool,
     providers_at: Instant,
@@ -163,10 +165,9 @@ pub(super) async fn run(
         keys: HashMap::new(),
         events: FuturesUnordered::new(),
         calls: HashMap::new(),
-        to_hash: Vec::new(),
-        hashing: 0,
-        to_write: Vec::new(),
-        writing: false,
+        to_keep: Vec::new(),
+        keeping: 0,
+        keepers: std::thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_KEEPERS),
         write_after: None,
         asking_providers: false,
         providers_at: now,
@@ -205,7 +206,7 @@ impl Transfer<'_> {
                 file.finish(false).await?;
                 return Ok(file);
             }
-            if self.cancelled && !self.writing && self.hashing == 0 {
+            if self.cancelled && self.keeping == 0 {
                 return self.give_up(DownloadError::Cancelled).await;
             }
             tokio::select! {
@@ -265,7 +266,7 @@ impl Transfer<'_> {
 
     /// Whether nothing is missing and nothing is on its way.
     fn all_arrived(&self) -> bool {
-        let idle = self.to_hash.is_empty() && self.hashing == 0 && self.to_write.is_empty() && !self.writing;
+        let idle = self.to_keep.is_empty() && self.keeping == 0;
         idle && self.open.as_ref().is_some_and(|open| open.schedule.is_complete())
     }
 
@@ -289,13 +290,12 @@ impl Transfer<'_> {
     fn cancel(&mut self) {
         self.cancelled = true;
         self.stop_calls();
-        self.to_hash.clear();
     }
 
     /// Why it makes no sense to wait any longer.
     fn out_of_patience(&mut self) -> Option<DownloadError> {
         let now = Instant::now();
-        let at_work = !self.calls.is_empty() || self.hashing > 0 || self.writing || !self.to_write.is_empty();
+        let at_work = !self.calls.is_empty() || self.keeping > 0 || !self.to_keep.is_empty();
         // Without room it is the other transfers that hold it up, not the lack of a provider.
         let busy = at_work || self.waiting_for_room;
         if busy {
@@ -347,8 +347,7 @@ impl Transfer<'_> {
             Event::Joined(key, Err(fault)) => self.on_fault(key, fault),
             Event::Have(key, result) => self.on_answer(key, result),
             Event::Piece(key, piece, result) => self.on_piece(key, piece, result),
-            Event::Hashed(batch) => self.on_hashed(batch),
-            Event::Written(batch, result) => self.on_written(batch, result)?,
+            Event::Kept(batch, result) => self.on_kept(batch, result)?,
             Event::Room(room) => {
                 self.waiting_for_room = false;
                 self.room = room;

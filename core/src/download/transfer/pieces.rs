@@ -19,11 +19,8 @@ use crate::protocol::client::ask;
 use crate::protocol::message::Request;
 use crate::transport::Deadline;
 
-/// Pieces are hashed in batches of about this many bytes, written in batches of at most this many.
-const HASH_BATCH: usize = 2 * 1024 * 1024;
-const WRITE_BATCH: usize = 4 * 1024 * 1024;
-/// Batches that are hashed at once.
-const HASHERS: usize = 2;
+/// Pieces are hashed and written in batches of at most this many bytes, or one by one.
+const BATCH: usize = 1024 * 1024;
 /// How long to wait before a write is tried again that found the disk full.
 const FULL_PAUSE: Duration = Duration::from_secs(2);
 
@@ -45,36 +42,22 @@ impl Transfer<'_> {
         }
     }
 
+    /// Hashes and writes what has arrived, a few batches at once.
     pub(super) fn pump_pipeline(&mut self) {
         let Some(Open { file, .. }) = &self.open else { return };
-        while self.hashing < HASHERS && !self.to_hash.is_empty() {
-            let batch = take_batch(&mut self.to_hash, HASH_BATCH);
-            self.hashing += 1;
-            let file = Arc::clone(file);
-            let hashed = tokio::task::spawn_blocking(move || {
-                batch
-                    .into_iter()
-                    .map(|mut arrived| {
-                        let good = file.manifest().piece_is(arrived.piece, &arrived.content);
-                        // What came from a socket may hold on to a larger buffer with parts of other pieces.
-                        arrived.content = Bytes::copy_from_slice(&arrived.content);
-                        (arrived, good)
-                    })
-                    .collect()
-            });
-            self.events.push(hashed.map(|batch| Event::Hashed(batch.unwrap_or_default())).boxed());
+        if self.write_after.is_some_and(|after| Instant::now() < after) {
+            return;
         }
-        let may_write = self.write_after.is_none_or(|after| Instant::now() >= after);
-        if !self.writing && may_write && !self.to_write.is_empty() {
-            let batch = take_batch(&mut self.to_write, WRITE_BATCH);
-            self.writing = true;
+        while self.keeping < self.keepers && !self.to_keep.is_empty() {
+            let batch = take_batch(&mut self.to_keep);
+            self.keeping += 1;
             let file = Arc::clone(file);
             self.events.push(
                 async move {
                     let pieces =
                         batch.iter().map(|arrived| (arrived.piece, arrived.content.clone())).collect();
                     let result = file.write_pieces(pieces).await;
-                    Event::Written(batch, result)
+                    Event::Kept(batch, result)
                 }
                 .boxed(),
             );
@@ -121,6 +104,7 @@ impl Transfer<'_> {
                     return;
                 };
                 let Some(piece) = schedule.next(key) else { continue };
+                file.expect(piece);
                 let request = connection.next_id();
                 let id = self.wanted.id;
                 let deadline = Deadline::Silence(self.parts.settings.silence);
@@ -157,7 +141,7 @@ impl Transfer<'_> {
         match result {
             Ok((content, permit)) => {
                 self.hopeful = Instant::now();
-                self.to_hash.push(Arrived { from: key, piece, content, _permit: permit });
+                self.to_keep.push(Arrived { from: key, piece, content, _permit: permit });
             }
             Err(fault) => {
                 if let Some(open) = &mut self.open {
@@ -168,24 +152,40 @@ impl Transfer<'_> {
         }
     }
 
-    pub(super) fn on_hashed(&mut self, batch: Vec<(Arrived, bool)>) {
-        self.hashing -= 1;
-        let Some(Open { schedule, .. }) = &mut self.open else { return };
+    /// Pieces were hashed, and those that are right written.
+    pub(super) fn on_kept(
+        &mut self,
+        batch: Vec<Arrived>,
+        result: Result<Vec<PieceIndex>, LibraryError>,
+    ) -> Result<(), DownloadError> {
+        self.keeping -= 1;
+        self.hopeful = Instant::now();
+        let wrong = match result {
+            Ok(wrong) => wrong,
+            Err(error @ LibraryError::Full { .. }) => {
+                if self.write_after.is_none() {
+                    tracing::warn!(id = %self.wanted.id, %error, "the download waits for room");
+                }
+                self.write_after = Some(Instant::now() + FULL_PAUSE);
+                self.to_keep.splice(0..0, batch);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.write_after = None;
+        let Some(Open { schedule, .. }) = &mut self.open else { return Ok(()) };
         let mut liars = Vec::new();
         let mut cancel = Vec::new();
-        for (arrived, good) in batch {
-            if !good {
-                schedule.failed(arrived.from, arrived.piece);
-                liars.push(arrived.from);
+        for Arrived { from, piece, .. } in batch {
+            if wrong.contains(&piece) {
+                schedule.failed(from, piece);
+                liars.push(from);
                 continue;
             }
-            let arrival = schedule.arrived(arrived.from, arrived.piece);
-            cancel.extend(arrival.cancel.into_iter().map(|other| (other, arrived.piece)));
-            if let Some(known) = self.known.get_mut(&arrived.from) {
+            let arrival = schedule.arrived(from, piece);
+            cancel.extend(arrival.cancel.into_iter().map(|other| (other, piece)));
+            if let Some(known) = self.known.get_mut(&from) {
                 known.failures = 0;
-            }
-            if arrival.wanted {
-                self.to_write.push(arrived);
             }
         }
         for call in cancel {
@@ -194,6 +194,7 @@ impl Transfer<'_> {
         for liar in liars {
             self.on_fault(liar, Fault::Lie("a piece that is not part of the file"));
         }
+        Ok(())
     }
 
     /// A piece has come from another provider: this one need not send it.
@@ -213,38 +214,18 @@ impl Transfer<'_> {
             );
         }
     }
-
-    pub(super) fn on_written(
-        &mut self,
-        batch: Vec<Arrived>,
-        result: Result<(), LibraryError>,
-    ) -> Result<(), DownloadError> {
-        self.writing = false;
-        self.hopeful = Instant::now();
-        match result {
-            Ok(()) => self.write_after = None,
-            Err(error @ LibraryError::Full { .. }) => {
-                if self.write_after.is_none() {
-                    tracing::warn!(id = %self.wanted.id, %error, "the download waits for room");
-                }
-                self.write_after = Some(Instant::now() + FULL_PAUSE);
-                self.to_write.splice(0..0, batch);
-            }
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
-    }
 }
 
-/// The front of the queue: about `bytes` bytes, but at least one piece.
-fn take_batch(queue: &mut Vec<Arrived>, bytes: usize) -> Vec<Arrived> {
+/// The front of the queue: about a batch, but at least one piece, and none of them twice.
+fn take_batch(queue: &mut Vec<Arrived>) -> Vec<Arrived> {
     let mut taken = 0;
     let count = queue
         .iter()
-        .take_while(|arrived| {
-            let first = taken == 0;
+        .enumerate()
+        .take_while(|(at, arrived)| {
+            let twice = queue[..*at].iter().any(|before| before.piece == arrived.piece);
             taken += arrived.content.len();
-            first || taken <= bytes
+            *at == 0 || (taken <= BATCH && !twice)
         })
         .count();
     queue.drain(..count).collect()

@@ -179,7 +179,7 @@ impl Transfer<'_> {
                 && let Some(open) = &mut self.open
                 && open.schedule.arrived(key, piece).wanted
             {
-                self.to_write.push(Arrived { from: key, piece, content, _permit: permit });
+                self.to_keep.push(Arrived { from: key, piece, content, _permit: permit });
             }
         }
         let Some(known) = self.known.get_mut(&key) else { return Ok(()) };

@@ -9,7 +9,7 @@ use crate::library::output::OutputDir;
 use crate::model::collection::{Collection, Member};
 
 /// A collection of samples, complete in the library, and its members.
-async fn collection(library: &Library, name: &str, members: &[(&str, &Sample)]) -> FileId {
+pub(super) async fn collection(library: &Library, name: &str, members: &[(&str, &Sample)]) -> FileId {
     let list = members.iter().map(|(path, sample)| Member {
         path: path.parse().unwrap(),
         size: sample.layout().size(),

@@ -1,9 +1,12 @@
 //! The library over the storage in memory, with content in a database and in files.
 
 mod collections;
+mod held;
+mod keeping;
 mod links;
 mod model;
 mod pieces;
+mod small;
 
 use std::path::PathBuf;
 use std::sync::Arc;

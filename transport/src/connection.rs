@@ -14,55 +14,58 @@ use enjambre_core::transport::{Connection, Deadline, Message};
 use futures::future::{BoxFuture, FutureExt, Shared as SharedFuture};
 use parking_lot::Mutex;
 use rand::RngExt;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
-use super::link::Link;
 use crate::guard::cutoff::CutOff;
+use crate::guard::{Guard, socket};
+use crate::wire::{Dialled, Link, Wire};
 
 /// Why dialling failed; the same for all calls that waited for it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 struct DialError(Arc<CutOff>);
 
-type Dialling = SharedFuture<BoxFuture<'static, Result<Arc<Link>, DialError>>>;
+type Dialling<L> = SharedFuture<BoxFuture<'static, Result<Arc<L>, DialError>>>;
 
 #[derive(Debug)]
-enum State {
+enum State<L> {
     /// Not connected, and free to dial.
     Idle,
-    Dialling(Dialling),
-    Up(Arc<Link>),
+    Dialling(Dialling<L>),
+    Up(Arc<L>),
     /// No dialling before this time, and why.
     Pausing(Instant, DialError),
 }
 
 #[derive(Debug)]
-struct Current {
-    state: State,
+struct Current<L> {
+    state: State<L>,
     /// Attempts since the last that led to a reply.
     failures: u32,
 }
 
 #[derive(Debug)]
-pub(super) struct ZmqConnection {
-    shared: Arc<Shared>,
+pub(crate) struct GuardedConnection<W: Wire> {
+    guard: Arc<Guard>,
+    wire: Arc<W>,
     endpoint: Endpoint,
     next_id: AtomicU64,
     in_flight: Semaphore,
     activity: Activity,
-    current: Mutex<Current>,
+    current: Mutex<Current<W::Link>>,
     /// Ends everything that belongs to the connection.
     closed: CancellationToken,
 }
 
-impl ZmqConnection {
-    pub(super) fn new(shared: Arc<Shared>, endpoint: Endpoint) -> Self {
+impl<W: Wire> GuardedConnection<W> {
+    pub(crate) fn new(guard: Arc<Guard>, wire: Arc<W>, endpoint: Endpoint) -> Self {
         Self {
-            in_flight: Semaphore::new(shared.settings.in_flight),
-            shared,
+            in_flight: Semaphore::new(guard.settings.in_flight),
+            guard,
+            wire,
             endpoint,
             next_id: AtomicU64::new(1),
             activity: Activity::default(),
@@ -76,21 +79,23 @@ impl ZmqConnection {
     }
 
     fn pause(&self, failures: u32) -> Duration {
-        let settings = &self.shared.settings;
+        let settings = &self.guard.settings;
         let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
         let longest = settings.reconnect_first.saturating_mul(factor).min(settings.reconnect_longest);
         // Half of it at least, so that many who lost the same remote do not come back at once.
         longest.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
-    fn dial(&self) -> Dialling {
-        let limit = self.shared.settings.handshake;
-        let dialling = Link::dial(
-            Arc::clone(&self.shared),
-            self.endpoint.clone(),
-            self.activity.clone(),
-            self.closed.child_token(),
-        );
+    fn dial(&self) -> Dialling<W::Link> {
+        let limit = self.guard.settings.handshake;
+        let (wire, guard, endpoint) =
+            (Arc::clone(&self.wire), Arc::clone(&self.guard), self.endpoint.clone());
+        let (activity, kill) = (self.activity.clone(), self.closed.child_token());
+        let dialling = async move {
+            let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
+            socket::tune(&stream, guard.settings.stalled)?;
+            wire.dialled(Dialled { guard, stream, endpoint, activity, kill }).await
+        };
         let closed = self.closed.clone();
         // In a task of its own: the call that began it may be dropped, and others wait for it, too.
         let task = tokio::spawn(async move {
@@ -111,14 +116,14 @@ impl ZmqConnection {
     }
 
     /// The link, dialled where there is none.
-    async fn link(&self) -> Result<Arc<Link>, TransportError> {
+    async fn link(&self) -> Result<Arc<W::Link>, TransportError> {
         let dialling = {
             let mut current = self.current.lock();
             loop {
                 match &current.state {
                     State::Up(link) if link.is_up() => return Ok(Arc::clone(link)),
                     // It worked before, so dialling again is likely to work at once.
-                    State::Up(link) if link.calls.was_good() => {
+                    State::Up(link) if link.calls().was_good() => {
                         *current = Current { state: State::Idle, failures: 0 };
                     }
                     State::Up(_) => {
@@ -156,7 +161,7 @@ impl ZmqConnection {
             let link = self.link().await?;
             let Ok(_slot) = self.in_flight.acquire().await else { return Err(TransportError::Closed) };
             // Ended meanwhile, before anything was sent: look again.
-            let Some(mut call) = link.calls.begin(id) else { continue };
+            let Some(mut call) = link.calls().begin(id) else { continue };
             link.send(header).await;
             return call
                 .reply()
@@ -167,7 +172,7 @@ impl ZmqConnection {
 }
 
 #[async_trait]
-impl Connection for ZmqConnection {
+impl<W: Wire> Connection for GuardedConnection<W> {
     fn next_id(&self) -> RequestId {
         RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
     }
@@ -178,7 +183,7 @@ impl Connection for ZmqConnection {
         header: Bytes,
         deadline: Deadline,
     ) -> Result<Message, TransportError> {
-        self.shared.settings.message_limits().check_header(header.len())?;
+        self.guard.settings.message_limits().check_header(header.len())?;
         let exchange = self.activity.within(deadline, self.exchange(id, header));
         tokio::select! {
             biased;
@@ -198,7 +203,7 @@ impl Connection for ZmqConnection {
     }
 }
 
-impl Drop for ZmqConnection {
+impl<W: Wire> Drop for GuardedConnection<W> {
     fn drop(&mut self) {
         self.closed.cancel();
     }

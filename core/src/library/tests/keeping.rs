@@ -1,0 +1,83 @@
+//! Pieces on their way in: hashed by the library, noted ahead, and not hashed or fetched twice after a kill.
+
+use super::*;
+use crate::library::layout::DIRTY;
+use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
+use crate::storage::value::KeyRange;
+
+#[tokio::test]
+async fn wrong_pieces_are_told_and_not_kept() {
+    for in_files in [false, true] {
+        let rig = Rig::new(in_files);
+        let sample = Sample::new(4 * PIECE, 1);
+        let library = rig.open().await;
+        let file = sample.create(&library, "a", Destination::Library).await;
+        let (one, two) = (sample.piece(1), sample.piece(2));
+        let short = Bytes::copy_from_slice(&two.1[1..]);
+        let pieces = vec![sample.piece(0), (one.0, two.1.clone()), (two.0, short), sample.piece(3)];
+        assert_eq!(file.write_pieces(pieces).await.unwrap(), [one.0, two.0]);
+        assert!(file.has(sample.piece(0).0) && file.has(sample.piece(3).0));
+        assert_eq!(file.have_count(), 2);
+        // What is here already is passed over, right or wrong.
+        assert!(file.write_pieces(vec![(sample.piece(0).0, one.1.clone())]).await.unwrap().is_empty());
+        assert!(file.write_pieces(vec![one, two]).await.unwrap().is_empty());
+        file.finish(true).await.unwrap();
+        sample.check(&file).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_last_piece_takes_no_room() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(3 * PIECE, 1);
+    let library = rig.open().await;
+    let file = sample.create(&library, "a", rig.to("a.bin", false)).await;
+    let wrong = (sample.piece(2).0, sample.piece(0).1);
+    assert_eq!(file.write_pieces(vec![wrong]).await.unwrap().len(), 1);
+    assert_eq!(std::fs::metadata(rig.path("a.bin.enjambre-part")).unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn what_is_expected_is_noted_before_it_comes_and_with_few_commits() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(64 * PIECE, 1);
+    let index = Arc::new(FaultyStorage::new(Arc::new(rig.index.open()), 1));
+    let library = rig.open_on(index.clone()).await;
+    let file = sample.create(&library, "a", Destination::Library).await;
+    for (piece, _) in sample.all() {
+        file.expect(piece);
+    }
+    file.write_pieces(vec![sample.piece(0)]).await.unwrap();
+    let noted = rig.index.open().scan(DIRTY, KeyRange::all(), 10).await.unwrap();
+    let bits: u32 = noted.iter().flat_map(|(_, page)| page.iter()).map(|byte| byte.count_ones()).sum();
+    assert_eq!(bits, 64);
+    // Nothing more is to be noted, so it does not matter that nothing more can be.
+    index.add(Operation::Commit, When::Always, Fault::Full);
+    for number in 1..63 {
+        file.write_pieces(vec![sample.piece(number)]).await.unwrap();
+    }
+    index.clear();
+    drop(file);
+    rig.kill(library).await;
+    let library = rig.open().await;
+    assert_eq!(library.entry(&sample.id()).unwrap().have, 63, "what was written is found, and nothing else");
+}
+
+#[tokio::test]
+async fn nothing_is_hashed_again_that_was_synced_before_a_kill() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(8 * PIECE, 1);
+    let library = rig.open().await;
+    let file = sample.create(&library, "a", Destination::Library).await;
+    for number in 0..6 {
+        file.write_pieces(vec![sample.piece(number)]).await.unwrap();
+    }
+    file.checkpoint().await.unwrap();
+    drop(file);
+    rig.kill(library).await;
+    let content = Arc::new(FaultyStorage::new(Arc::new(rig.content.open()), 1));
+    content.add(Operation::Get, When::Always, Fault::Fail);
+    let store = ContentStore::Database(content);
+    let library = Library::open(Arc::new(rig.index.open()), store, LibrarySettings::default()).await.unwrap();
+    assert_eq!(library.entry(&sample.id()).unwrap().have, 6);
+}

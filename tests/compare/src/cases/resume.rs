@@ -1,0 +1,72 @@
+//! A downloader is killed half-way with `kill -9`, and goes on.
+
+use std::ffi::OsStr;
+use std::fs;
+
+use anyhow::{Result, ensure};
+use bytesize::ByteSize;
+use enjambre_tests::content::MIB;
+use enjambre_tests::node::{Setup, World};
+
+use super::{Case, Contender};
+use crate::process::{Work, race};
+use crate::report::{CPU, Column, SECONDS, Sample};
+use crate::stage::Stage;
+use crate::tools::Variant;
+
+const KILLED_AT: Column = Column { key: "killed_at", title: "killed at MiB", digits: 0 };
+const AGAIN: Column = Column { key: "again_mib", title: "sent twice MiB", digits: 1 };
+
+/// What was sent more than once is counted at the source, so it includes what was on the way when the kill came.
+pub(super) fn resume(stage: &Stage) -> Case<'_> {
+    let size = stage.options.size.unwrap_or(ByteSize(1024 * MIB));
+    let contender = |name: &str, variant: Variant| Contender {
+        name: name.to_owned(),
+        run: Box::new(move || one_round(stage, variant, size.as_u64())),
+    };
+    Case {
+        name: "resume",
+        title: format!("Killed half-way through {}: what goes on takes", size.display()),
+        columns: vec![SECONDS, CPU, KILLED_AT, AGAIN],
+        reference: None,
+        most_rounds: 3,
+        is_large: false,
+        contenders: vec![
+            contender("enjambre tcp", Variant::Tcp),
+            contender("enjambre tcp, into SQLite", Variant::Database),
+        ],
+    }
+}
+
+fn one_round(stage: &Stage, variant: Variant, size: u64) -> Result<Sample> {
+    let content = stage.file(size)?;
+    let room = stage.room()?;
+    let world = World::new_in(room.path(), Setup::default());
+    let tracker = world.tracker("tracker");
+    let mut source = world.running_peer_with("source", &[&tracker], &[variant.listen()]);
+    source.publish(&content.path, &[]);
+    let peer = world.peer_with("peer", &[&tracker], &[variant.listen()]);
+    let target = room.path().join("target");
+    fs::create_dir(&target)?;
+    let path = target.join(content.name());
+    let mut args = vec![OsStr::new("get"), content.name().as_ref(), "--json".as_ref()];
+    if variant.is_to_file() {
+        args.extend(["-o".as_ref(), path.as_os_str()]);
+    }
+    let mut get = peer.spawn(&args);
+    let killed_at = get.wait_event(|event| event["done"].as_u64().filter(|done| *done >= size / 2));
+    get.kill();
+    let (taken, _) = race(&[source.pid()], vec![Work::until_exit(|| peer.spawn(&args))])?;
+    let sent = source.sent();
+    ensure!(sent >= size, "the source sent {sent} bytes only");
+    if !variant.is_to_file() {
+        peer.run([OsStr::new("export"), content.name().as_ref(), OsStr::new("-o"), path.as_os_str()]).ok();
+    }
+    content.compare(&path)?;
+    Ok(Sample::from([
+        ("seconds", taken.seconds),
+        ("cpu", taken.cpu),
+        ("killed_at", killed_at as f64 / MIB as f64),
+        ("again_mib", (sent - size) as f64 / MIB as f64),
+    ]))
+}

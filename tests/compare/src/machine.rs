@@ -1,0 +1,52 @@
+//! The day and the machine, as a table needs them: no names, only what decides over speed.
+
+use std::fs;
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+
+/// Processors, memory and system.
+pub(crate) fn describe() -> String {
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    let gib = kib.unwrap_or(0_u64).div_ceil(1 << 20);
+    let system = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let version: String = system.trim().chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    format!("{cores} cores, {gib} GiB of memory, Linux {version}")
+}
+
+/// Today in UTC, as `2026-11-22`.
+pub(crate) fn date() -> Result<String> {
+    let days = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() / 86_400;
+    Ok(civil(days))
+}
+
+/// The day that is so many days after 1970-01-01, in the Gregorian calendar: Howard Hinnant's `civil_from_days`.
+fn civil(days: u64) -> String {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_have_dates() {
+        assert_eq!(civil(0), "1970-01-01");
+        assert_eq!(civil(11_016), "2000-02-29");
+        assert_eq!(civil(20_779), "2026-11-22");
+    }
+}

@@ -1,0 +1,194 @@
+//! Measures Enjambre beside other tools, and beside the least that any tool can take, in the same run.
+//!
+//!     cargo run --release -p enjambre-compare
+//!     cargo run --release -p enjambre-compare -- --case single,publish --rounds 3 --tools limit,libtorrent,enjambre
+//!
+//! It installs nothing, uses what it finds and says what it does not find, talks over loopback only, works in a
+//! temporary folder, and leaves no process behind. The figures come from `/proc`, so this is for Linux.
+
+mod cases;
+mod goals;
+mod limit;
+mod machine;
+mod options;
+mod process;
+mod report;
+mod stage;
+mod swarm_tracker;
+mod tools;
+mod torrent;
+mod udp_tracker;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Parser;
+use serde_json::json;
+
+use crate::cases::Case;
+use crate::options::{Cli, Command, Options, Side};
+use crate::report::{CaseReport, Contest};
+use crate::stage::Stage;
+use crate::tools::Tool;
+use crate::udp_tracker::Kind;
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        None => compare(cli.options),
+        Some(Command::Limit { side }) => match side {
+            Side::Send { file } => limit::send(&file),
+            Side::Receive { address, file } => {
+                println!("{}", limit::receive(&address, &file)?);
+                Ok(())
+            }
+            Side::Hash { file } => {
+                println!("{}", limit::hash(&file)?);
+                Ok(())
+            }
+        },
+    }
+}
+
+fn compare(options: Options) -> Result<()> {
+    let stage = Stage::new(options)?;
+    let tools = find_tools(&stage.options);
+    let mut cases = cases::all(&stage, &tools, &find_trackers(&stage.options));
+    let wanted = &stage.options.cases;
+    if let Some(unknown) = wanted.iter().find(|name| cases.iter().all(|case| case.name != name.as_str())) {
+        let names: Vec<&str> = cases.iter().map(|case| case.name).collect();
+        bail!("{unknown:?} is not a case; there are {}", names.join(", "));
+    }
+    if stage.options.list {
+        cases.iter().for_each(|case| println!("{:<16} {}", case.name, case.title));
+        return Ok(());
+    }
+    cases.retain(|case| {
+        let is_named = wanted.iter().any(|name| name == case.name);
+        is_named || (wanted.is_empty() && (stage.options.large || !case.is_large))
+    });
+    let mut reports = Vec::new();
+    for mut case in cases {
+        case.contenders.retain(|contender| is_wanted(&stage.options, &contender.name));
+        if case.contenders.is_empty() {
+            continue;
+        }
+        let report = run(case, &stage.options);
+        println!("\n{}", section(&report));
+        reports.push(report);
+    }
+    println!("{}", aims(&reports));
+    write(&reports, &tools, &stage.options)
+}
+
+fn section(report: &CaseReport) -> String {
+    format!("### {}\n\n{}", report.title, report::markdown(&report.table()))
+}
+
+fn aims(reports: &[CaseReport]) -> String {
+    format!("### Aims\n\n{}", report::markdown(&goals::table(reports)))
+}
+
+/// Writes the files that were asked for.
+fn write(reports: &[CaseReport], tools: &[Rc<dyn Tool>], options: &Options) -> Result<()> {
+    let versions: BTreeMap<&str, String> =
+        tools.iter().filter_map(|tool| Some((tool.name(), tool.version().ok()?))).collect();
+    let date = machine::date()?;
+    if let Some(path) = &options.json {
+        let cases: Vec<_> = reports.iter().map(CaseReport::json).collect();
+        let all = json!({
+            "date": date, "machine": machine::describe(), "rounds": options.rounds, "tools": versions, "cases": cases,
+        });
+        fs::write(path, serde_json::to_vec_pretty(&all)?).with_context(|| path.display().to_string())?;
+    }
+    if let Some(path) = &options.markdown {
+        let others = versions.iter().filter(|(name, _)| !name.starts_with("enjambre") && **name != "limit");
+        let others: Vec<String> = others.map(|(name, version)| format!("{name} {version}")).collect();
+        let mut text = format!(
+            "Measured on {date}: {}; medians of {} rounds, or of 3 where a round takes long.\n\
+             Beside: {}.\n\n",
+            machine::describe(),
+            options.rounds,
+            others.join(", ")
+        );
+        for part in std::iter::once(aims(reports)).chain(reports.iter().map(section)) {
+            text += &part;
+            text.push('\n');
+        }
+        let page = fs::read_to_string(path).unwrap_or_default();
+        fs::write(path, report::into_page(&page, &text)).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Those tools that were asked for and are there.
+fn find_tools(options: &Options) -> Vec<Rc<dyn Tool>> {
+    let mut tools = tools::all();
+    tools.retain(|tool| is_wanted(options, tool.name()));
+    tools.retain(|tool| match tool.version() {
+        Ok(version) => {
+            println!("{}: {version}", tool.name());
+            true
+        }
+        Err(error) => {
+            println!("{}: not found, left out ({error:#})", tool.name());
+            false
+        }
+    });
+    tools
+}
+
+/// The same for the trackers.
+fn find_trackers(options: &Options) -> Vec<Kind> {
+    let mut kinds = vec![Kind::Opentracker, Kind::Aquatic];
+    kinds.retain(|kind| is_wanted(options, kind.name()));
+    kinds.retain(|kind| match kind.look() {
+        Ok(()) => true,
+        Err(error) => {
+            println!("{}: not found, left out ({error:#})", kind.name());
+            false
+        }
+    });
+    kinds
+}
+
+fn is_wanted(options: &Options, name: &str) -> bool {
+    let first = name.split([' ', ':']).next().unwrap_or_default();
+    options.tools.is_empty() || options.tools.iter().any(|tool| tool == first)
+}
+
+fn run(case: Case<'_>, options: &Options) -> CaseReport {
+    let rounds = options.rounds.clamp(1, case.most_rounds);
+    eprintln!("\n{}: {}", case.name, case.title);
+    let new = |name: &String| Contest { name: name.clone(), ..Contest::default() };
+    let mut contests: Vec<Contest> = case.contenders.iter().map(|contender| new(&contender.name)).collect();
+    for round in 1..=rounds {
+        for (contender, contest) in case.contenders.iter().zip(&mut contests) {
+            let begun = Instant::now();
+            // The harness of the tests panics where something is not as it must be.
+            let result = catch_unwind(AssertUnwindSafe(&contender.run))
+                .unwrap_or_else(|_| Err(anyhow!("it panicked; see above")));
+            let took = begun.elapsed().as_secs_f64();
+            match result {
+                Ok(sample) => {
+                    let seconds = sample.get("seconds").copied().unwrap_or_default();
+                    eprintln!(
+                        "  {round}/{rounds} {}: {seconds:.3} s ({took:.1} s with all around it)",
+                        contest.name
+                    );
+                    contest.samples.push(sample);
+                }
+                Err(error) => {
+                    eprintln!("  {round}/{rounds} {}: failed: {error:#}", contest.name);
+                    contest.failures.push(format!("{error:#}"));
+                }
+            }
+        }
+    }
+    let Case { name, title, columns, reference, .. } = case;
+    CaseReport { name, title, columns, reference, contests }
+}

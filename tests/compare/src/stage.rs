@@ -1,0 +1,137 @@
+//! Where everything happens: the folder, the content that is sent around, and the comparison of what arrived.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result, ensure};
+use enjambre_tests::content::{TreeFile, hash_of, read_tree, write_file};
+use tempfile::TempDir;
+
+use crate::limit;
+use crate::options::Options;
+use crate::swarm_tracker::SwarmTracker;
+use crate::torrent;
+
+/// Something to send around.
+#[derive(Debug)]
+pub(crate) struct Content {
+    /// The file or folder.
+    pub(crate) path: PathBuf,
+    /// Bytes in all.
+    pub(crate) size: u64,
+    /// The same as a torrent.
+    pub(crate) torrent: PathBuf,
+    /// What must arrive.
+    expected: Expected,
+}
+
+#[derive(Debug)]
+enum Expected {
+    File(String),
+    Folder(BTreeMap<String, TreeFile>),
+}
+
+impl Content {
+    /// Its name, which it keeps on the way.
+    pub(crate) fn name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// Whether it is a folder.
+    pub(crate) fn is_folder(&self) -> bool {
+        matches!(self.expected, Expected::Folder(_))
+    }
+
+    /// Fails unless the same is at `path`.
+    pub(crate) fn compare(&self, path: &Path) -> Result<()> {
+        match &self.expected {
+            Expected::File(hash) => {
+                let found = limit::hash(path)?;
+                ensure!(found.to_hex().as_str() == hash, "{} differs from what was sent", path.display());
+            }
+            Expected::Folder(tree) => {
+                ensure!(path.is_dir(), "there is no folder {}", path.display());
+                ensure!(read_tree(path) == *tree, "{} differs from what was sent", path.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The folder of one run of the program, and what is shared by all that runs in it.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    /// What was asked for.
+    pub(crate) options: Options,
+    /// Where those who speak BitTorrent find each other.
+    pub(crate) swarm_tracker: SwarmTracker,
+    folder: TempDir,
+    contents: RefCell<BTreeMap<String, Rc<Content>>>,
+}
+
+impl Stage {
+    /// Makes the folder.
+    pub(crate) fn new(options: Options) -> Result<Self> {
+        let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let folder = tempfile::Builder::new()
+            .prefix("compare-")
+            .tempdir_in(&parent)
+            .with_context(|| parent.display().to_string())?;
+        Ok(Self { options, swarm_tracker: SwarmTracker::start()?, folder, contents: RefCell::default() })
+    }
+
+    /// An empty folder for one run, which goes with its guard.
+    pub(crate) fn room(&self) -> Result<TempDir> {
+        Ok(tempfile::Builder::new().prefix("run-").tempdir_in(self.folder.path())?)
+    }
+
+    /// A file of random content: of this size, unless another was asked for on the command line.
+    pub(crate) fn file(&self, size: u64) -> Result<Rc<Content>> {
+        let size = self.options.size.map_or(size, |size| size.as_u64());
+        self.content(&format!("file-{size}.bin"), |path| {
+            let hash = write_file(path, size, size);
+            Ok((size, Expected::File(hash)))
+        })
+    }
+
+    /// A folder of so many files of so many bytes each.
+    pub(crate) fn files(&self, count: u64, each: u64) -> Result<Rc<Content>> {
+        self.content(&format!("files-{count}"), |path| {
+            fs::create_dir(path)?;
+            for number in 0..count {
+                write_file(&path.join(format!("{number:05}.bin")), each, number);
+            }
+            Ok((count * each, Expected::Folder(read_tree(path))))
+        })
+    }
+
+    /// A file without anything in it but its size.
+    pub(crate) fn sparse_file(&self, size: u64) -> Result<Rc<Content>> {
+        self.content("sparse.bin", |path| {
+            fs::File::create(path)?.set_len(size)?;
+            Ok((size, Expected::File(hash_of(path))))
+        })
+    }
+
+    fn content(
+        &self,
+        name: &str,
+        make: impl FnOnce(&Path) -> Result<(u64, Expected)>,
+    ) -> Result<Rc<Content>> {
+        if let Some(content) = self.contents.borrow().get(name) {
+            return Ok(Rc::clone(content));
+        }
+        let path = self.folder.path().join(name);
+        let (size, expected) = make(&path)?;
+        // What is still on its way to the disk would slow down whoever comes first.
+        rustix::fs::sync();
+        let torrent = self.folder.path().join(format!("{name}.torrent"));
+        torrent::write(&path, &self.swarm_tracker.url(), &torrent)?;
+        let content = Rc::new(Content { path, size, torrent, expected });
+        self.contents.borrow_mut().insert(name.to_owned(), Rc::clone(&content));
+        Ok(content)
+    }
+}

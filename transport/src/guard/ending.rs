@@ -1,0 +1,66 @@
+//! When a connection has been quiet for too long, and how it ends in order.
+
+use std::time::Duration;
+
+use enjambre_core::transport::calls::{Activity, Calls};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Returns when nothing was heard for so long while nothing was going on.
+pub(crate) async fn idle(activity: &Activity, limit: Duration, busy: impl Fn() -> bool) {
+    loop {
+        let silent = activity.silent_for();
+        if silent >= limit && !busy() {
+            return;
+        }
+        // Busy beyond the limit: look again now and then.
+        let pause = limit.checked_sub(silent).filter(|left| !left.is_zero()).unwrap_or(limit / 4);
+        tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
+    }
+}
+
+/// The same for the asking side: returns when no call can begin any more. That is well before the remote, which waits
+/// for `limit`, closes the connection, so that no request crosses its closing.
+pub(crate) async fn retire(activity: &Activity, limit: Duration, calls: &Calls) {
+    loop {
+        idle(activity, limit / 2, || calls.is_busy()).await;
+        if calls.retire() {
+            return;
+        }
+    }
+}
+
+/// How long [`linger`] waits for the remote to close.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Reads what the remote still sends and drops it until the remote closes, which it does when it sees the end of what
+/// is sent to it. Closing with unread bytes would reset the connection, and what was sent last might not arrive.
+pub(crate) async fn linger<R: AsyncRead + Unpin>(from: &mut R) {
+    let mut scratch = vec![0; 16 * 1024];
+    let closed = async { while from.read(&mut scratch).await.is_ok_and(|read| read > 0) {} };
+    // Who does not close by then has no part in an orderly end.
+    let _ = tokio::time::timeout(LINGER, closed).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_time_runs_from_the_last_bytes_and_not_while_busy() {
+        let activity = Activity::default();
+        let begin = tokio::time::Instant::now();
+        let busy = || begin.elapsed() < 3 * HOUR;
+        let traffic = async {
+            tokio::time::sleep(HOUR / 2).await;
+            activity.heard();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = idle(&activity, HOUR, busy) => {}
+            () = traffic => {}
+        }
+        assert!(begin.elapsed() >= 3 * HOUR && begin.elapsed() < 4 * HOUR);
+    }
+}

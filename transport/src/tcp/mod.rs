@@ -1,0 +1,51 @@
+//! Requests and replies as plain frames on a TCP stream: the way that costs least.
+//!
+//! Both sides begin with a preface ([`preface`]); then come frames of a fixed prefix with two lengths, a header and a
+//! payload. Payloads are read into the buffers in which they are verified and stored ([`reader`]), and written from where
+//! they are ([`writer`]).
+
+mod link;
+mod preface;
+mod reader;
+mod serve;
+mod writer;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use enjambre_core::buffers::BufferPool;
+use tokio::net::TcpStream;
+
+use crate::guard::cutoff::CutOff;
+use crate::listener::Server;
+use crate::wire::{Dialled, Wire};
+use link::TcpLink;
+
+/// How many bytes of payload buffers are kept while nobody uses them.
+const KEPT: usize = 8 << 20;
+
+/// Plain frames on the stream.
+#[derive(Debug)]
+pub(crate) struct Tcp {
+    /// For the payloads of replies.
+    pool: BufferPool,
+}
+
+impl Default for Tcp {
+    fn default() -> Self {
+        Self { pool: BufferPool::new(KEPT) }
+    }
+}
+
+impl Wire for Tcp {
+    const SCHEME: &'static str = "tcp";
+    type Link = TcpLink;
+
+    async fn dialled(self: Arc<Self>, dialled: Dialled) -> Result<Arc<TcpLink>, CutOff> {
+        TcpLink::establish(self.pool.clone(), dialled).await
+    }
+
+    async fn serve(server: &Server<Self>, stream: TcpStream, address: SocketAddr) -> Result<(), CutOff> {
+        serve::serve(server, stream, address).await
+    }
+}
