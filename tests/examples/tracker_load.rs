@@ -171,10 +171,7 @@ fn start(settings: &Settings, folder: &Path, data: &str) -> Result<(Process, End
     let begun = Instant::now();
     let args = ["tracker".as_ref(), "--config".as_ref(), config.as_os_str()];
     let mut process = Process::start(folder, args);
-    let marker = format!("{}://", settings.scheme);
-    let endpoint = process.wait_line(PATIENCE, |line| {
-        endpoint_in(line).or_else(|| Some(line[line.find(&marker)?..].trim().to_owned()))
-    });
+    let endpoint = process.wait_line(PATIENCE, endpoint_in);
     Ok((process, endpoint.parse()?, begun.elapsed()))
 }
 
@@ -346,6 +343,7 @@ fn transport(scheme: &str) -> Result<Arc<dyn Transport>> {
     let settings = TransportSettings::default();
     match scheme {
         "zmq" => Ok(enjambre_transport::zmq(settings)?),
+        "tcp" => Ok(enjambre_transport::tcp(settings)?),
         _ => bail!("there is no transport for {scheme}://"),
     }
 }
