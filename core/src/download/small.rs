@@ -5,7 +5,7 @@
 //! patience, waits for room on the disk, and tells what is wrong. Nothing is kept that does not hash to its id, and who sends
 //! such a thing is left out.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -323,6 +323,7 @@ impl Batches<'_> {
                 self.keeping -= 1;
                 match result {
                     Ok(left) => {
+                        let left: HashSet<FileId> = left.into_iter().collect();
                         for file in files {
                             match left.contains(&file.id) {
                                 true => self.left.push(file),

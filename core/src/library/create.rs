@@ -17,7 +17,7 @@ use crate::model::name::Name;
 use crate::storage::value::{Batch, Durability};
 
 /// Milliseconds since 1970-01-01 UTC.
-pub(super) fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
