@@ -4,8 +4,8 @@
 //!     cargo run --release -p enjambre-tests --example swarm -- [MIB [PEERS [LIMIT [SETUP]]]]
 //!
 //! MIB is the size of the file, 512 unless given, PEERS how many there are, 4 unless given, LIMIT what the source may
-//! send in a second, such as `50MB/s`, or `none`, and SETUP one of `sqlite`, `sqlite+files`, `sled` and `sled+files`, `sqlite+files`
-//! unless given. Every peer is a daemon that is told to `get`. All of it is compared at the end.
+//! send in a second, such as `50MB/s`, or `none`, and SETUP one of `sqlite`, `sqlite+files`, `sled` and `sled+files`,
+//! `sqlite+files` unless given. Every peer is a daemon that is told to `get`. All of it is compared at the end.
 //! The figures come from `/proc`, so this is for Linux.
 
 use std::ffi::OsStr;
@@ -24,15 +24,15 @@ fn main() -> Result<()> {
     let mib: u64 = args.next().map_or(Ok(512), |text| text.parse()).context("MIB is a number")?;
     let peers: usize = args.next().map_or(Ok(4), |text| text.parse()).context("PEERS is a number")?;
     let limit = args.next().filter(|text| text != "none");
-    let setup = match args.next().as_deref() {
-        Some("sqlite") => Setup { backend: "sqlite", content: "database" },
-        None | Some("sqlite+files") => Setup { backend: "sqlite", content: "files" },
-        Some("sled") => Setup { backend: "sled", content: "database" },
-        Some("sled+files") => Setup { backend: "sled", content: "files" },
+    let (backend, content) = match args.next().as_deref() {
+        Some("sqlite") => ("sqlite", "database"),
+        None | Some("sqlite+files") => ("sqlite", "files"),
+        Some("sled") => ("sled", "database"),
+        Some("sled+files") => ("sled", "files"),
         Some(name) => bail!("{name:?} is not a setup; there are sqlite, sqlite+files, sled and sled+files"),
     };
 
-    let world = World::new(setup);
+    let world = World::new(Setup { backend, content, ..Setup::default() });
     let (file, hash) = world.file("large.bin", mib * MIB);
     let mut tracker = world.tracker("tracker");
     let limit = limit.map(|limit| format!("limits.upload={limit:?}"));
