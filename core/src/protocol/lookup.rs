@@ -118,6 +118,11 @@ pub struct EncodedProviders {
 }
 
 impl EncodedProviders {
+    /// How many bytes it takes.
+    pub fn size(&self) -> usize {
+        self.bytes.capacity() + self.ends.capacity() * size_of::<u32>()
+    }
+
     /// Adds one.
     pub fn push(&mut self, provider: &Provider) {
         let bytes = &mut self.bytes;
