@@ -1,11 +1,13 @@
 //! From a file or directory of the user to entries of the library: hashed on all cores, read once, and linked.
 //!
+//! What the library links already and looks as it did is not read again.
+//!
 //! With `store` the content is copied into the library in a second pass, since its place there is named by the
 //! hash. A directory becomes a collection. Telling the trackers is not done here: the library's list of pending
 //! publications says what they are to know.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::library::create::now_ms;
 use crate::library::error::LibraryError;
 use crate::library::layout::{blocking, finished};
 use crate::library::library::Library;
@@ -131,11 +134,22 @@ pub async fn publish(
 ) -> Result<Published, PublishError> {
     let given = path.to_owned();
     let named = options.name.clone();
-    let found = run(move || find(&given, named)).await?;
+    let since_ms = now_ms();
+    let shared = (!options.store).then(|| Arc::clone(&library.shared));
+    let (found, known) = run(move || {
+        let found = find(&given, named)?;
+        let links = found.files.iter().map(|file| (&*file.path, &file.mark));
+        let known = match shared {
+            Some(shared) => shared.known_links(links),
+            None => vec![None; found.files.len()],
+        };
+        Ok((found, known))
+    })
+    .await?;
     let name = found.name.clone();
     let found = Arc::new(found);
-    let hashed = hash_all(Arc::clone(&found), Arc::new(progress)).await?;
-    let size = hashed.iter().map(|file| file.manifest.layout().size()).sum();
+    let hashed = hash_all(library, Arc::clone(&found), known, Arc::new(progress)).await?;
+    let size = hashed.iter().map(|file| file.size).sum();
     let files = hashed.len() as u64;
 
     let collection = match found.kind {
@@ -143,8 +157,8 @@ pub async fn publish(
         FileKind::Collection => {
             let members = found.files.iter().zip(&hashed).map(|(file, hashed)| Member {
                 path: file.member.clone(),
-                size: hashed.manifest.layout().size(),
-                id: hashed.manifest.id(),
+                size: hashed.size,
+                id: hashed.id,
                 executable: hashed.executable,
             });
             let encoded: Bytes = Collection::new(members.collect())?.encode().into();
@@ -153,7 +167,7 @@ pub async fn publish(
     };
     let id = match (&collection, hashed.first()) {
         (Some((manifest, _)), _) => manifest.id(),
-        (None, Some(file)) => file.manifest.id(),
+        (None, Some(file)) => file.id,
         (None, None) => return Err(PublishError::Special { path: path.to_owned() }),
     };
 
@@ -161,7 +175,7 @@ pub async fn publish(
     let published =
         Published { id, name: name.clone(), kind: found.kind, size, files, skipped_links: found.links };
     let library = Arc::clone(library);
-    let work = add(library, found, hashed, collection, name, options.store);
+    let work = add(library, found, hashed, collection, name, options.store, since_ms);
     tokio::spawn(work).await.map_err(|_| LibraryError::Closed)??;
     Ok(published)
 }
@@ -178,7 +192,18 @@ async fn run<T: Send + 'static>(
 struct FoundFile {
     path: PathBuf,
     member: MemberPath,
-    size: u64,
+    mark: Fingerprint,
+    executable: bool,
+}
+
+impl FoundFile {
+    fn new(path: PathBuf, member: MemberPath, metadata: &Metadata) -> Self {
+        Self { path, member, mark: Fingerprint::of(metadata), executable: is_executable(metadata) }
+    }
+}
+
+fn is_executable(metadata: &Metadata) -> bool {
+    metadata.permissions().mode() & 0o100 != 0
 }
 
 /// What lies at a path.
@@ -204,7 +229,7 @@ fn find(path: &Path, name: Option<Name>) -> Result<Found, PublishError> {
     let mut found = Found { name, kind: FileKind::File, files: Vec::new(), links: 0 };
     if metadata.is_file() {
         let member = "file".parse()?;
-        found.files.push(FoundFile { path: root, member, size: metadata.len() });
+        found.files.push(FoundFile::new(root, member, &metadata));
     } else if metadata.is_dir() {
         found.kind = FileKind::Collection;
         walk(&root, "", 0, &mut found)?;
@@ -238,7 +263,7 @@ fn walk(folder: &Path, prefix: &str, depth: usize, found: &mut Found) -> Result<
                 return Err(CollectionError::TooLarge.into());
             }
             let member = format!("{prefix}{name}").parse()?;
-            found.files.push(FoundFile { path, member, size: metadata.len() });
+            found.files.push(FoundFile::new(path, member, &metadata));
         } else {
             return Err(PublishError::Special { path });
         }
@@ -246,12 +271,14 @@ fn walk(folder: &Path, prefix: &str, depth: usize, found: &mut Found) -> Result<
     Ok(())
 }
 
-/// A file that was hashed.
+/// A file that was hashed, now or when it was linked.
 #[derive(Debug)]
 struct Hashed {
-    manifest: Manifest,
-    mark: Fingerprint,
+    id: FileId,
+    size: u64,
     executable: bool,
+    /// None where the library links it already.
+    new: Option<(Manifest, Fingerprint)>,
 }
 
 /// A file that is being hashed by several workers.
@@ -268,10 +295,10 @@ struct InWork {
 /// Where the workers are.
 #[derive(Default)]
 struct Next {
-    /// The next file.
+    /// Which of the files that are to be hashed is the next.
     file: usize,
-    /// The file before, of which pieces from this number on are left.
-    rest: Option<(Arc<InWork>, u32)>,
+    /// Files that were begun, of which pieces from this number on are left.
+    rest: Vec<(Arc<InWork>, u32)>,
 }
 
 /// A piece of a file; none of an empty file.
@@ -280,6 +307,8 @@ type Task = (Arc<InWork>, Option<PieceIndex>);
 /// What the workers share.
 struct Hashing {
     found: Arc<Found>,
+    /// Which of the files are to be hashed.
+    unknown: Vec<usize>,
     next: Mutex<Next>,
     results: Mutex<Vec<Option<Hashed>>>,
     stop: AtomicBool,
@@ -298,22 +327,50 @@ impl Drop for StopOnDrop {
     }
 }
 
+/// Hashes those files that are not known.
 async fn hash_all(
+    library: &Library,
     found: Arc<Found>,
+    known: Vec<Option<FileId>>,
     progress: Arc<dyn Fn(PublishProgress) + Send + Sync>,
 ) -> Result<Vec<Hashed>, PublishError> {
-    let total: u64 = found.files.iter().map(|file| file.size).sum();
+    let total: u64 = found.files.iter().map(|file| file.mark.size()).sum();
+    let mut results: Vec<Option<Hashed>> = Vec::with_capacity(known.len());
+    for (file, known) in found.files.iter().zip(known) {
+        let Some(id) = known else {
+            results.push(None);
+            continue;
+        };
+        let size = file.mark.size();
+        // A member needs no more; a file of its own gets a name.
+        let new = match found.kind {
+            FileKind::Collection => None,
+            FileKind::File => {
+                let layout = layout_of(&file.path, size)?;
+                Some((library.shared.load_manifest(&id, layout).await?, file.mark))
+            }
+        };
+        results.push(Some(Hashed { id, size, executable: file.executable, new }));
+    }
+    let unknown: Vec<usize> = (0..results.len()).filter(|at| results[*at].is_none()).collect();
+    let of_known = found.files.iter().zip(&results).filter(|(_, known)| known.is_some());
+    let done = of_known.map(|(file, _)| file.mark.size()).sum();
+    let files = (results.len() - unknown.len()) as u64;
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS);
     let hashing = Arc::new(Hashing {
-        results: Mutex::new(found.files.iter().map(|_| None).collect()),
+        results: Mutex::new(results),
         found,
+        unknown,
         next: Mutex::default(),
         stop: AtomicBool::new(false),
-        done: AtomicU64::new(0),
-        files: AtomicU64::new(0),
+        done: AtomicU64::new(done),
+        files: AtomicU64::new(files),
         total,
         progress,
     });
+    if files > 0 {
+        hashing.report();
+    }
     let guard = StopOnDrop(Arc::clone(&hashing));
     let workers: Vec<_> = (0..workers)
         .map(|_| {
@@ -370,30 +427,34 @@ impl Hashing {
 
     /// The next piece of work: a piece of a file, or an empty file.
     fn take(&self) -> Result<Option<Task>, PublishError> {
-        let mut next = self.next.lock();
-        if let Some((file, piece)) = next.rest.take()
-            && let Some(piece) = file.layout.piece(piece)
-        {
-            next.rest = Some((Arc::clone(&file), piece.get() + 1));
-            return Ok(Some((file, Some(piece))));
-        }
-        let at = next.file;
-        let Some(found) = self.found.files.get(at) else { return Ok(None) };
-        next.file += 1;
+        let at = {
+            let mut next = self.next.lock();
+            while let Some((file, piece)) = next.rest.pop() {
+                if let Some(piece) = file.layout.piece(piece) {
+                    next.rest.push((Arc::clone(&file), piece.get() + 1));
+                    return Ok(Some((file, Some(piece))));
+                }
+            }
+            let Some(at) = self.unknown.get(next.file).copied() else { return Ok(None) };
+            next.file += 1;
+            at
+        };
+        let found = &self.found.files[at];
         let (file, metadata) = open_regular_itself(&found.path)?;
-        let layout = PieceLayout::new(metadata.len())
-            .map_err(|source| PublishError::TooLarge { path: found.path.clone(), source })?;
+        let layout = layout_of(&found.path, metadata.len())?;
         let file = Arc::new(InWork {
             at,
             file,
             layout,
             mark: Fingerprint::of(&metadata),
-            executable: metadata.permissions().mode() & 0o100 != 0,
+            executable: is_executable(&metadata),
             hashes: Mutex::new(vec![[0; 32]; layout.count() as usize]),
             left: AtomicU32::new(layout.count()),
         });
+        if layout.count() > 1 {
+            self.next.lock().rest.push((Arc::clone(&file), 1));
+        }
         let first = layout.piece(0);
-        next.rest = first.map(|_| (Arc::clone(&file), 1));
         Ok(Some((file, first)))
     }
 
@@ -407,7 +468,12 @@ impl Hashing {
         let Ok(manifest) = Manifest::from_hashes(file.layout, hashes) else {
             return Err(PublishError::Changed { path: path.clone() });
         };
-        let hashed = Hashed { manifest, mark: file.mark, executable: file.executable };
+        let hashed = Hashed {
+            id: manifest.id(),
+            size: manifest.layout().size(),
+            executable: file.executable,
+            new: Some((manifest, file.mark)),
+        };
         self.results.lock()[file.at] = Some(hashed);
         self.files.fetch_add(1, Ordering::Relaxed);
         self.report();
@@ -421,6 +487,10 @@ impl Hashing {
             files: self.files.load(Ordering::Relaxed),
         });
     }
+}
+
+fn layout_of(path: &Path, size: u64) -> Result<PieceLayout, PublishError> {
+    PieceLayout::new(size).map_err(|source| PublishError::TooLarge { path: path.to_owned(), source })
 }
 
 /// The manifest of what is in memory.
@@ -460,7 +530,7 @@ impl Drop for Imports {
     }
 }
 
-/// Copies in what is to be stored, and adds everything to the index.
+/// Copies in what is to be stored, and adds everything to the index. Nothing was read before `since_ms`.
 async fn add(
     library: Arc<Library>,
     found: Arc<Found>,
@@ -468,13 +538,16 @@ async fn add(
     collection: Option<(Manifest, Bytes)>,
     name: Name,
     store: bool,
+    since_ms: u64,
 ) -> Result<(), PublishError> {
     let shared = Arc::clone(&library.shared);
     let mut imports = Imports { library, ids: HashSet::new() };
     if store {
         for (file, hashed) in found.files.iter().zip(&hashed) {
-            if imports.begin(hashed.manifest.id()).await? {
-                import_file(&imports.library, &file.path, hashed).await?;
+            if let Some((manifest, _)) = &hashed.new
+                && imports.begin(hashed.id).await?
+            {
+                import_file(&imports.library, &file.path, manifest).await?;
             }
         }
     }
@@ -491,28 +564,33 @@ async fn add(
         shared.sync_imports().await?;
     }
     let owner = collection.as_ref().map(|(manifest, _)| manifest.id());
-    let mut new = Vec::with_capacity(hashed.len() + 1);
+    let (mut new, mut known) = (Vec::with_capacity(hashed.len() + 1), Vec::new());
     for (file, hashed) in found.files.iter().zip(hashed) {
+        let Some((manifest, mark)) = hashed.new else {
+            known.extend(owner.map(|owner| (hashed.id, owner)));
+            continue;
+        };
         new.push(NewPublished {
-            manifest: hashed.manifest,
+            manifest,
             kind: FileKind::File,
             name: owner.is_none().then(|| name.clone()),
             member_of: owner,
-            linked: (!store).then(|| (file.path.clone(), hashed.mark)),
+            linked: (!store).then(|| (file.path.clone(), mark)),
+            since_ms,
         });
     }
     if let Some((manifest, _)) = collection {
         let kind = FileKind::Collection;
-        new.push(NewPublished { manifest, kind, name: Some(name), member_of: None, linked: None });
+        new.push(NewPublished { manifest, kind, name: Some(name), member_of: None, linked: None, since_ms });
     }
-    shared.add_published(new).await?;
+    shared.add_published(new, known).await?;
     Ok(())
 }
 
 /// Copies a file into the library. What is read again is verified again.
-async fn import_file(library: &Arc<Library>, path: &Path, hashed: &Hashed) -> Result<(), PublishError> {
-    let layout = hashed.manifest.layout();
-    let manifest = Arc::new(hashed.manifest.clone());
+async fn import_file(library: &Arc<Library>, path: &Path, manifest: &Manifest) -> Result<(), PublishError> {
+    let (id, layout) = (manifest.id(), manifest.layout());
+    let manifest = Arc::new(manifest.clone());
     let opened = path.to_owned();
     let file = Arc::new(run(move || Ok(open_regular_itself(&opened)?.0)).await?);
     let pieces: Vec<PieceIndex> = layout.pieces().collect();
@@ -532,7 +610,7 @@ async fn import_file(library: &Arc<Library>, path: &Path, hashed: &Hashed) -> Re
             Ok(read)
         })
         .await?;
-        library.shared.import(&hashed.manifest.id(), content, layout).await?;
+        library.shared.import(&id, content, layout).await?;
     }
     Ok(())
 }

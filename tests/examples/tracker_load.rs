@@ -171,10 +171,7 @@ fn start(settings: &Settings, folder: &Path, data: &str) -> Result<(Process, End
     let begun = Instant::now();
     let args = ["tracker".as_ref(), "--config".as_ref(), config.as_os_str()];
     let mut process = Process::start(folder, args);
-    let marker = format!("{}://", settings.scheme);
-    let endpoint = process.wait_line(PATIENCE, |line| {
-        endpoint_in(line).or_else(|| Some(line[line.find(&marker)?..].trim().to_owned()))
-    });
+    let endpoint = process.wait_line(PATIENCE, endpoint_in);
     Ok((process, endpoint.parse()?, begun.elapsed()))
 }
 
@@ -346,6 +343,7 @@ fn transport(scheme: &str) -> Result<Arc<dyn Transport>> {
     let settings = TransportSettings::default();
     match scheme {
         "zmq" => Ok(enjambre_transport::zmq(settings)?),
+        "tcp" => Ok(enjambre_transport::tcp(settings)?),
         _ => bail!("there is no transport for {scheme}://"),
     }
 }
@@ -519,9 +517,10 @@ async fn announce_until(load: &Arc<Load>, end: Instant, sent: &Arc<AtomicU64>) -
 
 /// Peers come back: each says hello and announces again what it had announced.
 async fn announce_known(load: &Arc<Load>) -> Result<()> {
-    // Everybody has announced this many messages.
-    let chunks = load.next_new.load(Ordering::Relaxed) / load.peers.len();
-    ensure!(chunks > 0, "announce-new comes before announce-known, for long enough");
+    // So many peers have announced so many messages.
+    let messages = load.next_new.load(Ordering::Relaxed);
+    let (peers, chunks) = (messages.min(load.peers.len()), (messages / load.peers.len()).max(1));
+    ensure!(peers > 0, "announce-new comes before announce-known");
     let watch = Watch::begin(load);
     let end = Instant::now() + load.settings.time;
     let (sent, next) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -532,7 +531,7 @@ async fn announce_known(load: &Arc<Load>) -> Result<()> {
             let (sent, next) = (Arc::clone(&sent), Arc::clone(&next));
             tasks.spawn(async move {
                 while Instant::now() < end {
-                    let peer = next.fetch_add(1, Ordering::Relaxed) % load.peers.len();
+                    let peer = next.fetch_add(1, Ordering::Relaxed) % peers;
                     hello(&*connection, &load.peers[peer], peer).await?;
                     for chunk in 0..chunks {
                         load.announce(&*connection, peer, chunk).await?;

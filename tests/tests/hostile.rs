@@ -268,7 +268,7 @@ fn thousands_of_pieces_asked_for_and_never_read() {
         // Once the peer takes no more, the write would wait for ever.
         raw.0.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
         for number in 0..3000 {
-            if raw.ask(number, &Request::Piece { id, index: (number % 32) as u32 }).is_err() {
+            if raw.ask(number, &Request::Piece { id, index: (number % 32) as u32, sparing: false }).is_err() {
                 break;
             }
         }

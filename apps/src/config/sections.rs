@@ -76,6 +76,8 @@ pub struct TrackerSection {
     pub lease: Span,
     /// How long a file stays in the catalogue when nobody offers it.
     pub forget: Span,
+    /// How much memory it may use to answer look-ups without the database.
+    pub cache: Size,
     /// Copies that the tracker keeps itself.
     pub store: StoreSection,
 }
@@ -86,6 +88,7 @@ impl Default for TrackerSection {
             data_dir: "data/tracker".into(),
             lease: Span::seconds(30),
             forget: Span::days(30),
+            cache: Size::bytes(32 << 20),
             store: StoreSection::default(),
         }
     }

@@ -39,11 +39,7 @@ impl OfferSource for LibraryOffers {
         if !self.listening {
             return Ok(Vec::new());
         }
-        let mut offers = self.library.offers();
-        offers.retain(|offer| after.is_none_or(|after| offer.id > after));
-        offers.sort_unstable_by_key(|offer| offer.id);
-        offers.truncate(limit);
-        Ok(offers)
+        Ok(self.library.offers_after(after, limit))
     }
 
     async fn pending_publications(

@@ -62,6 +62,7 @@ impl TrackerNode {
         let settings = TrackerSettings {
             lease: section.lease.get(),
             forget: section.forget.get(),
+            cache: section.cache.as_usize(),
             ..TrackerSettings::default()
         };
         let catalogue =

@@ -242,4 +242,6 @@ fn check_format(bytes: &[u8]) -> Result<(), StorageError> {
 }
 
 #[cfg(test)]
+mod remembered_tests;
+#[cfg(test)]
 mod tests;

@@ -10,11 +10,12 @@ use super::layout::{
     self, CLEARED, Claim, FILES, FileEntry, FileNumber, LeaseRecord, OFFERS, PROVIDERS, PeerNumber,
 };
 use super::peers::{Living, Session};
-use super::remembered::{Answers, Known, RememberedFile};
+use super::remembered::{Answers, Begun, Known, RememberedFile};
 use super::{ATTEMPTS, Catalogue};
 use crate::model::id::{FileId, PeerId};
 use crate::model::layout::PieceLayout;
 use crate::model::record::{Offer, Provider};
+use crate::protocol::lookup::EncodedProviders;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, KeyRange};
 
@@ -200,17 +201,36 @@ impl Catalogue {
         Ok(Some(self.living_claims(&file, now).await?.0))
     }
 
+    /// As [`Catalogue::providers`], for somebody who asks from this machine itself (`near`) or from elsewhere. Others
+    /// who ask so soon get their answer from [`Catalogue::providers_remembered`].
+    pub async fn providers_for(
+        &self,
+        id: &FileId,
+        near: bool,
+        now: u64,
+    ) -> Result<Option<Vec<LivingClaim>>, CatalogueError> {
+        let Some(file) = self.look_up(id, now).await? else { return Ok(None) };
+        let (living, begun) = self.living_claims(&file, now).await?;
+        self.remembered.note_providers(&file, near, begun, &living);
+        Ok(Some(living))
+    }
+
+    /// The providers of a file that was asked for a moment ago, ready to be sent; none where the database has to be
+    /// asked.
+    pub fn providers_remembered(&self, id: &FileId, near: bool, now: u64) -> Option<Arc<EncodedProviders>> {
+        self.remembered.providers(&*self.remembered.file(id, now)?, near, now)
+    }
+
     /// How many peers [`Catalogue::providers`] would name, up to 1,000.
     pub(super) async fn count_providers(
         &self,
         file: &RememberedFile,
         now: u64,
     ) -> Result<u32, CatalogueError> {
-        let count = match self.remembered.answers(file, now) {
-            Some(answers) => answers.count,
-            None => self.living_claims(file, now).await?.1,
-        };
-        Ok(count)
+        match self.remembered.answers(file, now) {
+            Some(answers) => Ok(answers.count),
+            None => Ok(count_of(&self.living_claims(file, now).await?.0)),
+        }
     }
 
     /// As [`Catalogue::count_providers`], for a file that need not be remembered.
@@ -240,12 +260,12 @@ impl Catalogue {
         Ok(Some(file))
     }
 
-    /// The living claims to a file and their count. Notes the answers that are made of them.
+    /// The living claims to a file, and what they were made of. Notes the answers that follow.
     async fn living_claims(
         &self,
         file: &RememberedFile,
         now: u64,
-    ) -> Result<(Vec<LivingClaim>, u32), StorageError> {
+    ) -> Result<(Vec<LivingClaim>, Begun), StorageError> {
         // Before anything is looked at: what changes meanwhile makes the answers void.
         let (claims, begun) = self.remembered.begin_answers(file);
         let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
@@ -258,10 +278,8 @@ impl Catalogue {
                 Some(LivingClaim { peer: lease.id, claim: *claim, lease })
             })
             .collect();
-        let count = u32::try_from(living.len().min(MAX_COUNTED)).unwrap_or(u32::MAX);
-        let answers = Answers::new(file, &living, count, begun, until);
-        self.remembered.note_answers(file, begun, answers);
-        Ok((living, count))
+        self.remembered.note_answers(file, Answers::new(file, count_of(&living), begun, until));
+        Ok((living, begun))
     }
 
     /// The claims to a file; where there are more than `most`, that many from a random peer on.
@@ -340,6 +358,10 @@ impl Catalogue {
         let page = self.storage.scan(OFFERS, range, super::PAGE).await?;
         page.into_iter().map(|(key, value)| Ok((layout::read_offer_key(key.as_bytes())?, value))).collect()
     }
+}
+
+fn count_of(living: &[LivingClaim]) -> u32 {
+    u32::try_from(living.len().min(MAX_COUNTED)).unwrap_or(u32::MAX)
 }
 
 fn claim_of(offer: &Offer) -> Claim {

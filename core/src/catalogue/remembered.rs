@@ -23,18 +23,14 @@ use crate::model::name::Name;
 use crate::model::record::FileRecord;
 use crate::protocol::codec;
 use crate::protocol::lookup::EncodedProviders;
-use crate::protocol::message::Reply;
+use crate::protocol::message::{MAX_PROVIDERS, Reply};
 
 /// How many stamps there are; what shares one is read again now and then without need.
 const STAMPS: usize = 1024;
-/// Of how many providers answers are made: a reply names a quarter of them.
-const MAX_SAMPLE: usize = 400;
 /// The bytes that an entry takes beside what is counted.
 const ENTRY_BYTES: usize = 400;
 /// The bytes of a claim.
 const CLAIM_BYTES: usize = 32;
-/// The bytes of a provider that is ready to be sent, once to those who ask from near and once to others.
-const SAMPLE_BYTES: usize = 260;
 /// The bytes of an entry of a file of which only the number is known.
 const KNOWN_BYTES: usize = 128;
 
@@ -43,6 +39,8 @@ const KNOWN_BYTES: usize = 128;
 pub(super) struct RememberedFile {
     pub(super) id: FileId,
     pub(super) entry: FileEntry,
+    /// Another one for each time that a file is read.
+    reading: u64,
     read: u64,
     /// For how many claims there is room in what it is counted for.
     room: usize,
@@ -60,9 +58,11 @@ struct FileState {
 
 impl RememberedFile {
     pub(super) fn new(id: FileId, entry: FileEntry, claims: Vec<(PeerNumber, Claim)>, read: u64) -> Self {
-        let room = claims.len() + claims.len() / 2 + 8;
+        static READINGS: AtomicU64 = AtomicU64::new(0);
+        let reading = READINGS.fetch_add(1, Ordering::Relaxed);
+        let room = claims.len() + claims.len() / 4 + 4;
         let state = Mutex::new(FileState { claims, changes: 0, answers: None });
-        Self { id, entry, read, room, state }
+        Self { id, entry, reading, read, room, state }
     }
 
     pub(super) fn record(&self, providers: u32) -> FileRecord {
@@ -71,51 +71,38 @@ impl RememberedFile {
     }
 }
 
-/// What is answered to those who look a file up, ready to be sent.
+/// What is answered to those who look a file up.
 #[derive(Debug)]
 pub struct Answers {
     /// How many living peers have the file, up to 1,000.
     pub(super) count: u32,
     /// The reply to `find` by the id, see [`codec::encode_body`].
     pub found: Bytes,
-    /// The providers for those who ask from this machine.
-    pub near: EncodedProviders,
-    /// The providers for all others.
-    pub far: EncodedProviders,
     /// Until when this holds if nothing happens.
     until: u64,
-    /// [`Remembered::peers`] at the time.
-    peers: u64,
+    begun: Begun,
 }
 
 impl Answers {
-    pub(super) fn new(
-        file: &RememberedFile,
-        living: &[LivingClaim],
-        count: u32,
-        begun: Begun,
-        until: u64,
-    ) -> Self {
+    pub(super) fn new(file: &RememberedFile, count: u32, begun: Begun, until: u64) -> Self {
         let found = codec::encode_body(&Reply::Find { file: file.record(count) });
-        let (mut near, mut far) = (EncodedProviders::default(), EncodedProviders::default());
-        let mut order: Vec<usize> = (0..living.len()).collect();
-        let (sample, _) = order.partial_shuffle(&mut rand::rng(), MAX_SAMPLE);
-        for at in sample.iter() {
-            for (encoded, is_near) in [(&mut near, true), (&mut far, false)] {
-                if let Some(provider) = living[*at].provider(is_near) {
-                    encoded.push(&provider);
-                }
-            }
-        }
-        Self { count, found, near, far, until, peers: begun.peers }
+        Self { count, found, until, begun }
     }
+}
+
+/// The providers of a file, as many as a reply names, for those who ask from this machine or for all others.
+#[derive(Debug)]
+struct RememberedProviders {
+    encoded: Arc<EncodedProviders>,
+    begun: Begun,
 }
 
 /// What answers were made of: if that has changed, they are void.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Begun {
-    peers: u64,
+    reading: u64,
     changes: u64,
+    peers: u64,
 }
 
 /// The newest version of a name.
@@ -138,8 +125,13 @@ struct ByBytes;
 
 impl Weighter<FileId, Arc<RememberedFile>> for ByBytes {
     fn weight(&self, _: &FileId, file: &Arc<RememberedFile>) -> u64 {
-        let claims = file.room * CLAIM_BYTES + file.room.min(MAX_SAMPLE) * SAMPLE_BYTES;
-        (ENTRY_BYTES + 2 * file.entry.name.as_str().len() + claims) as u64
+        (ENTRY_BYTES + 2 * file.entry.name.as_str().len() + file.room * CLAIM_BYTES) as u64
+    }
+}
+
+impl Weighter<(FileId, bool), Arc<RememberedProviders>> for ByBytes {
+    fn weight(&self, _: &(FileId, bool), providers: &Arc<RememberedProviders>) -> u64 {
+        (KNOWN_BYTES + providers.encoded.size()) as u64
     }
 }
 
@@ -160,6 +152,8 @@ impl Weighter<FileId, Known> for ByBytes {
 pub(super) struct Remembered {
     names: Cache<Box<str>, Arc<RememberedName>, ByBytes>,
     files: Cache<FileId, Arc<RememberedFile>, ByBytes>,
+    /// For who asks from this machine and for all others.
+    providers: Cache<(FileId, bool), Arc<RememberedProviders>, ByBytes>,
     known: Cache<FileId, Known, ByBytes>,
     hasher: RandomState,
     stamps: Box<[AtomicU64]>,
@@ -181,11 +175,13 @@ impl Remembered {
     pub(super) fn new(bytes: usize, fresh: u64) -> Self {
         let cache = |bytes: usize, each: usize| ((bytes / each).max(1), bytes as u64);
         let (names, names_bytes) = cache(bytes / 8, ENTRY_BYTES);
-        let (files, files_bytes) = cache(bytes / 8 * 5, 2 * ENTRY_BYTES);
-        let (known, known_bytes) = cache(bytes / 4, KNOWN_BYTES);
+        let (files, files_bytes) = cache(bytes / 8 * 3, 2 * ENTRY_BYTES);
+        let (providers, providers_bytes) = cache(bytes / 8 * 3, 2 * ENTRY_BYTES);
+        let (known, known_bytes) = cache(bytes / 8, KNOWN_BYTES);
         Self {
             names: Cache::with_weighter(names, names_bytes, ByBytes),
             files: Cache::with_weighter(files, files_bytes, ByBytes),
+            providers: Cache::with_weighter(providers, providers_bytes, ByBytes),
             known: Cache::with_weighter(known, known_bytes, ByBytes),
             hasher: RandomState::new(),
             stamps: (0..STAMPS).map(|_| AtomicU64::new(0)).collect(),
@@ -326,28 +322,57 @@ impl Remembered {
     pub(super) fn answers(&self, file: &RememberedFile, now: u64) -> Option<Arc<Answers>> {
         let state = file.state.lock();
         let answers = state.answers.as_ref()?;
-        (now < answers.until && answers.peers == self.peers.load(Ordering::SeqCst))
-            .then(|| Arc::clone(answers))
+        let same = answers.begun.peers == self.peers.load(Ordering::SeqCst);
+        (same && now < answers.until).then(|| Arc::clone(answers))
     }
 
     /// The claims that answers are to be made of.
     pub(super) fn begin_answers(&self, file: &RememberedFile) -> (Vec<(PeerNumber, Claim)>, Begun) {
         let peers = self.peers.load(Ordering::SeqCst);
         let state = file.state.lock();
-        (state.claims.clone(), Begun { peers, changes: state.changes })
+        (state.claims.clone(), Begun { reading: file.reading, changes: state.changes, peers })
     }
 
     /// Keeps answers, if nothing has changed since they were begun.
-    pub(super) fn note_answers(&self, file: &RememberedFile, begun: Begun, answers: Answers) {
+    pub(super) fn note_answers(&self, file: &RememberedFile, answers: Answers) {
         let mut state = file.state.lock();
-        if state.changes == begun.changes {
+        if state.changes == answers.begun.changes {
             state.answers = Some(Arc::new(answers));
         }
+    }
+
+    /// The providers to be named, where the answers about the file hold that they were made with.
+    pub(super) fn providers(
+        &self,
+        file: &RememberedFile,
+        near: bool,
+        now: u64,
+    ) -> Option<Arc<EncodedProviders>> {
+        let answers = self.answers(file, now)?;
+        let providers = self.providers.get(&(file.id, near))?;
+        (providers.begun == answers.begun).then(|| Arc::clone(&providers.encoded))
+    }
+
+    /// Keeps providers that were encoded from the claims that answers were begun with.
+    pub(super) fn note_providers(
+        &self,
+        file: &RememberedFile,
+        near: bool,
+        begun: Begun,
+        living: &[LivingClaim],
+    ) {
+        let mut encoded = EncodedProviders::default();
+        let mut order: Vec<usize> = (0..living.len()).collect();
+        order.shuffle(&mut rand::rng());
+        let named = order.iter().filter_map(|at| living[*at].provider(near)).take(MAX_PROVIDERS);
+        named.for_each(|provider| encoded.push(&provider));
+        let encoded = Arc::new(encoded);
+        self.providers.insert((file.id, near), Arc::new(RememberedProviders { encoded, begun }));
     }
 
     /// The bytes that are counted.
     #[cfg(test)]
     pub(super) fn weight(&self) -> u64 {
-        self.names.weight() + self.files.weight() + self.known.weight()
+        self.names.weight() + self.files.weight() + self.providers.weight() + self.known.weight()
     }
 }

@@ -87,7 +87,7 @@ impl Catalogue {
         loop {
             let page = self.offers_page(peer, after).await?;
             let Some((last, _)) = page.last() else { break };
-            let begin = after.replace(*last);
+            after = Some(*last);
             let mut batch = Batch::new();
             let mut former = 0;
             for (file, value) in page {
@@ -104,11 +104,11 @@ impl Catalogue {
                 continue;
             }
             super::providers::note_cleared(&mut batch, peer);
-            if self.try_commit(batch, Durability::Buffered).await? {
-                removed += former;
-            } else {
-                after = begin;
+            if !self.try_commit(batch, Durability::Buffered).await? {
+                // The peer is announcing at this moment; the next sweep goes on.
+                return Ok(removed);
             }
+            removed += former;
         }
         let mut batch = Batch::new();
         batch.require(LEASES, layout::peer_key(peer), raw.clone());

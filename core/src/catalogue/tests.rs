@@ -19,32 +19,32 @@ use crate::storage::error::StorageError;
 use crate::storage::memory::Memory;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
 
-const RULES: CatalogueRules = CatalogueRules {
+pub(super) const RULES: CatalogueRules = CatalogueRules {
     leases: LeaseRules { lease: 30_000, retention: 1_000_000, settle: 120_000 },
     fresh: 5_000,
     max_peers: 1000,
     max_versions: 1_000_000,
     cache: 1 << 20,
 };
-const START: u64 = 1_000_000_000;
+pub(super) const START: u64 = 1_000_000_000;
 
-fn storage() -> Arc<dyn Storage> {
+pub(super) fn storage() -> Arc<dyn Storage> {
     Arc::new(Memory::new())
 }
 
-async fn open(storage: &Arc<dyn Storage>, now: u64) -> Catalogue {
+pub(super) async fn open(storage: &Arc<dyn Storage>, now: u64) -> Catalogue {
     Catalogue::open(Arc::clone(storage), RULES, now).await.unwrap()
 }
 
-fn file(n: u64) -> FileId {
+pub(super) fn file(n: u64) -> FileId {
     FileId::from_bytes(*blake3::hash(&n.to_be_bytes()).as_bytes())
 }
 
-fn publication(name: &str, id: FileId) -> Publication {
+pub(super) fn publication(name: &str, id: FileId) -> Publication {
     Publication { name: name.parse().unwrap(), id, size: 10, kind: FileKind::File }
 }
 
-async fn session(catalogue: &Catalogue, peer: u8, now: u64) -> Session {
+pub(super) async fn session(catalogue: &Catalogue, peer: u8, now: u64) -> Session {
     let endpoint = format!("zmq://10.0.0.{peer}:7710").parse().unwrap();
     let id = catalogue.hello(PeerId::from_bytes([peer; 32]), vec![endpoint], now).await.unwrap();
     catalogue.authorize(id, now).await.unwrap()
@@ -524,7 +524,12 @@ async fn any_order(steps: Vec<(u8, usize, usize)>) {
             _ => {}
         }
         for n in 0..3 {
-            let named = catalogue.providers(&file(n), now).await.unwrap().unwrap_or_default();
+            let named = catalogue.providers_for(&file(n), true, now).await.unwrap().unwrap_or_default();
+            if let Some(remembered) = super::remembered_tests::remembered(&catalogue, n, now) {
+                let mut expected: Vec<_> = named.iter().map(|claim| claim.peer).collect();
+                expected.sort_unstable();
+                assert_eq!(remembered, expected, "what is remembered");
+            }
             for (at, modelled) in model.iter().enumerate() {
                 let listed = named.iter().any(|claim| claim.peer == peer(at));
                 let claimed = modelled.claims[n as usize] && modelled.session.is_some();

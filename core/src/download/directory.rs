@@ -22,9 +22,9 @@ use super::source::ProviderSource;
 use super::wanted::Wanted;
 use crate::library::entry::Location;
 use crate::library::error::LibraryError;
-use crate::library::output::{Destination, OutputDir};
+use crate::library::output::Destination;
 use crate::library::small::{MAX_SMALL, SmallOutput};
-use crate::model::collection::Member;
+use crate::model::collection::{Member, MemberPath};
 use crate::model::id::FileId;
 use crate::model::record::{FileKind, Provider};
 
@@ -78,17 +78,16 @@ pub async fn get_members(
     let failed = |error: LibraryError| Arc::new(DownloadError::from(error));
     let settled = settle(downloader, id, &members_of, output).await.map_err(failed)?;
     let mut done: u64 = settled.iter().map(|id| bytes_of(&members_of[id])).sum();
-    // Large ones first, in the order of their paths; small ones in batches, in that order as well.
+    // In the order of their paths, so that neighbours come together.
     let (mut waiting, mut small) = (VecDeque::new(), Vec::new());
     for member in collection.members() {
         let same = &members_of[&member.id];
         if settled.contains(&member.id) || !std::ptr::eq(same[0], member) {
             continue;
         }
-        // What is here in part, or elsewhere, is gone on with or copied in the usual way.
+        // What is here in part is gone on with in the usual way.
         if member.size <= MAX_SMALL && library.entry(&member.id).is_none() {
-            let paths = same.iter().map(|member| (member.path.clone(), member.executable));
-            small.push(Small::new(member.id, member.size, paths.collect()));
+            small.push(Small::new(member.id, member.size, paths_of(same)));
         } else {
             waiting.push_back(same);
         }
@@ -138,7 +137,8 @@ pub async fn get_members(
     Ok(total)
 }
 
-/// The members that are where they are wanted; they belong to the collection from then on.
+/// The members that are where they are wanted, small ones copied there where the library has them. They belong to
+/// the collection from then on.
 async fn settle(
     downloader: &Downloader,
     collection: FileId,
@@ -146,13 +146,27 @@ async fn settle(
     output: Option<&SmallOutput>,
 ) -> Result<HashSet<FileId>, LibraryError> {
     let library = downloader.library();
-    let known = members.iter().filter(|(id, _)| library.entry(id).is_some_and(|entry| entry.is_complete()));
-    let wanted = known.map(|(id, same)| {
-        let path = |member: &&Member, dir: &OutputDir| dir.root().join(member.path.as_str());
-        let paths = output.map(|output| same.iter().map(|member| path(member, &output.dir)).collect());
-        (*id, paths.unwrap_or_default())
-    });
-    library.settle(collection, wanted.collect()).await
+    let known = members.keys().filter(|id| library.entry(id).is_some_and(|entry| entry.is_complete()));
+    let known: Vec<FileId> = known.copied().collect();
+    if known.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let Some(output) = output else {
+        return library.settle(collection, known.into_iter().map(|id| (id, Vec::new())).collect()).await;
+    };
+    let path = |member: &&Member| output.dir.root().join(member.path.as_str());
+    let at_paths = known.iter().map(|id| (*id, members[id].iter().map(path).collect()));
+    let mut settled = library.settle(collection, at_paths.collect()).await?;
+    let elsewhere = known.iter().filter(|id| !settled.contains(*id) && members[*id][0].size <= MAX_SMALL);
+    let elsewhere = library.settle(collection, elsewhere.map(|id| (*id, Vec::new())).collect()).await?;
+    let copies = elsewhere.iter().map(|id| (*id, members[id][0].size, paths_of(&members[id])));
+    let left: HashSet<FileId> = library.export_small(copies.collect(), output).await?.into_iter().collect();
+    settled.extend(elsewhere.into_iter().filter(|id| !left.contains(id)));
+    Ok(settled)
+}
+
+fn paths_of(same: &[&Member]) -> Vec<(MemberPath, bool)> {
+    same.iter().map(|member| (member.path.clone(), member.executable)).collect()
 }
 
 /// What a file counts for that stands at these paths.

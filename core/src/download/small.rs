@@ -5,7 +5,7 @@
 //! patience, waits for room on the disk, and tells what is wrong. Nothing is kept that does not hash to its id, and who sends
 //! such a thing is left out.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -323,6 +323,7 @@ impl Batches<'_> {
                 self.keeping -= 1;
                 match result {
                     Ok(left) => {
+                        let left: HashSet<FileId> = left.into_iter().collect();
                         for file in files {
                             match left.contains(&file.id) {
                                 true => self.left.push(file),
@@ -402,7 +403,7 @@ impl Batches<'_> {
             Fault::Busy { retry_after } => State::Resting(Instant::now() + retry_after),
             Fault::Away(_) => State::Resting(Instant::now() + REST),
             // It may not know this kind of request.
-            Fault::NotHere | Fault::Refused(_) => State::Out,
+            Fault::NotHere | Fault::Refused(_) | Fault::Elsewhere(_) => State::Out,
         };
     }
 }

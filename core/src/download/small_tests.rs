@@ -301,6 +301,17 @@ async fn a_folder_of_small_files_comes_in_few_requests_into_the_library_or_a_fol
     assert_eq!(world.get(&again, (id, size), Some(&out)).await.unwrap(), total(&tree));
     assert_eq!(source.odd.batches.load(Ordering::Relaxed), 4);
 
+    // What the library has itself is copied from there, other content at a path left alone.
+    let copied = world.folder.path().join("copied");
+    fs::create_dir_all(copied.join("d0")).unwrap();
+    fs::write(copied.join("d0/f0"), "mine").unwrap();
+    assert!(world.get(&to_library, (id, size), Some(&copied)).await.is_err());
+    assert_eq!(fs::read(copied.join("d0/f0")).unwrap(), b"mine");
+    fs::remove_file(copied.join("d0/f0")).unwrap();
+    world.get(&to_library, (id, size), Some(&copied)).await.unwrap();
+    assert!(read(&copied) == tree);
+    assert_eq!(source.odd.batches.load(Ordering::Relaxed), 4);
+
     // Who has it from the network serves it as well.
     world.providers.0.lock().clear();
     world.providers.0.lock().push(to_library.provider.clone());

@@ -17,7 +17,7 @@ use crate::model::name::Name;
 use crate::storage::value::{Batch, Durability};
 
 /// Milliseconds since 1970-01-01 UTC.
-pub(super) fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
@@ -135,6 +135,10 @@ impl Shared {
             if let Some(slot) = self.state.lock().slots.get_mut(&id) {
                 slot.stored = true;
             }
+        }
+        // Who begins at the same time wants to know of it now, not after the first piece.
+        if !whole && layout.count() > 1 {
+            self.tell(LibraryEvent::Added(id));
         }
         if whole {
             self.mark_dirty(&file, 0);

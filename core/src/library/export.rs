@@ -1,5 +1,6 @@
 //! Further copies of what is here, and the check of every piece.
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +16,9 @@ use super::linked::open_regular;
 use super::output::{Destination, OutputDir, Target};
 use super::publications::held;
 use super::shared::Shared;
-use crate::model::collection::Collection;
+use super::small::read::ToCopy;
+use super::small::{MAX_SMALL, SmallOutput};
+use crate::model::collection::{Collection, Member};
 use crate::model::id::FileId;
 use crate::model::layout::PieceIndex;
 use crate::model::record::FileKind;
@@ -78,7 +81,16 @@ impl Shared {
         let collection = self.collection(id).await?;
         let dir = OutputDir::create(path).await?;
         dir.check(&collection)?;
-        for member in collection.members() {
+        let mut small: BTreeMap<FileId, ToCopy> = BTreeMap::new();
+        for member in collection.members().iter().filter(|member| member.size <= MAX_SMALL) {
+            let copy = small.entry(member.id).or_insert_with(|| (member.id, member.size, Vec::new()));
+            copy.2.push((member.path.clone(), member.executable));
+        }
+        let output = SmallOutput { dir: Arc::clone(&dir), force };
+        let left: HashSet<FileId> =
+            self.export_small(small.into_values().collect(), &output).await?.into_iter().collect();
+        let one_by_one = |member: &&Member| member.size > MAX_SMALL || left.contains(&member.id);
+        for member in collection.members().iter().filter(one_by_one) {
             let destination = Destination::Member {
                 dir: Arc::clone(&dir),
                 path: member.path.clone(),

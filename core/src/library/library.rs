@@ -1,5 +1,6 @@
 //! The library as a whole: what is in it, and the work in the background that makes it durable.
 
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -135,20 +136,19 @@ impl Library {
     /// The files that this peer offers: those with a name of which something is here. The members of a collection
     /// are not among them: who offers the collection offers them too.
     pub fn offers(&self) -> Vec<Offer> {
-        let state = self.shared.state.lock();
-        let offered = state.slots.iter().filter(|(_, slot)| {
-            let whole = slot.record.complete || slot.have > 0;
-            whole && !slot.record.withdrawn && !slot.record.names.is_empty()
-        });
-        offered
-            .map(|(id, slot)| {
-                let entry = slot.entry(*id);
-                Offer { id: *id, size: entry.size, complete: entry.is_complete() }
-            })
-            .collect()
+        self.offers_after(None, usize::MAX)
     }
 
-    /// Tells of every change from now on. A receiver that falls behind gets `Lagged` and asks for [`Self::offers`].
+    /// A page of these, ascending by id: those behind `after`, at most `limit`.
+    pub fn offers_after(&self, after: Option<FileId>, limit: usize) -> Vec<Offer> {
+        let state = self.shared.state.lock();
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let offered = state.slots.range((start, Bound::Unbounded)).filter_map(|(id, slot)| slot.offer(*id));
+        offered.take(limit).collect()
+    }
+
+    /// Tells of every change from now on, but not of what is only a member of a collection and was published with
+    /// it or came in a batch. A receiver that falls behind gets `Lagged` and asks for [`Self::offers`].
     pub fn events(&self) -> broadcast::Receiver<LibraryEvent> {
         self.shared.events.subscribe()
     }

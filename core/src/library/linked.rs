@@ -19,6 +19,9 @@ use crate::model::layout::{PieceIndex, PieceLayout};
 /// More than a tick of any file system's clock.
 const SETTLED_AFTER: Duration = Duration::from_secs(3);
 
+/// How long the finer clocks of file systems stand still at most.
+const SETTLED_AFTER_TICK: Duration = Duration::from_millis(100);
+
 /// What a file looks like from outside. A write, a rename, a replacement or a change of rights alters it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint {
@@ -42,6 +45,21 @@ impl Fingerprint {
 impl Fingerprint {
     pub(crate) const fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// In bytes.
+    pub(crate) const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether the file was last changed so long before this time, in milliseconds since 1970-01-01 UTC, that
+    /// whoever read it from then on read what looks like this.
+    pub(crate) fn is_settled_by(&self, time_ms: u64) -> bool {
+        // A file system that tells no fractions tells whole seconds, or pairs of them.
+        let tick = if self.ctime.1 == 0 { Duration::from_secs(3) } else { SETTLED_AFTER_TICK };
+        let changed = (u64::try_from(self.ctime.0), u32::try_from(self.ctime.1));
+        matches!(changed, (Ok(seconds), Ok(nanos))
+            if Duration::new(seconds, nanos) + tick < Duration::from_millis(time_ms))
     }
 
     /// Whether whatever happens to the file from now on alters it. The clock of a file system ticks slowly, so a

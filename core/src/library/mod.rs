@@ -9,7 +9,7 @@
 
 pub mod content;
 mod content_files;
-mod create;
+pub(crate) mod create;
 pub mod entry;
 pub mod error;
 mod export;
@@ -20,6 +20,7 @@ pub(crate) mod layout;
 #[expect(clippy::module_inception)]
 pub mod library;
 pub(crate) mod linked;
+mod links;
 mod open;
 pub mod output;
 pub(crate) mod publications;

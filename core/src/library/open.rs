@@ -11,7 +11,7 @@ use super::layout::{self, DIRTY, HASHES, HAVE, LinkState, Place, Record};
 use super::linked::{Fingerprint, LinkedFile};
 use super::output::Target;
 use super::shared::Shared;
-use super::small::make_fresh;
+use super::small::fresh::make_fresh;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
@@ -93,7 +93,7 @@ impl Shared {
         Ok(Some(file))
     }
 
-    pub(super) async fn load_manifest(
+    pub(crate) async fn load_manifest(
         &self,
         id: &FileId,
         layout: PieceLayout,

@@ -9,7 +9,6 @@ use bytes::Bytes;
 
 use super::content::{ContentStore, DatabaseContent};
 use super::content_files::{self, ContentFile};
-use super::create::now_ms;
 use super::entry::LibraryEvent;
 use super::error::LibraryError;
 use super::layout::{self, ACKS, LinkState, Place, Record};
@@ -33,6 +32,8 @@ pub(crate) struct NewPublished {
     pub(crate) member_of: Option<FileId>,
     /// Where the user's file is; none where the content was imported.
     pub(crate) linked: Option<(std::path::PathBuf, Fingerprint)>,
+    /// When it was begun, before it was read, in milliseconds since 1970-01-01 UTC.
+    pub(crate) since_ms: u64,
 }
 
 impl Shared {
@@ -88,12 +89,24 @@ impl Shared {
     }
 
     /// Adds files that are there in whole, with as few commits as they fit in. Collections come last in `files`.
+    /// Of `known` ones, which are linked already, it is noted which collection they are members of.
     pub(crate) async fn add_published(
         self: &Arc<Self>,
         files: Vec<NewPublished>,
+        mut known: Vec<(FileId, FileId)>,
     ) -> Result<(), LibraryError> {
         self.check_open()?;
-        let _guards = self.lock_all(files.iter().map(|file| file.manifest.id())).await;
+        let ids = files.iter().map(|file| file.manifest.id()).chain(known.iter().map(|(id, _)| *id));
+        let _guards = self.lock_all(ids).await;
+        {
+            let state = self.state.lock();
+            let whole = |slot: &Slot| slot.record.complete && !slot.record.withdrawn;
+            if let Some((gone, _)) = known.iter().find(|(id, _)| !state.slots.get(id).is_some_and(whole)) {
+                // Removed or withdrawn since it was looked at.
+                return Err(LibraryError::not_found(gone));
+            }
+            known.retain(|member| !state.members.contains(member));
+        }
         // One file may be there several times, under several names.
         let mut records: BTreeMap<FileId, (Record, bool)> = BTreeMap::new();
         // What was hashed from where it stays, and cannot have changed unnoticed since, is not hashed again.
@@ -138,6 +151,9 @@ impl Shared {
                 acknowledged.extend(acks.cloned());
             }
         }
+        for (id, collection) in &known {
+            batch.put(layout::MEMBERS, layout::member_key(id, collection), vec![1]);
+        }
         for (id, (record, _)) in &records {
             batch.put(layout::FILES, layout::id_key(id), record.encode());
         }
@@ -152,6 +168,7 @@ impl Shared {
             for ack in &acknowledged {
                 state.acks.remove(ack);
             }
+            state.members.extend(known);
             for file in &files {
                 if let Some(collection) = file.member_of {
                     state.members.insert((file.manifest.id(), collection));
@@ -175,7 +192,8 @@ impl Shared {
         for file in retired {
             file.retire_from();
         }
-        for (id, (_, replaced)) in records {
+        // A member of a collection is nobody's business by itself.
+        for (id, (_, replaced)) in records.into_iter().filter(|(_, (record, _))| !record.names.is_empty()) {
             if replaced {
                 self.tell(LibraryEvent::Added(id));
             }
@@ -199,14 +217,17 @@ impl Shared {
             published: false,
             place,
             names: Vec::new(),
-            added_ms: now_ms(),
+            added_ms: file.since_ms,
             complete: true,
             withdrawn: false,
         };
         let Some(known) = known else { return Ok((record, true)) };
         record.names.clone_from(&known.names);
         record.published = known.published;
-        record.added_ms = known.added_ms;
+        let settled = file.linked.as_ref().is_none_or(|(_, mark)| mark.is_settled_by(known.added_ms));
+        if settled {
+            record.added_ms = known.added_ms;
+        }
         let own = |place: &Place| !matches!(place, Place::Linked { .. });
         let known_place_is_best = own(&known.place) || known.place == record.place;
         if known.complete && !known.withdrawn && known_place_is_best {

@@ -18,13 +18,15 @@ use super::entry::{Entry, LibraryEvent, Location, Origin};
 use super::error::LibraryError;
 use super::file::LibraryFile;
 use super::layout::{self, Place, Record};
+use super::links::Links;
 use super::recent::RecentFiles;
 use super::settings::LibrarySettings;
-use super::small::{Fresh, FreshPlan};
+use super::small::fresh::{Fresh, FreshPlan};
 use crate::buffers::BufferPool;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::name::Name;
+use crate::model::record::Offer;
 use crate::storage::Storage;
 use crate::storage::value::{Batch, Durability};
 
@@ -74,6 +76,8 @@ pub(super) struct State {
     pub(super) importing: HashSet<FileId>,
     /// Small files that were added and are not known to be synced.
     pub(super) fresh: Fresh,
+    /// Linked files by the hashes of their paths, as far as paths and hashes differ.
+    pub(super) links: Links,
 }
 
 /// A file in memory.
@@ -91,6 +95,15 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn new(record: Record, stored: bool, have: u32) -> Self {
         Self { record, stored, have, proven: false, file: Weak::new() }
+    }
+
+    /// What others are told of the file, if it has a name and something of it is here.
+    pub(super) fn offer(&self, id: FileId) -> Option<Offer> {
+        let record = &self.record;
+        let here = record.complete || self.have > 0;
+        let offered = here && !record.withdrawn && !record.names.is_empty();
+        let pieces = record.layout().map_or(0, |layout| layout.count());
+        offered.then_some(Offer { id, size: record.size, complete: self.have == pieces })
     }
 
     pub(super) fn entry(&self, id: FileId) -> Entry {
@@ -124,6 +137,7 @@ impl State {
     /// Puts a file in, or takes the place of its record; its names are found from then on.
     pub(super) fn insert(&mut self, id: FileId, slot: Slot) {
         self.fresh.remove(&id);
+        self.link(&id, &slot.record);
         self.forget_names(&id);
         for name in &slot.record.names {
             self.names.entry(name.name.clone()).or_default().insert((name.number, id));
@@ -134,6 +148,7 @@ impl State {
 
     pub(super) fn remove(&mut self, id: &FileId) -> Option<Slot> {
         self.fresh.remove(id);
+        self.unlink(id);
         self.forget_names(id);
         self.slots.remove(id)
     }

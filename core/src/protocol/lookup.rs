@@ -118,6 +118,11 @@ pub struct EncodedProviders {
 }
 
 impl EncodedProviders {
+    /// How many bytes it takes.
+    pub fn size(&self) -> usize {
+        self.bytes.capacity() + self.ends.capacity() * size_of::<u32>()
+    }
+
     /// Adds one.
     pub fn push(&mut self, provider: &Provider) {
         let bytes = &mut self.bytes;
@@ -210,7 +215,7 @@ mod tests {
 
     #[test]
     fn other_requests_are_left_to_the_codec() {
-        for request in [Request::Status, Request::Piece { id: FileId::from_bytes([1; 32]), index: 5 }] {
+        for request in [Request::Status, Request::Piece { id: FileId::from_bytes([1; 32]), index: 5, sparing: false }] {
             assert_eq!(read(&codec::encode_request(RequestId(5), &request)), None);
         }
     }

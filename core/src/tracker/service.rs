@@ -167,11 +167,12 @@ impl TrackerService {
     }
 
     async fn providers(&self, id: FileId, asker: &PeerInfo) -> Result<Reply, ErrorReply> {
-        let Some(mut living) = self.catalogue.providers(&id, self.clock.now_ms()).await? else {
+        let near = is_near(asker);
+        let now = self.clock.now_ms();
+        let Some(mut living) = self.catalogue.providers_for(&id, near, now).await? else {
             return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not in the catalogue")));
         };
         living.shuffle(&mut rand::rng());
-        let near = is_near(asker);
         let (mut providers, mut bytes) = (Vec::new(), 0);
         for provider in living.iter().filter_map(|claim| claim.provider(near)) {
             bytes += provider.endpoints.iter().map(|endpoint| endpoint.to_string().len() + 3).sum::<usize>();
@@ -311,9 +312,7 @@ impl Handler for TrackerService {
                 Some(lookup::reply(id, &answers.found))
             }
             Lookup::Providers { id: file } => {
-                let answers = self.catalogue.answers_remembered(&file, now)?;
-                let providers = if is_near(peer) { &answers.near } else { &answers.far };
-                Some(providers.reply(id))
+                Some(self.catalogue.providers_remembered(&file, is_near(peer), now)?.reply(id))
             }
         }
     }

@@ -38,7 +38,7 @@ impl Default for TrackerSettings {
             sweep: Duration::from_secs(60),
             max_peers: 100_000,
             max_versions: 10_000_000,
-            cache: 16 << 20,
+            cache: 32 << 20,
         }
     }
 }

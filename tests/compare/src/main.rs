@@ -166,6 +166,10 @@ fn run(case: Case<'_>, options: &Options) -> CaseReport {
     eprintln!("\n{}: {}", case.name, case.title);
     let new = |name: &String| Contest { name: name.clone(), ..Contest::default() };
     let mut contests: Vec<Contest> = case.contenders.iter().map(|contender| new(&contender.name)).collect();
+    // Whoever comes first after a file was made pays for what the machine does behind it.
+    if let (Some(first), true) = (case.contenders.first(), rounds > 1) {
+        let _ = catch_unwind(AssertUnwindSafe(&first.run));
+    }
     for round in 1..=rounds {
         for (contender, contest) in case.contenders.iter().zip(&mut contests) {
             let begun = Instant::now();
@@ -175,9 +179,11 @@ fn run(case: Case<'_>, options: &Options) -> CaseReport {
             let took = begun.elapsed().as_secs_f64();
             match result {
                 Ok(sample) => {
-                    let seconds = sample.get("seconds").copied().unwrap_or_default();
+                    let first = case.columns.first();
+                    let value = first.and_then(|column| sample.get(column.key)).copied().unwrap_or_default();
+                    let unit = first.map_or("", |column| column.title);
                     eprintln!(
-                        "  {round}/{rounds} {}: {seconds:.3} s ({took:.1} s with all around it)",
+                        "  {round}/{rounds} {}: {value:.3} {unit} ({took:.1} s with all around it)",
                         contest.name
                     );
                     contest.samples.push(sample);

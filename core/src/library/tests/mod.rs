@@ -6,6 +6,7 @@ mod keeping;
 mod links;
 mod model;
 mod pieces;
+mod published;
 mod small;
 
 use std::path::PathBuf;

@@ -9,6 +9,7 @@ use enjambre_tests::content::MIB;
 use enjambre_tests::node::{Setup, World};
 
 use super::{Case, Contender};
+use crate::machine::warm_memory;
 use crate::process::{Work, race};
 use crate::report::{CPU, Column, SECONDS, Sample};
 use crate::stage::Stage;
@@ -53,6 +54,7 @@ fn one_round(stage: &Stage, variant: Variant, size: u64) -> Result<Sample> {
     if variant.is_to_file() {
         args.extend(["-o".as_ref(), path.as_os_str()]);
     }
+    warm_memory(2 * size);
     let mut get = peer.spawn(&args);
     let killed_at = get.wait_event(|event| event["done"].as_u64().filter(|done| *done >= size / 2));
     get.kill();

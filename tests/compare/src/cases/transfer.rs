@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use enjambre_tests::content::MIB;
 
 use super::{Case, Contender};
+use crate::machine::warm_memory;
 use crate::process::{Taken, race};
 use crate::report::{COPIES, CPU, Column, PEER_MIB, SECONDS, SOURCE_MIB, Sample};
 use crate::stage::{Content, Stage};
@@ -86,6 +87,7 @@ pub(super) fn publish<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> 
                 upload: None,
                 swarm_tracker: &stage.swarm_tracker,
             };
+            warm_memory(SPARE);
             let (_others, work) = tool.publish(&run)?;
             let (taken, _) = race(&[], vec![work])?;
             Ok(sample(&taken))
@@ -112,6 +114,9 @@ pub(super) fn large(stage: &Stage) -> Case<'_> {
     let case = transfer(stage, "large", title, tools.into(), plan, move || stage.sparse_file(size.as_u64()));
     Case { reference: None, most_rounds: 1, is_large: true, ..case }
 }
+
+/// Memory that a tool may need besides that for the files it writes.
+const SPARE: u64 = 512 * MIB;
 
 #[derive(Debug, Clone, Copy)]
 struct Plan {
@@ -168,6 +173,7 @@ fn one_round(stage: &Stage, tool: &dyn Tool, plan: Plan, content: &Content) -> R
         targets.push(target);
     }
     let pids = source.pids();
+    warm_memory(content.size * downloads as u64 + SPARE);
     let mut work = Vec::new();
     for (number, target) in targets.iter().enumerate() {
         work.push(source.fetch(number, target)?);

@@ -1,6 +1,6 @@
 """One libtorrent session, driven by `enjambre-compare`.
 
-    libtorrent.py seed TORRENT FOLDER UPLOAD_LIMIT     offers what is in FOLDER; prints what it has sent so far
+    libtorrent.py seed TORRENT FOLDER UPLOAD_LIMIT     offers what is in FOLDER; prints what it has sent so far, and when
     libtorrent.py get TORRENT FOLDER                   prints `complete` when all is verified and written, and stays
     libtorrent.py create PATH TORRENT                  makes a torrent
     libtorrent.py version
@@ -53,7 +53,8 @@ def seed(torrent, folder, upload_limit):
     handle = ses.add_torrent(params)
     while True:
         time.sleep(0.2)
-        say("sent %d" % handle.status().total_payload_upload)
+        asked = time.time()
+        say("sent %d %f" % (handle.status().total_payload_upload, asked))
 
 
 def get(torrent, folder):

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use enjambre_tests::process::Process;
@@ -88,16 +88,13 @@ impl Source for Session {
     }
 
     fn sent(&mut self) -> Result<Option<u64>> {
-        // What it prints next may be older than the end of the last download, what comes after that is not.
-        let mut sent = || self.process.wait_line(LONG, |line| line.strip_prefix("sent ")?.parse().ok());
-        let mut latest = sent();
-        loop {
-            let next = sent();
-            if next == latest {
-                return Ok(Some(next));
-            }
-            latest = next;
-        }
+        // What it has printed meanwhile is older than this question.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+        let sent = self.process.wait_line(LONG, |line| {
+            let (sent, at) = line.strip_prefix("sent ")?.split_once(' ')?;
+            if at.parse::<f64>().ok()? < now { None } else { sent.parse().ok() }
+        });
+        Ok(Some(sent))
     }
 }
 

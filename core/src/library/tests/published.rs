@@ -1,0 +1,105 @@
+//! What is published again.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::publish::{PublishOptions, PublishProgress, Published, publish};
+
+fn pattern(len: usize, step: u8) -> Vec<u8> {
+    (0..len).map(|i| (i / 7 % 251) as u8 ^ step).collect()
+}
+
+async fn content_of(library: &Library, id: &FileId) -> Vec<u8> {
+    let file = library.open_file(id).await.unwrap().unwrap();
+    let mut content = Vec::new();
+    for piece in file.layout().pieces() {
+        content.extend_from_slice(&file.read_piece(piece).await.unwrap());
+    }
+    content
+}
+
+/// Publishes, and says how many bytes were known already.
+async fn known_bytes(rig: &Rig, library: &Arc<Library>, name: &str) -> (Published, u64) {
+    let known = Arc::new(AtomicU64::new(u64::MAX));
+    let first = Arc::clone(&known);
+    let told = move |progress: PublishProgress| {
+        // The first that is told is what was known before anything was read.
+        first.fetch_min(progress.done, Ordering::Relaxed);
+    };
+    let published = publish(library, &rig.path(name), PublishOptions::default(), told).await.unwrap();
+    (published, known.load(Ordering::Relaxed))
+}
+
+/// Lets the file look as if it had been written long ago.
+fn age(path: &Path, library: &Library) {
+    let mut state = library.shared.state.lock();
+    for slot in state.slots.values_mut().filter(|slot| slot.record.place.path().as_deref() == Some(path)) {
+        slot.record.added_ms += 3_600_000;
+    }
+}
+
+#[tokio::test]
+async fn what_is_linked_already_and_looks_as_it_did_is_not_read_again() {
+    let rig = Rig::new(false);
+    fs::create_dir_all(rig.path("dir/sub")).unwrap();
+    let files = [("a", 1000), ("sub/b", 300 << 10), ("c", 50)];
+    for (name, len) in files {
+        fs::write(rig.path("dir").join(name), pattern(len, 3)).unwrap();
+    }
+    fs::write(rig.path("single"), pattern(600 << 10, 4)).unwrap();
+    let total = 1000 + (300 << 10) + 50;
+    let mut library = rig.open().await;
+    let (first, known) = known_bytes(&rig, &library, "dir").await;
+    assert!(known > 0 && known < total, "something was read");
+    known_bytes(&rig, &library, "single").await;
+    for name in ["dir/a", "dir/sub/b", "dir/c", "single"] {
+        age(&rig.path(name), &library);
+    }
+    assert_eq!(known_bytes(&rig, &library, "dir").await, (first.clone(), total));
+    let (_, known) = known_bytes(&rig, &library, "single").await;
+    assert_eq!(known, 600 << 10);
+
+    // One changes, to the same length; the executable bit of another one changes the list and nothing else.
+    fs::write(rig.path("dir/a"), pattern(1000, 5)).unwrap();
+    let (second, known) = known_bytes(&rig, &library, "dir").await;
+    assert_eq!(known, total - 1000);
+    assert_ne!(second.id, first.id);
+    let list = library.collection(&second.id).await.unwrap();
+    for member in list.members() {
+        let content = fs::read(rig.path("dir").join(member.path.as_str())).unwrap();
+        assert_eq!(member.id.as_bytes(), blake3::hash(&content).as_bytes());
+        assert_eq!(content_of(&library, &member.id).await, content);
+    }
+
+    // What is known is so after a restart as well, and belongs to both collections.
+    library.close().await.unwrap();
+    drop(library);
+    library = rig.open().await;
+    library.remove(&first.id).await.unwrap();
+    for member in list.members() {
+        assert!(library.entry(&member.id).unwrap().is_complete(), "{}", member.path);
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_just_before_it_was_published_is_read_again() {
+    let rig = Rig::new(false);
+    fs::create_dir_all(rig.path("dir")).unwrap();
+    fs::write(rig.path("dir/a"), pattern(1000, 3)).unwrap();
+    let library = rig.open().await;
+    let (first, _) = known_bytes(&rig, &library, "dir").await;
+    {
+        // As if the clock of the file system had stood still since.
+        let mut state = library.shared.state.lock();
+        for slot in state.slots.values_mut() {
+            slot.record.added_ms = 0;
+            slot.proven = false;
+        }
+    }
+    let (again, _) = known_bytes(&rig, &library, "dir").await;
+    assert_eq!(again, first);
+    let file = library.entry(&library.collection(&first.id).await.unwrap().members()[0].id).unwrap();
+    assert!(file.added_ms > 0, "it was read, and that is noted");
+}
