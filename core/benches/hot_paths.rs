@@ -2,6 +2,8 @@
 //!
 //! `cargo bench -p enjambre-core --bench hot_paths`
 
+use std::time::Duration;
+
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use enjambre_core::download::schedule::{ProviderKey, Schedule};
@@ -21,13 +23,13 @@ fn main() {
 
 #[divan::bench]
 fn encode_piece_request(bencher: Bencher<'_, '_>) {
-    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345 };
+    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345, sparing: false };
     bencher.bench(|| codec::encode_request(RequestId(77), divan::black_box(&request)));
 }
 
 #[divan::bench]
 fn decode_piece_request(bencher: Bencher<'_, '_>) {
-    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345 };
+    let request = Request::Piece { id: FileId::from_bytes([7; 32]), index: 12_345, sparing: false };
     let header = codec::encode_request(RequestId(77), &request);
     bencher.bench(|| codec::decode_request(divan::black_box(&header)));
 }
@@ -91,16 +93,18 @@ fn schedule_10_000_pieces_of_100_providers(bencher: Bencher<'_, '_>) {
             layout.pieces().filter(|piece| (piece.get() + provider) % 2 == 0).for_each(|piece| {
                 half.insert(piece);
             });
-            schedule.set_provider(ProviderKey(provider), half);
+            schedule.set_provider(ProviderKey(provider), &half, Duration::ZERO);
         }
-        schedule.set_provider(ProviderKey(100), Bitmap::full(layout));
+        schedule.set_provider(ProviderKey(100), &Bitmap::full(layout), Duration::ZERO);
         schedule
     };
     bencher.counter(ItemsCount::new(layout.count())).with_inputs(new).bench_values(|mut schedule| {
+        let mut now = Duration::ZERO;
         while !schedule.is_complete() {
+            now += Duration::from_millis(1);
             for provider in (0..=100).map(ProviderKey) {
-                if let Some(piece) = schedule.next(provider) {
-                    schedule.arrived(provider, piece);
+                if let Some(question) = schedule.next(provider, now) {
+                    schedule.arrived(provider, question.piece, now);
                 }
             }
         }

@@ -8,6 +8,8 @@
 pub mod buffers;
 pub mod catalogue;
 pub mod download;
+mod given;
+mod have_waits;
 pub mod library;
 pub mod model;
 pub mod protocol;

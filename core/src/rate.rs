@@ -28,16 +28,26 @@ impl RateLimit {
 
     /// Waits until `bytes` may pass.
     pub async fn take(&self, bytes: usize) {
-        let Some(rate) = self.rate else { return };
+        self.take_if(bytes, || true).await;
+    }
+
+    /// Waits until it is the caller's turn; if they are to pass at all by then, waits until `bytes` may. Says whether
+    /// they are to.
+    pub async fn take_if(&self, bytes: usize, wanted: impl FnOnce() -> bool) -> bool {
+        let Some(rate) = self.rate else { return wanted() };
         let cost = Duration::from_secs_f64(bytes as f64 / rate.get() as f64);
         // Held while waiting on purpose: that is the queue, and tokio's mutex is first come, first served. A
         // waiter that is dropped has taken nothing.
         let mut paid_until = self.paid_until.lock().await;
+        if !wanted() {
+            return false;
+        }
         let now = Instant::now();
         let from = paid_until.map_or(now, |paid| paid.max(now.checked_sub(BURST).unwrap_or(now)));
         let until = from + cost;
         tokio::time::sleep_until(until).await;
         *paid_until = Some(until);
+        true
     }
 }
 

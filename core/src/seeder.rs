@@ -18,6 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::given::Giving;
+use crate::have_waits::HaveWaits;
 use crate::library::error::LibraryError;
 use crate::library::file::LibraryFile;
 use crate::library::library::Library;
@@ -63,6 +65,9 @@ pub struct Seeder {
     library: Arc<Library>,
     upload: Arc<RateLimit>,
     settings: SeederSettings,
+    /// What was given of the files that several download at once.
+    given: Giving,
+    waits: HaveWaits,
     turns: Mutex<HashMap<ConnectionId, Turn>>,
     sent: AtomicU64,
     started: Instant,
@@ -96,6 +101,8 @@ impl Seeder {
             library,
             upload,
             settings,
+            given: Giving::default(),
+            waits: HaveWaits::default(),
             turns: Mutex::default(),
             sent: AtomicU64::new(0),
             started: Instant::now(),
@@ -165,19 +172,27 @@ impl Seeder {
         &self,
         file: &Arc<LibraryFile>,
         index: u32,
+        sparing: bool,
         sink: &mut dyn ReplySink,
-    ) -> Result<Bytes, ErrorReply> {
+    ) -> Result<(Reply, Bytes), ErrorReply> {
         let layout = file.manifest().layout();
         let piece = layout.piece(index).filter(|&piece| file.has(piece)).ok_or_else(|| {
             ErrorReply::new(ErrorCode::NotFound, format!("piece {index} of the file is not here"))
         })?;
         // Who is gone takes nothing from the limit, however much it asked for.
         sink.reserve(0).await.map_err(|_| gone())?;
-        self.upload.take(layout.len(piece)).await;
+        let share = self.given.of(file, sparing);
+        // Only now, so that nobody is promised a piece that others could have had long before.
+        if !self.upload.take_if(layout.len(piece), || share.give(piece, sparing)).await {
+            let given = share.given();
+            sink.reserve(given.len()).await.map_err(|_| gone())?;
+            return Ok((Reply::Elsewhere, given));
+        }
         sink.reserve(layout.len(piece)).await.map_err(|_| gone())?;
         let content = file.read_piece(piece).await.map_err(refusal)?;
         self.sent.fetch_add(content.len() as u64, Relaxed);
-        Ok(content)
+        share.sent();
+        Ok((Reply::Piece, content))
     }
 
     async fn serve_piece(
@@ -185,6 +200,7 @@ impl Seeder {
         request: RequestId,
         id: &FileId,
         index: u32,
+        sparing: bool,
         peer: &PeerInfo,
         sink: &mut dyn ReplySink,
     ) -> Result<(Reply, Bytes), ErrorReply> {
@@ -192,12 +208,12 @@ impl Seeder {
         let place = self.take_place(peer.connection, request)?;
         let work = async {
             let _permit: Option<OwnedSemaphorePermit> = Arc::clone(&place.permits).acquire_owned().await.ok();
-            self.piece(&file, index, sink).await
+            self.piece(&file, index, sparing, sink).await
         };
         tokio::select! {
             biased;
             () = place.cancelled.cancelled() => Err(ErrorReply::new(ErrorCode::Busy, "cancelled")),
-            content = work => Ok((Reply::Piece, content?)),
+            answer = work => answer,
         }
     }
 
@@ -241,15 +257,22 @@ impl Handler for Seeder {
     ) -> Result<(Reply, Bytes), ErrorReply> {
         match request {
             Request::Manifest { id: file, first } => self.manifest(&file, first, sink).await,
-            Request::Have { id: file } => {
-                let file = self.open(&file).await?;
+            Request::Have { id, wait } => {
+                let mut file = self.open(&id).await?;
+                if let Some(wait) = wait {
+                    self.waits.until_changed(&file, wait, peer.connection, sink).await.map_err(|_| gone())?;
+                    // It may be gone, or another one by now.
+                    file = self.open(&id).await?;
+                }
                 let size = file.manifest().layout().size();
                 let have = file.have();
                 let complete = have.is_full();
                 let payload = if complete { Bytes::new() } else { Bytes::copy_from_slice(have.as_bytes()) };
                 Ok((Reply::Have { size, complete }, payload))
             }
-            Request::Piece { id: file, index } => self.serve_piece(id, &file, index, peer, sink).await,
+            Request::Piece { id: file, index, sparing } => {
+                self.serve_piece(id, &file, index, sparing, peer, sink).await
+            }
             Request::Files { ids } => self.serve_files(id, ids, peer, sink).await,
             Request::Cancel { ids } => {
                 self.cancel(peer.connection, &ids);

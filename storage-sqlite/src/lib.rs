@@ -4,6 +4,7 @@
 //! and tables whose last column is the value, so that a key is found without passing over content. The journal
 //! is a write-ahead log (<https://sqlite.org/wal.html>): readers go on while a commit is written.
 
+mod checkpointer;
 mod error;
 mod schema;
 mod settings;

@@ -2,8 +2,8 @@
 //!
 //! `Durable` commits run with `synchronous = FULL`, which syncs the log at each commit, `Buffered` ones with
 //! `NORMAL`, which does not (<https://sqlite.org/pragma.html#pragma_synchronous>). A sync is a small commit with
-//! `FULL`: an empty one would sync nothing. The log is kept short by checkpoints, and cut where readers kept it
-//! from being reused.
+//! `FULL`: an empty one would sync nothing. The log is kept short by checkpoints, those of content beside the
+//! writer, and cut where readers kept it from being reused.
 
 #[cfg(test)]
 mod tests;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use enjambre_core::buffers::BufferPool;
 use enjambre_core::storage::Role;
 use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
 use enjambre_core::storage::error::StorageError;
@@ -22,6 +23,7 @@ use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
+use crate::checkpointer::Checkpointer;
 use crate::error::{explain, is_full};
 use crate::schema::{self, Tables};
 
@@ -33,10 +35,12 @@ const MAX_BATCH: usize = 16 * 1024 * 1024;
 pub(crate) const GROUP_BYTES: usize = 8 * 1024 * 1024;
 /// About how many bytes a page of a scan has.
 const MAX_PAGE: usize = 1024 * 1024;
-/// From how many bytes on the log is written back into the database after a commit.
+/// From how many bytes on the log is written back into the database after a commit: of records, and of content, where
+/// most of that was done beside the writer by then.
 const CHECKPOINT: i64 = 8 * 1024 * 1024;
+const CHECKPOINT_CONTENT: i64 = 24 * 1024 * 1024;
 /// From how many bytes on the log is cut; with the largest group on top it stays below 64 MiB.
-const CUT_LOG: u64 = 32 * 1024 * 1024;
+const CUT_LOG: u64 = 40 * 1024 * 1024;
 /// How many bytes of the disk are left to small writes: deleting what fills it takes some room, too.
 const RESERVE: u64 = 8 * 1024 * 1024;
 /// Up to how many bytes writes may use the reserve.
@@ -45,6 +49,10 @@ const SMALL: u64 = 64 * 1024;
 const BUSY: Duration = Duration::from_secs(2);
 /// Changes something, so that there is something to sync.
 const COUNT_SYNC: &str = "UPDATE enjambre_sync SET count = count + 1";
+/// From how many bytes on a value is read into a buffer that is used again.
+const LARGE: usize = 32 * 1024;
+/// How many bytes of buffers for large values wait to be used again.
+const KEPT_BUFFERS: usize = 4 * 1024 * 1024;
 /// How many statements a connection keeps prepared.
 const STATEMENTS: usize = 64;
 
@@ -60,6 +68,8 @@ pub(crate) struct Options {
 /// The writing side.
 #[derive(Debug)]
 pub(crate) struct Sqlite {
+    /// Of content, of which there is much. First, so that it goes before the connection, which ends the log.
+    checkpointer: Option<Checkpointer>,
     connection: Connection,
     tables: Tables,
     options: Options,
@@ -68,6 +78,8 @@ pub(crate) struct Sqlite {
     synchronous: Option<Durability>,
     /// Whether something was committed that may not be durable yet.
     unsynced: bool,
+    /// What its readers read large values into.
+    buffers: BufferPool,
     /// Last, so that it goes after the connection.
     lock: Arc<File>,
 }
@@ -83,14 +95,14 @@ impl Sqlite {
         let lock = Arc::new(place::lock(path)?);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let mut connection = connect(options, flags)?;
-        let page_size = match options.role {
-            Role::Records => 4096,
-            Role::Content => 65536,
+        let (page_size, checkpoint) = match options.role {
+            Role::Records => (4096, CHECKPOINT),
+            Role::Content => (65536, CHECKPOINT_CONTENT),
         };
         let configured = (|| {
             // Has an effect on a new file only.
             connection.pragma_update(None, "page_size", page_size)?;
-            connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT / page_size)
+            connection.pragma_update(None, "wal_autocheckpoint", checkpoint / page_size)
         })();
         configured.map_err(|error| explain(path, "open", error))?;
         // Before anything is changed in a file that may be somebody else's.
@@ -104,7 +116,15 @@ impl Sqlite {
                 "the file system does not bear a write-ahead log; choose a local disk",
             ));
         }
+        let checkpointer = match options.role {
+            Role::Records => None,
+            Role::Content => {
+                let beside = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+                Some(Checkpointer::start(beside, options.path.clone())?)
+            }
+        };
         Ok(Self {
+            checkpointer,
             connection,
             tables: Tables::new(options.role),
             log: place::beside(path, "-wal"),
@@ -112,6 +132,7 @@ impl Sqlite {
             synchronous: None,
             // What another process committed before it was killed may not be.
             unsynced: true,
+            buffers: BufferPool::new(KEPT_BUFFERS),
             lock,
         })
     }
@@ -258,6 +279,7 @@ impl Engine for Sqlite {
             connection,
             tables: Tables::new(self.options.role),
             path: self.options.path.clone(),
+            buffers: self.buffers.clone(),
             _lock: self.lock.clone(),
         })
     }
@@ -276,6 +298,9 @@ impl Engine for Sqlite {
         }
         self.unsynced = durability == Durability::Buffered;
         self.bound_log();
+        if let Some(checkpointer) = &mut self.checkpointer {
+            checkpointer.committed(writes.iter().filter_map(Write::value).map(Bytes::len).sum());
+        }
         Ok(())
     }
 
@@ -297,6 +322,7 @@ impl Engine for Sqlite {
 
     fn close(mut self) -> Result<(), StorageError> {
         self.sync()?;
+        self.checkpointer = None;
         // Only a shorter start the next time: everything is durable in the log.
         let _ = self.checkpoint();
         self.connection.flush_prepared_statement_cache();
@@ -310,6 +336,7 @@ pub(crate) struct SqliteReader {
     connection: Connection,
     tables: Tables,
     path: PathBuf,
+    buffers: BufferPool,
     /// Held until the last connection is gone.
     _lock: Arc<File>,
 }
@@ -320,7 +347,7 @@ impl Reader for SqliteReader {
             let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(None) };
             self.connection
                 .prepare_cached(&statements.get)?
-                .query_row([key.as_bytes()], |row| Ok(Bytes::copy_from_slice(row.get_ref(0)?.as_blob()?)))
+                .query_row([key.as_bytes()], |row| Ok(copy(&self.buffers, row.get_ref(0)?.as_blob()?)))
                 .optional()
         };
         read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error))
@@ -348,7 +375,7 @@ impl Reader for SqliteReader {
                     damaged = true;
                     return Ok(());
                 };
-                page.push((key, Bytes::copy_from_slice(value)));
+                page.push((key, copy(&self.buffers, value)));
                 if bytes >= max_bytes {
                     break;
                 }
@@ -361,6 +388,15 @@ impl Reader for SqliteReader {
         }
         Ok(page)
     }
+}
+
+fn copy(buffers: &BufferPool, value: &[u8]) -> Bytes {
+    if value.len() < LARGE {
+        return Bytes::copy_from_slice(value);
+    }
+    let mut copy = buffers.take(value.len());
+    copy.copy_from_slice(value);
+    copy.freeze()
 }
 
 /// The last write to each key, in the order of spaces and keys.

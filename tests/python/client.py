@@ -138,7 +138,9 @@ def main():
     assert file["name"] == options.name
     answer, _ = tracker.call("providers", id=file["id"])
     for provider in answer["providers"]:
-        peer = Connection(context, provider["endpoints"][0], options.socket)
+        # A peer may be reachable in other ways, too.
+        endpoint = next(endpoint for endpoint in provider["endpoints"] if endpoint.startswith("zmq://"))
+        peer = Connection(context, endpoint, options.socket)
         # What is not known is answered with an error, and does no harm to what comes after it.
         for kind, code in [("dance", "unsupported"), ("piece", "malformed")]:
             try:

@@ -31,7 +31,7 @@ impl Wire {
         match (self, kind) {
             (Self::Zmq, _) | (Self::Stock, "tracker") => &["zmq"],
             (Self::Tcp, _) => &["tcp"],
-            (Self::Stock, _) => &["zmq", "tcp"],
+            (Self::Stock, _) => &["tcp", "zmq"],
         }
     }
 }
@@ -82,6 +82,14 @@ impl World {
     pub fn new_in(parent: &Path, setup: Setup) -> Self {
         let folder = tempfile::Builder::new().prefix("enj-").tempdir_in(parent).expect("a temporary folder");
         Self { folder, setup }
+    }
+
+    /// An empty one whose nodes reach each other so.
+    ///
+    /// # Panics
+    /// If no folder can be made.
+    pub fn over(wire: Wire) -> Self {
+        Self::new(Setup { wire, ..Setup::default() })
     }
 
     /// A path inside of it.

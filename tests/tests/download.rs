@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 use enjambre_tests::content::{MIB, hash_of};
-use enjambre_tests::node::{Peer, World};
+use enjambre_tests::node::{Peer, Wire, World};
 use enjambre_tests::process::Process;
 use enjambre_tests::wait::LONG;
 use serde_json::Value;
@@ -35,7 +35,15 @@ fn resumed_at(peer: &mut Peer, args: &[&str]) -> u64 {
 
 #[test]
 fn a_killed_get_goes_on_where_it_was() {
-    let world = World::default();
+    goes_on_where_it_was(World::default());
+}
+
+#[test]
+fn a_killed_get_over_zmq_goes_on_where_it_was() {
+    goes_on_where_it_was(World::over(Wire::Zmq));
+}
+
+fn goes_on_where_it_was(world: World) {
     let size = 56 * MIB;
     let (file, hash) = world.file("film.bin", size);
     let tracker = world.tracker("tracker");

@@ -13,21 +13,24 @@ use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::transport::envelope::RequestId;
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::figures;
-use enjambre_tests::node::{Peer, Tracker, World};
+use enjambre_tests::node::{Peer, Tracker, Wire, World};
 use enjambre_tests::wait::LONG;
 
 /// The most memory that a process may have used after all that, in KiB.
 const MEMORY_KIB: u64 = 128 * 1024;
+/// How a plain TCP connection begins.
+const PREFACE: [u8; 8] = *b"\x8aENJTCP\x01";
 const MORE: u8 = 1;
 const LONG_FRAME: u8 = 2;
 const COMMAND: u8 = 4;
 
-/// Speaks ZMTP 3.0 (<https://rfc.zeromq.org/spec/23/>) byte by byte, so that it can break every rule.
+/// Speaks ZMTP 3.0 (<https://rfc.zeromq.org/spec/23/>), or plain frames, byte by byte, so that it can break every rule.
 struct Raw(TcpStream);
 
 impl Raw {
     fn connect(endpoint: &str) -> Self {
-        let stream = TcpStream::connect(endpoint.strip_prefix("zmq://").unwrap()).unwrap();
+        let address = endpoint.strip_prefix("zmq://").or(endpoint.strip_prefix("tcp://")).unwrap();
+        let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
         stream.set_write_timeout(Some(LONG)).unwrap();
         Self(stream)
@@ -52,6 +55,16 @@ impl Raw {
         raw.frame(COMMAND, &[b"\x05READY", &properties[..]].concat()).unwrap();
         let (flags, body) = raw.read_frame();
         assert!(flags & COMMAND != 0 && body.starts_with(b"\x05READY"));
+        raw
+    }
+
+    /// A connection past the preface, for plain frames.
+    fn plain(endpoint: &str) -> Self {
+        let mut raw = Self::connect(endpoint);
+        raw.0.write_all(&PREFACE).unwrap();
+        let mut theirs = [0; PREFACE.len()];
+        raw.0.read_exact(&mut theirs).unwrap();
+        assert_eq!(theirs, PREFACE);
         raw
     }
 
@@ -113,7 +126,11 @@ struct Scene {
 }
 
 fn scene() -> Scene {
-    let world = World::default();
+    scene_over(Wire::Zmq)
+}
+
+fn scene_over(wire: Wire) -> Scene {
+    let world = World::over(wire);
     let (file, hash) = world.file("film.bin", 8 * MIB);
     let handshake = "transport.limits.handshake=2s";
     let tracker = world.tracker_with("tracker", &[handshake]);
@@ -175,6 +192,54 @@ fn connections_that_say_nothing_or_half_a_greeting() {
 }
 
 #[test]
+fn plain_frames_that_declare_to_be_huge_and_prefaces_that_are_none() {
+    let mut scene = scene_over(Wire::Tcp);
+    let mut silent = Vec::new();
+    for endpoint in scene.endpoints() {
+        for lengths in [[u32::MAX, 0], [10, u32::MAX], [1 << 20, 1 << 31]] {
+            let mut raw = Raw::plain(&endpoint);
+            raw.0.write_all(&lengths.map(u32::to_be_bytes).concat()).unwrap();
+            raw.wait_closed();
+        }
+        for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], &Raw::greeting()] {
+            let mut raw = Raw::connect(&endpoint);
+            // It may be closed before all of it was said.
+            let _ = raw.0.write_all(said);
+            raw.wait_closed();
+        }
+        for length in [0, 1, 7] {
+            let mut raw = Raw::connect(&endpoint);
+            raw.0.write_all(&PREFACE[..length]).unwrap();
+            silent.push(raw);
+        }
+    }
+    scene.serves_others();
+    for raw in &mut silent {
+        raw.wait_closed();
+    }
+}
+
+#[test]
+fn thousands_of_pieces_asked_for_over_tcp_and_never_read() {
+    let mut scene = scene_over(Wire::Tcp);
+    let id = scene.hash.parse().unwrap();
+    let mut greedy: Vec<_> = (0..8).map(|_| Raw::plain(scene.a.endpoint())).collect();
+    for raw in &mut greedy {
+        // Once the peer takes no more, the write would wait for ever.
+        raw.0.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        for number in 0..3000 {
+            let header =
+                encode_request(RequestId(number), &Request::Piece { id, index: (number % 32) as u32 });
+            let lengths = [header.len() as u32, 0].map(u32::to_be_bytes).concat();
+            if raw.0.write_all(&[&lengths, &header[..]].concat()).is_err() {
+                break;
+            }
+        }
+    }
+    scene.serves_others();
+}
+
+#[test]
 fn frames_without_end() {
     let mut scene = scene();
     for endpoint in scene.endpoints() {
@@ -203,7 +268,7 @@ fn thousands_of_pieces_asked_for_and_never_read() {
         // Once the peer takes no more, the write would wait for ever.
         raw.0.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
         for number in 0..3000 {
-            if raw.ask(number, &Request::Piece { id, index: (number % 32) as u32 }).is_err() {
+            if raw.ask(number, &Request::Piece { id, index: (number % 32) as u32, sparing: false }).is_err() {
                 break;
             }
         }

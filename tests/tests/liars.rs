@@ -4,13 +4,16 @@
 
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::fake_provider::{FakeProvider, Lie};
-use enjambre_tests::node::World;
+use enjambre_tests::node::{Wire, World};
 use enjambre_tests::wait::{LONG, wait_for};
 use std::fs;
 
-/// The liar is alone at first, so it is certain that it was asked; then somebody honest comes.
 fn completes_in_spite_of(lie: Lie) {
-    let world = World::default();
+    completes(&World::default(), lie);
+}
+
+/// The liar is alone at first, so it is certain that it was asked; then somebody honest comes.
+fn completes(world: &World, lie: Lie) {
     // Not a whole number of pieces, so that a lie about the size leaves their number as it is.
     let (file, hash) = world.file("film.bin", 3 * MIB + 17);
     let tracker = world.tracker("tracker");
@@ -52,4 +55,14 @@ fn a_wrong_size() {
 #[test]
 fn no_answer() {
     completes_in_spite_of(Lie::Silence);
+}
+
+#[test]
+fn wrong_content_over_tcp() {
+    completes(&World::over(Wire::Tcp), Lie::Content);
+}
+
+#[test]
+fn no_answer_over_tcp() {
+    completes(&World::over(Wire::Tcp), Lie::Silence);
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use enjambre_tests::content::{MIB, hash_of, read_tree, write_file};
-use enjambre_tests::node::World;
+use enjambre_tests::node::{Wire, World};
 use enjambre_tests::wait::LONG;
 use rustix::process::Signal;
 
@@ -124,7 +124,15 @@ fn peers_that_publish_at_the_same_moment_both_land() {
 
 #[test]
 fn with_two_trackers_the_death_of_one_is_not_felt() {
-    let world = World::default();
+    the_death_of_one_is_not_felt(World::default());
+}
+
+#[test]
+fn with_two_trackers_over_tcp_the_death_of_one_is_not_felt() {
+    the_death_of_one_is_not_felt(World::over(Wire::Tcp));
+}
+
+fn the_death_of_one_is_not_felt(world: World) {
     let (early, early_hash) = world.file("early.bin", MIB);
     let (late, late_hash) = world.file("late.bin", MIB + 1);
     let mut first = world.tracker("t1");
@@ -151,7 +159,15 @@ fn with_two_trackers_the_death_of_one_is_not_felt() {
 
 #[test]
 fn a_pinned_file_stays_when_its_publisher_is_gone() {
-    let world = World::default();
+    a_pinned_file_stays(World::default());
+}
+
+#[test]
+fn a_file_pinned_over_tcp_stays_when_its_publisher_is_gone() {
+    a_pinned_file_stays(World::over(Wire::Tcp));
+}
+
+fn a_pinned_file_stays(world: World) {
     let (file, hash) = world.file("film.bin", 6 * MIB);
     let mut tracker =
         world.tracker_with("tracker", &["tracker.store.enabled=true", "tracker.store.quota=\"16MiB\""]);

@@ -1,4 +1,4 @@
-//! One body, run over every storage backend and both places for content: publish, list, get, lose the publisher,
+//! One body, run over every storage backend, both places for content and each transport: publish, list, get, lose the publisher,
 //! restart everything from its databases, get again.
 
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
@@ -6,7 +6,7 @@
 use std::fs;
 
 use enjambre_tests::content::{MIB, hash_of, read_tree, write_tree};
-use enjambre_tests::node::{Setup, World};
+use enjambre_tests::node::{Setup, Wire, World};
 use enjambre_tests::wait::LONG;
 
 #[test]
@@ -27,6 +27,16 @@ fn sled_with_content_in_the_database() {
 #[test]
 fn sled_with_content_in_files() {
     whole_life(Setup { backend: "sled", content: "files", ..Setup::default() });
+}
+
+#[test]
+fn over_zmq() {
+    whole_life(Setup { wire: Wire::Zmq, ..Setup::default() });
+}
+
+#[test]
+fn over_tcp() {
+    whole_life(Setup { wire: Wire::Tcp, ..Setup::default() });
 }
 
 fn whole_life(setup: Setup) {

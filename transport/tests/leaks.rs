@@ -3,10 +3,12 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use enjambre_core::transport::{Deadline, Message, envelope};
+use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -17,8 +19,14 @@ fn open_files() -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_come_and_go_leave_nothing_open() {
-    let transport = enjambre_transport::zmq(TransportSettings::default()).unwrap();
-    let listener = transport.bind(&"zmq://127.0.0.1:0".parse().unwrap()).await.unwrap();
+    // One behind the other, for they count the files of the whole process.
+    come_and_go(enjambre_transport::tcp(TransportSettings::default()).unwrap()).await;
+    come_and_go(enjambre_transport::zmq(TransportSettings::default()).unwrap()).await;
+}
+
+async fn come_and_go(transport: Arc<dyn GuardedTransport>) {
+    let endpoint = format!("{}://127.0.0.1:0", transport.scheme()).parse().unwrap();
+    let listener = transport.bind(&endpoint).await.unwrap();
     let endpoint = listener.local_endpoint().clone();
     let service = tokio::spawn(async move {
         while let Ok(incoming) = listener.accept().await {

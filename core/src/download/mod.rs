@@ -4,11 +4,15 @@
 //! `transfer` drives one file from start to end, [`downloader`] shares transfers among those who wait for them,
 //! [`directory`] gets the members of a collection, `small` its small files many at a time, and [`get`] does all of it.
 
+pub mod choice;
 pub mod directory;
 pub mod downloader;
 pub mod get;
+pub mod pace;
 pub mod progress;
 pub mod schedule;
+#[cfg(test)]
+mod simulation;
 mod small;
 pub mod source;
 mod transfer;

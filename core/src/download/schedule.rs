@@ -2,18 +2,35 @@
 //!
 //! Rarest first with random ties (Legout, Urvoy-Keller, Michiardi: "Rarest First and Choke Algorithms Are
 //! Enough", IMC 2006), so that the downloaders of one source soon have different pieces to trade. How many requests
-//! run ahead is up to the [`Window`] of each provider. When every missing piece is on its way, an idle provider is asked for the one that has waited longest; whoever answers first wins and the other request
-//! is cancelled.
+//! run ahead is up to the [`Window`] of each provider.
 //!
-//! A piece is in one of three states: *missing* (in the bucket of its availability), *on its way* (in
-//! `in_flight`), or *there* (neither). `next` moves it from the first to the second, `arrived` to the third,
-//! `failed` and `remove_provider` back to the first.
+//! Providers that have only a part are *traders*: they download too. While there are any, a source, which has the
+//! whole file, is asked for what no trader has, and *sparingly*: it may answer that it gave the piece to somebody else
+//! already, and which ones it gave, and then the piece is expected of the traders. So a source sends each piece once
+//! and not once per downloader. Nobody starves of it: when no trader delivers anything for a while, or a source is
+//! much faster than the traders are, it is asked for anything.
+//!
+//! When every missing piece is on its way, an idle provider is asked for the one that has waited longest, if it
+//! has waited for longer than is usual there; whoever answers first wins and the other request is cancelled.
+//!
+//! A piece is in one of three states: *missing* (in [`Rarity`]), *on its way* (in `in_flight`), or *there* (neither).
+//! `next` moves it from the first to the second, `arrived` to the third, `failed`, `elsewhere` and `remove_provider`
+//! back to the first. Times are counted from any fixed moment.
+
+mod bits;
+mod rarity;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use self::bits::Bits;
+use self::rarity::Rarity;
+use super::pace::Pace;
 use super::window::{Window, WindowSettings};
 use crate::model::bitmap::Bitmap;
 use crate::model::layout::{PieceIndex, PieceLayout};
@@ -25,27 +42,53 @@ pub struct ProviderKey(pub u32);
 /// How many requests for the same piece there may be at once, when nothing else is left to ask for; those that are
 /// overdue do not count.
 const MAX_DUPLICATES: usize = 2;
+/// How long no trader may have delivered anything before a source is asked for what it gave to others: this many
+/// times what a piece takes from a trader, within these bounds.
+const STARVING: u32 = 4;
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(300);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
+/// A source that is this many times as fast as the traders are on average is asked for what they have.
+const MUCH_FASTER: f64 = 4.0;
+/// How long a provider is watched before its speed is believed.
+const WATCHED: Duration = Duration::from_millis(500);
+/// A piece on its way is asked of a second provider that would have sent it in this part of the time that is left.
+const SLOW: u32 = 3;
+/// What is expected of a provider that has not delivered anything yet.
+const UNKNOWN: Duration = Duration::from_millis(500);
+/// How many times the product of bandwidth and delay is asked for ahead.
+const AHEAD: f64 = 4.0;
 
 #[derive(Debug)]
 struct ProviderState {
-    have: Bitmap,
+    have: Bits,
+    /// Whether it has the whole file: then its pieces are not counted as held.
+    source: bool,
+    /// What it said that it gave to others.
+    given: Option<Bits>,
     in_flight: Vec<PieceIndex>,
     window: Window,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Missing {
-    bucket: u32,
-    position: u32,
+    pace: Pace,
+    /// The least that a piece took of late, from the question to its arrival.
+    quickest: Option<Duration>,
 }
 
 #[derive(Debug)]
-struct Request {
-    providers: Vec<ProviderKey>,
-    /// Those of them that have owed the piece for too long to count on.
-    overdue: Vec<ProviderKey>,
-    /// The order of asking, so that the request that has waited longest is found.
-    turn: u64,
+struct Asked {
+    provider: ProviderKey,
+    at: Duration,
+    /// When it is likely to be there.
+    expected: Duration,
+    /// Owed for too long to count on.
+    overdue: bool,
+}
+
+/// What to ask of a provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// The piece.
+    pub piece: PieceIndex,
+    /// Only if it was not given to somebody else, who has it soon.
+    pub sparing: bool,
 }
 
 /// What follows from the arrival of a verified piece.
@@ -62,49 +105,57 @@ pub struct Arrival {
 pub struct Schedule {
     layout: PieceLayout,
     settings: WindowSettings,
-    /// How many providers have each piece.
-    availability: Vec<u32>,
-    /// Missing pieces by their availability.
-    buckets: Vec<Vec<PieceIndex>>,
-    /// Where a missing piece stands in the buckets.
-    missing: Vec<Option<Missing>>,
-    missing_count: u32,
-    in_flight: HashMap<PieceIndex, Request>,
+    rarity: Rarity,
+    /// What has not arrived.
+    wanted: Bits,
+    wanted_count: u32,
+    in_flight: HashMap<PieceIndex, Vec<Asked>>,
     providers: HashMap<ProviderKey, ProviderState>,
-    turn: u64,
+    traders: usize,
+    /// When a trader last delivered a piece, or the first of them came.
+    traded: Duration,
+    /// What a piece takes from a trader, from the question to its arrival, of late.
+    trade_takes: Duration,
     rng: SmallRng,
 }
 
 impl Schedule {
     /// A schedule for the pieces that are not in `have`. The seed decides every random choice.
     pub fn new(layout: PieceLayout, have: &Bitmap, settings: WindowSettings, seed: u64) -> Self {
-        let count = layout.count() as usize;
         let mut schedule = Self {
             layout,
             settings,
-            availability: vec![0; count],
-            buckets: vec![Vec::new()],
-            missing: vec![None; count],
-            missing_count: 0,
+            rarity: Rarity::new(layout.count()),
+            wanted: Bits::empty(layout.count()),
+            wanted_count: 0,
             in_flight: HashMap::new(),
             providers: HashMap::new(),
-            turn: 0,
+            traders: 0,
+            traded: Duration::ZERO,
+            trade_takes: Duration::ZERO,
             rng: SmallRng::seed_from_u64(seed),
         };
         for piece in layout.pieces().filter(|&piece| !have.contains(piece)) {
-            schedule.put_missing(piece);
+            schedule.rarity.put(piece.get());
+            schedule.wanted.insert(piece.get());
+            schedule.wanted_count += 1;
         }
         schedule
     }
 
     /// Whether every piece has arrived.
     pub fn is_complete(&self) -> bool {
-        self.missing_count == 0 && self.in_flight.is_empty()
+        self.wanted_count == 0
     }
 
     /// How many providers there are at the moment.
     pub fn provider_count(&self) -> usize {
         self.providers.len()
+    }
+
+    /// How many providers have only a part.
+    pub fn trader_count(&self) -> usize {
+        self.traders
     }
 
     /// How many requests are on their way to a provider.
@@ -114,77 +165,158 @@ impl Schedule {
 
     /// Whether the provider has a piece that has not arrived yet.
     pub fn is_useful(&self, provider: ProviderKey) -> bool {
-        self.providers.get(&provider).is_some_and(|state| {
-            self.in_flight.keys().any(|&piece| state.have.contains(piece))
-                || self.buckets.iter().flatten().any(|&piece| state.have.contains(piece))
-        })
+        self.providers.get(&provider).is_some_and(|state| state.have.meets(&self.wanted))
     }
 
     /// A provider comes in with these pieces, or one that is there has others now.
-    pub fn set_provider(&mut self, provider: ProviderKey, have: Bitmap) {
-        let window = Window::new(self.settings, self.layout);
-        let previous = self.providers.get(&provider).map(|state| state.have.clone());
-        for piece in self.layout.pieces() {
-            let before = previous.as_ref().is_some_and(|bitmap| bitmap.contains(piece));
-            match (before, have.contains(piece)) {
-                (false, true) => self.change_availability(piece, 1),
-                (true, false) => self.change_availability(piece, -1),
-                _ => {}
+    pub fn set_provider(&mut self, provider: ProviderKey, have: &Bitmap, now: Duration) {
+        let source = have.is_full();
+        let have = Bits::from_bitmap(have);
+        let state = self.providers.entry(provider).or_insert_with(|| ProviderState {
+            have: Bits::empty(self.layout.count()),
+            // Nothing of it is counted yet, as with one that has the whole.
+            source: true,
+            given: None,
+            in_flight: Vec::new(),
+            window: Window::new(self.settings, self.layout),
+            pace: Pace::new(now),
+            quickest: None,
+        });
+        let was_source = std::mem::replace(&mut state.source, source);
+        let before = std::mem::replace(&mut state.have, have);
+        match (was_source, source) {
+            (true, true) => {}
+            (true, false) => {
+                state.have.iter().for_each(|piece| self.rarity.add_holder(piece));
+                if self.traders == 0 {
+                    self.traded = now;
+                }
+                self.traders += 1;
+            }
+            (false, true) => {
+                before.iter().for_each(|piece| self.rarity.remove_holder(piece));
+                self.traders -= 1;
+            }
+            (false, false) => {
+                for piece in before.difference(&state.have) {
+                    match state.have.contains(piece) {
+                        true => self.rarity.add_holder(piece),
+                        false => self.rarity.remove_holder(piece),
+                    }
+                }
             }
         }
-        self.providers
-            .entry(provider)
-            .or_insert_with(|| ProviderState {
-                have: Bitmap::empty(self.layout),
-                in_flight: Vec::new(),
-                window,
-            })
-            .have = have;
     }
 
     /// A provider goes; what it was asked for is missing again, unless another one was asked too.
     pub fn remove_provider(&mut self, provider: ProviderKey) {
         let Some(state) = self.providers.remove(&provider) else { return };
-        for piece in self.layout.pieces().filter(|&piece| state.have.contains(piece)) {
-            self.change_availability(piece, -1);
+        if !state.source {
+            state.have.iter().for_each(|piece| self.rarity.remove_holder(piece));
+            self.traders -= 1;
         }
         for piece in state.in_flight {
             self.withdraw_request(provider, piece);
         }
     }
 
-    /// The next piece to ask of this provider; `None` when its window is full or it has nothing that is wanted.
-    pub fn next(&mut self, provider: ProviderKey) -> Option<PieceIndex> {
+    /// The providers that may be asked for more, those first that should be: traders before sources, and who
+    /// owes the least, measured by what it delivers.
+    pub fn by_turn(&mut self, now: Duration) -> Vec<ProviderKey> {
+        let rng = &mut self.rng;
+        let trading = self.traders > 0;
+        let open =
+            self.providers.iter().filter(|(_, state)| state.in_flight.len() < state.limit(trading, now));
+        let mut order: Vec<_> =
+            open.map(|(&key, state)| (state.source, state.expected(now), rng.random::<u32>(), key)).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(.., key)| key).collect()
+    }
+
+    /// The next piece to ask of this provider; `None` when its window is full or it has nothing that is to be asked
+    /// of it now.
+    pub fn next(&mut self, provider: ProviderKey, now: Duration) -> Option<Question> {
         let state = self.providers.get(&provider)?;
-        if state.in_flight.len() >= state.window.limit() {
+        if state.in_flight.len() >= state.limit(self.traders > 0, now) {
             return None;
         }
-        let piece = self.rarest_missing(provider).or_else(|| self.longest_waiting(provider))?;
-        self.take_missing(piece);
-        self.turn += 1;
-        let turn = self.turn;
-        let request = self.in_flight.entry(piece).or_insert_with(|| Request {
-            providers: Vec::new(),
-            overdue: Vec::new(),
-            turn,
+        let (piece, sparing) = match self.choose(provider, now) {
+            Some(choice) => choice,
+            None => (self.late(provider, now)?, false),
+        };
+        let piece = self.layout.piece(piece)?;
+        self.rarity.take(piece.get());
+        let state = self.providers.get_mut(&provider)?;
+        let asked = Asked { provider, at: now, expected: now + state.expected(now), overdue: false };
+        state.in_flight.push(piece);
+        self.in_flight.entry(piece).or_default().push(asked);
+        Some(Question { piece, sparing })
+    }
+
+    /// A missing piece to ask of this provider, and whether sparingly.
+    fn choose(&mut self, provider: ProviderKey, now: Duration) -> Option<(u32, bool)> {
+        if self.rarity.missing_count() == 0 {
+            return None;
+        }
+        let state = self.providers.get(&provider)?;
+        let rng = &mut self.rng;
+        if !state.source || self.traders == 0 {
+            let have = (!state.source).then_some(&state.have);
+            return Some((self.rarity.rarest(have, None, 0, || rng.random())?, false));
+        }
+        if let Some(piece) = self.rarity.unheld(state.given.as_ref(), rng.random()) {
+            return Some((piece, true));
+        }
+        let patience = (self.trade_takes * STARVING).clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);
+        let state = self.providers.get(&provider)?;
+        // One at a time: what it sends again it cannot send to somebody else for the first time.
+        let starving = state.in_flight.is_empty() && now >= self.traded + patience;
+        if starving || self.is_much_faster(provider, now) {
+            let rng = &mut self.rng;
+            if starving && let Some(state) = self.providers.get_mut(&provider) {
+                // It may have begun to give everything again.
+                state.given = None;
+            }
+            return Some((self.rarity.rarest(None, None, 0, || rng.random())?, false));
+        }
+        None
+    }
+
+    /// Whether a source delivers far more than the traders do that have something to deliver.
+    fn is_much_faster(&self, source: ProviderKey, now: Duration) -> bool {
+        let Some(state) = self.providers.get(&source) else { return false };
+        let traders = self.providers.values().filter(|state| !state.source);
+        let useful = traders.filter(|state| state.have.meets(&self.wanted));
+        let (count, sum, young) = useful.fold((0.0, 0.0, false), |(count, sum, young), state| {
+            let pace = state.pace;
+            (count + 1.0, sum + pace.per_second(now), young || pace.watched(now) < WATCHED)
         });
-        request.providers.push(provider);
-        request.turn = turn;
-        self.providers.get_mut(&provider)?.in_flight.push(piece);
-        Some(piece)
+        !young && count > 0.0 && state.pace.per_second(now) > MUCH_FASTER * sum / count
     }
 
     /// A piece has come from this provider and is verified.
-    pub fn arrived(&mut self, provider: ProviderKey, piece: PieceIndex) -> Arrival {
+    pub fn arrived(&mut self, provider: ProviderKey, piece: PieceIndex, now: Duration) -> Arrival {
+        let asked = self.in_flight.remove(&piece).unwrap_or_default();
         if let Some(state) = self.providers.get_mut(&provider) {
             state.in_flight.retain(|&other| other != piece);
-            state.window.arrived();
+            state.pace.arrived(now);
+            let request = asked.iter().find(|request| request.provider == provider);
+            let takes = request.map(|request| now.saturating_sub(request.at));
+            state.window.arrived(takes);
+            if let Some(takes) = takes {
+                // A little more each time, so that it follows when the way becomes longer.
+                state.quickest = Some(state.quickest.map_or(takes, |before| takes.min(before + before / 64)));
+            }
+            if !state.source {
+                self.traded = now;
+                self.trade_takes = takes.map_or(self.trade_takes, |takes| (self.trade_takes * 7 + takes) / 8);
+            }
         }
-        let was_missing = self.take_missing(piece);
-        let request = self.in_flight.remove(&piece);
-        let wanted = was_missing || request.is_some();
-        let mut cancel: Vec<_> = request.map(|request| request.providers).unwrap_or_default();
-        cancel.retain(|&other| other != provider);
+        self.rarity.take(piece.get());
+        let wanted = self.wanted.remove(piece.get());
+        self.wanted_count -= u32::from(wanted);
+        let others = asked.into_iter().map(|request| request.provider);
+        let cancel: Vec<_> = others.filter(|&other| other != provider).collect();
         for other in &cancel {
             if let Some(state) = self.providers.get_mut(other) {
                 state.in_flight.retain(|&asked| asked != piece);
@@ -201,6 +333,17 @@ impl Schedule {
         self.withdraw_request(provider, piece);
     }
 
+    /// The provider was asked sparingly and gave the piece to somebody else, as it did with all of `given`.
+    pub fn elsewhere(&mut self, provider: ProviderKey, piece: PieceIndex, given: &Bitmap) {
+        self.failed(provider, piece);
+        if let Some(state) = self.providers.get_mut(&provider) {
+            // What was once said stays, so that each refusal leaves one question less.
+            let before = state.given.get_or_insert_with(|| Bits::empty(self.layout.count()));
+            before.join(&Bits::from_bitmap(given));
+            before.insert(piece.get());
+        }
+    }
+
     /// A provider has no free slot: ask it for half as much.
     pub fn busy(&mut self, provider: ProviderKey) {
         if let Some(state) = self.providers.get_mut(&provider) {
@@ -211,214 +354,68 @@ impl Schedule {
     /// The provider has owed the piece for long: at the end another one may be asked in its stead, however many were
     /// asked already. A few that promise everything and send nothing cannot keep a piece from coming.
     pub fn overdue(&mut self, provider: ProviderKey, piece: PieceIndex) {
-        if let Some(request) = self.in_flight.get_mut(&piece)
-            && request.providers.contains(&provider)
-            && !request.overdue.contains(&provider)
-        {
-            request.overdue.push(provider);
+        let requests = self.in_flight.get_mut(&piece).into_iter().flatten();
+        for request in requests.filter(|request| request.provider == provider) {
+            request.overdue = true;
         }
     }
 
     fn withdraw_request(&mut self, provider: ProviderKey, piece: PieceIndex) {
-        let Some(request) = self.in_flight.get_mut(&piece) else { return };
-        request.providers.retain(|&other| other != provider);
-        request.overdue.retain(|&other| other != provider);
-        if request.providers.is_empty() {
+        let Some(requests) = self.in_flight.get_mut(&piece) else { return };
+        requests.retain(|request| request.provider != provider);
+        if requests.is_empty() {
             self.in_flight.remove(&piece);
-            self.put_missing(piece);
+            self.rarity.put(piece.get());
         }
     }
 
-    /// A missing piece that the provider has, of those that the fewest providers have, chosen at random.
-    fn rarest_missing(&mut self, provider: ProviderKey) -> Option<PieceIndex> {
-        let have = &self.providers.get(&provider)?.have;
-        for bucket in self.buckets.iter().filter(|bucket| !bucket.is_empty()) {
-            // From a random place on, so that ties are broken at random.
-            let start = self.rng.random_range(0..bucket.len());
-            let (before, from) = bucket.split_at(start);
-            if let Some(&piece) = from.iter().chain(before).find(|&&piece| have.contains(piece)) {
-                return Some(piece);
-            }
-        }
-        None
-    }
-
-    /// The piece on its way whose last request is the oldest, that the provider has and was not asked for.
-    fn longest_waiting(&self, provider: ProviderKey) -> Option<PieceIndex> {
-        if self.missing_count > 0 {
+    /// A piece on its way that the provider has and was not asked for, and would send far sooner than whoever owes it:
+    /// the one that has waited longest since it was last asked for. At the end; before it only of a trader that has nothing
+    /// else to send, so that no trader is idle while others have a queue.
+    fn late(&self, provider: ProviderKey, now: Duration) -> Option<u32> {
+        let state = self.providers.get(&provider)?;
+        if self.rarity.missing_count() > 0 && (state.source || !state.in_flight.is_empty()) {
             return None;
         }
-        let have = &self.providers.get(&provider)?.have;
-        self.in_flight
-            .iter()
-            .filter(|(piece, request)| {
-                have.contains(**piece)
-                    && request.providers.len() < MAX_DUPLICATES + request.overdue.len()
-                    && !request.providers.contains(&provider)
-            })
-            .min_by_key(|(_, request)| request.turn)
-            .map(|(&piece, _)| piece)
-    }
-
-    fn change_availability(&mut self, piece: PieceIndex, by: i32) {
-        let is_missing = self.take_missing(piece);
-        let count = &mut self.availability[piece.as_usize()];
-        *count = count.saturating_add_signed(by);
-        if is_missing {
-            self.put_missing(piece);
-        }
-    }
-
-    fn put_missing(&mut self, piece: PieceIndex) {
-        let bucket = self.availability[piece.as_usize()];
-        if self.buckets.len() <= bucket as usize {
-            self.buckets.resize_with(bucket as usize + 1, Vec::new);
-        }
-        let entries = &mut self.buckets[bucket as usize];
-        self.missing[piece.as_usize()] = Some(Missing { bucket, position: entries.len() as u32 });
-        entries.push(piece);
-        self.missing_count += 1;
-    }
-
-    /// Takes the piece out of its bucket, if it is missing; the last of the bucket fills its place.
-    fn take_missing(&mut self, piece: PieceIndex) -> bool {
-        let Some(Missing { bucket, position }) = self.missing[piece.as_usize()].take() else { return false };
-        let entries = &mut self.buckets[bucket as usize];
-        entries.swap_remove(position as usize);
-        if let Some(moved) = entries.get(position as usize) {
-            self.missing[moved.as_usize()] = Some(Missing { bucket, position });
-        }
-        self.missing_count -= 1;
-        true
+        let takes = state.expected(now);
+        let waits = self.in_flight.iter().filter_map(|(piece, requests)| {
+            let overdue = requests.iter().filter(|request| request.overdue).count();
+            let last = requests.last()?;
+            // What takes longer than was to be expected takes about as long again.
+            let left = last.expected.saturating_sub(now).max(now.saturating_sub(last.at));
+            let slow = overdue == requests.len() || left > takes * SLOW;
+            let free = requests.len() < MAX_DUPLICATES + overdue
+                && requests.iter().all(|request| request.provider != provider);
+            (slow && free && state.have.contains(piece.get())).then_some((last.at, *piece))
+        });
+        waits.min().map(|(_, piece)| piece.get())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::HashSet;
-
-    const A: ProviderKey = ProviderKey(1);
-    const B: ProviderKey = ProviderKey(2);
-
-    fn layout(pieces: u32) -> PieceLayout {
-        PieceLayout::new(u64::from(pieces) * 256 * 1024).unwrap()
-    }
-
-    fn schedule(pieces: u32) -> Schedule {
-        let layout = layout(pieces);
-        Schedule::new(layout, &Bitmap::empty(layout), WindowSettings::default(), 7)
-    }
-
-    fn bitmap(pieces: u32, of: &[u32]) -> Bitmap {
-        let layout = layout(pieces);
-        let mut bitmap = Bitmap::empty(layout);
-        for &piece in of {
-            bitmap.insert(layout.piece(piece).unwrap());
+impl ProviderState {
+    /// How long one more piece is likely to take: what is owed already comes first.
+    fn expected(&self, now: Duration) -> Duration {
+        let rate = self.pace.per_second(now);
+        let ahead = self.in_flight.len() as f64;
+        match self.quickest {
+            Some(quickest) => quickest + Duration::from_secs_f64((ahead / rate.max(0.01)).min(60.0)),
+            None => UNKNOWN,
         }
-        bitmap
     }
 
-    #[test]
-    fn the_rarest_piece_is_asked_for_first() {
-        let mut schedule = schedule(5);
-        schedule.set_provider(A, Bitmap::full(layout(5)));
-        schedule.set_provider(B, bitmap(5, &[0, 1, 3, 4]));
-        assert_eq!(schedule.next(A).unwrap().get(), 2);
-    }
-
-    #[test]
-    fn what_is_there_already_is_never_asked_for() {
-        let layout = layout(4);
-        let mut schedule = Schedule::new(layout, &bitmap(4, &[0, 2]), WindowSettings::default(), 1);
-        schedule.set_provider(A, Bitmap::full(layout));
-        let mut asked: Vec<_> = std::iter::from_fn(|| schedule.next(A)).map(PieceIndex::get).collect();
-        asked.sort_unstable();
-        assert_eq!(asked, [1, 3]);
-    }
-
-    #[test]
-    fn a_dead_provider_s_pieces_are_asked_of_another() {
-        let mut schedule = schedule(3);
-        schedule.set_provider(A, Bitmap::full(layout(3)));
-        while schedule.next(A).is_some() {}
-        schedule.set_provider(B, bitmap(3, &[1]));
-        schedule.remove_provider(A);
-        assert_eq!(schedule.next(B).unwrap().get(), 1);
-        assert_eq!(schedule.next(B), None);
-    }
-
-    #[test]
-    fn at_the_end_the_longest_wait_is_doubled_once_and_the_loser_cancelled() {
-        let mut schedule = schedule(2);
-        schedule.set_provider(A, Bitmap::full(layout(2)));
-        let first = schedule.next(A).unwrap();
-        let second = schedule.next(A).unwrap();
-        schedule.set_provider(B, Bitmap::full(layout(2)));
-        assert_eq!(schedule.next(B), Some(first));
-        assert_eq!(schedule.next(B), Some(second));
-        assert_eq!(schedule.next(B), None, "no provider is asked twice");
-        assert_eq!(schedule.arrived(B, first), Arrival { wanted: true, cancel: vec![A] });
-        assert_eq!(schedule.arrived(A, first), Arrival { wanted: false, cancel: vec![] });
-        schedule.failed(A, second);
-        assert!(!schedule.is_complete());
-        assert!(schedule.arrived(B, second).wanted);
-        assert!(schedule.is_complete());
-    }
-
-    proptest! {
-        /// Whatever happens in whatever order: while one provider has everything, everything arrives, and no
-        /// piece is asked of one provider twice at the same time.
-        #[test]
-        fn every_piece_arrives(
-            seed in any::<u64>(), pieces in 1u32..60,
-            steps in prop::collection::vec((0u32..5, 0u32..5, any::<u32>()), 0..400),
-        ) {
-            let layout = layout(pieces);
-            let mut schedule = Schedule::new(layout, &Bitmap::empty(layout), WindowSettings::default(), seed);
-            let mut asked: HashSet<(ProviderKey, PieceIndex)> = HashSet::new();
-            let mut there = HashSet::new();
-            for (action, who, what) in steps {
-                let who = ProviderKey(who);
-                match action {
-                    0 => {
-                        let some: Vec<_> = (0..pieces).filter(|piece| what >> (piece % 32) & 1 == 1).collect();
-                        schedule.set_provider(who, bitmap(pieces, &some));
-                    }
-                    1 => {
-                        schedule.remove_provider(who);
-                        asked.retain(|(provider, _)| *provider != who);
-                    }
-                    2 => if let Some(piece) = schedule.next(who) {
-                        prop_assert!(asked.insert((who, piece)));
-                        prop_assert!(!there.contains(&piece));
-                    },
-                    action => if let Some(&(provider, piece)) = asked.iter().find(|(provider, _)| *provider == who) {
-                        asked.remove(&(provider, piece));
-                        if action == 3 {
-                            let arrival = schedule.arrived(provider, piece);
-                            prop_assert_eq!(arrival.wanted, there.insert(piece));
-                            for other in arrival.cancel {
-                                prop_assert!(asked.remove(&(other, piece)));
-                            }
-                        } else {
-                            schedule.failed(provider, piece);
-                        }
-                    },
-                }
+    /// How many requests may be on their way. Where there are several who could send a piece, one that waits in a long
+    /// queue is lost to those who could send it now. So no more are asked for than it takes to keep the
+    /// provider at work: what it delivers in the time that a piece takes when nothing is ahead of it (the product of
+    /// bandwidth and delay), a few times over.
+    fn limit(&self, trading: bool, now: Duration) -> usize {
+        let most = self.window.limit();
+        match (trading, self.quickest) {
+            (false, _) => most,
+            (true, None) => most.min(1),
+            (true, Some(quickest)) => {
+                let product = self.pace.per_second(now) * quickest.as_secs_f64();
+                most.min(1 + (AHEAD * product).round() as usize)
             }
-            let last = ProviderKey(99);
-            for other in 0..5 {
-                schedule.remove_provider(ProviderKey(other));
-            }
-            schedule.set_provider(last, Bitmap::full(layout));
-            while let Some(piece) = schedule.next(last) {
-                prop_assert!(schedule.arrived(last, piece).wanted);
-                prop_assert!(there.insert(piece));
-            }
-            prop_assert!(schedule.is_complete());
-            prop_assert_eq!(there.len() as u32, pieces);
         }
     }
 }

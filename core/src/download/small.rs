@@ -403,7 +403,7 @@ impl Batches<'_> {
             Fault::Busy { retry_after } => State::Resting(Instant::now() + retry_after),
             Fault::Away(_) => State::Resting(Instant::now() + REST),
             // It may not know this kind of request.
-            Fault::NotHere | Fault::Refused(_) => State::Out,
+            Fault::NotHere | Fault::Refused(_) | Fault::Elsewhere(_) => State::Out,
         };
     }
 }

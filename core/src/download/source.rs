@@ -6,14 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::schedule::Question;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
-use crate::model::layout::{PieceIndex, PieceLayout};
+use crate::model::layout::PieceLayout;
 use crate::model::manifest::{Manifest, PieceHash};
 use crate::model::record::Provider;
 use crate::protocol::client::{CallError, ask, ask_as, unexpected};
 use crate::protocol::error::{ErrorCode, ErrorReply};
-use crate::protocol::message::{Reply, Request};
+use crate::protocol::message::{HaveWait, Reply, Request};
 use crate::transport::dialer::Dialer;
 use crate::transport::envelope::RequestId;
 use crate::transport::error::TransportError;
@@ -42,6 +43,9 @@ pub enum Fault {
     /// It does not have the file or the piece, or not yet.
     #[error("it does not have it")]
     NotHere,
+    /// It gave the piece to somebody else, and so it was with all of the pieces in this bitmap.
+    #[error("it gave the piece to somebody else")]
+    Elsewhere(Bytes),
     /// It refuses for another reason.
     #[error("it refused: {0}")]
     Refused(String),
@@ -98,7 +102,7 @@ pub(super) async fn join(
                 continue;
             }
         };
-        match have(&*connection, id, deadline).await {
+        match have(&*connection, id, None, deadline).await {
             Ok((layout, bitmap)) => return Ok((connection, layout, bitmap)),
             Err(Fault::Away(error)) => fault = error.into(),
             Err(other) => return Err(other),
@@ -107,13 +111,15 @@ pub(super) async fn join(
     Err(fault)
 }
 
-/// Which pieces of the file the provider has.
+/// Which pieces of the file the provider has; with `wait`, as soon as that is something new.
 pub(super) async fn have(
     connection: &dyn Connection,
     id: FileId,
+    wait: Option<HaveWait>,
     deadline: Deadline,
 ) -> Result<(PieceLayout, Bitmap), Fault> {
-    let (Reply::Have { size, complete }, payload) = ask(connection, &Request::Have { id }, deadline).await?
+    let (Reply::Have { size, complete }, payload) =
+        ask(connection, &Request::Have { id, wait }, deadline).await?
     else {
         return Err(unexpected(connection).into());
     };
@@ -154,16 +160,19 @@ pub(super) async fn manifest(
     Manifest::verify(id, layout, hashes).map_err(|_| Fault::Lie("hashes of another file"))
 }
 
-/// Fetches one piece under a request id of the connection; its content is not verified.
+/// Fetches one piece under a request id of the connection; its content is not verified. Asked sparingly, it may give
+/// [`Fault::Elsewhere`].
 pub(super) async fn piece(
     connection: &dyn Connection,
     request: RequestId,
     id: FileId,
-    piece: PieceIndex,
+    Question { piece, sparing }: Question,
     deadline: Deadline,
 ) -> Result<Bytes, Fault> {
-    match ask_as(connection, request, &Request::Piece { id, index: piece.get() }, deadline).await? {
+    let question = Request::Piece { id, index: piece.get(), sparing };
+    match ask_as(connection, request, &question, deadline).await? {
         (Reply::Piece, payload) => Ok(payload),
+        (Reply::Elsewhere, payload) if sparing => Err(Fault::Elsewhere(payload)),
         _ => Err(unexpected(connection).into()),
     }
 }

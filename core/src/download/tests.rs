@@ -1,6 +1,5 @@
 //! Whole downloads over the memory storage and the memory transport, under tokio's paused clock.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::DownloadError;
 use super::downloader::{Download, Downloader};
 use super::progress::Progress;
+use super::schedule::Question;
 use super::source::ProviderSource;
 use super::wanted::{DownloadSettings, Wanted};
 use super::window::WindowSettings;
@@ -40,6 +40,8 @@ use crate::transport::dialer::Dialer;
 use crate::transport::envelope::RequestId;
 use crate::transport::memory::MemoryNetwork;
 use crate::transport::{Listener, PeerInfo, ReplySink};
+
+mod swarm;
 
 /// Who offers what, in place of a tracker.
 #[derive(Default)]
@@ -389,30 +391,6 @@ async fn a_small_budget_slows_down_and_never_stops_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn peers_that_download_at_the_same_time_serve_each_other() {
-    let world = World::new(16 * MIB);
-    // Slow enough that trading with each other is worth it.
-    let slow = RateLimit::new(std::num::NonZeroU64::new(2 * MIB as u64));
-    let source = world.node_with("source", Manner::Honest, DownloadSettings::default(), slow).await;
-    world.fill(&source, |_| true).await;
-    let mut nodes = HashMap::new();
-    for name in ["a", "b", "c", "d"] {
-        let node = world.node(name, Manner::Honest, DownloadSettings::default()).await;
-        world.directory.providers.lock().push(node.provider.clone());
-        nodes.insert(name, node);
-    }
-    let downloads: Vec<_> = nodes.values().map(|node| node.downloader.get(world.wanted())).collect();
-    for download in &downloads {
-        download.wait().await.unwrap();
-    }
-    for node in nodes.values() {
-        world.assert_complete(node).await;
-    }
-    let copies = source.seeder.seeder.sent() as f64 / (16 * MIB) as f64;
-    assert!(copies < 2.0, "the source sent {copies} copies, the others traded too little");
-}
-
-#[tokio::test(start_paused = true)]
 async fn downloads_that_wait_for_the_last_room_in_the_budget_take_turns() {
     let node_world = World::new(1);
     let settings = DownloadSettings { budget: 4 * MIB, ..DownloadSettings::default() };
@@ -473,10 +451,14 @@ async fn a_connection_that_is_gone_takes_nothing_from_the_upload_limit() {
     let ask_for_all = async {
         let connection = Dialer::new(vec![world.network.transport()]).connect(endpoint).await.unwrap();
         let silence = crate::transport::Deadline::Silence(Duration::from_secs(100));
-        let calls = world.manifest.layout().pieces().map(|piece| {
-            let connection = Arc::clone(&connection);
-            async move { super::source::piece(&*connection, connection.next_id(), id, piece, silence).await }
-        });
+        let calls =
+            world.manifest.layout().pieces().map(|piece| {
+                let connection = Arc::clone(&connection);
+                let question = Question { piece, sparing: false };
+                async move {
+                    super::source::piece(&*connection, connection.next_id(), id, question, silence).await
+                }
+            });
         futures::future::join_all(calls).await;
     };
     // The first piece takes a quarter of a second.

@@ -136,6 +136,10 @@ impl Shared {
                 slot.stored = true;
             }
         }
+        // Who begins at the same time wants to know of it now, not after the first piece.
+        if !whole && layout.count() > 1 {
+            self.tell(LibraryEvent::Added(id));
+        }
         if whole {
             self.mark_dirty(&file, 0);
             self.tell(LibraryEvent::Added(id));

@@ -77,7 +77,8 @@ pub struct NewFile {
 /// A change in what the library has, for whoever announces it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LibraryEvent {
-    /// A file is there for the first time, or again after a loss: published, or a piece of it was fetched.
+    /// A file is there for the first time, or again after a loss: published, or being fetched; one of a single piece
+    /// once that is here.
     Added(FileId),
     /// Every piece of a file is there.
     Completed(FileId),

@@ -155,7 +155,7 @@ impl LibraryFile {
             self.set_progress(count);
             self.shared.mark_dirty(&self, written);
         }
-        if first {
+        if first && layout.count() == 1 {
             self.shared.tell(LibraryEvent::Added(self.id()));
         }
         Ok(wrong)

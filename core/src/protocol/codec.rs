@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_request_and_both_replies_are_read_back() {
         let id = FileId::from_bytes([7; 32]);
-        for request in [Request::Piece { id, index: 9 }, Request::Status, Request::Hello { proof: None }] {
+        for request in [Request::Piece { id, index: 9, sparing: false }, Request::Status, Request::Hello { proof: None }] {
             let header = encode_request(RequestId(5), &request);
             assert_eq!(decode_request(&header), Ok((RequestId(5), request)));
         }
@@ -219,7 +219,7 @@ mod tests {
 
         #[test]
         fn a_flipped_byte_gets_an_answer(at in 0usize..100, to in any::<u8>()) {
-            let request = Request::Piece { id: FileId::from_bytes([1; 32]), index: 5 };
+            let request = Request::Piece { id: FileId::from_bytes([1; 32]), index: 5, sparing: false };
             let mut header = encode_request(RequestId(5), &request).to_vec();
             let at = at % header.len();
             header[at] = to;

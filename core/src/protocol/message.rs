@@ -179,13 +179,20 @@ pub enum Request {
     Have {
         /// The file.
         id: FileId,
+        /// Where this is set, the answer may wait until what the peer has is something else.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait: Option<HaveWait>,
     },
-    /// To a peer: the content of one piece. Answered by [`Reply::Piece`].
+    /// To a peer: the content of one piece. Answered by [`Reply::Piece`], or by [`Reply::Elsewhere`] where it was
+    /// asked sparingly.
     Piece {
         /// The file.
         id: FileId,
         /// The number of the piece.
         index: u32,
+        /// The piece is wanted only if it was not given to anybody else yet.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        sparing: bool,
     },
     /// To a peer: the content of small files, each of one piece or none, at most [`MAX_FILES`]. Answered by
     /// [`Reply::Files`].
@@ -199,6 +206,15 @@ pub enum Request {
         /// Request ids, at most [`MAX_CANCEL`].
         ids: Vec<RequestId>,
     },
+}
+
+/// For how long an answer to `have` may wait for something new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaveWait {
+    /// How many pieces the asker knows of.
+    pub known: u32,
+    /// The longest wait in milliseconds.
+    pub millis: u64,
 }
 
 /// The answer to a request. Which reply carries a payload is said with it.
@@ -273,6 +289,8 @@ pub enum Reply {
     },
     /// To `piece`. The payload is the content.
     Piece,
+    /// To `piece` that was asked sparingly: it was given to somebody else. The payload is the bitmap of the pieces that were.
+    Elsewhere,
     /// To `files`. The payload is the content of those that are here, one after the other.
     Files {
         /// The size of each file in the order of the request; none for one that is not here, or has several

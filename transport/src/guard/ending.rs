@@ -3,7 +3,14 @@
 use std::time::Duration;
 
 use enjambre_core::transport::calls::{Activity, Calls};
+#[cfg(target_os = "linux")]
+use tokio::io::Interest;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::tcp::ReadHalf;
+
+/// How often a connection is looked at over which urgent bytes came.
+#[cfg(target_os = "linux")]
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Returns when nothing was heard for so long while nothing was going on.
 pub(crate) async fn idle(activity: &Activity, limit: Duration, busy: impl Fn() -> bool) {
@@ -26,6 +33,28 @@ pub(crate) async fn retire(activity: &Activity, limit: Duration, calls: &Calls) 
         if calls.retire() {
             return;
         }
+    }
+}
+
+/// A stream that tells when the remote has closed it, however much is left to be read.
+pub(crate) trait HangUp {
+    /// Returns when the remote has closed the connection. For the time in which nothing is read from it.
+    fn hung_up(&self) -> impl Future<Output = ()> + Send;
+}
+
+impl HangUp for ReadHalf<'_> {
+    async fn hung_up(&self) {
+        // Waiting for what is urgent tells of the end, too, and not of bytes that can be read. Where that cannot be
+        // waited for, the end is noticed once reading goes on.
+        #[cfg(target_os = "linux")]
+        while let Ok(ready) = self.ready(Interest::PRIORITY).await {
+            if ready.is_read_closed() {
+                return;
+            }
+            // Urgent bytes mean nothing here. They stay, so this looks again at leisure.
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        std::future::pending::<()>().await;
     }
 }
 

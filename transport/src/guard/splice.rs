@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use enjambre_core::transport::calls::Activity;
 
 use super::cutoff::CutOff;
+use super::ending::HangUp;
 use super::frame::{Direction, FrameWalker, Step, empty_frame};
 use super::gate::RequestGate;
 use super::handshake;
@@ -85,7 +86,7 @@ pub(crate) async fn inbound<R, W>(
     stalled: Duration,
 ) -> Result<(), CutOff>
 where
-    R: AsyncRead + Unpin,
+    R: AsyncRead + HangUp + Unpin,
     W: AsyncWrite + Unpin,
 {
     let mut walker = FrameWalker::new(direction);
@@ -111,7 +112,11 @@ where
                         inbound.passed(std::mem::take(&mut messages));
                         write(to, &bytes[run..at], stalled).await?;
                         run = at;
-                        gate.enter(opens, kept).await;
+                        tokio::select! {
+                            biased;
+                            () = from.hung_up() => return Err(CutOff::Closed),
+                            () = gate.enter(opens, kept) => {}
+                        }
                     }
                     if let Some(gate) = inbound.gate() {
                         gate.set_arriving(true);
@@ -242,9 +247,15 @@ impl Emptied {
 mod tests {
     use super::*;
     use crate::guard::frame::command_frame;
-    use tokio::io::{DuplexStream, duplex};
+    use tokio::io::{DuplexStream, ReadHalf, duplex};
 
     struct Gate(RequestGate);
+
+    impl HangUp for ReadHalf<&mut DuplexStream> {
+        async fn hung_up(&self) {
+            std::future::pending::<()>().await;
+        }
+    }
 
     impl Inbound for Gate {
         fn gate(&self) -> Option<&RequestGate> {

@@ -2,10 +2,7 @@
 
 use bytes::Bytes;
 use enjambre_core::transport::calls::Activity;
-#[cfg(target_os = "linux")]
-use tokio::io::Interest;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::tcp::ReadHalf;
 
 use crate::guard::cutoff::CutOff;
 use crate::settings::TransportSettings;
@@ -128,6 +125,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// Where it reads from.
+    pub(super) fn source(&self) -> &R {
+        &self.from
+    }
+
     /// Copies what is in the buffer.
     fn take(&mut self, into: &mut [u8]) -> usize {
         let here = into.len().min(self.end - self.begin);
@@ -145,20 +147,5 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.end += read;
         self.activity.heard();
         Ok(read)
-    }
-}
-
-impl FrameReader<ReadHalf<'_>> {
-    /// Returns when the remote has closed the connection, whatever is still to be read.
-    pub(super) async fn hung_up(&self) {
-        // The system tells it with the bytes that are left, and of these nobody wants to know yet.
-        #[cfg(target_os = "linux")]
-        while let Ok(ready) = self.from.ready(Interest::PRIORITY).await {
-            if ready.is_read_closed() {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-        std::future::pending::<()>().await;
     }
 }

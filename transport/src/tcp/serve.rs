@@ -17,7 +17,7 @@ use super::reader::FrameReader;
 use super::writer::{self, Frame};
 use super::{Tcp, preface};
 use crate::guard::cutoff::CutOff;
-use crate::guard::ending;
+use crate::guard::ending::{self, HangUp};
 use crate::listener::Server;
 use crate::remote::{Arrived, ConnectionEnd, Held, Outlet, Remote};
 
@@ -89,7 +89,7 @@ async fn requests(
         if !remote.gate.try_enter(true, wanted) {
             tokio::select! {
                 biased;
-                () = reader.hung_up() => return Err(CutOff::Closed),
+                () = reader.source().hung_up() => return Err(CutOff::Closed),
                 () = remote.gate.enter(true, wanted) => {}
             }
         }

@@ -43,7 +43,7 @@ use crate::transport::Connection;
 use crate::transport::envelope::RequestId;
 
 /// How often the clock is looked at: rests that end, bitmaps to ask for again, patience.
-const TICK: Duration = Duration::from_millis(200);
+const TICK: Duration = Duration::from_millis(100);
 /// The most batches of pieces that are hashed and written at once.
 const MAX_KEEPERS: usize = 8;
 
@@ -62,10 +62,15 @@ enum State {
 #[derive(Debug)]
 struct Active {
     connection: Arc<dyn Connection>,
-    /// Whether it had everything when last asked.
+    /// Since when it is at work.
+    since: Instant,
+    /// Whether it had everything when last asked, and how many pieces that were.
     complete: bool,
+    pieces: u32,
     /// When to ask again what it has; none while such a question is under way.
     have_again: Option<Instant>,
+    /// When that was asked last.
+    have_asked: Instant,
     /// No piece is asked of it before this time.
     busy_until: Option<Instant>,
 }
@@ -125,6 +130,8 @@ struct Open {
 pub(super) struct Transfer<'a> {
     parts: &'a Arc<Parts>,
     wanted: &'a Wanted,
+    /// What the schedule counts time from.
+    begun: Instant,
     progress: &'a watch::Sender<Progress>,
     open: Option<Open>,
     known: HashMap<ProviderKey, Known>,
@@ -138,6 +145,8 @@ pub(super) struct Transfer<'a> {
     write_after: Option<Instant>,
     asking_providers: bool,
     providers_at: Instant,
+    /// The pause before the trackers are asked again.
+    providers_pause: Duration,
     waiting_for_room: bool,
     /// Room for one piece that was waited for. It goes to the next request: given back it would go to another
     /// transfer that waits, and from there to the next, and none would ever use it.
@@ -159,6 +168,7 @@ pub(super) async fn run(
     let mut transfer = Transfer {
         parts,
         wanted,
+        begun: now,
         progress,
         open: None,
         known: HashMap::new(),
@@ -171,6 +181,7 @@ pub(super) async fn run(
         write_after: None,
         asking_providers: false,
         providers_at: now,
+        providers_pause: providers::FIRST_PAUSE,
         waiting_for_room: false,
         room: None,
         hopeful: now,
@@ -227,6 +238,11 @@ impl Transfer<'_> {
             }
             self.report();
         }
+    }
+
+    /// The time as the schedule counts it.
+    fn clock(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// Ends the transfer with an error and keeps what it has.

@@ -65,6 +65,7 @@ impl Transfer<'_> {
     }
 
     pub(super) fn ask_for_pieces(&mut self) {
+        let clock = self.clock();
         let Some(Open { schedule, file }) = &mut self.open else { return };
         if self.write_after.is_some() {
             // The disk is full: more would only take the budget from transfers that go elsewhere.
@@ -73,10 +74,10 @@ impl Transfer<'_> {
         let layout = file.manifest().layout();
         let now = Instant::now();
         // One piece of each in turn, so that no provider takes all of the budget.
-        let mut askable: Vec<_> = self
-            .known
-            .iter_mut()
-            .filter_map(|(&key, known)| match &mut known.state {
+        let mut askable: Vec<_> = schedule
+            .by_turn(clock)
+            .into_iter()
+            .filter_map(|key| match &self.known.get(&key)?.state {
                 State::Active(active) if active.busy_until.is_none_or(|until| now >= until) => {
                     Some((key, Arc::clone(&active.connection)))
                 }
@@ -103,7 +104,8 @@ impl Transfer<'_> {
                     }
                     return;
                 };
-                let Some(piece) = schedule.next(key) else { continue };
+                let Some(question) = schedule.next(key, clock) else { continue };
+                let piece = question.piece;
                 file.expect(piece);
                 let request = connection.next_id();
                 let id = self.wanted.id;
@@ -113,7 +115,7 @@ impl Transfer<'_> {
                 let called = Arc::clone(&connection);
                 let call = async move {
                     limit.take(bytes).await;
-                    Ok((source::piece(&*called, request, id, piece, deadline).await?, permit))
+                    Ok((source::piece(&*called, request, id, question, deadline).await?, permit))
                 };
                 let (abort, registration) = AbortHandle::new_pair();
                 self.calls.insert((key, piece), Call { abort, request, since: now });
@@ -143,6 +145,7 @@ impl Transfer<'_> {
                 self.hopeful = Instant::now();
                 self.to_keep.push(Arrived { from: key, piece, content, _permit: permit });
             }
+            Err(Fault::Elsewhere(given)) => self.on_elsewhere(key, piece, &given),
             Err(fault) => {
                 if let Some(open) = &mut self.open {
                     open.schedule.failed(key, piece);
@@ -158,6 +161,7 @@ impl Transfer<'_> {
         batch: Vec<Arrived>,
         result: Result<Vec<PieceIndex>, LibraryError>,
     ) -> Result<(), DownloadError> {
+        let clock = self.clock();
         self.keeping -= 1;
         self.hopeful = Instant::now();
         let wrong = match result {
@@ -182,7 +186,7 @@ impl Transfer<'_> {
                 liars.push(from);
                 continue;
             }
-            let arrival = schedule.arrived(from, piece);
+            let arrival = schedule.arrived(from, piece, clock);
             cancel.extend(arrival.cancel.into_iter().map(|other| (other, piece)));
             if let Some(known) = self.known.get_mut(&from) {
                 known.failures = 0;

@@ -8,25 +8,37 @@ use tokio::time::Instant;
 
 use super::{Active, Arrived, Event, Joined, Known, Open, State, Transfer};
 use crate::download::DownloadError;
-use crate::download::schedule::ProviderKey;
+use crate::download::choice::{self, Candidate};
+use crate::download::schedule::{ProviderKey, Question};
 use crate::download::source::{self, Fault};
 use crate::download::wanted::Parts;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
-use crate::model::layout::PieceLayout;
+use crate::model::layout::{PieceIndex, PieceLayout};
 use crate::model::record::Provider;
+use crate::protocol::message::HaveWait;
 use crate::transport::Deadline;
 
-/// How often the bitmap of a provider that has only a part is asked for again.
+/// How often a provider that has only a part is asked what it has by now, where it does not wait with its answer
+/// until that is something new.
 const HAVE_AGAIN: Duration = Duration::from_millis(500);
-/// How often the trackers are asked again, when there are enough providers, and when there are too few.
+/// How long the trackers are left alone at first. Twice as long each time: those who begin at the same time find each
+/// other at once, and later there is no hurry.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest that becomes when there are enough providers, and when there are too few.
 const PROVIDERS_AGAIN: Duration = Duration::from_secs(15);
 const PROVIDERS_SOON: Duration = Duration::from_secs(2);
+/// How many providers are remembered.
+const MAX_KNOWN: usize = 1000;
+/// How long somebody that downloads too may have nothing of use.
+const PROBATION: Duration = Duration::from_secs(5);
 /// The first and the longest pause after a provider was away.
 const FIRST_REST: Duration = Duration::from_millis(500);
 const LONGEST_REST: Duration = Duration::from_secs(30);
-/// Providers that are asked at once to prove the file's size and hashes.
+/// Providers that are asked at once to prove the file's size and hashes, and how long the first is left alone with it,
+/// then the second.
 const PROVERS: usize = 3;
+const PROVE_ALONE: Duration = Duration::from_millis(500);
 
 impl Transfer<'_> {
     pub(super) fn ask_for_providers(&mut self) {
@@ -47,16 +59,20 @@ impl Transfer<'_> {
             .values()
             .filter(|known| matches!(known.state, State::Active(_) | State::Joining))
             .count();
-        let mut candidates: Vec<_> = self
-            .known
-            .iter()
-            .filter(|(_, known)| matches!(known.state, State::Idle { from } if now >= from))
-            .map(|(&key, known)| (known.failures, !known.provider.complete, key))
-            .collect();
-        candidates.sort_unstable();
+        let idle =
+            self.known.iter().filter(|(_, known)| matches!(known.state, State::Idle { from } if now >= from));
+        let candidates = idle.map(|(&key, known)| Candidate {
+            key,
+            failures: known.failures,
+            complete: known.provider.complete,
+        });
+        let candidates = choice::order(candidates.collect());
         let prove = self.open.is_none();
-        let most = if prove { PROVERS } else { self.parts.settings.max_providers };
-        for (_, _, key) in candidates {
+        let most = match prove {
+            true => PROVERS.min(1 + (self.clock().as_millis() / PROVE_ALONE.as_millis()) as usize),
+            false => self.parts.settings.max_providers,
+        };
+        for key in candidates {
             if at_work >= most {
                 // Those who have nothing that is missing must not keep out who may have it.
                 let Some(useless) = self.useless() else { break };
@@ -84,7 +100,13 @@ impl Transfer<'_> {
                 && calls.all(|(_, call)| now >= call.since + self.parts.settings.silence * 6)
         };
         let mut at_work = self.known.iter().filter(|(_, known)| matches!(known.state, State::Active(_)));
-        at_work.find(|&(&key, _)| !schedule.is_useful(key) || stalled(key)).map(|(&key, _)| key)
+        at_work
+            .find(|&(&key, known)| {
+                let State::Active(active) = &known.state else { return false };
+                let hopeless = active.complete || now >= active.since + PROBATION;
+                (hopeless && !schedule.is_useful(key)) || stalled(key)
+            })
+            .map(|(&key, _)| key)
     }
 
     /// Lets a provider go that was at work, until this time.
@@ -118,11 +140,18 @@ impl Transfer<'_> {
                 continue;
             }
             active.have_again = None;
+            active.have_asked = now;
+            let wait = HaveWait {
+                known: active.pieces,
+                // Well before silence would be taken for the end of the connection.
+                millis: u64::try_from(self.parts.settings.silence.as_millis() / 2).unwrap_or(u64::MAX),
+            };
             let connection = Arc::clone(&active.connection);
             let id = self.wanted.id;
             let deadline = Deadline::Silence(self.parts.settings.silence);
             self.events.push(
-                async move { Event::Have(key, source::have(&*connection, id, deadline).await) }.boxed(),
+                async move { Event::Have(key, source::have(&*connection, id, Some(wait), deadline).await) }
+                    .boxed(),
             );
         }
     }
@@ -137,6 +166,9 @@ impl Transfer<'_> {
                 }
                 for provider in providers.into_iter().filter(|provider| Some(provider.peer) != self.parts.me)
                 {
+                    if self.known.len() >= MAX_KNOWN && !self.keys.contains_key(&provider.peer) {
+                        continue;
+                    }
                     let fresh = ProviderKey(u32::try_from(self.keys.len()).unwrap_or(u32::MAX));
                     let key = *self.keys.entry(provider.peer).or_insert(fresh);
                     let known = self.known.entry(key).or_insert_with(|| Known {
@@ -158,7 +190,9 @@ impl Transfer<'_> {
         }
         let at_work = self.known.values().filter(|known| matches!(known.state, State::Active(_))).count();
         let enough = at_work >= self.parts.settings.max_providers.min(4);
-        self.providers_at = now + if enough { PROVIDERS_AGAIN } else { PROVIDERS_SOON };
+        let most = if enough { PROVIDERS_AGAIN } else { PROVIDERS_SOON };
+        self.providers_at = now + self.providers_pause.min(most);
+        self.providers_pause = (self.providers_pause * 2).min(PROVIDERS_AGAIN);
     }
 
     pub(super) async fn on_joined(&mut self, key: ProviderKey, joined: Joined) -> Result<(), DownloadError> {
@@ -177,14 +211,22 @@ impl Transfer<'_> {
             self.create(manifest).await?;
             if let (Some((content, permit)), Some(piece)) = (last, layout.last())
                 && let Some(open) = &mut self.open
-                && open.schedule.arrived(key, piece).wanted
+                && open.schedule.arrived(key, piece, self.begun.elapsed()).wanted
             {
                 self.to_keep.push(Arrived { from: key, piece, content, _permit: permit });
             }
         }
         let Some(known) = self.known.get_mut(&key) else { return Ok(()) };
-        known.state =
-            State::Active(Active { connection, complete: false, have_again: None, busy_until: None });
+        let now = Instant::now();
+        known.state = State::Active(Active {
+            connection,
+            since: now,
+            complete: false,
+            pieces: 0,
+            have_again: None,
+            have_asked: now,
+            busy_until: None,
+        });
         self.on_have(key, layout, have);
         Ok(())
     }
@@ -204,6 +246,7 @@ impl Transfer<'_> {
     }
 
     fn on_have(&mut self, key: ProviderKey, layout: PieceLayout, have: Bitmap) {
+        let now = self.clock();
         let (Some(Open { schedule, file }), Some(known)) = (&mut self.open, self.known.get_mut(&key)) else {
             return;
         };
@@ -213,9 +256,25 @@ impl Transfer<'_> {
             self.on_fault(key, Fault::Lie("another size than the file has"));
             return;
         }
+        let asked_long_ago = active.have_asked.elapsed() >= HAVE_AGAIN;
+        let news = have.count() != active.pieces || asked_long_ago;
         active.complete = have.is_full();
-        active.have_again = Some(Instant::now() + HAVE_AGAIN);
-        schedule.set_provider(key, have);
+        active.pieces = have.count();
+        // Without news the answer did not wait for any.
+        active.have_again = Some(Instant::now() + if news { Duration::ZERO } else { HAVE_AGAIN });
+        schedule.set_provider(key, &have, now);
+    }
+
+    /// The provider gave the piece to somebody else, as it did with all of this bitmap.
+    pub(super) fn on_elsewhere(&mut self, key: ProviderKey, piece: PieceIndex, given: &[u8]) {
+        let Some(Open { schedule, file }) = &mut self.open else { return };
+        match Bitmap::from_bytes(file.layout(), given) {
+            Ok(given) => schedule.elsewhere(key, piece, &given),
+            Err(_) => {
+                schedule.failed(key, piece);
+                self.on_fault(key, Fault::Lie("a bitmap of another size"));
+            }
+        }
     }
 
     pub(super) fn on_fault(&mut self, key: ProviderKey, fault: Fault) {
@@ -239,6 +298,7 @@ impl Transfer<'_> {
                 State::Banned
             }
             Fault::Busy { retry_after } => State::Idle { from: now + retry_after },
+            Fault::Elsewhere(_) => return,
             // A peer that was just announced may have its first piece any moment.
             Fault::NotHere => State::Idle { from: now + HAVE_AGAIN },
             Fault::Away(_) | Fault::Refused(_) => {
@@ -265,7 +325,9 @@ async fn join(parts: &Parts, provider: &Provider, id: FileId, prove: bool) -> Re
                 let room = Arc::clone(&parts.budget).acquire_many_owned(Parts::units(layout)).await;
                 let permit = room.map_err(|_| Fault::Refused("the downloads are closed".to_owned()))?;
                 parts.limit.take(layout.len(last)).await;
-                let content = source::piece(&*connection, connection.next_id(), id, last, deadline).await?;
+                let question = Question { piece: last, sparing: false };
+                let content =
+                    source::piece(&*connection, connection.next_id(), id, question, deadline).await?;
                 let (manifest, content, good) = tokio::task::spawn_blocking(move || {
                     let good = manifest.piece_is(last, &content);
                     (manifest, content, good)

@@ -3,7 +3,6 @@
 use std::io;
 
 use bytes::Bytes;
-use enjambre_core::transport::envelope::{self, RequestId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -11,11 +10,6 @@ use tokio::net::TcpStream;
 pub(crate) const MORE: u8 = 1;
 const LONG: u8 = 2;
 const COMMAND: u8 = 4;
-
-/// Some header with this id.
-pub(crate) fn header(id: Option<u64>) -> Bytes {
-    envelope::malformed_reply(id.map(RequestId), "")
-}
 
 /// 64 bytes of greeting, of version 3.1 as libzmq sends it.
 pub(crate) fn greeting(major: u8, mechanism: &[u8]) -> Vec<u8> {

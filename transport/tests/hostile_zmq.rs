@@ -1,146 +1,45 @@
-//! What a remote must not get away with: plain sockets against a listener that keeps serving another client.
-//!
-//! Each case ends with an event (the connection is closed, a reply comes), never with a pause, and with the proof that
-//! the bystander got all its replies meanwhile.
+//! What a remote must not get away with over `zmq://`.
 
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
-mod raw;
+mod scene;
+mod zmtp;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use enjambre_core::transport::envelope::{self, RequestId};
 use enjambre_core::transport::error::TransportError;
-use enjambre_core::transport::{Connection, ConnectionId, Deadline, Listener, Message};
-use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use raw::{MORE, Raw, greeting, header, ready};
+use scene::{LARGE, Scene, call, closed, header, short_handshake, soon};
+use zmtp::{MORE, Raw, greeting, ready};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-const CALL: Deadline = Deadline::Total(PATIENCE);
-const LARGE: usize = 1 << 20;
-
-async fn soon<T>(what: &str, happening: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, happening)
-        .await
-        .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+async fn set(settings: TransportSettings, size: usize) -> Scene {
+    Scene::new(enjambre_transport::zmq(settings).unwrap(), size).await
 }
 
-async fn call(connection: &dyn Connection) -> Result<Message, TransportError> {
-    let id = connection.next_id();
-    connection.call(id, header(Some(id.0)), CALL).await
-}
-
-/// A listener, a client that calls all the time, and what becomes of the replies.
-struct Scene {
-    transport: Arc<dyn GuardedTransport>,
-    listener: Arc<dyn Listener>,
-    address: String,
-    bystander: JoinHandle<()>,
-    calls: Arc<AtomicU64>,
-    /// The connection and result of every reply.
-    sent: mpsc::UnboundedReceiver<(ConnectionId, Result<(), TransportError>)>,
-}
-
-impl Scene {
-    /// Replies have payloads of `size` bytes, except to the bystander, who is on the first connection.
-    async fn new(settings: TransportSettings, size: usize) -> Self {
-        let transport = enjambre_transport::zmq(settings).unwrap();
-        let listener = transport.bind(&"zmq://127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let address = format!("127.0.0.1:{}", listener.local_endpoint().port());
-        let (report, sent) = mpsc::unbounded_channel();
-        let serving = Arc::clone(&listener);
-        tokio::spawn(async move {
-            let mut first = None;
-            while let Ok(mut incoming) = serving.accept().await {
-                let connection = incoming.peer.connection;
-                assert_eq!(incoming.peer.address, Some("127.0.0.1".parse().unwrap()));
-                let size = if *first.get_or_insert(connection) == connection { 0 } else { size };
-                let report = report.clone();
-                tokio::spawn(async move {
-                    let id = envelope::read(&incoming.header).and_then(|envelope| envelope.id);
-                    let sent = match incoming.reply.reserve(size).await {
-                        Ok(()) => {
-                            let payload = Bytes::from(vec![7; size]);
-                            incoming.reply.send(Message { header: header(id.map(|id| id.0)), payload }).await
-                        }
-                        Err(error) => Err(error),
-                    };
-                    let _ = report.send((connection, sent));
-                });
-            }
-        });
-        let connection = transport.connect(listener.local_endpoint()).await.unwrap();
-        soon("the first reply", call(&*connection)).await.unwrap();
-        let calls = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&calls);
-        let bystander = tokio::spawn(async move {
-            loop {
-                call(&*connection).await.expect("the bystander is served");
-                counted.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        });
-        Self { transport, listener, address, bystander, calls, sent }
-    }
-
-    async fn connect(&self) -> TcpStream {
-        TcpStream::connect(&self.address).await.unwrap()
-    }
-
-    async fn raw(&self, socket_type: &str) -> Raw {
-        soon("a handshake", Raw::connect(&self.address, socket_type, b"")).await
-    }
-
-    /// The bystander was served all the time, and still is.
-    async fn end(self) {
-        let before = self.calls.load(Ordering::Relaxed);
-        let more = async {
-            while self.calls.load(Ordering::Relaxed) < before + 3 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                assert!(!self.bystander.is_finished(), "the bystander lost its connection");
-            }
-        };
-        soon("replies to the bystander", more).await;
-        self.bystander.abort();
-        soon("shutdown", self.listener.shutdown(PATIENCE)).await;
-        assert_eq!((self.transport.connections(), self.transport.queued_reply_bytes()), (0, 0));
-    }
-}
-
-fn short_handshake() -> TransportSettings {
-    TransportSettings { handshake: Duration::from_millis(300), ..TransportSettings::default() }
-}
-
-/// Reads until the other side closes, cleanly or not.
-async fn closed(stream: &mut (impl AsyncReadExt + Unpin)) {
-    let mut scratch = vec![0; 65_536];
-    let end = async { while stream.read(&mut scratch).await.is_ok_and(|read| read > 0) {} };
-    soon("the connection is closed", end).await;
+async fn greeted(scene: &Scene, socket_type: &str) -> Raw {
+    soon("a handshake", Raw::connect(&scene.address, socket_type, b"")).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn giant_declared_lengths() {
-    let scene = Scene::new(TransportSettings::default(), 0).await;
+    let scene = set(TransportSettings::default(), 0).await;
     for length in [1u64 << 40, 1 << 62, u64::MAX, 64 * 1024 + 1] {
         for flags in [0, MORE] {
-            let mut raw = scene.raw("DEALER").await;
-            raw.send_raw(&raw::long_header(flags, length)).await;
+            let mut raw = greeted(&scene, "DEALER").await;
+            raw.send_raw(&zmtp::long_header(flags, length)).await;
             closed(&mut raw.stream).await;
         }
         // As a payload after a good header.
         if length > 5 << 20 {
-            let mut raw = scene.raw("DEALER").await;
+            let mut raw = greeted(&scene, "DEALER").await;
             raw.frame(MORE, &header(Some(1))).await;
-            raw.send_raw(&raw::long_header(0, length)).await;
+            raw.send_raw(&zmtp::long_header(0, length)).await;
             closed(&mut raw.stream).await;
         }
     }
@@ -149,7 +48,7 @@ async fn giant_declared_lengths() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silence_and_half_greetings() {
-    let scene = Scene::new(short_handshake(), 0).await;
+    let scene = set(short_handshake(), 0).await;
     let whole = [greeting(3, b"NULL"), ready("DEALER", b"")].concat();
     for said in [0, 1, 10, 11, 63, 64, 66, 70, whole.len() - 1] {
         let mut stream = scene.connect().await;
@@ -161,9 +60,9 @@ async fn silence_and_half_greetings() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn greetings_that_are_none() {
-    let scene = Scene::new(TransportSettings::default(), 0).await;
+    let scene = set(TransportSettings::default(), 0).await;
     let null = greeting(3, b"NULL");
-    let many = raw::command(&[&b"\x05READY"[..], &vec![0; 8000]].concat());
+    let many = zmtp::command(&[&b"\x05READY"[..], &vec![0; 8000]].concat());
     let greetings: [Vec<u8>; 12] = [
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
         vec![0; 64],
@@ -173,8 +72,8 @@ async fn greetings_that_are_none() {
         greeting(3, b"CURVE"),
         greeting(3, b"NULLE"),
         [null.clone(), ready("PUB", b"")].concat(),
-        [null.clone(), raw::command(b"\x05READY")].concat(),
-        [null.clone(), raw::command(b"\x05READY\xff")].concat(),
+        [null.clone(), zmtp::command(b"\x05READY")].concat(),
+        [null.clone(), zmtp::command(b"\x05READY\xff")].concat(),
         [null.clone(), b"\x00\x01x".to_vec()].concat(),
         [null, many].concat(),
     ];
@@ -188,9 +87,9 @@ async fn greetings_that_are_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_frames() {
-    let scene = Scene::new(TransportSettings::default(), 0).await;
+    let scene = set(TransportSettings::default(), 0).await;
     for body in [&[7u8; 60_000][..], &[7; 10], &[]] {
-        let mut raw = scene.raw("DEALER").await;
+        let mut raw = greeted(&scene, "DEALER").await;
         let mut sent = 0;
         while raw.try_frame(MORE, body).await.is_ok() {
             sent += 1;
@@ -204,11 +103,11 @@ async fn endless_frames() {
 async fn asks_for_much_and_never_reads() {
     let settings = TransportSettings { stalled: Duration::from_millis(500), ..TransportSettings::default() };
     let limit = settings.queued_per_connection;
-    let mut scene = Scene::new(settings, LARGE).await;
-    let raw = scene.raw("DEALER").await;
+    let mut scene = set(settings, LARGE).await;
+    let raw = greeted(&scene, "DEALER").await;
     let (mut from, mut to) = raw.stream.into_split();
     let asking = tokio::spawn(async move {
-        let requests: Vec<u8> = (0..3000).flat_map(|id| raw::framed(0, &header(Some(id)))).collect();
+        let requests: Vec<u8> = (0..3000).flat_map(|id| zmtp::framed(0, &header(Some(id)))).collect();
         // Fails when it is cut off.
         let _ = to.write_all(&requests).await;
         to
@@ -242,10 +141,10 @@ async fn asks_for_much_and_never_reads() {
 async fn many_who_never_read_leave_room_for_others() {
     let settings = TransportSettings { stalled: Duration::from_secs(1), ..TransportSettings::default() };
     let limit = settings.queued_in_all;
-    let scene = Scene::new(settings, 4 << 20).await;
+    let scene = set(settings, 4 << 20).await;
     let mut greedy = Vec::new();
     for _ in 0..10 {
-        let mut raw = scene.raw("DEALER").await;
+        let mut raw = greeted(&scene, "DEALER").await;
         for id in 0..64 {
             raw.frame(0, &header(Some(id))).await;
         }
@@ -264,7 +163,7 @@ async fn many_who_never_read_leave_room_for_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_client_s_identity() {
-    let scene = Scene::new(TransportSettings::default(), 0).await;
+    let scene = set(TransportSettings::default(), 0).await;
     // The identities that the guard gives, and one that two remotes claim.
     let mut first = Raw::connect(&scene.address, "DEALER", b"me").await;
     let mut impostors = Vec::new();
@@ -282,32 +181,32 @@ async fn another_client_s_identity() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ping_is_answered_with_its_context() {
-    let scene = Scene::new(TransportSettings::default(), LARGE).await;
-    let mut raw = scene.raw("DEALER").await;
+    let scene = set(TransportSettings::default(), LARGE).await;
+    let mut raw = greeted(&scene, "DEALER").await;
     for context in [&b""[..], b"0123456789abcdef"] {
-        raw.send_raw(&raw::command(&[b"\x04PING\x00\x0a", context].concat())).await;
+        raw.send_raw(&zmtp::command(&[b"\x04PING\x00\x0a", context].concat())).await;
         assert_eq!(soon("PONG", raw.command()).await, [b"\x04PONG", context].concat());
     }
     // Between two frames of a request, and while replies are on their way: never within a reply.
     raw.frame(MORE, b"").await;
-    raw.send_raw(&raw::command(b"\x04PING\x00\x0aab")).await;
+    raw.send_raw(&zmtp::command(b"\x04PING\x00\x0aab")).await;
     raw.frame(0, &header(Some(1))).await;
     let mut seen = (0, 0);
     while seen != (1, 1) {
         match soon("a reply and a PONG", raw.next()).await {
-            raw::Next::Message(frames) => {
+            zmtp::Next::Message(frames) => {
                 assert_eq!((frames.len(), frames[0].len(), frames[2].len()), (3, 0, LARGE));
                 seen.0 += 1;
             }
-            raw::Next::Command(body) => {
+            zmtp::Next::Command(body) => {
                 assert_eq!(body, b"\x04PONGab");
                 seen.1 += 1;
             }
         }
     }
     // Other commands are no reason to go.
-    raw.send_raw(&raw::command(b"\x09SUBSCRIBEx")).await;
-    raw.send_raw(&raw::command(b"\x04PONG")).await;
+    raw.send_raw(&zmtp::command(b"\x09SUBSCRIBEx")).await;
+    raw.send_raw(&zmtp::command(b"\x04PONG")).await;
     raw.frame(0, &header(Some(2))).await;
     assert_eq!(soon("a reply", raw.message()).await[0], header(Some(2)));
     scene.end().await;
@@ -316,9 +215,9 @@ async fn ping_is_answered_with_its_context() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_pings_that_reads_nothing() {
     let settings = TransportSettings { stalled: Duration::from_millis(500), ..TransportSettings::default() };
-    let scene = Scene::new(settings, LARGE).await;
-    let mut raw = scene.raw("DEALER").await;
-    let pings: Vec<u8> = raw::command(b"\x04PING\x00\x0a0123456789abcdef").repeat(10_000);
+    let scene = set(settings, LARGE).await;
+    let mut raw = greeted(&scene, "DEALER").await;
+    let pings: Vec<u8> = zmtp::command(b"\x04PING\x00\x0a0123456789abcdef").repeat(10_000);
     for id in 0..32 {
         raw.frame(0, &header(Some(id))).await;
     }
@@ -328,14 +227,25 @@ async fn a_flood_of_pings_that_reads_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_connection_that_is_closed_is_noticed_at_once() {
+    let transport = enjambre_transport::zmq(TransportSettings::default()).unwrap();
+    let listener = transport.bind(&"zmq://127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = format!("127.0.0.1:{}", listener.local_endpoint().port());
+    let mut raw = Raw::connect(&address, "DEALER", b"").await;
+    let requests: Vec<u8> = (0..2000).flat_map(|id| zmtp::framed(0, &header(Some(id)))).collect();
+    raw.send_raw(&requests).await;
+    scene::notices_the_end(&*transport, &*listener, raw.stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_connections_than_allowed() {
     let settings =
         TransportSettings { connections_per_address: 5, connections: 100, ..TransportSettings::default() };
-    let scene = Scene::new(settings, 0).await;
+    let scene = set(settings, 0).await;
     // One is the bystander's.
     let mut held = Vec::new();
     for _ in 0..4 {
-        held.push(scene.raw("DEALER").await);
+        held.push(greeted(&scene, "DEALER").await);
     }
     for _ in 0..10 {
         closed(&mut scene.connect().await).await;
@@ -353,8 +263,8 @@ async fn more_connections_than_allowed() {
     scene.end().await;
 
     let settings = TransportSettings { connections: 3, ..TransportSettings::default() };
-    let scene = Scene::new(settings, 0).await;
-    let _held = (scene.raw("DEALER").await, scene.raw("REQ").await);
+    let scene = set(settings, 0).await;
+    let _held = (greeted(&scene, "DEALER").await, greeted(&scene, "REQ").await);
     closed(&mut scene.connect().await).await;
     drop(_held);
     scene.end().await;
@@ -362,8 +272,8 @@ async fn more_connections_than_allowed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_req_gets_its_delimiter_back_and_an_answer_to_anything() {
-    let scene = Scene::new(TransportSettings::default(), 100).await;
-    let mut raw = scene.raw("REQ").await;
+    let scene = set(TransportSettings::default(), 100).await;
+    let mut raw = greeted(&scene, "REQ").await;
     for id in 0..3 {
         raw.frame(MORE, b"").await;
         raw.frame(0, &header(Some(id))).await;
@@ -395,15 +305,15 @@ async fn a_req_gets_its_delimiter_back_and_an_answer_to_anything() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flags_and_commands_that_break_zmtp() {
-    let scene = Scene::new(TransportSettings::default(), 0).await;
+    let scene = set(TransportSettings::default(), 0).await;
     let broken: [Vec<u8>; 4] = [
         vec![0x08, 0],
         vec![0xff, 0xff],
         vec![0x05, 5, 4, b'P', b'I', b'N', b'G'],
-        raw::long_header(0x04, 5000),
+        zmtp::long_header(0x04, 5000),
     ];
     for bytes in broken {
-        let mut raw = scene.raw("DEALER").await;
+        let mut raw = greeted(&scene, "DEALER").await;
         raw.send_raw(&bytes).await;
         closed(&mut raw.stream).await;
     }
@@ -413,12 +323,12 @@ async fn flags_and_commands_that_break_zmtp() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_connection_is_closed_and_one_in_use_is_not() {
     let settings = TransportSettings { idle: Duration::from_millis(400), ..TransportSettings::default() };
-    let scene = Scene::new(settings, 0).await;
-    let mut raw = scene.raw("DEALER").await;
+    let scene = set(settings, 0).await;
+    let mut raw = greeted(&scene, "DEALER").await;
     closed(&mut raw.stream).await;
     // Half a request keeps it no longer, nor does the delimiter of one.
     for begun in [&[0, 100, 1][..], &[MORE, 0], &[MORE, 1, b'x']] {
-        let mut raw = scene.raw("DEALER").await;
+        let mut raw = greeted(&scene, "DEALER").await;
         raw.send_raw(begun).await;
         closed(&mut raw.stream).await;
     }
@@ -428,7 +338,7 @@ async fn an_idle_connection_is_closed_and_one_in_use_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_was_idle_dials_again_without_a_lost_call() {
     let settings = TransportSettings { idle: Duration::from_millis(100), ..TransportSettings::default() };
-    let scene = Scene::new(settings, 0).await;
+    let scene = set(settings, 0).await;
     let connection = scene.transport.connect(scene.listener.local_endpoint()).await.unwrap();
     for _ in 0..4 {
         soon("a reply", call(&*connection)).await.expect("no call is lost");
@@ -456,13 +366,13 @@ async fn a_client_survives_a_hostile_server() {
     let transport = enjambre_transport::zmq(TransportSettings::default()).unwrap();
     let header = header(Some(1));
     let says: [Vec<u8>; 6] = [
-        raw::long_header(0, 1 << 40),
-        raw::long_header(0, u64::MAX),
-        [raw::framed(MORE, &header), raw::long_header(0, (4 << 20) + 1)].concat(),
-        raw::framed(MORE, b"").repeat(9),
+        zmtp::long_header(0, 1 << 40),
+        zmtp::long_header(0, u64::MAX),
+        [zmtp::framed(MORE, &header), zmtp::long_header(0, (4 << 20) + 1)].concat(),
+        zmtp::framed(MORE, b"").repeat(9),
         b"\xff".to_vec(),
         // Replies that nobody asked for.
-        raw::framed(0, &crate::raw::header(Some(77))).repeat(5000),
+        zmtp::framed(0, &crate::scene::header(Some(77))).repeat(5000),
     ];
     for says in says {
         let (endpoint, serving) = hostile_server(says).await;

@@ -1,0 +1,237 @@
+//! What the schedule decides, and that no piece is lost whatever happens.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+const A: ProviderKey = ProviderKey(1);
+const B: ProviderKey = ProviderKey(2);
+const NOW: Duration = Duration::ZERO;
+
+fn layout(pieces: u32) -> PieceLayout {
+    PieceLayout::new(u64::from(pieces) * 256 * 1024).unwrap()
+}
+
+fn schedule(pieces: u32) -> Schedule {
+    let layout = layout(pieces);
+    Schedule::new(layout, &Bitmap::empty(layout), WindowSettings::default(), 7)
+}
+
+fn bitmap(pieces: u32, of: &[u32]) -> Bitmap {
+    let layout = layout(pieces);
+    let mut bitmap = Bitmap::empty(layout);
+    for &piece in of {
+        bitmap.insert(layout.piece(piece).unwrap());
+    }
+    bitmap
+}
+
+#[test]
+fn the_rarest_piece_is_asked_for_first() {
+    let mut schedule = schedule(5);
+    schedule.set_provider(A, &Bitmap::full(layout(5)), NOW);
+    schedule.set_provider(B, &bitmap(5, &[0, 1, 3, 4]), NOW);
+    assert_eq!(schedule.next(A, NOW).unwrap().piece.get(), 2);
+}
+
+#[test]
+fn what_is_there_already_is_never_asked_for() {
+    let layout = layout(4);
+    let mut schedule = Schedule::new(layout, &bitmap(4, &[0, 2]), WindowSettings::default(), 1);
+    schedule.set_provider(A, &Bitmap::full(layout), NOW);
+    let mut asked: Vec<_> =
+        std::iter::from_fn(|| schedule.next(A, NOW)).map(|question| question.piece.get()).collect();
+    asked.sort_unstable();
+    assert_eq!(asked, [1, 3]);
+}
+
+#[test]
+fn a_dead_provider_s_pieces_are_asked_of_another() {
+    let mut schedule = schedule(3);
+    schedule.set_provider(A, &Bitmap::full(layout(3)), NOW);
+    while schedule.next(A, NOW).is_some() {}
+    schedule.set_provider(B, &bitmap(3, &[1]), NOW);
+    schedule.remove_provider(A);
+    assert_eq!(schedule.next(B, NOW).unwrap().piece.get(), 1);
+    assert_eq!(schedule.next(B, NOW), None);
+}
+
+#[test]
+fn at_the_end_what_is_late_is_asked_of_a_second_one_and_the_loser_cancelled() {
+    let mut schedule = schedule(2);
+    schedule.set_provider(A, &Bitmap::full(layout(2)), NOW);
+    let first = schedule.next(A, NOW).unwrap().piece;
+    let second = schedule.next(A, NOW + Duration::from_millis(1)).unwrap().piece;
+    schedule.set_provider(B, &Bitmap::full(layout(2)), NOW);
+    assert_eq!(schedule.next(B, NOW), None, "it is not late yet");
+    let late = NOW + Duration::from_secs(10);
+    assert_eq!(schedule.next(B, late).unwrap().piece, first);
+    assert_eq!(schedule.next(B, late).unwrap().piece, second);
+    assert_eq!(schedule.next(B, late * 2), None, "no provider is asked twice");
+    assert_eq!(schedule.arrived(B, first, late), Arrival { wanted: true, cancel: vec![A] });
+    assert_eq!(schedule.arrived(A, first, late), Arrival { wanted: false, cancel: vec![] });
+    schedule.failed(A, second);
+    assert!(!schedule.is_complete());
+    assert!(schedule.arrived(B, second, late).wanted);
+    assert!(schedule.is_complete());
+}
+
+#[test]
+fn a_source_is_asked_sparingly_while_others_trade_and_for_anything_when_they_do_not() {
+    let mut schedule = schedule(4);
+    schedule.set_provider(A, &Bitmap::full(layout(4)), NOW);
+    let question = schedule.next(A, NOW).unwrap();
+    assert!(!question.sparing, "it is the only one");
+    schedule.failed(A, question.piece);
+    schedule.set_provider(B, &bitmap(4, &[]), NOW);
+    let question = schedule.next(A, NOW).unwrap();
+    assert!(question.sparing);
+    schedule.elsewhere(A, question.piece, &bitmap(4, &[0, 1, 2, 3]));
+    assert_eq!(schedule.next(A, NOW), None, "all of it comes from the others");
+    assert!(!schedule.next(A, NOW + SHORTEST_PATIENCE).unwrap().sparing, "nothing comes from them");
+}
+
+#[test]
+fn what_a_trader_has_is_not_asked_of_a_source() {
+    let mut schedule = schedule(4);
+    schedule.set_provider(A, &Bitmap::full(layout(4)), NOW);
+    schedule.set_provider(B, &bitmap(4, &[0, 1, 2]), NOW);
+    assert_eq!(schedule.by_turn(NOW), [B, A]);
+    assert_eq!(schedule.next(A, NOW).unwrap().piece.get(), 3);
+    assert_eq!(schedule.next(A, NOW), None);
+    assert!(schedule.next(B, NOW).is_some());
+}
+
+#[test]
+fn a_source_that_is_much_faster_than_the_traders_helps_with_what_they_have() {
+    let mut schedule = schedule(1000);
+    let held: Vec<u32> = (0..500).collect();
+    schedule.set_provider(A, &Bitmap::full(layout(1000)), NOW);
+    schedule.set_provider(B, &bitmap(1000, &held), NOW);
+    for step in 1..=10 {
+        let now = NOW + Duration::from_millis(100) * step;
+        for _ in 0..10 {
+            let piece = schedule.next(A, now).unwrap().piece;
+            schedule.arrived(A, piece, now);
+        }
+        let piece = schedule.next(B, now).unwrap().piece;
+        schedule.arrived(B, piece, now);
+    }
+    let now = NOW + Duration::from_secs(1);
+    let all = bitmap(1000, &(0..1000).collect::<Vec<_>>());
+    let piece = schedule.next(A, now).unwrap().piece;
+    schedule.elsewhere(A, piece, &all);
+    assert_eq!(schedule.next(A, now).map(|question| question.sparing), Some(false));
+}
+
+/// What can happen to a schedule.
+#[derive(Debug, Clone)]
+enum Step {
+    Has(u32, u32),
+    IsWhole(u32),
+    Leaves(u32),
+    Next(u32),
+    Arrives(u32),
+    Fails(u32),
+    Elsewhere(u32, u32),
+    Overdue(u32),
+    Wait(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let who = 0u32..6;
+    let step = prop_oneof![
+        1 => (who.clone(), any::<u32>()).prop_map(|(who, what)| Step::Has(who, what)),
+        1 => who.clone().prop_map(Step::IsWhole),
+        1 => who.clone().prop_map(Step::Leaves),
+        4 => who.clone().prop_map(Step::Next),
+        3 => who.clone().prop_map(Step::Arrives),
+        1 => who.clone().prop_map(Step::Fails),
+        1 => (who.clone(), any::<u32>()).prop_map(|(who, what)| Step::Elsewhere(who, what)),
+        1 => who.prop_map(Step::Overdue),
+        1 => (0u64..3000).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 0..400)
+}
+
+proptest! {
+    /// Whatever happens in whatever order: a piece is only asked of who has it and of nobody twice at the same time,
+    /// and while one provider has everything, everything arrives.
+    #[test]
+    fn every_piece_arrives(seed in any::<u64>(), pieces in 1u32..150, steps in steps()) {
+        let layout = layout(pieces);
+        let mut schedule = Schedule::new(layout, &Bitmap::empty(layout), WindowSettings::default(), seed);
+        let mut asked: BTreeSet<(ProviderKey, PieceIndex)> = BTreeSet::new();
+        let mut has: HashMap<ProviderKey, Bitmap> = HashMap::new();
+        let mut there = HashSet::new();
+        let mut now = NOW;
+        let some = |what: u32| {
+            bitmap(pieces, &(0..pieces).filter(|piece| what >> (piece % 31) & 1 == 1).collect::<Vec<_>>())
+        };
+        for step in steps {
+            let of = |who| asked.iter().find(|(provider, _)| *provider == ProviderKey(who)).copied();
+            match step {
+                Step::Has(who, what) => {
+                    schedule.set_provider(ProviderKey(who), &some(what), now);
+                    has.insert(ProviderKey(who), some(what));
+                }
+                Step::IsWhole(who) => {
+                    schedule.set_provider(ProviderKey(who), &Bitmap::full(layout), now);
+                    has.insert(ProviderKey(who), Bitmap::full(layout));
+                }
+                Step::Leaves(who) => {
+                    schedule.remove_provider(ProviderKey(who));
+                    has.remove(&ProviderKey(who));
+                    asked.retain(|(provider, _)| *provider != ProviderKey(who));
+                }
+                Step::Next(who) => if let Some(question) = schedule.next(ProviderKey(who), now) {
+                    prop_assert!(asked.insert((ProviderKey(who), question.piece)));
+                    prop_assert!(!there.contains(&question.piece));
+                    prop_assert!(has[&ProviderKey(who)].contains(question.piece));
+                },
+                Step::Arrives(who) => if let Some((provider, piece)) = of(who) {
+                    asked.remove(&(provider, piece));
+                    let arrival = schedule.arrived(provider, piece, now);
+                    prop_assert_eq!(arrival.wanted, there.insert(piece));
+                    for other in arrival.cancel {
+                        prop_assert!(asked.remove(&(other, piece)));
+                    }
+                },
+                Step::Fails(who) => if let Some((provider, piece)) = of(who) {
+                    asked.remove(&(provider, piece));
+                    schedule.failed(provider, piece);
+                },
+                Step::Elsewhere(who, what) => if let Some((provider, piece)) = of(who) {
+                    asked.remove(&(provider, piece));
+                    schedule.elsewhere(provider, piece, &some(what));
+                },
+                Step::Overdue(who) => if let Some((provider, piece)) = of(who) {
+                    schedule.overdue(provider, piece);
+                },
+                Step::Wait(millis) => now += Duration::from_millis(millis),
+            }
+            for (&provider, have) in &has {
+                let useful = layout.pieces().any(|piece| have.contains(piece) && !there.contains(&piece));
+                prop_assert_eq!(schedule.is_useful(provider), useful);
+                let in_flight = asked.iter().filter(|(who, _)| *who == provider).count();
+                prop_assert_eq!(schedule.in_flight(provider), in_flight);
+            }
+        }
+        let last = ProviderKey(99);
+        schedule.set_provider(last, &Bitmap::full(layout), now);
+        // The others stay and are silent.
+        now += LONGEST_PATIENCE + Duration::from_secs(600);
+        for (provider, piece) in asked {
+            schedule.overdue(provider, piece);
+        }
+        while !schedule.is_complete() {
+            let Some(question) = schedule.next(last, now) else {
+                prop_assert!(false, "it is stuck with {} pieces", there.len());
+                break;
+            };
+            prop_assert!(schedule.arrived(last, question.piece, now).wanted);
+            prop_assert!(there.insert(question.piece));
+        }
+        prop_assert_eq!(there.len() as u32, pieces);
+    }
+}
