@@ -191,7 +191,9 @@ impl Handler for Liar {
                 }
                 Ok((Reply::Manifest { size }, hashes.into()))
             }
-            Request::Have { id, .. } if id == self.id => Ok((Reply::Have { size, complete: true }, Bytes::new())),
+            Request::Have { id, .. } if id == self.id => {
+                Ok((Reply::Have { size, complete: true }, Bytes::new()))
+            }
             Request::Piece { id, index, .. } if id == self.id => Ok((Reply::Piece, self.piece(index).await?)),
             Request::Cancel { .. } => Ok((Reply::Done, Bytes::new())),
             _ => Err(ErrorReply::new(ErrorCode::NotFound, "not here")),
