@@ -47,9 +47,9 @@ fn main() -> Result<()> {
     let cpu = || pids.iter().filter_map(|pid| figures::of(*pid)).map(|used| used.cpu_seconds).sum::<f64>();
     let cpu_before = cpu();
     let begun = Instant::now();
-    let mut gets: Vec<_> = nodes.iter().map(|node| node.spawn(["get", "large.bin"])).collect();
+    let gets: Vec<_> = nodes.iter().map(|node| node.spawn(["get", "large.bin"])).collect();
     let mut times = Vec::new();
-    for get in &mut gets {
+    for get in gets {
         get.wait(PATIENCE).ok();
         times.push(begun.elapsed().as_secs_f64());
     }

@@ -228,8 +228,10 @@ fn thousands_of_pieces_asked_for_over_tcp_and_never_read() {
         // Once the peer takes no more, the write would wait for ever.
         raw.0.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
         for number in 0..3000 {
-            let header =
-                encode_request(RequestId(number), &Request::Piece { id, index: (number % 32) as u32, sparing: false });
+            let header = encode_request(
+                RequestId(number),
+                &Request::Piece { id, index: (number % 32) as u32, sparing: false },
+            );
             let lengths = [header.len() as u32, 0].map(u32::to_be_bytes).concat();
             if raw.0.write_all(&[&lengths, &header[..]].concat()).is_err() {
                 break;
