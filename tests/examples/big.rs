@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(900);
 /// How many real files the folder has at least, where there are as many.
 const FILES: usize = 3000;
 /// What may have to be fetched again after `kill -9`.
-const RESUME_LOSS: u64 = 16 * MIB;
+const RESUME_LOSS: u64 = 8 * MIB;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

@@ -48,6 +48,6 @@ fn because(reason: Option<&str>) -> String {
 }
 
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
 mod small_tests;
+#[cfg(test)]
+mod tests;

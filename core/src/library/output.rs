@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, MetadataExt, OpenOptions};
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
 use super::content_files::ContentFile;
@@ -48,6 +49,9 @@ pub enum Destination {
 pub struct OutputDir {
     root: PathBuf,
     dir: Dir,
+    /// Held while many files are created beneath it: the kernel lets one in at a time, and waiting there for each
+    /// file anew takes a core.
+    pub(super) filling: Mutex<()>,
 }
 
 impl OutputDir {
@@ -67,7 +71,7 @@ impl OutputDir {
         let root = path.canonicalize().map_err(|error| LibraryError::io("find", path, error))?;
         let dir = Dir::open_ambient_dir(&root, ambient_authority())
             .map_err(|error| LibraryError::io("open the folder", &root, error))?;
-        Ok(Self { root, dir })
+        Ok(Self { root, dir, filling: Mutex::default() })
     }
 
     /// The absolute path of the directory.

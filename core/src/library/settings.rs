@@ -11,6 +11,6 @@ pub struct LibrarySettings {
 
 impl Default for LibrarySettings {
     fn default() -> Self {
-        Self { checkpoint_bytes: 16 << 20, max_unsynced_bytes: 64 << 20 }
+        Self { checkpoint_bytes: 32 << 20, max_unsynced_bytes: 256 << 20 }
     }
 }

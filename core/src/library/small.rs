@@ -6,7 +6,7 @@
 //! is not complete. Who opens it meanwhile gets it as any other file that waits for its sync.
 
 pub(super) mod fresh;
-pub(super) mod read;
+mod read;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -52,6 +52,10 @@ pub struct SmallOutput {
     /// Replace what is there.
     pub force: bool,
 }
+
+/// A small file that is here, its size, and the paths that it is to be copied to, with whether its owner may execute it
+/// there.
+pub type ToCopy = (FileId, u64, Vec<(MemberPath, bool)>);
 
 /// What could be read of a batch of small files.
 #[derive(Debug, Clone, Default)]
@@ -132,7 +136,7 @@ impl Library {
     /// one, with [`Self::export_member`].
     pub async fn export_small(
         &self,
-        files: Vec<(FileId, u64, Vec<(MemberPath, bool)>)>,
+        files: Vec<ToCopy>,
         output: &SmallOutput,
     ) -> Result<Vec<FileId>, LibraryError> {
         self.shared.check_open()?;
@@ -346,6 +350,7 @@ type Written = (FileId, u64, Option<Place>, bool);
 
 /// Writes files beneath a folder, under their final names. Blocks.
 fn write_out(files: Vec<SmallFile>, output: &SmallOutput) -> Result<Vec<Written>, LibraryError> {
+    let _filling = output.dir.filling.lock();
     let mut folders = Folders::new(&output.dir, output.force);
     let mut written = Vec::with_capacity(files.len());
     for file in files {

@@ -158,7 +158,9 @@ mod tests {
     #[test]
     fn a_request_and_both_replies_are_read_back() {
         let id = FileId::from_bytes([7; 32]);
-        for request in [Request::Piece { id, index: 9, sparing: false }, Request::Status, Request::Hello { proof: None }] {
+        for request in
+            [Request::Piece { id, index: 9, sparing: false }, Request::Status, Request::Hello { proof: None }]
+        {
             let header = encode_request(RequestId(5), &request);
             assert_eq!(decode_request(&header), Ok((RequestId(5), request)));
         }

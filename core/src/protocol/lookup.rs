@@ -215,7 +215,9 @@ mod tests {
 
     #[test]
     fn other_requests_are_left_to_the_codec() {
-        for request in [Request::Status, Request::Piece { id: FileId::from_bytes([1; 32]), index: 5, sparing: false }] {
+        for request in
+            [Request::Status, Request::Piece { id: FileId::from_bytes([1; 32]), index: 5, sparing: false }]
+        {
             assert_eq!(read(&codec::encode_request(RequestId(5), &request)), None);
         }
     }

@@ -162,7 +162,7 @@ fn flood(address: SocketAddr, time: Duration, action: u32, body: impl Fn(&mut Ve
                 under_way -= 1;
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                under_way = 0
+                under_way = 0;
             }
             Err(error) => return Err(error.into()),
         }

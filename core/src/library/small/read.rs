@@ -7,14 +7,13 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 
-use super::{SmallContent, SmallFile, SmallOutput, small, write_out};
+use super::{SmallContent, SmallFile, SmallOutput, ToCopy, small, write_out};
 use crate::library::content::{ContentStore, DatabaseContent};
 use crate::library::content_files;
 use crate::library::error::LibraryError;
 use crate::library::layout::{self, LinkState, Place, Record};
 use crate::library::linked::{Fingerprint, open_regular};
 use crate::library::shared::Shared;
-use crate::model::collection::MemberPath;
 use crate::model::id::FileId;
 
 /// How many files are hashed at once when a library is opened after a crash.
@@ -24,9 +23,6 @@ const COPY_FILES: usize = 256;
 const COPY_BYTES: u64 = 1024 * 1024;
 /// How many batches are copied at the same time.
 const COPIERS: usize = 2;
-
-/// A small file and the paths that it is to be copied to, with whether its owner may execute it there.
-pub(in crate::library) type ToCopy = (FileId, u64, Vec<(MemberPath, bool)>);
 
 /// Where a small file can be read.
 enum Source {
