@@ -4,8 +4,9 @@
 //! while the writer works, and the writer while the disk does. It is a passive one, which waits for nobody and
 //! which nobody waits for; what the writer adds meanwhile is left to the next.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use enjambre_core::storage::error::StorageError;
@@ -19,6 +20,8 @@ const STEP: usize = 4 * 1024 * 1024;
 pub(crate) struct Checkpointer {
     nudge: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
+    /// Held while it is at work.
+    turn: Arc<Mutex<()>>,
     written: usize,
 }
 
@@ -26,11 +29,19 @@ impl Checkpointer {
     /// Starts the thread on a connection that nobody else uses.
     pub(crate) fn start(connection: Connection, path: PathBuf) -> Result<Self, StorageError> {
         let (nudge, nudged) = sync_channel(1);
+        let turn = Arc::new(Mutex::new(()));
+        let own = Arc::clone(&turn);
         let thread = std::thread::Builder::new()
             .name("sqlite-log".to_owned())
-            .spawn(move || run(&connection, &path, &nudged))
+            .spawn(move || run(&connection, &path, &nudged, &own))
             .map_err(|error| StorageError::backend("start a thread", error))?;
-        Ok(Self { nudge: Some(nudge), thread: Some(thread), written: 0 })
+        Ok(Self { nudge: Some(nudge), thread: Some(thread), turn, written: 0 })
+    }
+
+    /// Waits until it is not at work, and keeps it from beginning. There can be one checkpoint at a time, and SQLite
+    /// refuses another without waiting.
+    pub(crate) fn rest(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// So many bytes were committed.
@@ -55,8 +66,9 @@ impl Drop for Checkpointer {
     }
 }
 
-fn run(connection: &Connection, path: &std::path::Path, nudged: &Receiver<()>) {
+fn run(connection: &Connection, path: &Path, nudged: &Receiver<()>, turn: &Mutex<()>) {
     while nudged.recv().is_ok() {
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let done = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
         if let Err(error) = done {
             // The writer meets what is wrong as well, and tells.

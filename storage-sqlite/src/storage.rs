@@ -266,6 +266,7 @@ impl Sqlite {
     }
 
     fn checkpoint(&self) -> rusqlite::Result<()> {
+        let _rest = self.checkpointer.as_ref().map(Checkpointer::rest);
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
     }
 }
