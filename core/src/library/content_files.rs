@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::error::LibraryError;
 use crate::buffers::BufferPool;
@@ -21,11 +22,14 @@ const SYNC_ONE_BY_ONE: usize = 16;
 pub(super) struct ContentFile {
     path: PathBuf,
     file: Arc<File>,
+    /// Held while a piece is written. The system lets one write to a file at a time, and the others spin meanwhile,
+    /// at the cost of those who could hash.
+    writing: Mutex<()>,
 }
 
 impl ContentFile {
     pub(super) fn new(path: PathBuf, file: File) -> Self {
-        Self { path, file: Arc::new(file) }
+        Self { path, file: Arc::new(file), writing: Mutex::new(()) }
     }
 
     /// Opens the file of an id beneath the folder, which is created where it is missing.
@@ -74,6 +78,7 @@ impl ContentFile {
         piece: PieceIndex,
         content: &[u8],
     ) -> Result<(), LibraryError> {
+        let _turn = self.writing.lock();
         self.file
             .write_all_at(content, layout.offset(piece))
             .map_err(|error| LibraryError::io("write", &self.path, error))
