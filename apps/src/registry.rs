@@ -13,6 +13,7 @@ use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_storage_sled::SledSettings;
 use enjambre_storage_sqlite::SqliteSettings;
+use enjambre_transport::Shared;
 use enjambre_transport::settings::{InvalidSetting, TransportSettings};
 use futures::future::{BoxFuture, FutureExt};
 use serde::de::DeserializeOwned;
@@ -61,7 +62,8 @@ pub type PluginError = Box<dyn std::error::Error + Send + Sync>;
 type Opened = Result<Arc<dyn Storage>, PluginError>;
 type Open = dyn Fn(Table, Place) -> Result<BoxFuture<'static, Opened>, toml::de::Error> + Send + Sync;
 type Check = dyn Fn(Table) -> Result<(), toml::de::Error> + Send + Sync;
-type Make = dyn Fn(&TransportLimits) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync;
+type Made = Vec<Arc<dyn Transport>>;
+type Make = dyn Fn(&TransportLimits) -> Result<Made, MakeError> + Send + Sync;
 
 /// Why the limits of a transport are refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +96,8 @@ struct Backend {
 
 struct Scheme {
     security: Security,
-    make: Box<Make>,
+    /// The same for all transports that are made together.
+    make: Arc<Make>,
 }
 
 /// Storage backends and transports by name.
@@ -130,11 +133,9 @@ impl Registry {
             Ok(enjambre_storage_sled::open(&table.into(), &place.data_dir, place.role).await?)
         });
         // The first costs less.
-        registry.register_transport("tcp", Security::Plain, |limits| {
-            Ok(enjambre_transport::tcp(transport_settings(limits))?)
-        });
-        registry.register_transport("zmq", Security::Plain, |limits| {
-            Ok(enjambre_transport::zmq(transport_settings(limits))?)
+        registry.register_transports(&["tcp", "zmq"], Security::Plain, |limits| {
+            let shared = Shared::new(transport_settings(limits))?;
+            Ok(vec![shared.tcp(), shared.zmq()])
         });
         registry
     }
@@ -165,10 +166,22 @@ impl Registry {
     where
         F: Fn(&TransportLimits) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync + 'static,
     {
-        let (name, scheme) = (scheme.into(), Scheme { security, make: Box::new(make) });
-        match self.transports.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, known)) => *known = scheme,
-            None => self.transports.push((name, scheme)),
+        let scheme: String = scheme.into();
+        self.register_transports(&[&scheme], security, move |limits| Ok(vec![make(limits)?]));
+    }
+
+    /// Adds transports that are made together, because they share their limits.
+    fn register_transports<F>(&mut self, schemes: &[&str], security: Security, make: F)
+    where
+        F: Fn(&TransportLimits) -> Result<Made, MakeError> + Send + Sync + 'static,
+    {
+        let make: Arc<Make> = Arc::new(make);
+        for name in schemes {
+            let scheme = Scheme { security, make: Arc::clone(&make) };
+            match self.transports.iter_mut().find(|(known, _)| known == name) {
+                Some((_, known)) => *known = scheme,
+                None => self.transports.push(((*name).to_owned(), scheme)),
+            }
         }
     }
 
@@ -261,13 +274,23 @@ impl Registry {
         Ok(Arc::new(Dialer::new(self.transports(loaded)?)))
     }
 
-    fn transports(&self, loaded: &Loaded) -> Result<Vec<Arc<dyn Transport>>, ConfigError> {
-        let limits = &loaded.config.transport.limits;
-        let made = self.transports.iter().map(|(_, scheme)| {
-            (scheme.make)(limits)
-                .map_err(|error| loaded.refuse(&format!("transport.limits.{}", error.key), error.problem))
-        });
-        made.collect()
+    fn transports(&self, loaded: &Loaded) -> Result<Made, ConfigError> {
+        self.make_transports(&loaded.config.transport.limits)
+            .map_err(|error| loaded.refuse(&format!("transport.limits.{}", error.key), error.problem))
+    }
+
+    /// One transport for each scheme, in their order.
+    fn make_transports(&self, limits: &TransportLimits) -> Result<Made, MakeError> {
+        let mut families: Vec<(&Arc<Make>, Made)> = Vec::new();
+        let mut transports = Vec::new();
+        for (name, Scheme { make, .. }) in &self.transports {
+            if !families.iter().any(|(known, _)| Arc::ptr_eq(known, make)) {
+                families.push((make, make(limits)?));
+            }
+            let family = families.iter().filter(|(known, _)| Arc::ptr_eq(known, make));
+            transports.extend(family.flat_map(|(_, made)| made).find(|made| made.scheme() == name).cloned());
+        }
+        Ok(transports)
     }
 }
 
@@ -330,5 +353,35 @@ fn transport_settings(limits: &TransportLimits) -> TransportSettings {
         handshake: limits.handshake.get(),
         idle: limits.idle.get(),
         ..TransportSettings::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn transports_that_belong_together_are_made_once_and_each_can_be_replaced() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&made);
+        let mut registry = Registry::default();
+        registry.register_transports(&["tcp", "zmq"], Security::Plain, move |limits| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let shared = Shared::new(transport_settings(limits))?;
+            Ok(vec![shared.zmq(), shared.tcp()])
+        });
+        let limits = TransportLimits::default();
+        let schemes = |registry: &Registry| {
+            let made = registry.make_transports(&limits).unwrap();
+            made.iter().map(|transport| transport.scheme()).collect::<Vec<_>>()
+        };
+        assert_eq!((schemes(&registry), made.load(Ordering::Relaxed)), (vec!["tcp", "zmq"], 1));
+        let own = enjambre_transport::zmq(transport_settings(&limits)).unwrap();
+        let same: Arc<dyn Transport> = own;
+        let registered = Arc::clone(&same);
+        registry.register_transport("zmq", Security::Plain, move |_| Ok(Arc::clone(&registered)));
+        assert_eq!(schemes(&registry), ["tcp", "zmq"]);
+        assert!(Arc::ptr_eq(&registry.make_transports(&limits).unwrap()[1], &same));
     }
 }

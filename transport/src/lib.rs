@@ -17,10 +17,11 @@ use std::sync::Arc;
 
 use enjambre_core::transport::Transport;
 
+use guard::Guard;
 use settings::{InvalidSetting, TransportSettings};
 use wire::StreamTransport;
 
-/// A transport that tells how much it is used.
+/// A transport that tells how much it is used, together with those that it shares its limits with.
 pub trait GuardedTransport: Transport {
     /// How many connections are accepted at the moment.
     fn connections(&self) -> usize;
@@ -29,12 +30,56 @@ pub trait GuardedTransport: Transport {
     fn queued_reply_bytes(&self) -> usize;
 }
 
-/// The transport with the scheme `zmq`. Fails where the settings make no sense.
-pub fn zmq(settings: TransportSettings) -> Result<Arc<dyn GuardedTransport>, InvalidSetting> {
-    Ok(Arc::new(StreamTransport::<zmq::Zmq>::new(settings)?))
+/// What the transports of a process share, so that its limits hold for all of them together.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    guard: Arc<Guard>,
 }
 
-/// The transport with the scheme `tcp`. Fails where the settings make no sense.
+impl Shared {
+    /// Fails where the settings make no sense.
+    pub fn new(settings: TransportSettings) -> Result<Self, InvalidSetting> {
+        Ok(Self { guard: Arc::new(Guard::new(settings)?) })
+    }
+
+    /// The transport with the scheme `zmq`.
+    pub fn zmq(&self) -> Arc<dyn GuardedTransport> {
+        Arc::new(StreamTransport::<zmq::Zmq>::new(Arc::clone(&self.guard)))
+    }
+
+    /// The transport with the scheme `tcp`.
+    pub fn tcp(&self) -> Arc<dyn GuardedTransport> {
+        Arc::new(StreamTransport::<tcp::Tcp>::new(Arc::clone(&self.guard)))
+    }
+}
+
+/// The transport with the scheme `zmq`, alone. Fails where the settings make no sense.
+pub fn zmq(settings: TransportSettings) -> Result<Arc<dyn GuardedTransport>, InvalidSetting> {
+    Ok(Shared::new(settings)?.zmq())
+}
+
+/// The transport with the scheme `tcp`, alone. Fails where the settings make no sense.
 pub fn tcp(settings: TransportSettings) -> Result<Arc<dyn GuardedTransport>, InvalidSetting> {
-    Ok(Arc::new(StreamTransport::<tcp::Tcp>::new(settings)?))
+    Ok(Shared::new(settings)?.tcp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn the_limits_hold_for_both_transports_together() {
+        let settings = TransportSettings { connections: 1, ..TransportSettings::default() };
+        let shared = Shared::new(settings).unwrap();
+        let (tcp, zmq) = (shared.tcp(), shared.zmq());
+        let plain = tcp.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let zmtp = zmq.bind(&"zmq://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let mut admitted = TcpStream::connect(("127.0.0.1", plain.local_endpoint().port())).await.unwrap();
+        admitted.read_u8().await.expect("a greeting");
+        let mut refused = TcpStream::connect(("127.0.0.1", zmtp.local_endpoint().port())).await.unwrap();
+        assert!(refused.read_u8().await.is_err(), "closed before any greeting");
+        assert_eq!((tcp.connections(), zmq.connections()), (1, 1));
+    }
 }

@@ -5,8 +5,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What the rest of the program needs: databases, listeners, files being published.
 const KEPT_FREE: u64 = 256;
-/// A node may listen over both transports: this is for one connection over each.
-const PER_CONNECTION: u64 = 4;
+/// What the dearer kind costs.
+const PER_CONNECTION: u64 = 3;
 
 /// Raises the soft limit on open files to the hard one, and returns the limit that is in force; none where there is
 /// no limit. To be called once, at the start of the program.
@@ -24,7 +24,7 @@ pub fn raise_open_file_limit() -> Option<u64> {
     }
 }
 
-/// How many connections of each transport the limit on open files allows.
+/// How many connections the limit on open files allows.
 pub(crate) fn connections_allowed() -> usize {
     let allowed = getrlimit(Resource::Nofile)
         .current

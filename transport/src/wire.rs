@@ -21,7 +21,6 @@ use crate::connection::GuardedConnection;
 use crate::guard::Guard;
 use crate::guard::cutoff::CutOff;
 use crate::listener::{GuardedListener, Server};
-use crate::settings::{InvalidSetting, TransportSettings};
 
 /// How requests and replies lie on a stream. The value is what all connections of a transport share.
 pub(crate) trait Wire: Debug + Default + Send + Sync + 'static {
@@ -75,9 +74,8 @@ pub(crate) struct StreamTransport<W> {
 }
 
 impl<W: Wire> StreamTransport<W> {
-    /// Fails where the settings make no sense.
-    pub(crate) fn new(settings: TransportSettings) -> Result<Self, InvalidSetting> {
-        Ok(Self { guard: Arc::new(Guard::new(settings)?), wire: Arc::default() })
+    pub(crate) fn new(guard: Arc<Guard>) -> Self {
+        Self { guard, wire: Arc::default() }
     }
 }
 

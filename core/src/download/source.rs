@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::schedule::Question;
 use crate::model::bitmap::Bitmap;
@@ -58,6 +59,8 @@ pub enum Fault {
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause that a provider may ask for.
 const MAX_BUSY_PAUSE: Duration = Duration::from_secs(30);
+/// How long an endpoint of a provider has for itself before the next one is tried beside it.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 impl From<CallError> for Fault {
     fn from(error: CallError) -> Self {
@@ -85,30 +88,35 @@ impl Fault {
     }
 }
 
-/// Connects to a provider: the first of its endpoints, the best before the others, that answers `have`. Returns what it has of the file, in the
-/// layout of its own claim.
+/// Connects to a provider: at the first of its endpoints that answers `have`. The best is tried first; each of the others
+/// joins in when those before it have failed or have said nothing for [`HEAD_START`], as in RFC 8305, for packets to one
+/// of them may just be dropped. Returns what it has of the file, in the layout of its own claim.
 pub(super) async fn join(
     dialer: &Dialer,
     provider: &Provider,
     id: FileId,
     deadline: Deadline,
 ) -> Result<(Arc<dyn Connection>, PieceLayout, Bitmap), Fault> {
+    let attempt = |endpoint| async move {
+        let connection = dialer.connect(endpoint).await?;
+        let (layout, bitmap) = have(&*connection, id, None, deadline).await?;
+        Ok((connection, layout, bitmap))
+    };
     let mut fault = Fault::Refused("it told no endpoint of a scheme that is known here".to_owned());
-    for endpoint in dialer.preferred(&provider.endpoints) {
-        let connection = match dialer.connect(endpoint).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                fault = error.into();
-                continue;
-            }
-        };
-        match have(&*connection, id, None, deadline).await {
-            Ok((layout, bitmap)) => return Ok((connection, layout, bitmap)),
-            Err(Fault::Away(error)) => fault = error.into(),
-            Err(other) => return Err(other),
+    let mut waiting = dialer.preferred(&provider.endpoints).into_iter();
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        under_way.extend(waiting.next().map(attempt));
+        tokio::select! {
+            biased;
+            ended = under_way.next() => match ended {
+                Some(Err(Fault::Away(error))) => fault = error.into(),
+                Some(answered) => return answered,
+                None => return Err(fault),
+            },
+            () = tokio::time::sleep(HEAD_START), if waiting.len() > 0 => {}
         }
     }
-    Err(fault)
 }
 
 /// Which pieces of the file the provider has; with `wait`, as soon as that is something new.
@@ -193,4 +201,60 @@ pub(super) async fn files(
         return Err(Fault::Lie("files that do not fit the request"));
     }
     Ok((sizes, payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::PeerId;
+    use crate::protocol::codec;
+    use crate::transport::memory::MemoryNetwork;
+    use crate::transport::{Listener, Message};
+    use tokio::time::Instant;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Says that it has all of a file of one byte.
+    async fn answer(listener: Arc<dyn Listener>) {
+        while let Ok(incoming) = listener.accept().await {
+            let (id, _) = codec::decode_request(&incoming.header).unwrap();
+            let reply = codec::encode_reply(Some(id), Ok(&Reply::Have { size: 1, complete: true }));
+            incoming.reply.send(Message { header: reply, payload: Bytes::new() }).await.unwrap();
+        }
+    }
+
+    /// Joins a provider at these hosts: nobody is at `closed`, `hole` and `pit` say nothing, and `good` answers. Returns
+    /// who answered and after how long.
+    async fn joined(hosts: &[&str]) -> (Result<String, Fault>, Duration) {
+        let dialer = Dialer::new(vec![MemoryNetwork::new().transport()]);
+        let at = |host: &str| format!("memory://{host}:1").parse().unwrap();
+        let _silent = [dialer.bind(&at("hole")).await.unwrap(), dialer.bind(&at("pit")).await.unwrap()];
+        let good = tokio::spawn(answer(dialer.bind(&at("good")).await.unwrap()));
+        let endpoints = hosts.iter().map(|host| at(host)).collect();
+        let provider = Provider { peer: PeerId::from_bytes([2; 32]), endpoints, size: 1, complete: true };
+        let begin = Instant::now();
+        let joined = join(&dialer, &provider, FileId::from_bytes([1; 32]), Deadline::Total(LIMIT)).await;
+        good.abort();
+        (joined.map(|(connection, ..)| connection.endpoint().host().to_owned()), begin.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_says_nothing_holds_the_next_up_for_a_moment_only() {
+        let (host, after) = joined(&["hole", "pit", "good"]).await;
+        assert_eq!((host.unwrap().as_str(), after.as_millis()), ("good", 2 * HEAD_START.as_millis()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn behind_an_endpoint_that_fails_the_next_is_tried_at_once() {
+        let (host, after) = joined(&["closed", "good", "hole"]).await;
+        assert_eq!((host.unwrap().as_str(), after.as_millis()), ("good", 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_answers_nowhere_is_away() {
+        let (error, after) = joined(&["hole", "closed", "pit"]).await;
+        assert!(matches!(error.unwrap_err(), Fault::Away(TransportError::Deadline { .. })));
+        assert_eq!(after.as_millis(), (LIMIT + HEAD_START).as_millis());
+        assert!(matches!(joined(&[]).await.0.unwrap_err(), Fault::Refused(_)));
+    }
 }

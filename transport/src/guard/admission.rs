@@ -14,7 +14,7 @@ struct Count {
     by_address: HashMap<IpAddr, usize>,
 }
 
-/// Counts the accepted connections of all listeners of a transport.
+/// Counts the accepted connections of all listeners.
 #[derive(Debug)]
 pub(crate) struct Admission {
     in_all: usize,

@@ -73,6 +73,12 @@ pub(crate) async fn linger<R: AsyncRead + Unpin>(from: &mut R) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(target_os = "linux")]
+    use futures::FutureExt;
+    #[cfg(target_os = "linux")]
+    use socket2::SockRef;
+    #[cfg(target_os = "linux")]
+    use tokio::net::{TcpListener, TcpStream};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -91,5 +97,21 @@ mod tests {
             () = traffic => {}
         }
         assert!(begin.elapsed() >= 3 * HOUR && begin.elapsed() < 4 * HOUR);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn urgent_bytes_are_neither_an_end_nor_in_the_way_of_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let remote = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (from, _to) = stream.split();
+        SockRef::from(&remote).send_out_of_band(b"!").unwrap();
+        SockRef::from(&remote).send(b"more").unwrap();
+        // What is urgent came before it.
+        from.readable().await.unwrap();
+        assert!(from.hung_up().now_or_never().is_none());
+        drop(remote);
+        from.hung_up().await;
     }
 }

@@ -24,7 +24,7 @@ use crate::settings::{InvalidSetting, TransportSettings};
 use admission::Admission;
 use cutoff::CutOffLog;
 
-/// What all listeners and connections of a transport share.
+/// What all listeners and connections share.
 #[derive(Debug)]
 pub(crate) struct Guard {
     pub(crate) settings: TransportSettings,
