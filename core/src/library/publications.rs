@@ -129,7 +129,7 @@ impl Shared {
                 layout::put_hashes(&mut batch, &id, file.manifest.hashes());
                 if let (Some((_, mark)), Place::Linked { state, .. }) = (&file.linked, &record.place)
                     && *state == LinkState::Whole(*mark)
-                    && mark.is_settled()
+                    && mark.is_settled_by(file.since_ms)
                 {
                     proven.insert(id);
                 }
