@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::library::content::DatabaseContent;
 use crate::library::error::LibraryError;
 use crate::library::output::OutputDir;
 use crate::library::small::{SmallFile, SmallOutput};
@@ -287,4 +288,23 @@ async fn a_checkpoint_claims_nothing_of_a_file_that_came_again_after_it_began() 
     library.shared.end_fresh(&plan, true);
     let next = library.shared.plan_fresh();
     assert_eq!(next.ids().collect::<Vec<_>>(), [again], "the next one sees to it");
+}
+
+#[tokio::test]
+async fn the_sweep_leaves_alone_what_one_of_two_still_copies_in() {
+    let rig = Rig::new(false);
+    let library = rig.open().await;
+    let sample = Sample::new(700, 1);
+    let (id, shared) = (sample.id(), &library.shared);
+    for _ in 0..2 {
+        shared.begin_import(&id).await.unwrap();
+    }
+    shared.import(&id, sample.all(), sample.layout()).await.unwrap();
+    let ContentStore::Database(content) = shared.content.clone() else { panic!("it is in a database") };
+    let content = DatabaseContent(content);
+    for left in [true, false] {
+        shared.end_import(&id);
+        shared.sweep().await.unwrap();
+        assert_eq!(content.next_id(None).await.unwrap(), left.then_some(id));
+    }
 }
