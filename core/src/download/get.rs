@@ -95,7 +95,12 @@ pub async fn get(
                 }),
                 None => None,
             };
-            get_members(downloader, what.id, output.as_ref(), providers, progress).await?
+            let bytes = get_members(downloader, what.id, output.as_ref(), providers, progress).await?;
+            if let Some(SmallOutput { dir, .. }) = output.filter(|_| what.durable) {
+                // Of copies that were made there the library knows nothing.
+                dir.sync().await.map_err(failed)?;
+            }
+            bytes
         }
     };
     if what.durable {

@@ -307,7 +307,13 @@ impl Batches<'_> {
                 }
             }
             Event::Providers(Err(reason)) => tracing::debug!(reason, "small files are fetched one by one"),
-            Event::Joined(at, Ok(connection)) => self.sources[at].state = State::Active(connection),
+            Event::Joined(at, Ok(connection)) => {
+                let state = &mut self.sources[at].state;
+                // What came from it before may have shown meanwhile that it lies.
+                if !matches!(state, State::Out) {
+                    *state = State::Active(connection);
+                }
+            }
             Event::Joined(at, Err(fault)) => self.on_fault(at, fault),
             Event::Arrived(arrived) => self.on_arrived(arrived),
             Event::Hashed(None) => return Err(DownloadError::Cancelled),
@@ -388,7 +394,8 @@ impl Batches<'_> {
 
     fn on_fault(&mut self, at: usize, fault: Fault) {
         let source = &mut self.sources[at];
-        if matches!(source.state, State::Out | State::Resting(_)) {
+        let lied = matches!(fault, Fault::Lie(_));
+        if matches!(source.state, State::Out) || matches!(source.state, State::Resting(_)) && !lied {
             return;
         }
         let peer = source.provider.peer;

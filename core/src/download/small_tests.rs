@@ -47,6 +47,8 @@ enum Manner {
     Old,
     /// Changes a byte of every reply.
     Lies,
+    /// Changes a byte of a reply, and has no time for the requests beside it.
+    LiesAndRests,
     /// Claims other lengths than it sends.
     Miscounts,
     /// Says of every other file that it is not there.
@@ -57,10 +59,11 @@ enum Manner {
     Dies,
 }
 
-const MANNERS: [Manner; 7] = [
+const MANNERS: [Manner; 8] = [
     Manner::Honest,
     Manner::Old,
     Manner::Lies,
+    Manner::LiesAndRests,
     Manner::Miscounts,
     Manner::Lacks,
     Manner::Meagre,
@@ -94,6 +97,9 @@ impl Handler for Odd {
         match self.manner {
             Manner::Old => return Err(ErrorReply::new(ErrorCode::Unsupported, "what is that?")),
             Manner::Meagre => ids.truncate(1),
+            Manner::LiesAndRests if !before.is_multiple_of(4) => {
+                return Err(ErrorReply::new(ErrorCode::Busy, "later").retry_after(Duration::from_millis(10)));
+            }
             Manner::Dies if before == 2 => {
                 let listener = self.listener.lock().take();
                 if let Some(listener) = listener {
@@ -106,7 +112,7 @@ impl Handler for Odd {
         let Reply::Files { mut sizes } = reply else { return Ok((reply, payload)) };
         let mut content = payload.to_vec();
         match self.manner {
-            Manner::Lies if !content.is_empty() => content[0] ^= 1,
+            Manner::Lies | Manner::LiesAndRests if !content.is_empty() => content[0] ^= 1,
             Manner::Miscounts => sizes.push(Some(1)),
             Manner::Lacks => {
                 let (mut kept, mut start) = (Vec::new(), 0);
@@ -349,6 +355,18 @@ async fn a_liar_alone_delivers_nothing_that_is_wrong() {
     // It lies in batches and not in pieces: one by one all is right.
     world.get(&node, (id, size), Some(&out)).await.unwrap();
     assert!(read(&out) == tree);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_liar_is_left_out_although_it_rested_when_that_showed() {
+    let world = World::new();
+    let tree = tree(8, 150);
+    let (source, id, size) = world.source(&tree, Manner::LiesAndRests).await;
+    let node = world.node(Manner::Honest).await;
+    let got = tokio::time::timeout(Duration::from_secs(60), world.get(&node, (id, size), None));
+    assert_eq!(got.await.expect("it asks the liar no more").unwrap(), total(&tree));
+    let batches = source.odd.batches.load(Ordering::Relaxed);
+    assert!(batches <= 8, "{batches}");
 }
 
 #[tokio::test(start_paused = true)]

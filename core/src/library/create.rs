@@ -46,6 +46,7 @@ impl Shared {
     ) -> Result<Arc<LibraryFile>, LibraryError> {
         self.check_open()?;
         let (id, layout) = (manifest.id(), manifest.layout());
+        let since_ms = now_ms();
         // A large file at the destination takes long to hash: nobody waits for it who need not.
         let known = self.state.lock().slots.get(&id).is_some_and(|slot| !slot.record.withdrawn);
         let manifest = Arc::new(manifest);
@@ -84,16 +85,18 @@ impl Shared {
                 Begun::Empty(self.open_own(&id, &place).await?, place)
             }
         };
-        let (bits, place, whole) = match begun {
+        let (mut bits, place, whole) = match begun {
             Begun::Empty(store, place) => {
                 (Bits::new(layout, Bitmap::empty(layout), store, false), place, false)
             }
-            Begun::Whole(store, place) => {
-                let mut bits = Bits::new(layout, Bitmap::full(layout), store, true);
-                bits.verified = Bitmap::full(layout);
-                (bits, place, true)
-            }
+            Begun::Whole(store, place) => (Bits::new(layout, Bitmap::full(layout), store, true), place, true),
         };
+        // It was hashed just now, unless somebody may have written to it unseen meanwhile.
+        let proven = matches!(&place, Place::Linked { state: LinkState::Whole(mark), .. }
+            if mark.is_settled_by(since_ms));
+        if proven {
+            bits.verified = Bitmap::full(layout);
+        }
 
         let record = Record {
             size: layout.size(),
@@ -101,7 +104,7 @@ impl Shared {
             published: names.iter().any(|name: &NameRecord| name.published),
             place,
             names,
-            added_ms: now_ms(),
+            added_ms: since_ms,
             complete: whole,
             withdrawn: false,
         };
@@ -113,7 +116,7 @@ impl Shared {
             let mut state = self.state.lock();
             let mut slot = Slot::new(record, false, have);
             slot.file = Arc::downgrade(&file);
-            slot.proven = whole;
+            slot.proven = proven;
             state.insert(id, slot);
             if let Some(name) = new.name {
                 state.add_name(&id, name, false);

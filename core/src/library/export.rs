@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::content_files;
 use super::create::whole_file;
 use super::entry::{LibraryEvent, VerifyReport};
 use super::error::LibraryError;
@@ -98,7 +97,7 @@ impl Shared {
             };
             self.export_to(&member.id, destination, false).await?;
         }
-        layout::blocking(move || content_files::sync_all_of(dir.root())).await
+        dir.sync().await
     }
 
     pub(super) async fn export_to(

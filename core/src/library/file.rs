@@ -219,6 +219,11 @@ impl LibraryFile {
             (bits.store.clone(), bits.verified.contains(piece))
         };
         let linked = matches!(store, Store::Linked(_));
+        // Before it is read: what was changed a moment ago may be changed once more and look the same.
+        let settled = match &store {
+            Store::Linked(linked) => linked.is_settled(),
+            _ => true,
+        };
         let read = match store {
             Store::Database(content) => content.read(&self.id(), self.layout(), piece).await,
             Store::File(file) => {
@@ -229,7 +234,7 @@ impl LibraryFile {
         };
         match read {
             Ok(Some(content)) => {
-                if !verified {
+                if !verified && settled {
                     self.note_verified(piece);
                 }
                 Ok(content)

@@ -4,20 +4,18 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::create::now_ms;
 use super::error::LibraryError;
 use crate::buffers::BufferPool;
 use crate::model::id::FileId;
 use crate::model::layout::{PieceIndex, PieceLayout};
-
-/// More than a tick of any file system's clock.
-const SETTLED_AFTER: Duration = Duration::from_secs(3);
 
 /// How long the finer clocks of file systems stand still at most.
 const SETTLED_AFTER_TICK: Duration = Duration::from_millis(100);
@@ -53,21 +51,14 @@ impl Fingerprint {
     }
 
     /// Whether the file was last changed so long before this time, in milliseconds since 1970-01-01 UTC, that
-    /// whoever read it from then on read what looks like this.
+    /// whoever read it from then on read what looks like this. The clock of a file system ticks slowly, so a second
+    /// write may leave the times of one just before as they are.
     pub(crate) fn is_settled_by(&self, time_ms: u64) -> bool {
         // A file system that tells no fractions tells whole seconds, or pairs of them.
         let tick = if self.ctime.1 == 0 { Duration::from_secs(3) } else { SETTLED_AFTER_TICK };
         let changed = (u64::try_from(self.ctime.0), u32::try_from(self.ctime.1));
         matches!(changed, (Ok(seconds), Ok(nanos))
             if Duration::new(seconds, nanos) + tick < Duration::from_millis(time_ms))
-    }
-
-    /// Whether whatever happens to the file from now on alters it. The clock of a file system ticks slowly, so a
-    /// second write may leave the times of one just before as they are.
-    pub(crate) fn is_settled(&self) -> bool {
-        let changed = u64::try_from(self.ctime.0).map(Duration::from_secs);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        matches!((changed, now), (Ok(changed), Ok(now)) if changed + SETTLED_AFTER < now)
     }
 }
 
@@ -111,6 +102,11 @@ impl LinkedFile {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether whatever happens to the file from now on shows.
+    pub(super) fn is_settled(&self) -> bool {
+        self.mark.is_settled_by(now_ms())
     }
 
     /// Whether the file is the one that was linked, as far as one can see from outside.

@@ -13,8 +13,9 @@ use cap_std::fs::{Dir, MetadataExt, OpenOptions};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
-use super::content_files::ContentFile;
+use super::content_files::{self, ContentFile};
 use super::error::LibraryError;
+use super::layout;
 use super::linked::Fingerprint;
 use crate::model::collection::{Collection, MAX_PART, MemberPath, PART_SUFFIX};
 
@@ -72,6 +73,12 @@ impl OutputDir {
         let dir = Dir::open_ambient_dir(&root, ambient_authority())
             .map_err(|error| LibraryError::io("open the folder", &root, error))?;
         Ok(Self { root, dir, filling: Mutex::default() })
+    }
+
+    /// Returns when everything beneath it survives a power cut.
+    pub async fn sync(self: &Arc<Self>) -> Result<(), LibraryError> {
+        let dir = Arc::clone(self);
+        layout::blocking(move || content_files::sync_all_of(&dir.root)).await
     }
 
     /// The absolute path of the directory.

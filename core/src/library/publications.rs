@@ -70,12 +70,12 @@ impl Shared {
     pub(crate) async fn begin_import(&self, id: &FileId) -> Result<(), LibraryError> {
         let _guard = self.lock(id).await;
         self.finish_removal(id).await?;
-        self.state.lock().importing.insert(*id);
+        self.state.lock().begin_import(*id);
         Ok(())
     }
 
     pub(crate) fn end_import(&self, id: &FileId) {
-        self.state.lock().importing.remove(id);
+        self.state.lock().end_import(id);
     }
 
     pub(crate) async fn sync_imports(&self) -> Result<(), LibraryError> {
@@ -129,7 +129,7 @@ impl Shared {
                 layout::put_hashes(&mut batch, &id, file.manifest.hashes());
                 if let (Some((_, mark)), Place::Linked { state, .. }) = (&file.linked, &record.place)
                     && *state == LinkState::Whole(*mark)
-                    && mark.is_settled()
+                    && mark.is_settled_by(file.since_ms)
                 {
                     proven.insert(id);
                 }

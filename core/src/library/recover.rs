@@ -300,7 +300,7 @@ impl Shared {
 
     fn is_wanted(&self, id: &FileId, place: &Place) -> bool {
         let state = self.state.lock();
-        state.importing.contains(id)
+        state.importing.contains_key(id)
             || state.tombs.contains_key(id)
             || state.slots.get(id).is_some_and(|slot| slot.record.place == *place)
     }

@@ -72,8 +72,8 @@ pub(super) struct State {
     pub(super) tombs: HashMap<FileId, Record>,
     pub(super) acks: HashSet<([u8; 16], FileId, Name)>,
     pub(super) last_number: u64,
-    /// Files whose content is being copied in and that have no record yet.
-    pub(super) importing: HashSet<FileId>,
+    /// Files whose content is being copied in and that have no record yet, and by how many at the same time.
+    pub(super) importing: HashMap<FileId, usize>,
     /// Small files that were added and are not known to be synced.
     pub(super) fresh: Fresh,
     /// Linked files by the hashes of their paths, as far as paths and hashes differ.
@@ -144,6 +144,20 @@ impl State {
             self.last_number = self.last_number.max(name.number);
         }
         self.slots.insert(id, slot);
+    }
+
+    /// Keeps the sweep away from the content of a file that has no record yet, until [`Self::end_import`].
+    pub(super) fn begin_import(&mut self, id: FileId) {
+        *self.importing.entry(id).or_default() += 1;
+    }
+
+    pub(super) fn end_import(&mut self, id: &FileId) {
+        if let Some(count) = self.importing.get_mut(id) {
+            *count -= 1;
+            if *count == 0 {
+                self.importing.remove(id);
+            }
+        }
     }
 
     pub(super) fn remove(&mut self, id: &FileId) -> Option<Slot> {

@@ -180,7 +180,8 @@ impl Shared {
                 {
                     // Whatever sweeps content without a record is done with these, or leaves them alone.
                     let _guards = self.lock_all(ids.iter().copied()).await;
-                    self.state.lock().importing.extend(&ids);
+                    let mut state = self.state.lock();
+                    ids.iter().for_each(|id| state.begin_import(*id));
                 }
                 let result = async {
                     self.write_in(files).await?;
@@ -188,9 +189,7 @@ impl Shared {
                 };
                 let result = result.await;
                 let mut state = self.state.lock();
-                for id in &ids {
-                    state.importing.remove(id);
-                }
+                ids.iter().for_each(|id| state.end_import(id));
                 blocked = result?;
             }
         }

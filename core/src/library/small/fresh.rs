@@ -22,26 +22,40 @@ const HARD_FRESH: usize = 32 * 1024;
 /// The fresh files and their sizes.
 #[derive(Debug, Default)]
 pub(in crate::library) struct Fresh {
-    files: HashMap<FileId, u64>,
+    files: HashMap<FileId, One>,
     bytes: u64,
+    last: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct One {
+    size: u64,
+    /// Which one it is of all that ever were fresh: a file may go and come again.
+    number: u64,
 }
 
 impl Fresh {
     pub(in crate::library) fn insert(&mut self, id: FileId, size: u64) {
         self.remove(&id);
         self.bytes += size;
-        self.files.insert(id, size);
+        self.last += 1;
+        self.files.insert(id, One { size, number: self.last });
     }
 
     /// It is fresh no longer: opened, synced, changed or gone.
     pub(in crate::library) fn remove(&mut self, id: &FileId) -> bool {
-        let size = self.files.remove(id);
-        self.bytes -= size.unwrap_or(0);
-        size.is_some()
+        let one = self.files.remove(id);
+        self.bytes -= one.map_or(0, |one| one.size);
+        one.is_some()
     }
 
     pub(in crate::library) fn contains(&self, id: &FileId) -> bool {
         self.files.contains_key(id)
+    }
+
+    /// Whether it is fresh, and has been since the plan was made.
+    fn is_of(&self, plan: &FreshPlan, id: &FileId) -> bool {
+        self.files.get(id).is_some_and(|one| one.number <= plan.last)
     }
 
     pub(in crate::library) const fn bytes(&self) -> u64 {
@@ -63,6 +77,8 @@ impl Fresh {
 #[derive(Debug, Default)]
 pub(in crate::library) struct FreshPlan {
     ids: Vec<FileId>,
+    /// The number of the last file that was fresh when it was made.
+    last: u64,
     pub(in crate::library) in_database: bool,
     folders: BTreeSet<PathBuf>,
 }
@@ -81,7 +97,7 @@ impl Shared {
     /// What is to be synced of the fresh files.
     pub(in crate::library) fn plan_fresh(&self) -> FreshPlan {
         let state = self.state.lock();
-        let mut plan = FreshPlan::default();
+        let mut plan = FreshPlan { last: state.fresh.last, ..FreshPlan::default() };
         for id in state.fresh.files.keys() {
             let Some(slot) = state.slots.get(id) else { continue };
             match (&slot.record.place, &self.content) {
@@ -129,7 +145,7 @@ impl Shared {
     pub(in crate::library) fn put_fresh(&self, plan: &FreshPlan, batch: &mut Batch) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        for id in plan.ids.iter().filter(|id| state.fresh.contains(id)) {
+        for id in plan.ids.iter().filter(|id| state.fresh.is_of(plan, id)) {
             if let Some(slot) = state.slots.get_mut(id) {
                 slot.record.complete = true;
                 slot.stored = false;
@@ -143,7 +159,7 @@ impl Shared {
     pub(in crate::library) fn end_fresh(&self, plan: &FreshPlan, applied: bool) {
         let mut state = self.state.lock();
         for id in &plan.ids {
-            if !state.fresh.contains(id) {
+            if !state.fresh.is_of(plan, id) {
                 continue;
             }
             if applied {

@@ -1,10 +1,13 @@
 //! Files that are held open, and what is known of them: hashed once, and never trusted when they look otherwise.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use super::*;
 use crate::library::error::LibraryError;
+use crate::library::linked::Fingerprint;
+use crate::library::publications::NewPublished;
 use crate::publish::{PublishOptions, publish};
 
 async fn downloaded(rig: &Rig, library: &Library, sample: &Sample) {
@@ -27,18 +30,22 @@ async fn what_was_downloaded_is_not_hashed_again_until_the_next_start() {
     let sample = Sample::new(2 * PIECE, 1);
     let library = rig.open().await;
     downloaded(&rig, &library, &sample).await;
-    let file = reopened(&library, &sample).await;
-    assert!(is_proven(&file));
-    drop(file);
+    // A file that nobody wrote to just now.
+    let old = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let published = publish(&library, &old, PublishOptions::default(), |_| {}).await.unwrap();
+    let old = async |library: &Library| library.open_recent(&published.id).await.unwrap().unwrap();
+    assert!(is_proven(&reopened(&library, &sample).await));
+    assert!(is_proven(&old(&library).await));
     rig.kill(library).await;
     let library = rig.open().await;
-    let file = reopened(&library, &sample).await;
+    assert!(!is_proven(&reopened(&library, &sample).await));
+    let file = old(&library).await;
     assert!(!is_proven(&file));
-    sample.check(&file).await;
+    file.read_piece(file.layout().last().unwrap()).await.unwrap();
     // From here on it is known again, also to who opens it later.
     drop(file);
     library.shared.recent.clear();
-    assert!(is_proven(&reopened(&library, &sample).await));
+    assert!(is_proven(&old(&library).await));
 }
 
 #[tokio::test]
@@ -81,8 +88,25 @@ async fn what_was_published_is_hashed_again_only_while_a_change_could_go_unseen(
         let published = publish(&library, path, PublishOptions::default(), |_| {}).await.unwrap();
         library.open_recent(&published.id).await.unwrap().unwrap()
     };
-    fs::write(rig.path("new"), b"just written").unwrap();
-    assert!(!is_proven(&open(&rig.path("new")).await));
+    // One that was written to a moment before it was read, whenever it was added.
+    let sample = Sample::new(100, 1);
+    let path = rig.path("new");
+    fs::write(&path, &sample.content).unwrap();
+    let metadata = fs::metadata(&path).unwrap();
+    let since_ms = metadata.ctime() as u64 * 1000 + metadata.ctime_nsec() as u64 / 1_000_000;
+    for (since_ms, proven) in [(since_ms, false), (since_ms + 5000, true)] {
+        let new = NewPublished {
+            manifest: sample.manifest.clone(),
+            kind: FileKind::File,
+            name: Some("new".parse().unwrap()),
+            member_of: None,
+            linked: Some((path.clone(), Fingerprint::of(&metadata))),
+            since_ms,
+        };
+        library.shared.add_published(vec![new], Vec::new()).await.unwrap();
+        library.shared.recent.clear();
+        assert_eq!(is_proven(&reopened(&library, &sample).await), proven);
+    }
     // A file that nobody wrote to within the last seconds.
     let old = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
     assert!(is_proven(&open(&old).await));

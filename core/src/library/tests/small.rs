@@ -8,9 +8,11 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::library::content::DatabaseContent;
 use crate::library::error::LibraryError;
 use crate::library::output::OutputDir;
 use crate::library::small::{SmallFile, SmallOutput};
+use crate::storage::value::Batch;
 
 /// Where the files of a test go.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -264,4 +266,45 @@ async fn a_closed_library_takes_no_small_files() {
     library.close().await.unwrap();
     let file = small(&samples(), 1, To::Database);
     assert!(matches!(library.add_small(vec![file], of, None).await, Err(LibraryError::Closed)));
+}
+
+#[tokio::test]
+async fn a_checkpoint_claims_nothing_of_a_file_that_came_again_after_it_began() {
+    let rig = Rig::new(false);
+    let (library, of) = open(&rig).await;
+    let samples = samples();
+    let files = || (1..3).map(|number| small(&samples, number, To::Database)).collect();
+    library.add_small(files(), of, None).await.unwrap();
+    let plan = library.shared.plan_fresh();
+    let (again, stayed) = (samples[1].id(), samples[2].id());
+    library.shared.state.lock().remove(&again);
+    library.add_small(files(), of, None).await.unwrap();
+    let complete = || {
+        let state = library.shared.state.lock();
+        [again, stayed].map(|id| state.slots[&id].record.complete)
+    };
+    library.shared.put_fresh(&plan, &mut Batch::new());
+    assert_eq!(complete(), [false, true]);
+    library.shared.end_fresh(&plan, true);
+    let next = library.shared.plan_fresh();
+    assert_eq!(next.ids().collect::<Vec<_>>(), [again], "the next one sees to it");
+}
+
+#[tokio::test]
+async fn the_sweep_leaves_alone_what_one_of_two_still_copies_in() {
+    let rig = Rig::new(false);
+    let library = rig.open().await;
+    let sample = Sample::new(700, 1);
+    let (id, shared) = (sample.id(), &library.shared);
+    for _ in 0..2 {
+        shared.begin_import(&id).await.unwrap();
+    }
+    shared.import(&id, sample.all(), sample.layout()).await.unwrap();
+    let ContentStore::Database(content) = shared.content.clone() else { panic!("it is in a database") };
+    let content = DatabaseContent(content);
+    for left in [true, false] {
+        shared.end_import(&id);
+        shared.sweep().await.unwrap();
+        assert_eq!(content.next_id(None).await.unwrap(), left.then_some(id));
+    }
 }
