@@ -273,6 +273,53 @@ async fn a_file_that_nobody_offers_is_forgotten_in_time_and_one_that_comes_back_
 }
 
 #[tokio::test]
+async fn one_damaged_entry_keeps_a_sweep_from_nothing_else() {
+    let storage = storage();
+    let catalogue = open(&storage, START).await;
+    for n in 1..=3 {
+        let peer = session(&catalogue, n, START).await;
+        let name = format!("n{n}");
+        catalogue.publish(&peer, &publication(&name, file(n.into())), START).await.unwrap();
+    }
+    // A name of the first of the files, and a claim of the first of the peers.
+    let mut batch = Batch::new();
+    for space in [layout::FILE_NAMES, layout::OFFERS] {
+        let (key, _) = storage.scan(space, KeyRange::all(), 1).await.unwrap().remove(0);
+        batch.put(space, Key::new([key.as_bytes(), b"?"].concat()).unwrap(), layout::MARK);
+    }
+    storage.commit(batch, Durability::Buffered).await.unwrap();
+    let dead = START + 30_000;
+    assert_eq!(catalogue.forget_files(100_000, dead).await.unwrap(), 0);
+    assert_eq!(catalogue.forget_files(100_000, dead + 100_000).await.unwrap(), 2);
+    assert_eq!(catalogue.versions(), 1);
+    assert_eq!(catalogue.sweep_peers(START + 2_000_000).await.unwrap().peers, 2);
+}
+
+#[tokio::test]
+async fn a_number_is_given_once_by_all_trackers_together_whatever_becomes_of_the_commits() {
+    let inner = Memory::new();
+    let uncertain = Arc::new(Uncertain { inner, armed: AtomicBool::new(false), applies: true });
+    let storage: Arc<dyn Storage> = uncertain.clone();
+    let mut given = std::collections::HashSet::new();
+    for round in 0..4 {
+        // The ones before are gone as in a crash.
+        let trackers = [open(&storage, START).await, open(&storage, START).await];
+        for _ in 0..super::NUMBERS + 2 {
+            for tracker in &trackers {
+                assert!(given.insert(tracker.next_number().await.unwrap()), "round {round}");
+            }
+        }
+        let (a, b) = (open(&storage, START).await, open(&storage, START).await);
+        let (a, b) = tokio::join!(a.next_number(), b.next_number());
+        assert!(given.insert(a.unwrap()) && given.insert(b.unwrap()));
+        let unsure = open(&storage, START).await;
+        uncertain.armed.store(true, Ordering::SeqCst);
+        assert!(unsure.next_number().await.is_err());
+        assert!(given.insert(unsure.next_number().await.unwrap()));
+    }
+}
+
+#[tokio::test]
 async fn a_quota_holds_for_all_pins_together_and_is_freed() {
     let storage = storage();
     let catalogue = open(&storage, START).await;
