@@ -115,6 +115,7 @@ impl Catalogue {
                 gone: None,
             };
             batch.put(FILES, file_key, layout::encode(&entry));
+            super::providers::require_session(&mut batch, session);
             super::providers::put_claim(&mut batch, session, no, Claim { size: *size, complete: true });
             match self.try_commit(batch, Durability::Durable).await {
                 Ok(true) => {
@@ -122,7 +123,7 @@ impl Catalogue {
                     self.forget_remembered(name, id);
                     return Ok(published);
                 }
-                Ok(false) => {}
+                Ok(false) => self.still_valid(session).await?,
                 Err(StorageError::Indeterminate { source }) => {
                     // Read what became of it. Ours is the version only if all of it is ours.
                     let now_newest = self.newest(name).await?;

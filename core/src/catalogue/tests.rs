@@ -235,6 +235,28 @@ async fn a_peer_that_stays_away_is_cleared_away_with_its_claims_but_not_before()
 }
 
 #[tokio::test]
+async fn who_was_removed_by_another_tracker_leaves_no_claims_behind() {
+    let storage = storage();
+    let (here, there) = (open(&storage, START).await, open(&storage, START).await);
+    let peer = session(&here, 1, START).await;
+    for n in [1, 2] {
+        here.publish(&peer, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
+    }
+    here.withdraw(&peer, &[file(2)]).await.unwrap();
+    let late = START + 1_000_000;
+    assert_eq!(there.sweep_peers(late).await.unwrap().peers, 1);
+    // This tracker looked a moment ago, and still knows the session.
+    let offers = [1, 2].map(|n| Offer { id: file(n), size: 10, complete: true });
+    let announced = here.announce(&peer, &offers, late).await;
+    assert!(matches!(announced, Err(CatalogueError::Unauthorized)), "{announced:?}");
+    let published = here.publish(&peer, &publication("n1", file(1)), late).await;
+    assert!(matches!(published, Err(CatalogueError::Unauthorized)), "{published:?}");
+    for space in [PROVIDERS, layout::OFFERS, layout::CLEARED, layout::PEERS, SESSIONS] {
+        assert!(storage.scan(space, KeyRange::all(), 10).await.unwrap().is_empty(), "{space:?}");
+    }
+}
+
+#[tokio::test]
 async fn claims_of_a_former_session_go_after_a_while_unless_they_are_made_again() {
     let catalogue = open(&storage(), START).await;
     let first = session(&catalogue, 1, START).await;
