@@ -186,7 +186,8 @@ impl Catalogue {
         forget: u64,
         now: u64,
     ) -> Result<bool, StorageError> {
-        // Whoever remembers the file as one that nobody is about to forget can still announce it without a look at the mark.
+        // Whoever remembers the file as one that nobody is about to forget can still announce it without a look at
+        // the mark.
         let forget = forget.max(self.fresh.saturating_mul(2));
         let alive = self.has_living_provider(entry.no, now).await?;
         let gone = match entry.gone {
