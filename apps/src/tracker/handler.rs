@@ -34,7 +34,11 @@ impl Handler for TrackerHandler {
     ) -> Result<(Reply, Bytes), ErrorReply> {
         let for_a_peer = matches!(
             request,
-            Request::Manifest { .. } | Request::Have { .. } | Request::Piece { .. } | Request::Cancel { .. }
+            Request::Manifest { .. }
+                | Request::Have { .. }
+                | Request::Piece { .. }
+                | Request::Files { .. }
+                | Request::Cancel { .. }
         );
         match &self.seeder {
             Some(seeder) if for_a_peer => seeder.handle(id, request, peer, sink).await,

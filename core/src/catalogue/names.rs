@@ -20,7 +20,7 @@ use crate::model::layout::PieceLayout;
 use crate::model::name::{MAX_NAME, Name};
 use crate::model::record::{FileRecord, Publication};
 use crate::storage::error::StorageError;
-use crate::storage::value::{Batch, Durability, KeyRange};
+use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 
 /// How many files an ambiguous prefix lists.
 pub const MAX_MATCHES: usize = 16;
@@ -115,6 +115,7 @@ impl Catalogue {
                 gone: None,
             };
             batch.put(FILES, file_key, layout::encode(&entry));
+            super::providers::require_session(&mut batch, session);
             super::providers::put_claim(&mut batch, session, no, Claim { size: *size, complete: true });
             match self.try_commit(batch, Durability::Durable).await {
                 Ok(true) => {
@@ -122,7 +123,7 @@ impl Catalogue {
                     self.forget_remembered(name, id);
                     return Ok(published);
                 }
-                Ok(false) => {}
+                Ok(false) => self.still_valid(session).await?,
                 Err(StorageError::Indeterminate { source }) => {
                     // Read what became of it. Ours is the version only if all of it is ours.
                     let now_newest = self.newest(name).await?;
@@ -295,8 +296,9 @@ impl Catalogue {
         Ok(ListPage { files, cursor: last.map(cursor_after) })
     }
 
-    /// Takes a file and all names that lead to it out of the catalogue, unless its entry is no longer `raw`.
-    /// Returns how many versions went, or none if the file was left alone.
+    /// Takes a file, the claims to have it and all names that lead to it out of the catalogue, unless its entry is
+    /// no longer `raw`: in one step where there are not very many, else the names last. Returns how many versions
+    /// went, or none if the file was left alone.
     pub(super) async fn remove_file(
         &self,
         id: &FileId,
@@ -305,25 +307,24 @@ impl Catalogue {
     ) -> Result<Option<u64>, StorageError> {
         let mut removed = 0;
         loop {
-            let page = self.storage.scan(FILE_NAMES, KeyRange::prefix(id.as_bytes()), super::PAGE).await?;
             let mut batch = Batch::new();
             batch.require(FILES, layout::file_key(id), raw.clone());
-            let mut names = Vec::with_capacity(page.len());
-            for (key, _) in &page {
-                let version = layout::version_key_of_file_name(key.as_bytes())?;
-                names.push(layout::read_version_key(version.as_bytes())?.0);
-                batch.delete(VERSIONS, version);
-                batch.delete(FILE_NAMES, key.clone());
+            let (claims, mut last) =
+                self.page(PROVIDERS, KeyRange::prefix(&layout::providers_prefix(no))).await?;
+            for (key, _) in claims {
+                let peer = layout::read_provider_key(key.as_bytes())?;
+                super::providers::delete_claim(&mut batch, peer, no);
+                super::providers::note_cleared(&mut batch, peer);
             }
-            // A page may be cut short by its bytes; only an empty one is the end.
-            let mut last = page.is_empty();
+            let mut names = Vec::new();
             if last {
-                let claims = KeyRange::prefix(&layout::providers_prefix(no));
-                let claims = self.storage.scan(PROVIDERS, claims, super::PAGE).await?;
-                last = claims.is_empty();
-                for (key, _) in claims {
-                    let peer = layout::read_provider_key(key.as_bytes())?;
-                    super::providers::delete_claim(&mut batch, peer, no);
+                let page;
+                (page, last) = self.page(FILE_NAMES, KeyRange::prefix(id.as_bytes())).await?;
+                for (key, _) in page {
+                    let version = layout::version_key_of_file_name(key.as_bytes())?;
+                    names.push(layout::read_version_key(version.as_bytes())?.0);
+                    batch.delete(VERSIONS, version);
+                    batch.delete(FILE_NAMES, key);
                 }
             }
             if last {
@@ -334,13 +335,25 @@ impl Catalogue {
             }
             self.remembered.forget_file(id);
             names.iter().for_each(|name| self.remembered.forget_name(name.as_str()));
-            removed += page.len() as u64;
+            let gone = names.len() as u64;
+            let subtract = |versions: u64| Some(versions.saturating_sub(gone));
+            let _ = self.counts.versions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
+            removed += gone;
             if last {
-                let subtract = |versions: u64| Some(versions.saturating_sub(removed));
-                let _ = self.counts.versions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
                 return Ok(Some(removed));
             }
         }
+    }
+
+    /// The first page of this range, and whether it is all there is.
+    async fn page(&self, space: Space, range: KeyRange) -> Result<(Vec<(Key, Bytes)>, bool), StorageError> {
+        let page = self.storage.scan(space, range.clone(), super::PAGE).await?;
+        // It may be cut short by its bytes, so its length does not tell.
+        let all = match page.last() {
+            Some((last, _)) => self.storage.scan(space, range.after(last), 1).await?.is_empty(),
+            None => true,
+        };
+        Ok((page, all))
     }
 }
 

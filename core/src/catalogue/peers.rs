@@ -29,6 +29,8 @@ const FLUSH_ATTEMPTS: usize = 5;
 /// A valid session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session {
+    /// Its id.
+    pub id: SessionId,
     /// Whose it is.
     pub peer: PeerId,
     /// The number of that peer.
@@ -175,7 +177,7 @@ impl Catalogue {
     ) -> Result<(Session, Arc<LeaseRecord>), CatalogueError> {
         let number = self.session_peer(session).await?;
         let valid = |record: &Arc<LeaseRecord>| {
-            let session = Session { peer: record.id, number, began: record.hello };
+            let session = Session { id: session, peer: record.id, number, began: record.hello };
             (session, Arc::clone(record))
         };
         if let Some((record, _)) = self.cache.lock().fresh(number, now, self.fresh)
@@ -192,6 +194,16 @@ impl Catalogue {
             }
             _ => Err(CatalogueError::Unauthorized),
         }
+    }
+
+    /// After a conflict: `Unauthorized` where the session is no longer that of its peer.
+    pub(super) async fn still_valid(&self, session: &Session) -> Result<(), CatalogueError> {
+        let peer = self.read(SESSIONS, &layout::session_key(session.id)).await?;
+        if peer.map(|raw| layout::read_peer(SESSIONS, &raw)).transpose()? == Some(session.number) {
+            return Ok(());
+        }
+        self.cache.lock().forget(session.number);
+        Err(CatalogueError::Unauthorized)
     }
 
     async fn session_peer(&self, session: SessionId) -> Result<PeerNumber, CatalogueError> {

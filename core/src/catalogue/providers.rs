@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::error::CatalogueError;
 use super::layout::{
-    self, CLEARED, Claim, FILES, FileEntry, FileNumber, LeaseRecord, OFFERS, PROVIDERS, PeerNumber,
+    self, CLEARED, Claim, FILES, FileEntry, FileNumber, LeaseRecord, OFFERS, PROVIDERS, PeerNumber, SESSIONS,
 };
 use super::peers::{Living, Session};
 use super::remembered::{Answers, Begun, Known, RememberedFile};
@@ -44,6 +44,11 @@ impl LivingClaim {
         let Claim { size, complete } = self.claim;
         (!endpoints.is_empty()).then_some(Provider { peer: self.peer, endpoints, size, complete })
     }
+}
+
+/// Belongs into each batch that makes claims: nobody would clear away those of a peer that was removed meanwhile.
+pub(super) fn require_session(batch: &mut Batch, by: &Session) {
+    batch.require(SESSIONS, layout::session_key(by.id), layout::peer_number(by.number));
 }
 
 pub(super) fn put_claim(batch: &mut Batch, by: &Session, file: FileNumber, claim: Claim) {
@@ -87,11 +92,13 @@ impl Catalogue {
                 same
             });
             self.add_claims(by, &announced, &mut batch).await?;
+            require_session(&mut batch, by);
             if batch.writes.is_empty() || self.try_commit(batch, Durability::Buffered).await? {
                 let claims = announced.iter().map(|(_, id, claim)| (id, Some(*claim)));
                 self.remembered.set_claims(by.number, claims);
                 return Ok(unknown);
             }
+            self.still_valid(by).await?;
             for offer in offers {
                 self.remembered.forget_known(&offer.id);
             }

@@ -29,8 +29,6 @@ use crate::protocol::message::{MAX_PROVIDERS, Reply};
 const STAMPS: usize = 1024;
 /// The bytes that an entry takes beside what is counted.
 const ENTRY_BYTES: usize = 400;
-/// The bytes of a claim.
-const CLAIM_BYTES: usize = 32;
 /// The bytes of an entry of a file of which only the number is known.
 const KNOWN_BYTES: usize = 128;
 
@@ -49,11 +47,33 @@ pub(super) struct RememberedFile {
 
 #[derive(Debug)]
 struct FileState {
-    /// In the order of the peers.
-    claims: Vec<(PeerNumber, Claim)>,
+    /// In the order of the peers, and never more than there is room for.
+    claims: Vec<Held>,
     /// Counts the changes of the claims.
     changes: u64,
     answers: Option<Arc<Answers>>,
+}
+
+/// A claim, as small as it can be: there are more of these than of anything else.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    size: u64,
+    /// The number of the peer, which has 48 bits, and behind it a bit that says whether it has the whole file.
+    peer: u64,
+}
+
+impl Held {
+    fn new(peer: PeerNumber, claim: Claim) -> Self {
+        Self { size: claim.size, peer: peer.0 << 1 | u64::from(claim.complete) }
+    }
+
+    const fn peer(&self) -> PeerNumber {
+        PeerNumber(self.peer >> 1)
+    }
+
+    const fn claim(&self) -> Claim {
+        Claim { size: self.size, complete: self.peer & 1 == 1 }
+    }
 }
 
 impl RememberedFile {
@@ -61,7 +81,9 @@ impl RememberedFile {
         static READINGS: AtomicU64 = AtomicU64::new(0);
         let reading = READINGS.fetch_add(1, Ordering::Relaxed);
         let room = claims.len() + claims.len() / 4 + 4;
-        let state = Mutex::new(FileState { claims, changes: 0, answers: None });
+        let mut held = Vec::with_capacity(room);
+        held.extend(claims.into_iter().map(|(peer, claim)| Held::new(peer, claim)));
+        let state = Mutex::new(FileState { claims: held, changes: 0, answers: None });
         Self { id, entry, reading, read, room, state }
     }
 
@@ -125,7 +147,7 @@ struct ByBytes;
 
 impl Weighter<FileId, Arc<RememberedFile>> for ByBytes {
     fn weight(&self, _: &FileId, file: &Arc<RememberedFile>) -> u64 {
-        (ENTRY_BYTES + 2 * file.entry.name.as_str().len() + file.room * CLAIM_BYTES) as u64
+        (ENTRY_BYTES + 2 * file.entry.name.as_str().len() + file.room * size_of::<Held>()) as u64
     }
 }
 
@@ -294,10 +316,10 @@ impl Remembered {
             self.touch(Self::place(id));
             let Some(file) = self.files.get(id) else { continue };
             let mut state = file.state.lock();
-            let found = state.claims.binary_search_by_key(&peer, |(peer, _)| *peer);
+            let found = state.claims.binary_search_by_key(&peer, Held::peer);
             match (found, claim) {
-                (Ok(at), Some(claim)) if state.claims[at].1 == claim => continue,
-                (Ok(at), Some(claim)) => state.claims[at].1 = claim,
+                (Ok(at), Some(claim)) if state.claims[at].claim() == claim => continue,
+                (Ok(at), Some(claim)) => state.claims[at] = Held::new(peer, claim),
                 (Ok(at), None) => drop(state.claims.remove(at)),
                 (Err(_), None) => continue,
                 (Err(_), Some(_)) if state.claims.len() >= file.room => {
@@ -306,7 +328,7 @@ impl Remembered {
                     self.files.remove(id);
                     continue;
                 }
-                (Err(at), Some(claim)) => state.claims.insert(at, (peer, claim)),
+                (Err(at), Some(claim)) => state.claims.insert(at, Held::new(peer, claim)),
             }
             state.changes += 1;
             state.answers = None;
@@ -330,7 +352,8 @@ impl Remembered {
     pub(super) fn begin_answers(&self, file: &RememberedFile) -> (Vec<(PeerNumber, Claim)>, Begun) {
         let peers = self.peers.load(Ordering::SeqCst);
         let state = file.state.lock();
-        (state.claims.clone(), Begun { reading: file.reading, changes: state.changes, peers })
+        let claims = state.claims.iter().map(|held| (held.peer(), held.claim())).collect();
+        (claims, Begun { reading: file.reading, changes: state.changes, peers })
     }
 
     /// Keeps answers, if nothing has changed since they were begun.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use futures::FutureExt;
 
+use super::layout::{self, Claim, FILES, FileEntry, PROVIDERS, PeerNumber};
 use super::tests::{RULES, START, file, open, publication, session, storage};
-use super::{Catalogue, CatalogueRules};
+use super::{Catalogue, CatalogueRules, PAGE};
 use crate::model::id::PeerId;
 use crate::model::record::{Offer, Provider};
 use crate::protocol::codec;
@@ -14,6 +15,7 @@ use crate::protocol::lookup::{EncodedProviders, reply};
 use crate::protocol::message::Reply;
 use crate::storage::Storage;
 use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
+use crate::storage::value::{Batch, Durability};
 use crate::transport::envelope::RequestId;
 
 fn offer(n: u64) -> Offer {
@@ -115,10 +117,18 @@ async fn every_write_of_this_tracker_is_seen_at_once() {
     catalogue.renew(a_session, end).await.unwrap();
     assert_eq!(look(&catalogue, 1, end).await, [a.peer]);
 
-    assert_eq!(catalogue.forget_files(0, end + 2 * lease).await.unwrap(), 0);
-    assert_eq!(catalogue.forget_files(0, end + 2 * lease).await.unwrap(), 2);
-    assert!(catalogue.find("a", end + 2 * lease).await.is_err());
-    assert!(catalogue.providers(&file(1), end + 2 * lease).await.unwrap().is_none());
+    let dead = end + 2 * lease;
+    assert_eq!(catalogue.forget_files(0, dead).await.unwrap(), 0);
+    assert_eq!(
+        catalogue.forget_files(0, dead + 2 * RULES.fresh - 1).await.unwrap(),
+        0,
+        "it may be remembered"
+    );
+    let late = dead + 2 * RULES.fresh;
+    look(&catalogue, 1, late).await;
+    assert_eq!(catalogue.forget_files(0, late).await.unwrap(), 2);
+    assert!(catalogue.find("a", late).await.is_err());
+    assert!(catalogue.providers(&file(1), late).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -237,4 +247,40 @@ async fn a_claim_that_is_cleared_away_while_it_is_announced_again_is_written_as_
     again.await.unwrap();
     let fresh = open(&storage, START).await;
     assert_eq!(look(&fresh, 1, START).await, [second.peer]);
+}
+
+/// As above, where what takes the claim away is a file that is being forgotten.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_goes_with_a_file_which_is_kept_after_all_is_written_as_a_whole() {
+    let faulty = Arc::new(FaultyStorage::new(storage(), 1));
+    let storage: Arc<dyn Storage> = faulty.clone();
+    let catalogue = open(&storage, START).await;
+    let a = session(&catalogue, 1, START).await;
+    catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
+    let raw = storage.get(FILES, &[layout::file_key(&file(1))]).await.unwrap().remove(0).unwrap();
+    let entry: FileEntry = layout::decode(FILES, &raw).unwrap();
+    // More claims than go in one step.
+    let mut batch = Batch::new();
+    for n in 0..PAGE as u64 {
+        let claim = Claim { size: 10, complete: true };
+        batch.put(PROVIDERS, layout::provider_key(entry.no, PeerNumber(1_000_000 + n)), claim.encode());
+    }
+    storage.commit(batch, Durability::Buffered).await.unwrap();
+    let dead = START + RULES.leases.lease;
+    let late = dead + 2 * RULES.fresh;
+    assert_eq!(catalogue.forget_files(0, dead).await.unwrap(), 0);
+    // The announcement is written between the two steps of forgetting.
+    faulty.add(Operation::Commit, When::Nth(1), Fault::Delay(Duration::from_secs(10)));
+    faulty.add(Operation::Commit, When::Nth(3), Fault::Delay(Duration::from_secs(20)));
+    let offers = [offer(1)];
+    let mut again = Box::pin(catalogue.announce(&a, &offers, late));
+    assert!(futures::poll!(&mut again).is_pending());
+    let (unknown, forgotten) = tokio::join!(again, catalogue.forget_files(0, late));
+    assert!(unknown.unwrap().is_empty());
+    assert_eq!(forgotten.unwrap(), 0);
+    let fresh = open(&storage, late).await;
+    let session = catalogue.cache.lock().session_of(a.number);
+    fresh.renew(session, late).await.unwrap();
+    assert_eq!(look(&fresh, 1, late).await, [a.peer]);
+    assert_eq!(fresh.find("a", late).await.unwrap().id, file(1), "its name is still there");
 }

@@ -28,10 +28,19 @@ pub struct Swept {
 }
 
 /// One damaged entry must not keep a sweep from all others.
-fn read_lease(key: &Key, raw: &Bytes) -> Option<(PeerNumber, LeaseRecord)> {
-    let read = || Ok((layout::read_peer(LEASES, key.as_bytes())?, layout::decode(LEASES, raw)?));
-    let result: Result<_, StorageError> = read();
-    result.inspect_err(|error| tracing::warn!(%error, "a peer is left as it is")).ok()
+fn unless_damaged<T>(result: Result<T, StorageError>) -> Result<Option<T>, StorageError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error @ StorageError::Corrupt { .. }) => {
+            tracing::warn!(%error, "a peer or file is left as it is");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn read_lease(key: &Key, raw: &Bytes) -> Result<(PeerNumber, LeaseRecord), StorageError> {
+    Ok((layout::read_peer(LEASES, key.as_bytes())?, layout::decode(LEASES, raw)?))
 }
 
 impl Catalogue {
@@ -45,7 +54,7 @@ impl Catalogue {
             range = range.after(last);
             seen += page.len() as u64;
             for (key, raw) in page {
-                let Some((peer, record)) = read_lease(&key, &raw) else { continue };
+                let Some((peer, record)) = unless_damaged(read_lease(&key, &raw))? else { continue };
                 let (alive, verdict) = {
                     let leases = self.leases.lock();
                     (leases.is_alive(peer, &record, now), leases.verdict(peer, &record, now))
@@ -53,11 +62,13 @@ impl Catalogue {
                 swept.living += u64::from(alive);
                 match verdict {
                     Verdict::Keep => {}
-                    Verdict::Settle => swept.claims += self.settle(peer, record, &raw).await?,
+                    Verdict::Settle => {
+                        let claims = self.settle(peer, record, &raw).await;
+                        swept.claims += unless_damaged(claims)?.unwrap_or_default();
+                    }
                     Verdict::Remove => {
-                        if self.remove_peer(peer, &record, &raw).await? {
-                            swept.peers += 1;
-                        }
+                        let removed = self.remove_peer(peer, &record, &raw).await;
+                        swept.peers += u64::from(unless_damaged(removed)?.unwrap_or_default());
                     }
                 }
             }
@@ -74,7 +85,7 @@ impl Catalogue {
             let Some((last, _)) = page.last() else { return Ok(living) };
             range = range.after(last);
             for (key, raw) in page {
-                let Some((peer, record)) = read_lease(&key, &raw) else { continue };
+                let Some((peer, record)) = unless_damaged(read_lease(&key, &raw))? else { continue };
                 living += u64::from(self.leases.lock().is_alive(peer, &record, now));
             }
         }
@@ -158,14 +169,11 @@ impl Catalogue {
             let Some((last, _)) = page.last() else { return Ok(forgotten) };
             range = range.after(last);
             for (key, raw) in page {
-                let file = layout::read_file_key(FILES, key.as_bytes())
-                    .and_then(|id| Ok((id, layout::decode::<FileEntry>(FILES, &raw)?)));
-                match file {
-                    Ok((id, entry)) => {
-                        forgotten += u64::from(self.forget_file(&id, entry, &raw, forget, now).await?);
-                    }
-                    Err(error) => tracing::warn!(%error, "a file is left as it is"),
-                }
+                let forgets = async {
+                    let id = layout::read_file_key(FILES, key.as_bytes())?;
+                    self.forget_file(&id, layout::decode(FILES, &raw)?, &raw, forget, now).await
+                };
+                forgotten += u64::from(unless_damaged(forgets.await)?.unwrap_or_default());
             }
         }
     }
@@ -178,6 +186,9 @@ impl Catalogue {
         forget: u64,
         now: u64,
     ) -> Result<bool, StorageError> {
+        // Whoever remembers the file as one that nobody is about to forget can still announce it without a look at
+        // the mark.
+        let forget = forget.max(self.fresh.saturating_mul(2));
         let alive = self.has_living_provider(entry.no, now).await?;
         let gone = match entry.gone {
             // A mark from the future was set by a clock that was wrong.

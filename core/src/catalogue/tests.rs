@@ -235,6 +235,28 @@ async fn a_peer_that_stays_away_is_cleared_away_with_its_claims_but_not_before()
 }
 
 #[tokio::test]
+async fn who_was_removed_by_another_tracker_leaves_no_claims_behind() {
+    let storage = storage();
+    let (here, there) = (open(&storage, START).await, open(&storage, START).await);
+    let peer = session(&here, 1, START).await;
+    for n in [1, 2] {
+        here.publish(&peer, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
+    }
+    here.withdraw(&peer, &[file(2)]).await.unwrap();
+    let late = START + 1_000_000;
+    assert_eq!(there.sweep_peers(late).await.unwrap().peers, 1);
+    // This tracker looked a moment ago, and still knows the session.
+    let offers = [1, 2].map(|n| Offer { id: file(n), size: 10, complete: true });
+    let announced = here.announce(&peer, &offers, late).await;
+    assert!(matches!(announced, Err(CatalogueError::Unauthorized)), "{announced:?}");
+    let published = here.publish(&peer, &publication("n1", file(1)), late).await;
+    assert!(matches!(published, Err(CatalogueError::Unauthorized)), "{published:?}");
+    for space in [PROVIDERS, layout::OFFERS, layout::CLEARED, layout::PEERS, SESSIONS] {
+        assert!(storage.scan(space, KeyRange::all(), 10).await.unwrap().is_empty(), "{space:?}");
+    }
+}
+
+#[tokio::test]
 async fn claims_of_a_former_session_go_after_a_while_unless_they_are_made_again() {
     let catalogue = open(&storage(), START).await;
     let first = session(&catalogue, 1, START).await;
@@ -270,6 +292,53 @@ async fn a_file_that_nobody_offers_is_forgotten_in_time_and_one_that_comes_back_
     let left: Vec<_> = all(&catalogue, "", 10).await.into_iter().map(|f| f.id).collect();
     assert_eq!(left, [file(2)]);
     assert!(catalogue.file(&file(1), dead + FORGET).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn one_damaged_entry_keeps_a_sweep_from_nothing_else() {
+    let storage = storage();
+    let catalogue = open(&storage, START).await;
+    for n in 1..=3 {
+        let peer = session(&catalogue, n, START).await;
+        let name = format!("n{n}");
+        catalogue.publish(&peer, &publication(&name, file(n.into())), START).await.unwrap();
+    }
+    // A name of the first of the files, and a claim of the first of the peers.
+    let mut batch = Batch::new();
+    for space in [layout::FILE_NAMES, layout::OFFERS] {
+        let (key, _) = storage.scan(space, KeyRange::all(), 1).await.unwrap().remove(0);
+        batch.put(space, Key::new([key.as_bytes(), b"?"].concat()).unwrap(), layout::MARK);
+    }
+    storage.commit(batch, Durability::Buffered).await.unwrap();
+    let dead = START + 30_000;
+    assert_eq!(catalogue.forget_files(100_000, dead).await.unwrap(), 0);
+    assert_eq!(catalogue.forget_files(100_000, dead + 100_000).await.unwrap(), 2);
+    assert_eq!(catalogue.versions(), 1);
+    assert_eq!(catalogue.sweep_peers(START + 2_000_000).await.unwrap().peers, 2);
+}
+
+#[tokio::test]
+async fn a_number_is_given_once_by_all_trackers_together_whatever_becomes_of_the_commits() {
+    let inner = Memory::new();
+    let uncertain = Arc::new(Uncertain { inner, armed: AtomicBool::new(false), applies: true });
+    let storage: Arc<dyn Storage> = uncertain.clone();
+    let mut given = std::collections::HashSet::new();
+    for round in 0..4 {
+        // The ones before are gone as in a crash.
+        let trackers = [open(&storage, START).await, open(&storage, START).await];
+        for _ in 0..super::NUMBERS + 2 {
+            for tracker in &trackers {
+                assert!(given.insert(tracker.next_number().await.unwrap()), "round {round}");
+            }
+        }
+        let (a, b) = (open(&storage, START).await, open(&storage, START).await);
+        let (a, b) = tokio::join!(a.next_number(), b.next_number());
+        assert!(given.insert(a.unwrap()) && given.insert(b.unwrap()));
+        let unsure = open(&storage, START).await;
+        uncertain.armed.store(true, Ordering::SeqCst);
+        assert!(unsure.next_number().await.is_err());
+        assert!(given.insert(unsure.next_number().await.unwrap()));
+    }
 }
 
 #[tokio::test]

@@ -194,9 +194,11 @@ mod tests {
 
         #[test]
         fn what_is_read_from_any_bytes_is_what_the_codec_reads(
-            at in 0usize..200, to in any::<u8>(), cut in 0usize..200, query in "[a-z]{0,30}",
+            at in 0usize..200, to in any::<u8>(), cut in 0usize..200, query in "[a-z]{0,30}", find in any::<bool>(),
         ) {
-            let mut header = codec::encode_request(RequestId(77), &Request::Find { query }).to_vec();
+            let providers = Request::Providers { id: FileId::from_bytes([7; 32]) };
+            let request = if find { Request::Find { query } } else { providers };
+            let mut header = codec::encode_request(RequestId(77), &request).to_vec();
             let length = header.len();
             header[at % length] = to;
             header.truncate(cut.max(length / 2));
