@@ -31,13 +31,13 @@ impl Given {
         Self { layout, pieces: Bitmap::empty(layout) }
     }
 
-    /// Whether the piece is to be given to who asks for it; then it counts as given.
-    pub(crate) fn give(&mut self, piece: PieceIndex, sparing: bool) -> bool {
+    /// Counts the piece as given; whether it did not before.
+    pub(crate) fn give(&mut self, piece: PieceIndex) -> bool {
         let new = self.pieces.insert(piece);
         if self.pieces.is_full() {
             self.pieces = Bitmap::empty(self.layout);
         }
-        new || !sparing
+        new
     }
 
     /// It was not given after all.
@@ -84,15 +84,15 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// As [`Given::give`].
+    /// Whether the piece is to be given to who asks for it; then it counts as given.
     pub(crate) fn give(&self, piece: PieceIndex, sparing: bool) -> bool {
         let Some(given) = &self.given else { return true };
-        let mut given = given.lock();
-        let gives = given.give(piece, sparing);
-        if gives {
+        let new = given.lock().give(piece);
+        if new {
+            // What somebody else got before stays given, whatever becomes of this request.
             *self.piece.lock() = Some(piece);
         }
-        gives
+        new || !sparing
     }
 
     /// The bitmap of the pieces that were given.
@@ -124,14 +124,33 @@ mod tests {
         let layout = PieceLayout::new(3 * 256 * 1024).unwrap();
         let piece = |index| layout.piece(index).unwrap();
         let mut given = Given::new(layout);
-        assert!(given.give(piece(0), true));
-        assert!(!given.give(piece(0), true));
-        assert!(given.give(piece(0), false), "who insists gets it");
-        assert!(given.give(piece(1), true));
+        assert!(given.give(piece(0)));
+        assert!(!given.give(piece(0)));
+        assert!(given.give(piece(1)));
         given.take_back(piece(1));
-        assert!(given.give(piece(1), true));
-        assert!(given.give(piece(2), true));
+        assert!(given.give(piece(1)));
+        assert!(given.give(piece(2)));
         assert!(given.pieces().is_empty(), "a new round");
-        assert!(given.give(piece(0), true));
+        assert!(given.give(piece(0)));
+    }
+
+    #[test]
+    fn who_insists_gets_it_and_takes_back_nothing_that_another_got() {
+        let layout = PieceLayout::new(3 * 256 * 1024).unwrap();
+        let piece = layout.piece(0).unwrap();
+        let given = Arc::new(Mutex::new(Given::new(layout)));
+        let share = || Share { given: Some(Arc::clone(&given)), piece: Mutex::new(None) };
+        let first = share();
+        assert!(first.give(piece, true));
+        first.sent();
+        let second = share();
+        assert!(second.give(piece, false));
+        // It went away before that was sent.
+        drop(second);
+        assert!(!share().give(piece, true));
+        let third = share();
+        assert!(third.give(layout.piece(1).unwrap(), true));
+        drop(third);
+        assert_eq!(given.lock().pieces().count(), 1);
     }
 }

@@ -78,6 +78,7 @@ struct Asked {
     at: Duration,
     /// When it is likely to be there.
     expected: Duration,
+    sparing: bool,
     /// Owed for too long to count on.
     overdue: bool,
 }
@@ -114,6 +115,8 @@ pub struct Schedule {
     traders: usize,
     /// When a trader last delivered a piece, or the first of them came.
     traded: Duration,
+    /// Pieces that sources have sent a second time since then.
+    sent_again: usize,
     /// What a piece takes from a trader, from the question to its arrival, of late.
     trade_takes: Duration,
     rng: SmallRng,
@@ -132,6 +135,7 @@ impl Schedule {
             providers: HashMap::new(),
             traders: 0,
             traded: Duration::ZERO,
+            sent_again: 0,
             trade_takes: Duration::ZERO,
             rng: SmallRng::seed_from_u64(seed),
         };
@@ -247,7 +251,7 @@ impl Schedule {
         let piece = self.layout.piece(piece)?;
         self.rarity.take(piece.get());
         let state = self.providers.get_mut(&provider)?;
-        let asked = Asked { provider, at: now, expected: now + state.expected(now), overdue: false };
+        let asked = Asked { provider, at: now, expected: now + state.expected(now), sparing, overdue: false };
         state.in_flight.push(piece);
         self.in_flight.entry(piece).or_default().push(asked);
         Some(Question { piece, sparing })
@@ -262,36 +266,41 @@ impl Schedule {
         let rng = &mut self.rng;
         if !state.source || self.traders == 0 {
             let have = (!state.source).then_some(&state.have);
-            return Some((self.rarity.rarest(have, None, 0, || rng.random())?, false));
+            return Some((self.rarity.rarest(have, || rng.random())?, false));
         }
         if let Some(piece) = self.rarity.unheld(state.given.as_ref(), rng.random()) {
             return Some((piece, true));
         }
         let patience = (self.trade_takes * STARVING).clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);
-        let state = self.providers.get(&provider)?;
-        // One at a time: what it sends again it cannot send to somebody else for the first time.
-        let starving = state.in_flight.is_empty() && now >= self.traded + patience;
+        let in_flight = self.in_flight(provider);
+        // One at a time at first: what it sends again it cannot send to somebody else for the first time.
+        let starving = in_flight <= self.sent_again && now >= self.traded + patience;
         if starving || self.is_much_faster(provider, now) {
             let rng = &mut self.rng;
-            if starving && let Some(state) = self.providers.get_mut(&provider) {
+            if in_flight == 0
+                && starving
+                && let Some(state) = self.providers.get_mut(&provider)
+            {
                 // It may have begun to give everything again.
                 state.given = None;
             }
-            return Some((self.rarity.rarest(None, None, 0, || rng.random())?, false));
+            return Some((self.rarity.rarest(None, || rng.random())?, false));
         }
         None
     }
 
-    /// Whether a source delivers far more than the traders do that have something to deliver.
+    /// Whether a source delivers far more than a trader does on average that has something to deliver, or could deliver
+    /// far more than all of them do: it is not asked for much while they have what is missing.
     fn is_much_faster(&self, source: ProviderKey, now: Duration) -> bool {
         let Some(state) = self.providers.get(&source) else { return false };
         let traders = self.providers.values().filter(|state| !state.source);
-        let useful = traders.filter(|state| state.have.meets(&self.wanted));
-        let (count, sum, young) = useful.fold((0.0, 0.0, false), |(count, sum, young), state| {
-            let pace = state.pace;
-            (count + 1.0, sum + pace.per_second(now), young || pace.watched(now) < WATCHED)
-        });
-        !young && count > 0.0 && state.pace.per_second(now) > MUCH_FASTER * sum / count
+        let useful =
+            traders.filter(|state| state.pace.watched(now) >= WATCHED && state.have.meets(&self.wanted));
+        let paces = useful.map(|state| state.pace.per_second(now));
+        let (count, sum) = paces.fold((0.0, 0.0), |(count, sum), pace| (count + 1.0, sum + pace));
+        let one_by_one = state.quickest.map_or(0.0, |quickest| 1.0 / quickest.as_secs_f64().max(1e-6));
+        count > 0.0
+            && (state.pace.per_second(now) > MUCH_FASTER * sum / count || one_by_one > MUCH_FASTER * sum)
     }
 
     /// A piece has come from this provider and is verified.
@@ -307,8 +316,11 @@ impl Schedule {
                 // A little more each time, so that it follows when the way becomes longer.
                 state.quickest = Some(state.quickest.map_or(takes, |before| takes.min(before + before / 64)));
             }
-            if !state.source {
+            if state.source {
+                self.sent_again += usize::from(request.is_some_and(|request| !request.sparing));
+            } else {
                 self.traded = now;
+                self.sent_again = 0;
                 self.trade_takes = takes.map_or(self.trade_takes, |takes| (self.trade_takes * 7 + takes) / 8);
             }
         }

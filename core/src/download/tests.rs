@@ -1,6 +1,7 @@
 //! Whole downloads over the memory storage and the memory transport, under tokio's paused clock.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +24,7 @@ use crate::library::entry::NewFile;
 use crate::library::library::Library;
 use crate::library::output::Destination;
 use crate::library::settings::LibrarySettings;
+use crate::model::bitmap::Bitmap;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::{FileId, PeerId};
 use crate::model::layout::PieceLayout;
@@ -68,12 +70,21 @@ enum Manner {
     Busy,
     /// Never answers a request for a piece.
     Silent,
+    /// Says all the time that it has something new, and never sends a piece.
+    Boasts,
+    /// Says of every piece that is asked for sparingly that it gave it to somebody else, and never sends another.
+    Refuses,
 }
 
 struct Odd {
     seeder: Seeder,
     manner: Manner,
     pieces: u32,
+    /// How often it was asked for hashes, and for what it has.
+    manifests: AtomicU32,
+    haves: AtomicU32,
+    /// How many pieces it refused.
+    refused: AtomicU32,
 }
 
 #[async_trait]
@@ -86,6 +97,34 @@ impl Handler for Odd {
         sink: &mut dyn ReplySink,
     ) -> Result<(Reply, Bytes), ErrorReply> {
         let asked_piece = if let Request::Piece { index, .. } = request { Some(index) } else { None };
+        match &request {
+            Request::Manifest { .. } => self.manifests.fetch_add(1, Relaxed),
+            Request::Have { .. } => {
+                let asked = self.haves.fetch_add(1, Relaxed);
+                if self.manner == Manner::Boasts {
+                    let size = PieceLayout::new(u64::from(self.pieces) * 256 * 1024).unwrap();
+                    let mut have = Bitmap::empty(size);
+                    // One more each time, and fewer again.
+                    for piece in size.pieces().take(1 + asked as usize % (self.pieces as usize - 1)) {
+                        have.insert(piece);
+                    }
+                    let reply = Reply::Have { size: size.size(), complete: false };
+                    return Ok((reply, Bytes::copy_from_slice(have.as_bytes())));
+                }
+                asked
+            }
+            _ => 0,
+        };
+        if let Request::Piece { sparing, .. } = request
+            && matches!(self.manner, Manner::Boasts | Manner::Refuses)
+        {
+            if !sparing || self.manner == Manner::Boasts {
+                std::future::pending::<()>().await;
+            }
+            self.refused.fetch_add(1, Relaxed);
+            let none = vec![0; self.pieces.div_ceil(8) as usize];
+            return Ok((Reply::Elsewhere, Bytes::from(none)));
+        }
         if let (Some(index), true) = (asked_piece, self.pieces > 1) {
             match self.manner {
                 Manner::Busy if index + 1 < self.pieces => {
@@ -175,7 +214,14 @@ impl World {
         let download = Arc::new(RateLimit::new(None));
         let downloader = Downloader::new(Arc::clone(&library), dialer, download, Some(peer), settings);
         let seeder = Seeder::new(Arc::clone(&library), Arc::new(upload), SeederSettings::default());
-        let seeder = Arc::new(Odd { seeder, manner, pieces: self.manifest.layout().count() });
+        let seeder = Arc::new(Odd {
+            seeder,
+            manner,
+            pieces: self.manifest.layout().count(),
+            manifests: AtomicU32::new(0),
+            haves: AtomicU32::new(0),
+            refused: AtomicU32::new(0),
+        });
         let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::clone(&seeder) as Arc<dyn Handler>));
         let size = self.manifest.layout().size();
         let provider = Provider { peer, endpoints: vec![endpoint], size, complete: false };
@@ -243,12 +289,13 @@ const MIB: usize = 1024 * 1024;
 #[tokio::test(start_paused = true)]
 async fn nothing_is_kept_of_a_file_that_is_larger_than_it_was_said_to_be() {
     let world = World::new(3 * MIB);
-    world.source("source", Manner::Honest, |_| true).await;
+    let source = world.source("source", Manner::Honest, |_| true).await;
     let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
     let wanted = Wanted { proven_size: Some(MIB as u64), ..world.wanted() };
     let error = node.downloader.get(wanted).wait().await.unwrap_err();
     assert!(matches!(&*error, DownloadError::Nobody { .. }), "{error}");
     assert!(node.library.entry(&world.manifest.id()).is_none());
+    assert_eq!(source.seeder.manifests.load(Relaxed), 0, "not even its hashes are fetched");
 }
 
 #[tokio::test(start_paused = true)]

@@ -62,20 +62,13 @@ impl Rarity {
         self.change(piece, -1);
     }
 
-    /// The rarest missing piece that is in `have` and not in `except`, of those with `least` holders or more; `random`
-    /// breaks ties.
-    pub(super) fn rarest(
-        &self,
-        have: Option<&Bits>,
-        except: Option<&Bits>,
-        least: usize,
-        mut random: impl FnMut() -> u64,
-    ) -> Option<u32> {
-        let levels = self.levels.iter().skip(least).filter(|level| level.count > 0);
-        levels.into_iter().find_map(|level| level.pieces.pick(have, except, random()))
+    /// The rarest missing piece that is in `have`; `random` breaks ties.
+    pub(super) fn rarest(&self, have: Option<&Bits>, mut random: impl FnMut() -> u64) -> Option<u32> {
+        let mut levels = self.levels.iter().filter(|level| level.count > 0);
+        levels.find_map(|level| level.pieces.pick(have, None, random()))
     }
 
-    /// As [`Self::rarest`], among those that nobody has who has only a part.
+    /// A missing piece that nobody has who has only a part, and that is not in `except`.
     pub(super) fn unheld(&self, except: Option<&Bits>, random: u64) -> Option<u32> {
         let level = self.levels.first().filter(|level| level.count > 0)?;
         level.pieces.pick(None, except, random)

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 const A: ProviderKey = ProviderKey(1);
 const B: ProviderKey = ProviderKey(2);
+const C: ProviderKey = ProviderKey(3);
 const NOW: Duration = Duration::ZERO;
 
 fn layout(pieces: u32) -> PieceLayout {
@@ -122,6 +123,51 @@ fn a_source_that_is_much_faster_than_the_traders_helps_with_what_they_have() {
     let piece = schedule.next(A, now).unwrap().piece;
     schedule.elsewhere(A, piece, &all);
     assert_eq!(schedule.next(A, now).map(|question| question.sparing), Some(false));
+}
+
+#[test]
+fn a_trader_that_has_almost_everything_and_sends_little_does_not_hold_up_a_source() {
+    let mut schedule = schedule(100);
+    let at = |millis| NOW + Duration::from_millis(millis);
+    schedule.set_provider(A, &Bitmap::full(layout(100)), NOW);
+    schedule.set_provider(B, &bitmap(100, &(0..99).collect::<Vec<_>>()), NOW);
+    let unheld = schedule.next(A, NOW).unwrap().piece;
+    schedule.arrived(A, unheld, at(20));
+    assert_eq!(schedule.next(A, at(20)), None, "the trader is not watched for long");
+    let piece = schedule.next(B, NOW).unwrap().piece;
+    schedule.arrived(B, piece, at(1000));
+    let question = schedule.next(A, at(1000)).unwrap();
+    assert!(!question.sparing);
+    schedule.failed(A, question.piece);
+    // Another trader that comes changes nothing about that.
+    schedule.set_provider(C, &bitmap(100, &[1]), at(1000));
+    assert!(schedule.next(A, at(1000)).is_some());
+}
+
+#[test]
+fn a_source_is_asked_for_more_and_more_while_the_traders_send_nothing() {
+    let mut schedule = schedule(100);
+    let all = bitmap(100, &(0..100).collect::<Vec<_>>());
+    schedule.set_provider(A, &Bitmap::full(layout(100)), NOW);
+    schedule.set_provider(B, &bitmap(100, &[]), NOW);
+    let mut now = NOW + LONGEST_PATIENCE;
+    let mut asked = Vec::new();
+    for _ in 0..20 {
+        let mut pieces = Vec::new();
+        while let Some(Question { piece, sparing }) = schedule.next(A, now) {
+            match sparing {
+                true => schedule.elsewhere(A, piece, &all),
+                false => pieces.push(piece),
+            }
+        }
+        asked.push(pieces.len());
+        now += Duration::from_millis(100);
+        for piece in pieces {
+            schedule.arrived(A, piece, now);
+        }
+    }
+    assert_eq!(asked[0], 1);
+    assert!(asked[1..].iter().any(|&pieces| pieces >= 4), "{asked:?}");
 }
 
 /// What can happen to a schedule.

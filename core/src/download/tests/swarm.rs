@@ -6,6 +6,13 @@ use crate::library::file::LibraryFile;
 use crate::protocol::message::HaveWait;
 use crate::transport::{Connection, Deadline};
 
+/// What a slow source sends in a second.
+const RATE: u64 = 4 * MIB as u64;
+
+fn slow() -> RateLimit {
+    RateLimit::new(std::num::NonZeroU64::new(RATE))
+}
+
 const SILENCE: Deadline = Deadline::Silence(Duration::from_secs(20));
 
 async fn dial(world: &World, node: &Node) -> Arc<dyn Connection> {
@@ -85,9 +92,7 @@ async fn a_source_that_is_asked_sparingly_gives_each_piece_once() {
 #[tokio::test(start_paused = true)]
 async fn peers_that_begin_together_take_little_more_than_one_copy_from_a_slow_source() {
     let world = World::new(32 * MIB);
-    let rate = 4 * MIB as u64;
-    let slow = RateLimit::new(std::num::NonZeroU64::new(rate));
-    let source = world.node_with("source", Manner::Honest, DownloadSettings::default(), slow).await;
+    let source = world.node_with("source", Manner::Honest, DownloadSettings::default(), slow()).await;
     world.fill(&source, |_| true).await;
     let mut nodes = Vec::new();
     for name in ["a", "b", "c", "d"] {
@@ -105,6 +110,67 @@ async fn peers_that_begin_together_take_little_more_than_one_copy_from_a_slow_so
     }
     let copies = source.seeder.seeder.sent() as f64 / (32 * MIB) as f64;
     assert!(copies < 1.15, "the source sent {copies} copies");
-    let ratio = begun.elapsed().as_secs_f64() / (32.0 * MIB as f64 / rate as f64);
+    let ratio = begun.elapsed().as_secs_f64() / (32.0 * MIB as f64 / RATE as f64);
     assert!(ratio < 1.15, "it took {ratio} times what one copy takes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_always_has_news_is_not_asked_all_the_time() {
+    let world = World::new(64 * MIB);
+    let boaster = world.source("boaster", Manner::Boasts, |_| true).await;
+    let source = world.node_with("source", Manner::Honest, DownloadSettings::default(), slow()).await;
+    world.fill(&source, |_| true).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let begun = tokio::time::Instant::now();
+    node.downloader.get(world.wanted()).wait().await.unwrap();
+    world.assert_complete(&node).await;
+    let asked = f64::from(boaster.seeder.haves.load(Relaxed)) / begun.elapsed().as_secs_f64();
+    assert!((2.0..=110.0).contains(&asked), "it was asked {asked} times a second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_gave_everything_to_others_is_not_asked_all_the_time() {
+    let world = World::new(64 * MIB);
+    let refuser = world.source("refuser", Manner::Refuses, |_| true).await;
+    world.source("trader", Manner::Honest, |piece| piece == 255).await;
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let file = NewFile { name: None, kind: FileKind::File, member_of: None };
+    node.library.create(world.manifest.clone(), file, Destination::Library).await.unwrap();
+    let download = node.downloader.get(world.wanted());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let refused = refuser.seeder.refused.load(Relaxed);
+    assert!((17..=120).contains(&refused), "it was asked {refused} times");
+    drop(download);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_that_are_away_do_not_keep_out_who_comes_later() {
+    let world = World::new(MIB);
+    for number in 0..1000_u32 {
+        let endpoints = vec![format!("memory://away{number}:1").parse().unwrap()];
+        let peer = PeerId::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes());
+        let provider = Provider { peer, endpoints, size: MIB as u64, complete: true };
+        world.directory.providers.lock().push(provider);
+    }
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let download = node.downloader.get(world.wanted());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.source("honest", Manner::Honest, |_| true).await;
+    download.wait().await.unwrap();
+    world.assert_complete(&node).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_of_one_piece_is_not_asked_of_everybody() {
+    let world = World::new(200 * 1024);
+    let mut sources = Vec::new();
+    for number in 0..8 {
+        sources.push(world.source(&format!("source{number}"), Manner::Honest, |_| true).await);
+    }
+    let node = world.node("reader", Manner::Honest, DownloadSettings::default()).await;
+    let wanted = Wanted { proven_size: Some(200 * 1024), ..world.wanted() };
+    node.downloader.get(wanted).wait().await.unwrap();
+    world.assert_complete(&node).await;
+    let asked: u32 = sources.iter().map(|source| source.seeder.haves.load(Relaxed)).sum();
+    assert!(asked <= 2, "{asked} were asked");
 }

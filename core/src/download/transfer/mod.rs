@@ -73,6 +73,8 @@ struct Active {
     have_asked: Instant,
     /// No piece is asked of it before this time.
     busy_until: Option<Instant>,
+    /// How many pieces in a row it did not send, because it gave them to somebody else.
+    refusals: u32,
 }
 
 #[derive(Debug)]
@@ -103,7 +105,8 @@ struct Arrived {
 enum Event {
     Providers(Result<Vec<Provider>, String>),
     Joined(ProviderKey, Result<Box<Joined>, Fault>),
-    Have(ProviderKey, Result<(PieceLayout, Bitmap), Fault>),
+    /// Since when the provider was at work that was asked: it may have come anew meanwhile.
+    Have(ProviderKey, Instant, Result<(PieceLayout, Bitmap), Fault>),
     Piece(ProviderKey, PieceIndex, Result<(Bytes, OwnedSemaphorePermit), Fault>),
     /// Which of them were wrong.
     Kept(Vec<Arrived>, Result<Vec<PieceIndex>, LibraryError>),
@@ -136,6 +139,7 @@ pub(super) struct Transfer<'a> {
     open: Option<Open>,
     known: HashMap<ProviderKey, Known>,
     keys: HashMap<PeerId, ProviderKey>,
+    next_key: u32,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
     calls: HashMap<(ProviderKey, PieceIndex), Call>,
     to_keep: Vec<Arrived>,
@@ -153,6 +157,8 @@ pub(super) struct Transfer<'a> {
     room: Option<OwnedSemaphorePermit>,
     /// When there was last a sign that the download will go on.
     hopeful: Instant,
+    /// When to look again whether somebody at work is in the way of another.
+    review_at: Instant,
     last_fault: Option<String>,
     cancelled: bool,
 }
@@ -173,6 +179,7 @@ pub(super) async fn run(
         open: None,
         known: HashMap::new(),
         keys: HashMap::new(),
+        next_key: 0,
         events: FuturesUnordered::new(),
         calls: HashMap::new(),
         to_keep: Vec::new(),
@@ -185,6 +192,7 @@ pub(super) async fn run(
         waiting_for_room: false,
         room: None,
         hopeful: now,
+        review_at: now,
         last_fault: None,
         cancelled: false,
     };
@@ -361,7 +369,7 @@ impl Transfer<'_> {
             Event::Providers(result) => self.on_providers(result),
             Event::Joined(key, Ok(joined)) => self.on_joined(key, *joined).await?,
             Event::Joined(key, Err(fault)) => self.on_fault(key, fault),
-            Event::Have(key, result) => self.on_answer(key, result),
+            Event::Have(key, since, result) => self.on_answer(key, since, result),
             Event::Piece(key, piece, result) => self.on_piece(key, piece, result),
             Event::Kept(batch, result) => self.on_kept(batch, result)?,
             Event::Room(room) => {

@@ -143,6 +143,9 @@ impl Transfer<'_> {
         match result {
             Ok((content, permit)) => {
                 self.hopeful = Instant::now();
+                if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
+                    active.refusals = 0;
+                }
                 self.to_keep.push(Arrived { from: key, piece, content, _permit: permit });
             }
             Err(Fault::Elsewhere(given)) => self.on_elsewhere(key, piece, &given),

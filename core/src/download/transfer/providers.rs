@@ -22,6 +22,12 @@ use crate::transport::Deadline;
 /// How often a provider that has only a part is asked what it has by now, where it does not wait with its answer
 /// until that is something new.
 const HAVE_AGAIN: Duration = Duration::from_millis(500);
+/// The least between two such questions. An honest provider collects for longer what it tells.
+const HAVE_APART: Duration = Duration::from_millis(10);
+/// After so many refusals in a row, because the pieces were given to somebody else, a source is left alone for a moment
+/// after each.
+const REFUSALS: u32 = 16;
+const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 /// How long the trackers are left alone at first. Twice as long each time: those who begin at the same time find each
 /// other at once, and later there is no hurry.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -35,10 +41,12 @@ const PROBATION: Duration = Duration::from_secs(5);
 /// The first and the longest pause after a provider was away.
 const FIRST_REST: Duration = Duration::from_millis(500);
 const LONGEST_REST: Duration = Duration::from_secs(30);
-/// Providers that are asked at once to prove the file's size and hashes, and how long the first is left alone with it,
-/// then the second.
+/// Providers that are asked at once to prove the file's size and hashes.
 const PROVERS: usize = 3;
-const PROVE_ALONE: Duration = Duration::from_millis(500);
+/// Where few providers are enough, there is one more of them after each of these.
+const ONE_MORE: Duration = Duration::from_millis(500);
+/// How often it is looked for somebody at work who is in the way of another.
+const REVIEW: Duration = Duration::from_millis(100);
 
 impl Transfer<'_> {
     pub(super) fn ask_for_providers(&mut self) {
@@ -59,6 +67,22 @@ impl Transfer<'_> {
             .values()
             .filter(|known| matches!(known.state, State::Active(_) | State::Joining))
             .count();
+        let so_long = (self.clock().as_millis() / ONE_MORE.as_millis()) as usize;
+        let (prove, most) = match &self.open {
+            None => (true, PROVERS.min(1 + so_long)),
+            // Of a file of few pieces most providers would only be asked what they have.
+            Some(Open { file, .. }) => {
+                let of_use = (file.layout().count() as usize * 2).saturating_add(so_long);
+                (false, self.parts.settings.max_providers.min(of_use))
+            }
+        };
+        if at_work >= most {
+            // There may be a thousand others, and most events change nothing about those who are at work.
+            if now < self.review_at {
+                return;
+            }
+            self.review_at = now + REVIEW;
+        }
         let idle =
             self.known.iter().filter(|(_, known)| matches!(known.state, State::Idle { from } if now >= from));
         let candidates = idle.map(|(&key, known)| Candidate {
@@ -67,11 +91,6 @@ impl Transfer<'_> {
             complete: known.provider.complete,
         });
         let candidates = choice::order(candidates.collect());
-        let prove = self.open.is_none();
-        let most = match prove {
-            true => PROVERS.min(1 + (self.clock().as_millis() / PROVE_ALONE.as_millis()) as usize),
-            false => self.parts.settings.max_providers,
-        };
         for key in candidates {
             if at_work >= most {
                 // Those who have nothing that is missing must not keep out who may have it.
@@ -84,9 +103,9 @@ impl Transfer<'_> {
             at_work += 1;
             let parts = Arc::clone(self.parts);
             let provider = known.provider.clone();
-            let id = self.wanted.id;
-            self.events
-                .push(async move { Event::Joined(key, join(&parts, &provider, id, prove).await) }.boxed());
+            let (id, size) = (self.wanted.id, self.wanted.proven_size);
+            let join = async move { Event::Joined(key, join(&parts, &provider, id, size, prove).await) };
+            self.events.push(join.boxed());
         }
     }
 
@@ -147,12 +166,12 @@ impl Transfer<'_> {
                 millis: u64::try_from(self.parts.settings.silence.as_millis() / 2).unwrap_or(u64::MAX),
             };
             let connection = Arc::clone(&active.connection);
-            let id = self.wanted.id;
+            let (id, since) = (self.wanted.id, active.since);
             let deadline = Deadline::Silence(self.parts.settings.silence);
-            self.events.push(
-                async move { Event::Have(key, source::have(&*connection, id, Some(wait), deadline).await) }
-                    .boxed(),
-            );
+            let ask = async move {
+                Event::Have(key, since, source::have(&*connection, id, Some(wait), deadline).await)
+            };
+            self.events.push(ask.boxed());
         }
     }
 
@@ -166,11 +185,12 @@ impl Transfer<'_> {
                 }
                 for provider in providers.into_iter().filter(|provider| Some(provider.peer) != self.parts.me)
                 {
-                    if self.known.len() >= MAX_KNOWN && !self.keys.contains_key(&provider.peer) {
+                    let is_new = !self.keys.contains_key(&provider.peer);
+                    if is_new && self.known.len() >= MAX_KNOWN && !self.forget_one() {
                         continue;
                     }
-                    let fresh = ProviderKey(u32::try_from(self.keys.len()).unwrap_or(u32::MAX));
-                    let key = *self.keys.entry(provider.peer).or_insert(fresh);
+                    let key = *self.keys.entry(provider.peer).or_insert(ProviderKey(self.next_key));
+                    self.next_key += u32::from(is_new);
                     let known = self.known.entry(key).or_insert_with(|| Known {
                         peer: provider.peer,
                         provider: provider.clone(),
@@ -195,13 +215,20 @@ impl Transfer<'_> {
         self.providers_pause = (self.providers_pause * 2).min(PROVIDERS_AGAIN);
     }
 
+    /// Forgets the one that failed most, or lied: a thousand of them must not keep out who comes later. Whether there
+    /// was one.
+    fn forget_one(&mut self) -> bool {
+        let failed = self.known.iter().filter_map(|(&key, known)| match known.state {
+            State::Idle { .. } if known.failures > 0 => Some((known.failures, key)),
+            State::Banned => Some((0, key)),
+            _ => None,
+        });
+        let Some((_, key)) = failed.max() else { return false };
+        self.known.remove(&key).is_some_and(|known| self.keys.remove(&known.peer).is_some())
+    }
+
     pub(super) async fn on_joined(&mut self, key: ProviderKey, joined: Joined) -> Result<(), DownloadError> {
         let Joined { connection, layout, have, proof } = joined;
-        if self.wanted.proven_size.is_some_and(|size| size != layout.size()) {
-            // Whoever keeps files within a quota relies on it.
-            self.on_fault(key, Fault::Lie("another size than the file has"));
-            return Ok(());
-        }
         if self.open.is_none() {
             let Some((manifest, last)) = proof else {
                 // It has not the last piece, which proves the size.
@@ -226,20 +253,32 @@ impl Transfer<'_> {
             have_again: None,
             have_asked: now,
             busy_until: None,
+            refusals: 0,
         });
         self.on_have(key, layout, have);
+        if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
+            // That was not asked so that it waits for news; the next question is.
+            active.have_again = Some(now);
+        }
         Ok(())
     }
 
     /// The answer to the question what a provider has by now.
-    pub(super) fn on_answer(&mut self, key: ProviderKey, result: Result<(PieceLayout, Bitmap), Fault>) {
+    pub(super) fn on_answer(
+        &mut self,
+        key: ProviderKey,
+        since: Instant,
+        result: Result<(PieceLayout, Bitmap), Fault>,
+    ) {
+        let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) else { return };
+        if active.since != since {
+            return;
+        }
         match result {
             Ok((layout, have)) => self.on_have(key, layout, have),
             Err(fault) => {
-                if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
-                    // A busy one stays and is asked again.
-                    active.have_again = Some(Instant::now() + HAVE_AGAIN);
-                }
+                // A busy one stays and is asked again.
+                active.have_again = Some(Instant::now() + HAVE_AGAIN);
                 self.on_fault(key, fault);
             }
         }
@@ -257,17 +296,24 @@ impl Transfer<'_> {
             return;
         }
         let asked_long_ago = active.have_asked.elapsed() >= HAVE_AGAIN;
-        let news = have.count() != active.pieces || asked_long_ago;
+        let news = have.count() > active.pieces || asked_long_ago;
         active.complete = have.is_full();
         active.pieces = have.count();
-        // Without news the answer did not wait for any.
-        active.have_again = Some(Instant::now() + if news { Duration::ZERO } else { HAVE_AGAIN });
+        // Without news the answer did not wait for any. Who has some all the time need not be heard all the time.
+        let again = if news { active.have_asked + HAVE_APART } else { Instant::now() + HAVE_AGAIN };
+        active.have_again = Some(again);
         schedule.set_provider(key, &have, now);
     }
 
     /// The provider gave the piece to somebody else, as it did with all of this bitmap.
     pub(super) fn on_elsewhere(&mut self, key: ProviderKey, piece: PieceIndex, given: &[u8]) {
         let Some(Open { schedule, file }) = &mut self.open else { return };
+        if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
+            active.refusals += 1;
+            if active.refusals > REFUSALS {
+                active.busy_until = Some(Instant::now() + REFUSED_PAUSE);
+            }
+        }
         match Bitmap::from_bytes(file.layout(), given) {
             Ok(given) => schedule.elsewhere(key, piece, &given),
             Err(_) => {
@@ -312,9 +358,19 @@ impl Transfer<'_> {
     }
 }
 
-async fn join(parts: &Parts, provider: &Provider, id: FileId, prove: bool) -> Result<Box<Joined>, Fault> {
+async fn join(
+    parts: &Parts,
+    provider: &Provider,
+    id: FileId,
+    proven_size: Option<u64>,
+    prove: bool,
+) -> Result<Box<Joined>, Fault> {
     let deadline = Deadline::Silence(parts.settings.silence);
     let (connection, layout, have) = source::join(&parts.dialer, provider, id, deadline).await?;
+    if proven_size.is_some_and(|size| size != layout.size()) {
+        // Whoever keeps files within a quota relies on it.
+        return Err(Fault::Lie("another size than the file has"));
+    }
     let mut proof = None;
     if prove {
         let manifest = source::manifest(&*connection, id, layout, deadline).await?;
