@@ -13,7 +13,7 @@
 //! When every missing piece is on its way, an idle provider is asked for the one that has waited longest, if it
 //! has waited for longer than is usual there; whoever answers first wins and the other request is cancelled.
 //!
-//! A piece is in one of three states: *missing* (in [`Rarity`]), *on its way* (in `in_flight`), or *there* (neither).
+//! A piece is in one of three states: *missing* (in `Rarity`), *on its way* (in `in_flight`), or *there* (neither).
 //! `next` moves it from the first to the second, `arrived` to the third, `failed`, `elsewhere` and `remove_provider`
 //! back to the first. Times are counted from any fixed moment.
 
