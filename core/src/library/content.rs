@@ -17,6 +17,8 @@ use crate::storage::Storage;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 
 const CONTENT: Space = Space::new("content");
+/// The number of the only piece of a small file.
+const ONLY: u32 = 0;
 /// How many keys are deleted in one commit.
 const DELETE_BATCH: usize = 2048;
 
@@ -33,14 +35,8 @@ pub enum ContentStore {
 #[derive(Debug, Clone)]
 pub(super) struct DatabaseContent(pub(super) Arc<dyn Storage>);
 
-fn part_key(id: &FileId, piece: PieceIndex, part: u16) -> Key {
-    let key = [id.as_bytes(), &piece.get().to_be_bytes()[..], &part.to_be_bytes()].concat();
-    Key::new(key).expect("the key of a part has 38 bytes")
-}
-
-/// The key of a part of the only piece of a small file.
-fn small_key(id: &FileId, part: u16) -> Key {
-    let key = [id.as_bytes(), &[0; 4][..], &part.to_be_bytes()].concat();
+fn part_key(id: &FileId, piece: u32, part: u16) -> Key {
+    let key = [id.as_bytes(), &piece.to_be_bytes()[..], &part.to_be_bytes()].concat();
     Key::new(key).expect("the key of a part has 38 bytes")
 }
 
@@ -56,37 +52,26 @@ impl DatabaseContent {
         id: &FileId,
         pieces: &[(PieceIndex, Bytes)],
     ) -> Result<(), LibraryError> {
-        let limits = self.0.limits();
-        let (mut batch, mut size) = (Batch::new(), 0);
-        for (piece, content) in pieces {
-            for part in 0..self.parts(content.len()) {
-                let start = usize::from(part) * limits.max_value;
-                let value = content.slice(start..content.len().min(start + limits.max_value));
-                let key = part_key(id, *piece, part);
-                let added = key.as_bytes().len() + value.len();
-                if size + added > limits.max_batch {
-                    self.0.commit(std::mem::take(&mut batch), Durability::Buffered).await?;
-                    size = 0;
-                }
-                size += added;
-                batch.put(CONTENT, key, value);
-            }
-        }
-        if !batch.is_empty() {
-            self.0.commit(batch, Durability::Buffered).await?;
-        }
-        Ok(())
+        self.put(pieces.iter().map(|(piece, content)| (id, piece.get(), content))).await
     }
 
     /// Writes whole files of one piece or none, with as few commits as they fit in.
-    pub(super) async fn write_small(&self, files: Vec<(FileId, Bytes)>) -> Result<(), LibraryError> {
+    pub(super) async fn write_small(&self, files: &[(FileId, Bytes)]) -> Result<(), LibraryError> {
+        self.put(files.iter().map(|(id, content)| (id, ONLY, content))).await
+    }
+
+    /// Writes pieces, given by file and number, with as few commits as they fit in.
+    async fn put<'a>(
+        &self,
+        pieces: impl Iterator<Item = (&'a FileId, u32, &'a Bytes)> + Send,
+    ) -> Result<(), LibraryError> {
         let limits = self.0.limits();
         let (mut batch, mut size) = (Batch::new(), 0);
-        for (id, content) in files {
+        for (id, piece, content) in pieces {
             for part in 0..self.parts(content.len()) {
                 let start = usize::from(part) * limits.max_value;
                 let value = content.slice(start..content.len().min(start + limits.max_value));
-                let key = small_key(&id, part);
+                let key = part_key(id, piece, part);
                 let added = key.as_bytes().len() + value.len();
                 if size + added > limits.max_batch {
                     self.0.commit(std::mem::take(&mut batch), Durability::Buffered).await?;
@@ -109,7 +94,7 @@ impl DatabaseContent {
     ) -> Result<Vec<Option<Bytes>>, LibraryError> {
         let keys: Vec<Key> = files
             .iter()
-            .flat_map(|(id, len)| (0..self.parts(*len)).map(|part| small_key(id, part)))
+            .flat_map(|(id, len)| (0..self.parts(*len)).map(|part| part_key(id, ONLY, part)))
             .collect();
         let mut values = self.0.get(CONTENT, &keys).await?.into_iter();
         let read = files.iter().map(|(_, len)| {
@@ -133,7 +118,7 @@ impl DatabaseContent {
         piece: PieceIndex,
     ) -> Result<Option<Bytes>, LibraryError> {
         let len = layout.len(piece);
-        let keys: Vec<Key> = (0..self.parts(len)).map(|part| part_key(id, piece, part)).collect();
+        let keys: Vec<Key> = (0..self.parts(len)).map(|part| part_key(id, piece.get(), part)).collect();
         let mut values = self.0.get(CONTENT, &keys).await?;
         if let [Some(only)] = values.as_mut_slice()
             && only.len() == len
@@ -178,7 +163,7 @@ impl DatabaseContent {
             let mut batch = Batch::new();
             for piece in layout.pieces() {
                 for part in 0..self.parts(layout.len(piece)) {
-                    batch.delete(CONTENT, part_key(id, piece, part));
+                    batch.delete(CONTENT, part_key(id, piece.get(), part));
                     if batch.writes.len() == DELETE_BATCH {
                         self.0.commit(std::mem::take(&mut batch), Durability::Buffered).await?;
                     }

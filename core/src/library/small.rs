@@ -200,8 +200,8 @@ impl Shared {
     async fn write_in(&self, files: Vec<SmallFile>) -> Result<(), LibraryError> {
         match &self.content {
             ContentStore::Database(content) => {
-                let files = files.into_iter().map(|file| (file.id, file.content)).collect();
-                DatabaseContent(Arc::clone(content)).write_small(files).await
+                let files: Vec<_> = files.into_iter().map(|file| (file.id, file.content)).collect();
+                DatabaseContent(Arc::clone(content)).write_small(&files).await
             }
             ContentStore::Files(dir) => {
                 let dir = dir.clone();
