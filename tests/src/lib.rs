@@ -9,5 +9,6 @@ pub mod content;
 pub mod fake_provider;
 pub mod figures;
 pub mod node;
+pub mod postgres;
 pub mod process;
 pub mod wait;

@@ -1,0 +1,139 @@
+//! Storage on PostgreSQL: for several trackers on one database, and for whoever has a server anyway.
+//!
+//! The client is `tokio-postgres`: well kept, asynchronous throughout, able to send statements without waiting for the
+//! answers to those before, and small. `sqlx` would bring macros, a layer over several databases and an own way to
+//! pool; `deadpool` only pools. Its companion `deadpool-postgres` is left out, because each of several servers is to have a
+//! deadline of its own until its connection is ready.
+//!
+//! Each space is a table of one schema. The SQL is plain: tables, `ON CONFLICT`, `FOR UPDATE`, arrays, one window
+//! function. PostgreSQL-compatible distributed databases know all of it (untested there), and no function, extension or lock of a
+//! session is needed at the server. How batches keep their promises with several processes at once is told in
+//! `transaction`; what becomes of a commit in whose middle the connection breaks, in `committer` and `writer`.
+
+mod committer;
+mod connection;
+mod error;
+mod group;
+mod request;
+mod schema;
+mod server;
+mod settings;
+mod storage;
+mod transaction;
+mod writer;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::place::{lock, path_for};
+use enjambre_core::storage::{Role, Storage};
+use tokio::sync::mpsc::unbounded_channel;
+
+use committer::Committer;
+use schema::Schema;
+use server::Servers;
+pub use settings::{InvalidUrl, PostgresSettings, ServerUrl, TlsMode};
+use storage::Postgres;
+use writer::Writer;
+
+/// The file in the data folder beside which the lock lies.
+const LOCK: &str = "postgres";
+
+/// Who uses a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tenancy {
+    /// Any number of processes at once: the catalogue of trackers that are one tracker.
+    Shared,
+    /// One process at a time: the library of a peer.
+    Single,
+    /// One process at a time, each data folder in a schema of its own: what a tracker keeps beside a shared catalogue.
+    /// `_store_` and the beginning of the folder's id are put behind the name of the schema.
+    PerFolder,
+}
+
+/// What is read from files before there is a connection.
+struct Prepared {
+    servers: Servers,
+    schema: Schema,
+    folder: Option<String>,
+    lock: Option<File>,
+}
+
+/// Opens the schema for a role, or makes it. Relative paths begin at `base`, the data folder.
+pub async fn open(
+    settings: &PostgresSettings,
+    base: &Path,
+    role: Role,
+    tenancy: Tenancy,
+) -> Result<Arc<dyn Storage>, StorageError> {
+    let prepared = {
+        let (settings, base) = (settings.clone(), base.to_owned());
+        blocking(move || prepare(&settings, &base, role, tenancy)).await?
+    };
+    let Prepared { servers, schema, folder, lock } = prepared;
+    let (servers, schema) = (Arc::new(servers), Arc::new(schema));
+    let connection = servers.connect().await?;
+    schema.prepare(&connection).await?;
+    let writer = Writer::new(&schema, folder);
+    writer.sign_on(&connection, &schema).await?;
+    let (requests, received) = unbounded_channel();
+    let storage = Postgres::new(servers.clone(), settings.connections, schema.clone(), requests)?;
+    tokio::spawn(Committer::new(servers, schema, writer, connection, received, lock).run());
+    Ok(Arc::new(storage))
+}
+
+/// Removes what [`open`] made at the server for a role: the schema with everything in it. One that is not Enjambre's is
+/// left alone and refused.
+pub async fn remove(
+    settings: &PostgresSettings,
+    base: &Path,
+    role: Role,
+    tenancy: Tenancy,
+) -> Result<(), StorageError> {
+    let prepared = {
+        let (settings, base) = (settings.clone(), base.to_owned());
+        blocking(move || prepare(&settings, &base, role, tenancy)).await?
+    };
+    schema::remove(&prepared.servers.connect().await?, &prepared.schema).await
+}
+
+fn prepare(
+    settings: &PostgresSettings,
+    base: &Path,
+    role: Role,
+    tenancy: Tenancy,
+) -> Result<Prepared, StorageError> {
+    if !schema::is_name(&settings.schema) {
+        return Err(StorageError::backend(
+            format!("use the schema {:?}", settings.schema),
+            "its name has 1 to 32 lower-case letters, digits and underscores, a letter first, and does not begin with pg_",
+        ));
+    }
+    let servers = Servers::new(settings, base)?;
+    let (mut name, mut folder, mut held) = (settings.schema.clone(), None, None);
+    if tenancy != Tenancy::Shared {
+        std::fs::create_dir_all(base)
+            .map_err(|error| StorageError::backend(format!("make the folder {}", base.display()), error))?;
+        // Before the id, so that only one process makes one.
+        held = Some(lock(&path_for(role, &base.join(LOCK)))?);
+        let id = writer::folder_id(base)?;
+        if tenancy == Tenancy::PerFolder {
+            name = format!("{name}_store_{}", id.get(..8).unwrap_or_default());
+        }
+        folder = Some(id);
+    }
+    if role == Role::Content {
+        name.push_str("_content");
+    }
+    let schema = Schema::new(name, role, &servers.name);
+    Ok(Prepared { servers, schema, folder, lock: held })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, StorageError> {
+    let outcome = tokio::task::spawn_blocking(work).await;
+    outcome.unwrap_or_else(|error| Err(StorageError::backend("open", error)))
+}
