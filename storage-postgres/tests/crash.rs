@@ -1,5 +1,7 @@
 //! Killed with `kill -9` while it commits, a process with PostgreSQL loses nothing acknowledged and tears nothing.
 
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
 use std::os::unix::process::parent_id;
 use std::path::PathBuf;
 
