@@ -11,6 +11,7 @@ use std::sync::Arc;
 use enjambre_core::storage::{Role, Storage};
 use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_storage_postgres::{PostgresSettings, Tenancy};
 use enjambre_storage_sled::SledSettings;
 use enjambre_storage_sqlite::SqliteSettings;
 use enjambre_transport::Shared;
@@ -52,6 +53,15 @@ impl Place {
         match name {
             Some(name) => path.with_file_name("store").join(name),
             None => self.data_dir.join(path),
+        }
+    }
+
+    /// Who else uses the schema of a database server that this is kept in.
+    const fn tenancy(&self) -> Tenancy {
+        match self.kind {
+            NodeKind::Tracker if self.store => Tenancy::PerFolder,
+            NodeKind::Tracker => Tenancy::Shared,
+            NodeKind::Peer => Tenancy::Single,
         }
     }
 }
@@ -131,6 +141,10 @@ impl Registry {
         registry.register_storage("sled", |mut table: Sled, place: Place| async move {
             table.path = Some(place.database(table.path.as_deref(), "sled"));
             Ok(enjambre_storage_sled::open(&table.into(), &place.data_dir, place.role).await?)
+        });
+        registry.register_storage("postgres", |settings: PostgresSettings, place: Place| async move {
+            let tenancy = place.tenancy();
+            Ok(enjambre_storage_postgres::open(&settings, &place.data_dir, place.role, tenancy).await?)
         });
         // The first costs less.
         registry.register_transports(&["tcp", "zmq"], Security::Plain, |limits| {
@@ -359,6 +373,7 @@ fn transport_settings(limits: &TransportLimits) -> TransportSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::load::Sources;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
@@ -383,5 +398,33 @@ mod tests {
         registry.register_transport("zmq", Security::Plain, move |_| Ok(Arc::clone(&registered)));
         assert_eq!(schemes(&registry), ["tcp", "zmq"]);
         assert!(Arc::ptr_eq(&registry.make_transports(&limits).unwrap()[1], &same));
+    }
+
+    fn check(text: &str) -> Result<(), String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("test.toml");
+        std::fs::write(&file, text).unwrap();
+        let registry = Registry::stock();
+        let sources = Sources { file: Some(file), set: Vec::new() };
+        let loaded = sources.load(None, &registry.backends()).map_err(|error| error.to_string())?;
+        registry.check(&loaded).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    #[test]
+    fn the_shipped_file_for_postgres_passes_and_a_password_in_it_is_refused_and_not_shown() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/tracker-postgres.toml");
+        let text = std::fs::read_to_string(file).unwrap();
+        check(&text).unwrap();
+        for (from, to) in [
+            ("enjambre@localhost", "enjambre:hunter2@localhost"),
+            ("connections = 8", "password = \"hunter2\""),
+            ("localhost:5432/enjambre", "localhost/enjambre?password=hunter2"),
+        ] {
+            assert!(text.contains(from));
+            let error = check(&text.replace(from, to)).unwrap_err();
+            assert!(error.contains("password_env") && error.contains("password_file"), "{error}");
+            assert!(error.contains("storage.postgres") && !error.contains("hunter2"), "{error}");
+        }
     }
 }

@@ -105,14 +105,18 @@ fn prepare(
     role: Role,
     tenancy: Tenancy,
 ) -> Result<Prepared, StorageError> {
-    if !schema::is_name(&settings.schema) {
+    let mut name = settings.schema.clone().unwrap_or_else(|| match tenancy {
+        Tenancy::Shared | Tenancy::PerFolder => "enjambre_catalogue".to_owned(),
+        Tenancy::Single => "enjambre_library".to_owned(),
+    });
+    if !schema::is_name(&name) {
         return Err(StorageError::backend(
-            format!("use the schema {:?}", settings.schema),
+            format!("use the schema {name:?}"),
             "its name has 1 to 32 lower-case letters, digits and underscores, a letter first, and does not begin with pg_",
         ));
     }
     let servers = Servers::new(settings, base)?;
-    let (mut name, mut folder, mut held) = (settings.schema.clone(), None, None);
+    let (mut folder, mut held) = (None, None);
     if tenancy != Tenancy::Shared {
         std::fs::create_dir_all(base)
             .map_err(|error| StorageError::backend(format!("make the folder {}", base.display()), error))?;

@@ -15,8 +15,9 @@ pub struct PostgresSettings {
     /// The server or servers, the user and the database, without a password.
     pub url: ServerUrl,
     /// The schema that holds the tables: 1 to 32 lower-case letters, digits and underscores. What is not the records goes
-    /// into schemas of its own whose names begin with it.
-    pub schema: String,
+    /// into schemas of its own whose names begin with it. Where it is not set: `enjambre_catalogue` for what trackers
+    /// share, and `enjambre_library` for the library of a peer.
+    pub schema: Option<String>,
     /// How many connections read at once; one more writes.
     pub connections: usize,
     /// How long a server may take until a connection is ready, before the next one is tried.
@@ -41,7 +42,7 @@ impl Default for PostgresSettings {
         Self {
             url: ServerUrl::try_from("postgresql://enjambre@localhost/enjambre".to_owned())
                 .expect("the default is a URL without a password"),
-            schema: "enjambre".to_owned(),
+            schema: None,
             connections: 8,
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(10),

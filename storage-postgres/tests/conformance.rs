@@ -17,7 +17,7 @@ impl Builder for Postgres {
     }
     async fn open(&self, (schema, folder): &Self::Place) -> Result<Arc<dyn Storage>, StorageError> {
         let url = self.0.url().try_into().expect("a URL");
-        let settings = PostgresSettings { url, schema: schema.clone(), ..Default::default() };
+        let settings = PostgresSettings { url, schema: Some(schema.clone()), ..Default::default() };
         open(&settings, folder.path(), self.1, self.2).await
     }
 }

@@ -28,7 +28,11 @@ async fn run(test: &str, role: Role, tenancy: Tenancy) {
     if server.is_some() {
         std::fs::write(note(std::process::id(), test), format!("{url}\n{schema}")).unwrap();
     }
-    let settings = PostgresSettings { url: url.try_into().unwrap(), schema, ..PostgresSettings::default() };
+    let settings = PostgresSettings {
+        url: url.try_into().unwrap(),
+        schema: Some(schema),
+        ..PostgresSettings::default()
+    };
     survive_kills(test, async |folder| open(&settings, &folder, role, tenancy).await).await;
     let _ = std::fs::remove_file(note(std::process::id(), test));
 }

@@ -17,7 +17,7 @@ const SPACE: Space = Space::new("s");
 fn settings(server: &Server) -> PostgresSettings {
     PostgresSettings {
         url: server.url().try_into().unwrap(),
-        schema: fresh_schema(),
+        schema: Some(fresh_schema()),
         ..PostgresSettings::default()
     }
 }
@@ -47,7 +47,7 @@ fn everything(error: &StorageError) -> String {
 async fn formats_roles_and_schemas_of_others_are_refused() {
     let Some(server) = Server::shared("the opening of PostgreSQL") else { return };
     let settings = settings(&server);
-    let schema = &settings.schema;
+    let schema = settings.schema.as_ref().unwrap();
     shared(&settings).await.unwrap().close().await.unwrap();
     server.sql(&format!("UPDATE {schema}.enjambre_format SET format = 2"));
     let error = shared(&settings).await.unwrap_err();
@@ -56,20 +56,24 @@ async fn formats_roles_and_schemas_of_others_are_refused() {
     let error = shared(&settings).await.unwrap_err();
     assert!(matches!(error, StorageError::Corrupt { .. }) && error.to_string().contains(schema), "{error}");
 
-    let theirs = PostgresSettings { schema: fresh_schema(), ..settings.clone() };
-    server.sql(&format!("CREATE SCHEMA {0}; CREATE TABLE {0}.theirs (x INT)", theirs.schema));
+    let theirs = PostgresSettings { schema: Some(fresh_schema()), ..settings.clone() };
+    server
+        .sql(&format!("CREATE SCHEMA {0}; CREATE TABLE {0}.theirs (x INT)", theirs.schema.as_ref().unwrap()));
     let error = shared(&theirs).await.unwrap_err();
     assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
     let error = remove(&theirs, Path::new("/"), Role::Records, Tenancy::Shared).await.unwrap_err();
     assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
-    assert_eq!(server.sql(&format!("SELECT count(*) FROM {}.theirs", theirs.schema)).trim(), "0");
+    assert_eq!(
+        server.sql(&format!("SELECT count(*) FROM {}.theirs", theirs.schema.as_ref().unwrap())).trim(),
+        "0"
+    );
 
     let missing = server.url().replace("/postgres", "/nothing").try_into().unwrap();
     let error = shared(&PostgresSettings { url: missing, ..settings.clone() }).await.unwrap_err();
     assert!(everything(&error).contains("nothing"), "{error}");
     for schema in ["", "Upper", "pg_catalog", "a-b", "x;drop table y"] {
         let error =
-            shared(&PostgresSettings { schema: schema.into(), ..settings.clone() }).await.unwrap_err();
+            shared(&PostgresSettings { schema: Some(schema.into()), ..settings.clone() }).await.unwrap_err();
         assert!(matches!(error, StorageError::Backend { .. }), "{error}");
     }
     remove(&settings, Path::new("/"), Role::Records, Tenancy::Shared).await.unwrap();
@@ -158,7 +162,7 @@ async fn a_library_has_one_owner_and_a_lost_claim_writes_nothing_more() {
     // As if it had said nothing for too long.
     server.sql(&format!(
         "UPDATE {}.enjambre_writers SET seen = now() - INTERVAL '31 seconds'",
-        settings.schema
+        settings.schema.as_ref().unwrap()
     ));
     let second = open(&there).await.unwrap();
     for batch in [put("b"), Batch::new()] {

@@ -28,7 +28,7 @@ const WRITERS: u32 = 6;
 fn settings(url: &str) -> PostgresSettings {
     PostgresSettings {
         url: url.to_owned().try_into().unwrap(),
-        schema: fresh_schema(),
+        schema: Some(fresh_schema()),
         connections: 4,
         ..PostgresSettings::default()
     }

@@ -25,7 +25,7 @@ async fn storages(server: &Server, count: usize) -> Vec<Arc<dyn Storage>> {
 async fn storages_in(schema: String, server: &Server, count: usize) -> Vec<Arc<dyn Storage>> {
     let settings = PostgresSettings {
         url: server.url().try_into().unwrap(),
-        schema,
+        schema: Some(schema),
         connections: 4,
         ..PostgresSettings::default()
     };

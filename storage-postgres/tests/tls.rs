@@ -36,7 +36,7 @@ async fn only_a_server_that_is_vouched_for_is_connected_to() {
         let url = format!("postgresql://{USER}@{host}:{}/postgres", server.port());
         let settings = PostgresSettings {
             url: url.try_into().unwrap(),
-            schema: fresh_schema(),
+            schema: Some(fresh_schema()),
             tls,
             ca: ca.map(Into::into),
             ..PostgresSettings::default()
