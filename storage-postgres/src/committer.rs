@@ -12,7 +12,7 @@ use std::time::Duration;
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::{Batch, Condition, Durability, Space};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use crate::connection::Connection;
 use crate::error::{Class, Failure};
@@ -253,7 +253,13 @@ impl Committer {
                         tracing::debug!(%failure, "another process was in the way; the group is tried again");
                         sleep(Duration::from_millis(rand::random_range(1..=AGAIN_MS))).await;
                     }
-                    _ => return Err(Failed::Refused(failure.explain("commit"))),
+                    _ => {
+                        return Err(match failure.explain("commit") {
+                            // One by one they would only wait one after the other.
+                            error @ StorageError::Unavailable { .. } => Failed::Away(error),
+                            error => Failed::Refused(error),
+                        });
+                    }
                 },
                 Outcome::Unknown(failure, verdicts) => {
                     self.connection = None;
@@ -273,29 +279,30 @@ impl Committer {
         }
     }
 
-    /// What became of the last commit. Waits for the server to come back.
+    /// What became of the last commit. Waits for the server to come back, not for ever.
     async fn settle(&mut self, durability: Durability) -> Result<bool, StorageError> {
         let deadline = Instant::now() + self.servers.patience;
+        let mut reason = "the server did not come back".to_owned();
         loop {
             let found = async {
                 let connection = self.servers.connect().await?;
                 let applied = find_out(&connection, &self.writer, self.number, durability).await?;
                 Ok((connection, applied))
             };
-            match found.await {
-                Ok((connection, applied)) => {
+            match timeout_at(deadline, found).await {
+                Ok(Ok((connection, applied))) => {
                     tracing::info!(
                         applied,
-                        "the connection broke in the middle of a commit; it is known what became of it"
+                        "a connection broke in the middle of a commit, which was looked up"
                     );
                     self.connection = Some(connection);
                     return Ok(applied);
                 }
-                Err(StorageError::Unavailable { .. }) if Instant::now() + LOOK < deadline => {
-                    sleep(LOOK).await;
-                }
-                Err(error) => return Err(error),
+                Ok(Err(StorageError::Unavailable { reason: latest })) => reason = latest,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(StorageError::Unavailable { reason }),
             }
+            sleep(LOOK).await;
         }
     }
 

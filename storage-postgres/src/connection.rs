@@ -44,8 +44,10 @@ impl Connection {
     /// locks of a commit are made for.
     pub(crate) async fn prepare_session(&self) -> Result<(), Failure> {
         let limit = self.patience.as_millis();
+        // Shorter: when a connection breaks unnoticed by the server, its locks are gone before others give up.
+        let idle = (limit / 2).max(1);
         self.run(&format!(
-            "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}; \
+            "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {idle}; \
              SET default_transaction_isolation = 'read committed'"
         ))
         .await?;

@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use enjambre_core::storage::error::StorageError;
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
@@ -42,6 +44,10 @@ pub(crate) struct Servers {
     pub(crate) patience: Duration,
     /// The database and its servers, for messages.
     pub(crate) name: String,
+    /// Why there was no connection the last time; none where there was one.
+    away: Mutex<Option<String>>,
+    /// While there is none, one caller at a time looks whether there is one again; the others are told at once.
+    looking: Semaphore,
 }
 
 impl Servers {
@@ -112,11 +118,30 @@ impl Servers {
             connect_timeout: settings.connect_timeout,
             patience: settings.timeout,
             name: settings.url.describe(),
+            away: Mutex::default(),
+            looking: Semaphore::new(1),
         })
     }
 
     /// A connection to the first server that takes writes.
     pub(crate) async fn connect(&self) -> Result<Connection, StorageError> {
+        let away = self.away.lock().clone();
+        let _look = match away {
+            None => None,
+            Some(reason) => match self.looking.try_acquire() {
+                Ok(look) => Some(look),
+                Err(_) => return Err(StorageError::Unavailable { reason }),
+            },
+        };
+        let outcome = self.connect_to_any().await;
+        *self.away.lock() = match &outcome {
+            Err(StorageError::Unavailable { reason }) => Some(reason.clone()),
+            _ => None,
+        };
+        outcome
+    }
+
+    async fn connect_to_any(&self) -> Result<Connection, StorageError> {
         let count = self.servers.len();
         let first = self.preferred.load(Ordering::Relaxed);
         let mut failures = Vec::new();

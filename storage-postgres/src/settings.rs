@@ -44,7 +44,7 @@ impl Default for PostgresSettings {
                 .expect("the default is a URL without a password"),
             schema: None,
             connections: 8,
-            connect_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(3),
             timeout: Duration::from_secs(10),
             password_env: None,
             password_file: None,
