@@ -14,6 +14,7 @@ mod options;
 mod process;
 mod report;
 mod stage;
+mod supervise;
 mod swarm_tracker;
 mod tools;
 mod torrent;
@@ -22,6 +23,8 @@ mod udp_tracker;
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -36,26 +39,24 @@ use crate::stage::Stage;
 use crate::tools::Tool;
 use crate::udp_tracker::Kind;
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
-    match cli.command {
-        None => compare(cli.options),
-        Some(Command::Limit { side }) => match side {
-            Side::Send { file } => limit::send(&file),
-            Side::Receive { address, file } => {
-                println!("{}", limit::receive(&address, &file)?);
-                Ok(())
-            }
-            Side::Hash { file } => {
-                println!("{}", limit::hash(&file)?);
-                Ok(())
-            }
+fn main() -> Result<ExitCode> {
+    let Cli { mut options, command } = Cli::parse();
+    match (command, options.inside.take()) {
+        (None, None) => {
+            return supervise::run(&options.dir.unwrap_or_else(std::env::temp_dir));
+        }
+        (None, Some(folder)) => compare(options, &folder)?,
+        (Some(Command::Limit { side }), _) => match side {
+            Side::Send { file } => limit::send(&file)?,
+            Side::Receive { address, file } => println!("{}", limit::receive(&address, &file)?),
+            Side::Hash { file } => println!("{}", limit::hash(&file)?),
         },
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn compare(options: Options) -> Result<()> {
-    let stage = Stage::new(options)?;
+fn compare(options: Options, folder: &Path) -> Result<()> {
+    let stage = Stage::new(options, folder)?;
     let tools = find_tools(&stage.options);
     let mut cases = cases::all(&stage, &tools, &find_trackers(&stage.options));
     let wanted = &stage.options.cases;

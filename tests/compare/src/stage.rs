@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use enjambre_tests::content::{TreeFile, hash_of, read_tree, write_file};
 use tempfile::TempDir;
 
@@ -68,24 +68,20 @@ pub(crate) struct Stage {
     pub(crate) options: Options,
     /// Where those who speak BitTorrent find each other.
     pub(crate) swarm_tracker: SwarmTracker,
-    folder: TempDir,
+    folder: PathBuf,
     contents: RefCell<BTreeMap<String, Rc<Content>>>,
 }
 
 impl Stage {
-    /// Makes the folder.
-    pub(crate) fn new(options: Options) -> Result<Self> {
-        let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let folder = tempfile::Builder::new()
-            .prefix("compare-")
-            .tempdir_in(&parent)
-            .with_context(|| parent.display().to_string())?;
+    /// In a folder that somebody else made.
+    pub(crate) fn new(options: Options, folder: &Path) -> Result<Self> {
+        let folder = folder.to_owned();
         Ok(Self { options, swarm_tracker: SwarmTracker::start()?, folder, contents: RefCell::default() })
     }
 
     /// An empty folder for one run, which goes with its guard.
     pub(crate) fn room(&self) -> Result<TempDir> {
-        Ok(tempfile::Builder::new().prefix("run-").tempdir_in(self.folder.path())?)
+        Ok(tempfile::Builder::new().prefix("run-").tempdir_in(&self.folder)?)
     }
 
     /// A file of random content: of this size, unless another was asked for on the command line.
@@ -124,11 +120,11 @@ impl Stage {
         if let Some(content) = self.contents.borrow().get(name) {
             return Ok(Rc::clone(content));
         }
-        let path = self.folder.path().join(name);
+        let path = self.folder.join(name);
         let (size, expected) = make(&path)?;
         // What is still on its way to the disk would slow down whoever comes first.
         rustix::fs::sync();
-        let torrent = self.folder.path().join(format!("{name}.torrent"));
+        let torrent = self.folder.join(format!("{name}.torrent"));
         torrent::write(&path, &self.swarm_tracker.url(), &torrent)?;
         let content = Rc::new(Content { path, size, torrent, expected });
         self.contents.borrow_mut().insert(name.to_owned(), Rc::clone(&content));
