@@ -87,7 +87,12 @@ fn compare(options: Options, folder: &Path) -> Result<()> {
 }
 
 fn section(report: &CaseReport) -> String {
-    format!("### {}\n\n{}", report.title, report::markdown(&report.table()))
+    let rounds = if report.rounds == 1 { " (one round)" } else { "" };
+    let mut text = format!("### {}{rounds}\n\n{}", report.title, report::markdown(&report.table()));
+    for line in report.failures() {
+        text += &format!("\n{line}\n");
+    }
+    text
 }
 
 fn aims(reports: &[CaseReport]) -> String {
@@ -110,7 +115,7 @@ fn write(reports: &[CaseReport], tools: &[Rc<dyn Tool>], options: &Options) -> R
         let others = versions.iter().filter(|(name, _)| !name.starts_with("enjambre") && **name != "limit");
         let others: Vec<String> = others.map(|(name, version)| format!("{name} {version}")).collect();
         let mut text = format!(
-            "Measured on {date}: {}; medians of {} rounds, or of 3 where a round takes long.\n\
+            "Measured on {date}: {}; medians of {} rounds where nothing else is said.\n\
              Beside: {}.\n\n",
             machine::describe(),
             options.rounds,
@@ -172,7 +177,10 @@ fn run(case: Case<'_>, options: &Options) -> CaseReport {
         let _ = catch_unwind(AssertUnwindSafe(&first.run));
     }
     for round in 1..=rounds {
-        for (contender, contest) in case.contenders.iter().zip(&mut contests) {
+        // Who failed would only fail again, and a tool that hangs takes long.
+        let at_work =
+            case.contenders.iter().zip(&mut contests).filter(|(_, contest)| contest.failures.is_empty());
+        for (contender, contest) in at_work {
             let begun = Instant::now();
             // The harness of the tests panics where something is not as it must be.
             let result = catch_unwind(AssertUnwindSafe(&contender.run))
@@ -197,5 +205,5 @@ fn run(case: Case<'_>, options: &Options) -> CaseReport {
         }
     }
     let Case { name, title, columns, reference, .. } = case;
-    CaseReport { name, title, columns, reference, contests }
+    CaseReport { name, title, columns, reference, rounds, contests }
 }

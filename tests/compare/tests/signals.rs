@@ -27,16 +27,17 @@ struct Run {
 
 impl Run {
     fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let bin = folder.path().join("bin");
-        fs::create_dir(&bin).unwrap();
-        fs::create_dir(folder.path().join("work")).unwrap();
-        fs::write(bin.join("rsync"), HANGING).unwrap();
-        fs::set_permissions(bin.join("rsync"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(&bin).expect("a test's folder can be written");
+        fs::create_dir(folder.path().join("work")).expect("a test's folder can be written");
+        fs::write(bin.join("rsync"), HANGING).expect("a test's folder can be written");
+        fs::set_permissions(bin.join("rsync"), fs::Permissions::from_mode(0o755))
+            .expect("a test's folder can be written");
         let path = std::env::join_paths(
             [bin].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
         )
-        .unwrap();
+        .expect("folders without a colon");
         let told = folder.path().join("hanging");
         let comparison = Command::new(env!("CARGO_BIN_EXE_enjambre-compare"))
             .args(["--case", "single", "--tools", "rsync", "--rounds", "1", "--size", "1MiB", "--dir"])
@@ -47,16 +48,19 @@ impl Run {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap();
+            .expect("it can be started");
         let text = wait_until("the tool that hangs", LONG, || fs::read_to_string(&told).ok());
-        let hanging = text.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        let hanging = text.split_whitespace().map(|id| id.parse().expect("a process id")).collect();
         Self { folder, comparison, hanging }
     }
 
     /// Fails unless everything is gone as soon as the comparison is.
     fn expect_nothing_left(mut self) -> ExitStatus {
-        let status = wait_until("the comparison's end", LONG, || self.comparison.try_wait().unwrap());
-        let left: Vec<_> = fs::read_dir(self.folder.path().join("work")).unwrap().flatten().collect();
+        let status = wait_until("the comparison's end", LONG, || {
+            self.comparison.try_wait().expect("the child is ours")
+        });
+        let left: Vec<_> =
+            fs::read_dir(self.folder.path().join("work")).expect("the folder stays").flatten().collect();
         assert!(left.is_empty(), "{left:?}");
         assert_eq!(self.hanging.len(), 2, "the tool and its child");
         for id in &self.hanging {
