@@ -14,6 +14,8 @@ use enjambre_tests::figures;
 use enjambre_tests::process::Process;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
+use crate::machine::WarmMemory;
+
 /// How long one run of one tool may take, where nothing else is said.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 /// How often peak memory is looked at. The kernel keeps the peak, so only that of the last moment can be missed.
@@ -64,7 +66,12 @@ pub(crate) struct Taken {
 
 /// Waits until all of `work` is done, but no longer than until the deadline. Those who go on come back and are killed by
 /// dropping them.
-pub(crate) fn race(sources: &[u32], work: Vec<Work>, deadline: Duration) -> Result<(Taken, Vec<Process>)> {
+pub(crate) fn race(
+    sources: &[u32],
+    work: Vec<Work>,
+    deadline: Duration,
+    warm: WarmMemory,
+) -> Result<(Taken, Vec<Process>)> {
     let begun = work.iter().map(|work| work.begun).min().context("a race needs somebody who runs")?;
     let workers: Vec<u32> =
         work.iter().flat_map(|work| [Some(work.process.pid()), work.daemon]).flatten().collect();
@@ -77,7 +84,7 @@ pub(crate) fn race(sources: &[u32], work: Vec<Work>, deadline: Duration) -> Resu
     let mut taken = Taken::default();
     let mut left = Vec::new();
     thread::scope(|scope| {
-        let looking = scope.spawn(|| look(sources, &workers, &over, &waited_for, deadline));
+        let looking = scope.spawn(|| look(sources, &workers, &over, &waited_for, deadline, warm));
         let running: Vec<_> =
             work.into_iter().map(|work| scope.spawn(|| finish(work, &waited_for, deadline))).collect();
         let results: Vec<_> = running.into_iter().map(thread::ScopedJoinHandle::join).collect();
@@ -135,13 +142,14 @@ fn finish(
     }
 }
 
-/// Watches peak memory until the race is over, and ends it at the deadline.
+/// Watches peak memory until the race is over, keeps some memory free meanwhile, and ends it at the deadline.
 fn look(
     sources: &[u32],
     workers: &[u32],
     over: &AtomicBool,
     waited_for: &Mutex<Vec<u32>>,
     deadline: Duration,
+    mut warm: WarmMemory,
 ) -> (u64, u64) {
     let begun = Instant::now();
     let (mut source_kib, mut worker_kib) = (0, 0);
@@ -162,6 +170,7 @@ fn look(
                     .map(|pid| kill_process(pid, Signal::KILL));
             }
         }
+        warm.give();
         thread::sleep(LOOK);
     }
 }

@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use enjambre_tests::content::MIB;
 
 use super::{Case, Contender};
-use crate::machine::warm_memory;
+use crate::machine::WarmMemory;
 use crate::process::{DEADLINE, Taken, race};
 use crate::report::{COPIES, CPU, Column, PEER_MIB, SECONDS, SOURCE_MIB, Sample};
 use crate::stage::{Content, Stage};
@@ -90,9 +90,9 @@ pub(super) fn publish<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> 
                 upload: None,
                 swarm_tracker: &stage.swarm_tracker,
             };
-            warm_memory(SPARE);
+            let warm = WarmMemory::new(0);
             let (_others, work) = tool.publish(&run)?;
-            let (taken, _) = race(&[], vec![work], DEADLINE)?;
+            let (taken, _) = race(&[], vec![work], DEADLINE, warm)?;
             Ok(sample(&taken))
         };
         Contender { name: name.to_owned(), run: Box::new(run) }
@@ -117,9 +117,6 @@ pub(super) fn large(stage: &Stage) -> Case<'_> {
     let case = transfer(stage, "large", title, tools.into(), plan, move || stage.sparse_file(size.as_u64()));
     Case { reference: None, most_rounds: 1, is_large: true, ..case }
 }
-
-/// Memory that a tool may need besides that for the files it writes.
-const SPARE: u64 = 512 * MIB;
 
 #[derive(Debug, Clone, Copy)]
 struct Plan {
@@ -183,12 +180,12 @@ fn one_round(stage: &Stage, tool: &dyn Tool, plan: Plan, content: &Content) -> R
         targets.push(target);
     }
     let pids = source.pids();
-    warm_memory(content.size * downloads as u64 + SPARE);
+    let warm = WarmMemory::new(content.size * downloads as u64);
     let mut work = Vec::new();
     for (number, target) in targets.iter().enumerate() {
         work.push(source.fetch(number, target)?);
     }
-    let (taken, staying) = race(&pids, work, plan.deadline)?;
+    let (taken, staying) = race(&pids, work, plan.deadline, warm)?;
     let mut sample = sample(&taken);
     if let (Some(before), Some(after)) = (sent_before, source.sent()?) {
         sample.insert("copies", (after - before) as f64 / content.size as f64);
