@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockRef;
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
@@ -18,9 +17,8 @@ use zeromq::{Socket, SocketOptions};
 
 use crate::guard::cutoff::CutOff;
 use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::splice::BUFFER;
 
-/// What the crate reads at once at most, in bytes.
-const READ_BUFFER: usize = 256 * 1024;
 /// The longest path of a Unix socket is 108 bytes on Linux and 104 on macOS.
 const LONGEST_PATH: usize = 100;
 /// How the folder's name begins, and the name of the socket in it.
@@ -109,7 +107,7 @@ impl Doorway {
         let open = self.open().await?;
         let listener = open.listener.lock().await;
         let mut options = SocketOptions::default();
-        options.no_connect_timeout().read_buffer(4096, READ_BUFFER, 4);
+        options.no_connect_timeout().read_buffer(4096, BUFFER, 4);
         let mut socket = S::with_options(options);
         let address = format!("ipc://{}", open.path.display());
         let connect = async {
@@ -123,8 +121,6 @@ impl Doorway {
         let accept = async {
             loop {
                 let (mut stream, _) = listener.accept().await?;
-                // A whole buffer of the guard goes in at once.
-                SockRef::from(&stream).set_send_buffer_size(READ_BUFFER)?;
                 // One that was given up on its way is closed at the other end.
                 if shake_hands(&mut stream, guard, &[expected]).await.is_ok() {
                     return Ok(stream);

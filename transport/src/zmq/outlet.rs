@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use zeromq::{RouterSendHalf, SocketSend, ZmqMessage};
 
 use crate::guard::gate::RequestGate;
-use crate::guard::splice::{Emptied, Inbound};
+use crate::guard::splice::{Emptied, Inbound, Outbound, Payloads};
 use crate::remote::{Held, Outlet, Remote};
 
 pub(super) type ZmqRemote = Remote<Router>;
@@ -19,11 +19,17 @@ pub(super) struct Router {
     identity: Bytes,
     /// Locked while a reply is handed over, so that `queued` has the order of the wire.
     pub(super) socket: tokio::sync::Mutex<RouterSendHalf>,
-    /// What the replies hold that were handed to the crate and have not left, in the order of their sending.
-    queued: Mutex<VecDeque<Held>>,
+    /// The replies that were handed to the crate and have not left, in the order of their sending.
+    queued: Mutex<VecDeque<Queued>>,
     pub(super) emptied: Emptied,
     /// The ROUTER failed, and the connection has to end.
     pub(super) failed: CancellationToken,
+}
+
+/// What stays here of a reply until it has left.
+struct Queued {
+    payload: Bytes,
+    _held: Held,
 }
 
 impl Router {
@@ -38,22 +44,6 @@ impl Router {
         }
     }
 
-    /// The oldest replies have left.
-    pub(super) fn sent(&self, messages: usize) {
-        if messages == 0 {
-            return;
-        }
-        let mut queued = self.queued.lock();
-        let left = messages.min(queued.len());
-        let freed: Vec<_> = queued.drain(..left).collect();
-        let empty = queued.is_empty();
-        drop(queued);
-        drop(freed);
-        if empty {
-            self.emptied.signal();
-        }
-    }
-
     pub(super) fn has_queued(&self) -> bool {
         !self.queued.lock().is_empty()
     }
@@ -64,15 +54,16 @@ impl Router {
         drop(queued);
     }
 
-    fn frames(&self, delimited: bool, message: Message) -> ZmqMessage {
+    fn frames(&self, delimited: bool, message: &Message) -> ZmqMessage {
         let mut frames = VecDeque::with_capacity(4);
         frames.push_back(self.identity.clone());
         if delimited {
             frames.push_back(Bytes::new());
         }
-        frames.push_back(message.header);
+        frames.push_back(message.header.clone());
         if !message.payload.is_empty() {
-            frames.push_back(message.payload);
+            // The guard puts the payload in its place.
+            frames.push_back(Bytes::new());
         }
         ZmqMessage::try_from(frames).expect("there are at least two frames")
     }
@@ -89,12 +80,12 @@ impl Outlet for Router {
         held: Held,
     ) -> Result<(), TransportError> {
         let router = &remote.outlet;
-        let frames = router.frames(delimited, message);
+        let frames = router.frames(delimited, &message);
         let mut socket = router.socket.lock().await;
         if remote.closed.is_cancelled() {
             return Err(TransportError::Closed);
         }
-        router.queued.lock().push_back(held);
+        router.queued.lock().push_back(Queued { payload: message.payload, _held: held });
         // The crate fails where it has noticed already that the connection is gone; so has the guard.
         socket.send(frames).await.map_err(|_| TransportError::Closed)
     }
@@ -106,5 +97,33 @@ impl Inbound for ZmqRemote {
         Some(&self.gate)
     }
 
+    fn payloads(&self) -> Option<&Payloads> {
+        None
+    }
+
     fn passed(&self, _messages: u64) {}
+}
+
+/// What the guard sends besides what it gets from the ROUTER.
+impl Outbound for Router {
+    fn payload(&self, messages: usize) -> Option<Bytes> {
+        let mut queued = self.queued.lock();
+        let payload = std::mem::take(&mut queued.get_mut(messages)?.payload);
+        (!payload.is_empty()).then_some(payload)
+    }
+
+    fn sent(&self, messages: usize) {
+        if messages == 0 {
+            return;
+        }
+        let mut queued = self.queued.lock();
+        let left = messages.min(queued.len());
+        let freed: Vec<_> = queued.drain(..left).collect();
+        let empty = queued.is_empty();
+        drop(queued);
+        drop(freed);
+        if empty {
+            self.emptied.signal();
+        }
+    }
 }
