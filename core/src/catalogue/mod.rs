@@ -109,7 +109,8 @@ impl Catalogue {
                     layout::encode(&record),
                 );
                 batch.put(META, keys[1].clone(), Bytes::copy_from_slice(&rand::random::<[u8; 16]>()));
-                match storage.commit(batch, Durability::Durable).await {
+                // Nothing rests on it before something durable follows it, which takes it along.
+                match storage.commit(batch, Durability::Buffered).await {
                     // Read back what now counts, whoever wrote it.
                     Ok(()) | Err(StorageError::Conflict | StorageError::Indeterminate { .. }) => continue,
                     Err(error) => return Err(error),
