@@ -332,7 +332,9 @@ impl Engine for Sqlite {
         let turn = turns.as_ref().map(|turns| turns.write());
         let outcome = self.commit(writes, durability);
         // To those who wait, also where the next commit is there already.
-        turn.map(RwLockWriteGuard::unlock_fair);
+        if let Some(turn) = turn {
+            RwLockWriteGuard::unlock_fair(turn);
+        }
         outcome?;
         self.unsynced = durability == Durability::Buffered;
         if self.options.role == Role::Records {
