@@ -23,6 +23,8 @@ use crate::transport::error::TransportError;
 
 /// Pieces are hashed and written in batches of at most this many bytes, or one by one.
 const BATCH: usize = 1024 * 1024;
+/// The same for content in a database, where each commit has to wait for the disk several times.
+const BATCH_IN_DATABASE: usize = 4 * 1024 * 1024;
 /// A provider may take as long for this much of a piece as it may be silent.
 const SILENT_BYTES: u32 = 1024 * 1024;
 /// How long to wait before a write is tried again that found the disk full.
@@ -79,8 +81,9 @@ impl Transfer<'_> {
         if self.write_after.is_some_and(|after| Instant::now() < after) {
             return;
         }
+        let most = if file.is_in_database() { BATCH_IN_DATABASE } else { BATCH };
         while self.keeping < self.keepers && !self.to_keep.is_empty() {
-            let batch = take_batch(&mut self.to_keep);
+            let batch = take_batch(&mut self.to_keep, most);
             self.keeping += 1;
             let file = Arc::clone(file);
             self.events.push(
@@ -262,8 +265,8 @@ impl Transfer<'_> {
     }
 }
 
-/// The front of the queue: about a batch, but at least one piece, and none of them twice.
-fn take_batch(queue: &mut Vec<Arrived>) -> Vec<Arrived> {
+/// The front of the queue: at most so many bytes, but at least one piece, and none of them twice.
+fn take_batch(queue: &mut Vec<Arrived>, most: usize) -> Vec<Arrived> {
     let mut taken = 0;
     let count = queue
         .iter()
@@ -271,7 +274,7 @@ fn take_batch(queue: &mut Vec<Arrived>) -> Vec<Arrived> {
         .take_while(|(at, arrived)| {
             let twice = queue[..*at].iter().any(|before| before.piece == arrived.piece);
             taken += arrived.content.len();
-            *at == 0 || (taken <= BATCH && !twice)
+            *at == 0 || (taken <= most && !twice)
         })
         .count();
     queue.drain(..count).collect()
