@@ -45,6 +45,8 @@ const CHECKPOINT: i64 = 8 * 1024 * 1024;
 /// To how many bytes the journal of content is cut after a commit that took more. It is kept, because writing over
 /// what is there costs the disk less than making it anew.
 const KEPT_JOURNAL: i64 = 4 * 1024 * 1024;
+/// From how many bytes on a transaction writes content into the database before it commits, which takes two more syncs.
+const HELD_BACK: i64 = 8 * 1024 * 1024;
 /// From how many bytes on the log is cut; with the largest group on top it stays below 64 MiB.
 const CUT_LOG: u64 = 40 * 1024 * 1024;
 /// How many bytes of the disk are left to small writes: deleting what fills it takes some room, too.
@@ -118,7 +120,11 @@ impl Sqlite {
                     let pages = CHECKPOINT / schema::page_size(options.role);
                     connection.pragma_update(None, "wal_autocheckpoint", pages)?;
                 }
-                Role::Content => connection.pragma_update(None, "journal_size_limit", KEPT_JOURNAL)?,
+                Role::Content => {
+                    connection.pragma_update(None, "journal_size_limit", KEPT_JOURNAL)?;
+                    let pages = HELD_BACK / schema::page_size(options.role);
+                    connection.pragma_update(None, "cache_spill", pages)?;
+                }
             }
             connection.pragma_update_and_check(None, "journal_mode", wanted, |row| row.get::<_, String>(0))
         })();
