@@ -221,6 +221,24 @@ async fn payload<R: AsyncRead + Unpin>(
     Ok(payload.freeze())
 }
 
+/// Writes a payload as the last frame of its message, and in front of it what is to leave before.
+async fn write_payload<W: AsyncWrite + Unpin>(
+    to: &mut W,
+    before: &[u8],
+    payload: &Bytes,
+    stalled: Duration,
+    activity: &Activity,
+) -> Result<(), CutOff> {
+    let header = last_header(payload.len());
+    let (first, rest) = payload.split_at(payload.len().min(LEAST));
+    write(to, Buf::chain(before, &header[..]).chain(first), stalled).await?;
+    for part in rest.chunks(LEAST) {
+        activity.heard();
+        write(to, part, stalled).await?;
+    }
+    Ok(())
+}
+
 /// From the crate to the remote, with the payloads in the places that are kept for them.
 pub(crate) async fn outbound<R, W>(
     from: &mut R,
@@ -253,21 +271,15 @@ where
         loop {
             match walker.step(&buffer.bytes[at..buffer.filled])? {
                 Step::Incomplete => break,
-                Step::Frame { header, body: 0, opens: false, more: false, .. }
-                    if let Some(payload) = outbound.payload(messages) =>
-                {
-                    let header_of_it = last_header(payload.len());
-                    let (first, rest) = payload.split_at(payload.len().min(LEAST));
-                    let before = Buf::chain(&buffer.bytes[begin..at], &header_of_it[..]);
-                    write(to, before.chain(first), stalled).await?;
-                    for part in rest.chunks(LEAST) {
-                        activity.heard();
-                        write(to, part, stalled).await?;
+                Step::Frame { header, body, opens, more, .. } => {
+                    let may_be_a_place = body == 0 && !opens && !more;
+                    if may_be_a_place && let Some(payload) = outbound.payload(messages) {
+                        let before = &buffer.bytes[begin..at];
+                        write_payload(to, before, &payload, stalled, activity).await?;
+                        begin = at + header;
                     }
                     at += header;
-                    begin = at;
                 }
-                Step::Frame { header, .. } => at += header,
                 Step::Body { bytes, closes, .. } => {
                     at += bytes;
                     if closes {
