@@ -22,6 +22,8 @@ fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Run 
         }
     }
     command.args(arguments).current_dir(folder).env("XDG_CONFIG_HOME", folder.join("none"));
+    // An error is one line even for who asks for more.
+    command.env("RUST_BACKTRACE", "1");
     command.envs(variables.iter().copied()).stdin(Stdio::null());
     let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -52,7 +54,9 @@ fn a_command_line_that_is_wrong_is_status_2() {
         assert_eq!(run(arguments).status, 2, "{arguments:?}");
     }
     assert_error(&run(&["publish", "a", "b", "--name", "c"]), 2, &["--name"]);
-    assert_error(&run(&["publish", "a", "--name", "deadbeef"]), 2, &["deadbeef"]);
+    for name in ["deadbeef", "a/b"] {
+        assert_error(&run(&["publish", "a", "--name", name]), 2, &[name]);
+    }
     let help = run(&["--help"]);
     assert_eq!(help.status, 0);
     for command in
@@ -102,8 +106,9 @@ fn an_endpoint_that_others_reach_has_to_be_asked_for() {
 #[test]
 fn config_show_tells_each_value_and_its_origin() {
     let folder = TempDir::new().unwrap();
-    std::fs::write(folder.path().join("enjambre.toml"), "[peer]\ndata_dir = \"here\"\n").unwrap();
-    let variables = [("ENJAMBRE__LIMITS__UPLOAD", "5MB/s")];
+    let file = "[peer]\ndata_dir = \"here\"\n[limits]\nupload = \"1MB/s\"\n[log]\nlevel = \"info\"\n";
+    std::fs::write(folder.path().join("enjambre.toml"), file).unwrap();
+    let variables = [("ENJAMBRE__LIMITS__UPLOAD", "5MB/s"), ("ENJAMBRE__LOG__LEVEL", "error")];
     let shown = run_in(folder.path(), &["config", "show", "--set", "log.level=warn"], &variables);
     assert_eq!(shown.status, 0, "{}", shown.stderr);
     let origin = |value: &str| {
@@ -120,9 +125,17 @@ fn config_show_tells_each_value_and_its_origin() {
 #[test]
 fn config_check_reads_the_file_it_is_given() {
     let folder = TempDir::new().unwrap();
-    std::fs::write(folder.path().join("x.toml"), "[tracker]\nleese = \"1s\"\n").unwrap();
-    let wrong = run_in(folder.path(), &["config", "check", "x.toml"], &[]);
-    assert_error(&wrong, 2, &["x.toml", "tracker.leese", "tracker.lease"]);
+    for (text, words) in [
+        (&b"[tracker]\nleese = \"1s\"\n"[..], &["tracker.leese", "tracker.lease"][..]),
+        (b"[librery]\ncontent = \"files\"\n", &["librery", "library"]),
+        (b"[tracker\n", &["x.toml:1", "not valid TOML"]),
+        (b"[tracker]\ndata_dir = \"\xff\"\n", &["UTF-8"]),
+    ] {
+        std::fs::write(folder.path().join("x.toml"), text).unwrap();
+        let wrong = run_in(folder.path(), &["config", "check", "x.toml"], &[]);
+        assert_error(&wrong, 2, &[&["x.toml"], words].concat());
+    }
+    assert_error(&run_in(folder.path(), &["config", "check", "."], &[]), 2, &["cannot be read"]);
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
     for name in ["tracker.toml", "peer.toml"] {
         let path = shipped.join(name);

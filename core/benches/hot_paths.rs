@@ -85,7 +85,9 @@ fn merge_the_hashes_of_1_gib(bencher: Bencher<'_, '_>) {
 /// Every decision of a download: 10,000 pieces, 100 providers with a half each, one with everything.
 #[divan::bench(sample_count = 10)]
 fn schedule_10_000_pieces_of_100_providers(bencher: Bencher<'_, '_>) {
-    let layout = PieceLayout::new(10_000 * 256 * 1024).expect("2.4 GiB is a size");
+    // Up to 32 GiB a file has at most 8,192 pieces; from there on they are of 4 MiB.
+    let layout = PieceLayout::new(10_000 * (4 << 20)).expect("39 GiB is a size");
+    assert_eq!(layout.count(), 10_000);
     let new = || {
         let mut schedule = Schedule::new(layout, &Bitmap::empty(layout), WindowSettings::default(), 7);
         for provider in 0..100 {

@@ -1,10 +1,11 @@
 //! Storage on SQLite: one database file for records, one beside it for content.
 //!
 //! Each space is a table. Records lie in 4 KiB pages and tables without row ids; content lies in 64 KiB pages
-//! and tables whose last column is the value, so that a key is found without passing over content. The journal
-//! is a write-ahead log (<https://sqlite.org/wal.html>): readers go on while a commit is written.
+//! and tables whose last column is the value, so that a key is found without passing over content. Records have a
+//! write-ahead log (<https://sqlite.org/wal.html>): readers go on while a commit is written. Content has a rollback
+//! journal (<https://sqlite.org/atomiccommit.html>), because a log would write everything twice.
 
-mod checkpointer;
+mod create;
 mod error;
 mod schema;
 mod settings;

@@ -22,6 +22,14 @@ const fn application_id(role: Role) -> i64 {
     }
 }
 
+/// The size of the pages of a new file.
+pub(crate) const fn page_size(role: Role) -> i64 {
+    match role {
+        Role::Records => 4096,
+        Role::Content => 65536,
+    }
+}
+
 /// Checks that the file is ours and of a format that we know, or makes a new file ours.
 pub(crate) fn prepare(connection: &mut Connection, path: &Path, role: Role) -> Result<(), StorageError> {
     let failed = |error| explain(path, "open", error);

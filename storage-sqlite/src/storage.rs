@@ -1,9 +1,13 @@
 //! The engine: one connection that writes, and one for each reader.
 //!
-//! `Durable` commits run with `synchronous = FULL`, which syncs the log at each commit, `Buffered` ones with
+//! Records: `Durable` commits run with `synchronous = FULL`, which syncs the log at each commit, `Buffered` ones with
 //! `NORMAL`, which does not (<https://sqlite.org/pragma.html#pragma_synchronous>). A sync is a small commit with
-//! `FULL`: an empty one would sync nothing. The log is kept short by checkpoints, those of content beside the
-//! writer, and cut where readers kept it from being reused.
+//! `FULL`: an empty one would sync nothing. The log is kept short by checkpoints, and cut where readers kept it from
+//! being reused.
+//!
+//! Content: every commit runs with `FULL`, because behind a rollback journal a weaker one lets a power cut damage the
+//! database. Pages that a database grows by need no journal, so a commit costs what it takes to write them once.
+//! Readers wait while a commit runs, and a commit waits until they have read, in the order in which they came.
 
 #[cfg(test)]
 mod tests;
@@ -21,9 +25,10 @@ use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
+use parking_lot::{RwLock, RwLockWriteGuard};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
-use crate::checkpointer::Checkpointer;
+use crate::create;
 use crate::error::{explain, is_full};
 use crate::schema::{self, Tables};
 
@@ -35,18 +40,28 @@ const MAX_BATCH: usize = 16 * 1024 * 1024;
 pub(crate) const GROUP_BYTES: usize = 8 * 1024 * 1024;
 /// About how many bytes a page of a scan has.
 const MAX_PAGE: usize = 1024 * 1024;
-/// From how many bytes on the log is written back into the database after a commit: of records, and of content, where
-/// most of that was done beside the writer by then.
-const CHECKPOINT: i64 = 8 * 1024 * 1024;
-const CHECKPOINT_CONTENT: i64 = 24 * 1024 * 1024;
+/// From how many bytes on the log of records is written back into the database after a commit.
+const CHECKPOINT: i64 = 16 * 1024 * 1024;
+/// To how many bytes the journal of content is cut after a commit that took more. It is kept, because writing over
+/// what is there costs the disk less than making it anew.
+const KEPT_JOURNAL: i64 = 4 * 1024 * 1024;
+/// From how many bytes on a transaction writes content into the database before it commits, which takes two more syncs.
+const HELD_BACK: i64 = 8 * 1024 * 1024;
+/// Leaves a log from an earlier version, which is written back; lets SQLite remove the journal of an earlier process;
+/// and keeps the next one. A kill may have come between the end of the old one and its sync. Were it written over, a
+/// power cut could leave the old beginning before new pages, and it would be played back in part.
+const FRESH_JOURNAL: &[&str] = &["persist", "delete", "persist"];
 /// From how many bytes on the log is cut; with the largest group on top it stays below 64 MiB.
 const CUT_LOG: u64 = 40 * 1024 * 1024;
 /// How many bytes of the disk are left to small writes: deleting what fills it takes some room, too.
 const RESERVE: u64 = 8 * 1024 * 1024;
 /// Up to how many bytes writes may use the reserve.
 const SMALL: u64 = 64 * 1024;
-/// How long a checkpoint that cuts the log waits for readers.
+/// How long a checkpoint that cuts the log waits for readers, and whatever else for another process that reads.
 const BUSY: Duration = Duration::from_secs(2);
+/// Waits for another process that reads content before anything is written, and never later. To records it makes no
+/// difference: behind a log nobody waits for readers.
+const BEGIN: &str = "BEGIN EXCLUSIVE";
 /// Changes something, so that there is something to sync.
 const COUNT_SYNC: &str = "UPDATE enjambre_sync SET count = count + 1";
 /// From how many bytes on a value is read into a buffer that is used again.
@@ -65,15 +80,19 @@ pub(crate) struct Options {
     pub(crate) cache_kib: u64,
 }
 
+/// Keeps the readers of content and its writer apart; records need none of it. Neither side can starve the other: whoever
+/// waits for the lock is before all who come later.
+type Turns = Option<Arc<RwLock<()>>>;
+
 /// The writing side.
 #[derive(Debug)]
 pub(crate) struct Sqlite {
-    /// Of content, of which there is much. First, so that it goes before the connection, which ends the log.
-    checkpointer: Option<Checkpointer>,
     connection: Connection,
     tables: Tables,
     options: Options,
+    /// The write-ahead log of records, the rollback journal of content.
     log: PathBuf,
+    turns: Turns,
     /// The setting of `synchronous` that is in force, if it is known.
     synchronous: Option<Durability>,
     /// Whether something was committed that may not be durable yet.
@@ -93,41 +112,42 @@ impl Sqlite {
             })?;
         }
         let lock = Arc::new(place::lock(path)?);
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-        let mut connection = connect(options, flags)?;
-        let (page_size, checkpoint) = match options.role {
-            Role::Records => (4096, CHECKPOINT),
-            Role::Content => (65536, CHECKPOINT_CONTENT),
-        };
-        let configured = (|| {
-            // Has an effect on a new file only.
-            connection.pragma_update(None, "page_size", page_size)?;
-            connection.pragma_update(None, "wal_autocheckpoint", checkpoint / page_size)
-        })();
-        configured.map_err(|error| explain(path, "open", error))?;
+        create::where_missing(path, options.role)?;
+        let mut connection = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         // Before anything is changed in a file that may be somebody else's.
         schema::prepare(&mut connection, path, options.role)?;
-        let mode: String = connection
-            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
-            .map_err(|error| explain(path, "open", error))?;
-        if mode != "wal" {
+        let (modes, wanted, name, turns) = match options.role {
+            Role::Records => (&["wal"][..], "wal", "-wal", None),
+            Role::Content => (FRESH_JOURNAL, "persist", "-journal", Some(Arc::new(RwLock::new(())))),
+        };
+        let configured = (|| {
+            match options.role {
+                Role::Records => {
+                    let pages = CHECKPOINT / schema::page_size(options.role);
+                    connection.pragma_update(None, "wal_autocheckpoint", pages)?;
+                }
+                Role::Content => {
+                    connection.pragma_update(None, "journal_size_limit", KEPT_JOURNAL)?;
+                    let pages = HELD_BACK / schema::page_size(options.role);
+                    connection.pragma_update(None, "cache_spill", pages)?;
+                }
+            }
+            modes.iter().try_fold(String::new(), |_, mode| {
+                connection.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))
+            })
+        })();
+        let mode = configured.map_err(|error| explain(path, "open", error))?;
+        if mode != wanted {
             return Err(StorageError::backend(
                 format!("open {}", path.display()),
-                "the file system does not bear a write-ahead log; choose a local disk",
+                format!("its journal cannot be changed from {mode} to {wanted}; choose a local disk"),
             ));
         }
-        let checkpointer = match options.role {
-            Role::Records => None,
-            Role::Content => {
-                let beside = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-                Some(Checkpointer::start(beside, options.path.clone())?)
-            }
-        };
         Ok(Self {
-            checkpointer,
             connection,
             tables: Tables::new(options.role),
-            log: place::beside(path, "-wal"),
+            log: place::beside(path, name),
+            turns,
             options: options.clone(),
             synchronous: None,
             // What another process committed before it was killed may not be.
@@ -147,7 +167,9 @@ impl Sqlite {
             return Ok(());
         }
         // What was deleted is free for use once the log is written back.
-        let _ = self.checkpoint();
+        if self.options.role == Role::Records {
+            let _ = self.checkpoint();
+        }
         match self.missing_room(bytes)? {
             0 => Ok(()),
             missing => {
@@ -179,7 +201,8 @@ impl Sqlite {
         // What lies in the log only, and has its place in the database file still to come.
         let to_come = (number("page_count")? * page_size).saturating_sub(length(&self.options.path));
         let growth = bytes.saturating_sub(number("freelist_count")? * page_size);
-        // The log is used again once it is written back, which `to_come` makes sure that it can be.
+        // The log is used again once it is written back, which `to_come` makes sure that it can be. A journal takes what
+        // is written over.
         let log = (RESERVE + bytes).saturating_sub(length(&self.log));
         Ok(to_come + growth + log)
     }
@@ -200,7 +223,7 @@ impl Sqlite {
     /// Everything before the commit point.
     fn write(&mut self, writes: &[Write], durability: Durability) -> rusqlite::Result<()> {
         self.set_synchronous(durability)?;
-        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        self.connection.prepare_cached(BEGIN)?.execute([])?;
         match self.options.role {
             // Small records of many batches fall onto the same pages, so they are written page by page.
             Role::Records => self.write_all(&in_order(writes))?,
@@ -244,7 +267,10 @@ impl Sqlite {
         if !self.connection.is_autocommit() {
             let _ = self.connection.execute_batch("ROLLBACK");
         }
+        // To read, it must have played back what a journal still has; a reader could not.
+        let read = "SELECT count FROM enjambre_sync";
         self.connection.is_autocommit()
+            && self.connection.query_row(read, [], |row| row.get::<_, i64>(0)).is_ok()
     }
 
     fn refuse(&mut self, error: rusqlite::Error) -> ApplyError {
@@ -266,8 +292,28 @@ impl Sqlite {
     }
 
     fn checkpoint(&self) -> rusqlite::Result<()> {
-        let _rest = self.checkpointer.as_ref().map(Checkpointer::rest);
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    }
+
+    /// How strongly a commit is made that has to be so durable.
+    fn strength(&self, durability: Durability) -> Durability {
+        match self.options.role {
+            Role::Records => durability,
+            Role::Content => Durability::Durable,
+        }
+    }
+
+    fn commit(&mut self, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
+        if let Err(error) = self.write(writes, durability) {
+            return Err(self.refuse(error));
+        }
+        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
+        match committed {
+            Ok(_) => Ok(()),
+            // There was no room for the whole transaction, so what makes it count was not written.
+            Err(error) if is_full(&error) => Err(self.refuse(error)),
+            Err(error) => Err(ApplyError::Uncertain(error.into())),
+        }
     }
 }
 
@@ -281,26 +327,26 @@ impl Engine for Sqlite {
             tables: Tables::new(self.options.role),
             path: self.options.path.clone(),
             buffers: self.buffers.clone(),
+            turns: self.turns.clone(),
             _lock: self.lock.clone(),
         })
     }
 
     fn apply(&mut self, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
         self.check_room(writes).map_err(ApplyError::Refused)?;
-        if let Err(error) = self.write(writes, durability) {
-            return Err(self.refuse(error));
+        let durability = self.strength(durability);
+        let turns = self.turns.clone();
+        // From the beginning: a large transaction writes into the database before it commits.
+        let turn = turns.as_ref().map(|turns| turns.write());
+        let outcome = self.commit(writes, durability);
+        // To those who wait, also where the next commit is there already.
+        if let Some(turn) = turn {
+            RwLockWriteGuard::unlock_fair(turn);
         }
-        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
-        match committed {
-            Ok(_) => {}
-            // The log could not grow by the whole transaction, so its commit record was not written.
-            Err(error) if is_full(&error) => return Err(self.refuse(error)),
-            Err(error) => return Err(ApplyError::Uncertain(error.into())),
-        }
+        outcome?;
         self.unsynced = durability == Durability::Buffered;
-        self.bound_log();
-        if let Some(checkpointer) = &mut self.checkpointer {
-            checkpointer.committed(writes.iter().filter_map(Write::value).map(Bytes::len).sum());
+        if self.options.role == Role::Records {
+            self.bound_log();
         }
         Ok(())
     }
@@ -309,6 +355,8 @@ impl Engine for Sqlite {
         if !self.unsynced {
             return Ok(());
         }
+        let turns = self.turns.clone();
+        let _turn = turns.as_ref().map(|turns| turns.write());
         self.set_synchronous(Durability::Durable)
             .and_then(|()| self.connection.prepare_cached(COUNT_SYNC))
             .and_then(|mut update| update.execute([]))
@@ -323,9 +371,10 @@ impl Engine for Sqlite {
 
     fn close(mut self) -> Result<(), StorageError> {
         self.sync()?;
-        self.checkpointer = None;
-        // Only a shorter start the next time: everything is durable in the log.
-        let _ = self.checkpoint();
+        if self.options.role == Role::Records {
+            // Only a shorter start the next time: everything is durable in the log.
+            let _ = self.checkpoint();
+        }
         self.connection.flush_prepared_statement_cache();
         self.connection.close().map_err(|(_, error)| explain(&self.options.path, "close", error))
     }
@@ -338,12 +387,14 @@ pub(crate) struct SqliteReader {
     tables: Tables,
     path: PathBuf,
     buffers: BufferPool,
+    turns: Turns,
     /// Held until the last connection is gone.
     _lock: Arc<File>,
 }
 
 impl Reader for SqliteReader {
     fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
+        let _turn = self.turns.as_ref().map(|turns| turns.read());
         let mut read = || {
             let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(None) };
             self.connection
@@ -363,6 +414,7 @@ impl Reader for SqliteReader {
     ) -> Result<Vec<(Key, Bytes)>, StorageError> {
         let mut page = Vec::new();
         let mut damaged = false;
+        let _turn = self.turns.as_ref().map(|turns| turns.read());
         let mut read = || {
             let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(()) };
             let mut select = self.connection.prepare_cached(&statements.scan(range))?;

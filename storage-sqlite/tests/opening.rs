@@ -101,3 +101,46 @@ async fn missing_folders_are_made_and_content_has_a_file_of_its_own() {
         assert!(folder.path().join("deep/er").join(name).is_file(), "{name}");
     }
 }
+
+#[tokio::test]
+async fn a_creation_that_was_interrupted_begins_anew() {
+    let settings = SqliteSettings::default();
+    for role in [Role::Records, Role::Content] {
+        let folder = tempfile::tempdir().unwrap();
+        let name = if role == Role::Records { "enjambre.db" } else { "enjambre-content.db" };
+        // Half of a database, its journal, and an empty file as earlier versions left it; the log of one that is gone.
+        for (suffix, content) in [
+            (".new", &b"SQLite format 3\0"[..]),
+            (".new-journal", b"x"),
+            ("", b""),
+            ("-wal", b"x"),
+            ("-journal", b"x"),
+        ] {
+            std::fs::write(folder.path().join(format!("{name}{suffix}")), content).unwrap();
+        }
+        for _ in 0..2 {
+            let storage = enjambre_storage_sqlite::open(&settings, folder.path(), role).await.unwrap();
+            let mut batch = Batch::new();
+            batch.put(SPACE, Key::new(vec![1]).expect("1 byte"), vec![7; 500]);
+            storage.commit(batch, Durability::Durable).await.unwrap();
+            storage.close().await.unwrap();
+        }
+        assert!(!folder.path().join(format!("{name}.new")).exists());
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_no_file_or_cannot_be_looked_at_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(SqliteSettings::default().path);
+    // Neither a socket nor a link to itself is a database, and neither has content.
+    let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    open(folder.path()).await.unwrap_err();
+    std::os::unix::net::UnixStream::connect(&path).expect("the socket is still there");
+    drop(socket);
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    open(folder.path()).await.unwrap_err();
+    assert!(std::fs::symlink_metadata(&path).unwrap().is_symlink());
+}

@@ -276,6 +276,13 @@ macro_rules! lifecycle {
                 self.node.process().signal(signal);
             }
 
+            /// Waits until what runs has written this to standard error.
+            #[track_caller]
+            pub fn wait_stderr(&mut self, text: &str) {
+                let process = self.node.process();
+                wait_until(text, LONG, || process.stderr_text().contains(text).then_some(()));
+            }
+
             /// The process id of what runs.
             #[track_caller]
             pub fn pid(&mut self) -> u32 {

@@ -1,95 +1,21 @@
-//! The command line: exit status, errors, `--json` and configuration, as programs rely on them.
+//! The command line of a node: exit status, errors and `--json`, as programs rely on them.
 
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
-use std::fs;
-use std::process::Command;
-
-use enjambre_tests::binary;
 use enjambre_tests::content::MIB;
 use enjambre_tests::node::World;
-use enjambre_tests::process::{Output, Process};
+use enjambre_tests::process::Output;
 use enjambre_tests::wait::LONG;
 use serde_json::Value;
 
 /// A port at which nobody listens: those below 1024 are not handed out.
 const NOBODY: &str = "peer.trackers=[\"zmq://127.0.0.1:9\"]";
 
-/// Runs without any configuration file, in an empty folder.
-fn bare(world: &World, args: &[&str]) -> Output {
-    let mut command = Command::new(binary::enjambre());
-    command
-        .args(args)
-        .current_dir(world.path(""))
-        .env("HOME", world.path(""))
-        .env("XDG_CONFIG_HOME", world.path(""));
-    command.env("RUST_BACKTRACE", "1");
-    Process::start_command(&world.path(""), command).wait(LONG)
-}
-
 #[track_caller]
 fn one_line(output: &Output) -> &str {
     assert_eq!(output.stderr.lines().count(), 1, "{}: {:?}", output.title, output.stderr);
     assert_eq!(output.stdout, "", "{}", output.title);
     output.stderr.trim_end()
-}
-
-#[test]
-fn usage_errors_are_status_2() {
-    let world = World::default();
-    for args in [
-        &["dance"][..],
-        &["get"],
-        &["get", "--colour", "x"],
-        &["publish"],
-        &["export", "x"],
-        &["publish", "a", "b", "--name", "n"],
-    ] {
-        let output = bare(&world, args).expect_status(2);
-        assert!(!output.stderr.is_empty());
-        assert_eq!(output.stdout, "");
-    }
-    bare(&world, &["--help"]).ok();
-    bare(&world, &["--version"]).ok();
-}
-
-#[test]
-fn configuration_errors_are_status_2_on_one_line_and_name_what_is_wrong() {
-    let world = World::default();
-    let config = |text: &str| {
-        let path = world.path("bad.toml");
-        fs::write(&path, text).unwrap();
-        bare(&world, &["config", "check", path.to_str().unwrap()]).expect_status(2)
-    };
-    let cases = [
-        ("[tracker]\nlese = \"30s\"\n", &["lese", "lease"][..]),
-        ("[librery]\ncontent = \"files\"\n", &["librery", "library"]),
-        ("[storage]\nbackend = \"sqlit\"\n", &["sqlit", "sqlite", "sled", "memory"]),
-        ("[tracker]\nlease = \"soon\"\n", &["tracker.lease", "soon"]),
-        ("[transport]\nlisten = [\"zmq:/x\"]\n", &["transport.listen", "zmq:/x"]),
-        ("[tracker\n", &["bad.toml"]),
-    ];
-    for (text, words) in cases {
-        let output = config(text);
-        let line = one_line(&output);
-        for word in words {
-            assert!(line.contains(word), "{word} is missing: {line}");
-        }
-    }
-    let missing = bare(&world, &["list", "--config", "no-such.toml"]).expect_status(2);
-    assert!(one_line(&missing).contains("no-such.toml"));
-    let set = bare(&world, &["list", "--set", "tracker.lese=1s"]).expect_status(2);
-    assert!(one_line(&set).contains("lease"));
-}
-
-#[test]
-fn an_endpoint_beyond_loopback_must_be_asked_for() {
-    let world = World::default();
-    for kind in ["tracker", "peer"] {
-        let output =
-            bare(&world, &[kind, "--set", "transport.listen=[\"zmq://0.0.0.0:0\"]"]).expect_status(2);
-        assert!(one_line(&output).contains("open"), "{}", output.stderr);
-    }
 }
 
 #[test]
@@ -143,9 +69,6 @@ fn failures_are_status_1_on_one_line() {
     let tracker = world.tracker("tracker");
     let b = world.peer("b", &[&tracker]);
     one_line(&b.run(["publish", "/no/such/file"]).expect_status(1));
-    let (file, _) = world.file("film.bin", MIB);
-    one_line(&b.run(["publish", file.to_str().unwrap(), "--name", "a/b"]));
-    one_line(&b.run(["publish", file.to_str().unwrap(), "--name", "0123456789abcdef"]));
 }
 
 #[test]
@@ -216,28 +139,6 @@ fn list_takes_a_pattern() {
     assert_eq!(names("*.bin"), ["film.bin", "song.bin"]);
     assert_eq!(names("ong"), ["song.bin"]);
     assert_eq!(names("nothing"), [] as [&str; 0]);
-}
-
-#[test]
-fn settings_come_from_the_file_the_environment_and_the_command_line_in_this_order() {
-    let world = World::default();
-    fs::write(world.path("enjambre.toml"), "[tracker]\nlease = \"11s\"\nforget = \"5d\"\n").unwrap();
-    let show = |variable: Option<(&str, &str)>, args: &[&str]| {
-        let mut command = Command::new("env");
-        command.arg("-C").arg(world.path(""));
-        if let Some((name, value)) = variable {
-            command.arg(format!("{name}={value}"));
-        }
-        command.arg(binary::enjambre()).args(["config", "show"]).args(args);
-        let output = Process::start_command(&world.path(""), command).wait(LONG).ok();
-        let line = output.stdout.lines().find(|line| line.contains("lease"));
-        line.unwrap_or_else(|| panic!("no lease in {}", output.stdout)).to_owned()
-    };
-    let variable = Some(("ENJAMBRE__TRACKER__LEASE", "12s"));
-    assert!(show(None, &[]).contains("11s"));
-    assert!(show(variable, &[]).contains("12s"));
-    let set = show(variable, &["--set", "tracker.lease=13s"]);
-    assert!(set.contains("13s"), "a bare word is a text: {set}");
 }
 
 #[test]

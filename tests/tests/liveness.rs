@@ -230,3 +230,17 @@ fn a_tracker_without_a_store_refuses_to_pin() {
     let refused = a.run(["publish", file.to_str().unwrap(), "--pin"]).expect_status(1);
     assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
 }
+
+#[test]
+fn who_offers_nothing_cannot_have_a_copy_made_but_asks_for_one_that_is_there() {
+    let world = World::default();
+    let (file, _) = world.file("film.bin", MIB);
+    let tracker = world.tracker_with("tracker", &["tracker.store.enabled=true"]);
+    let a = world.peer_with("a", &[&tracker], &["transport.listen=[]"]);
+    let pin = ["publish", file.to_str().unwrap(), "--pin"];
+    let refused = a.run(pin).expect_status(1);
+    assert!(refused.stderr.contains("transport.listen"), "{}", refused.stderr);
+    let b = world.running_peer("b", &[&tracker]);
+    b.publish(&file, &["--pin"]);
+    a.run(pin).ok();
+}

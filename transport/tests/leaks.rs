@@ -1,4 +1,5 @@
-//! Connections that come and go leave nothing behind. Alone in its process, for it counts open files.
+//! Connections that come and go leave nothing behind, and those that stay keep little. One test at a time, for they look
+//! at the whole process.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
@@ -10,8 +11,10 @@ use bytes::Bytes;
 use enjambre_core::transport::{Deadline, Message, envelope};
 use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
+use tokio::sync::Mutex;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -19,9 +22,53 @@ fn open_files() -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_come_and_go_leave_nothing_open() {
-    // One behind the other, for they count the files of the whole process.
+    let _alone = ALONE.lock().await;
     come_and_go(enjambre_transport::tcp(TransportSettings::default()).unwrap()).await;
     come_and_go(enjambre_transport::zmq(TransportSettings::default()).unwrap()).await;
+}
+
+/// Bytes of memory that this process has at the moment.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_carried_large_payloads_keeps_no_buffers_of_their_size() {
+    const CONNECTIONS: usize = 48;
+    const PAYLOAD: usize = 4 << 20;
+    let _alone = ALONE.lock().await;
+    for transport in [
+        enjambre_transport::tcp(TransportSettings::default()).unwrap(),
+        enjambre_transport::zmq(TransportSettings::default()).unwrap(),
+    ] {
+        let endpoint = format!("{}://127.0.0.1:0", transport.scheme()).parse().unwrap();
+        let listener = transport.bind(&endpoint).await.unwrap();
+        let endpoint = listener.local_endpoint().clone();
+        let payload = Bytes::from(vec![1; PAYLOAD]);
+        let before = resident();
+        let service = tokio::spawn(async move {
+            while let Ok(incoming) = listener.accept().await {
+                let reply = Message { header: incoming.header, payload: payload.clone() };
+                incoming.reply.send(reply).await.unwrap();
+            }
+        });
+        let mut idle = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let connection = transport.connect(&endpoint).await.unwrap();
+            let id = connection.next_id();
+            let header = envelope::malformed_reply(Some(id), "");
+            let reply = connection.call(id, header, Deadline::Total(PATIENCE)).await.unwrap();
+            assert_eq!(reply.payload.len(), PAYLOAD);
+            idle.push(connection);
+        }
+        assert_eq!(transport.connections(), CONNECTIONS);
+        let more = resident().saturating_sub(before);
+        assert!(more < CONNECTIONS * PAYLOAD / 2, "{}: {more} bytes", transport.scheme());
+        drop(idle);
+        service.abort();
+    }
 }
 
 async fn come_and_go(transport: Arc<dyn GuardedTransport>) {

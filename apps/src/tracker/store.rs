@@ -460,3 +460,6 @@ fn reachable(listen: &[Endpoint]) -> Vec<Endpoint> {
     });
     each.collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,11 @@
 //! and not once per downloader. Nobody starves of it: when no trader delivers anything for a while, or a source is
 //! much faster than the traders are, it is asked for anything.
 //!
+//! Of the traders those that are much nearer than others, by the round trip, are asked for what they have; those that are far
+//! away only for what no near one has, and one piece at a time, for each of the near ones does so. But only while the near
+//! ones deliver about what the far ones could. So a piece crosses a long way a few times and goes round where it is (Bindal and others, "Improving Traffic Locality in BitTorrent via Biased Neighbor
+//! Selection", ICDCS 2006). Rarest first holds on both sides of that.
+//!
 //! When every missing piece is on its way, an idle provider is asked for the one that has waited longest, if it
 //! has waited for longer than is usual there; whoever answers first wins and the other request is cancelled.
 //!
@@ -55,6 +60,13 @@ const WATCHED: Duration = Duration::from_millis(500);
 const SLOW: u32 = 3;
 /// What is expected of a provider that has not delivered anything yet.
 const UNKNOWN: Duration = Duration::from_millis(500);
+/// Who is further away than this many times the nearest trader and a little more is far away.
+const FAR: u32 = 4;
+const FAR_BEGINS: Duration = Duration::from_millis(5);
+/// The near ones suffice when this many times what they deliver is more than the far ones could, asked one piece at a time.
+const SUFFICE: f64 = 4.0;
+/// How many pieces are then asked of the far ones at once.
+const FAR_AT_ONCE: usize = 2;
 /// How many times the product of bandwidth and delay is asked for ahead.
 const AHEAD: f64 = 4.0;
 
@@ -70,6 +82,9 @@ struct ProviderState {
     pace: Pace,
     /// The least that a piece took of late, from the question to its arrival.
     quickest: Option<Duration>,
+    /// What a question took that is answered with little.
+    round_trip: Option<Duration>,
+    far: bool,
 }
 
 #[derive(Debug)]
@@ -119,6 +134,11 @@ pub struct Schedule {
     sent_again: usize,
     /// What a piece takes from a trader, from the question to its arrival, of late.
     trade_takes: Duration,
+    /// Pieces that near traders have, and whether that changed since it was put together.
+    near: Bits,
+    near_changed: bool,
+    /// Whether there is no need to ask far traders for these.
+    near_suffice: bool,
     rng: SmallRng,
 }
 
@@ -137,6 +157,9 @@ impl Schedule {
             traded: Duration::ZERO,
             sent_again: 0,
             trade_takes: Duration::ZERO,
+            near: Bits::empty(layout.count()),
+            near_changed: false,
+            near_suffice: false,
             rng: SmallRng::seed_from_u64(seed),
         };
         for piece in layout.pieces().filter(|&piece| !have.contains(piece)) {
@@ -172,6 +195,13 @@ impl Schedule {
         self.providers.get(&provider).is_some_and(|state| state.have.meets(&self.wanted))
     }
 
+    /// Whether somebody else has a piece that this provider owes; those in `except` do not count.
+    pub fn others_have(&self, provider: ProviderKey, except: &[ProviderKey]) -> bool {
+        let Some(state) = self.providers.get(&provider) else { return false };
+        let mut others = self.providers.iter().filter(|(key, _)| **key != provider && !except.contains(*key));
+        others.any(|(_, other)| state.in_flight.iter().any(|piece| other.have.contains(piece.get())))
+    }
+
     /// A provider comes in with these pieces, or one that is there has others now.
     pub fn set_provider(&mut self, provider: ProviderKey, have: &Bitmap, now: Duration) {
         let source = have.is_full();
@@ -185,7 +215,10 @@ impl Schedule {
             window: Window::new(self.settings, self.layout),
             pace: Pace::new(now),
             quickest: None,
+            round_trip: None,
+            far: false,
         });
+        self.near_changed = true;
         let was_source = std::mem::replace(&mut state.source, source);
         let before = std::mem::replace(&mut state.have, have);
         match (was_source, source) {
@@ -212,9 +245,17 @@ impl Schedule {
         }
     }
 
+    /// A question that is answered with little took this long at the provider.
+    pub fn set_round_trip(&mut self, provider: ProviderKey, took: Duration) {
+        if let Some(state) = self.providers.get_mut(&provider) {
+            state.round_trip = Some(state.round_trip.map_or(took, |before| before.min(took)));
+        }
+    }
+
     /// A provider goes; what it was asked for is missing again, unless another one was asked too.
     pub fn remove_provider(&mut self, provider: ProviderKey) {
         let Some(state) = self.providers.remove(&provider) else { return };
+        self.near_changed = true;
         if !state.source {
             state.have.iter().for_each(|piece| self.rarity.remove_holder(piece));
             self.traders -= 1;
@@ -224,9 +265,10 @@ impl Schedule {
         }
     }
 
-    /// The providers that may be asked for more, those first that should be: traders before sources, and who
-    /// owes the least, measured by what it delivers.
+    /// The providers that may be asked for more, those first that should be: traders before sources, and from whom a
+    /// piece is likely to come first, by what it owes, what it delivers and how far away it is.
     pub fn by_turn(&mut self, now: Duration) -> Vec<ProviderKey> {
+        self.look_around(now);
         let rng = &mut self.rng;
         let trading = self.traders > 0;
         let open =
@@ -235,6 +277,34 @@ impl Schedule {
             open.map(|(&key, state)| (state.source, state.expected(now), rng.random::<u32>(), key)).collect();
         order.sort_unstable();
         order.into_iter().map(|(.., key)| key).collect()
+    }
+
+    /// Of some providers, by whom a piece is likely to come first: the place in the list.
+    pub fn soonest(&self, of: &[ProviderKey], now: Duration) -> Option<usize> {
+        let expected = |key| self.providers.get(key).map(|state| (state.source, state.expected(now)));
+        (0..of.len()).min_by_key(|&at| expected(&of[at]))
+    }
+
+    /// Sees which traders are far away, what the others have, and whether that is enough.
+    fn look_around(&mut self, now: Duration) {
+        let traders = self.providers.values().filter(|state| !state.source);
+        let nearest = traders.filter_map(ProviderState::distance).min();
+        let begins = nearest.map_or(Duration::MAX, |nearest| nearest * FAR + FAR_BEGINS);
+        let (mut near, mut far) = (0.0, 0.0);
+        for state in self.providers.values_mut().filter(|state| !state.source) {
+            let is_far = state.distance().is_some_and(|distance| distance > begins);
+            self.near_changed |= std::mem::replace(&mut state.far, is_far) != is_far;
+            match is_far {
+                true => far += 1.0 / state.alone().as_secs_f64().max(1e-6),
+                false => near += state.pace.per_second(now),
+            }
+        }
+        self.near_suffice = far > 0.0 && near * SUFFICE > far;
+        if self.near_suffice && std::mem::take(&mut self.near_changed) {
+            self.near = Bits::empty(self.layout.count());
+            let near = self.providers.values().filter(|state| !state.source && !state.far);
+            near.for_each(|state| self.near.join(&state.have));
+        }
     }
 
     /// The next piece to ask of this provider; `None` when its window is full or it has nothing that is to be asked
@@ -266,7 +336,12 @@ impl Schedule {
         let rng = &mut self.rng;
         if !state.source || self.traders == 0 {
             let have = (!state.source).then_some(&state.have);
-            return Some((self.rarity.rarest(have, || rng.random())?, false));
+            let except = (state.far && self.near_suffice).then_some(&self.near);
+            let owed = |state: &ProviderState| if state.far { state.in_flight.len() } else { 0 };
+            if except.is_some() && self.providers.values().map(owed).sum::<usize>() >= FAR_AT_ONCE {
+                return None;
+            }
+            return Some((self.rarity.rarest(have, except, || rng.random())?, false));
         }
         if let Some(piece) = self.rarity.unheld(state.given.as_ref(), rng.random()) {
             return Some((piece, true));
@@ -284,7 +359,7 @@ impl Schedule {
                 // It may have begun to give everything again.
                 state.given = None;
             }
-            return Some((self.rarity.rarest(None, || rng.random())?, false));
+            return Some((self.rarity.rarest(None, None, || rng.random())?, false));
         }
         None
     }
@@ -311,7 +386,7 @@ impl Schedule {
             state.pace.arrived(now);
             let request = asked.iter().find(|request| request.provider == provider);
             let takes = request.map(|request| now.saturating_sub(request.at));
-            state.window.arrived(takes);
+            state.window.arrived(takes, now);
             if let Some(takes) = takes {
                 // A little more each time, so that it follows when the way becomes longer.
                 state.quickest = Some(state.quickest.map_or(takes, |before| takes.min(before + before / 64)));
@@ -386,7 +461,8 @@ impl Schedule {
     /// else to send, so that no trader is idle while others have a queue.
     fn late(&self, provider: ProviderKey, now: Duration) -> Option<u32> {
         let state = self.providers.get(&provider)?;
-        if self.rarity.missing_count() > 0 && (state.source || !state.in_flight.is_empty()) {
+        let leaves_it = state.source || state.far || !state.in_flight.is_empty();
+        if self.rarity.missing_count() > 0 && leaves_it {
             return None;
         }
         let takes = state.expected(now);
@@ -411,8 +487,19 @@ impl ProviderState {
         let ahead = self.in_flight.len() as f64;
         match self.quickest {
             Some(quickest) => quickest + Duration::from_secs_f64((ahead / rate.max(0.01)).min(60.0)),
-            None => UNKNOWN,
+            None => self.alone() * (self.in_flight.len() as u32 + 1),
         }
+    }
+
+    /// How long a piece takes when nothing else is owed.
+    fn alone(&self) -> Duration {
+        self.quickest.unwrap_or(UNKNOWN + self.round_trip.unwrap_or_default())
+    }
+
+    /// How long a question and its answer are on their way, at most.
+    fn distance(&self) -> Option<Duration> {
+        self.round_trip
+            .map(|round_trip| self.quickest.map_or(round_trip, |quickest| quickest.min(round_trip)))
     }
 
     /// How many requests may be on their way. Where there are several who could send a piece, one that waits in a long

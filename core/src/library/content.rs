@@ -19,8 +19,8 @@ use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 const CONTENT: Space = Space::new("content");
 /// The number of the only piece of a small file.
 const ONLY: u32 = 0;
-/// How many keys are deleted in one commit.
-const DELETE_BATCH: usize = 2048;
+/// About how many bytes are deleted in one commit: reads may have to wait for it.
+const DELETE_BATCH: usize = 64 * 1024 * 1024;
 
 /// Where the library keeps content that is its own.
 #[derive(Debug, Clone)]
@@ -160,11 +160,12 @@ impl DatabaseContent {
     /// Removes every piece of a file. The values are not read where the layout is known and they are cut as now.
     pub(super) async fn remove(&self, id: &FileId, layout: Option<PieceLayout>) -> Result<(), LibraryError> {
         if let Some(layout) = layout {
+            let most = (DELETE_BATCH / self.0.limits().max_value).clamp(16, 2048);
             let mut batch = Batch::new();
             for piece in layout.pieces() {
                 for part in 0..self.parts(layout.len(piece)) {
                     batch.delete(CONTENT, part_key(id, piece.get(), part));
-                    if batch.writes.len() == DELETE_BATCH {
+                    if batch.writes.len() == most {
                         self.0.commit(std::mem::take(&mut batch), Durability::Buffered).await?;
                     }
                 }

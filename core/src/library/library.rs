@@ -61,6 +61,13 @@ impl Library {
         let library = Arc::new(Self { shared: Arc::clone(&shared), tasks: TaskTracker::new() });
         shared.recover().await?;
         library.tasks.spawn(flush(Arc::clone(&shared)));
+        let holding = Arc::clone(&shared);
+        library.tasks.spawn(async move {
+            tokio::select! {
+                () = holding.stop.cancelled() => {}
+                () = holding.recent.let_go_of_the_unused() => {}
+            }
+        });
         library.tasks.spawn(async move {
             tokio::select! {
                 () = shared.stop.cancelled() => {}

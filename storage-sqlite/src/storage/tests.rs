@@ -1,4 +1,4 @@
-//! The engine alone: a full disk, the log, and what a sync writes.
+//! The engine alone: a full disk, the log, the journal, and what a sync writes.
 
 use super::*;
 
@@ -78,7 +78,7 @@ fn a_durable_commit_that_changes_nothing_makes_the_earlier_ones_durable() {
 #[test]
 fn the_log_stays_bounded_though_there_is_always_a_reader() {
     let folder = tempfile::tempdir().unwrap();
-    let options = Options { path: folder.path().join("db"), role: Role::Content, cache_kib: 1024 };
+    let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 1024 };
     let mut engine = Sqlite::open(&options).unwrap();
     engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
     let mut readers = [engine.reader().unwrap(), engine.reader().unwrap()];
@@ -112,4 +112,171 @@ fn the_log_stays_bounded_though_there_is_always_a_reader() {
         drop(stop);
     });
     assert!(longest < 64 << 20, "120 MiB were written, and the log grew to {longest} bytes");
+}
+
+fn content(folder: &Path) -> Sqlite {
+    Sqlite::open(&Options { path: folder.join("db"), role: Role::Content, cache_kib: 256 }).unwrap()
+}
+
+#[test]
+fn full_content_refuses_whole_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut engine = content(folder.path());
+    engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
+    engine.connection.pragma_update(None, "max_page_count", 20).unwrap();
+    let mut reader = engine.reader().unwrap();
+    // Far more than the cache: some of it was in the database already.
+    let writes: Vec<Write> = (0..20).map(|number| write(number, 100_000)).collect();
+    let outcome = engine.apply(&writes, Durability::Buffered);
+    assert!(matches!(outcome, Err(ApplyError::Refused(StorageError::Full { .. }))), "{outcome:?}");
+    let there = reader.scan(SPACE, &KeyRange::all(), 1000, MAX_PAGE).unwrap();
+    assert_eq!(there.iter().map(|(_, value)| value.len()).collect::<Vec<_>>(), [10]);
+    engine.connection.pragma_update(None, "max_page_count", 100_000).unwrap();
+    engine.apply(&writes, Durability::Buffered).unwrap();
+    assert_eq!(reader.scan(SPACE, &KeyRange::all(), 1000, 20 * MAX_PAGE).unwrap().len(), 20);
+}
+
+#[test]
+fn content_that_another_process_reads_is_refused_whole_and_can_be_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut engine = content(folder.path());
+    engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
+    engine.connection.busy_timeout(Duration::ZERO).unwrap();
+    // It takes no turns.
+    let other = Connection::open(folder.path().join("db")).unwrap();
+    other.execute_batch("BEGIN; SELECT * FROM space_s").unwrap();
+    let outcome = engine.apply(&[write(1, 10)], Durability::Buffered);
+    assert!(matches!(outcome, Err(ApplyError::Refused(StorageError::Locked { .. }))), "{outcome:?}");
+    // It waits once, not whenever the cache is full.
+    static WAITS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let count = |_| {
+        WAITS.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        false
+    };
+    engine.connection.busy_handler(Some(count)).unwrap();
+    let large: Vec<Write> = (1..9).map(|number| write(number, 1 << 20)).collect();
+    let outcome = engine.apply(&large, Durability::Buffered);
+    assert!(matches!(outcome, Err(ApplyError::Refused(StorageError::Locked { .. }))), "{outcome:?}");
+    assert_eq!(WAITS.load(std::sync::atomic::Ordering::SeqCst), 1);
+    other.execute_batch("COMMIT").unwrap();
+    engine.apply(&large, Durability::Buffered).unwrap();
+}
+
+#[test]
+fn every_commit_of_content_is_durable() {
+    let folder = tempfile::tempdir().unwrap();
+    let count = |engine: &Sqlite| -> i64 {
+        let count = "SELECT count FROM enjambre_sync";
+        engine.connection.query_row(count, [], |row| row.get(0)).unwrap()
+    };
+    let mut engine = content(folder.path());
+    engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
+    let level: i64 = engine.connection.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
+    assert_eq!(level, 2, "FULL");
+    let before = count(&engine);
+    engine.sync().unwrap();
+    assert_eq!(count(&engine), before, "nothing is left to sync");
+    drop(engine);
+    // The end of the last commit before a kill may not have reached the disk.
+    let mut engine = content(folder.path());
+    engine.sync().unwrap();
+    assert_eq!(count(&engine), before + 1);
+}
+
+#[test]
+fn the_journal_is_kept_but_short() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut engine = content(folder.path());
+    for byte in 0..2u8 {
+        let value = |number: u32| {
+            let key = Key::new(number.to_be_bytes().to_vec()).unwrap();
+            Write::Put(SPACE, key, vec![byte; 1 << 20].into())
+        };
+        // What is written over goes into the journal.
+        engine.apply(&(0..5).map(value).collect::<Vec<_>>(), Durability::Buffered).unwrap();
+        let length = std::fs::metadata(&engine.log).unwrap().len();
+        assert!((1..=KEPT_JOURNAL as u64).contains(&length), "{length}");
+    }
+}
+
+#[test]
+fn the_journal_of_an_earlier_process_is_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut engine = content(folder.path());
+    engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
+    assert!(engine.log.exists());
+    drop(engine);
+    let mut engine = content(folder.path());
+    assert!(!engine.log.exists(), "its end may not have reached the disk");
+    engine.apply(&[write(1, 10)], Durability::Buffered).unwrap();
+    assert!(engine.log.exists(), "it is kept from here on");
+}
+
+#[test]
+fn content_is_read_while_it_is_written_and_nobody_starves() {
+    const READS: u32 = 10;
+    const COMMITS: u32 = 2000;
+    const LEN: usize = 70_000;
+    let folder = tempfile::tempdir().unwrap();
+    let mut engine = content(folder.path());
+    let group = |byte: u8| {
+        let value = |number: u8| {
+            let key = Key::new(vec![number]).unwrap();
+            Write::Put(SPACE, key, vec![byte; LEN].into())
+        };
+        (0..4).map(value).collect::<Vec<_>>()
+    };
+    engine.apply(&group(0), Durability::Buffered).unwrap();
+    let reading = std::sync::atomic::AtomicU32::new(2);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mut readers = Vec::new();
+        for _ in 0..2 {
+            let mut reader = engine.reader().unwrap();
+            let (reading, stop) = (&reading, &stop);
+            readers.push(scope.spawn(move || {
+                let mut reads = 0;
+                // Without a pause: the writer must come through as well.
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                    let page = reader.scan(SPACE, &KeyRange::all(), 10, 10 << 20).unwrap();
+                    assert_eq!(page.len(), 4);
+                    let byte = page[0].1[0];
+                    assert!(page.iter().all(|(_, value)| value == &vec![byte; LEN]), "a mixture of commits");
+                    reads += 1;
+                    if reads == READS {
+                        reading.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    }
+                }
+            }));
+        }
+        let mut commits = 0;
+        let enough = |commits| commits >= 10 && reading.load(std::sync::atomic::Ordering::SeqCst) == 0;
+        while commits < COMMITS && !enough(commits) && readers.iter().all(|reader| !reader.is_finished()) {
+            commits += 1;
+            engine.apply(&group(commits as u8), Durability::Buffered).unwrap();
+        }
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        assert!(commits < COMMITS, "the readers starved");
+    });
+}
+
+#[test]
+fn content_with_the_log_of_an_earlier_version_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, path) = (folder.path().join("old"), folder.path().join("db"));
+    create::where_missing(&old, Role::Content).unwrap();
+    let connection = Connection::open(&old).unwrap();
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).unwrap();
+    let mut tables = Tables::new(Role::Content);
+    let put = tables.made(&connection, SPACE).unwrap().put.clone();
+    connection.execute(&put, params![[1u8], vec![7u8; 200_000]]).unwrap();
+    // As a killed process leaves it: with most of it in the log.
+    assert!(std::fs::metadata(place::beside(&old, "-wal")).unwrap().len() > 200_000);
+    std::fs::copy(place::beside(&old, "-wal"), place::beside(&path, "-wal")).unwrap();
+    std::fs::copy(&old, &path).unwrap();
+    let engine = content(folder.path());
+    let value = engine.reader().unwrap().get(SPACE, &Key::new(vec![1]).unwrap()).unwrap();
+    assert_eq!(value.unwrap(), vec![7; 200_000]);
+    assert!(!place::beside(&path, "-wal").exists(), "it was written back");
+    assert_eq!(std::fs::read(&path).unwrap()[18..20], [1, 1], "the file says that it has a rollback journal");
 }

@@ -15,12 +15,39 @@ pub(crate) fn describe() -> String {
     format!("{cores} cores, {gib} GiB of memory, Linux {version}")
 }
 
-/// Touches so much free memory, as far as there is that much. A virtual machine gets memory from its host when it is first
-/// touched, gives free memory back after seconds, and whoever comes next pays for it: several times what the work takes.
-pub(crate) fn warm_memory(bytes: u64) {
-    let free = meminfo("MemAvailable:").unwrap_or_default() * 1024;
-    let bytes = usize::try_from(bytes.min(free / 2)).unwrap_or_default();
-    drop(std::hint::black_box(vec![1_u8; bytes]));
+/// Memory that everybody may need besides that for the files that are written, in bytes.
+const SPARE: u64 = 512 << 20;
+/// How much is given free at once, in bytes.
+const BLOCK: usize = 32 << 20;
+
+/// Touched memory that is given free as the system uses memory up. A virtual machine gets memory from its host when it is
+/// first touched, and gives free memory back after seconds. Whoever comes next pays for it: to write a file then takes
+/// several times the processor time that the work takes, and the more of it the more is written.
+#[derive(Debug)]
+pub(crate) struct WarmMemory {
+    blocks: Vec<Vec<u8>>,
+    /// So much is kept free, in KiB.
+    level: u64,
+}
+
+impl WarmMemory {
+    /// Takes so many bytes and some to spare, as far as there is that much, and gives those to spare free.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let available = meminfo("MemAvailable:").unwrap_or_default() * 1024;
+        let count = usize::try_from((bytes + SPARE).min(available / 2)).unwrap_or_default() / BLOCK;
+        let blocks = (0..count).map(|_| std::hint::black_box(vec![1; BLOCK])).collect();
+        let level = meminfo("MemFree:").unwrap_or_default() + SPARE / 1024;
+        let mut warm = Self { blocks, level };
+        warm.give();
+        warm
+    }
+
+    /// Gives free what was used up since the last time.
+    pub(crate) fn give(&mut self) {
+        let lacks = self.level.saturating_sub(meminfo("MemFree:").unwrap_or(self.level));
+        let count = usize::try_from(lacks * 1024).unwrap_or_default().div_ceil(BLOCK);
+        self.blocks.truncate(self.blocks.len().saturating_sub(count));
+    }
 }
 
 fn meminfo(field: &str) -> Option<u64> {

@@ -14,6 +14,7 @@ mod options;
 mod process;
 mod report;
 mod stage;
+mod supervise;
 mod swarm_tracker;
 mod tools;
 mod torrent;
@@ -22,6 +23,8 @@ mod udp_tracker;
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -36,26 +39,24 @@ use crate::stage::Stage;
 use crate::tools::Tool;
 use crate::udp_tracker::Kind;
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
-    match cli.command {
-        None => compare(cli.options),
-        Some(Command::Limit { side }) => match side {
-            Side::Send { file } => limit::send(&file),
-            Side::Receive { address, file } => {
-                println!("{}", limit::receive(&address, &file)?);
-                Ok(())
-            }
-            Side::Hash { file } => {
-                println!("{}", limit::hash(&file)?);
-                Ok(())
-            }
+fn main() -> Result<ExitCode> {
+    let Cli { mut options, command } = Cli::parse();
+    match (command, options.inside.take()) {
+        (None, None) => {
+            return supervise::run(&options.dir.unwrap_or_else(std::env::temp_dir));
+        }
+        (None, Some(folder)) => compare(options, &folder)?,
+        (Some(Command::Limit { side }), _) => match side {
+            Side::Send { file } => limit::send(&file)?,
+            Side::Receive { address, file } => println!("{}", limit::receive(&address, &file)?),
+            Side::Hash { file } => println!("{}", limit::hash(&file)?),
         },
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn compare(options: Options) -> Result<()> {
-    let stage = Stage::new(options)?;
+fn compare(options: Options, folder: &Path) -> Result<()> {
+    let stage = Stage::new(options, folder)?;
     let tools = find_tools(&stage.options);
     let mut cases = cases::all(&stage, &tools, &find_trackers(&stage.options));
     let wanted = &stage.options.cases;
@@ -71,12 +72,13 @@ fn compare(options: Options) -> Result<()> {
         let is_named = wanted.iter().any(|name| name == case.name);
         is_named || (wanted.is_empty() && (stage.options.large || !case.is_large))
     });
-    let mut reports = Vec::new();
-    for mut case in cases {
+    for case in &mut cases {
         case.contenders.retain(|contender| is_wanted(&stage.options, &contender.name));
-        if case.contenders.is_empty() {
-            continue;
-        }
+    }
+    cases.retain(|case| !case.contenders.is_empty());
+    cases::build_for(&cases);
+    let mut reports = Vec::new();
+    for case in cases {
         let report = run(case, &stage.options);
         println!("\n{}", section(&report));
         reports.push(report);
@@ -86,7 +88,12 @@ fn compare(options: Options) -> Result<()> {
 }
 
 fn section(report: &CaseReport) -> String {
-    format!("### {}\n\n{}", report.title, report::markdown(&report.table()))
+    let rounds = if report.rounds == 1 { " (one round)" } else { "" };
+    let mut text = format!("### {}{rounds}\n\n{}", report.title, report::markdown(&report.table()));
+    for line in report.failures() {
+        text += &format!("\n{line}\n");
+    }
+    text
 }
 
 fn aims(reports: &[CaseReport]) -> String {
@@ -109,7 +116,7 @@ fn write(reports: &[CaseReport], tools: &[Rc<dyn Tool>], options: &Options) -> R
         let others = versions.iter().filter(|(name, _)| !name.starts_with("enjambre") && **name != "limit");
         let others: Vec<String> = others.map(|(name, version)| format!("{name} {version}")).collect();
         let mut text = format!(
-            "Measured on {date}: {}; medians of {} rounds, or of 3 where a round takes long.\n\
+            "Measured on {date}: {}; medians of {} rounds where nothing else is said.\n\
              Beside: {}.\n\n",
             machine::describe(),
             options.rounds,
@@ -171,7 +178,10 @@ fn run(case: Case<'_>, options: &Options) -> CaseReport {
         let _ = catch_unwind(AssertUnwindSafe(&first.run));
     }
     for round in 1..=rounds {
-        for (contender, contest) in case.contenders.iter().zip(&mut contests) {
+        // Who failed would only fail again, and a tool that hangs takes long.
+        let at_work =
+            case.contenders.iter().zip(&mut contests).filter(|(_, contest)| contest.failures.is_empty());
+        for (contender, contest) in at_work {
             let begun = Instant::now();
             // The harness of the tests panics where something is not as it must be.
             let result = catch_unwind(AssertUnwindSafe(&contender.run))
@@ -196,5 +206,5 @@ fn run(case: Case<'_>, options: &Options) -> CaseReport {
         }
     }
     let Case { name, title, columns, reference, .. } = case;
-    CaseReport { name, title, columns, reference, contests }
+    CaseReport { name, title, columns, reference, rounds, contests }
 }

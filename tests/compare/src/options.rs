@@ -50,6 +50,9 @@ pub(crate) struct Options {
     /// Only list the cases, and which tools there are
     #[arg(long)]
     pub(crate) list: bool,
+    /// The folder to work in; whoever made it starts this process and cleans up behind it
+    #[arg(long, hide = true)]
+    pub(crate) inside: Option<PathBuf>,
 }
 
 /// The programs that it measures with.

@@ -3,6 +3,7 @@
 //! Every process is a guard of `enjambre_tests::process`: it is killed by its id when the guard goes, whatever
 //! happened. A race that is not over at its deadline is ended by killing those who still run.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,8 +14,10 @@ use enjambre_tests::figures;
 use enjambre_tests::process::Process;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-/// How long one run of one tool may take.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
+use crate::machine::WarmMemory;
+
+/// How long one run of one tool may take, where nothing else is said.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 /// How often peak memory is looked at. The kernel keeps the peak, so only that of the last moment can be missed.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -61,8 +64,14 @@ pub(crate) struct Taken {
     pub(crate) worker_kib: u64,
 }
 
-/// Waits until all of `work` is done. Those who go on come back and are killed by dropping them.
-pub(crate) fn race(sources: &[u32], work: Vec<Work>) -> Result<(Taken, Vec<Process>)> {
+/// Waits until all of `work` is done, but no longer than until the deadline. Those who go on come back and are killed by
+/// dropping them.
+pub(crate) fn race(
+    sources: &[u32],
+    work: Vec<Work>,
+    deadline: Duration,
+    warm: WarmMemory,
+) -> Result<(Taken, Vec<Process>)> {
     let begun = work.iter().map(|work| work.begun).min().context("a race needs somebody who runs")?;
     let workers: Vec<u32> =
         work.iter().flat_map(|work| [Some(work.process.pid()), work.daemon]).flatten().collect();
@@ -75,9 +84,9 @@ pub(crate) fn race(sources: &[u32], work: Vec<Work>) -> Result<(Taken, Vec<Proce
     let mut taken = Taken::default();
     let mut left = Vec::new();
     thread::scope(|scope| {
-        let looking = scope.spawn(|| look(sources, &workers, &over, &waited_for));
+        let looking = scope.spawn(|| look(sources, &workers, &over, &waited_for, deadline, warm));
         let running: Vec<_> =
-            work.into_iter().map(|work| scope.spawn(|| finish(work, &waited_for))).collect();
+            work.into_iter().map(|work| scope.spawn(|| finish(work, &waited_for, deadline))).collect();
         let results: Vec<_> = running.into_iter().map(thread::ScopedJoinHandle::join).collect();
         over.store(true, Ordering::Relaxed);
         (taken.source_kib, taken.worker_kib) = looking.join().ok().context("looking at memory failed")?;
@@ -98,8 +107,12 @@ fn cpu_of(pids: &[u32]) -> f64 {
 }
 
 /// Waits for the finish of one; returns when that was, and its processor time.
-fn finish(work: Work, waited_for: &Mutex<Vec<u32>>) -> Result<(Instant, f64, Option<Process>)> {
-    let Work { mut process, finish, .. } = work;
+fn finish(
+    work: Work,
+    waited_for: &Mutex<Vec<u32>>,
+    deadline: Duration,
+) -> Result<(Instant, f64, Option<Process>)> {
+    let Work { mut process, finish, begun, .. } = work;
     let pid = process.pid();
     match finish {
         Finish::Exit => {
@@ -111,6 +124,7 @@ fn finish(work: Work, waited_for: &Mutex<Vec<u32>>) -> Result<(Instant, f64, Opt
             // From here on the id may become another's.
             waited_for.lock().map_err(|_| anyhow!("another one panicked"))?.retain(|other| *other != pid);
             let output = process.wait(Duration::from_secs(5));
+            ensure!(at - begun < deadline, "{} was not done after {deadline:?}", output.title);
             if output.status != Some(0) {
                 let text: Vec<&str> = output.stdout.lines().chain(output.stderr.lines()).collect();
                 let tail = text[text.len().saturating_sub(12)..].join("\n");
@@ -119,15 +133,24 @@ fn finish(work: Work, waited_for: &Mutex<Vec<u32>>) -> Result<(Instant, f64, Opt
             Ok((at, cpu, None))
         }
         Finish::Line(text) => {
-            process.wait_line(DEADLINE, |line| line.contains(text).then_some(()));
+            let is_done = |line: &str| line.contains(text).then_some(());
+            catch_unwind(AssertUnwindSafe(|| process.wait_line(deadline, is_done)))
+                .map_err(|_| anyhow!("it did not say {text:?} within {deadline:?}"))?;
             let at = Instant::now();
             Ok((at, figures::cpu_with_children(pid).unwrap_or_default(), Some(process)))
         }
     }
 }
 
-/// Watches peak memory until the race is over, and ends it at the deadline.
-fn look(sources: &[u32], workers: &[u32], over: &AtomicBool, waited_for: &Mutex<Vec<u32>>) -> (u64, u64) {
+/// Watches peak memory until the race is over, keeps some memory free meanwhile, and ends it at the deadline.
+fn look(
+    sources: &[u32],
+    workers: &[u32],
+    over: &AtomicBool,
+    waited_for: &Mutex<Vec<u32>>,
+    deadline: Duration,
+    mut warm: WarmMemory,
+) -> (u64, u64) {
     let begun = Instant::now();
     let (mut source_kib, mut worker_kib) = (0, 0);
     let mut last = false;
@@ -138,7 +161,7 @@ fn look(sources: &[u32], workers: &[u32], over: &AtomicBool, waited_for: &Mutex<
             return (source_kib, worker_kib);
         }
         last = over.load(Ordering::Relaxed);
-        if begun.elapsed() > DEADLINE {
+        if begun.elapsed() > deadline {
             for pid in waited_for.lock().iter().flat_map(|pids| pids.iter()) {
                 // Not yet waited for, so the id is still its own. It may have ended by itself.
                 let _ = i32::try_from(*pid)
@@ -147,6 +170,7 @@ fn look(sources: &[u32], workers: &[u32], over: &AtomicBool, waited_for: &Mutex<
                     .map(|pid| kill_process(pid, Signal::KILL));
             }
         }
+        warm.give();
         thread::sleep(LOOK);
     }
 }

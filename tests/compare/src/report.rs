@@ -58,6 +58,8 @@ pub(crate) struct CaseReport {
     pub(crate) columns: Vec<Column>,
     /// The contender whose time is 1 in the column of ratios.
     pub(crate) reference: Option<&'static str>,
+    /// How often each was to run.
+    pub(crate) rounds: usize,
     /// In the order in which they ran.
     pub(crate) contests: Vec<Contest>,
 }
@@ -97,6 +99,16 @@ impl CaseReport {
         rows
     }
 
+    /// A line for each contender that failed, with the reason.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let failed = self.contests.iter().filter_map(|contest| Some((contest, contest.failures.first()?)));
+        let line = |(contest, reason): (&Contest, &String)| {
+            let reason = reason.lines().next().unwrap_or_default();
+            format!("{} failed after {} rounds: {reason}", contest.name, contest.samples.len())
+        };
+        failed.map(line).collect()
+    }
+
     /// Every sample, for programs.
     pub(crate) fn json(&self) -> Value {
         let contests = self.contests.iter().map(|contest| {
@@ -112,7 +124,7 @@ impl CaseReport {
                 "failures": contest.failures,
             })
         });
-        json!({ "case": self.name, "title": self.title, "contenders": contests.collect::<Vec<_>>() })
+        json!({ "case": self.name, "title": self.title, "rounds": self.rounds, "contenders": contests.collect::<Vec<_>>() })
     }
 }
 
@@ -207,6 +219,7 @@ mod tests {
             title: String::new(),
             columns: vec![SECONDS, CPU],
             reference: Some("limit"),
+            rounds: 3,
             contests: vec![
                 contest("limit", &[0.4, 0.5, 0.6]),
                 contest("ours", &[1.0]),

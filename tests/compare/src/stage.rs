@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::{Context, Result, ensure};
-use enjambre_tests::content::{TreeFile, hash_of, read_tree, write_file};
+use anyhow::{Result, ensure};
+use enjambre_tests::content::{TreeFile, read_tree, write_file};
 use tempfile::TempDir;
 
 use crate::limit;
@@ -22,7 +22,7 @@ pub(crate) struct Content {
     pub(crate) path: PathBuf,
     /// Bytes in all.
     pub(crate) size: u64,
-    /// The same as a torrent.
+    /// The same as a torrent; nothing is there for a sparse file, which only Enjambre gets to see.
     pub(crate) torrent: PathBuf,
     /// What must arrive.
     expected: Expected,
@@ -68,30 +68,26 @@ pub(crate) struct Stage {
     pub(crate) options: Options,
     /// Where those who speak BitTorrent find each other.
     pub(crate) swarm_tracker: SwarmTracker,
-    folder: TempDir,
+    folder: PathBuf,
     contents: RefCell<BTreeMap<String, Rc<Content>>>,
 }
 
 impl Stage {
-    /// Makes the folder.
-    pub(crate) fn new(options: Options) -> Result<Self> {
-        let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let folder = tempfile::Builder::new()
-            .prefix("compare-")
-            .tempdir_in(&parent)
-            .with_context(|| parent.display().to_string())?;
+    /// In a folder that somebody else made.
+    pub(crate) fn new(options: Options, folder: &Path) -> Result<Self> {
+        let folder = folder.to_owned();
         Ok(Self { options, swarm_tracker: SwarmTracker::start()?, folder, contents: RefCell::default() })
     }
 
     /// An empty folder for one run, which goes with its guard.
     pub(crate) fn room(&self) -> Result<TempDir> {
-        Ok(tempfile::Builder::new().prefix("run-").tempdir_in(self.folder.path())?)
+        Ok(tempfile::Builder::new().prefix("run-").tempdir_in(&self.folder)?)
     }
 
     /// A file of random content: of this size, unless another was asked for on the command line.
     pub(crate) fn file(&self, size: u64) -> Result<Rc<Content>> {
         let size = self.options.size.map_or(size, |size| size.as_u64());
-        self.content(&format!("file-{size}.bin"), |path| {
+        self.with_torrent(&format!("file-{size}.bin"), |path| {
             let hash = write_file(path, size, size);
             Ok((size, Expected::File(hash)))
         })
@@ -99,7 +95,7 @@ impl Stage {
 
     /// A folder of so many files of so many bytes each.
     pub(crate) fn files(&self, count: u64, each: u64) -> Result<Rc<Content>> {
-        self.content(&format!("files-{count}"), |path| {
+        self.with_torrent(&format!("files-{count}"), |path| {
             fs::create_dir(path)?;
             for number in 0..count {
                 write_file(&path.join(format!("{number:05}.bin")), each, number);
@@ -112,8 +108,20 @@ impl Stage {
     pub(crate) fn sparse_file(&self, size: u64) -> Result<Rc<Content>> {
         self.content("sparse.bin", |path| {
             fs::File::create(path)?.set_len(size)?;
-            Ok((size, Expected::File(hash_of(path))))
+            Ok((size, Expected::File(limit::hash(path)?.to_hex().to_string())))
         })
+    }
+
+    fn with_torrent(
+        &self,
+        name: &str,
+        make: impl FnOnce(&Path) -> Result<(u64, Expected)>,
+    ) -> Result<Rc<Content>> {
+        let content = self.content(name, make)?;
+        if !content.torrent.exists() {
+            torrent::write(&content.path, &self.swarm_tracker.url(), &content.torrent)?;
+        }
+        Ok(content)
     }
 
     fn content(
@@ -124,12 +132,11 @@ impl Stage {
         if let Some(content) = self.contents.borrow().get(name) {
             return Ok(Rc::clone(content));
         }
-        let path = self.folder.path().join(name);
+        let path = self.folder.join(name);
         let (size, expected) = make(&path)?;
         // What is still on its way to the disk would slow down whoever comes first.
         rustix::fs::sync();
-        let torrent = self.folder.path().join(format!("{name}.torrent"));
-        torrent::write(&path, &self.swarm_tracker.url(), &torrent)?;
+        let torrent = self.folder.join(format!("{name}.torrent"));
         let content = Rc::new(Content { path, size, torrent, expected });
         self.contents.borrow_mut().insert(name.to_owned(), Rc::clone(&content));
         Ok(content)

@@ -73,6 +73,7 @@ pub(crate) async fn linger<R: AsyncRead + Unpin>(from: &mut R) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use enjambre_core::transport::envelope::RequestId;
     #[cfg(target_os = "linux")]
     use futures::FutureExt;
     #[cfg(target_os = "linux")]
@@ -97,6 +98,25 @@ mod tests {
             () = traffic => {}
         }
         assert!(begin.elapsed() >= 3 * HOUR && begin.elapsed() < 4 * HOUR);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_leaves_after_half_of_the_time_and_not_while_a_call_is_under_way() {
+        let (activity, calls) = (Activity::default(), Calls::new());
+        let begin = tokio::time::Instant::now();
+        let call = calls.begin(RequestId(1)).unwrap();
+        let answered = async {
+            tokio::time::sleep(2 * HOUR).await;
+            activity.heard();
+            drop(call);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = retire(&activity, HOUR, &calls) => {}
+            () = answered => {}
+        }
+        assert_eq!(begin.elapsed(), 2 * HOUR + HOUR / 2);
+        assert!(calls.begin(RequestId(2)).is_none());
     }
 
     #[cfg(target_os = "linux")]

@@ -19,13 +19,23 @@ const COMMAND: u8 = 0b100;
 /// What the messages of a direction may be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Direction {
-    /// From a client: a header after an optional empty delimiter. Further frames make the request malformed; they are
-    /// announced with `keep: false`, for their content is of no interest to anyone.
+    /// From a client: a header after an optional empty delimiter. Further frames make the request malformed.
     Requests { header: u64, payload: u64, frames: usize },
-    /// From a server: a header and an optional payload.
+    /// From a server: a header and an optional payload. Further frames make it none.
     Replies { header: u64, payload: u64, frames: usize },
     /// From this program itself: only walked to find where messages end.
     Own,
+}
+
+/// What becomes of the body of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// It goes on as it is.
+    Passes,
+    /// It is a payload, which reaches the other side on a shorter way.
+    Payload,
+    /// It is of no interest to anyone.
+    Dropped,
 }
 
 /// What comes next in the stream.
@@ -34,9 +44,9 @@ pub(crate) enum Step {
     /// It cannot be told yet: more bytes are needed.
     Incomplete,
     /// The header of a frame, this many bytes long, with the length of the body that follows.
-    Frame { header: usize, body: u64, opens: bool, more: bool, keep: bool },
+    Frame { header: usize, body: u64, opens: bool, more: bool, content: Content },
     /// This many bytes of the body of a frame; `closes` when a message ends with them.
-    Body { bytes: usize, closes: bool, keep: bool },
+    Body { bytes: usize, closes: bool, content: Content },
     /// A whole command, this many bytes long, and where its body is.
     Command { bytes: usize, body: Range<usize> },
 }
@@ -47,7 +57,7 @@ pub(crate) struct FrameWalker {
     /// Bytes of the current frame's body that are still to come; none between frames.
     body: Option<u64>,
     more: bool,
-    keep: bool,
+    content: Content,
     /// Of the current message: frames begun, bytes declared, and whether its first frame is an empty delimiter.
     frames: usize,
     total: u64,
@@ -56,7 +66,8 @@ pub(crate) struct FrameWalker {
 
 impl FrameWalker {
     pub(crate) const fn new(direction: Direction) -> Self {
-        Self { direction, body: None, more: false, keep: true, frames: 0, total: 0, delimited: false }
+        let content = Content::Passes;
+        Self { direction, body: None, more: false, content, frames: 0, total: 0, delimited: false }
     }
 
     /// Whether a message could begin here.
@@ -72,6 +83,15 @@ impl FrameWalker {
         }
     }
 
+    /// The whole body of the frame that was announced last is dealt with. Whether a message ends with it.
+    pub(crate) fn skip_body(&mut self) -> bool {
+        let left = self.body.unwrap_or(0);
+        matches!(
+            self.body(left, usize::try_from(left).unwrap_or(usize::MAX)),
+            Step::Body { closes: true, .. }
+        )
+    }
+
     fn body(&mut self, left: u64, available: usize) -> Step {
         let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(available);
         if bytes == 0 && left > 0 {
@@ -80,11 +100,11 @@ impl FrameWalker {
         let left = left - bytes as u64;
         self.body = (left > 0).then_some(left);
         let closes = left == 0 && !self.more;
-        let keep = self.keep;
+        let content = self.content;
         if closes {
             *self = Self::new(self.direction);
         }
-        Step::Body { bytes, closes, keep }
+        Step::Body { bytes, closes, content }
     }
 
     fn header(&mut self, bytes: &[u8]) -> Result<Step, CutOff> {
@@ -106,12 +126,12 @@ impl FrameWalker {
             return Self::command(bytes, header, body, more);
         }
         let opens = self.frames == 0;
-        let keep = self.check(body)?;
+        let content = self.check(body)?;
         self.delimited = opens && more && body == 0;
         self.frames += 1;
         self.total = self.total.saturating_add(body);
-        (self.body, self.more, self.keep) = (Some(body), more, keep);
-        Ok(Step::Frame { header, body, opens, more, keep })
+        (self.body, self.more, self.content) = (Some(body), more, content);
+        Ok(Step::Frame { header, body, opens, more, content })
     }
 
     // libzmq puts a PING between any two frames, so a command may come within a message.
@@ -127,10 +147,10 @@ impl FrameWalker {
         Ok(Step::Command { bytes: end, body: header..end })
     }
 
-    /// Checks the next frame of a message, and tells whether its content is wanted.
-    fn check(&self, body: u64) -> Result<bool, CutOff> {
+    /// Checks the next frame of a message, and tells what becomes of it.
+    fn check(&self, body: u64) -> Result<Content, CutOff> {
         let (header, payload, frames) = match self.direction {
-            Direction::Own => return Ok(true),
+            Direction::Own => return Ok(Content::Passes),
             Direction::Requests { header, payload, frames }
             | Direction::Replies { header, payload, frames } => (header, payload, frames),
         };
@@ -139,10 +159,10 @@ impl FrameWalker {
         let is_request = matches!(self.direction, Direction::Requests { .. });
         if self.frames == 0 || is_request && self.frames == 1 && self.delimited {
             limit("header", header, body)?;
-            return Ok(true);
+            return Ok(Content::Passes);
         }
         limit("payload", payload, body)?;
-        Ok(!is_request)
+        Ok(if self.frames == 1 && !is_request { Content::Payload } else { Content::Dropped })
     }
 }
 
@@ -158,18 +178,21 @@ pub(crate) const fn empty_frame(more: bool) -> [u8; 2] {
     [if more { MORE } else { 0 }, 0]
 }
 
+/// The header of a message's last frame with a body of so many bytes.
+pub(crate) fn last_header(length: usize) -> Vec<u8> {
+    frame_header(0, length)
+}
+
+fn frame_header(flags: u8, length: usize) -> Vec<u8> {
+    match u8::try_from(length) {
+        Ok(length) => vec![flags, length],
+        Err(_) => [&[flags | LONG][..], &(length as u64).to_be_bytes()].concat(),
+    }
+}
+
 /// A command with this body, as a frame.
 pub(crate) fn command_frame(body: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(LONG_HEADER + body.len());
-    match u8::try_from(body.len()) {
-        Ok(length) => frame.extend([COMMAND, length]),
-        Err(_) => {
-            frame.push(COMMAND | LONG);
-            frame.extend((body.len() as u64).to_be_bytes());
-        }
-    }
-    frame.extend(body);
-    frame
+    [&frame_header(COMMAND, body.len()), body].concat()
 }
 
 #[cfg(test)]
@@ -187,34 +210,43 @@ mod tests {
         frame
     }
 
-    /// Walks the bytes as they would come, `chunk` at a time: the bytes of bodies that are kept, of bodies that are not,
-    /// messages and commands.
-    fn walk(
-        direction: Direction,
-        bytes: &[u8],
-        chunk: usize,
-    ) -> Result<(usize, usize, usize, usize), CutOff> {
+    /// What a stream consists of: the bytes of bodies by what becomes of them, messages and commands.
+    #[derive(Debug, Default, PartialEq, Eq)]
+    struct Walked {
+        passed: usize,
+        payload: usize,
+        dropped: usize,
+        messages: usize,
+        commands: usize,
+    }
+
+    /// Walks the bytes as they would come, `chunk` at a time.
+    fn walk(direction: Direction, bytes: &[u8], chunk: usize) -> Result<Walked, CutOff> {
         let mut walker = FrameWalker::new(direction);
-        let (mut kept, mut skipped, mut messages, mut commands) = (0, 0, 0, 0);
+        let mut walked = Walked::default();
         let (mut at, mut end) = (0, 0);
         loop {
             match walker.step(&bytes[at..end])? {
                 Step::Incomplete if end == bytes.len() => break,
                 Step::Incomplete => end = (end + chunk).min(bytes.len()),
                 Step::Frame { header, .. } => at += header,
-                Step::Body { bytes, closes, keep } => {
+                Step::Body { bytes, closes, content } => {
                     at += bytes;
-                    *(if keep { &mut kept } else { &mut skipped }) += bytes;
-                    messages += usize::from(closes);
+                    *match content {
+                        Content::Passes => &mut walked.passed,
+                        Content::Payload => &mut walked.payload,
+                        Content::Dropped => &mut walked.dropped,
+                    } += bytes;
+                    walked.messages += usize::from(closes);
                     assert_eq!(closes, walker.at_boundary());
                 }
                 Step::Command { bytes, .. } => {
                     at += bytes;
-                    commands += 1;
+                    walked.commands += 1;
                 }
             }
         }
-        Ok((kept, skipped, messages, commands))
+        Ok(walked)
     }
 
     #[test]
@@ -223,16 +255,21 @@ mod tests {
         let stream =
             [frame(MORE, 100), frame(0, 1000), ping.clone(), vec![MORE, 0], ping, frame(0, 7)].concat();
         for chunk in 1..stream.len() {
-            assert_eq!(walk(REPLIES, &stream, chunk).unwrap(), (1107, 0, 2, 2), "{chunk}");
+            let expected =
+                Walked { passed: 100, payload: 1007, messages: 2, commands: 2, ..Walked::default() };
+            assert_eq!(walk(REPLIES, &stream, chunk).unwrap(), expected, "{chunk}");
         }
     }
 
     #[test]
-    fn the_content_of_a_request_s_payload_is_not_kept() {
+    fn what_a_message_must_not_have_is_dropped() {
+        let dropped = |passed, dropped| Walked { passed, dropped, messages: 1, ..Walked::default() };
         let plain = [frame(MORE, 100), frame(0, 1000)].concat();
-        assert_eq!(walk(REQUESTS, &plain, 64).unwrap(), (100, 1000, 1, 0));
+        assert_eq!(walk(REQUESTS, &plain, 64).unwrap(), dropped(100, 1000));
         let delimited = [vec![MORE, 0], frame(MORE, 100), frame(MORE, 3), frame(0, 0)].concat();
-        assert_eq!(walk(REQUESTS, &delimited, 64).unwrap(), (100, 3, 1, 0));
+        assert_eq!(walk(REQUESTS, &delimited, 64).unwrap(), dropped(100, 3));
+        let reply = [frame(MORE, 100), frame(MORE, 50), frame(0, 3)].concat();
+        assert_eq!(walk(REPLIES, &reply, 64).unwrap(), Walked { payload: 50, ..dropped(100, 3) });
     }
 
     #[test]
@@ -262,8 +299,8 @@ mod tests {
             chunk in 1usize..50,
         ) {
             for direction in [REQUESTS, REPLIES] {
-                if let Ok((kept, skipped, ..)) = walk(direction, &bytes, chunk) {
-                    prop_assert!(kept + skipped <= bytes.len());
+                if let Ok(walked) = walk(direction, &bytes, chunk) {
+                    prop_assert!(walked.passed + walked.payload + walked.dropped <= bytes.len());
                 }
             }
         }

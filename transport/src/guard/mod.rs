@@ -4,7 +4,7 @@
 //! quiet for too long ([`ending`]), and logs who was cut off and why ([`cutoff`]). For ZeroMQ bytes pass through it
 //! between a public socket and the `zeromq` crate's private Unix socket: it speaks the ZMTP handshake with both sides
 //! ([`handshake`]), and walks the frames of both directions ([`frame`], [`splice`]), so that the crate sees nothing that
-//! is not well formed and within the limits. Whoever goes past a limit is cut off; nobody else notices.
+//! is not well formed and within the limits; payloads it carries itself. Whoever goes past a limit is cut off; nobody else notices.
 
 pub(crate) mod admission;
 pub(crate) mod cutoff;
@@ -17,6 +17,7 @@ pub(crate) mod splice;
 
 use std::sync::Arc;
 
+use enjambre_core::buffers::BufferPool;
 use enjambre_core::transport::budget::ReplyBudget;
 
 use crate::open_files;
@@ -31,7 +32,12 @@ pub(crate) struct Guard {
     pub(crate) admission: Arc<Admission>,
     pub(crate) budget: Arc<ReplyBudget>,
     pub(crate) log: CutOffLog,
+    /// For the payloads of replies.
+    pub(crate) buffers: BufferPool,
 }
+
+/// How many bytes of payload buffers are kept while nobody uses them.
+const KEPT: usize = 8 << 20;
 
 impl Guard {
     /// Fails where the settings make no sense.
@@ -42,6 +48,7 @@ impl Guard {
             admission: Admission::new(connections, settings.connections_per_address),
             budget: ReplyBudget::new(settings.queued_in_all, settings.queued_per_connection),
             log: CutOffLog::default(),
+            buffers: BufferPool::new(KEPT),
             settings,
         })
     }

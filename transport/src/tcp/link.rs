@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::buffers::BufferPool;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::transport::Message;
 use enjambre_core::transport::calls::{Activity, Calls};
@@ -52,12 +51,12 @@ impl Link for TcpLink {
 
 impl TcpLink {
     /// Greets, and starts to carry messages until `kill` is cancelled.
-    pub(super) async fn establish(pool: BufferPool, dialled: Dialled) -> Result<Arc<Self>, CutOff> {
+    pub(super) async fn establish(dialled: Dialled) -> Result<Arc<Self>, CutOff> {
         let Dialled { guard, mut stream, endpoint, activity, kill } = dialled;
         preface::exchange(&mut stream).await?;
         let (requests, queue) = mpsc::channel(guard.settings.in_flight);
         let link = Arc::new(Self { calls: Calls::new(), requests, kill });
-        tokio::spawn(Arc::clone(&link).run(guard, endpoint, stream, activity, queue, pool));
+        tokio::spawn(Arc::clone(&link).run(guard, endpoint, stream, activity, queue));
         Ok(link)
     }
 
@@ -68,7 +67,6 @@ impl TcpLink {
         mut stream: TcpStream,
         activity: Activity,
         mut queue: mpsc::Receiver<Frame<()>>,
-        pool: BufferPool,
     ) {
         let reason = {
             let settings = &guard.settings;
@@ -77,7 +75,7 @@ impl TcpLink {
             let traffic = Activity::default();
             let never = CancellationToken::new();
             let outbound = writer::send_queued(&mut queue, &mut to, &traffic, settings.stalled, &never);
-            let inbound = self.replies(&guard, FrameReader::new(from, activity), &pool);
+            let inbound = self.replies(&guard, FrameReader::new(from, activity));
             tokio::select! {
                 biased;
                 () = self.kill.cancelled() => CutOff::Local,
@@ -98,7 +96,6 @@ impl TcpLink {
         &self,
         guard: &Guard,
         mut reader: FrameReader<R>,
-        pool: &BufferPool,
     ) -> Result<(), CutOff> {
         while let Some(lengths) = reader.next(&guard.settings).await? {
             let header = reader.header(lengths.header).await?;
@@ -106,7 +103,7 @@ impl TcpLink {
             let payload = if lengths.payload == 0 {
                 Bytes::new()
             } else if id.is_some_and(|id| self.calls.is_waiting(id)) {
-                let mut payload = pool.take(lengths.payload);
+                let mut payload = guard.buffers.take(lengths.payload);
                 reader.exact(&mut payload).await?;
                 payload.freeze()
             } else {

@@ -13,7 +13,6 @@ mod writer;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use enjambre_core::buffers::BufferPool;
 use tokio::net::TcpStream;
 
 use crate::guard::cutoff::CutOff;
@@ -21,28 +20,16 @@ use crate::listener::Server;
 use crate::wire::{Dialled, Wire};
 use link::TcpLink;
 
-/// How many bytes of payload buffers are kept while nobody uses them.
-const KEPT: usize = 8 << 20;
-
 /// Plain frames on the stream.
-#[derive(Debug)]
-pub(crate) struct Tcp {
-    /// For the payloads of replies.
-    pool: BufferPool,
-}
-
-impl Default for Tcp {
-    fn default() -> Self {
-        Self { pool: BufferPool::new(KEPT) }
-    }
-}
+#[derive(Debug, Default)]
+pub(crate) struct Tcp;
 
 impl Wire for Tcp {
     const SCHEME: &'static str = "tcp";
     type Link = TcpLink;
 
     async fn dialled(self: Arc<Self>, dialled: Dialled) -> Result<Arc<TcpLink>, CutOff> {
-        TcpLink::establish(self.pool.clone(), dialled).await
+        TcpLink::establish(dialled).await
     }
 
     async fn serve(server: &Server<Self>, stream: TcpStream, address: SocketAddr) -> Result<(), CutOff> {

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockRef;
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
@@ -18,9 +17,8 @@ use zeromq::{Socket, SocketOptions};
 
 use crate::guard::cutoff::CutOff;
 use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::splice::BUFFER;
 
-/// What the crate reads at once at most, in bytes.
-const READ_BUFFER: usize = 256 * 1024;
 /// The longest path of a Unix socket is 108 bytes on Linux and 104 on macOS.
 const LONGEST_PATH: usize = 100;
 /// How the folder's name begins, and the name of the socket in it.
@@ -65,11 +63,17 @@ fn sweep(parent: &Path, settled: Duration) {
             .metadata()
             .and_then(|data| data.modified())
             .is_ok_and(|made| made.elapsed().is_ok_and(|age| age >= settled));
-        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-        if old && std::os::unix::net::UnixStream::connect(dir.path().join(SOCKET)).is_err_and(refused) {
-            // What cannot be removed belongs to somebody else.
-            let _ = std::fs::remove_dir_all(dir.path());
+        if !old {
+            continue;
         }
+        let tried = std::os::unix::net::UnixStream::connect(dir.path().join(SOCKET));
+        // What cannot be removed belongs to somebody else.
+        let _ = match tried.map_err(|error| error.kind()) {
+            Err(io::ErrorKind::ConnectionRefused) => std::fs::remove_dir_all(dir.path()),
+            // Killed before it began to listen: only an empty folder goes.
+            Err(io::ErrorKind::NotFound) => std::fs::remove_dir(dir.path()),
+            _ => Ok(()),
+        };
     }
 }
 
@@ -109,7 +113,7 @@ impl Doorway {
         let open = self.open().await?;
         let listener = open.listener.lock().await;
         let mut options = SocketOptions::default();
-        options.no_connect_timeout().read_buffer(4096, READ_BUFFER, 4);
+        options.no_connect_timeout().read_buffer(4096, BUFFER, 4);
         let mut socket = S::with_options(options);
         let address = format!("ipc://{}", open.path.display());
         let connect = async {
@@ -123,8 +127,6 @@ impl Doorway {
         let accept = async {
             loop {
                 let (mut stream, _) = listener.accept().await?;
-                // A whole buffer of the guard goes in at once.
-                SockRef::from(&stream).set_send_buffer_size(READ_BUFFER)?;
                 // One that was given up on its way is closed at the other end.
                 if shake_hands(&mut stream, guard, &[expected]).await.is_ok() {
                     return Ok(stream);
@@ -161,10 +163,13 @@ mod tests {
         let dead = dead.keep();
         let foreign = parent.path().join("enjambre-notes");
         std::fs::create_dir(&foreign).unwrap();
+        std::fs::write(foreign.join("note"), "kept").unwrap();
+        let early = parent.path().join("enjambre-killed");
+        std::fs::create_dir(&early).unwrap();
         sweep(parent.path(), SETTLED);
-        assert!(dead.exists(), "too young to be judged");
+        assert!(dead.exists() && early.exists(), "too young to be judged");
         sweep(parent.path(), Duration::ZERO);
-        assert!(!dead.exists());
+        assert!(!dead.exists() && !early.exists());
         assert!(alive.path().exists() && foreign.exists());
     }
 

@@ -22,7 +22,7 @@ use crate::guard::cutoff::CutOff;
 use crate::guard::frame::Direction;
 use crate::guard::gate::RequestGate;
 use crate::guard::handshake::{Introduction, shake_hands};
-use crate::guard::splice::{self, Inbound, MAX_PONGS};
+use crate::guard::splice::{self, Inbound, MAX_PONGS, Payloads};
 use crate::guard::{Guard, ending};
 use crate::wire::{Dialled, Link};
 
@@ -39,6 +39,7 @@ pub(crate) struct ZmqLink {
     /// The guard is done: nothing more comes.
     ended: CancellationToken,
     passed: AtomicU64,
+    payloads: Payloads,
 }
 
 impl fmt::Debug for ZmqLink {
@@ -50,6 +51,10 @@ impl fmt::Debug for ZmqLink {
 impl Inbound for ZmqLink {
     fn gate(&self) -> Option<&RequestGate> {
         None
+    }
+
+    fn payloads(&self) -> Option<&Payloads> {
+        Some(&self.payloads)
     }
 
     fn passed(&self, messages: u64) {
@@ -87,15 +92,18 @@ impl ZmqLink {
         let to_crate = Introduction { socket_type: "ROUTER", identity: b"" };
         let (dealer, inner) = doorway.connect::<DealerSocket>(to_crate, "DEALER").await?;
         let (sender, receiver) = dealer.split();
+        // One that waits, one that is being read, and one that is being delivered.
+        let (to, payloads) = mpsc::channel(1);
         let link = Arc::new(Self {
             calls: Calls::new(),
             sender: tokio::sync::Mutex::new(Some(sender)),
             kill,
             ended: CancellationToken::new(),
             passed: AtomicU64::new(0),
+            payloads: Payloads { pool: guard.buffers.clone(), to },
         });
         tokio::spawn(Arc::clone(&link).carry(guard, endpoint.clone(), public, inner, activity));
-        tokio::spawn(Arc::clone(&link).receive(endpoint, receiver));
+        tokio::spawn(Arc::clone(&link).receive(endpoint, receiver, payloads));
         Ok(link)
     }
 
@@ -129,15 +137,8 @@ impl ZmqLink {
                 &pong_sender,
                 stalled,
             );
-            let outbound = splice::outbound(
-                &mut from_inner,
-                &mut to_public,
-                |_| {},
-                &traffic,
-                &mut pongs,
-                stalled,
-                splice::SMALL,
-            );
+            let outbound =
+                splice::outbound(&mut from_inner, &mut to_public, &(), &traffic, &mut pongs, stalled);
             tokio::select! {
                 biased;
                 () = self.kill.cancelled() => CutOff::Local,
@@ -158,7 +159,12 @@ impl ZmqLink {
         drop(inner);
     }
 
-    async fn receive(self: Arc<Self>, endpoint: Endpoint, mut dealer: DealerRecvHalf) {
+    async fn receive(
+        self: Arc<Self>,
+        endpoint: Endpoint,
+        mut dealer: DealerRecvHalf,
+        mut payloads: mpsc::Receiver<Bytes>,
+    ) {
         let mut received = 0;
         loop {
             let message = tokio::select! {
@@ -177,22 +183,27 @@ impl ZmqLink {
             };
             let Ok(message) = message else { break };
             received += 1;
-            self.deliver(message);
+            let mut frames = message.into_vecdeque();
+            let header = frames.pop_front().unwrap_or_default();
+            let payload = match frames.pop_front() {
+                None => Bytes::new(),
+                // In its place is an empty frame, and it comes from the guard.
+                Some(_) => tokio::select! {
+                    biased;
+                    () = self.kill.cancelled() => break,
+                    Some(payload) = payloads.recv() => payload,
+                    () = self.ended.cancelled() => break,
+                },
+            };
+            // More frames than that are no reply of this protocol; as a late one, it is dropped and counted.
+            let header = if frames.is_empty() { header } else { Bytes::new() };
+            self.calls.deliver(Message { header, payload });
+            if self.calls.unmatched_in_a_row() > MAX_UNMATCHED {
+                break;
+            }
         }
         self.calls.fail(|| TransportError::Lost { endpoint: endpoint.clone() });
         self.kill.cancel();
         self.sender.lock().await.take();
-    }
-
-    fn deliver(&self, message: ZmqMessage) {
-        let mut frames = message.into_vecdeque();
-        let header = frames.pop_front().unwrap_or_default();
-        let payload = frames.pop_front().unwrap_or_default();
-        // More frames than that are no reply of this protocol; as a late one, it is dropped and counted.
-        let header = if frames.is_empty() { header } else { Bytes::new() };
-        self.calls.deliver(Message { header, payload });
-        if self.calls.unmatched_in_a_row() > MAX_UNMATCHED {
-            self.kill.cancel();
-        }
     }
 }

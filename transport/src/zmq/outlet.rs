@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use zeromq::{RouterSendHalf, SocketSend, ZmqMessage};
 
 use crate::guard::gate::RequestGate;
-use crate::guard::splice::{Emptied, Inbound};
+use crate::guard::splice::{Emptied, Inbound, Outbound, Payloads};
 use crate::remote::{Held, Outlet, Remote};
 
 pub(super) type ZmqRemote = Remote<Router>;
@@ -19,11 +19,17 @@ pub(super) struct Router {
     identity: Bytes,
     /// Locked while a reply is handed over, so that `queued` has the order of the wire.
     pub(super) socket: tokio::sync::Mutex<RouterSendHalf>,
-    /// What the replies hold that were handed to the crate and have not left, in the order of their sending.
-    queued: Mutex<VecDeque<Held>>,
+    /// The replies that were handed to the crate and have not left, in the order of their sending.
+    queued: Mutex<VecDeque<Queued>>,
     pub(super) emptied: Emptied,
     /// The ROUTER failed, and the connection has to end.
     pub(super) failed: CancellationToken,
+}
+
+/// What stays here of a reply until it has left.
+struct Queued {
+    payload: Bytes,
+    _held: Held,
 }
 
 impl Router {
@@ -38,22 +44,6 @@ impl Router {
         }
     }
 
-    /// The oldest replies have left.
-    pub(super) fn sent(&self, messages: usize) {
-        if messages == 0 {
-            return;
-        }
-        let mut queued = self.queued.lock();
-        let left = messages.min(queued.len());
-        let freed: Vec<_> = queued.drain(..left).collect();
-        let empty = queued.is_empty();
-        drop(queued);
-        drop(freed);
-        if empty {
-            self.emptied.signal();
-        }
-    }
-
     pub(super) fn has_queued(&self) -> bool {
         !self.queued.lock().is_empty()
     }
@@ -64,15 +54,16 @@ impl Router {
         drop(queued);
     }
 
-    fn frames(&self, delimited: bool, message: Message) -> ZmqMessage {
+    fn frames(&self, delimited: bool, message: &Message) -> ZmqMessage {
         let mut frames = VecDeque::with_capacity(4);
         frames.push_back(self.identity.clone());
         if delimited {
             frames.push_back(Bytes::new());
         }
-        frames.push_back(message.header);
+        frames.push_back(message.header.clone());
         if !message.payload.is_empty() {
-            frames.push_back(message.payload);
+            // The guard puts the payload in its place.
+            frames.push_back(Bytes::new());
         }
         ZmqMessage::try_from(frames).expect("there are at least two frames")
     }
@@ -89,14 +80,18 @@ impl Outlet for Router {
         held: Held,
     ) -> Result<(), TransportError> {
         let router = &remote.outlet;
-        let frames = router.frames(delimited, message);
+        let frames = router.frames(delimited, &message);
         let mut socket = router.socket.lock().await;
         if remote.closed.is_cancelled() {
             return Err(TransportError::Closed);
         }
-        router.queued.lock().push_back(held);
-        // The crate fails where it has noticed already that the connection is gone; so has the guard.
-        socket.send(frames).await.map_err(|_| TransportError::Closed)
+        router.queued.lock().push_back(Queued { payload: message.payload, _held: held });
+        // The crate fails where it has noticed already that the connection is gone; so has the guard. And it would not
+        // do to go on: the payload waits for a place that never comes, and would take the next one.
+        socket.send(frames).await.map_err(|_| {
+            router.failed.cancel();
+            TransportError::Closed
+        })
     }
 }
 
@@ -106,5 +101,66 @@ impl Inbound for ZmqRemote {
         Some(&self.gate)
     }
 
+    fn payloads(&self) -> Option<&Payloads> {
+        None
+    }
+
     fn passed(&self, _messages: u64) {}
+}
+
+/// What the guard sends besides what it gets from the ROUTER.
+impl Outbound for Router {
+    fn payload(&self, messages: usize) -> Option<Bytes> {
+        let mut queued = self.queued.lock();
+        let payload = std::mem::take(&mut queued.get_mut(messages)?.payload);
+        (!payload.is_empty()).then_some(payload)
+    }
+
+    fn sent(&self, messages: usize) {
+        if messages == 0 {
+            return;
+        }
+        let mut queued = self.queued.lock();
+        let left = messages.min(queued.len());
+        let freed: Vec<_> = queued.drain(..left).collect();
+        let empty = queued.is_empty();
+        drop(queued);
+        drop(freed);
+        if empty {
+            self.emptied.signal();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guard::Guard;
+    use crate::listener::Inbox;
+    use crate::remote::Arrived;
+    use crate::settings::TransportSettings;
+    use enjambre_core::transport::envelope::{self, RequestId};
+    use enjambre_core::transport::{ConnectionId, Message};
+    use tokio::sync::mpsc;
+    use tokio_util::task::TaskTracker;
+    use zeromq::{RouterSocket, Socket};
+
+    #[tokio::test]
+    async fn a_reply_that_the_crate_does_not_take_ends_the_connection() {
+        let guard = Guard::new(TransportSettings::default()).unwrap();
+        // It knows nobody of this name.
+        let (socket, _) = RouterSocket::new().split();
+        let router = Router::new(Bytes::from_static(b"c1"), socket);
+        let address = "127.0.0.1:1".parse().unwrap();
+        let remote = ZmqRemote::new(&guard, ConnectionId::next(), address, router);
+        let (requests, mut received) = mpsc::unbounded_channel();
+        let inbox = Inbox { requests, tasks: TaskTracker::new() };
+        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        let arrived = Arrived { header: header.clone(), bytes: 0, has_payload: false, way: false };
+        remote.receive(&inbox, arrived);
+        let incoming = received.recv().await.unwrap();
+        let reply = Message { header, payload: Bytes::from_static(b"payload") };
+        assert!(matches!(incoming.reply.send(reply).await, Err(TransportError::Closed)));
+        assert!(remote.outlet.failed.is_cancelled());
+    }
 }

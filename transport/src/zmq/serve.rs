@@ -74,15 +74,13 @@ async fn carry(
     {
         let (mut from_public, mut to_public) = public.split();
         let (mut from_inner, mut to_inner) = inner.split();
-        let sent = |messages| remote.outlet.sent(messages);
         let mut outbound = pin!(splice::outbound(
             &mut from_inner,
             &mut to_public,
-            sent,
+            &remote.outlet,
             &activity,
             &mut pongs,
-            stalled,
-            splice::BULK
+            stalled
         ));
         {
             let inbound = splice::inbound(

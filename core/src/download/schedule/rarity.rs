@@ -62,10 +62,15 @@ impl Rarity {
         self.change(piece, -1);
     }
 
-    /// The rarest missing piece that is in `have`; `random` breaks ties.
-    pub(super) fn rarest(&self, have: Option<&Bits>, mut random: impl FnMut() -> u64) -> Option<u32> {
+    /// The rarest missing piece that is in `have` and not in `except`; `random` breaks ties.
+    pub(super) fn rarest(
+        &self,
+        have: Option<&Bits>,
+        except: Option<&Bits>,
+        mut random: impl FnMut() -> u64,
+    ) -> Option<u32> {
         let mut levels = self.levels.iter().filter(|level| level.count > 0);
-        levels.find_map(|level| level.pieces.pick(have, None, random()))
+        levels.find_map(|level| level.pieces.pick(have, except, random()))
     }
 
     /// A missing piece that nobody has who has only a part, and that is not in `except`.

@@ -170,3 +170,28 @@ async fn a_linked_file_that_vanished_while_it_was_open_is_not_taken_for_complete
     let file = sample.create(&library, "a", Destination::Library).await;
     assert_eq!(file.have_count(), 0, "it begins anew");
 }
+
+#[tokio::test]
+async fn what_nobody_asks_for_is_closed_after_a_while_and_what_is_asked_for_is_not() {
+    let rig = Rig::new(false);
+    let (sample, other) = (Sample::new(2 * PIECE, 1), Sample::new(PIECE, 2));
+    let library = rig.open().await;
+    downloaded(&rig, &library, &sample).await;
+    other.create(&library, "b", rig.to("b.bin", false)).await.write_pieces(other.all()).await.unwrap();
+    let unused = Arc::downgrade(&reopened(&library, &sample).await);
+    library.checkpoint_all().await.unwrap();
+    tokio::time::pause();
+    for _ in 0..4 {
+        reopened(&library, &other).await;
+        assert!(unused.upgrade().is_some());
+        tokio::time::sleep(Duration::from_secs(7)).await;
+    }
+    let used = Arc::downgrade(&reopened(&library, &other).await);
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    tokio::time::resume();
+    // Closing is done beside.
+    while unused.upgrade().is_some() {
+        tokio::task::yield_now().await;
+    }
+    assert!(used.upgrade().is_some());
+}

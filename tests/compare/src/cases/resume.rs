@@ -9,8 +9,8 @@ use enjambre_tests::content::MIB;
 use enjambre_tests::node::{Setup, World};
 
 use super::{Case, Contender};
-use crate::machine::warm_memory;
-use crate::process::{Work, race};
+use crate::machine::WarmMemory;
+use crate::process::{DEADLINE, Work, race};
 use crate::report::{CPU, Column, SECONDS, Sample};
 use crate::stage::Stage;
 use crate::tools::Variant;
@@ -54,11 +54,11 @@ fn one_round(stage: &Stage, variant: Variant, size: u64) -> Result<Sample> {
     if variant.is_to_file() {
         args.extend(["-o".as_ref(), path.as_os_str()]);
     }
-    warm_memory(2 * size);
+    let warm = WarmMemory::new(2 * size);
     let mut get = peer.spawn(&args);
     let killed_at = get.wait_event(|event| event["done"].as_u64().filter(|done| *done >= size / 2));
     get.kill();
-    let (taken, _) = race(&[source.pid()], vec![Work::until_exit(|| peer.spawn(&args))])?;
+    let (taken, _) = race(&[source.pid()], vec![Work::until_exit(|| peer.spawn(&args))], DEADLINE, warm)?;
     let sent = source.sent();
     ensure!(sent >= size, "the source sent {sent} bytes only");
     if !variant.is_to_file() {

@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bytesize::ByteSize;
 use enjambre_tests::content::MIB;
 
 use super::{Case, Contender};
-use crate::machine::warm_memory;
-use crate::process::{Taken, race};
+use crate::machine::WarmMemory;
+use crate::process::{DEADLINE, Taken, race};
 use crate::report::{COPIES, CPU, Column, PEER_MIB, SECONDS, SOURCE_MIB, Sample};
 use crate::stage::{Content, Stage};
 use crate::tools::{Enjambre, Run, Task, Tool, Variant};
@@ -22,7 +23,7 @@ pub(super) fn single<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> {
         "single",
         format!("One source, one downloader, {}", size.display()),
         takers(tools, Task::File),
-        Plan { downloads: 1, upload: None },
+        Plan::default(),
         move || stage.file(size.as_u64()),
     )
 }
@@ -33,7 +34,7 @@ pub(super) fn durable(stage: &Stage) -> Case<'_> {
     let tools: [Rc<dyn Tool>; 2] =
         [Rc::new(Enjambre(Variant::Synced)), Rc::new(Enjambre(Variant::DatabaseSynced))];
     let title = format!("The same until it survives a power cut, {}", size.display());
-    let plan = Plan { downloads: 1, upload: None };
+    let plan = Plan::default();
     let case = transfer(stage, "durable", title, tools.into(), plan, move || stage.file(size.as_u64()));
     Case { reference: None, most_rounds: 3, ..case }
 }
@@ -51,15 +52,17 @@ pub(super) fn swarm<'a>(
         upload.map(|bytes| format!(", the source held to {} MB/s", bytes / 1_000_000)).unwrap_or_default();
     let title = format!("One source, {downloads} downloaders, {}{held}", size.display());
     let task = if upload.is_some() { Task::Limited } else { Task::Swarm };
-    let plan = Plan { downloads, upload };
+    let plan = Plan { downloads, upload, ..Plan::default() };
     let case = transfer(stage, name, title, takers(tools, task), plan, move || stage.file(size.as_u64()));
     let columns = vec![SECONDS, COPIES, CPU, SOURCE_MIB, PEER_MIB];
-    Case { columns, reference: Some("enjambre tcp"), most_rounds: 3, ..case }
+    // The source's limit decides over the time, and with many downloaders a round takes long.
+    let most_rounds = if upload.is_some() || downloads > 4 { 1 } else { 3 };
+    Case { columns, reference: Some("enjambre tcp"), most_rounds, ..case }
 }
 
 /// A folder of small files.
 pub(super) fn small_files<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> {
-    let plan = Plan { downloads: 1, upload: None };
+    let plan = Plan::default();
     let case = transfer(
         stage,
         "small-files",
@@ -87,9 +90,9 @@ pub(super) fn publish<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> 
                 upload: None,
                 swarm_tracker: &stage.swarm_tracker,
             };
-            warm_memory(SPARE);
+            let warm = WarmMemory::new(0);
             let (_others, work) = tool.publish(&run)?;
-            let (taken, _) = race(&[], vec![work])?;
+            let (taken, _) = race(&[], vec![work], DEADLINE, warm)?;
             Ok(sample(&taken))
         };
         Contender { name: name.to_owned(), run: Box::new(run) }
@@ -108,20 +111,24 @@ pub(super) fn publish<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> 
 /// A file without content of its own that is larger than the memory of most machines.
 pub(super) fn large(stage: &Stage) -> Case<'_> {
     let size = ByteSize::gib(16);
-    let tools: [Rc<dyn Tool>; 1] = [Rc::new(Enjambre(Variant::Tcp))];
+    let tools: [Rc<dyn Tool>; 2] = [Rc::new(Enjambre(Variant::Tcp)), Rc::new(Enjambre(Variant::Zmq))];
     let title = format!("One source, one downloader, a sparse file of {}", size.display());
-    let plan = Plan { downloads: 1, upload: None };
+    let plan = Plan { deadline: 4 * DEADLINE, ..Plan::default() };
     let case = transfer(stage, "large", title, tools.into(), plan, move || stage.sparse_file(size.as_u64()));
     Case { reference: None, most_rounds: 1, is_large: true, ..case }
 }
-
-/// Memory that a tool may need besides that for the files it writes.
-const SPARE: u64 = 512 * MIB;
 
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     downloads: usize,
     upload: Option<u64>,
+    deadline: Duration,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { downloads: 1, upload: None, deadline: DEADLINE }
+    }
 }
 
 fn size(stage: &Stage, usual: u64) -> ByteSize {
@@ -162,7 +169,7 @@ fn one_round(stage: &Stage, tool: &dyn Tool, plan: Plan, content: &Content) -> R
     let folder = room.path().join("tool");
     fs::create_dir(&folder)?;
     stage.swarm_tracker.clear();
-    let Plan { downloads, upload } = plan;
+    let Plan { downloads, upload, .. } = plan;
     let run = Run { folder: &folder, content, downloads, upload, swarm_tracker: &stage.swarm_tracker };
     let mut source = tool.offer(&run)?;
     let sent_before = source.sent()?;
@@ -173,12 +180,12 @@ fn one_round(stage: &Stage, tool: &dyn Tool, plan: Plan, content: &Content) -> R
         targets.push(target);
     }
     let pids = source.pids();
-    warm_memory(content.size * downloads as u64 + SPARE);
+    let warm = WarmMemory::new(content.size * downloads as u64);
     let mut work = Vec::new();
     for (number, target) in targets.iter().enumerate() {
         work.push(source.fetch(number, target)?);
     }
-    let (taken, staying) = race(&pids, work)?;
+    let (taken, staying) = race(&pids, work, plan.deadline, warm)?;
     let mut sample = sample(&taken);
     if let (Some(before), Some(after)) = (sent_before, source.sent()?) {
         sample.insert("copies", (after - before) as f64 / content.size as f64);

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use enjambre_tests::binary;
@@ -141,7 +141,7 @@ impl Source for Swarm {
         let path = target.join(&self.name);
         if !self.variant.is_to_file() {
             let args = [OsStr::new("export"), self.name.as_ref(), OsStr::new("-o"), path.as_os_str()];
-            self.others[number].spawn(args).wait(DEADLINE.max(Duration::from_secs(60))).ok();
+            self.others[number].spawn(args).wait(DEADLINE).ok();
         }
         Ok(path)
     }
