@@ -13,28 +13,52 @@ pub const MAX_KEY: usize = 1024;
 pub const MAX_SPACE: usize = 32;
 
 /// A named set of keys, apart from all others: what SQL calls a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Space(&'static str);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Space {
+    /// The name, and behind it zeros.
+    padded: [u8; MAX_SPACE],
+}
 
 impl Space {
     /// The space with this name: 1 to 32 lower-case ASCII letters, digits and underscores, a letter first.
     ///
     /// # Panics
     /// If the name is another; as a constant that is an error of the compiler.
-    pub const fn new(name: &'static str) -> Self {
+    pub const fn new(name: &str) -> Self {
+        match Self::parse(name) {
+            Some(space) => space,
+            None => panic!("the name of a space has 1 to 32 lower-case letters, digits and underscores"),
+        }
+    }
+
+    /// As [`Space::new`]; `None` for another name.
+    pub const fn parse(name: &str) -> Option<Self> {
         let bytes = name.as_bytes();
-        assert!(!bytes.is_empty() && bytes.len() <= MAX_SPACE && bytes[0].is_ascii_lowercase());
+        if bytes.is_empty() || bytes.len() > MAX_SPACE || !bytes[0].is_ascii_lowercase() {
+            return None;
+        }
+        let mut padded = [0; MAX_SPACE];
         let mut i = 0;
         while i < bytes.len() {
-            assert!(bytes[i].is_ascii_lowercase() || bytes[i].is_ascii_digit() || bytes[i] == b'_');
+            if !(bytes[i].is_ascii_lowercase() || bytes[i].is_ascii_digit() || bytes[i] == b'_') {
+                return None;
+            }
+            padded[i] = bytes[i];
             i += 1;
         }
-        Self(name)
+        Some(Self { padded })
     }
 
     /// The name, safe to use as an identifier in SQL.
-    pub const fn name(self) -> &'static str {
-        self.0
+    pub fn name(&self) -> &str {
+        let end = self.padded.iter().position(|&byte| byte == 0).unwrap_or(MAX_SPACE);
+        str::from_utf8(&self.padded[..end]).expect("the name of a space is ASCII")
+    }
+}
+
+impl fmt::Debug for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Space({})", self.name())
     }
 }
 
@@ -273,6 +297,17 @@ mod tests {
 
     fn key(bytes: &[u8]) -> Key {
         Key::new(bytes.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn spaces_are_ordered_by_their_names_and_other_names_are_refused() {
+        let names = ["a", "a0", "a_b", "ab", "b", "b1234567890123456789012345678901"];
+        let spaces = names.map(Space::new);
+        assert!(spaces.is_sorted());
+        assert_eq!(spaces.each_ref().map(Space::name), names);
+        for name in ["", "A", "0a", "_a", "a-b", "a b", "\u{e9}", "b12345678901234567890123456789012"] {
+            assert_eq!(Space::parse(name), None, "{name:?}");
+        }
     }
 
     #[test]

@@ -225,7 +225,11 @@ pub(super) async fn spaces_are_apart<B: Builder>(bench: &mut Bench<'_, B>) -> Re
     let spaces: Vec<Space> = NAMES.iter().map(|name| Space::new(name)).collect();
     let mut batch = Batch::new();
     for space in &spaces {
-        batch.put(*space, key("k"), space.name()).put(*space, key([0xff; 4]), space.name());
+        batch.put(*space, key("k"), space.name().to_owned()).put(
+            *space,
+            key([0xff; 4]),
+            space.name().to_owned(),
+        );
     }
     bench.probe.commit(batch, Durability::Buffered).await?;
     for round in ["", " after a reopen"] {
