@@ -5,7 +5,10 @@ use std::sync::Arc;
 use enjambre_core::storage::conformance::{Builder, run_all};
 use enjambre_core::storage::{Role, Storage, error::StorageError};
 use enjambre_storage_postgres::{PostgresSettings, Tenancy, open};
-use enjambre_tests::postgres::{Server, fresh_schema};
+use enjambre_tests::{
+    postgres::{Server, fresh_schema},
+    wait::LONG,
+};
 use tempfile::TempDir;
 
 struct Postgres(Arc<Server>, Role, Tenancy);
@@ -16,8 +19,9 @@ impl Builder for Postgres {
         (fresh_schema(), TempDir::new().expect("a temporary folder"))
     }
     async fn open(&self, (schema, folder): &Self::Place) -> Result<Arc<dyn Storage>, StorageError> {
-        let url = self.0.url().try_into().expect("a URL");
-        let settings = PostgresSettings { url, schema: Some(schema.clone()), ..Default::default() };
+        let (url, connect_timeout) = (self.0.url().try_into().expect("a URL"), LONG);
+        let schema = Some(schema.clone());
+        let settings = PostgresSettings { url, schema, connect_timeout, ..Default::default() };
         open(&settings, folder.path(), self.1, self.2).await
     }
 }
