@@ -253,27 +253,30 @@ where
         loop {
             match walker.step(&buffer.bytes[at..buffer.filled])? {
                 Step::Incomplete => break,
-                Step::Frame { header, body: 0, opens: false, more: false, .. }
-                    if let Some(payload) = outbound.payload(messages) =>
-                {
-                    let header_of_it = last_header(payload.len());
-                    let (first, rest) = payload.split_at(payload.len().min(LEAST));
-                    let before = Buf::chain(&buffer.bytes[begin..at], &header_of_it[..]);
-                    write(to, before.chain(first), stalled).await?;
-                    for part in rest.chunks(LEAST) {
-                        activity.heard();
-                        write(to, part, stalled).await?;
-                    }
+                Step::Frame { header, body, opens, more, .. } => {
+                    let before = &buffer.bytes[begin..at];
                     at += header;
-                    walker.skip_body();
-                    // Large ones may be behind it: what has left makes room for others, and a PONG does not wait.
-                    outbound.sent(std::mem::take(&mut messages) + 1);
-                    if let Ok(pong) = pongs.try_recv() {
-                        write(to, &pong[..], stalled).await?;
+                    if body == 0
+                        && !opens
+                        && !more
+                        && let Some(payload) = outbound.payload(messages)
+                    {
+                        let header = last_header(payload.len());
+                        let (first, rest) = payload.split_at(payload.len().min(LEAST));
+                        write(to, Buf::chain(before, &header[..]).chain(first), stalled).await?;
+                        for part in rest.chunks(LEAST) {
+                            activity.heard();
+                            write(to, part, stalled).await?;
+                        }
+                        walker.skip_body();
+                        // Large ones may be behind it: what has left makes room for others, and a PONG does not wait.
+                        outbound.sent(std::mem::take(&mut messages) + 1);
+                        if let Ok(pong) = pongs.try_recv() {
+                            write(to, &pong[..], stalled).await?;
+                        }
+                        (begin, boundary) = (at, None);
                     }
-                    (begin, boundary) = (at, None);
                 }
-                Step::Frame { header, .. } => at += header,
                 Step::Body { bytes, closes, .. } => {
                     at += bytes;
                     if closes {
