@@ -4,6 +4,7 @@
 //! database.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use enjambre_core::storage::Role;
@@ -20,7 +21,10 @@ pub(crate) fn where_missing(path: &Path, role: Role) -> Result<(), StorageError>
         return Ok(());
     }
     let new = place::beside(path, ".new");
-    let failed = |error| StorageError::backend(format!("make {}", path.display()), error);
+    let failed = |error: std::io::Error| match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StorageError::Full { source: error.into() },
+        _ => StorageError::backend(format!("make {}", path.display()), error),
+    };
     // What an interrupted start left, and the journals of a database that is gone, which would be taken for the new one's.
     let leftovers = [&new, path]
         .into_iter()
@@ -28,7 +32,7 @@ pub(crate) fn where_missing(path: &Path, role: Role) -> Result<(), StorageError>
         .chain([new.clone()]);
     for leftover in leftovers {
         match std::fs::remove_file(&leftover) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
     }

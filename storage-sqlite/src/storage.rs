@@ -41,7 +41,7 @@ pub(crate) const GROUP_BYTES: usize = 8 * 1024 * 1024;
 /// About how many bytes a page of a scan has.
 const MAX_PAGE: usize = 1024 * 1024;
 /// From how many bytes on the log of records is written back into the database after a commit.
-const CHECKPOINT: i64 = 8 * 1024 * 1024;
+const CHECKPOINT: i64 = 16 * 1024 * 1024;
 /// To how many bytes the journal of content is cut after a commit that took more. It is kept, because writing over
 /// what is there costs the disk less than making it anew.
 const KEPT_JOURNAL: i64 = 4 * 1024 * 1024;
@@ -332,7 +332,9 @@ impl Engine for Sqlite {
         let turn = turns.as_ref().map(|turns| turns.write());
         let outcome = self.commit(writes, durability);
         // To those who wait, also where the next commit is there already.
-        turn.map(RwLockWriteGuard::unlock_fair);
+        if let Some(turn) = turn {
+            RwLockWriteGuard::unlock_fair(turn);
+        }
         outcome?;
         self.unsynced = durability == Durability::Buffered;
         if self.options.role == Role::Records {

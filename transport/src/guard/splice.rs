@@ -221,6 +221,24 @@ async fn payload<R: AsyncRead + Unpin>(
     Ok(payload.freeze())
 }
 
+/// Writes a payload as the last frame of its message, and in front of it what is to leave before.
+async fn write_payload<W: AsyncWrite + Unpin>(
+    to: &mut W,
+    before: &[u8],
+    payload: &Bytes,
+    stalled: Duration,
+    activity: &Activity,
+) -> Result<(), CutOff> {
+    let header = last_header(payload.len());
+    let (first, rest) = payload.split_at(payload.len().min(LEAST));
+    write(to, Buf::chain(before, &header[..]).chain(first), stalled).await?;
+    for part in rest.chunks(LEAST) {
+        activity.heard();
+        write(to, part, stalled).await?;
+    }
+    Ok(())
+}
+
 /// From the crate to the remote, with the payloads in the places that are kept for them.
 pub(crate) async fn outbound<R, W>(
     from: &mut R,
@@ -254,20 +272,11 @@ where
             match walker.step(&buffer.bytes[at..buffer.filled])? {
                 Step::Incomplete => break,
                 Step::Frame { header, body, opens, more, .. } => {
-                    let before = &buffer.bytes[begin..at];
-                    at += header;
-                    if body == 0
-                        && !opens
-                        && !more
-                        && let Some(payload) = outbound.payload(messages)
-                    {
-                        let header = last_header(payload.len());
-                        let (first, rest) = payload.split_at(payload.len().min(LEAST));
-                        write(to, Buf::chain(before, &header[..]).chain(first), stalled).await?;
-                        for part in rest.chunks(LEAST) {
-                            activity.heard();
-                            write(to, part, stalled).await?;
-                        }
+                    let may_be_a_place = body == 0 && !opens && !more;
+                    let payload = if may_be_a_place { outbound.payload(messages) } else { None };
+                    if let Some(payload) = payload {
+                        write_payload(to, &buffer.bytes[begin..at], &payload, stalled, activity).await?;
+                        at += header;
                         walker.skip_body();
                         // Large ones may be behind it: what has left makes room for others, and a PONG does not wait.
                         outbound.sent(std::mem::take(&mut messages) + 1);
@@ -275,6 +284,8 @@ where
                             write(to, &pong[..], stalled).await?;
                         }
                         (begin, boundary) = (at, None);
+                    } else {
+                        at += header;
                     }
                 }
                 Step::Body { bytes, closes, .. } => {
