@@ -19,8 +19,9 @@ use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 const CONTENT: Space = Space::new("content");
 /// The number of the only piece of a small file.
 const ONLY: u32 = 0;
-/// How many keys are deleted in one commit.
-const DELETE_BATCH: usize = 2048;
+/// How many keys are deleted in one commit. Few: an engine may have to write down a page for each before it changes it,
+/// also on a full disk, where nothing but deleting helps.
+const DELETE_BATCH: usize = 64;
 
 /// Where the library keeps content that is its own.
 #[derive(Debug, Clone)]
@@ -174,7 +175,7 @@ impl DatabaseContent {
             }
         }
         loop {
-            let page = self.0.scan(CONTENT, KeyRange::prefix(id.as_bytes()), 64).await?;
+            let page = self.0.scan(CONTENT, KeyRange::prefix(id.as_bytes()), DELETE_BATCH).await?;
             if page.is_empty() {
                 return Ok(());
             }
