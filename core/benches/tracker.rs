@@ -119,7 +119,7 @@ fn providers_remembered(bencher: Bencher<'_, '_>) {
     place.runtime.block_on(place.catalogue.providers_for(&id, true, NOW)).expect("it is found");
     bencher.bench_local(|| {
         let providers = place.catalogue.providers_remembered(&id, true, NOW).expect("it is remembered");
-        providers.reply(RequestId(7))
+        providers.finish(RequestId(7))
     });
 }
 

@@ -7,6 +7,7 @@
 
 pub mod buffers;
 pub mod catalogue;
+mod cbor;
 pub mod download;
 mod given;
 mod have_waits;

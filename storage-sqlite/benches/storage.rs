@@ -73,3 +73,37 @@ fn read_64_mib_in_values_of_kib(bencher: Bencher<'_, '_>, kib: usize) {
         place.runtime.block_on(load::read_one_by_one(&place.storage, true, count)).expect("it is read")
     });
 }
+
+#[divan::bench(sample_count = 5)]
+fn read_64_mib_by_two_while_it_is_written_over(bencher: Bencher<'_, '_>) {
+    const BYTES: usize = 64 << 20;
+    let place = place(Role::Content);
+    place.runtime.block_on(load::ingest(&place.storage, BYTES, 1 << 20)).expect("it is written");
+    bencher.counter(BytesCount::new(2 * BYTES)).bench_local(|| {
+        place.runtime.block_on(async {
+            let writer = place.storage.clone();
+            let writer = tokio::spawn(async move {
+                loop {
+                    load::ingest(&writer, BYTES, 1 << 20).await.expect("it is written");
+                }
+            });
+            let read = || load::read_one_by_one(&place.storage, true, 64);
+            let (one, other) = tokio::join!(read(), read());
+            one.and(other).expect("it is read");
+            writer.abort();
+        });
+    });
+}
+
+#[divan::bench(sample_count = 5, sample_size = 1)]
+fn remove_128_mib(bencher: Bencher<'_, '_>) {
+    const BYTES: usize = 128 << 20;
+    let filled = || {
+        let place = place(Role::Content);
+        place.runtime.block_on(load::ingest(&place.storage, BYTES, 1 << 20)).expect("it is written");
+        place
+    };
+    bencher.counter(BytesCount::new(BYTES)).with_inputs(filled).bench_refs(|place| {
+        place.runtime.block_on(load::remove(&place.storage, 128)).expect("it is removed");
+    });
+}

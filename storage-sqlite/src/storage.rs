@@ -41,10 +41,12 @@ pub(crate) const GROUP_BYTES: usize = 8 * 1024 * 1024;
 /// About how many bytes a page of a scan has.
 const MAX_PAGE: usize = 1024 * 1024;
 /// From how many bytes on the log of records is written back into the database after a commit.
-const CHECKPOINT: i64 = 8 * 1024 * 1024;
+const CHECKPOINT: i64 = 16 * 1024 * 1024;
 /// To how many bytes the journal of content is cut after a commit that took more. It is kept, because writing over
 /// what is there costs the disk less than making it anew.
 const KEPT_JOURNAL: i64 = 4 * 1024 * 1024;
+/// From how many bytes on a transaction writes content into the database before it commits, which takes two more syncs.
+const HELD_BACK: i64 = 8 * 1024 * 1024;
 /// Leaves a log from an earlier version, which is written back; lets SQLite remove the journal of an earlier process;
 /// and keeps the next one. A kill may have come between the end of the old one and its sync. Were it written over, a
 /// power cut could leave the old beginning before new pages, and it would be played back in part.
@@ -124,7 +126,11 @@ impl Sqlite {
                     let pages = CHECKPOINT / schema::page_size(options.role);
                     connection.pragma_update(None, "wal_autocheckpoint", pages)?;
                 }
-                Role::Content => connection.pragma_update(None, "journal_size_limit", KEPT_JOURNAL)?,
+                Role::Content => {
+                    connection.pragma_update(None, "journal_size_limit", KEPT_JOURNAL)?;
+                    let pages = HELD_BACK / schema::page_size(options.role);
+                    connection.pragma_update(None, "cache_spill", pages)?;
+                }
             }
             modes.iter().try_fold(String::new(), |_, mode| {
                 connection.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))
@@ -334,7 +340,9 @@ impl Engine for Sqlite {
         let turn = turns.as_ref().map(|turns| turns.write());
         let outcome = self.commit(writes, durability);
         // To those who wait, also where the next commit is there already.
-        turn.map(RwLockWriteGuard::unlock_fair);
+        if let Some(turn) = turn {
+            RwLockWriteGuard::unlock_fair(turn);
+        }
         outcome?;
         self.unsynced = durability == Durability::Buffered;
         if self.options.role == Role::Records {

@@ -224,6 +224,9 @@ struct Load {
     connections: Vec<Arc<dyn Connection>>,
     peers: Vec<Peer>,
     ids: Vec<FileId>,
+    /// The requests that look each of the files up, from behind their ids on: encoding them anew would cost processor time
+    /// that the tracker could have.
+    questions: Vec<Questions>,
     /// The encoded offers of each message that a peer may send.
     chunks: Vec<Bytes>,
     /// How many messages of new entries were sent, of `peers * chunks`.
@@ -260,6 +263,7 @@ impl Load {
             pid,
             connections,
             peers: (0..settings.peers).map(peer).collect(),
+            questions: ids.iter().map(Questions::new).collect(),
             ids,
             chunks,
             next_new: AtomicUsize::new(0),
@@ -379,10 +383,14 @@ fn encoded_offers(offers: &[Offer]) -> Bytes {
     whole.slice(at + key.len()..)
 }
 
-/// `{"v": 1, "id": .., "ask": {..`
-fn begin(header: &mut BytesMut, id: RequestId, kind: &str, fields: u8) {
+/// `{"v": 1, "id": ..`
+fn begin(header: &mut BytesMut, id: RequestId) {
     header.put_slice(b"\xa3\x61v\x01\x62id\x1b");
     header.put_u64(id.0);
+}
+
+/// `"ask": {..`
+fn put_kind(header: &mut BytesMut, kind: &str, fields: u8) {
     header.put_slice(b"\x63ask\xa1");
     put_text(header, kind);
     header.put_u8(0xa0 | fields);
@@ -398,7 +406,8 @@ fn put_text(header: &mut BytesMut, text: &str) {
 
 fn announce_header(id: RequestId, session: SessionId, offers: &Bytes) -> Bytes {
     let mut header = BytesMut::with_capacity(offers.len() + 80);
-    begin(&mut header, id, "announce", 2);
+    begin(&mut header, id);
+    put_kind(&mut header, "announce", 2);
     put_text(&mut header, "session");
     header.put_u8(0x50);
     header.put_slice(&session.0);
@@ -413,23 +422,49 @@ enum Kind {
     Providers,
 }
 
-async fn ask_once(connection: &dyn Connection, kind: Kind, id: FileId, count: u64) -> Result<()> {
-    let request_id = connection.next_id();
-    let mut header = BytesMut::with_capacity(160);
-    match kind {
-        Kind::Find => {
-            begin(&mut header, request_id, "find", 1);
-            put_text(&mut header, "query");
-            let query = if count.is_multiple_of(2) { name_of(&id) } else { id.to_string() };
-            put_text(&mut header, &query);
-        }
-        Kind::Providers => {
-            begin(&mut header, request_id, "providers", 1);
-            put_text(&mut header, "id");
-            header.put_slice(&[0x58, 32]);
-            header.put_slice(id.as_bytes());
-        }
+/// What may be asked about a file.
+#[derive(Debug)]
+struct Questions {
+    by_name: Bytes,
+    by_id: Bytes,
+    providers: Bytes,
+}
+
+impl Questions {
+    fn new(id: &FileId) -> Self {
+        let find = |query: &str| {
+            let mut rest = BytesMut::new();
+            put_kind(&mut rest, "find", 1);
+            put_text(&mut rest, "query");
+            put_text(&mut rest, query);
+            rest.freeze()
+        };
+        let mut providers = BytesMut::new();
+        put_kind(&mut providers, "providers", 1);
+        put_text(&mut providers, "id");
+        providers.put_slice(&[0x58, 32]);
+        providers.put_slice(id.as_bytes());
+        Self { by_name: find(&name_of(id)), by_id: find(&id.to_string()), providers: providers.freeze() }
     }
+}
+
+async fn ask_once(
+    load: &Load,
+    connection: &dyn Connection,
+    kind: Kind,
+    file: usize,
+    count: u64,
+) -> Result<()> {
+    let (id, questions) = (load.ids[file], &load.questions[file]);
+    let question = match kind {
+        Kind::Find if count.is_multiple_of(2) => &questions.by_name,
+        Kind::Find => &questions.by_id,
+        Kind::Providers => &questions.providers,
+    };
+    let request_id = connection.next_id();
+    let mut header = BytesMut::with_capacity(question.len() + 18);
+    begin(&mut header, request_id);
+    header.put_slice(question);
     let reply = connection.call(request_id, header.freeze(), DEADLINE).await?.header;
     if count.is_multiple_of(DECODED) {
         match (kind, codec::decode_reply(&reply)) {
@@ -573,8 +608,8 @@ async fn look_up_until(
                 let mut at = (number * 7919 + task * 104_729) as u64;
                 while Instant::now() < end {
                     at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    let id = load.ids[(at >> 33) as usize % load.ids.len()];
-                    ask_once(&*connection, kind, id, count).await?;
+                    let file = (at >> 33) as usize % load.ids.len();
+                    ask_once(&load, &*connection, kind, file, count).await?;
                     count += 1;
                 }
                 anyhow::Ok(count)

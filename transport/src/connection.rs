@@ -1,13 +1,12 @@
 //! The asking side: dials when it is used, and again with growing, jittered pauses.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::transport::calls::Activity;
+use enjambre_core::transport::caller::Caller;
 use enjambre_core::transport::envelope::RequestId;
 use enjambre_core::transport::error::TransportError;
 use enjambre_core::transport::{Connection, Deadline, Message};
@@ -17,7 +16,6 @@ use rand::RngExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::guard::cutoff::CutOff;
 use crate::guard::{Guard, socket};
@@ -51,31 +49,24 @@ struct Current<L> {
 pub(crate) struct GuardedConnection<W: Wire> {
     guard: Arc<Guard>,
     wire: Arc<W>,
-    endpoint: Endpoint,
-    next_id: AtomicU64,
+    caller: Caller,
     in_flight: Semaphore,
-    activity: Activity,
     current: Mutex<Current<W::Link>>,
-    /// Ends everything that belongs to the connection.
-    closed: CancellationToken,
 }
 
 impl<W: Wire> GuardedConnection<W> {
     pub(crate) fn new(guard: Arc<Guard>, wire: Arc<W>, endpoint: Endpoint) -> Self {
         Self {
             in_flight: Semaphore::new(guard.settings.in_flight),
+            caller: Caller::new(endpoint, guard.settings.message_limits()),
             guard,
             wire,
-            endpoint,
-            next_id: AtomicU64::new(1),
-            activity: Activity::default(),
             current: Mutex::new(Current { state: State::Idle, failures: 0 }),
-            closed: CancellationToken::new(),
         }
     }
 
     fn unreachable(&self, error: DialError) -> TransportError {
-        TransportError::Unreachable { endpoint: self.endpoint.clone(), source: Box::new(error) }
+        TransportError::Unreachable { endpoint: self.caller.endpoint().clone(), source: Box::new(error) }
     }
 
     fn pause(&self, failures: u32) -> Duration {
@@ -89,14 +80,14 @@ impl<W: Wire> GuardedConnection<W> {
     fn dial(&self) -> Dialling<W::Link> {
         let limit = self.guard.settings.handshake;
         let (wire, guard, endpoint) =
-            (Arc::clone(&self.wire), Arc::clone(&self.guard), self.endpoint.clone());
-        let (activity, kill) = (self.activity.clone(), self.closed.child_token());
+            (Arc::clone(&self.wire), Arc::clone(&self.guard), self.caller.endpoint().clone());
+        let (activity, kill) = (self.caller.activity().clone(), self.caller.closed().child_token());
         let dialling = async move {
             let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
             socket::tune(&stream, guard.settings.stalled)?;
             wire.dialled(Dialled { guard, stream, endpoint, activity, kill }).await
         };
-        let closed = self.closed.clone();
+        let closed = self.caller.closed().clone();
         // In a task of its own: the call that began it may be dropped, and others wait for it, too.
         let task = tokio::spawn(async move {
             tokio::select! {
@@ -161,12 +152,9 @@ impl<W: Wire> GuardedConnection<W> {
             let link = self.link().await?;
             let Ok(_slot) = self.in_flight.acquire().await else { return Err(TransportError::Closed) };
             // Ended meanwhile, before anything was sent: look again.
-            let Some(mut call) = link.calls().begin(id) else { continue };
+            let Some(call) = link.calls().begin(id) else { continue };
             link.send(header).await;
-            return call
-                .reply()
-                .await
-                .unwrap_or_else(|| Err(TransportError::Lost { endpoint: self.endpoint.clone() }));
+            return self.caller.reply(call).await;
         }
     }
 }
@@ -174,7 +162,7 @@ impl<W: Wire> GuardedConnection<W> {
 #[async_trait]
 impl<W: Wire> Connection for GuardedConnection<W> {
     fn next_id(&self) -> RequestId {
-        RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
+        self.caller.next_id()
     }
 
     async fn call(
@@ -183,28 +171,14 @@ impl<W: Wire> Connection for GuardedConnection<W> {
         header: Bytes,
         deadline: Deadline,
     ) -> Result<Message, TransportError> {
-        self.guard.settings.message_limits().check_header(header.len())?;
-        let exchange = self.activity.within(deadline, self.exchange(id, header));
-        tokio::select! {
-            biased;
-            () = self.closed.cancelled() => Err(TransportError::Closed),
-            reply = exchange => {
-                reply.unwrap_or_else(|| Err(TransportError::Deadline { endpoint: self.endpoint.clone() }))
-            }
-        }
+        self.caller.call(header.len(), deadline, self.exchange(id, header)).await
     }
 
     fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        self.caller.endpoint()
     }
 
     async fn close(&self) {
-        self.closed.cancel();
-    }
-}
-
-impl<W: Wire> Drop for GuardedConnection<W> {
-    fn drop(&mut self) {
-        self.closed.cancel();
+        self.caller.close();
     }
 }

@@ -156,7 +156,8 @@ pub struct Claim {
 }
 
 impl Claim {
-    fn write(self, bytes: &mut Vec<u8>) {
+    /// Writes the value in `providers`.
+    pub(super) fn write(self, bytes: &mut Vec<u8>) {
         bytes.push(u8::from(self.complete));
         let size = self.size.to_be_bytes();
         bytes.extend_from_slice(&size[self.size.leading_zeros() as usize / 8..]);
@@ -186,9 +187,19 @@ impl Claim {
     /// The value in `offers`.
     pub fn encode_offer(self, hello: u64) -> Bytes {
         let mut bytes = Vec::with_capacity(15);
-        bytes.extend_from_slice(&six_bytes(hello));
-        self.write(&mut bytes);
+        self.write_offer(hello, &mut bytes);
         bytes.into()
+    }
+
+    /// Writes the value in `offers`.
+    pub(super) fn write_offer(self, hello: u64, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&six_bytes(hello));
+        self.write(bytes);
+    }
+
+    /// Whether this is the value in `offers`.
+    pub(super) fn is_offer(self, hello: u64, bytes: &[u8]) -> bool {
+        bytes.strip_prefix(&six_bytes(hello)).and_then(Self::read) == Some(self)
     }
 
     /// Reads a value of `offers`: the claim, and when the session began in which it was made.
@@ -311,11 +322,16 @@ fn from_six_bytes(bytes: &[u8; 6]) -> u64 {
     bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-fn pair(first: [u8; 6], second: [u8; 6]) -> Key {
+fn pair(first: [u8; 6], second: [u8; 6]) -> [u8; 12] {
     let mut bytes = [0; 12];
     bytes[..6].copy_from_slice(&first);
     bytes[6..].copy_from_slice(&second);
-    key(&[&bytes])
+    bytes
+}
+
+/// A key of these bytes, of which there are 12.
+pub(super) fn key_of(bytes: Bytes) -> Key {
+    Key::new(bytes).expect("every key has 1 to 1024 bytes")
 }
 
 /// What all claims to have a file begin with, in `providers`.
@@ -325,6 +341,10 @@ pub fn providers_prefix(file: FileNumber) -> [u8; 6] {
 
 /// The key of a claim in `providers`.
 pub fn provider_key(file: FileNumber, peer: PeerNumber) -> Key {
+    key(&[&provider_key_bytes(file, peer)])
+}
+
+pub(super) fn provider_key_bytes(file: FileNumber, peer: PeerNumber) -> [u8; 12] {
     pair(file.bytes(), peer.bytes())
 }
 
@@ -340,6 +360,10 @@ pub fn offers_prefix(peer: PeerNumber) -> [u8; 6] {
 
 /// The key of a claim in `offers`.
 pub fn offer_key(peer: PeerNumber, file: FileNumber) -> Key {
+    key(&[&offer_key_bytes(peer, file)])
+}
+
+pub(super) fn offer_key_bytes(peer: PeerNumber, file: FileNumber) -> [u8; 12] {
     pair(peer.bytes(), file.bytes())
 }
 

@@ -6,6 +6,7 @@
 //! for longer than a few seconds. There is no clock in here: every call is told the time, in milliseconds since
 //! 1970-01-01 UTC.
 
+mod damage;
 pub mod error;
 pub mod layout;
 pub mod leases;
@@ -29,6 +30,7 @@ use crate::protocol::message::CatalogueId;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
+use damage::Damage;
 use error::CatalogueError;
 use layout::{FORMAT, FormatRecord, MAX_NUMBER, META};
 use leases::{LeaseRules, LeaseTable};
@@ -55,6 +57,7 @@ pub struct Catalogue {
     cache: Mutex<PeerCache>,
     remembered: Remembered,
     counts: Counts,
+    damage: Damage,
     /// Numbers that this tracker has taken and not yet given away.
     numbers: tokio::sync::Mutex<Range<u64>>,
     /// No number beyond this one was given away, as far as this tracker knows.
@@ -106,7 +109,8 @@ impl Catalogue {
                     layout::encode(&record),
                 );
                 batch.put(META, keys[1].clone(), Bytes::copy_from_slice(&rand::random::<[u8; 16]>()));
-                match storage.commit(batch, Durability::Durable).await {
+                // Nothing rests on it before something durable follows it, which takes it along.
+                match storage.commit(batch, Durability::Buffered).await {
                     // Read back what now counts, whoever wrote it.
                     Ok(()) | Err(StorageError::Conflict | StorageError::Indeterminate { .. }) => continue,
                     Err(error) => return Err(error),
@@ -126,6 +130,7 @@ impl Catalogue {
                 cache: Mutex::default(),
                 remembered: Remembered::new(rules.cache, rules.fresh),
                 counts: Counts::default(),
+                damage: Damage::default(),
                 numbers: tokio::sync::Mutex::new(0..0),
                 highest_number: AtomicU64::new(numbers),
             });
@@ -176,6 +181,11 @@ impl Catalogue {
     /// Versions of names in the catalogue, as counted by the last [`Catalogue::count`] and seen since.
     pub fn versions(&self) -> u64 {
         self.counts.versions.load(Ordering::Relaxed)
+    }
+
+    /// How often a damaged entry was met and passed over since the start.
+    pub fn damage_met(&self) -> u64 {
+        self.damage.met()
     }
 
     /// Counts the versions of names and the peers in the database.

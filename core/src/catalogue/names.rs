@@ -197,12 +197,12 @@ impl Catalogue {
         let same = *version == name.version
             && of_file.as_str() == query
             && latest == (entry.size, entry.kind, entry.at, entry.by, entry.no);
-        self.remembered.answers(&file, now).filter(|_| same)
+        if same { self.answers_for(&file, now) } else { None }
     }
 
     /// The answers about a file that was asked for a moment ago.
     pub fn answers_remembered(&self, id: &FileId, now: u64) -> Option<Arc<Answers>> {
-        self.remembered.answers(&*self.remembered.file(id, now)?, now)
+        self.answers_for(&*self.remembered.file(id, now)?, now)
     }
 
     fn forget_remembered(&self, name: &Name, id: &FileId) {

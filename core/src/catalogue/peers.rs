@@ -15,6 +15,7 @@ use super::leases::{Flush, Renewal};
 use super::{ATTEMPTS, Catalogue};
 use crate::model::endpoint::Endpoint;
 use crate::model::id::PeerId;
+use crate::protocol::lookup::EncodedPeer;
 use crate::protocol::message::SessionId;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability};
@@ -39,30 +40,54 @@ pub struct Session {
     pub began: u64,
 }
 
+/// A lease that was read, and its peer as others are told of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What is in the database.
+    pub record: LeaseRecord,
+    /// The peer and where it can be reached.
+    pub encoded: EncodedPeer,
+}
+
+impl Lease {
+    fn new(record: LeaseRecord) -> Arc<Self> {
+        let encoded = EncodedPeer::new(&record.id, &record.endpoints);
+        Arc::new(Self { record, encoded })
+    }
+}
+
 /// What was read of peers lately.
 #[derive(Debug, Default)]
 pub(super) struct PeerCache {
-    leases: HashMap<PeerNumber, (Arc<LeaseRecord>, u64)>,
+    leases: HashMap<PeerNumber, (Arc<Lease>, u64)>,
     /// Whose a session is never changes, so these do not grow old.
     sessions: HashMap<SessionId, PeerNumber>,
 }
 
-/// Those of some peers that are alive.
-#[derive(Debug, Default)]
+/// Which of some peers are alive.
+#[derive(Debug)]
 pub(super) struct Living {
-    pub(super) leases: HashMap<PeerNumber, Arc<LeaseRecord>>,
+    /// As many as were asked about and in the same order; none for those that are not alive.
+    pub(super) leases: Vec<Option<Arc<Lease>>>,
     /// Until when this holds, if nothing more is heard of any of them.
     pub(super) until: u64,
 }
 
 impl PeerCache {
-    fn fresh(&self, peer: PeerNumber, now: u64, fresh: u64) -> Option<(&Arc<LeaseRecord>, u64)> {
-        let (record, read) = self.leases.get(&peer)?;
-        now.checked_sub(*read).is_some_and(|age| age <= fresh).then_some((record, *read))
+    fn fresh(&self, peer: PeerNumber, now: u64, fresh: u64) -> Option<(&Arc<Lease>, u64)> {
+        let (lease, read) = self.leases.get(&peer)?;
+        now.checked_sub(*read).is_some_and(|age| age <= fresh).then_some((lease, *read))
     }
 
-    fn remember(&mut self, peer: PeerNumber, record: Arc<LeaseRecord>, now: u64, fresh: u64) {
+    /// What others are told of the peer, however old; none where it is not remembered.
+    pub(super) fn lease(&self, peer: PeerNumber) -> Option<&Lease> {
+        self.leases.get(&peer).map(|(lease, _)| &**lease)
+    }
+
+    fn remember(&mut self, peer: PeerNumber, lease: Arc<Lease>, now: u64, fresh: u64) {
+        let record = &lease.record;
         if let Some((known, _)) = self.leases.get(&peer) {
+            let known = &known.record;
             // A look-up that began before a hello or leave must not undo it.
             let same = known.session == record.session;
             if known.hello > record.hello || (same && known.left && !record.left) {
@@ -74,7 +99,7 @@ impl PeerCache {
                 self.leases.clear();
             }
         }
-        self.leases.insert(peer, (record, now));
+        self.leases.insert(peer, (lease, now));
     }
 
     fn remember_session(&mut self, session: SessionId, peer: PeerNumber) {
@@ -86,12 +111,12 @@ impl PeerCache {
 
     #[cfg(test)]
     pub(super) fn session_of(&self, peer: PeerNumber) -> SessionId {
-        self.leases[&peer].0.session
+        self.leases[&peer].0.record.session
     }
 
     pub(super) fn forget(&mut self, peer: PeerNumber) {
-        if let Some((record, _)) = self.leases.remove(&peer) {
-            self.sessions.remove(&record.session);
+        if let Some((lease, _)) = self.leases.remove(&peer) {
+            self.sessions.remove(&lease.record.session);
         }
     }
 }
@@ -116,11 +141,14 @@ impl Catalogue {
                     let key = layout::peer_key(number);
                     // It may be taken away in this moment.
                     let Some(raw) = self.read(LEASES, &key).await? else { continue };
-                    let record: LeaseRecord = layout::decode(LEASES, &raw)?;
-                    // Sessions of one peer are told apart by when they began, whatever the clocks say.
-                    hello = hello.max(record.hello.saturating_add(1).min(now.saturating_add(60_000)));
+                    // Of one that cannot be read nothing is taken over: it is written anew.
+                    let record = layout::decode::<LeaseRecord>(LEASES, &raw);
+                    if let Some(record) = self.damage.pass_over(record, now)? {
+                        // Sessions of one peer are told apart by when they began, whatever the clocks say.
+                        hello = hello.max(record.hello.saturating_add(1).min(now.saturating_add(60_000)));
+                        batch.delete(SESSIONS, layout::session_key(record.session));
+                    }
                     batch.require(LEASES, key, raw);
-                    batch.delete(SESSIONS, layout::session_key(record.session));
                     number
                 }
                 None if self.counts.peers.load(Ordering::Relaxed) >= self.max_peers => {
@@ -153,7 +181,7 @@ impl Catalogue {
             {
                 let mut cache = self.cache.lock();
                 cache.forget(number);
-                cache.remember(number, Arc::new(record), now, self.fresh);
+                cache.remember(number, Lease::new(record), now, self.fresh);
                 cache.remember_session(session, number);
             }
             if known.is_some() {
@@ -174,23 +202,23 @@ impl Catalogue {
         &self,
         session: SessionId,
         now: u64,
-    ) -> Result<(Session, Arc<LeaseRecord>), CatalogueError> {
+    ) -> Result<(Session, Arc<Lease>), CatalogueError> {
         let number = self.session_peer(session).await?;
-        let valid = |record: &Arc<LeaseRecord>| {
-            let session = Session { id: session, peer: record.id, number, began: record.hello };
-            (session, Arc::clone(record))
+        let valid = |lease: &Arc<Lease>| {
+            let LeaseRecord { id: peer, hello: began, .. } = lease.record;
+            (Session { id: session, peer, number, began }, Arc::clone(lease))
         };
-        if let Some((record, _)) = self.cache.lock().fresh(number, now, self.fresh)
-            && record.session == session
-            && !record.left
+        if let Some((lease, _)) = self.cache.lock().fresh(number, now, self.fresh)
+            && lease.record.session == session
+            && !lease.record.left
         {
-            return Ok(valid(record));
+            return Ok(valid(lease));
         }
-        match self.read_lease(number).await? {
+        match self.read_lease(number, now).await? {
             Some((record, _)) if record.session == session && !record.left => {
-                let record = Arc::new(record);
-                self.cache.lock().remember(number, Arc::clone(&record), now, self.fresh);
-                Ok(valid(&record))
+                let lease = Lease::new(record);
+                self.cache.lock().remember(number, Arc::clone(&lease), now, self.fresh);
+                Ok(valid(&lease))
             }
             _ => Err(CatalogueError::Unauthorized),
         }
@@ -216,17 +244,24 @@ impl Catalogue {
         Ok(peer)
     }
 
-    async fn read_lease(&self, peer: PeerNumber) -> Result<Option<(LeaseRecord, Bytes)>, StorageError> {
-        let raw = self.read(LEASES, &layout::peer_key(peer)).await?;
-        raw.map(|raw| Ok((layout::decode(LEASES, &raw)?, raw))).transpose()
+    /// The lease of a peer. One that cannot be read counts as none: the peer is asked to say hello again, which writes it
+    /// anew.
+    async fn read_lease(
+        &self,
+        peer: PeerNumber,
+        now: u64,
+    ) -> Result<Option<(LeaseRecord, Bytes)>, StorageError> {
+        let Some(raw) = self.read(LEASES, &layout::peer_key(peer)).await? else { return Ok(None) };
+        let record = self.damage.pass_over(layout::decode(LEASES, &raw), now)?;
+        Ok(record.map(|record| (record, raw)))
     }
 
     /// The session's peer lives for one more lease. Written down by the next [`Catalogue::flush`].
     pub async fn renew(&self, session: SessionId, now: u64) -> Result<Session, CatalogueError> {
-        let (valid, record) = self.authorized(session, now).await?;
+        let (valid, lease) = self.authorized(session, now).await?;
         let returns = {
             let mut leases = self.leases.lock();
-            let returns = !leases.is_alive(valid.number, &record, now);
+            let returns = !leases.is_alive(valid.number, &lease.record, now);
             leases.renew(valid.number, session, now);
             returns
         };
@@ -241,7 +276,7 @@ impl Catalogue {
         let peer = self.session_peer(session).await?;
         let key = layout::peer_key(peer);
         for _ in 0..ATTEMPTS {
-            let Some((record, raw)) = self.read_lease(peer).await? else {
+            let Some((record, raw)) = self.read_lease(peer, now).await? else {
                 return Err(CatalogueError::Unauthorized);
             };
             if record.session != session || record.left {
@@ -253,7 +288,7 @@ impl Catalogue {
             batch.put(LEASES, key.clone(), layout::encode(&record));
             if self.try_commit(batch, Durability::Buffered).await? {
                 self.leases.lock().reset(peer, now);
-                self.cache.lock().remember(peer, Arc::new(record), now, self.fresh);
+                self.cache.lock().remember(peer, Lease::new(record), now, self.fresh);
                 self.remembered.peers_changed();
                 return Ok(());
             }
@@ -261,45 +296,49 @@ impl Catalogue {
         Err(CatalogueError::Conflict)
     }
 
-    /// Those of the peers that are alive.
+    /// Which of the peers are alive.
     pub(super) async fn living_peers(&self, peers: &[PeerNumber], now: u64) -> Result<Living, StorageError> {
-        let mut living = Living { leases: HashMap::with_capacity(peers.len()), until: u64::MAX };
-        let mut missing = Vec::new();
-        {
-            let (leases, cache) = (self.leases.lock(), self.cache.lock());
-            for peer in peers {
-                let fresh = cache.fresh(*peer, now, self.fresh);
-                let alive = fresh
-                    .and_then(|(record, read)| Some((record, read, leases.alive_until(*peer, record, now)?)));
-                match alive {
-                    Some((record, read, until)) => {
-                        living.until = living.until.min(until).min(read.saturating_add(self.fresh));
-                        living.leases.insert(*peer, Arc::clone(record));
-                    }
-                    None => missing.push(*peer),
-                }
-            }
-        }
+        let (mut living, missing) = self.living_remembered(peers, now);
         if missing.is_empty() {
             return Ok(living);
         }
-        let keys: Vec<_> = missing.iter().map(|peer| layout::peer_key(*peer)).collect();
+        let keys: Vec<_> = missing.iter().map(|at| layout::peer_key(peers[*at])).collect();
         let found = self.storage.get(LEASES, &keys).await?;
-        let mut records = Vec::with_capacity(found.len());
-        for (peer, raw) in missing.into_iter().zip(found) {
-            if let Some(raw) = raw {
-                records.push((peer, Arc::new(layout::decode::<LeaseRecord>(LEASES, &raw)?)));
+        let mut read = Vec::with_capacity(found.len());
+        for (at, raw) in missing.into_iter().zip(found) {
+            let Some(raw) = raw else { continue };
+            if let Some(record) = self.damage.pass_over(layout::decode(LEASES, &raw), now)? {
+                read.push((at, Lease::new(record)));
             }
         }
         let (leases, mut cache) = (self.leases.lock(), self.cache.lock());
-        for (peer, record) in records {
-            if let Some(until) = leases.alive_until(peer, &record, now) {
+        for (at, lease) in read {
+            if let Some(until) = leases.alive_until(peers[at], &lease.record, now) {
                 living.until = living.until.min(until).min(now.saturating_add(self.fresh));
-                living.leases.insert(peer, Arc::clone(&record));
-                cache.remember(peer, record, now, self.fresh);
+                living.leases[at] = Some(Arc::clone(&lease));
+                cache.remember(peers[at], lease, now, self.fresh);
             }
         }
         Ok(living)
+    }
+
+    /// Which of the peers are alive by what is remembered, and the places of those about whom the database has to be asked.
+    pub(super) fn living_remembered(&self, peers: &[PeerNumber], now: u64) -> (Living, Vec<usize>) {
+        let mut living = Living { leases: Vec::with_capacity(peers.len()), until: u64::MAX };
+        let mut missing = Vec::new();
+        let (leases, cache) = (self.leases.lock(), self.cache.lock());
+        for (at, peer) in peers.iter().enumerate() {
+            let alive = cache.fresh(*peer, now, self.fresh).and_then(|(lease, read)| {
+                let until = leases.alive_until(*peer, &lease.record, now)?;
+                Some((lease, until.min(read.saturating_add(self.fresh))))
+            });
+            living.leases.push(alive.map(|(lease, _)| Arc::clone(lease)));
+            match alive {
+                Some((_, until)) => living.until = living.until.min(until),
+                None => missing.push(at),
+            }
+        }
+        (living, missing)
     }
 
     /// Writes down the renewals since the last flush, and the stamp. What cannot be written comes again with the
@@ -307,7 +346,7 @@ impl Catalogue {
     pub async fn flush(&self, now: u64) -> Result<(), StorageError> {
         let Some(Flush { renewals, stamp }) = self.leases.lock().take(now) else { return Ok(()) };
         for chunk in renewals.chunks(FLUSH_BATCH) {
-            self.write_renewals(chunk).await?;
+            self.write_renewals(chunk, now).await?;
             self.leases.lock().written(chunk);
         }
         let mut batch = Batch::new();
@@ -317,7 +356,7 @@ impl Catalogue {
         Ok(())
     }
 
-    async fn write_renewals(&self, renewals: &[(PeerNumber, Renewal)]) -> Result<(), StorageError> {
+    async fn write_renewals(&self, renewals: &[(PeerNumber, Renewal)], now: u64) -> Result<(), StorageError> {
         let keys: Vec<_> = renewals.iter().map(|(peer, _)| layout::peer_key(*peer)).collect();
         for _ in 0..FLUSH_ATTEMPTS {
             let mut batch = Batch::new();
@@ -326,7 +365,12 @@ impl Catalogue {
                 renewals.iter().zip(&keys).zip(self.storage.get(LEASES, &keys).await?)
             {
                 let Some(raw) = raw else { continue };
-                let record: LeaseRecord = layout::decode(LEASES, &raw)?;
+                let record = layout::decode::<LeaseRecord>(LEASES, &raw);
+                let Some(record) = self.damage.pass_over(record, now)? else {
+                    // Its next renewal looks into the database again, and leads to a new session.
+                    self.cache.lock().forget(*peer);
+                    continue;
+                };
                 // Another session began or this one was left: its renewals no longer count.
                 if record.session != renewal.session || record.left || record.renewed == renewal.at {
                     continue;
@@ -343,7 +387,7 @@ impl Catalogue {
                 let mut cache = self.cache.lock();
                 for (peer, record) in written {
                     let at = record.renewed;
-                    cache.remember(peer, Arc::new(record), at, self.fresh);
+                    cache.remember(peer, Lease::new(record), at, self.fresh);
                 }
                 return Ok(());
             }

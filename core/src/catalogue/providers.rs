@@ -4,25 +4,31 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rand::seq::SliceRandom;
 
 use super::error::CatalogueError;
 use super::layout::{
-    self, CLEARED, Claim, FILES, FileEntry, FileNumber, LeaseRecord, OFFERS, PROVIDERS, PeerNumber, SESSIONS,
+    self, CLEARED, Claim, FILES, FileEntry, FileNumber, OFFERS, PROVIDERS, PeerNumber, SESSIONS,
 };
-use super::peers::{Living, Session};
+use super::peers::{Lease, Living, Session};
 use super::remembered::{Answers, Begun, Known, RememberedFile};
 use super::{ATTEMPTS, Catalogue};
 use crate::model::id::{FileId, PeerId};
 use crate::model::layout::PieceLayout;
 use crate::model::record::{Offer, Provider};
-use crate::protocol::lookup::EncodedProviders;
+use crate::protocol::lookup::{CLAIM_BYTES, MAX_PROVIDER_BYTES, ProvidersReply};
+use crate::protocol::message::MAX_PROVIDERS;
 use crate::storage::error::StorageError;
-use crate::storage::value::{Batch, Durability, KeyRange};
+use crate::storage::value::{Batch, Durability, KeyRange, Space};
 
 /// The largest count of providers; a larger one is reported as this.
 const MAX_COUNTED: usize = 1000;
 /// How many claims are looked at to name providers of one file.
 const MAX_EXAMINED: usize = 4000;
+/// How many entries are looked through for each claim that is announced before it is asked for them one by one.
+const SCANNED_FOR_EACH: usize = 4;
+/// Of how many claims it is found out who is alive while other requests wait.
+const MAX_AT_ONCE: usize = 512;
 
 /// A living peer's claim to have a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,17 +38,32 @@ pub struct LivingClaim {
     /// What it claims.
     pub claim: Claim,
     /// Where it can be reached.
-    pub lease: Arc<LeaseRecord>,
+    pub lease: Arc<Lease>,
 }
 
-impl LivingClaim {
-    /// What somebody is told of it; none where there is no endpoint that could be reached. `near` is who asks from this
-    /// machine itself, for others its loopback addresses are left out.
-    pub fn provider(&self, near: bool) -> Option<Provider> {
-        let mut endpoints = self.lease.endpoints.clone();
-        endpoints.retain(|endpoint| near || !endpoint.is_loopback());
-        let Claim { size, complete } = self.claim;
-        (!endpoints.is_empty()).then_some(Provider { peer: self.peer, endpoints, size, complete })
+/// Entries of one space that are put into a batch together: there are many and they are small, so they share their memory.
+#[derive(Debug, Default)]
+struct Entries {
+    bytes: Vec<u8>,
+    /// Where the value of each of them begins and ends.
+    values: Vec<(usize, usize)>,
+}
+
+impl Entries {
+    fn add(&mut self, key: [u8; 12], write: impl FnOnce(&mut Vec<u8>)) {
+        self.bytes.extend(key);
+        let value = self.bytes.len();
+        write(&mut self.bytes);
+        self.values.push((value, self.bytes.len()));
+    }
+
+    fn put_into(self, space: Space, batch: &mut Batch) {
+        let bytes = Bytes::from(self.bytes);
+        let mut begin = 0;
+        for (value, end) in self.values {
+            batch.put(space, layout::key_of(bytes.slice(begin..value)), bytes.slice(value..end));
+            begin = end;
+        }
     }
 }
 
@@ -153,28 +174,26 @@ impl Catalogue {
     ) -> Result<(), StorageError> {
         let peer = layout::peer_key(by.number);
         let cleared = self.read(CLEARED, &peer).await?;
-        let keys: Vec<_> = announced.iter().map(|(file, ..)| layout::offer_key(by.number, *file)).collect();
-        let stored = self.storage.get(OFFERS, &keys).await?;
+        let files: Vec<_> = announced.iter().map(|(file, ..)| *file).collect();
+        let stored = self.stored_offers(by.number, &files).await?;
         let mut spared = false;
-        let mut reverse = Vec::with_capacity(keys.len());
-        for (((file, _, claim), key), raw) in announced.iter().zip(keys).zip(stored) {
-            let value = claim.encode_offer(by.began);
+        let (mut claims, mut offers) = (Entries::default(), Entries::default());
+        for ((file, _, claim), raw) in announced.iter().zip(stored) {
             match raw {
-                Some(raw) if raw == value => {
+                Some(raw) if claim.is_offer(by.began, &raw) => {
                     spared = true;
                     continue;
                 }
-                // Only the session is another.
-                Some(raw) if Claim::decode_offer(&raw)?.0 == *claim => spared = true,
-                _ => {
-                    batch.put(PROVIDERS, layout::provider_key(*file, by.number), claim.encode());
+                // Only the session is another. One that cannot be read is written anew.
+                Some(raw) if Claim::decode_offer(&raw).is_ok_and(|(stored, _)| stored == *claim) => {
+                    spared = true;
                 }
+                _ => claims.add(layout::provider_key_bytes(*file, by.number), |value| claim.write(value)),
             }
-            reverse.push((key, value));
+            offers.add(layout::offer_key_bytes(by.number, *file), |value| claim.write_offer(by.began, value));
         }
-        for (key, value) in reverse {
-            batch.put(OFFERS, key, value);
-        }
+        claims.put_into(PROVIDERS, batch);
+        offers.put_into(OFFERS, batch);
         if spared {
             match cleared {
                 Some(cleared) => batch.require(CLEARED, peer, cleared),
@@ -184,21 +203,55 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Writes down that the peer no longer offers these files.
+    /// What is written down of the peer's claims to these files, which are in order.
+    async fn stored_offers(
+        &self,
+        peer: PeerNumber,
+        files: &[FileNumber],
+    ) -> Result<Vec<Option<Bytes>>, StorageError> {
+        let (Some(first), Some(last)) = (files.first(), files.last()) else { return Ok(Vec::new()) };
+        // Most often all that it offers between the first and the last of them is little more than these, or nothing.
+        let bound = |file| Bound::Included(layout::offer_key(peer, file).into_bytes());
+        let range = KeyRange { start: bound(*first), end: bound(*last) };
+        let most = files.len() * SCANNED_FOR_EACH;
+        let page = self.storage.scan(OFFERS, range, most).await?;
+        let bytes: usize = page.iter().map(|(key, value)| key.as_bytes().len() + value.len()).sum();
+        if page.len() >= most || bytes >= self.storage.limits().max_page_bytes {
+            let keys: Vec<_> = files.iter().map(|file| layout::offer_key(peer, *file)).collect();
+            return self.storage.get(OFFERS, &keys).await;
+        }
+        let mut stored = vec![None; files.len()];
+        for (key, value) in page {
+            if let Ok(at) = files.binary_search(&layout::read_offer_key(key.as_bytes())?) {
+                stored[at] = Some(value);
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Writes down that the peer no longer offers these files. A session that was voided meanwhile withdraws nothing: the
+    /// files may be those that the newer one announced.
     pub async fn withdraw(&self, by: &Session, files: &[FileId]) -> Result<(), CatalogueError> {
         let keys: Vec<_> = files.iter().map(layout::file_key).collect();
-        let entries = self.storage.get(FILES, &keys).await?;
-        let mut batch = Batch::new();
-        for raw in entries.into_iter().flatten() {
-            let FileEntry { no, .. } = layout::decode(FILES, &raw)?;
-            delete_claim(&mut batch, by.number, no);
-        }
-        if !batch.is_empty() {
+        for _ in 0..ATTEMPTS {
+            let entries = self.storage.get(FILES, &keys).await?;
+            let mut batch = Batch::new();
+            for raw in entries.into_iter().flatten() {
+                let FileEntry { no, .. } = layout::decode(FILES, &raw)?;
+                delete_claim(&mut batch, by.number, no);
+            }
+            if batch.is_empty() {
+                return Ok(());
+            }
             note_cleared(&mut batch, by.number);
-            self.storage.commit(batch, Durability::Buffered).await?;
-            self.remembered.set_claims(by.number, files.iter().map(|id| (id, None)));
+            require_session(&mut batch, by);
+            if self.try_commit(batch, Durability::Buffered).await? {
+                self.remembered.set_claims(by.number, files.iter().map(|id| (id, None)));
+                return Ok(());
+            }
+            self.still_valid(by).await?;
         }
-        Ok(())
+        Err(CatalogueError::Conflict)
     }
 
     /// Peers that are alive, can be reached somewhere and claim to have the file, in the order of their numbers; of very
@@ -208,24 +261,76 @@ impl Catalogue {
         Ok(Some(self.living_claims(&file, now).await?.0))
     }
 
-    /// As [`Catalogue::providers`], for somebody who asks from this machine itself (`near`) or from elsewhere. Others
-    /// who ask so soon get their answer from [`Catalogue::providers_remembered`].
+    /// The providers that somebody is told of who asks from this machine itself (`near`) or from elsewhere: no more than fit
+    /// into a reply, and each as likely as any other. None where the catalogue does not have the file. Others who ask so
+    /// soon get their answer from [`Catalogue::providers_remembered`].
     pub async fn providers_for(
         &self,
         id: &FileId,
         near: bool,
         now: u64,
-    ) -> Result<Option<Vec<LivingClaim>>, CatalogueError> {
+    ) -> Result<Option<Vec<Provider>>, CatalogueError> {
         let Some(file) = self.look_up(id, now).await? else { return Ok(None) };
-        let (living, begun) = self.living_claims(&file, now).await?;
-        self.remembered.note_providers(&file, near, begun, &living);
-        Ok(Some(living))
+        let (mut living, _) = self.living_claims(&file, now).await?;
+        living.retain(|claim| claim.lease.encoded.told(near).is_some());
+        let (chosen, _) = living.partial_shuffle(&mut rand::rng(), MAX_PROVIDERS);
+        let mut room = MAX_PROVIDER_BYTES;
+        let fits = |LivingClaim { claim, lease, .. }: &LivingClaim| {
+            room = room.checked_sub(lease.encoded.told(near)?.len() + CLAIM_BYTES)?;
+            let mut endpoints = lease.record.endpoints.clone();
+            endpoints.retain(|endpoint| near || !endpoint.is_loopback());
+            let Claim { size, complete } = *claim;
+            Some(Provider { peer: lease.record.id, endpoints, size, complete })
+        };
+        Ok(Some(chosen.iter().map_while(fits).collect()))
     }
 
-    /// The providers of a file that was asked for a moment ago, ready to be sent; none where the database has to be
-    /// asked.
-    pub fn providers_remembered(&self, id: &FileId, near: bool, now: u64) -> Option<Arc<EncodedProviders>> {
-        self.remembered.providers(&*self.remembered.file(id, now)?, near, now)
+    /// The reply of [`Catalogue::providers_for`] about a file that was asked for a moment ago; none where the database has to
+    /// be asked.
+    pub fn providers_remembered(&self, id: &FileId, near: bool, now: u64) -> Option<ProvidersReply> {
+        let file = self.remembered.file(id, now)?;
+        let chosen = self.remembered.choose(&file, near, now).or_else(|| {
+            self.answer_again(&file, now)?;
+            self.remembered.choose(&file, near, now)
+        })?;
+        let cache = self.cache.lock();
+        let mut reply = ProvidersReply::default();
+        for (peer, claim) in chosen {
+            let Some(told) = cache.lease(peer)?.encoded.told(near) else { continue };
+            if !reply.push(told, claim.size, claim.complete) {
+                break;
+            }
+        }
+        Some(reply)
+    }
+
+    /// The answers about a remembered file; none where the database has to be asked.
+    pub(super) fn answers_for(&self, file: &RememberedFile, now: u64) -> Option<Arc<Answers>> {
+        self.remembered.answers(file, now).or_else(|| self.answer_again(file, now))
+    }
+
+    /// Makes the answers about a file anew after something happened, where all leases are remembered that it takes and
+    /// there are not very many.
+    fn answer_again(&self, file: &RememberedFile, now: u64) -> Option<Arc<Answers>> {
+        if file.claims() > MAX_AT_ONCE {
+            return None;
+        }
+        let (claims, begun) = self.remembered.begin_answers(file);
+        let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
+        let (living, missing) = self.living_remembered(&peers, now);
+        if !missing.is_empty() {
+            return None;
+        }
+        self.note_answers(file, begun, &living);
+        self.remembered.answers(file, now)
+    }
+
+    /// Notes the answers that follow from who is alive, and returns how many peers there are to be named.
+    fn note_answers(&self, file: &RememberedFile, begun: Begun, living: &Living) -> u32 {
+        let count = u32::try_from(reachable(living).min(MAX_COUNTED)).unwrap_or(u32::MAX);
+        let answers = Answers::new(file, count, begun, living.until);
+        self.remembered.note_answers(file, answers, &living.leases);
+        count
     }
 
     /// How many peers [`Catalogue::providers`] would name, up to 1,000.
@@ -234,19 +339,18 @@ impl Catalogue {
         file: &RememberedFile,
         now: u64,
     ) -> Result<u32, CatalogueError> {
-        match self.remembered.answers(file, now) {
+        match self.answers_for(file, now) {
             Some(answers) => Ok(answers.count),
-            None => Ok(count_of(&self.living_claims(file, now).await?.0)),
+            None => Ok(self.living_claims(file, now).await?.1),
         }
     }
 
     /// As [`Catalogue::count_providers`], for a file that need not be remembered.
     pub(super) async fn count_claims(&self, file: FileNumber, now: u64) -> Result<u32, StorageError> {
-        let claims = self.read_claims(file, MAX_COUNTED).await?;
+        let claims = self.read_claims(file, MAX_COUNTED, now).await?;
         let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
         let living = self.living_peers(&peers, now).await?;
-        let reachable = living.leases.values().filter(|lease| !lease.endpoints.is_empty()).count();
-        Ok(u32::try_from(reachable).unwrap_or(u32::MAX))
+        Ok(u32::try_from(reachable(&living)).unwrap_or(u32::MAX))
     }
 
     /// The file as it is remembered or else in the database; none where the catalogue does not have it.
@@ -261,32 +365,28 @@ impl Catalogue {
         let stamp = self.remembered.stamp(id);
         let Some(raw) = self.read(FILES, &layout::file_key(id)).await? else { return Ok(None) };
         let entry: FileEntry = layout::decode(FILES, &raw)?;
-        let claims = self.read_claims(entry.no, MAX_EXAMINED).await?;
+        let claims = self.read_claims(entry.no, MAX_EXAMINED, now).await?;
         let file = Arc::new(RememberedFile::new(*id, entry, claims, now));
         self.remembered.remember_file(&file, stamp);
         Ok(Some(file))
     }
 
-    /// The living claims to a file, and what they were made of. Notes the answers that follow.
+    /// The living claims to a file, and how many they count for. Notes the answers that follow.
     async fn living_claims(
         &self,
         file: &RememberedFile,
         now: u64,
-    ) -> Result<(Vec<LivingClaim>, Begun), StorageError> {
+    ) -> Result<(Vec<LivingClaim>, u32), StorageError> {
         // Before anything is looked at: what changes meanwhile makes the answers void.
         let (claims, begun) = self.remembered.begin_answers(file);
         let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
-        let Living { leases, until } = self.living_peers(&peers, now).await?;
-        let reachable = |peer: &PeerNumber| leases.get(peer).filter(|lease| !lease.endpoints.is_empty());
-        let living: Vec<_> = claims
-            .iter()
-            .filter_map(|(peer, claim)| {
-                let lease = Arc::clone(reachable(peer)?);
-                Some(LivingClaim { peer: lease.id, claim: *claim, lease })
-            })
-            .collect();
-        self.remembered.note_answers(file, Answers::new(file, count_of(&living), begun, until));
-        Ok((living, begun))
+        let living = self.living_peers(&peers, now).await?;
+        let count = self.note_answers(file, begun, &living);
+        let claims = claims.into_iter().zip(living.leases).filter_map(|((_, claim), lease)| {
+            let lease = lease.filter(|lease| lease.encoded.told(true).is_some())?;
+            Some(LivingClaim { peer: lease.record.id, claim, lease })
+        });
+        Ok((claims.collect(), count))
     }
 
     /// The claims to a file; where there are more than `most`, that many from a random peer on.
@@ -294,9 +394,10 @@ impl Catalogue {
         &self,
         file: FileNumber,
         most: usize,
+        now: u64,
     ) -> Result<Vec<(PeerNumber, Claim)>, StorageError> {
         let all = KeyRange::prefix(&layout::providers_prefix(file));
-        let mut claims = self.scan_claims(all.clone(), most).await?;
+        let mut claims = self.scan_claims(all.clone(), most, now).await?;
         if claims.len() < most {
             return Ok(claims);
         }
@@ -304,8 +405,8 @@ impl Catalogue {
         let from = layout::provider_key(file, from).into_bytes();
         let second = KeyRange { start: Bound::Included(from.clone()), end: all.end };
         let first = KeyRange { start: all.start, end: Bound::Excluded(from) };
-        claims = self.scan_claims(first, most).await?;
-        let mut later = self.scan_claims(second, most).await?;
+        claims = self.scan_claims(first, most, now).await?;
+        let mut later = self.scan_claims(second, most, now).await?;
         claims.truncate(most.saturating_sub(later.len()));
         claims.append(&mut later);
         Ok(claims)
@@ -315,6 +416,7 @@ impl Catalogue {
         &self,
         mut range: KeyRange,
         most: usize,
+        now: u64,
     ) -> Result<Vec<(PeerNumber, Claim)>, StorageError> {
         let mut claims = Vec::new();
         while claims.len() < most {
@@ -325,7 +427,9 @@ impl Catalogue {
             let mut bytes = 0;
             for (key, raw) in &page {
                 bytes += key.as_bytes().len() + raw.len();
-                claims.push((layout::read_provider_key(key.as_bytes())?, Claim::decode(raw)?));
+                let claim = layout::read_provider_key(key.as_bytes())
+                    .and_then(|peer| Ok((peer, Claim::decode(raw)?)));
+                claims.extend(self.damage.pass_over(claim, now)?);
             }
             // A page may be cut short by its bytes; any other short one is the end.
             if page.len() < wanted && bytes < self.storage.limits().max_page_bytes {
@@ -346,7 +450,7 @@ impl Catalogue {
                 .iter()
                 .map(|(key, _)| layout::read_provider_key(key.as_bytes()))
                 .collect::<Result<Vec<_>, _>>()?;
-            if !self.living_peers(&peers, now).await?.leases.is_empty() {
+            if self.living_peers(&peers, now).await?.leases.iter().any(Option::is_some) {
                 return Ok(true);
             }
         }
@@ -367,8 +471,9 @@ impl Catalogue {
     }
 }
 
-fn count_of(living: &[LivingClaim]) -> u32 {
-    u32::try_from(living.len().min(MAX_COUNTED)).unwrap_or(u32::MAX)
+/// How many of them can be reached somewhere.
+fn reachable(living: &Living) -> usize {
+    living.leases.iter().flatten().filter(|lease| lease.encoded.told(true).is_some()).count()
 }
 
 fn claim_of(offer: &Offer) -> Claim {

@@ -17,12 +17,11 @@ use quick_cache::sync::Cache;
 use rand::seq::SliceRandom;
 
 use super::layout::{Claim, FileEntry, FileNumber, PeerNumber, VersionRecord};
-use super::providers::LivingClaim;
+use super::peers::Lease;
 use crate::model::id::FileId;
 use crate::model::name::Name;
 use crate::model::record::FileRecord;
 use crate::protocol::codec;
-use crate::protocol::lookup::EncodedProviders;
 use crate::protocol::message::{MAX_PROVIDERS, Reply};
 
 /// How many stamps there are; what shares one is read again now and then without need.
@@ -37,11 +36,10 @@ const KNOWN_BYTES: usize = 128;
 pub(super) struct RememberedFile {
     pub(super) id: FileId,
     pub(super) entry: FileEntry,
-    /// Another one for each time that a file is read.
-    reading: u64,
     read: u64,
-    /// For how many claims there is room in what it is counted for.
+    /// For how many claims, and sizes of claims, there is room in what it is counted for.
     room: usize,
+    sizes_room: usize,
     state: Mutex<FileState>,
 }
 
@@ -49,47 +47,112 @@ pub(super) struct RememberedFile {
 struct FileState {
     /// In the order of the peers, and never more than there is room for.
     claims: Vec<Held>,
+    /// What those claim who claim another size than the one in the entry, in the same order.
+    sizes: Vec<(PeerNumber, u64)>,
     /// Counts the changes of the claims.
     changes: u64,
     answers: Option<Arc<Answers>>,
 }
 
-/// A claim, as small as it can be: there are more of these than of anything else.
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    size: u64,
-    /// The number of the peer, which has 48 bits, and behind it a bit that says whether it has the whole file.
-    peer: u64,
+impl FileState {
+    fn claim(&self, held: Held, entry: &FileEntry) -> Claim {
+        let other = || {
+            let at = self.sizes.binary_search_by_key(&held.peer(), |(peer, _)| *peer).ok()?;
+            Some(self.sizes[at].1)
+        };
+        let size = if held.is(OTHER_SIZE) { other() } else { None };
+        Claim { size: size.unwrap_or(entry.size), complete: held.is(COMPLETE) }
+    }
 }
 
+/// A claim, as small as it can be: there are more of these than of anything else. The number of the peer, which has 48
+/// bits, and behind it these flags.
+#[derive(Debug, Clone, Copy)]
+struct Held(u64);
+
+/// The peer has the whole file.
+const COMPLETE: u64 = 1;
+/// It claims another size than the one in the entry.
+const OTHER_SIZE: u64 = 2;
+/// It is alive, and those who ask from this machine are told of it. Holds as long as the answers do.
+const NEAR: u64 = 4;
+/// The same for all others.
+const FAR: u64 = 8;
+
 impl Held {
-    fn new(peer: PeerNumber, claim: Claim) -> Self {
-        Self { size: claim.size, peer: peer.0 << 1 | u64::from(claim.complete) }
+    fn new(peer: PeerNumber, claim: Claim, entry: &FileEntry) -> Self {
+        let complete = if claim.complete { COMPLETE } else { 0 };
+        let other = if claim.size == entry.size { 0 } else { OTHER_SIZE };
+        Self(peer.0 << 16 | complete | other)
     }
 
     const fn peer(&self) -> PeerNumber {
-        PeerNumber(self.peer >> 1)
+        PeerNumber(self.0 >> 16)
     }
 
-    const fn claim(&self) -> Claim {
-        Claim { size: self.size, complete: self.peer & 1 == 1 }
+    const fn is(&self, flag: u64) -> bool {
+        self.0 & flag != 0
+    }
+
+    fn set(&mut self, flag: u64, on: bool) {
+        self.0 = if on { self.0 | flag } else { self.0 & !flag };
     }
 }
 
 impl RememberedFile {
+    /// A file with claims in the order of the peers.
     pub(super) fn new(id: FileId, entry: FileEntry, claims: Vec<(PeerNumber, Claim)>, read: u64) -> Self {
-        static READINGS: AtomicU64 = AtomicU64::new(0);
-        let reading = READINGS.fetch_add(1, Ordering::Relaxed);
         let room = claims.len() + claims.len() / 4 + 4;
         let mut held = Vec::with_capacity(room);
-        held.extend(claims.into_iter().map(|(peer, claim)| Held::new(peer, claim)));
-        let state = Mutex::new(FileState { claims: held, changes: 0, answers: None });
-        Self { id, entry, reading, read, room, state }
+        held.extend(claims.iter().map(|(peer, claim)| Held::new(*peer, *claim, &entry)));
+        let others = claims.iter().filter(|(_, claim)| claim.size != entry.size);
+        let count = others.clone().count();
+        let sizes_room = count + count / 4;
+        let mut sizes = Vec::with_capacity(sizes_room);
+        sizes.extend(others.map(|(peer, claim)| (*peer, claim.size)));
+        let state = FileState { claims: held, sizes, changes: 0, answers: None };
+        Self { id, entry, read, room, sizes_room, state: Mutex::new(state) }
+    }
+
+    /// How many claims there are.
+    pub(super) fn claims(&self) -> usize {
+        self.state.lock().claims.len()
     }
 
     pub(super) fn record(&self, providers: u32) -> FileRecord {
         let FileEntry { name, version, size, kind, at, by, .. } = self.entry.clone();
         FileRecord { id: self.id, name, version, size, kind, published_ms: at, publisher: by, providers }
+    }
+
+    /// Takes a claim in, or away; false where there is no room for it.
+    fn set_claim(&self, peer: PeerNumber, claim: Option<Claim>) -> bool {
+        let state = &mut *self.state.lock();
+        let found = state.claims.binary_search_by_key(&peer, Held::peer);
+        let was = found.ok().map(|at| state.claim(state.claims[at], &self.entry));
+        if was == claim {
+            return true;
+        }
+        let size = claim.map(|claim| claim.size).filter(|size| *size != self.entry.size);
+        let had = state.sizes.binary_search_by_key(&peer, |(peer, _)| *peer);
+        let grows = found.is_err() && state.claims.len() >= self.room;
+        if grows || (size.is_some() && had.is_err() && state.sizes.len() >= self.sizes_room) {
+            return false;
+        }
+        match (found, claim) {
+            (Ok(at), Some(claim)) => state.claims[at] = Held::new(peer, claim, &self.entry),
+            (Err(at), Some(claim)) => state.claims.insert(at, Held::new(peer, claim, &self.entry)),
+            (Ok(at), None) => drop(state.claims.remove(at)),
+            (Err(_), None) => {}
+        }
+        match (had, size) {
+            (Ok(at), Some(size)) => state.sizes[at].1 = size,
+            (Err(at), Some(size)) => state.sizes.insert(at, (peer, size)),
+            (Ok(at), None) => drop(state.sizes.remove(at)),
+            (Err(_), None) => {}
+        }
+        state.changes += 1;
+        state.answers = None;
+        true
     }
 }
 
@@ -112,17 +175,9 @@ impl Answers {
     }
 }
 
-/// The providers of a file, as many as a reply names, for those who ask from this machine or for all others.
-#[derive(Debug)]
-struct RememberedProviders {
-    encoded: Arc<EncodedProviders>,
-    begun: Begun,
-}
-
 /// What answers were made of: if that has changed, they are void.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Begun {
-    reading: u64,
     changes: u64,
     peers: u64,
 }
@@ -147,13 +202,8 @@ struct ByBytes;
 
 impl Weighter<FileId, Arc<RememberedFile>> for ByBytes {
     fn weight(&self, _: &FileId, file: &Arc<RememberedFile>) -> u64 {
-        (ENTRY_BYTES + 2 * file.entry.name.as_str().len() + file.room * size_of::<Held>()) as u64
-    }
-}
-
-impl Weighter<(FileId, bool), Arc<RememberedProviders>> for ByBytes {
-    fn weight(&self, _: &(FileId, bool), providers: &Arc<RememberedProviders>) -> u64 {
-        (KNOWN_BYTES + providers.encoded.size()) as u64
+        let claims = file.room * size_of::<Held>() + file.sizes_room * size_of::<(PeerNumber, u64)>();
+        (ENTRY_BYTES + 2 * file.entry.name.as_str().len() + claims) as u64
     }
 }
 
@@ -174,8 +224,6 @@ impl Weighter<FileId, Known> for ByBytes {
 pub(super) struct Remembered {
     names: Cache<Box<str>, Arc<RememberedName>, ByBytes>,
     files: Cache<FileId, Arc<RememberedFile>, ByBytes>,
-    /// For who asks from this machine and for all others.
-    providers: Cache<(FileId, bool), Arc<RememberedProviders>, ByBytes>,
     known: Cache<FileId, Known, ByBytes>,
     hasher: RandomState,
     stamps: Box<[AtomicU64]>,
@@ -197,13 +245,11 @@ impl Remembered {
     pub(super) fn new(bytes: usize, fresh: u64) -> Self {
         let cache = |bytes: usize, each: usize| ((bytes / each).max(1), bytes as u64);
         let (names, names_bytes) = cache(bytes / 8, ENTRY_BYTES);
-        let (files, files_bytes) = cache(bytes / 8 * 3, 2 * ENTRY_BYTES);
-        let (providers, providers_bytes) = cache(bytes / 8 * 3, 2 * ENTRY_BYTES);
+        let (files, files_bytes) = cache(bytes / 8 * 6, 2 * ENTRY_BYTES);
         let (known, known_bytes) = cache(bytes / 8, KNOWN_BYTES);
         Self {
             names: Cache::with_weighter(names, names_bytes, ByBytes),
             files: Cache::with_weighter(files, files_bytes, ByBytes),
-            providers: Cache::with_weighter(providers, providers_bytes, ByBytes),
             known: Cache::with_weighter(known, known_bytes, ByBytes),
             hasher: RandomState::new(),
             stamps: (0..STAMPS).map(|_| AtomicU64::new(0)).collect(),
@@ -315,23 +361,10 @@ impl Remembered {
         for (id, claim) in claims {
             self.touch(Self::place(id));
             let Some(file) = self.files.get(id) else { continue };
-            let mut state = file.state.lock();
-            let found = state.claims.binary_search_by_key(&peer, Held::peer);
-            match (found, claim) {
-                (Ok(at), Some(claim)) if state.claims[at].claim() == claim => continue,
-                (Ok(at), Some(claim)) => state.claims[at] = Held::new(peer, claim),
-                (Ok(at), None) => drop(state.claims.remove(at)),
-                (Err(_), None) => continue,
-                (Err(_), Some(_)) if state.claims.len() >= file.room => {
-                    // It takes more than it was counted for; it is read anew when it is wanted.
-                    drop(state);
-                    self.files.remove(id);
-                    continue;
-                }
-                (Err(at), Some(claim)) => state.claims.insert(at, Held::new(peer, claim)),
+            if !file.set_claim(peer, claim) {
+                // It takes more than it was counted for; it is read anew when it is wanted.
+                self.files.remove(id);
             }
-            state.changes += 1;
-            state.answers = None;
         }
     }
 
@@ -352,50 +385,52 @@ impl Remembered {
     pub(super) fn begin_answers(&self, file: &RememberedFile) -> (Vec<(PeerNumber, Claim)>, Begun) {
         let peers = self.peers.load(Ordering::SeqCst);
         let state = file.state.lock();
-        let claims = state.claims.iter().map(|held| (held.peer(), held.claim())).collect();
-        (claims, Begun { reading: file.reading, changes: state.changes, peers })
+        let claims = state.claims.iter().map(|held| (held.peer(), state.claim(*held, &file.entry))).collect();
+        (claims, Begun { changes: state.changes, peers })
     }
 
-    /// Keeps answers, if nothing has changed since they were begun.
-    pub(super) fn note_answers(&self, file: &RememberedFile, answers: Answers) {
-        let mut state = file.state.lock();
-        if state.changes == answers.begun.changes {
-            state.answers = Some(Arc::new(answers));
+    /// Keeps answers, if nothing has changed since they were begun. `living` are the leases of those who were alive then, in
+    /// the order of the claims.
+    pub(super) fn note_answers(
+        &self,
+        file: &RememberedFile,
+        answers: Answers,
+        living: &[Option<Arc<Lease>>],
+    ) {
+        let state = &mut *file.state.lock();
+        if state.changes != answers.begun.changes {
+            return;
         }
+        for (held, lease) in state.claims.iter_mut().zip(living) {
+            let told = |near| lease.as_ref().is_some_and(|lease| lease.encoded.told(near).is_some());
+            held.set(NEAR, told(true));
+            held.set(FAR, told(false));
+        }
+        state.answers = Some(Arc::new(answers));
     }
 
-    /// The providers to be named, where the answers about the file hold that they were made with.
-    pub(super) fn providers(
+    /// Providers to be named, each as likely as any other and no more than fit into a reply, where the answers about the file
+    /// still hold.
+    pub(super) fn choose(
         &self,
         file: &RememberedFile,
         near: bool,
         now: u64,
-    ) -> Option<Arc<EncodedProviders>> {
-        let answers = self.answers(file, now)?;
-        let providers = self.providers.get(&(file.id, near))?;
-        (providers.begun == answers.begun).then(|| Arc::clone(&providers.encoded))
-    }
-
-    /// Keeps providers that were encoded from the claims that answers were begun with.
-    pub(super) fn note_providers(
-        &self,
-        file: &RememberedFile,
-        near: bool,
-        begun: Begun,
-        living: &[LivingClaim],
-    ) {
-        let mut encoded = EncodedProviders::default();
-        let mut order: Vec<usize> = (0..living.len()).collect();
-        order.shuffle(&mut rand::rng());
-        let named = order.iter().filter_map(|at| living[*at].provider(near)).take(MAX_PROVIDERS);
-        named.for_each(|provider| encoded.push(&provider));
-        let encoded = Arc::new(encoded);
-        self.providers.insert((file.id, near), Arc::new(RememberedProviders { encoded, begun }));
+    ) -> Option<Vec<(PeerNumber, Claim)>> {
+        let state = file.state.lock();
+        let answers = state.answers.as_ref()?;
+        if answers.begun.peers != self.peers.load(Ordering::SeqCst) || now >= answers.until {
+            return None;
+        }
+        let flag = if near { NEAR } else { FAR };
+        let mut told: Vec<Held> = state.claims.iter().copied().filter(|held| held.is(flag)).collect();
+        let (chosen, _) = told.partial_shuffle(&mut rand::rng(), MAX_PROVIDERS);
+        Some(chosen.iter().map(|held| (held.peer(), state.claim(*held, &file.entry))).collect())
     }
 
     /// The bytes that are counted.
     #[cfg(test)]
     pub(super) fn weight(&self) -> u64 {
-        self.names.weight() + self.files.weight() + self.providers.weight() + self.known.weight()
+        self.names.weight() + self.files.weight() + self.known.weight()
     }
 }

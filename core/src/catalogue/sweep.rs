@@ -27,18 +27,6 @@ pub struct Swept {
     pub claims: u64,
 }
 
-/// One damaged entry must not keep a sweep from all others.
-fn unless_damaged<T>(result: Result<T, StorageError>) -> Result<Option<T>, StorageError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error @ StorageError::Corrupt { .. }) => {
-            tracing::warn!(%error, "a peer or file is left as it is");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
 fn read_lease(key: &Key, raw: &Bytes) -> Result<(PeerNumber, LeaseRecord), StorageError> {
     Ok((layout::read_peer(LEASES, key.as_bytes())?, layout::decode(LEASES, raw)?))
 }
@@ -54,7 +42,9 @@ impl Catalogue {
             range = range.after(last);
             seen += page.len() as u64;
             for (key, raw) in page {
-                let Some((peer, record)) = unless_damaged(read_lease(&key, &raw))? else { continue };
+                let Some((peer, record)) = self.damage.pass_over(read_lease(&key, &raw), now)? else {
+                    continue;
+                };
                 let (alive, verdict) = {
                     let leases = self.leases.lock();
                     (leases.is_alive(peer, &record, now), leases.verdict(peer, &record, now))
@@ -63,12 +53,12 @@ impl Catalogue {
                 match verdict {
                     Verdict::Keep => {}
                     Verdict::Settle => {
-                        let claims = self.settle(peer, record, &raw).await;
-                        swept.claims += unless_damaged(claims)?.unwrap_or_default();
+                        let claims = self.settle(peer, record, &raw, now).await;
+                        swept.claims += self.damage.pass_over(claims, now)?.unwrap_or_default();
                     }
                     Verdict::Remove => {
                         let removed = self.remove_peer(peer, &record, &raw).await;
-                        swept.peers += u64::from(unless_damaged(removed)?.unwrap_or_default());
+                        swept.peers += u64::from(self.damage.pass_over(removed, now)?.unwrap_or_default());
                     }
                 }
             }
@@ -85,13 +75,21 @@ impl Catalogue {
             let Some((last, _)) = page.last() else { return Ok(living) };
             range = range.after(last);
             for (key, raw) in page {
-                let Some((peer, record)) = unless_damaged(read_lease(&key, &raw))? else { continue };
+                let Some((peer, record)) = self.damage.pass_over(read_lease(&key, &raw), now)? else {
+                    continue;
+                };
                 living += u64::from(self.leases.lock().is_alive(peer, &record, now));
             }
         }
     }
 
-    async fn settle(&self, peer: PeerNumber, record: LeaseRecord, raw: &Bytes) -> Result<u64, StorageError> {
+    async fn settle(
+        &self,
+        peer: PeerNumber,
+        record: LeaseRecord,
+        raw: &Bytes,
+        now: u64,
+    ) -> Result<u64, StorageError> {
         let mut after = None;
         let mut removed = 0;
         let current = record.hello.min(MAX_NUMBER);
@@ -102,9 +100,9 @@ impl Catalogue {
             let mut batch = Batch::new();
             let mut former = 0;
             for (file, value) in page {
-                let (_, hello) = Claim::decode_offer(&value)?;
-                if hello == current {
-                    continue;
+                match self.damage.pass_over(Claim::decode_offer(&value), now)? {
+                    Some((_, hello)) if hello != current => {}
+                    _ => continue,
                 }
                 // One that is announced in this moment stays.
                 batch.require(OFFERS, layout::offer_key(peer, file), value);
@@ -173,7 +171,7 @@ impl Catalogue {
                     let id = layout::read_file_key(FILES, key.as_bytes())?;
                     self.forget_file(&id, layout::decode(FILES, &raw)?, &raw, forget, now).await
                 };
-                forgotten += u64::from(unless_damaged(forgets.await)?.unwrap_or_default());
+                forgotten += u64::from(self.damage.pass_over(forgets.await, now)?.unwrap_or_default());
             }
         }
     }

@@ -318,6 +318,95 @@ async fn one_damaged_entry_keeps_a_sweep_from_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_session_that_another_tracker_voided_withdraws_nothing() {
+    let storage = storage();
+    let (here, there) = (open(&storage, START).await, open(&storage, START).await);
+    let former = session(&here, 1, START).await;
+    here.publish(&former, &publication("a", file(1)), START).await.unwrap();
+    let newer = session(&there, 1, START + 1).await;
+    let offer = Offer { id: file(1), size: 10, complete: true };
+    there.announce(&newer, &[offer], START + 1).await.unwrap();
+    // This tracker still remembers the former session as a valid one.
+    here.authorize(former.id, START + 1).await.unwrap();
+    let refused = here.withdraw(&former, &[file(1)]).await;
+    assert!(matches!(refused, Err(CatalogueError::Unauthorized)), "{refused:?}");
+    assert_eq!(count(&open(&storage, START + 1).await, 1, START + 1).await, 1);
+    there.withdraw(&newer, &[file(1)]).await.unwrap();
+    assert_eq!(count(&open(&storage, START + 1).await, 1, START + 1).await, 0);
+}
+
+async fn damage_lease(storage: &Arc<dyn Storage>, session: &Session) {
+    let mut batch = Batch::new();
+    batch.put(LEASES, layout::peer_key(session.number), Bytes::from_static(b"\xff"));
+    storage.commit(batch, Durability::Buffered).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_lease_hides_its_own_peer_only_and_is_written_anew() {
+    let storage = storage();
+    let catalogue = open(&storage, START).await;
+    let (a, b) = (session(&catalogue, 1, START).await, session(&catalogue, 2, START).await);
+    catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
+    let offer = Offer { id: file(1), size: 10, complete: true };
+    catalogue.announce(&b, &[offer], START).await.unwrap();
+    damage_lease(&storage, &b).await;
+    // Nothing is believed for so long.
+    let late = START + RULES.fresh + 1;
+    let named = catalogue.providers(&file(1), late).await.unwrap().unwrap();
+    assert_eq!(named.iter().map(|claim| claim.peer).collect::<Vec<_>>(), [a.peer]);
+    assert_eq!(count(&catalogue, 1, late).await, 1);
+    assert_eq!(catalogue.list("", None, 10, late).await.unwrap().files[0].providers, 1);
+    assert_eq!(catalogue.living(late).await.unwrap(), 1);
+    assert!(catalogue.damage_met() >= 2, "{}", catalogue.damage_met());
+    // The peer's next renewal tells it to say hello.
+    let refused = catalogue.renew(b.id, late).await;
+    assert!(matches!(refused, Err(CatalogueError::Unauthorized)), "{refused:?}");
+    let again = session(&catalogue, 2, late).await;
+    assert_eq!(again.number, b.number);
+    assert_eq!(count(&catalogue, 1, late).await, 2, "what it had announced counts again");
+    let met = catalogue.damage_met();
+    assert_eq!(catalogue.living(late).await.unwrap(), 2);
+    assert_eq!(catalogue.damage_met(), met);
+}
+
+#[tokio::test]
+async fn a_damaged_claim_hides_nothing_else_and_is_written_anew() {
+    let storage = storage();
+    let catalogue = open(&storage, START).await;
+    let (a, b) = (session(&catalogue, 1, START).await, session(&catalogue, 2, START).await);
+    catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
+    let offer = Offer { id: file(1), size: 10, complete: true };
+    catalogue.announce(&b, &[offer], START).await.unwrap();
+    let mut batch = Batch::new();
+    for space in [PROVIDERS, layout::OFFERS] {
+        let (key, _) = storage.scan(space, KeyRange::all(), 2).await.unwrap().remove(1);
+        batch.put(space, key, Bytes::from_static(b"\xff"));
+    }
+    storage.commit(batch, Durability::Buffered).await.unwrap();
+    assert_eq!(count(&catalogue, 1, START).await, 1);
+    catalogue.announce(&b, &[offer], START).await.unwrap();
+    assert_eq!(count(&open(&storage, START).await, 1, START).await, 2);
+}
+
+#[tokio::test]
+async fn a_damaged_lease_keeps_no_other_renewal_from_being_written() {
+    let storage = storage();
+    let catalogue = open(&storage, START).await;
+    let (a, b) = (session(&catalogue, 1, START).await, session(&catalogue, 2, START).await);
+    catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
+    for session in [a, b] {
+        catalogue.renew(session.id, START + 20_000).await.unwrap();
+    }
+    damage_lease(&storage, &b).await;
+    catalogue.flush(START + 20_000).await.unwrap();
+    // Only who reads it in the database knows that the peer is alive.
+    let fresh = Catalogue::open(Arc::clone(&storage), RULES, START).await.unwrap();
+    assert_eq!(count(&fresh, 1, START + 49_999).await, 1);
+    let refused = catalogue.renew(b.id, START + 20_000).await;
+    assert!(matches!(refused, Err(CatalogueError::Unauthorized)), "not even remembered: {refused:?}");
+}
+
+#[tokio::test]
 async fn a_number_is_given_once_by_all_trackers_together_whatever_becomes_of_the_commits() {
     let inner = Memory::new();
     let uncertain = Arc::new(Uncertain { inner, armed: AtomicBool::new(false), applies: true });
@@ -595,12 +684,12 @@ async fn any_order(steps: Vec<(u8, usize, usize)>) {
         for n in 0..3 {
             let named = catalogue.providers_for(&file(n), true, now).await.unwrap().unwrap_or_default();
             if let Some(remembered) = super::remembered_tests::remembered(&catalogue, n, now) {
-                let mut expected: Vec<_> = named.iter().map(|claim| claim.peer).collect();
+                let mut expected: Vec<_> = named.iter().map(|provider| provider.peer).collect();
                 expected.sort_unstable();
                 assert_eq!(remembered, expected, "what is remembered");
             }
             for (at, modelled) in model.iter().enumerate() {
-                let listed = named.iter().any(|claim| claim.peer == peer(at));
+                let listed = named.iter().any(|provider| provider.peer == peer(at));
                 let claimed = modelled.claims[n as usize] && modelled.session.is_some();
                 let alive = now < modelled.renewed + LEASE;
                 let grace = restarted.is_some_and(|since| now < since + LEASE);

@@ -7,6 +7,8 @@
 pub mod choice;
 pub mod directory;
 pub mod downloader;
+#[cfg(test)]
+mod fixtures;
 pub mod get;
 pub mod pace;
 pub mod progress;

@@ -195,6 +195,13 @@ impl Schedule {
         self.providers.get(&provider).is_some_and(|state| state.have.meets(&self.wanted))
     }
 
+    /// Whether somebody else has a piece that this provider owes; those in `except` do not count.
+    pub fn others_have(&self, provider: ProviderKey, except: &[ProviderKey]) -> bool {
+        let Some(state) = self.providers.get(&provider) else { return false };
+        let mut others = self.providers.iter().filter(|(key, _)| **key != provider && !except.contains(*key));
+        others.any(|(_, other)| state.in_flight.iter().any(|piece| other.have.contains(piece.get())))
+    }
+
     /// A provider comes in with these pieces, or one that is there has others now.
     pub fn set_provider(&mut self, provider: ProviderKey, have: &Bitmap, now: Duration) {
         let source = have.is_full();
@@ -480,7 +487,7 @@ impl ProviderState {
         let ahead = self.in_flight.len() as f64;
         match self.quickest {
             Some(quickest) => quickest + Duration::from_secs_f64((ahead / rate.max(0.01)).min(60.0)),
-            None => self.alone(),
+            None => self.alone() * (self.in_flight.len() as u32 + 1),
         }
     }
 
@@ -491,7 +498,8 @@ impl ProviderState {
 
     /// How long a question and its answer are on their way, at most.
     fn distance(&self) -> Option<Duration> {
-        self.round_trip.map(|round_trip| self.quickest.map_or(round_trip, |quickest| quickest.min(round_trip)))
+        self.round_trip
+            .map(|round_trip| self.quickest.map_or(round_trip, |quickest| quickest.min(round_trip)))
     }
 
     /// How many requests may be on their way. Where there are several who could send a piece, one that waits in a long

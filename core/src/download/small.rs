@@ -255,7 +255,7 @@ impl Batches<'_> {
             async move {
                 let deadline = Deadline::Silence(parts.settings.silence);
                 let joined = source::join(&parts.dialer, &provider, collection, deadline).await;
-                Event::Joined(at, joined.map(|(connection, ..)| connection))
+                Event::Joined(at, joined.map(|reached| reached.connection))
             }
             .boxed(),
         );
@@ -427,7 +427,10 @@ async fn request(
     let permit = Arc::clone(&parts.budget).acquire_many_owned(units).await.ok();
     parts.limit.take(bytes as usize).await;
     let ids = files.iter().map(|file| file.id).collect();
-    let mut reply = source::files(&*connection, ids, Deadline::Silence(parts.settings.silence)).await;
+    let asked = source::files(&*connection, ids, Deadline::Silence(parts.settings.silence));
+    let mut reply = parts.in_time(asked).await;
+    let came = reply.as_ref().map_or(0, |(_, payload)| payload.len());
+    parts.limit.give_back((bytes as usize).saturating_sub(came));
     if matches!(&reply, Ok((_, payload)) if payload.len() as u64 > bytes) {
         // There is no room for more than what was asked for.
         reply = Err(Fault::Lie("more than it was asked for"));

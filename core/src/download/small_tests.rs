@@ -17,24 +17,22 @@ use tokio::sync::watch;
 
 use super::DownloadError;
 use super::downloader::Downloader;
+use super::fixtures::{Directory, Place};
 use super::get::{Get, get};
 use super::progress::Progress;
-use super::source::ProviderSource;
 use super::wanted::DownloadSettings;
 use crate::library::content::ContentStore;
 use crate::library::library::Library;
 use crate::library::settings::LibrarySettings;
-use crate::model::endpoint::Endpoint;
-use crate::model::id::{FileId, PeerId};
+use crate::model::id::FileId;
 use crate::model::record::{FileKind, Provider};
 use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::protocol::message::{Reply, Request};
-use crate::protocol::server::{Handler, serve};
+use crate::protocol::server::Handler;
 use crate::publish::{PublishOptions, publish};
 use crate::rate::RateLimit;
 use crate::seeder::{Seeder, SeederSettings};
 use crate::storage::memory::Disk;
-use crate::transport::dialer::Dialer;
 use crate::transport::envelope::RequestId;
 use crate::transport::memory::MemoryNetwork;
 use crate::transport::{Listener, PeerInfo, ReplySink};
@@ -134,19 +132,9 @@ impl Handler for Odd {
 
 struct World {
     network: MemoryNetwork,
-    providers: Arc<Providers>,
+    providers: Arc<Directory>,
     folder: TempDir,
     nodes: AtomicUsize,
-}
-
-#[derive(Default)]
-struct Providers(Mutex<Vec<Provider>>);
-
-#[async_trait]
-impl ProviderSource for Providers {
-    async fn providers(&self, _id: &FileId) -> Result<Vec<Provider>, String> {
-        Ok(self.0.lock().clone())
-    }
 }
 
 struct Node {
@@ -227,24 +215,21 @@ impl World {
         let name = format!("n{}", self.nodes.fetch_add(1, Ordering::Relaxed));
         let store = ContentStore::Database(Arc::new(content.open()));
         let library = Library::open(Arc::new(index.open()), store, LibrarySettings::default()).await.unwrap();
-        let dialer = Arc::new(Dialer::new(vec![self.network.transport()]));
-        let endpoint: Endpoint = format!("memory://{name}:1").parse().unwrap();
-        let listener = dialer.bind(&endpoint).await.unwrap();
-        let peer = PeerId::from_bytes(*blake3::hash(name.as_bytes()).as_bytes());
+        let place = Place::new(&self.network, &name, 0, true).await;
+        let (dialer, me) = (Arc::clone(&place.dialer), Some(place.provider.peer));
         let no_limit = || Arc::new(RateLimit::new(None));
         let settings = DownloadSettings { patience: Duration::from_secs(20), ..DownloadSettings::default() };
-        let downloader = Downloader::new(Arc::clone(&library), dialer, no_limit(), Some(peer), settings);
+        let downloader = Downloader::new(Arc::clone(&library), dialer, no_limit(), me, settings);
         let seeder = Seeder::new(Arc::clone(&library), no_limit(), SeederSettings::default());
         let odd = Arc::new(Odd {
             seeder,
             manner,
             batches: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
-            listener: Mutex::new(Some(Arc::clone(&listener))),
+            listener: Mutex::new(Some(Arc::clone(&place.listener))),
         });
-        tokio::spawn(serve(listener, Arc::clone(&odd) as Arc<dyn Handler>));
-        let provider = Provider { peer, endpoints: vec![endpoint], size: 0, complete: true };
-        Node { index, content, library, downloader, odd, provider }
+        place.serve(Arc::clone(&odd) as Arc<dyn Handler>);
+        Node { index, content, library, downloader, odd, provider: place.provider }
     }
 
     /// A node that publishes the folder, and is known to the others.
@@ -256,7 +241,7 @@ impl World {
         let name = Some("folder".parse().unwrap());
         let options = PublishOptions { name, ..PublishOptions::default() };
         let published = publish(&node.library, &folder, options, |_| {}).await.unwrap();
-        self.providers.0.lock().push(node.provider.clone());
+        self.providers.providers.lock().push(node.provider.clone());
         let size = node.library.entry(&published.id).unwrap().size;
         (node, published.id, size)
     }
@@ -319,8 +304,8 @@ async fn a_folder_of_small_files_comes_in_few_requests_into_the_library_or_a_fol
     assert_eq!(source.odd.batches.load(Ordering::Relaxed), 4);
 
     // Who has it from the network serves it as well.
-    world.providers.0.lock().clear();
-    world.providers.0.lock().push(to_library.provider.clone());
+    world.providers.providers.lock().clear();
+    world.providers.providers.lock().push(to_library.provider.clone());
     let third = world.node(Manner::Honest).await;
     let out = world.folder.path().join("third");
     world.get(&third, (id, size), Some(&out)).await.unwrap();

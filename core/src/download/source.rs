@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::time::Instant;
 
 use super::schedule::Question;
 use crate::model::bitmap::Bitmap;
@@ -88,19 +89,31 @@ impl Fault {
     }
 }
 
+/// A provider that answered.
+pub(super) struct Reached {
+    pub(super) connection: Arc<dyn Connection>,
+    /// The layout of its own claim.
+    pub(super) layout: PieceLayout,
+    /// What it has of the file.
+    pub(super) have: Bitmap,
+    /// How long the answer took. Where the connection was new, as long as a few round trips.
+    pub(super) round_trip: Duration,
+}
+
 /// Connects to a provider: at the first of its endpoints that answers `have`. The best is tried first; each of the others
 /// joins in when those before it have failed or have said nothing for [`HEAD_START`], as in RFC 8305, for packets to one
-/// of them may just be dropped. Returns what it has of the file, in the layout of its own claim.
+/// of them may just be dropped.
 pub(super) async fn join(
     dialer: &Dialer,
     provider: &Provider,
     id: FileId,
     deadline: Deadline,
-) -> Result<(Arc<dyn Connection>, PieceLayout, Bitmap), Fault> {
+) -> Result<Reached, Fault> {
     let attempt = |endpoint| async move {
+        let begun = Instant::now();
         let connection = dialer.connect(endpoint).await?;
-        let (layout, bitmap) = have(&*connection, id, None, deadline).await?;
-        Ok((connection, layout, bitmap))
+        let (layout, have) = have(&*connection, id, None, deadline).await?;
+        Ok(Reached { connection, layout, have, round_trip: begun.elapsed() })
     };
     let mut fault = Fault::Refused("it told no endpoint of a scheme that is known here".to_owned());
     let mut waiting = dialer.preferred(&provider.endpoints).into_iter();
@@ -210,7 +223,6 @@ mod tests {
     use crate::protocol::codec;
     use crate::transport::memory::MemoryNetwork;
     use crate::transport::{Listener, Message};
-    use tokio::time::Instant;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -235,7 +247,7 @@ mod tests {
         let begin = Instant::now();
         let joined = join(&dialer, &provider, FileId::from_bytes([1; 32]), Deadline::Total(LIMIT)).await;
         good.abort();
-        (joined.map(|(connection, ..)| connection.endpoint().host().to_owned()), begin.elapsed())
+        (joined.map(|reached| reached.connection.endpoint().host().to_owned()), begin.elapsed())
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,12 +1,12 @@
 //! Whole downloads over the memory storage and the memory transport, under tokio's paused clock.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::DownloadError;
 use super::downloader::{Download, Downloader};
+use super::fixtures::{Directory, Place};
 use super::progress::Progress;
 use super::schedule::Question;
 use super::source::ProviderSource;
@@ -25,14 +26,13 @@ use crate::library::library::Library;
 use crate::library::output::Destination;
 use crate::library::settings::LibrarySettings;
 use crate::model::bitmap::Bitmap;
-use crate::model::endpoint::Endpoint;
-use crate::model::id::{FileId, PeerId};
+use crate::model::id::PeerId;
 use crate::model::layout::PieceLayout;
 use crate::model::manifest::{Manifest, hash_piece};
 use crate::model::record::{FileKind, Provider};
 use crate::protocol::error::ErrorReply;
 use crate::protocol::message::{Reply, Request};
-use crate::protocol::server::{Handler, serve};
+use crate::protocol::server::Handler;
 use crate::rate::RateLimit;
 use crate::seeder::{Seeder, SeederSettings};
 use crate::storage::Storage;
@@ -43,20 +43,8 @@ use crate::transport::envelope::RequestId;
 use crate::transport::memory::MemoryNetwork;
 use crate::transport::{Listener, PeerInfo, ReplySink};
 
+mod ends;
 mod swarm;
-
-/// Who offers what, in place of a tracker.
-#[derive(Default)]
-struct Directory {
-    providers: Mutex<Vec<Provider>>,
-}
-
-#[async_trait]
-impl ProviderSource for Directory {
-    async fn providers(&self, _id: &FileId) -> Result<Vec<Provider>, String> {
-        Ok(self.providers.lock().clone())
-    }
-}
 
 /// What a peer does to the pieces that it sends.
 #[derive(Clone, Copy, PartialEq)]
@@ -68,6 +56,8 @@ enum Manner {
     Inflates,
     /// Is always busy with pieces.
     Busy,
+    /// Is busy with the first pieces.
+    BusyAtFirst,
     /// Never answers a request for a piece.
     Silent,
     /// Says all the time that it has something new, and never sends a piece.
@@ -75,6 +65,9 @@ enum Manner {
     /// Says of every piece that is asked for sparingly that it gave it to somebody else, and never sends another.
     Refuses,
 }
+
+/// How often that is.
+const BUSY_AT_FIRST: u32 = 20;
 
 struct Odd {
     seeder: Seeder,
@@ -130,6 +123,12 @@ impl Handler for Odd {
                 Manner::Busy if index + 1 < self.pieces => {
                     return Err(ErrorReply::new(crate::protocol::error::ErrorCode::Busy, "busy"));
                 }
+                Manner::BusyAtFirst
+                    if index + 1 < self.pieces && self.refused.fetch_add(1, Relaxed) < BUSY_AT_FIRST =>
+                {
+                    let busy = ErrorReply::new(crate::protocol::error::ErrorCode::Busy, "busy");
+                    return Err(busy.retry_after(Duration::from_millis(500)));
+                }
                 Manner::Silent if index + 1 < self.pieces => std::future::pending().await,
                 _ => {}
             }
@@ -162,6 +161,8 @@ struct World {
     directory: Arc<Directory>,
     content: Vec<u8>,
     manifest: Manifest,
+    /// How many bytes a second the nodes may fetch.
+    download: Option<NonZeroU64>,
 }
 
 impl World {
@@ -174,7 +175,7 @@ impl World {
             hash_piece(layout, piece, &content[start..start + layout.len(piece)])
         });
         let manifest = Manifest::from_hashes(layout, hashes.collect()).unwrap();
-        Self { network: MemoryNetwork::new(), directory: Arc::default(), content, manifest }
+        Self { network: MemoryNetwork::new(), directory: Arc::default(), content, manifest, download: None }
     }
 
     async fn node(&self, name: &str, manner: Manner, settings: DownloadSettings) -> Node {
@@ -207,12 +208,11 @@ impl World {
         )
         .await
         .unwrap();
-        let dialer = Arc::new(Dialer::new(vec![self.network.transport()]));
-        let endpoint: Endpoint = format!("memory://{name}:1").parse().unwrap();
-        let listener = dialer.bind(&endpoint).await.unwrap();
-        let peer = PeerId::from_bytes(*blake3::hash(name.as_bytes()).as_bytes());
-        let download = Arc::new(RateLimit::new(None));
-        let downloader = Downloader::new(Arc::clone(&library), dialer, download, Some(peer), settings);
+        let size = self.manifest.layout().size();
+        let place = Place::new(&self.network, name, size, false).await;
+        let (dialer, me) = (Arc::clone(&place.dialer), Some(place.provider.peer));
+        let download = Arc::new(RateLimit::new(self.download));
+        let downloader = Downloader::new(Arc::clone(&library), dialer, download, me, settings);
         let seeder = Seeder::new(Arc::clone(&library), Arc::new(upload), SeederSettings::default());
         let seeder = Arc::new(Odd {
             seeder,
@@ -222,9 +222,8 @@ impl World {
             haves: AtomicU32::new(0),
             refused: AtomicU32::new(0),
         });
-        let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::clone(&seeder) as Arc<dyn Handler>));
-        let size = self.manifest.layout().size();
-        let provider = Provider { peer, endpoints: vec![endpoint], size, complete: false };
+        let serving = place.serve(Arc::clone(&seeder) as Arc<dyn Handler>);
+        let Place { listener, provider, .. } = place;
         Node { library, downloader, seeder, listener, serving, provider }
     }
 
@@ -489,7 +488,7 @@ async fn a_source_with_nothing_that_is_missing_makes_room_for_another() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_gone_takes_nothing_from_the_upload_limit() {
     let world = World::new(4 * MIB);
-    let limit = RateLimit::new(std::num::NonZeroU64::new(MIB as u64));
+    let limit = RateLimit::new(NonZeroU64::new(MIB as u64));
     let source = world.node_with("source", Manner::Honest, DownloadSettings::default(), limit).await;
     world.fill(&source, |_| true).await;
     let start = tokio::time::Instant::now();

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-use super::source::ProviderSource;
+use super::source::{Fault, ProviderSource};
 use super::window::WindowSettings;
 use crate::library::library::Library;
 use crate::library::output::Destination;
@@ -44,6 +45,9 @@ impl Default for DownloadSettings {
     }
 }
 
+/// How many times as long as a provider may be silent a question may take.
+const SILENCES: u32 = 6;
+
 /// What is to be downloaded, and where to.
 #[derive(Clone)]
 pub struct Wanted {
@@ -80,6 +84,16 @@ pub(super) struct Parts {
 }
 
 impl Parts {
+    /// The answer to a question, unless it takes far too long: what else comes over the connection does not make up for
+    /// what does not.
+    pub(super) async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        let answered = timeout(self.settings.silence * SILENCES, answer).await;
+        answered.unwrap_or_else(|_| Err(Fault::Refused("it left a question open for too long".to_owned())))
+    }
+
     /// What a piece of this layout takes of the budget.
     pub(super) fn units(layout: PieceLayout) -> u32 {
         layout.piece_size() / 1024

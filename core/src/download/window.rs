@@ -40,7 +40,7 @@ const LONG: Duration = Duration::from_secs(1);
 /// So many may wait however long it takes.
 const LEAST: f64 = 2.0;
 /// For how long it is believed what the quickest piece took, when none comes near to it.
-const BELIEVED: Duration = Duration::from_mins(1);
+const BELIEVED: Duration = Duration::from_secs(60);
 /// And at least for this many times what pieces take now: on a slow line it would be measured all the time.
 const BELIEVED_ROUNDS: u32 = 16;
 

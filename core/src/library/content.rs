@@ -19,9 +19,8 @@ use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 const CONTENT: Space = Space::new("content");
 /// The number of the only piece of a small file.
 const ONLY: u32 = 0;
-/// How many keys are deleted in one commit. Few: an engine may have to write down a page for each before it changes it,
-/// also on a full disk, where nothing but deleting helps.
-const DELETE_BATCH: usize = 64;
+/// About how many bytes are deleted in one commit: reads may have to wait for it.
+const DELETE_BATCH: usize = 64 * 1024 * 1024;
 
 /// Where the library keeps content that is its own.
 #[derive(Debug, Clone)]
@@ -161,11 +160,12 @@ impl DatabaseContent {
     /// Removes every piece of a file. The values are not read where the layout is known and they are cut as now.
     pub(super) async fn remove(&self, id: &FileId, layout: Option<PieceLayout>) -> Result<(), LibraryError> {
         if let Some(layout) = layout {
+            let most = (DELETE_BATCH / self.0.limits().max_value).clamp(16, 2048);
             let mut batch = Batch::new();
             for piece in layout.pieces() {
                 for part in 0..self.parts(layout.len(piece)) {
                     batch.delete(CONTENT, part_key(id, piece.get(), part));
-                    if batch.writes.len() == DELETE_BATCH {
+                    if batch.writes.len() == most {
                         self.0.commit(std::mem::take(&mut batch), Durability::Buffered).await?;
                     }
                 }
@@ -175,7 +175,7 @@ impl DatabaseContent {
             }
         }
         loop {
-            let page = self.0.scan(CONTENT, KeyRange::prefix(id.as_bytes()), DELETE_BATCH).await?;
+            let page = self.0.scan(CONTENT, KeyRange::prefix(id.as_bytes()), 64).await?;
             if page.is_empty() {
                 return Ok(());
             }

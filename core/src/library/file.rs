@@ -159,6 +159,11 @@ impl LibraryFile {
         }
     }
 
+    /// Whether its content goes into a database, where few large writes cost much less than many small ones.
+    pub fn is_in_database(&self) -> bool {
+        matches!(self.bits.lock().store, Store::Database(_))
+    }
+
     /// The pieces that are here.
     pub fn have(&self) -> Bitmap {
         self.bits.lock().have.clone()

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::announce;
 use super::error::{ErrorCode, ErrorReply};
 use super::message::{Reply, Request};
 use crate::transport::envelope::{self, MAX_NESTING, PROTOCOL_VERSION, RequestId};
@@ -63,8 +64,8 @@ pub fn encode_request(id: RequestId, request: &Request) -> Bytes {
 
 /// Reads the header of a request.
 pub fn decode_request(header: &[u8]) -> Result<(RequestId, Request), Refusal> {
-    if let Some(RequestHeader { v: PROTOCOL_VERSION, id, ask }) = read::<RequestHeader<Request>>(header) {
-        return Ok((id, ask));
+    if let Some(found) = announce::read(header).or_else(|| decode_any_request(header)) {
+        return Ok(found);
     }
     // Not understood: find out why, for the answer.
     let Some(envelope) = envelope::read(header) else {
@@ -88,6 +89,14 @@ pub fn decode_request(header: &[u8]) -> Result<(RequestId, Request), Refusal> {
             refuse(ErrorCode::Malformed, format!("the fields of the request {kind:?} are not right"))
         }
         _ => refuse(ErrorCode::Malformed, "the header is not a CBOR map with v, id and ask".to_owned()),
+    }
+}
+
+/// Reads the header of a request, however it is written.
+pub(super) fn decode_any_request(header: &[u8]) -> Option<(RequestId, Request)> {
+    match read::<RequestHeader<Request>>(header)? {
+        RequestHeader { v: PROTOCOL_VERSION, id, ask } => Some((id, ask)),
+        _ => None,
     }
 }
 

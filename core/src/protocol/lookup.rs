@@ -5,15 +5,17 @@
 //! [`super::codec`], which reads every form; a test holds the two together.
 
 use bytes::Bytes;
-use rand::seq::SliceRandom;
 
 use super::message::MAX_PROVIDERS;
-use crate::model::id::FileId;
-use crate::model::record::Provider;
+use crate::cbor::{ARRAY, BYTES, TEXT, UINT, put_head, take_head};
+use crate::model::endpoint::Endpoint;
+use crate::model::id::{FileId, PeerId};
 use crate::transport::envelope::RequestId;
 
 /// How many bytes the providers in one reply take at most, so that it stays below the limit of a header.
 pub const MAX_PROVIDER_BYTES: usize = 48 * 1024;
+/// The most bytes that the claim of a provider takes in a reply.
+pub const CLAIM_BYTES: usize = 24;
 
 /// What is looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +32,6 @@ pub enum Lookup<'a> {
     },
 }
 
-/// The types of CBOR that are read and written here (RFC 8949, section 3.1).
-const UINT: u8 = 0;
-const BYTES: u8 = 2;
-const TEXT: u8 = 3;
-const ARRAY: u8 = 4;
-
 /// Reads a look-up; none where the header is something else, or written in another way.
 pub fn read(header: &[u8]) -> Option<(RequestId, Lookup<'_>)> {
     let mut rest = header.strip_prefix(b"\xa3\x61v\x01\x62id")?;
@@ -49,44 +45,6 @@ pub fn read(header: &[u8]) -> Option<(RequestId, Lookup<'_>)> {
         Lookup::Providers { id: FileId::try_from(id).ok()? }
     };
     Some((id, lookup))
-}
-
-fn take_head(rest: &mut &[u8], kind: u8) -> Option<u64> {
-    let (first, behind) = rest.split_first()?;
-    if first >> 5 != kind {
-        return None;
-    }
-    let length = match first & 0x1f {
-        value @ 0..=23 => {
-            *rest = behind;
-            return Some(u64::from(value));
-        }
-        size @ 24..=27 => 1 << (size - 24),
-        _ => return None,
-    };
-    let (number, behind) = behind.split_at_checked(length)?;
-    *rest = behind;
-    Some(number.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-}
-
-fn put_head(bytes: &mut Vec<u8>, kind: u8, value: u64) {
-    let kind = kind << 5;
-    match value {
-        0..=23 => bytes.push(kind | value as u8),
-        24..=0xff => bytes.extend([kind | 24, value as u8]),
-        0x100..=0xffff => {
-            bytes.push(kind | 25);
-            bytes.extend((value as u16).to_be_bytes());
-        }
-        0x1_0000..=0xffff_ffff => {
-            bytes.push(kind | 26);
-            bytes.extend((value as u32).to_be_bytes());
-        }
-        _ => {
-            bytes.push(kind | 27);
-            bytes.extend(value.to_be_bytes());
-        }
-    }
 }
 
 fn put_text(bytes: &mut Vec<u8>, text: &str) {
@@ -109,72 +67,84 @@ pub fn reply(id: RequestId, reply: &[u8]) -> Bytes {
     header.into()
 }
 
-/// Providers that are ready to be sent.
-#[derive(Debug, Default)]
-pub struct EncodedProviders {
-    bytes: Vec<u8>,
-    /// Where each of them ends.
-    ends: Vec<u32>,
+/// A peer as it stands in a reply to `providers`, but for what it claims: for those who ask from this machine itself, and
+/// for all others, who are not told of loopback addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedPeer {
+    near: Bytes,
+    far: Bytes,
 }
 
-impl EncodedProviders {
-    /// How many bytes it takes.
-    pub fn size(&self) -> usize {
-        self.bytes.capacity() + self.ends.capacity() * size_of::<u32>()
+impl EncodedPeer {
+    /// A peer and where it can be reached.
+    pub fn new(peer: &PeerId, endpoints: &[Endpoint]) -> Self {
+        let all: Vec<&Endpoint> = endpoints.iter().collect();
+        let others: Vec<&Endpoint> = endpoints.iter().filter(|endpoint| !endpoint.is_loopback()).collect();
+        let near = encode_peer(peer, &all);
+        let far = if others.len() == all.len() { near.clone() } else { encode_peer(peer, &others) };
+        Self { near, far }
     }
 
-    /// Adds one.
-    pub fn push(&mut self, provider: &Provider) {
-        let bytes = &mut self.bytes;
-        bytes.extend(b"\xa4\x64peer");
-        put_head(bytes, BYTES, 32);
-        bytes.extend(provider.peer.as_bytes());
-        put_text(bytes, "endpoints");
-        put_head(bytes, ARRAY, provider.endpoints.len() as u64);
-        for endpoint in &provider.endpoints {
-            put_text(bytes, &endpoint.to_string());
+    /// What is told; none where there is no endpoint that could be reached.
+    pub fn told(&self, near: bool) -> Option<&[u8]> {
+        let told = if near { &self.near } else { &self.far };
+        (!told.is_empty()).then_some(told)
+    }
+}
+
+/// Empty without endpoints.
+fn encode_peer(peer: &PeerId, endpoints: &[&Endpoint]) -> Bytes {
+    if endpoints.is_empty() {
+        return Bytes::new();
+    }
+    let mut bytes = Vec::with_capacity(128);
+    bytes.extend(b"\xa4\x64peer");
+    put_head(&mut bytes, BYTES, 32);
+    bytes.extend(peer.as_bytes());
+    put_text(&mut bytes, "endpoints");
+    put_head(&mut bytes, ARRAY, endpoints.len() as u64);
+    for endpoint in endpoints {
+        put_text(&mut bytes, &endpoint.to_string());
+    }
+    Bytes::copy_from_slice(&bytes)
+}
+
+/// A reply to `providers` that is being put together.
+#[derive(Debug, Default)]
+pub struct ProvidersReply {
+    items: Vec<u8>,
+    count: usize,
+}
+
+impl ProvidersReply {
+    /// Adds a provider, `told` being from [`EncodedPeer::told`]; false where there is no more room.
+    pub fn push(&mut self, told: &[u8], size: u64, complete: bool) -> bool {
+        if self.count == MAX_PROVIDERS || self.items.len() + told.len() + CLAIM_BYTES > MAX_PROVIDER_BYTES {
+            return false;
         }
-        put_text(bytes, "size");
-        put_head(bytes, UINT, provider.size);
-        put_text(bytes, "complete");
-        bytes.push(if provider.complete { 0xf5 } else { 0xf4 });
-        self.ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.items.extend(told);
+        put_text(&mut self.items, "size");
+        put_head(&mut self.items, UINT, size);
+        put_text(&mut self.items, "complete");
+        self.items.push(if complete { 0xf5 } else { 0xf4 });
+        self.count += 1;
+        true
     }
 
-    /// The header of a reply that names them, in random order and as many as it may.
-    pub fn reply(&self, id: RequestId) -> Bytes {
-        let all: Vec<u32> = (0..self.ends.len() as u32).collect();
-        let mut order = all;
-        let (chosen, _) = order.partial_shuffle(&mut rand::rng(), MAX_PROVIDERS);
-        let mut room = MAX_PROVIDER_BYTES;
-        let mut count = 0;
-        for at in chosen.iter() {
-            match room.checked_sub(self.item(*at).len()) {
-                Some(left) => room = left,
-                None => break,
-            }
-            count += 1;
-        }
-        let mut header = begin_reply(id, MAX_PROVIDER_BYTES - room);
+    /// The header of the reply.
+    pub fn finish(self, id: RequestId) -> Bytes {
+        let mut header = begin_reply(id, self.items.len());
         header.extend(b"\xa1\x69providers\xa1\x69providers");
-        put_head(&mut header, ARRAY, count as u64);
-        for at in &chosen[..count] {
-            header.extend(self.item(*at));
-        }
+        put_head(&mut header, ARRAY, self.count as u64);
+        header.extend(self.items);
         header.into()
-    }
-
-    fn item(&self, at: u32) -> &[u8] {
-        let at = at as usize;
-        let begin = at.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
-        &self.bytes[begin..self.ends[at] as usize]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::id::PeerId;
+    use crate::model::record::Provider;
     use crate::protocol::codec;
     use crate::protocol::message::{Reply, Request};
     use proptest::prelude::*;
@@ -236,37 +206,49 @@ mod tests {
         }
     }
 
-    fn named(encoded: &EncodedProviders) -> Vec<Provider> {
-        let header = encoded.reply(RequestId(300));
+    /// What a reply names that all these were put into, and how many fitted.
+    fn named(all: &[Provider], near: bool) -> (Vec<Provider>, usize) {
+        let mut reply = ProvidersReply::default();
+        let fits = |provider: &&Provider| {
+            let encoded = EncodedPeer::new(&provider.peer, &provider.endpoints);
+            reply.push(encoded.told(near).unwrap(), provider.size, provider.complete)
+        };
+        let fitted = all.iter().take_while(fits).count();
+        let header = reply.finish(RequestId(300));
         assert!(header.len() < 64 * 1024);
         match codec::decode_reply(&header) {
-            Some(Ok(Reply::Providers { providers })) => providers,
+            Some(Ok(Reply::Providers { providers })) => (providers, fitted),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn encoded_providers_are_read_as_they_were_given_in_another_order() {
+    fn encoded_providers_are_read_as_they_were_given() {
         let all: Vec<_> = (0..30).map(|n| provider(n, usize::from(n % 3) + 1)).collect();
-        let mut encoded = EncodedProviders::default();
-        assert!(named(&encoded).is_empty());
-        all.iter().for_each(|provider| encoded.push(provider));
-        let first = named(&encoded);
-        let mut sorted = first.clone();
-        sorted.sort_by_key(|provider| provider.peer);
-        assert_eq!(sorted, all);
-        assert!((0..10).any(|_| named(&encoded) != first), "the order is random");
+        assert_eq!(named(&[], true), (Vec::new(), 0));
+        for near in [true, false] {
+            assert_eq!(named(&all, near), (all.clone(), 30));
+        }
+    }
+
+    #[test]
+    fn only_who_is_near_is_told_of_loopback_addresses() {
+        let [here, elsewhere] = ["tcp://127.0.0.1:1", "tcp://10.0.0.1:1"].map(|text| text.parse().unwrap());
+        let both = Provider { endpoints: vec![here, elsewhere], ..provider(1, 1) };
+        assert_eq!(named(std::slice::from_ref(&both), true).0, std::slice::from_ref(&both));
+        assert_eq!(named(std::slice::from_ref(&both), false).0[0].endpoints, both.endpoints[1..]);
+        let hidden = EncodedPeer::new(&both.peer, &both.endpoints[..1]);
+        assert!(hidden.told(true).is_some() && hidden.told(false).is_none());
+        assert_eq!(EncodedPeer::new(&both.peer, &[]).told(true), None);
     }
 
     #[test]
     fn a_reply_names_no_more_than_it_may() {
-        let mut encoded = EncodedProviders::default();
-        (0..150).for_each(|n| encoded.push(&provider(n, 1)));
-        assert_eq!(named(&encoded).len(), MAX_PROVIDERS);
-        let mut large = EncodedProviders::default();
-        (0..150).for_each(|n| large.push(&provider(n, 40)));
-        let count = named(&large).len();
-        assert!((1..MAX_PROVIDERS).contains(&count), "{count}");
+        let many: Vec<_> = (0..150).map(|n| provider(n, 1)).collect();
+        assert_eq!(named(&many, true), (many[..MAX_PROVIDERS].to_vec(), MAX_PROVIDERS));
+        let large: Vec<_> = (0..150).map(|n| Provider { size: u64::MAX, ..provider(n, 40) }).collect();
+        let (found, fitted) = named(&large, true);
+        assert!((1..MAX_PROVIDERS).contains(&fitted) && found == large[..fitted], "{fitted}");
     }
 
     #[test]

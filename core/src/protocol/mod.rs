@@ -2,6 +2,7 @@
 //!
 //! `docs/PROTOCOL.md` describes the same for people who write a client in another language.
 
+pub mod announce;
 pub mod client;
 pub mod codec;
 pub mod error;

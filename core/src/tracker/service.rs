@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rand::seq::SliceRandom;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -22,17 +21,15 @@ use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
 use crate::model::record::Publication;
 use crate::protocol::error::{ErrorCode, ErrorReply};
-use crate::protocol::lookup::{self, Lookup, MAX_PROVIDER_BYTES};
+use crate::protocol::lookup::{self, Lookup};
 use crate::protocol::message::{
-    HelloProof, MAX_ENDPOINTS, MAX_LIST, MAX_OFFERS, MAX_PROVIDERS, MAX_QUERY, Reply, Request, SessionId,
-    StoreStatus, TrackerStatus, Welcome,
+    HelloProof, MAX_ENDPOINTS, MAX_LIST, MAX_OFFERS, MAX_QUERY, Reply, Request, SessionId, StoreStatus,
+    TrackerStatus, Welcome,
 };
 use crate::protocol::server::Handler;
 use crate::transport::envelope::RequestId;
 use crate::transport::{PeerInfo, ReplySink};
 
-/// The bytes that a provider takes beside the text of its endpoints.
-const PROVIDER_BYTES: usize = 100;
 /// How long the last write of renewals may take.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
 /// How old the count of living peers in a status may be, in milliseconds.
@@ -169,19 +166,9 @@ impl TrackerService {
     async fn providers(&self, id: FileId, asker: &PeerInfo) -> Result<Reply, ErrorReply> {
         let near = is_near(asker);
         let now = self.clock.now_ms();
-        let Some(mut living) = self.catalogue.providers_for(&id, near, now).await? else {
+        let Some(providers) = self.catalogue.providers_for(&id, near, now).await? else {
             return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not in the catalogue")));
         };
-        living.shuffle(&mut rand::rng());
-        let (mut providers, mut bytes) = (Vec::new(), 0);
-        for provider in living.iter().filter_map(|claim| claim.provider(near)) {
-            bytes += provider.endpoints.iter().map(|endpoint| endpoint.to_string().len() + 3).sum::<usize>();
-            bytes += PROVIDER_BYTES;
-            if providers.len() == MAX_PROVIDERS || bytes > MAX_PROVIDER_BYTES {
-                break;
-            }
-            providers.push(provider);
-        }
         Ok(Reply::Providers { providers })
     }
 
@@ -312,7 +299,7 @@ impl Handler for TrackerService {
                 Some(lookup::reply(id, &answers.found))
             }
             Lookup::Providers { id: file } => {
-                Some(self.catalogue.providers_remembered(&file, is_near(peer), now)?.reply(id))
+                Some(self.catalogue.providers_remembered(&file, is_near(peer), now)?.finish(id))
             }
         }
     }

@@ -8,6 +8,8 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::cbor;
+
 /// The version of the protocol that this program speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// How deep the maps and arrays of a header may be nested.
@@ -38,8 +40,14 @@ struct Shape {
     id: Option<RequestId>,
 }
 
-/// Reads the envelope of a header; `None` where the bytes are not a CBOR map with `v` and `id`.
+/// Reads the envelope of a header; `None` where the bytes are not a CBOR map with `v` and `id`. Where it begins with these
+/// two in the usual form, what comes behind is not looked at.
 pub fn read(header: &[u8]) -> Option<Envelope> {
+    if let Some(mut rest) = header.strip_prefix(b"\xa3\x61v\x01\x62id")
+        && let Some(id) = cbor::take_head(&mut rest, cbor::UINT)
+    {
+        return Some(Envelope { version: PROTOCOL_VERSION, id: Some(RequestId(id)) });
+    }
     let shape: Shape = ciborium::de::from_reader_with_recursion_limit(header, MAX_NESTING).ok()?;
     Some(Envelope { version: shape.v, id: shape.id })
 }

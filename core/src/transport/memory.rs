@@ -5,7 +5,6 @@
 //! Nothing in it depends on the wall clock: it works under tokio's paused clock.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::{ConnectionBudget, ReplyBudget, Reservation};
+use super::caller::Caller;
 use super::calls::{Activity, Calls};
 use super::envelope::{self, RequestId};
 use super::error::TransportError;
@@ -79,11 +79,8 @@ impl Transport for MemoryTransport {
         check_dial(SCHEME, endpoint)?;
         Ok(Arc::new(MemoryConnection {
             shared: Arc::clone(&self.network.shared),
-            endpoint: endpoint.clone(),
-            next_id: AtomicU64::new(1),
-            activity: Activity::default(),
+            caller: Caller::new(endpoint.clone(), self.network.shared.limits),
             link: Mutex::new(None),
-            closed: CancellationToken::new(),
         }))
     }
 
@@ -286,11 +283,8 @@ impl Drop for MemoryListener {
 #[derive(Debug)]
 struct MemoryConnection {
     shared: Arc<Shared>,
-    endpoint: Endpoint,
-    next_id: AtomicU64,
-    activity: Activity,
+    caller: Caller,
     link: Mutex<Option<Arc<Link>>>,
-    closed: CancellationToken,
 }
 
 impl MemoryConnection {
@@ -299,15 +293,16 @@ impl MemoryConnection {
         if let Some(link) = current.as_ref().filter(|link| !link.closed.is_cancelled()) {
             return Ok(Arc::clone(link));
         }
+        let endpoint = self.caller.endpoint();
         let listeners = self.shared.listeners.lock();
-        let address = (self.endpoint.host().to_owned(), self.endpoint.port());
+        let address = (endpoint.host().to_owned(), endpoint.port());
         let Some(server) = listeners.get(&address) else {
             return Err(TransportError::Unreachable {
-                endpoint: self.endpoint.clone(),
+                endpoint: endpoint.clone(),
                 source: std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into(),
             });
         };
-        let link = server.accept(&self.endpoint, &self.shared, &self.activity);
+        let link = server.accept(endpoint, &self.shared, self.caller.activity());
         *current = Some(Arc::clone(&link));
         Ok(link)
     }
@@ -317,17 +312,14 @@ impl MemoryConnection {
             let link = self.link()?;
             // Lost before anything was sent: dial again.
             let Ok(slot) = Arc::clone(&link.in_flight).acquire_owned().await else { continue };
-            let Some(mut call) = link.calls.begin(id) else { continue };
+            let Some(call) = link.calls.begin(id) else { continue };
             link.request(header, slot);
-            return call
-                .reply()
-                .await
-                .unwrap_or_else(|| Err(TransportError::Lost { endpoint: self.endpoint.clone() }));
+            return self.caller.reply(call).await;
         }
     }
 
     fn close_now(&self) {
-        self.closed.cancel();
+        self.caller.close();
         if let Some(link) = self.link.lock().take() {
             link.close(|| TransportError::Closed);
         }
@@ -337,7 +329,7 @@ impl MemoryConnection {
 #[async_trait]
 impl Connection for MemoryConnection {
     fn next_id(&self) -> RequestId {
-        RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
+        self.caller.next_id()
     }
 
     async fn call(
@@ -346,19 +338,11 @@ impl Connection for MemoryConnection {
         header: Bytes,
         deadline: Deadline,
     ) -> Result<Message, TransportError> {
-        self.shared.limits.check_header(header.len())?;
-        let exchange = self.activity.within(deadline, self.exchange(id, header));
-        tokio::select! {
-            biased;
-            () = self.closed.cancelled() => Err(TransportError::Closed),
-            reply = exchange => {
-                reply.unwrap_or_else(|| Err(TransportError::Deadline { endpoint: self.endpoint.clone() }))
-            }
-        }
+        self.caller.call(header.len(), deadline, self.exchange(id, header)).await
     }
 
     fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        self.caller.endpoint()
     }
 
     async fn close(&self) {

@@ -6,6 +6,7 @@
 //! `testkit`).
 
 pub mod budget;
+pub mod caller;
 pub mod calls;
 #[cfg(any(test, feature = "testkit"))]
 pub mod conformance;

@@ -72,12 +72,13 @@ fn compare(options: Options, folder: &Path) -> Result<()> {
         let is_named = wanted.iter().any(|name| name == case.name);
         is_named || (wanted.is_empty() && (stage.options.large || !case.is_large))
     });
-    let mut reports = Vec::new();
-    for mut case in cases {
+    for case in &mut cases {
         case.contenders.retain(|contender| is_wanted(&stage.options, &contender.name));
-        if case.contenders.is_empty() {
-            continue;
-        }
+    }
+    cases.retain(|case| !case.contenders.is_empty());
+    cases::build_for(&cases);
+    let mut reports = Vec::new();
+    for case in cases {
         let report = run(case, &stage.options);
         println!("\n{}", section(&report));
         reports.push(report);

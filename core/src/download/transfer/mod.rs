@@ -15,7 +15,7 @@ mod pieces;
 mod providers;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::DownloadError;
 use super::progress::{Phase, Progress};
 use super::schedule::{ProviderKey, Schedule};
-use super::source::Fault;
+use super::source::{Fault, Reached};
 use super::wanted::{Parts, Wanted};
 use crate::library::entry::NewFile;
 use crate::library::error::LibraryError;
@@ -73,6 +73,8 @@ struct Active {
     have_asked: Instant,
     /// No piece is asked of it before this time.
     busy_until: Option<Instant>,
+    /// When its last piece came.
+    delivered: Instant,
     /// How many pieces in a row it did not send, because it gave them to somebody else.
     refusals: u32,
 }
@@ -90,7 +92,8 @@ struct Known {
 struct Call {
     abort: AbortHandle,
     request: RequestId,
-    since: Instant,
+    /// When it was sent: behind the limit on the rate.
+    sent: Arc<OnceLock<Instant>>,
 }
 
 /// A piece between its arrival and its write.
@@ -117,9 +120,7 @@ enum Event {
 }
 
 struct Joined {
-    connection: Arc<dyn Connection>,
-    layout: PieceLayout,
-    have: Bitmap,
+    reached: Reached,
     /// The proven manifest and the last piece, where that was what the provider was joined for.
     proof: Option<(Manifest, Option<(Bytes, OwnedSemaphorePermit)>)>,
 }
@@ -238,7 +239,7 @@ impl Transfer<'_> {
                 }
                 () = sleep_until(tick) => {
                     tick = Instant::now() + TICK;
-                    self.note_overdue();
+                    self.note_stalled();
                     if let Some(error) = self.out_of_patience() {
                         return self.give_up(error).await;
                     }
@@ -319,7 +320,9 @@ impl Transfer<'_> {
     /// Why it makes no sense to wait any longer.
     fn out_of_patience(&mut self) -> Option<DownloadError> {
         let now = Instant::now();
-        let at_work = !self.calls.is_empty() || self.keeping > 0 || !self.to_keep.is_empty();
+        let stalled = self.stalled(now);
+        let owed = self.calls.keys().any(|(provider, _)| !stalled.contains(provider));
+        let at_work = owed || self.keeping > 0 || !self.to_keep.is_empty();
         // Without room it is the other transfers that hold it up, not the lack of a provider.
         let busy = at_work || self.waiting_for_room;
         if busy {

@@ -1,6 +1,7 @@
 //! The way of a piece: asked for, arrived, hashed, written.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,9 +19,14 @@ use crate::model::layout::PieceIndex;
 use crate::protocol::client::ask;
 use crate::protocol::message::Request;
 use crate::transport::Deadline;
+use crate::transport::error::TransportError;
 
 /// Pieces are hashed and written in batches of at most this many bytes, or one by one.
 const BATCH: usize = 1024 * 1024;
+/// The same for content in a database, where each commit has to wait for the disk several times.
+const BATCH_IN_DATABASE: usize = 4 * 1024 * 1024;
+/// A provider may take as long for this much of a piece as it may be silent.
+const SILENT_BYTES: u32 = 1024 * 1024;
 /// How long to wait before a write is tried again that found the disk full.
 const FULL_PAUSE: Duration = Duration::from_secs(2);
 
@@ -32,12 +38,39 @@ impl Transfer<'_> {
         }
     }
 
-    pub(super) fn note_overdue(&mut self) {
-        let Some(Open { schedule, .. }) = &mut self.open else { return };
+    /// Those at work who owe pieces and have not sent any for long, although their connection may live.
+    pub(super) fn stalled(&self, now: Instant) -> Vec<ProviderKey> {
+        let Some(Open { file, .. }) = &self.open else { return Vec::new() };
+        let allowed = self.parts.settings.silence * file.layout().piece_size().div_ceil(SILENT_BYTES);
+        let mut oldest: HashMap<ProviderKey, Instant> = HashMap::new();
+        for ((key, _), call) in &self.calls {
+            if let Some(&sent) = call.sent.get() {
+                oldest.entry(*key).and_modify(|oldest| *oldest = sent.min(*oldest)).or_insert(sent);
+            }
+        }
+        oldest.retain(|key, oldest| match self.known.get(key).map(|known| &known.state) {
+            Some(State::Active(active)) => now >= active.delivered.max(*oldest) + allowed,
+            _ => false,
+        });
+        oldest.into_keys().collect()
+    }
+
+    /// What is owed for long may be asked of others, and who sends nothing at all goes, where others have what it owes.
+    pub(super) fn note_stalled(&mut self) {
         let now = Instant::now();
+        let stalled = self.stalled(now);
+        let Some(Open { schedule, .. }) = &mut self.open else { return };
         for (&(key, piece), call) in &self.calls {
-            if now >= call.since + self.parts.settings.silence {
+            if call.sent.get().is_some_and(|&sent| now >= sent + self.parts.settings.silence) {
                 schedule.overdue(key, piece);
+            }
+        }
+        let replaced: Vec<_> =
+            stalled.iter().copied().filter(|&key| schedule.others_have(key, &stalled)).collect();
+        for key in replaced {
+            if let Some(Known { state: State::Active(active), .. }) = self.known.get(&key) {
+                let endpoint = active.connection.endpoint().clone();
+                self.on_fault(key, Fault::Away(TransportError::Deadline { endpoint }));
             }
         }
     }
@@ -48,8 +81,9 @@ impl Transfer<'_> {
         if self.write_after.is_some_and(|after| Instant::now() < after) {
             return;
         }
+        let most = if file.is_in_database() { BATCH_IN_DATABASE } else { BATCH };
         while self.keeping < self.keepers && !self.to_keep.is_empty() {
-            let batch = take_batch(&mut self.to_keep);
+            let batch = take_batch(&mut self.to_keep, most);
             self.keeping += 1;
             let file = Arc::clone(file);
             self.events.push(
@@ -73,63 +107,70 @@ impl Transfer<'_> {
         }
         let layout = file.manifest().layout();
         let now = Instant::now();
-        // One piece of each in turn, so that no provider takes all of the budget.
-        let mut askable: Vec<_> = schedule
-            .by_turn(clock)
-            .into_iter()
-            .filter_map(|key| match &self.known.get(&key)?.state {
-                State::Active(active) if active.busy_until.is_none_or(|until| now >= until) => {
-                    Some((key, Arc::clone(&active.connection)))
+        let mut open = schedule.by_turn(clock);
+        open.retain(|key| match self.known.get(key).map(|known| &known.state) {
+            Some(State::Active(active)) => active.busy_until.is_none_or(|until| now >= until),
+            _ => false,
+        });
+        // Each piece is asked of who is likely to send it first.
+        while let Some(place) = schedule.soonest(&open, clock) {
+            let key = open[place];
+            let room = self
+                .room
+                .take()
+                .or_else(|| Arc::clone(&self.parts.budget).try_acquire_many_owned(Parts::units(layout)).ok());
+            let Some(permit) = room else {
+                // All of the budget is with other transfers: wait until some of it comes back.
+                if self.calls.is_empty() && !self.waiting_for_room {
+                    self.waiting_for_room = true;
+                    let budget = Arc::clone(&self.parts.budget);
+                    self.events.push(
+                        budget
+                            .acquire_many_owned(Parts::units(layout))
+                            .map(|room| Event::Room(room.ok()))
+                            .boxed(),
+                    );
                 }
-                _ => None,
-            })
-            .collect();
-        while !askable.is_empty() {
-            let mut still_askable = Vec::with_capacity(askable.len());
-            for (key, connection) in askable {
-                let room = self.room.take().or_else(|| {
-                    Arc::clone(&self.parts.budget).try_acquire_many_owned(Parts::units(layout)).ok()
-                });
-                let Some(permit) = room else {
-                    // All of the budget is with other transfers: wait until some of it comes back.
-                    if self.calls.is_empty() && !self.waiting_for_room {
-                        self.waiting_for_room = true;
-                        let budget = Arc::clone(&self.parts.budget);
-                        self.events.push(
-                            budget
-                                .acquire_many_owned(Parts::units(layout))
-                                .map(|room| Event::Room(room.ok()))
-                                .boxed(),
-                        );
+                return;
+            };
+            let question = schedule.next(key, clock);
+            let (Some(question), Some(Known { state: State::Active(active), .. })) =
+                (question, self.known.get(&key))
+            else {
+                self.room = Some(permit);
+                open.remove(place);
+                continue;
+            };
+            let piece = question.piece;
+            file.expect(piece);
+            let connection = Arc::clone(&active.connection);
+            let request = connection.next_id();
+            let id = self.wanted.id;
+            let deadline = Deadline::Silence(self.parts.settings.silence);
+            let limit = Arc::clone(&self.parts.limit);
+            let bytes = layout.len(piece);
+            let sent = Arc::new(OnceLock::new());
+            let (abort, registration) = AbortHandle::new_pair();
+            self.calls.insert((key, piece), Call { abort, request, sent: Arc::clone(&sent) });
+            let call = async move {
+                limit.take(bytes).await;
+                let _first = sent.set(Instant::now());
+                match source::piece(&*connection, request, id, question, deadline).await {
+                    Ok(content) => Ok((content, permit)),
+                    Err(fault) => {
+                        limit.give_back(bytes);
+                        Err(fault)
                     }
-                    return;
-                };
-                let Some(question) = schedule.next(key, clock) else { continue };
-                let piece = question.piece;
-                file.expect(piece);
-                let request = connection.next_id();
-                let id = self.wanted.id;
-                let deadline = Deadline::Silence(self.parts.settings.silence);
-                let limit = Arc::clone(&self.parts.limit);
-                let bytes = layout.len(piece);
-                let called = Arc::clone(&connection);
-                let call = async move {
-                    limit.take(bytes).await;
-                    Ok((source::piece(&*called, request, id, question, deadline).await?, permit))
-                };
-                let (abort, registration) = AbortHandle::new_pair();
-                self.calls.insert((key, piece), Call { abort, request, since: now });
-                let call = Abortable::new(call, registration);
-                self.events.push(
-                    call.map(move |result| match result {
-                        Ok(result) => Event::Piece(key, piece, result),
-                        Err(_aborted) => Event::Nothing,
-                    })
-                    .boxed(),
-                );
-                still_askable.push((key, connection));
-            }
-            askable = still_askable;
+                }
+            };
+            let call = Abortable::new(call, registration);
+            self.events.push(
+                call.map(move |result| match result {
+                    Ok(result) => Event::Piece(key, piece, result),
+                    Err(_aborted) => Event::Nothing,
+                })
+                .boxed(),
+            );
         }
     }
 
@@ -145,6 +186,7 @@ impl Transfer<'_> {
                 self.hopeful = Instant::now();
                 if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
                     active.refusals = 0;
+                    active.delivered = Instant::now();
                 }
                 self.to_keep.push(Arrived { from: key, piece, content, _permit: permit });
             }
@@ -223,8 +265,8 @@ impl Transfer<'_> {
     }
 }
 
-/// The front of the queue: about a batch, but at least one piece, and none of them twice.
-fn take_batch(queue: &mut Vec<Arrived>) -> Vec<Arrived> {
+/// The front of the queue: at most so many bytes, but at least one piece, and none of them twice.
+fn take_batch(queue: &mut Vec<Arrived>, most: usize) -> Vec<Arrived> {
     let mut taken = 0;
     let count = queue
         .iter()
@@ -232,7 +274,7 @@ fn take_batch(queue: &mut Vec<Arrived>) -> Vec<Arrived> {
         .take_while(|(at, arrived)| {
             let twice = queue[..*at].iter().any(|before| before.piece == arrived.piece);
             taken += arrived.content.len();
-            *at == 0 || (taken <= BATCH && !twice)
+            *at == 0 || (taken <= most && !twice)
         })
         .count();
     queue.drain(..count).collect()

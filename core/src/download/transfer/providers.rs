@@ -10,7 +10,7 @@ use super::{Active, Arrived, Event, Joined, Known, Open, State, Transfer};
 use crate::download::DownloadError;
 use crate::download::choice::{self, Candidate};
 use crate::download::schedule::{ProviderKey, Question};
-use crate::download::source::{self, Fault};
+use crate::download::source::{self, Fault, Reached};
 use crate::download::wanted::Parts;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
@@ -113,17 +113,13 @@ impl Transfer<'_> {
     fn useless(&self) -> Option<ProviderKey> {
         let Some(Open { schedule, .. }) = &self.open else { return None };
         let now = Instant::now();
-        let stalled = |key| {
-            let mut calls = self.calls.iter().filter(|((provider, _), _)| *provider == key).peekable();
-            calls.peek().is_some()
-                && calls.all(|(_, call)| now >= call.since + self.parts.settings.silence * 6)
-        };
+        let stalled = self.stalled(now);
         let mut at_work = self.known.iter().filter(|(_, known)| matches!(known.state, State::Active(_)));
         at_work
             .find(|&(&key, known)| {
                 let State::Active(active) = &known.state else { return false };
                 let hopeless = active.complete || now >= active.since + PROBATION;
-                (hopeless && !schedule.is_useful(key)) || stalled(key)
+                (hopeless && !schedule.is_useful(key)) || stalled.contains(&key)
             })
             .map(|(&key, _)| key)
     }
@@ -228,7 +224,7 @@ impl Transfer<'_> {
     }
 
     pub(super) async fn on_joined(&mut self, key: ProviderKey, joined: Joined) -> Result<(), DownloadError> {
-        let Joined { connection, layout, have, proof } = joined;
+        let Joined { reached: Reached { connection, layout, have, round_trip }, proof } = joined;
         if self.open.is_none() {
             let Some((manifest, last)) = proof else {
                 // It has not the last piece, which proves the size.
@@ -253,9 +249,13 @@ impl Transfer<'_> {
             have_again: None,
             have_asked: now,
             busy_until: None,
+            delivered: now,
             refusals: 0,
         });
         self.on_have(key, layout, have);
+        if let Some(Open { schedule, .. }) = &mut self.open {
+            schedule.set_round_trip(key, round_trip);
+        }
         if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
             // That was not asked so that it waits for news; the next question is.
             active.have_again = Some(now);
@@ -366,14 +366,16 @@ async fn join(
     prove: bool,
 ) -> Result<Box<Joined>, Fault> {
     let deadline = Deadline::Silence(parts.settings.silence);
-    let (connection, layout, have) = source::join(&parts.dialer, provider, id, deadline).await?;
+    let reached = parts.in_time(source::join(&parts.dialer, provider, id, deadline)).await?;
+    let Reached { connection, layout, have, .. } = &reached;
+    let layout = *layout;
     if proven_size.is_some_and(|size| size != layout.size()) {
         // Whoever keeps files within a quota relies on it.
         return Err(Fault::Lie("another size than the file has"));
     }
     let mut proof = None;
     if prove {
-        let manifest = source::manifest(&*connection, id, layout, deadline).await?;
+        let manifest = parts.in_time(source::manifest(&**connection, id, layout, deadline)).await?;
         match layout.last() {
             None => proof = Some((manifest, None)),
             // Only the last piece proves the size.
@@ -382,8 +384,9 @@ async fn join(
                 let permit = room.map_err(|_| Fault::Refused("the downloads are closed".to_owned()))?;
                 parts.limit.take(layout.len(last)).await;
                 let question = Question { piece: last, sparing: false };
+                let asked = source::piece(&**connection, connection.next_id(), id, question, deadline);
                 let content =
-                    source::piece(&*connection, connection.next_id(), id, question, deadline).await?;
+                    parts.in_time(asked).await.inspect_err(|_| parts.limit.give_back(layout.len(last)))?;
                 let (manifest, content, good) = tokio::task::spawn_blocking(move || {
                     let good = manifest.piece_is(last, &content);
                     (manifest, content, good)
@@ -398,5 +401,5 @@ async fn join(
             Some(_) => {}
         }
     }
-    Ok(Box::new(Joined { connection, layout, have, proof }))
+    Ok(Box::new(Joined { reached, proof }))
 }

@@ -85,6 +85,19 @@ pub async fn read_one_by_one(
     Ok(bytes)
 }
 
+/// Removes `count` values that [`ingest`] wrote, 64 to a commit.
+pub async fn remove(storage: &Arc<dyn Storage>, count: u64) -> Result<(), StorageError> {
+    let numbers: Vec<u64> = (0..count).collect();
+    for some in numbers.chunks(64) {
+        let mut batch = Batch::new();
+        some.iter().for_each(|number| {
+            batch.delete(PIECES, key(*number));
+        });
+        storage.commit(batch, Durability::Buffered).await?;
+    }
+    Ok(())
+}
+
 /// Scans all records, 1,000 to a page, and counts them.
 pub async fn scan_records(storage: &Arc<dyn Storage>) -> Result<usize, StorageError> {
     let (mut count, mut rest) = (0, KeyRange::all());

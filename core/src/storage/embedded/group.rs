@@ -51,7 +51,7 @@ pub(super) fn commit_group<E: Engine>(
     syncs: Vec<Sync>,
 ) -> Result<bool, Failure> {
     // Later batches must see the earlier ones only where they ask.
-    let overlaid = commits.iter().skip(1).any(|commit| !commit.batch.conditions.is_empty());
+    let asked = asked_spaces(&commits);
     let mut overlay = Overlay::new();
     let mut writes = Vec::new();
     let mut members: Vec<Member> = Vec::new();
@@ -76,11 +76,10 @@ pub(super) fn commit_group<E: Engine>(
         let start = writes.len();
         let conflicts = verdict == Verdict::ConflictInGroup;
         if !conflicts {
-            if overlaid {
-                for write in &commit.batch.writes {
-                    let (space, key) = write.target();
-                    overlay.insert((space, key.clone()), write.value().cloned());
-                }
+            let seen = commit.batch.writes.iter().filter(|write| asked.contains(&write.target().0));
+            for write in seen {
+                let (space, key) = write.target();
+                overlay.insert((space, key.clone()), write.value().cloned());
             }
             writes.append(&mut commit.batch.writes);
         }
@@ -124,6 +123,18 @@ pub(super) fn commit_group<E: Engine>(
             Err(Failure { source: shared.into(), answers, commits, syncs })
         }
     }
+}
+
+/// The spaces that all batches but the first have conditions about.
+fn asked_spaces(commits: &[Commit]) -> Vec<Space> {
+    let mut spaces = Vec::new();
+    for condition in commits.iter().skip(1).flat_map(|commit| &commit.batch.conditions) {
+        let (Condition::Absent(space, _) | Condition::Equals(space, ..)) = condition;
+        if !spaces.contains(space) {
+            spaces.push(*space);
+        }
+    }
+    spaces
 }
 
 /// After the group as a whole was refused: each batch that can be applied is.

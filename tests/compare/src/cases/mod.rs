@@ -39,6 +39,21 @@ pub(crate) struct Contender<'a> {
     pub(crate) run: Box<dyn Fn() -> Result<Sample> + 'a>,
 }
 
+/// Builds what these cases need beside this program, before anything is measured.
+pub(crate) fn build_for(cases: &[Case<'_>]) {
+    let loads = |case: &Case<'_>| case.name == "tracker" && case.contenders.iter().any(is_enjambre);
+    if cases.iter().any(loads) {
+        tracker::generator();
+    }
+    if cases.iter().flat_map(|case| &case.contenders).any(is_enjambre) {
+        enjambre_tests::binary::enjambre();
+    }
+}
+
+fn is_enjambre(contender: &Contender<'_>) -> bool {
+    contender.name.starts_with("enjambre")
+}
+
 /// All cases with those tools that are there.
 pub(crate) fn all<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>], trackers: &[Kind]) -> Vec<Case<'a>> {
     vec![
