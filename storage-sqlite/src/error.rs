@@ -27,8 +27,3 @@ pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
 pub(crate) fn is_full(error: &Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }
-
-/// Whether another process has the file locked.
-pub(crate) fn is_busy(error: &Error) -> bool {
-    error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
-}
