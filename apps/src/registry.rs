@@ -324,6 +324,14 @@ impl Registry {
 
     /// Opens a storage of the configured backend.
     pub async fn open_storage(&self, loaded: &Loaded, place: Place) -> Result<Arc<dyn Storage>, Failure> {
+        self.try_open_storage(loaded, place).await?.map_err(|error| {
+            Failure::from_error(Status::Failed, &*error)
+                .context(format!("the {} storage cannot be opened", loaded.config.storage.backend))
+        })
+    }
+
+    /// The same, with the backend's own error where it is the one that fails.
+    pub(crate) async fn try_open_storage(&self, loaded: &Loaded, place: Place) -> Result<Opened, Failure> {
         let section = &loaded.config.storage;
         let backend = self.backend(loaded)?;
         let (data_dir, scratch) = (place.data_dir.clone(), place.scratch.clone());
@@ -333,10 +341,7 @@ impl Registry {
             Some(scratch) => crate::blocking(move || scratch.create()).await?,
             None => tokio::fs::create_dir_all(&data_dir).await?,
         }
-        opening.await.map_err(|error| {
-            Failure::from_error(Status::Failed, &*error)
-                .context(format!("the {} storage cannot be opened", section.backend))
-        })
+        Ok(opening.await)
     }
 
     /// A dialer over all transports.
