@@ -13,6 +13,7 @@ mod progress;
 mod publish;
 mod remove;
 mod status;
+mod storage;
 mod tracker;
 mod verify;
 
@@ -112,6 +113,8 @@ enum Command {
     Verify(verify::Arguments),
     /// How the peer and its trackers do
     Status(status::Arguments),
+    /// Look after the databases of a tracker or peer that is stopped
+    Storage(storage::Arguments),
     /// Show or check the configuration
     Config(config::Arguments),
     /// Show it all on this machine: a tracker, three peers, and a source that dies
@@ -159,7 +162,7 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
             return demo::run(arguments, stop).await;
         }
         Command::Tracker => Some(NodeKind::Tracker),
-        Command::List(_) | Command::Status(_) => None,
+        Command::List(_) | Command::Status(_) | Command::Storage(_) => None,
         _ => Some(NodeKind::Peer),
     };
     let loaded = sources.load(kind, &registry.backends())?;
@@ -182,6 +185,7 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
         Command::Remove(arguments) => remove::run(context, arguments).await,
         Command::Verify(arguments) => verify::run(context, arguments).await,
         Command::Status(arguments) => status::run(context, arguments).await,
+        Command::Storage(arguments) => storage::run(context, arguments).await,
         Command::Config(_) | Command::Demo(_) => Ok(()),
     }
 }
