@@ -8,6 +8,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use enjambre_core::storage::layers::metrics::MeteredStorage;
+use enjambre_core::storage::layers::patience::{Patience, PatientStorage};
+use enjambre_core::storage::layers::prefix::PrefixedStorage;
 use enjambre_core::storage::{Role, Storage};
 use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
@@ -21,7 +24,7 @@ use toml::Table;
 
 use crate::config::error::ConfigError;
 use crate::config::load::Loaded;
-use crate::config::sections::{NodeKind, TransportLimits};
+use crate::config::sections::{LayersSection, NodeKind, TransportLimits};
 use crate::failure::{Failure, Status};
 
 /// What a storage is opened for.
@@ -146,7 +149,8 @@ impl Registry {
     }
 
     /// Adds a storage backend, or takes the place of the one with the same name. `S` is read from the table
-    /// `[storage.NAME]`; it should refuse unknown fields. The name is of letters, digits, `_` and `-`.
+    /// `[storage.NAME]`; it should refuse unknown fields. The name is of letters, digits, `_` and `-`, and neither
+    /// `backend` nor `layers`.
     pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F)
     where
         S: DeserializeOwned,
@@ -260,13 +264,15 @@ impl Registry {
             Failure::usage(format!("there is no storage backend {:?}; there are: {known}", section.backend))
         })?;
         let data_dir = place.data_dir.clone();
+        let role = place.role;
         let opening = (backend.open)(section.table(&section.backend), place)
             .map_err(|error| Failure::usage(format!("[storage.{}]: {error}", section.backend)))?;
         tokio::fs::create_dir_all(&data_dir).await?;
-        opening.await.map_err(|error| {
+        let opened = opening.await.map_err(|error| {
             Failure::from_error(Status::Failed, &*error)
                 .context(format!("the {} storage cannot be opened", section.backend))
-        })
+        })?;
+        Ok(wrap(opened, &section.layers, role))
     }
 
     /// A dialer over all transports.
@@ -292,6 +298,25 @@ impl Registry {
         }
         Ok(transports)
     }
+}
+
+/// Puts the layers around a storage that are asked for. What is measured is what callers meet, repeats included.
+fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Arc<dyn Storage> {
+    if let Some(prefix) = layers.prefix.get() {
+        storage = Arc::new(PrefixedStorage::new(storage, prefix.clone()));
+    }
+    let patience = Patience { timeout: layers.timeout.get(), retries: layers.retries };
+    if patience != Patience::default() {
+        storage = Arc::new(PatientStorage::new(storage, patience));
+    }
+    if layers.metrics {
+        let name = match role {
+            Role::Records => "database of records",
+            Role::Content => "database of content",
+        };
+        storage = Arc::new(MeteredStorage::new(storage, name));
+    }
+    storage
 }
 
 /// serde names an unknown field only in its text.
