@@ -4,6 +4,7 @@
 //! database.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use enjambre_core::storage::Role;
@@ -16,11 +17,19 @@ use crate::schema;
 
 /// Makes the database `path` where there is nothing, or an empty file. The caller keeps other processes away.
 pub(crate) fn where_missing(path: &Path, role: Role) -> Result<(), StorageError> {
-    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0) {
-        return Ok(());
+    let failed = |error: std::io::Error| match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StorageError::Full { source: error.into() },
+        _ => StorageError::backend(format!("make {}", path.display()), error),
+    };
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {}
+        // Also where it is no file: a device is not to be replaced.
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        // It may be there, and would be replaced.
+        Err(error) => return Err(failed(error)),
     }
     let new = place::beside(path, ".new");
-    let failed = |error| StorageError::backend(format!("make {}", path.display()), error);
     // What an interrupted start left, and the journals of a database that is gone, which would be taken for the new one's.
     let leftovers = [&new, path]
         .into_iter()
@@ -28,7 +37,7 @@ pub(crate) fn where_missing(path: &Path, role: Role) -> Result<(), StorageError>
         .chain([new.clone()]);
     for leftover in leftovers {
         match std::fs::remove_file(&leftover) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
     }

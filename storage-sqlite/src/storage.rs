@@ -29,7 +29,7 @@ use parking_lot::{RwLock, RwLockWriteGuard};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use crate::create;
-use crate::error::{explain, is_busy, is_full};
+use crate::error::{explain, is_full};
 use crate::schema::{self, Tables};
 
 /// The largest value in bytes.
@@ -47,6 +47,10 @@ const CHECKPOINT: i64 = 16 * 1024 * 1024;
 const KEPT_JOURNAL: i64 = 4 * 1024 * 1024;
 /// From how many bytes on a transaction writes content into the database before it commits, which takes two more syncs.
 const HELD_BACK: i64 = 8 * 1024 * 1024;
+/// Leaves a log from an earlier version, which is written back; lets SQLite remove the journal of an earlier process;
+/// and keeps the next one. A kill may have come between the end of the old one and its sync. Were it written over, a
+/// power cut could leave the old beginning before new pages, and it would be played back in part.
+const FRESH_JOURNAL: &[&str] = &["persist", "delete", "persist"];
 /// From how many bytes on the log is cut; with the largest group on top it stays below 64 MiB.
 const CUT_LOG: u64 = 40 * 1024 * 1024;
 /// How many bytes of the disk are left to small writes: deleting what fills it takes some room, too.
@@ -55,6 +59,9 @@ const RESERVE: u64 = 8 * 1024 * 1024;
 const SMALL: u64 = 64 * 1024;
 /// How long a checkpoint that cuts the log waits for readers, and whatever else for another process that reads.
 const BUSY: Duration = Duration::from_secs(2);
+/// Waits for another process that reads content before anything is written, and never later. To records it makes no
+/// difference: behind a log nobody waits for readers.
+const BEGIN: &str = "BEGIN EXCLUSIVE";
 /// Changes something, so that there is something to sync.
 const COUNT_SYNC: &str = "UPDATE enjambre_sync SET count = count + 1";
 /// From how many bytes on a value is read into a buffer that is used again.
@@ -109,10 +116,9 @@ impl Sqlite {
         let mut connection = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         // Before anything is changed in a file that may be somebody else's.
         schema::prepare(&mut connection, path, options.role)?;
-        let (wanted, name, turns) = match options.role {
-            Role::Records => ("wal", "-wal", None),
-            // What has a log from an earlier version has it written back here.
-            Role::Content => ("persist", "-journal", Some(Arc::new(RwLock::new(())))),
+        let (modes, wanted, name, turns) = match options.role {
+            Role::Records => (&["wal"][..], "wal", "-wal", None),
+            Role::Content => (FRESH_JOURNAL, "persist", "-journal", Some(Arc::new(RwLock::new(())))),
         };
         let configured = (|| {
             match options.role {
@@ -126,7 +132,9 @@ impl Sqlite {
                     connection.pragma_update(None, "cache_spill", pages)?;
                 }
             }
-            connection.pragma_update_and_check(None, "journal_mode", wanted, |row| row.get::<_, String>(0))
+            modes.iter().try_fold(String::new(), |_, mode| {
+                connection.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))
+            })
         })();
         let mode = configured.map_err(|error| explain(path, "open", error))?;
         if mode != wanted {
@@ -215,7 +223,7 @@ impl Sqlite {
     /// Everything before the commit point.
     fn write(&mut self, writes: &[Write], durability: Durability) -> rusqlite::Result<()> {
         self.set_synchronous(durability)?;
-        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        self.connection.prepare_cached(BEGIN)?.execute([])?;
         match self.options.role {
             // Small records of many batches fall onto the same pages, so they are written page by page.
             Role::Records => self.write_all(&in_order(writes))?,
@@ -302,8 +310,8 @@ impl Sqlite {
         let committed = self.connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
         match committed {
             Ok(_) => Ok(()),
-            // There was no room for the whole transaction, or another process reads, so what makes it count was not written.
-            Err(error) if is_full(&error) || is_busy(&error) => Err(self.refuse(error)),
+            // There was no room for the whole transaction, so what makes it count was not written.
+            Err(error) if is_full(&error) => Err(self.refuse(error)),
             Err(error) => Err(ApplyError::Uncertain(error.into())),
         }
     }

@@ -128,3 +128,19 @@ async fn a_creation_that_was_interrupted_begins_anew() {
         assert!(!folder.path().join(format!("{name}.new")).exists());
     }
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_no_file_or_cannot_be_looked_at_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(SqliteSettings::default().path);
+    // Neither a socket nor a link to itself is a database, and neither has content.
+    let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    open(folder.path()).await.unwrap_err();
+    std::os::unix::net::UnixStream::connect(&path).expect("the socket is still there");
+    drop(socket);
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    open(folder.path()).await.unwrap_err();
+    assert!(std::fs::symlink_metadata(&path).unwrap().is_symlink());
+}

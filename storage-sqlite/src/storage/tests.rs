@@ -147,8 +147,19 @@ fn content_that_another_process_reads_is_refused_whole_and_can_be_written_again(
     other.execute_batch("BEGIN; SELECT * FROM space_s").unwrap();
     let outcome = engine.apply(&[write(1, 10)], Durability::Buffered);
     assert!(matches!(outcome, Err(ApplyError::Refused(StorageError::Locked { .. }))), "{outcome:?}");
+    // It waits once, not whenever the cache is full.
+    static WAITS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let count = |_| {
+        WAITS.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        false
+    };
+    engine.connection.busy_handler(Some(count)).unwrap();
+    let large: Vec<Write> = (1..9).map(|number| write(number, 1 << 20)).collect();
+    let outcome = engine.apply(&large, Durability::Buffered);
+    assert!(matches!(outcome, Err(ApplyError::Refused(StorageError::Locked { .. }))), "{outcome:?}");
+    assert_eq!(WAITS.load(std::sync::atomic::Ordering::SeqCst), 1);
     other.execute_batch("COMMIT").unwrap();
-    engine.apply(&[write(1, 10)], Durability::Buffered).unwrap();
+    engine.apply(&large, Durability::Buffered).unwrap();
 }
 
 #[test]
@@ -186,6 +197,19 @@ fn the_journal_is_kept_but_short() {
         let length = std::fs::metadata(&engine.log).unwrap().len();
         assert!((1..=KEPT_JOURNAL as u64).contains(&length), "{length}");
     }
+}
+
+#[test]
+fn the_journal_of_an_earlier_process_is_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut engine = content(folder.path());
+    engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
+    assert!(engine.log.exists());
+    drop(engine);
+    let mut engine = content(folder.path());
+    assert!(!engine.log.exists(), "its end may not have reached the disk");
+    engine.apply(&[write(1, 10)], Durability::Buffered).unwrap();
+    assert!(engine.log.exists(), "it is kept from here on");
 }
 
 #[test]

@@ -273,12 +273,20 @@ where
                 Step::Incomplete => break,
                 Step::Frame { header, body, opens, more, .. } => {
                     let may_be_a_place = body == 0 && !opens && !more;
-                    if may_be_a_place && let Some(payload) = outbound.payload(messages) {
-                        let before = &buffer.bytes[begin..at];
-                        write_payload(to, before, &payload, stalled, activity).await?;
-                        begin = at + header;
+                    let payload = if may_be_a_place { outbound.payload(messages) } else { None };
+                    if let Some(payload) = payload {
+                        write_payload(to, &buffer.bytes[begin..at], &payload, stalled, activity).await?;
+                        at += header;
+                        walker.skip_body();
+                        // Large ones may be behind it: what has left makes room for others, and a PONG does not wait.
+                        outbound.sent(std::mem::take(&mut messages) + 1);
+                        if let Ok(pong) = pongs.try_recv() {
+                            write(to, &pong[..], stalled).await?;
+                        }
+                        (begin, boundary) = (at, None);
+                    } else {
+                        at += header;
                     }
-                    at += header;
                 }
                 Step::Body { bytes, closes, .. } => {
                     at += bytes;
@@ -474,6 +482,83 @@ mod tests {
             () = test => {}
         }
         assert!(replies.0.lock().is_empty());
+    }
+
+    /// A frame with a header of the long form, which may be there for a short body, too.
+    fn frame(more: bool, body: &[u8]) -> Vec<u8> {
+        [&[2 | u8::from(more)][..], &(body.len() as u64).to_be_bytes(), body].concat()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_a_payload_makes_room_and_gets_its_pong_before_the_next() {
+        let gate = Gate(RequestGate::new(2, 1024));
+        let payload = Bytes::from_static(&[7; 60_000]);
+        let replies = Replies(Mutex::new([Bytes::new(), payload.clone(), payload.clone()].into()));
+        let (mut remote, public) = duplex(4096);
+        let (inner, mut socket) = duplex(4096);
+        let test = async {
+            // All in one read.
+            socket.write_all(&[0, 1, b'a', 1, 1, b'b', 0, 0, 1, 1, b'c', 0, 0]).await.unwrap();
+            let expected = [&[0, 1, b'a', 1, 1, b'b'], &frame(false, &payload)[..]].concat();
+            let first = read(&mut remote, 6).await;
+            remote.write_all(&command_frame(b"\x04PING\0\0x").repeat(3)).await.unwrap();
+            assert!([first, read(&mut remote, expected.len() - 6).await].concat() == expected);
+            let pong = command_frame(b"\x04PONGx");
+            assert_eq!(read(&mut remote, pong.len()).await, pong);
+            assert_eq!(replies.0.lock().len(), 1, "the last one has not left");
+            let expected = [&[1, 1, b'c'], &frame(false, &payload)[..], &pong, &pong].concat();
+            assert!(read(&mut remote, expected.len()).await == expected);
+        };
+        tokio::select! {
+            end = carry_with(public, inner, REQUESTS, &gate, &replies) => panic!("{end:?}"),
+            () = test => {}
+        }
+    }
+
+    /// Over streams that hold so many bytes at a time.
+    async fn replies_go_over(chunk: usize, payloads: &[usize]) {
+        let payload = |(at, &length): (usize, &usize)| Bytes::from(vec![at as u8; length]);
+        let payloads: Vec<Bytes> = payloads.iter().enumerate().map(payload).collect();
+        let reply = |(at, payload): (usize, &Bytes)| {
+            let header = frame(!payload.is_empty(), &vec![b'h'; at]);
+            [&header[..], if payload.is_empty() { &[] } else { &[0, 0] }].concat()
+        };
+        let stream: Vec<u8> = payloads.iter().enumerate().flat_map(reply).collect();
+        let replies = Replies(Mutex::new(payloads.clone().into()));
+        let (to, mut taken) = mpsc::channel(1);
+        let receiver = Taken(Payloads { pool: BufferPool::new(1 << 20), to });
+        let direction = Direction::Replies { header: 1024, payload: 1 << 20, frames: 4 };
+
+        let ((mut socket, mut from_socket), (mut here, mut there)) = (duplex(chunk), duplex(chunk));
+        let (mut to_crate, mut crate_end) = duplex(chunk);
+        let (mut from_here, _) = tokio::io::split(&mut there);
+        let activity = Activity::default();
+        let (pong, mut pongs) = mpsc::channel(MAX_PONGS);
+        let carried = async {
+            tokio::join!(socket.write_all(&stream), read(&mut crate_end, stream.len()), async {
+                for expected in payloads.iter().filter(|payload| !payload.is_empty()) {
+                    assert!(taken.recv().await.unwrap() == expected, "{chunk}");
+                }
+            })
+        };
+        tokio::select! {
+            end = outbound(&mut from_socket, &mut here, &replies, &activity, &mut pongs, HOUR) => panic!("{end:?}"),
+            end = inbound(&mut from_here, &mut to_crate, direction, &receiver, &activity, &pong, HOUR) => {
+                panic!("{end:?}")
+            }
+            (_, received, ()) = carried => assert!(received == stream, "{chunk}"),
+        }
+        assert!(taken.try_recv().is_err() && replies.0.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replies_and_their_payloads_are_the_same_however_the_streams_are_cut() {
+        for chunk in 1..40 {
+            replies_go_over(chunk, &[3, 0, 255, 1, 0, 0, 256, 70, 2]).await;
+        }
+        for chunk in [1000, BUFFER - 1, BUFFER, 1 << 20] {
+            replies_go_over(chunk, &[3, 0, BUFFER, 40_000, 0, 600_000, 1, 32_000, 5]).await;
+        }
     }
 
     struct Taken(Payloads);

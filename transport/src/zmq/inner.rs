@@ -63,11 +63,17 @@ fn sweep(parent: &Path, settled: Duration) {
             .metadata()
             .and_then(|data| data.modified())
             .is_ok_and(|made| made.elapsed().is_ok_and(|age| age >= settled));
-        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-        if old && std::os::unix::net::UnixStream::connect(dir.path().join(SOCKET)).is_err_and(refused) {
-            // What cannot be removed belongs to somebody else.
-            let _ = std::fs::remove_dir_all(dir.path());
+        if !old {
+            continue;
         }
+        let tried = std::os::unix::net::UnixStream::connect(dir.path().join(SOCKET));
+        // What cannot be removed belongs to somebody else.
+        let _ = match tried.map_err(|error| error.kind()) {
+            Err(io::ErrorKind::ConnectionRefused) => std::fs::remove_dir_all(dir.path()),
+            // Killed before it began to listen: only an empty folder goes.
+            Err(io::ErrorKind::NotFound) => std::fs::remove_dir(dir.path()),
+            _ => Ok(()),
+        };
     }
 }
 
@@ -157,10 +163,13 @@ mod tests {
         let dead = dead.keep();
         let foreign = parent.path().join("enjambre-notes");
         std::fs::create_dir(&foreign).unwrap();
+        std::fs::write(foreign.join("note"), "kept").unwrap();
+        let early = parent.path().join("enjambre-killed");
+        std::fs::create_dir(&early).unwrap();
         sweep(parent.path(), SETTLED);
-        assert!(dead.exists(), "too young to be judged");
+        assert!(dead.exists() && early.exists(), "too young to be judged");
         sweep(parent.path(), Duration::ZERO);
-        assert!(!dead.exists());
+        assert!(!dead.exists() && !early.exists());
         assert!(alive.path().exists() && foreign.exists());
     }
 

@@ -86,8 +86,12 @@ impl Outlet for Router {
             return Err(TransportError::Closed);
         }
         router.queued.lock().push_back(Queued { payload: message.payload, _held: held });
-        // The crate fails where it has noticed already that the connection is gone; so has the guard.
-        socket.send(frames).await.map_err(|_| TransportError::Closed)
+        // The crate fails where it has noticed already that the connection is gone; so has the guard. And it would not
+        // do to go on: the payload waits for a place that never comes, and would take the next one.
+        socket.send(frames).await.map_err(|_| {
+            router.failed.cancel();
+            TransportError::Closed
+        })
     }
 }
 
@@ -125,5 +129,38 @@ impl Outbound for Router {
         if empty {
             self.emptied.signal();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guard::Guard;
+    use crate::listener::Inbox;
+    use crate::remote::Arrived;
+    use crate::settings::TransportSettings;
+    use enjambre_core::transport::envelope::{self, RequestId};
+    use enjambre_core::transport::{ConnectionId, Message};
+    use tokio::sync::mpsc;
+    use tokio_util::task::TaskTracker;
+    use zeromq::{RouterSocket, Socket};
+
+    #[tokio::test]
+    async fn a_reply_that_the_crate_does_not_take_ends_the_connection() {
+        let guard = Guard::new(TransportSettings::default()).unwrap();
+        // It knows nobody of this name.
+        let (socket, _) = RouterSocket::new().split();
+        let router = Router::new(Bytes::from_static(b"c1"), socket);
+        let address = "127.0.0.1:1".parse().unwrap();
+        let remote = ZmqRemote::new(&guard, ConnectionId::next(), address, router);
+        let (requests, mut received) = mpsc::unbounded_channel();
+        let inbox = Inbox { requests, tasks: TaskTracker::new() };
+        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        let arrived = Arrived { header: header.clone(), bytes: 0, has_payload: false, way: false };
+        remote.receive(&inbox, arrived);
+        let incoming = received.recv().await.unwrap();
+        let reply = Message { header, payload: Bytes::from_static(b"payload") };
+        assert!(matches!(incoming.reply.send(reply).await, Err(TransportError::Closed)));
+        assert!(remote.outlet.failed.is_cancelled());
     }
 }

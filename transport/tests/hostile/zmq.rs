@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use enjambre_core::transport::envelope::{self, RequestId};
+use enjambre_core::transport::error::TransportError;
 use enjambre_transport::settings::TransportSettings;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
-use crate::scene::{LARGE, Scene, header, soon};
-use crate::zmtp::{self, MORE, Raw, Zmtp};
+use crate::scene::{LARGE, Scene, call, header, soon};
+use crate::spoken::{Side, Spoken};
+use crate::zmtp::{self, MORE, Raw, Zmtp, message};
 
 async fn set(settings: TransportSettings, size: usize) -> Scene {
     Scene::new::<Zmtp>(settings, size).await
@@ -128,4 +131,59 @@ async fn a_req_gets_its_delimiter_back_and_an_answer_to_anything() {
         assert_eq!(reply.len(), if frames.len() > 1 { 2 } else { 1 }, "the delimiter is returned");
     }
     scene.end().await;
+}
+
+/// The client's guard takes payloads out of the stream and puts them back in their places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_odd_replies_must_not_shift_the_payloads_of_the_others() {
+    const CALLS: u8 = 20;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("zmq://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(&Zmtp::greeting(Side::Server)).await.unwrap();
+        Zmtp::take_greeting(&mut stream).await.unwrap();
+        let mut raw = Raw { stream };
+        for number in 0..CALLS {
+            let request = request(&mut raw).await;
+            let nobody: &[u8] = &header(Some(1 << 40));
+            let ping = zmtp::command(b"\x04PING\x00\x0a");
+            let payload = vec![number; 1000 * usize::from(number)];
+            let says = [
+                message(&[&request[0], b"wrong", b"more"]),
+                message(&[nobody, b"", b"wrong"]),
+                message(&[b"", b"wrong"]),
+                message(&[b"", b"", b""]),
+                message(&[nobody, b""]),
+                message(&[nobody]),
+                zmtp::framed(MORE, &request[0]),
+                ping,
+                zmtp::framed(0, &payload),
+                message(&[nobody, &vec![0; 50_000]]),
+            ];
+            raw.send_raw(&says.concat()).await;
+        }
+        let request = request(&mut raw).await;
+        let begun = [zmtp::framed(MORE, &request[0]), zmtp::long_header(0, 40_000), vec![9; 20_000]];
+        raw.send_raw(&begun.concat()).await;
+    });
+    let transport = Zmtp::transport(TransportSettings::default());
+    let connection = transport.connect(&endpoint).await.unwrap();
+    for number in 0..CALLS {
+        let reply = soon("a reply", call(&*connection)).await.unwrap();
+        assert!(reply.payload == vec![number; 1000 * usize::from(number)], "{number}");
+    }
+    // The buffer has been used before, and only half of it is filled again.
+    let error = soon("the end of the call", call(&*connection)).await.unwrap_err();
+    assert!(matches!(error, TransportError::Lost { .. }), "{error}");
+    serving.await.unwrap();
+}
+
+/// The next request, past what a client may say otherwise.
+async fn request(raw: &mut Raw) -> Vec<Bytes> {
+    loop {
+        if let zmtp::Next::Message(frames) = soon("a request", raw.next()).await {
+            return frames;
+        }
+    }
 }

@@ -139,7 +139,7 @@ async fn next(stream: &mut TcpStream) -> io::Result<Next> {
 }
 
 /// A message of these frames.
-fn message(frames: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn message(frames: &[&[u8]]) -> Vec<u8> {
     let last = frames.len() - 1;
     let framed = |(at, frame): (usize, &&[u8])| framed(if at < last { MORE } else { 0 }, frame);
     frames.iter().enumerate().flat_map(framed).collect()
