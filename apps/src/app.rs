@@ -59,7 +59,18 @@ impl App {
         self
     }
 
-    /// Adds the transport of a scheme, see [`Registry::register_transport`].
+    /// Adds the transport of a scheme, see [`Registry::register_transport`]. `make` is given `[transport.limits]`.
+    ///
+    /// ```
+    /// use enjambre::App;
+    /// use enjambre::registry::Security;
+    /// use enjambre_core::transport::memory::MemoryNetwork;
+    ///
+    /// let mut app = App::stock();
+    /// // From now on nodes can listen at memory://127.0.0.1:1, which ends with the process.
+    /// let network = MemoryNetwork::new();
+    /// app.register_transport("memory", Security::Authenticated, move |_limits| Ok(network.transport()));
+    /// ```
     pub fn register_transport<F>(
         &mut self,
         scheme: impl Into<String>,

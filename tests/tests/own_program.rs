@@ -55,6 +55,9 @@ fn it_has_the_whole_command_line_under_its_own_name() {
         let file = binary::workspace().join("examples/redb/config").join(name);
         run(&["config", "check", file.to_str().unwrap()]).ok();
     }
+    let data_dir = format!("peer.data_dir={}", world.path("data").display());
+    let check = ["storage", "check", "--case", "conditions_decide", "--set", "storage.backend=redb"];
+    run(&[&check[..], &["--set", &data_dir]].concat()).ok();
     let refused = run(&["library", "--set", "storage.backend=redb", "--set", "storage.redb.cache=1"]);
     assert!(refused.expect_status(2).stderr.contains("storage.redb.cache"));
 }
