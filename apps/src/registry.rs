@@ -237,7 +237,7 @@ impl Registry {
     }
 
     /// The schemes of the transports, those that are preferred first.
-    fn schemes(&self) -> Vec<&str> {
+    pub fn schemes(&self) -> Vec<&str> {
         self.transports.iter().map(|(name, _)| name.as_str()).collect()
     }
 
