@@ -70,15 +70,6 @@ impl Place {
             None => self.data_dir.join(path),
         }
     }
-
-    /// Who else uses the schema of a database server that this is kept in.
-    const fn tenancy(&self) -> Tenancy {
-        match self.kind {
-            NodeKind::Tracker if self.store => Tenancy::PerFolder,
-            NodeKind::Tracker => Tenancy::Shared,
-            NodeKind::Peer => Tenancy::Single,
-        }
-    }
 }
 
 /// Why a storage or transport was not made.
@@ -161,8 +152,12 @@ impl Registry {
             Ok(enjambre_storage_sled::open(&table.into(), &place.data_dir, place.role).await?)
         });
         registry.register_storage("postgres", |settings: PostgresSettings, place: Place| async move {
-            let tenancy = place.tenancy();
+            let (settings, tenancy) = on_server(settings, &place);
             Ok(enjambre_storage_postgres::open(&settings, &place.data_dir, place.role, tenancy).await?)
+        });
+        registry.remove_scratch_with("postgres", |settings: PostgresSettings, place: Place| async move {
+            let (settings, tenancy) = on_server(settings, &place);
+            Ok(enjambre_storage_postgres::remove(&settings, &place.data_dir, place.role, tenancy).await?)
         });
         // The first costs less.
         registry.register_transports(&["tcp", "zmq"], Security::Plain, |limits| {
@@ -329,6 +324,14 @@ impl Registry {
 
     /// Opens a storage of the configured backend.
     pub async fn open_storage(&self, loaded: &Loaded, place: Place) -> Result<Arc<dyn Storage>, Failure> {
+        self.try_open_storage(loaded, place).await?.map_err(|error| {
+            Failure::from_error(Status::Failed, &*error)
+                .context(format!("the {} storage cannot be opened", loaded.config.storage.backend))
+        })
+    }
+
+    /// The same, with the backend's own error where it is the one that fails.
+    pub(crate) async fn try_open_storage(&self, loaded: &Loaded, place: Place) -> Result<Opened, Failure> {
         let section = &loaded.config.storage;
         let backend = self.backend(loaded)?;
         let (data_dir, scratch) = (place.data_dir.clone(), place.scratch.clone());
@@ -338,10 +341,7 @@ impl Registry {
             Some(scratch) => crate::blocking(move || scratch.create()).await?,
             None => tokio::fs::create_dir_all(&data_dir).await?,
         }
-        opening.await.map_err(|error| {
-            Failure::from_error(Status::Failed, &*error)
-                .context(format!("the {} storage cannot be opened", section.backend))
-        })
+        Ok(opening.await)
     }
 
     /// A dialer over all transports.
@@ -388,6 +388,23 @@ fn register_memory(registry: &mut Registry) {
         }
         async { Ok(()) }
     });
+}
+
+/// Where on the server a place is, and who else uses it. A scratch has a schema of its own.
+fn on_server(mut settings: PostgresSettings, place: &Place) -> (PostgresSettings, Tenancy) {
+    if let Some(scratch) = &place.scratch {
+        settings.schema = Some(scratch.name().to_owned());
+        // These are read from where they are.
+        for path in [&mut settings.password_file, &mut settings.ca].into_iter().flatten() {
+            *path = scratch.home().join(&*path);
+        }
+    }
+    let tenancy = match place.kind {
+        NodeKind::Tracker if place.store => Tenancy::PerFolder,
+        NodeKind::Tracker => Tenancy::Shared,
+        NodeKind::Peer => Tenancy::Single,
+    };
+    (settings, tenancy)
 }
 
 /// serde names an unknown field only in its text.

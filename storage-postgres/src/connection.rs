@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub(crate) struct Connection {
     client: Client,
     task: JoinHandle<()>,
     statements: Mutex<HashMap<String, Statement>>,
+    /// A transaction may be open that nobody knows of.
+    abandoned: AtomicBool,
     patience: Duration,
 }
 
@@ -32,12 +35,20 @@ pub(crate) type Step<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
 impl Connection {
     pub(crate) fn new(client: Client, task: JoinHandle<()>, patience: Duration) -> Self {
-        Self { client, task, statements: Mutex::default(), patience }
+        Self { client, task, statements: Mutex::default(), abandoned: AtomicBool::new(false), patience }
     }
 
-    /// Whether the session has ended.
+    /// Whether the session has ended, or is not to be used any more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.client.is_closed()
+        self.client.is_closed() || self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Ends the transaction that is open. Where that fails, the session is not to be used any more.
+    pub(crate) async fn roll_back(&self) {
+        if let Err(failure) = self.run("ROLLBACK").await {
+            tracing::debug!(%failure, "a transaction was not ended in order");
+            self.abandoned.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Sets the deadlines that the server itself keeps, also when this process is gone, and the isolation that the

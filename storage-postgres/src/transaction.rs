@@ -6,6 +6,8 @@
 //! is inserted, which nobody else can until the transaction ends. So the conditions still hold at the commit, on every
 //! isolation level; a server that runs on a stronger one than `READ COMMITTED` refuses more, and that is tried again.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::{Batch, Durability, Key, Space};
@@ -80,7 +82,7 @@ impl Transaction<'_> {
     async fn look(
         &self,
         connection: &Connection,
-        asked: &std::collections::BTreeMap<Space, std::collections::BTreeSet<Key>>,
+        asked: &BTreeMap<Space, BTreeSet<Key>>,
     ) -> Result<Option<Found>, Failure> {
         let mut sql = vec![self.writer.look()];
         sql.extend(asked.keys().map(|space| self.schema.lock(*space)));
@@ -156,11 +158,8 @@ impl Transaction<'_> {
         if matches!(&outcome, Outcome::Failed(failure) if failure.class() == Class::Lost) {
             return outcome;
         }
-        // The outcome is the same if this fails: the session ends then, and the transaction with it.
-        match connection.run("ROLLBACK").await {
-            Err(failure) if matches!(outcome, Outcome::Failed(_)) => Outcome::Failed(failure),
-            _ => outcome,
-        }
+        connection.roll_back().await;
+        outcome
     }
 }
 

@@ -9,6 +9,7 @@ use enjambre_core::storage::Role;
 use enjambre_core::storage::conformance::crash::survive_kills;
 use enjambre_storage_postgres::{PostgresSettings, Tenancy, open};
 use enjambre_tests::postgres::{Server, fresh_schema};
+use enjambre_tests::wait::LONG;
 
 /// Where a test tells its victims, which are processes of their own, the server and the schema.
 fn note(process: u32, test: &str) -> PathBuf {
@@ -31,6 +32,7 @@ async fn run(test: &str, role: Role, tenancy: Tenancy) {
     let settings = PostgresSettings {
         url: url.try_into().unwrap(),
         schema: Some(schema),
+        connect_timeout: LONG,
         ..PostgresSettings::default()
     };
     survive_kills(test, async |folder| open(&settings, &folder, role, tenancy).await).await;

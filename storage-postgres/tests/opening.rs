@@ -11,12 +11,14 @@ use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Space};
 use enjambre_core::storage::{Role, Storage};
 use enjambre_storage_postgres::{PostgresSettings, Tenancy, TlsMode, open, remove};
 use enjambre_tests::postgres::{PASSWORD, Server, USER_WITH_PASSWORD, fresh_schema};
+use enjambre_tests::wait::LONG;
 
 const SPACE: Space = Space::new("s");
 
 fn settings(server: &Server) -> PostgresSettings {
     PostgresSettings {
         url: server.url().try_into().unwrap(),
+        connect_timeout: LONG,
         schema: Some(fresh_schema()),
         ..PostgresSettings::default()
     }

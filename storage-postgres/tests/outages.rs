@@ -13,6 +13,7 @@ use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Space};
 use enjambre_core::storage::{Role, Storage};
 use enjambre_storage_postgres::{PostgresSettings, Tenancy, open};
 use enjambre_tests::postgres::{Server, Stop, USER, fresh_schema};
+use enjambre_tests::wait::LONG;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,13 +22,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 const A: Space = Space::new("a");
-/// Nothing takes as long as this.
-const LONG: Duration = Duration::from_secs(60);
 const WRITERS: u32 = 6;
 
 fn settings(url: &str) -> PostgresSettings {
     PostgresSettings {
         url: url.to_owned().try_into().unwrap(),
+        connect_timeout: LONG,
         schema: Some(fresh_schema()),
         connections: 4,
         ..PostgresSettings::default()

@@ -12,6 +12,7 @@ use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Space};
 use enjambre_core::storage::{Role, Storage};
 use enjambre_storage_postgres::{PostgresSettings, Tenancy, open};
 use enjambre_tests::postgres::{Server, fresh_schema};
+use enjambre_tests::wait::LONG;
 use tokio::task::JoinSet;
 
 const A: Space = Space::new("a");
@@ -26,6 +27,7 @@ async fn storages(server: &Server, count: usize) -> Vec<Arc<dyn Storage>> {
 async fn storages_in(schema: String, server: &Server, count: usize) -> Vec<Arc<dyn Storage>> {
     let settings = PostgresSettings {
         url: server.url().try_into().unwrap(),
+        connect_timeout: LONG,
         schema: Some(schema),
         connections: 4,
         ..PostgresSettings::default()

@@ -9,6 +9,7 @@ use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::{Role, Storage};
 use enjambre_storage_postgres::{PostgresSettings, Tenancy, TlsMode, open};
 use enjambre_tests::postgres::{Server, Stop, USER, fresh_schema};
+use enjambre_tests::wait::LONG;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// An authority of its own.
@@ -36,6 +37,7 @@ async fn only_a_server_that_is_vouched_for_is_connected_to() {
         let url = format!("postgresql://{USER}@{host}:{}/postgres", server.port());
         let settings = PostgresSettings {
             url: url.try_into().unwrap(),
+            connect_timeout: LONG,
             schema: Some(fresh_schema()),
             tls,
             ca: ca.map(Into::into),

@@ -13,6 +13,7 @@ mod progress;
 mod publish;
 mod remove;
 mod status;
+mod storage;
 mod tracker;
 mod verify;
 
@@ -112,6 +113,8 @@ enum Command {
     Verify(verify::Arguments),
     /// How the peer and its trackers do
     Status(status::Arguments),
+    /// Look after the databases of a tracker or peer, check a storage backend and measure it
+    Storage(storage::Arguments),
     /// Show or check the configuration
     Config(config::Arguments),
     /// Show it all on this machine: a tracker, three peers, and a source that dies
@@ -122,6 +125,8 @@ enum Command {
 struct Context<'a> {
     registry: &'a Registry,
     loaded: Loaded,
+    /// Where the configuration came from, for a process that is to have the same.
+    sources: Sources,
     /// Cancelled by a signal.
     stop: CancellationToken,
 }
@@ -159,7 +164,7 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
             return demo::run(arguments, stop).await;
         }
         Command::Tracker => Some(NodeKind::Tracker),
-        Command::List(_) | Command::Status(_) => None,
+        Command::List(_) | Command::Status(_) | Command::Storage(_) => None,
         _ => Some(NodeKind::Peer),
     };
     let loaded = sources.load(kind, &registry.backends())?;
@@ -170,7 +175,7 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
     let usual = if asked || is_daemon { loaded.config.log.level.as_str() } else { "warn" };
     logging::start(&level(usual, global.verbose, global.quiet));
     registry.prepare_process();
-    let context = Context { registry, loaded, stop };
+    let context = Context { registry, loaded, sources, stop };
     match command {
         Command::Tracker => tracker::run(context).await,
         Command::Peer => peer::run(context).await,
@@ -182,6 +187,7 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
         Command::Remove(arguments) => remove::run(context, arguments).await,
         Command::Verify(arguments) => verify::run(context, arguments).await,
         Command::Status(arguments) => status::run(context, arguments).await,
+        Command::Storage(arguments) => storage::run(context, arguments).await,
         Command::Config(_) | Command::Demo(_) => Ok(()),
     }
 }

@@ -65,6 +65,11 @@ pub const SESSIONS: Space = Space::new("sessions");
 /// Files of which the tracker keeps a copy.
 pub const PINS: Space = Space::new("pins");
 
+/// Every space of a catalogue.
+pub const SPACES: &[Space] = &[
+    META, VERSIONS, FILES, FILE_NAMES, PROVIDERS, OFFERS, CLEARED, PEERS, LEASES, SESSIONS, PINS,
+];
+
 /// The value of an entry whose key says all.
 pub const MARK: Bytes = Bytes::from_static(&[0]);
 

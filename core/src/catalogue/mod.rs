@@ -272,6 +272,12 @@ async fn read_all<const N: usize>(
         .map_err(|_| StorageError::corrupt("the storage gave another number of values than asked for"))
 }
 
+/// The format of the catalogue in a database; none where there is no catalogue.
+pub async fn stored_format(storage: &dyn Storage) -> Result<Option<u64>, StorageError> {
+    let [format] = read_all(storage, META, &[layout::meta_key("format")]).await?;
+    format.map(|format| Ok(layout::decode::<FormatRecord>(META, &format)?.v)).transpose()
+}
+
 fn check_format(bytes: &[u8]) -> Result<(), StorageError> {
     let FormatRecord { v, what } = layout::decode(META, bytes)?;
     if what != "catalogue" {

@@ -17,6 +17,8 @@ use crate::storage::Storage;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 
 const CONTENT: Space = Space::new("content");
+/// Every space of a storage opened for content.
+pub const SPACES: &[Space] = &[CONTENT];
 /// The number of the only piece of a small file.
 const ONLY: u32 = 0;
 /// About how many bytes are deleted in one commit: reads may have to wait for it.

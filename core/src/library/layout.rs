@@ -41,6 +41,9 @@ pub(super) const MEMBERS: Space = Space::new("library_members");
 pub(super) const TOMBS: Space = Space::new("library_tombs");
 pub(super) const ACKS: Space = Space::new("library_acks");
 
+/// Every space of an index.
+pub const SPACES: &[Space] = &[META, FILES, HASHES, HAVE, DIRTY, MEMBERS, TOMBS, ACKS];
+
 /// The version of this layout.
 pub(super) const FORMAT: u64 = 1;
 /// Hashes in one record: 32 KiB.

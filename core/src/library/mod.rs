@@ -32,5 +32,8 @@ mod shared;
 pub mod small;
 mod whole;
 
+pub use layout::SPACES;
+pub use recover::stored_format;
+
 #[cfg(test)]
 mod tests;

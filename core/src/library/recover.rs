@@ -37,16 +37,20 @@ async fn for_each(
     }
 }
 
+/// The format of the library in an index; none where there is no library.
+pub async fn stored_format(index: &dyn Storage) -> Result<Option<u64>, StorageError> {
+    let stored = index.get(META, &[layout::format_key()]).await?.into_iter().next().flatten();
+    let read = |stored: bytes::Bytes| <[u8; 8]>::try_from(&stored[..]).map(u64::from_be_bytes);
+    stored.map(read).transpose().map_err(|_| StorageError::corrupt("the format version of the library"))
+}
+
 /// Notes the format version, or refuses a newer one.
 pub(super) async fn check_format(index: &dyn Storage) -> Result<(), LibraryError> {
-    let stored = index.get(META, &[layout::format_key()]).await?.into_iter().next().flatten();
-    let Some(stored) = stored else {
+    let Some(found) = stored_format(index).await? else {
         let mut batch = Batch::new();
         batch.put(META, layout::format_key(), FORMAT.to_be_bytes().to_vec());
         return Ok(index.commit(batch, Durability::Durable).await?);
     };
-    let found = <[u8; 8]>::try_from(&stored[..]).map(u64::from_be_bytes);
-    let found = found.map_err(|_| StorageError::corrupt("the format version of the library"))?;
     if found > FORMAT {
         return Err(LibraryError::NewerFormat { found, supported: FORMAT });
     }
