@@ -25,19 +25,24 @@ mod writer;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::place::{lock, path_for};
 use enjambre_core::storage::{Role, Storage};
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::time::{Instant, sleep};
 
 use committer::Committer;
+use connection::Connection;
 use schema::Schema;
 use server::Servers;
 pub use settings::{InvalidUrl, PostgresSettings, ServerUrl, TlsMode};
 use storage::Postgres;
 use writer::Writer;
 
+/// The pause between two looks for a server that is away.
+const PAUSE: Duration = Duration::from_millis(500);
 /// The file in the data folder beside which the lock lies.
 const LOCK: &str = "postgres";
 
@@ -74,14 +79,40 @@ pub async fn open(
     };
     let Prepared { servers, schema, folder, lock } = prepared;
     let (servers, schema) = (Arc::new(servers), Arc::new(schema));
-    let connection = servers.connect().await?;
-    schema.prepare(&connection).await?;
+    let connection = first_connection(&servers, &schema, settings.start_timeout).await?;
     let writer = Writer::new(&schema, folder);
     writer.sign_on(&connection, &schema).await?;
     let (requests, received) = unbounded_channel();
     let storage = Postgres::new(servers.clone(), settings.connections, schema.clone(), requests)?;
     tokio::spawn(Committer::new(servers, schema, writer, connection, received, lock).run());
     Ok(Arc::new(storage))
+}
+
+/// A connection to tables that are there. A server that is away is waited for: whoever starts everything at once, or after
+/// a power cut, need not keep an order.
+async fn first_connection(
+    servers: &Servers,
+    schema: &Schema,
+    patience: Duration,
+) -> Result<Connection, StorageError> {
+    let until = Instant::now() + patience;
+    let mut told = false;
+    loop {
+        let prepared = async {
+            let connection = servers.connect().await?;
+            schema.prepare(&connection).await?;
+            Ok(connection)
+        };
+        let error = match prepared.await {
+            Err(error @ StorageError::Unavailable { .. }) if Instant::now() + PAUSE < until => error,
+            prepared => return prepared,
+        };
+        if !told {
+            told = true;
+            tracing::warn!(%error, database = servers.name, "waiting for the database for up to {patience:?}");
+        }
+        sleep(PAUSE).await;
+    }
 }
 
 /// Removes what [`open`] made at the server for a role: the schema with everything in it. One that is not Enjambre's is

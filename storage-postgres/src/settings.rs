@@ -23,6 +23,9 @@ pub struct PostgresSettings {
     /// How long a server may take until a connection is ready, before the next one is tried.
     #[serde(with = "span")]
     pub connect_timeout: Duration,
+    /// How long a start waits for a server that is away.
+    #[serde(with = "span")]
+    pub start_timeout: Duration,
     /// How long a statement, or the wait for a free connection, may take.
     #[serde(with = "span")]
     pub timeout: Duration,
@@ -45,6 +48,7 @@ impl Default for PostgresSettings {
             schema: None,
             connections: 8,
             connect_timeout: Duration::from_secs(3),
+            start_timeout: Duration::from_secs(30),
             timeout: Duration::from_secs(10),
             password_env: None,
             password_file: None,

@@ -214,6 +214,7 @@ async fn a_server_that_says_nothing_is_unavailable_in_time() {
         let settings = PostgresSettings {
             url: url.clone().try_into().unwrap(),
             connect_timeout: Duration::from_millis(100),
+            start_timeout: Duration::from_millis(1),
             tls: Some(tls),
             ..PostgresSettings::default()
         };

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use enjambre_core::catalogue::several::run_all as run_trackers;
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Space};
 use enjambre_core::storage::{Role, Storage};
@@ -181,4 +182,10 @@ async fn a_writer_whose_row_was_removed_goes_on() {
     server.sql(&format!("DELETE FROM {schema}.enjambre_writers"));
     storage.commit(batch, Durability::Durable).await.unwrap();
     storage.sync().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_trackers_are_one() {
+    let Some(server) = Server::shared("several trackers on one PostgreSQL schema") else { return };
+    run_trackers(async || storages(&server, 3).await.try_into().unwrap()).await;
 }
