@@ -11,4 +11,5 @@ pub mod figures;
 pub mod node;
 pub mod postgres;
 pub mod process;
+pub mod resident;
 pub mod wait;
