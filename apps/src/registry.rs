@@ -8,6 +8,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use enjambre_core::storage::layers::metrics::MeteredStorage;
+use enjambre_core::storage::layers::patience::{Patience, PatientStorage};
+use enjambre_core::storage::layers::prefix::PrefixedStorage;
 use enjambre_core::storage::memory::{Disk, Memory};
 use enjambre_core::storage::{Role, Storage};
 use enjambre_core::transport::Transport;
@@ -24,7 +27,7 @@ use toml::Table;
 
 use crate::config::error::ConfigError;
 use crate::config::load::Loaded;
-use crate::config::sections::{NodeKind, TransportLimits};
+use crate::config::sections::{LayersSection, NodeKind, TransportLimits};
 use crate::failure::{Failure, Status};
 use crate::scratch::Scratch;
 
@@ -173,7 +176,8 @@ impl Registry {
     }
 
     /// Adds a storage backend, or takes the place of the one with the same name. `S` is read from the table
-    /// `[storage.NAME]`; it should refuse unknown fields. The name is of letters, digits, `_` and `-`.
+    /// `[storage.NAME]`; it should refuse unknown fields. The name is of letters, digits, `_` and `-`, and neither
+    /// `backend` nor `layers`.
     pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F)
     where
         S: DeserializeOwned,
@@ -233,7 +237,7 @@ impl Registry {
     }
 
     /// The schemes of the transports, those that are preferred first.
-    fn schemes(&self) -> Vec<&str> {
+    pub fn schemes(&self) -> Vec<&str> {
         self.transports.iter().map(|(name, _)| name.as_str()).collect()
     }
 
@@ -334,14 +338,14 @@ impl Registry {
     pub(crate) async fn try_open_storage(&self, loaded: &Loaded, place: Place) -> Result<Opened, Failure> {
         let section = &loaded.config.storage;
         let backend = self.backend(loaded)?;
-        let (data_dir, scratch) = (place.data_dir.clone(), place.scratch.clone());
+        let (data_dir, role, scratch) = (place.data_dir.clone(), place.role, place.scratch.clone());
         let opening = (backend.open)(section.table(&section.backend), place)
             .map_err(|error| Failure::usage(format!("[storage.{}]: {error}", section.backend)))?;
         match scratch {
             Some(scratch) => crate::blocking(move || scratch.create()).await?,
             None => tokio::fs::create_dir_all(&data_dir).await?,
         }
-        Ok(opening.await)
+        Ok(opening.await.map(|opened| wrap(opened, &section.layers, role)))
     }
 
     /// A dialer over all transports.
@@ -405,6 +409,25 @@ fn on_server(mut settings: PostgresSettings, place: &Place) -> (PostgresSettings
         NodeKind::Peer => Tenancy::Single,
     };
     (settings, tenancy)
+}
+
+/// Puts the layers around a storage that are asked for. What is measured is what callers meet, repeats included.
+fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Arc<dyn Storage> {
+    if let Some(prefix) = layers.prefix.get() {
+        storage = Arc::new(PrefixedStorage::new(storage, prefix.clone()));
+    }
+    let patience = Patience { timeout: layers.timeout.get(), retries: layers.retries };
+    if patience != Patience::default() {
+        storage = Arc::new(PatientStorage::new(storage, patience));
+    }
+    if layers.metrics {
+        let name = match role {
+            Role::Records => "database of records",
+            Role::Content => "database of content",
+        };
+        storage = Arc::new(MeteredStorage::new(storage, name));
+    }
+    storage
 }
 
 /// serde names an unknown field only in its text.

@@ -6,7 +6,7 @@ use super::error::ConfigError;
 use super::layer::Layer;
 use super::secret::shown;
 
-/// The section whose keys, but for `backend`, are the names of storage backends.
+/// The section whose keys, but for `backend` and `layers`, are the names of storage backends.
 const STORAGE: &str = "storage";
 
 /// Refuses a layer with a key that is not in `known`. The tables of the storage `backends` may hold anything.
@@ -103,6 +103,8 @@ mod tests {
             ("tracker.store.quotta=1", "tracker.store.quota"),
             ("storge={}", "storage"),
             ("patience=1", "download.patience"),
+            ("storage.layers.metrix=true", "storage.layers.metrics"),
+            ("storage.layer={}", "storage.layers"),
         ] {
             assert_eq!(nearest(argument).as_deref(), Some(expected), "{argument}");
         }

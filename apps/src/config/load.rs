@@ -293,6 +293,10 @@ mod tests {
             (file("[log]\nlevel = \"x=loud\""), "log.level", "\"x=loud\""),
             (file("log = 3"), "log", "3"),
             (file("[storage]\nsqlite = 3"), "storage.sqlite", "3"),
+            (file("[storage]\nlayers = 3"), "storage.layers", "3"),
+            (file("[storage.layers]\ntimeout = \"soon\""), "storage.layers.timeout", "\"soon\""),
+            (file("[storage.layers]\nretries = -1"), "storage.layers.retries", "-1"),
+            (file("[storage.layers]\nprefix = \"a_b\""), "storage.layers.prefix", "\"a_b\""),
         ] {
             let text = load(vec![layer]).unwrap_err().to_string();
             assert!(text.contains(&format!("`{key}`")) && text.contains(value), "{text}");

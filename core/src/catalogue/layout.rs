@@ -66,9 +66,8 @@ pub const SESSIONS: Space = Space::new("sessions");
 pub const PINS: Space = Space::new("pins");
 
 /// Every space of a catalogue.
-pub const SPACES: &[Space] = &[
-    META, VERSIONS, FILES, FILE_NAMES, PROVIDERS, OFFERS, CLEARED, PEERS, LEASES, SESSIONS, PINS,
-];
+pub const SPACES: &[Space] =
+    &[META, VERSIONS, FILES, FILE_NAMES, PROVIDERS, OFFERS, CLEARED, PEERS, LEASES, SESSIONS, PINS];
 
 /// The value of an entry whose key says all.
 pub const MARK: Bytes = Bytes::from_static(&[0]);
@@ -106,6 +105,9 @@ pub struct FormatRecord {
     pub v: u64,
     /// What the database holds: `catalogue`.
     pub what: String,
+    /// While it is brought forward from this format: how far that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<Bytes>,
 }
 
 /// One version of a name.

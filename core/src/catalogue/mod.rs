@@ -8,6 +8,7 @@
 
 mod damage;
 pub mod error;
+mod formats;
 pub mod layout;
 pub mod leases;
 pub mod names;
@@ -21,7 +22,6 @@ pub mod several;
 pub mod sweep;
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,6 +34,7 @@ use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 use damage::Damage;
 use error::CatalogueError;
+use formats::{CATALOGUE, formats};
 use layout::{FORMAT, FormatRecord, MAX_NUMBER, META};
 use leases::{LeaseRules, LeaseTable};
 use peers::PeerCache;
@@ -107,7 +108,8 @@ pub struct CatalogueRules {
 }
 
 impl Catalogue {
-    /// Opens the catalogue in this database, or begins one in an empty database.
+    /// Opens the catalogue in this database, or begins one in an empty database. One of an older format is brought to the
+    /// newest.
     pub async fn open(
         storage: Arc<dyn Storage>,
         rules: CatalogueRules,
@@ -122,7 +124,7 @@ impl Catalogue {
                     return Err(StorageError::corrupt(what));
                 }
                 let mut batch = Batch::new();
-                let record = FormatRecord { v: FORMAT, what: "catalogue".to_owned() };
+                let record = FormatRecord { v: FORMAT, what: CATALOGUE.to_owned(), note: None };
                 batch.require_absent(META, keys[0].clone()).put(
                     META,
                     keys[0].clone(),
@@ -136,7 +138,10 @@ impl Catalogue {
                     Err(error) => return Err(error),
                 }
             };
-            check_format(format)?;
+            if !formats().is_newest(format)? {
+                formats().bring_forward(&*storage).await?;
+                continue;
+            }
             let id = <[u8; 16]>::try_from(&id[..]).map_err(|_| layout::damaged(META, b"catalogue"))?;
             let number = |raw: Option<Bytes>| raw.map(|raw| layout::read_number(META, &raw)).transpose();
             let (stamp, numbers) = (number(stamp)?, number(numbers)?.unwrap_or_default());
@@ -274,28 +279,7 @@ async fn read_all<const N: usize>(
 
 /// The format of the catalogue in a database; none where there is no catalogue.
 pub async fn stored_format(storage: &dyn Storage) -> Result<Option<u64>, StorageError> {
-    let [format] = read_all(storage, META, &[layout::meta_key("format")]).await?;
-    format.map(|format| Ok(layout::decode::<FormatRecord>(META, &format)?.v)).transpose()
-}
-
-fn check_format(bytes: &[u8]) -> Result<(), StorageError> {
-    let FormatRecord { v, what } = layout::decode(META, bytes)?;
-    if what != "catalogue" {
-        let what: String = what.chars().take(40).collect();
-        return Err(StorageError::corrupt(format!("the database holds a {what:?} and not a catalogue")));
-    }
-    if v < FORMAT {
-        let what = format!(
-            "it holds a catalogue of format {v}, which is no longer read (this program has {FORMAT}); begin with an empty \
-             data folder, and peers announce what they have again"
-        );
-        return Err(StorageError::corrupt(what));
-    }
-    if v > FORMAT {
-        let path = PathBuf::from("the catalogue's database");
-        return Err(StorageError::NewerFormat { path, found: v, supported: FORMAT });
-    }
-    Ok(())
+    Ok(formats().stored(storage).await?.map(|(mark, _)| mark.format))
 }
 
 #[cfg(test)]
