@@ -12,4 +12,5 @@ pub mod fixture;
 pub mod node;
 pub mod postgres;
 pub mod process;
+pub mod resident;
 pub mod wait;
