@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use enjambre_core::storage::{Role, Storage};
+use enjambre_core::storage::{Role, Storage, copy};
 use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_storage_sled::SledSettings;
@@ -252,8 +252,24 @@ impl Registry {
         self.transports(loaded).map(drop)
     }
 
-    /// Opens a storage of the configured backend.
+    /// Opens a storage of the configured backend. Refuses one that is the target of an unfinished copy.
     pub async fn open_storage(&self, loaded: &Loaded, place: Place) -> Result<Arc<dyn Storage>, Failure> {
+        let storage = self.open_unfinished(loaded, place).await?;
+        let failure = match copy::mark(&*storage).await {
+            Ok(None) => return Ok(storage),
+            Ok(Some(_)) => Failure::failed(
+                "the database holds only a part of a copy that was not finished; run the same \
+                 `enjambre storage copy` again to finish it, or begin anew with --force",
+            ),
+            Err(error) => Failure::from_error(Status::Failed, &error),
+        };
+        // It is not used, so nothing is lost where that fails too.
+        let _ = storage.close().await;
+        Err(failure.context(format!("the {} storage cannot be used", loaded.config.storage.backend)))
+    }
+
+    /// As [`Self::open_storage`], also where it is the target of an unfinished copy.
+    pub async fn open_unfinished(&self, loaded: &Loaded, place: Place) -> Result<Arc<dyn Storage>, Failure> {
         let section = &loaded.config.storage;
         let backend = self.storages.get(&section.backend).ok_or_else(|| {
             let known = self.backends().join(", ");

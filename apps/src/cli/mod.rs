@@ -161,6 +161,10 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
             logging::start(&level("warn", global.verbose, global.quiet));
             return demo::run(arguments, stop).await;
         }
+        Command::Storage(storage::Arguments { command: storage::Command::Copy(arguments) }) => {
+            logging::start(&level("warn", global.verbose, global.quiet));
+            return storage::copy::run(registry, &sources, arguments, stop).await;
+        }
         Command::Tracker => Some(NodeKind::Tracker),
         Command::List(_) | Command::Status(_) | Command::Storage(_) => None,
         _ => Some(NodeKind::Peer),

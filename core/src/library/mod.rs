@@ -7,6 +7,7 @@
 //!
 //! [`library::Library`] is the whole, [`file::LibraryFile`] one file in it. Networking and catalogues are not known here.
 
+pub mod carry;
 pub mod content;
 mod content_files;
 pub(crate) mod create;
@@ -32,7 +33,7 @@ mod shared;
 pub mod small;
 mod whole;
 
-pub use layout::SPACES;
+pub use layout::{FORMAT, SPACES};
 pub use recover::stored_format;
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `enjambre storage`: what can be done to the databases of a tracker or peer while it is stopped.
 
+pub(super) mod copy;
 mod databases;
 mod stats;
 
@@ -11,17 +12,21 @@ use crate::failure::Failure;
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    pub(super) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
+    /// Copy everything in one configured storage to another one, of whatever backend
+    Copy(copy::Arguments),
     /// Count what is in the databases
     Stats(stats::Arguments),
 }
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
+        // It has two configurations and none of these.
+        Command::Copy(_) => Ok(()),
         Command::Stats(arguments) => stats::run(context, arguments).await,
     }
 }
