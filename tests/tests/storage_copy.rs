@@ -1,0 +1,275 @@
+//! A tracker and a peer move from one storage to another and back, and are what they were; also when the copy is killed.
+
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use enjambre_core::model::record::{FileRecord, Provider};
+use enjambre_core::protocol::message::{CatalogueId, StoreStatus};
+use enjambre_core::tracker::client::TrackerClient;
+use enjambre_core::transport::dialer::Dialer;
+use enjambre_tests::binary;
+use enjambre_tests::content::{MIB, hash_of, read_tree, write_tree};
+use enjambre_tests::node::{Setup, World};
+use enjambre_tests::process::{Output, Process};
+use enjambre_tests::wait::{LONG, wait_until};
+use enjambre_transport::settings::TransportSettings;
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// What everything moves through, and back to the first. One more backend is one more name.
+const BACKENDS: [&str; 2] = ["sled", "sqlite"];
+
+/// Each backend with the one that comes after it.
+fn moves() -> impl Iterator<Item = (&'static str, &'static str)> {
+    BACKENDS.into_iter().zip(BACKENDS.into_iter().cycle().skip(1))
+}
+
+/// Writes a configuration for `storage copy` into a folder.
+fn write_config(folder: &Path, name: &str, kind: &str, data_dir: &str, backend: &str, rest: &str) {
+    let text = format!("[{kind}]\ndata_dir = \"{data_dir}\"\n[storage]\nbackend = \"{backend}\"\n{rest}\n",);
+    fs::write(folder.join(name), text).unwrap();
+}
+
+fn copy(folder: &Path, options: &[&str]) -> Output {
+    let arguments = ["storage", "copy", "--from", "from.toml", "--to", "to.toml"];
+    let mut command = Command::new(binary::enjambre());
+    command.args(arguments).args(options).current_dir(folder);
+    Process::start_command(folder, command).wait(LONG)
+}
+
+/// Everything that a tracker answers to everybody.
+#[derive(Debug, PartialEq, Eq)]
+struct Replies {
+    catalogue: CatalogueId,
+    list: Vec<FileRecord>,
+    found: Vec<FileRecord>,
+    providers: Vec<Vec<Provider>>,
+    files: u64,
+    peers: u64,
+    store: Option<StoreStatus>,
+}
+
+/// Asks the tracker for all that it knows.
+fn ask_everything(endpoint: &str) -> Option<Replies> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let asking = async {
+        let shared = enjambre_transport::Shared::new(TransportSettings::default()).unwrap();
+        let dialer = Dialer::new(vec![shared.tcp(), shared.zmq()]);
+        let client = TrackerClient::new(Arc::new(dialer), endpoint.parse().unwrap());
+        let list = client.list("", None, 1000).await.ok()?.0;
+        let (mut found, mut providers) = (Vec::new(), Vec::new());
+        for file in &list {
+            found.push(client.find(&file.id.to_string()).await.ok()?);
+            found.push(client.find(file.name.as_str()).await.ok()?);
+            let mut offering = client.providers(&file.id).await.ok()?;
+            offering.sort_by_key(|provider| *provider.peer.as_bytes());
+            providers.push(offering);
+        }
+        let status = client.status().await.ok()?;
+        let catalogue = client.catalogue().await.ok()?;
+        let (files, peers, store) = (status.files, status.peers, status.store);
+        Some(Replies { catalogue, list, found, providers, files, peers, store })
+    };
+    let replies = runtime.block_on(asking);
+    runtime.shutdown_background();
+    replies
+}
+
+#[test]
+fn a_tracker_answers_alike_wherever_its_storage_is() {
+    let world = World::new(Setup { backend: BACKENDS[0], ..Setup::default() });
+    let settings = ["tracker.lease=\"1h\"", "tracker.store.enabled=true"];
+    let mut tracker = world.tracker_with("tracker", &settings);
+    let mut a = world.running_peer("a", &[&tracker]);
+    let mut b = world.running_peer("b", &[&tracker]);
+    for (name, size) in [("film.bin", 700_000), ("pinned.bin", 3 * MIB + 1), ("small.bin", 10)] {
+        let (file, _) = world.file(name, size);
+        a.publish(&file, if name == "pinned.bin" { &["--pin"] } else { &[] });
+    }
+    let (second, _) = world.file("second", 300_000);
+    a.publish(&second, &["--name", "film.bin"]);
+    fs::create_dir(world.path("folder")).unwrap();
+    write_tree(&world.path("folder"), 1);
+    a.publish(&world.path("folder"), &[]);
+    b.get_to("film.bin", &world.path("got"));
+    b.wait_providers("film.bin", 2, LONG);
+    b.wait_providers("pinned.bin", 2, LONG);
+    // Killed, they count as alive as long as their leases last.
+    a.kill();
+    b.kill();
+    let before = ask_everything(tracker.endpoint()).unwrap();
+    assert_eq!(before.list.len(), 5, "two versions of one name, and three others: {before:?}");
+    assert!(before.peers >= 2 && before.store.unwrap().pins == 1, "{before:?}");
+
+    let folder = tracker.folder().to_owned();
+    let mut old = "data".to_owned();
+    for (number, (from, to)) in moves().enumerate() {
+        tracker.stop(Signal::TERM, LONG).ok();
+        // The first move stays in the data folder, as it is where only the backend is changed.
+        let new = if number == 0 { old.clone() } else { format!("moved{number}") };
+        write_config(&folder, "from.toml", "tracker", &old, from, "[tracker.store]\nenabled = true");
+        write_config(&folder, "to.toml", "tracker", &new, to, "[tracker.store]\nenabled = true");
+        let done = copy(&folder, &["--verify"]).ok();
+        assert!(done.stdout.contains("read back and compared"), "{}", done.stdout);
+        tracker.set(&format!("storage.backend=\"{to}\""));
+        tracker.set(&format!("tracker.data_dir=\"{new}\""));
+        tracker.start();
+        // The tracker's own copies are offered a moment after it answers.
+        let after = wait_until("the tracker knows what it knew", LONG, || {
+            ask_everything(tracker.endpoint()).filter(|after| after.providers == before.providers)
+        });
+        assert_eq!(after, before, "{from} to {to}");
+        old = new;
+    }
+    // What was pinned is fetched from the tracker, since nobody else is there any more.
+    let c = world.peer("c", &[&tracker]);
+    c.get_to("pinned.bin", &world.path("copy"));
+    assert_eq!(hash_of(&world.path("copy")), hash_of(&world.path("pinned.bin")));
+}
+
+#[test]
+fn a_peer_has_its_content_wherever_its_storage_is() {
+    let world = World::new(Setup { backend: BACKENDS[0], ..Setup::default() });
+    let tracker = world.tracker("tracker");
+    let mut a = world.peer("a", &[&tracker]);
+    let (file, hash) = world.file("film.bin", 5 * MIB + 3);
+    fs::create_dir(world.path("folder")).unwrap();
+    write_tree(&world.path("folder"), 1);
+    a.publish(&file, &["--store"]);
+    a.publish(&world.path("folder"), &["--store"]);
+    let (linked, _) = world.file("linked.bin", 300_000);
+    a.publish(&linked, &[]);
+    let before = a.run(["library", "--json"]).ok().stdout;
+    let folder = a.folder().to_owned();
+    let with = |content: &str| format!("[library]\ncontent = \"{content}\"");
+    // In plain files for a while, too.
+    let stages = moves().map(|(from, to)| (from, to, "database", "database"));
+    let stages =
+        stages.chain([("sled", "sqlite", "database", "files"), ("sqlite", "sled", "files", "database")]);
+    let mut old = "data".to_owned();
+    for (number, (from, to, from_content, to_content)) in stages.enumerate() {
+        let new = format!("moved{number}");
+        write_config(&folder, "from.toml", "peer", &old, from, &with(from_content));
+        write_config(&folder, "to.toml", "peer", &new, to, &with(to_content));
+        copy(&folder, if number == 0 { &[] } else { &["--verify"] }).ok();
+        a.set(&format!("storage.backend=\"{to}\""));
+        a.set(&format!("peer.data_dir=\"{new}\""));
+        a.set(&format!("library.content=\"{to_content}\""));
+        let after = a.run(["library", "--json"]).ok().stdout;
+        let location = |text: &str| text.replace("\"files\"", "\"database\"");
+        assert_eq!(location(&after), location(&before), "{from} to {to}");
+        let verified = a.run(["verify"]).ok().stdout;
+        assert!(verified.lines().all(|line| line.contains("right")), "{verified}");
+        old = new;
+    }
+    a.start();
+    let b = world.peer("b", &[&tracker]);
+    b.get_to("film.bin", &world.path("got.bin"));
+    assert_eq!(hash_of(&world.path("got.bin")), hash);
+    b.get_to("folder", &world.path("got"));
+    assert_eq!(read_tree(&world.path("got")), read_tree(&world.path("folder")));
+}
+
+/// Starts a copy that can tell only a few lines ahead of its reader, and kills it once it has told this.
+fn kill_at(folder: &Path, mut when: impl FnMut(&Value) -> bool) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    set_socket_send_buffer_size(&theirs, 4096).unwrap();
+    let mut child = Command::new(binary::enjambre())
+        .args(["storage", "copy", "--from", "from.toml", "--to", "to.toml", "--json"])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(OwnedFd::from(theirs))
+        .spawn()
+        .unwrap();
+    // Where it never tells that, it ends and the lines with it.
+    let lines = BufReader::with_capacity(128, ours).lines().map(Result::unwrap);
+    let told = lines.map(|line| serde_json::from_str(&line).unwrap()).any(|event: Value| when(&event));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(told);
+}
+
+#[test]
+fn a_copy_that_is_killed_goes_on_and_nothing_else_uses_the_half() {
+    let world = World::new(Setup { backend: BACKENDS[0], ..Setup::default() });
+    let tracker = world.tracker("tracker");
+    let mut a = world.peer("a", &[&tracker]);
+    let (file, hash) = world.file("film.bin", 48 * MIB);
+    a.publish(&file, &["--store"]);
+    let folder = a.folder().to_owned();
+    let mut old = "data".to_owned();
+    for (number, (from, to)) in moves().enumerate() {
+        let new = format!("moved{number}");
+        write_config(&folder, "from.toml", "peer", &old, from, "");
+        write_config(&folder, "to.toml", "peer", &new, to, "");
+        kill_at(&folder, |event| event["done"].as_u64().is_some_and(|done| done >= 18 * MIB));
+
+        a.set(&format!("storage.backend=\"{to}\""));
+        a.set(&format!("peer.data_dir=\"{new}\""));
+        for command in [&["library"][..], &["peer"], &["storage", "stats"]] {
+            let refused = a.run(command).expect_status(1);
+            assert!(refused.stderr.contains("not finished"), "{}", refused.stderr);
+        }
+        let done = copy(&folder, &["--json", "--verify"]).ok();
+        let first = done.json()[0]["done"].as_u64().unwrap();
+        assert!((16 * MIB..48 * MIB).contains(&first), "it went on where it was: {first}");
+        assert_eq!(done.json().last().unwrap()["piece_bytes"], 48 * MIB);
+        let verified = a.run(["verify"]).ok().stdout;
+        assert!(verified.contains("right") && !verified.contains("missing"), "{verified}");
+
+        let refused = copy(&folder, &[]).expect_status(1);
+        assert!(
+            refused.stderr.contains("not empty") && refused.stderr.contains("--force"),
+            "{}",
+            refused.stderr
+        );
+        copy(&folder, &["--force"]).ok();
+        old = new;
+    }
+    a.start();
+    let b = world.peer("b", &[&tracker]);
+    b.get_to("film.bin", &world.path("got.bin"));
+    assert_eq!(hash_of(&world.path("got.bin")), hash);
+}
+
+#[test]
+fn what_cannot_be_copied_is_said() {
+    let world = World::new(Setup { backend: "sled", ..Setup::default() });
+    let mut tracker = world.tracker("tracker");
+    let folder = tracker.folder().to_owned();
+    let refused = |status, words: &[&str]| {
+        let output = copy(&folder, &[]).expect_status(status);
+        assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
+        for word in words {
+            assert!(output.stderr.contains(word), "{word} is missing: {}", output.stderr);
+        }
+    };
+    write_config(&folder, "from.toml", "tracker", "data", "sled", "");
+    write_config(&folder, "to.toml", "tracker", "new", "sqlite", "");
+    refused(1, &["in use", "data"]);
+    tracker.stop(Signal::TERM, LONG).ok();
+    write_config(&folder, "to.toml", "tracker", "data", "sled", "");
+    refused(2, &["same database"]);
+    write_config(&folder, "to.toml", "peer", "new", "sqlite", "");
+    refused(2, &["[tracker]"]);
+    write_config(&folder, "to.toml", "tracker", "memory", "memory", "");
+    refused(1, &["memory", "forgot"]);
+    write_config(&folder, "from.toml", "tracker", "nowhere", "sled", "");
+    refused(3, &["nowhere"]);
+    // Another node's folder is not taken over.
+    write_config(&folder, "from.toml", "tracker", "data", "sled", "");
+    write_config(&folder, "to.toml", "tracker", "other", "sqlite", "");
+    fs::create_dir(folder.join("other")).unwrap();
+    fs::write(folder.join("other/key"), [7; 32]).unwrap();
+    fs::set_permissions(folder.join("other/key"), fs::Permissions::from_mode(0o600)).unwrap();
+    refused(1, &["another key", "other"]);
+}
