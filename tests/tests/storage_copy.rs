@@ -124,10 +124,9 @@ fn a_tracker_answers_alike_wherever_its_storage_is() {
         tracker.set(&format!("tracker.data_dir=\"{new}\""));
         tracker.start();
         // The tracker's own copies are offered a moment after it answers.
-        let after = wait_until("the tracker knows what it knew", LONG, || {
-            ask_everything(tracker.endpoint()).filter(|after| after.providers == before.providers)
+        wait_until(&format!("the tracker answers alike, {from} to {to}: {before:?}"), LONG, || {
+            ask_everything(tracker.endpoint()).filter(|after| *after == before)
         });
-        assert_eq!(after, before, "{from} to {to}");
         old = new;
     }
     // What was pinned is fetched from the tracker, since nobody else is there any more.
@@ -272,4 +271,52 @@ fn what_cannot_be_copied_is_said() {
     fs::write(folder.join("other/key"), [7; 32]).unwrap();
     fs::set_permissions(folder.join("other/key"), fs::Permissions::from_mode(0o600)).unwrap();
     refused(1, &["another key", "other"]);
+}
+
+#[test]
+fn what_is_in_the_databases_of_a_stopped_node_is_shown() {
+    for backend in BACKENDS {
+        let world = World::new(Setup { backend, ..Setup::default() });
+        let mut tracker = world.tracker("tracker");
+        let a = world.peer("a", &[&tracker]);
+        let (file, hash) = world.file("film.bin", 300_000);
+        a.publish(&file, &["--store"]);
+        let running = tracker.run(["storage", "stats"]).expect_status(1);
+        assert!(running.stderr.contains("in use"), "{}", running.stderr);
+        tracker.stop(Signal::TERM, LONG).ok();
+
+        let stats = tracker.run(["storage", "stats", "--json"]).ok().json();
+        assert_eq!(
+            (&stats[0]["database"], stats[0]["spaces"]["files"]["entries"].as_u64()),
+            (&"catalogue".into(), Some(1))
+        );
+        assert!(
+            stats[0]["format"].as_u64().unwrap() >= 2 && stats[0]["free_bytes"].as_u64().is_some(),
+            "{stats:?}"
+        );
+        let stats = a.run(["storage", "stats", "--json"]).ok().json();
+        assert_eq!(stats[1]["database"], "content");
+        assert!(stats[1]["bytes"].as_u64().unwrap() >= 300_000, "{stats:?}");
+        assert!(a.run(["storage", "stats"]).ok().stdout.contains("library_files"));
+
+        let dump = tracker.run(["storage", "dump"]).ok().json();
+        let named = dump.iter().find(|record| record["space"] == "versions").unwrap();
+        assert_eq!((&named["name"], &named["id"]), (&"film.bin".into(), &hash.as_str().into()));
+        assert!(named["at"].as_str().unwrap().ends_with('Z'), "{named}");
+        assert!(dump.iter().all(|record| record.get("damaged").is_none()), "{dump:?}");
+        let session = dump.iter().find(|record| record["space"] == "sessions").unwrap();
+        assert!(session["session"].as_str().unwrap().chars().count() < 12, "{session}");
+        let parts = a.run(["storage", "dump", "--space", "content"]).ok().json();
+        assert_eq!(parts.iter().map(|part| part["length"].as_u64().unwrap()).sum::<u64>(), 300_000);
+        assert_eq!(a.run(["storage", "dump", "--limit", "3"]).ok().stdout.lines().count(), 3);
+        let unknown = a.run(["storage", "dump", "--space", "nothing"]).expect_status(2);
+        assert!(unknown.stderr.contains("library_acks"), "{}", unknown.stderr);
+
+        // A reader that goes away is no failure.
+        let mut command = Command::new("bash");
+        command.args(["-c", "set -o pipefail; \"$0\" storage dump --config enjambre.toml | head -n 1"]);
+        command.arg(binary::enjambre()).current_dir(tracker.folder());
+        let head = Process::start_command(&world.path(""), command).wait(LONG).ok();
+        assert_eq!((head.stdout.lines().count(), head.stderr.as_str()), (1, ""));
+    }
 }

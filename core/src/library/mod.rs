@@ -11,6 +11,7 @@ pub mod carry;
 pub mod content;
 mod content_files;
 pub(crate) mod create;
+pub mod describe;
 pub mod entry;
 pub mod error;
 mod export;

@@ -2,6 +2,7 @@
 
 pub(super) mod copy;
 mod databases;
+mod dump;
 mod stats;
 
 use clap::{Args, Subcommand};
@@ -21,6 +22,8 @@ pub(super) enum Command {
     Copy(copy::Arguments),
     /// Count what is in the databases
     Stats(stats::Arguments),
+    /// Print the records, one JSON object a line
+    Dump(dump::Arguments),
 }
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
@@ -28,5 +31,6 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         // It has two configurations and none of these.
         Command::Copy(_) => Ok(()),
         Command::Stats(arguments) => stats::run(context, arguments).await,
+        Command::Dump(arguments) => dump::run(context, arguments).await,
     }
 }
