@@ -11,9 +11,10 @@
 //! much faster than the traders are, it is asked for anything.
 //!
 //! Of the traders those that are much nearer than others, by the round trip, are asked for what they have; those that are far
-//! away only for what no near one has, and one piece at a time, for each of the near ones does so. But only while the near
-//! ones deliver about what the far ones could. So a piece crosses a long way a few times and goes round where it is (Bindal and others, "Improving Traffic Locality in BitTorrent via Biased Neighbor
-//! Selection", ICDCS 2006). Rarest first holds on both sides of that.
+//! away only for what no near one has, a few pieces at a time, for each of the near ones does so. So a piece crosses a long
+//! way a few times and goes round where it is (Bindal and others, "Improving Traffic Locality in BitTorrent via Biased Neighbor
+//! Selection", ICDCS 2006). Rarest first holds on both sides of that. Whether the near ones suffice is tried: everybody is
+//! asked for a while, then the near ones, and when less comes of it than before, everybody again.
 //!
 //! When every missing piece is on its way, an idle provider is asked for the one that has waited longest, if it
 //! has waited for longer than is usual there; whoever answers first wins and the other request is cancelled.
@@ -63,9 +64,16 @@ const UNKNOWN: Duration = Duration::from_millis(500);
 /// Who is further away than this many times the nearest trader and a little more is far away.
 const FAR: u32 = 4;
 const FAR_BEGINS: Duration = Duration::from_millis(5);
-/// The near ones suffice when this many times what they deliver is more than the far ones could, asked one piece at a time.
-const SUFFICE: f64 = 4.0;
-/// How many pieces are then asked of the far ones at once.
+/// How long all traders are asked before it is tried with the near ones.
+const TRIED: Duration = Duration::from_millis(500);
+/// They suffice when after a while as large a part comes of what came from all.
+const SETTLED: Duration = Duration::from_secs(2);
+const SUFFICES: f64 = 0.8;
+/// When they do not, all are asked for so long at first, and twice as long each time.
+const APART: Duration = Duration::from_secs(8);
+/// After so long it is tried again, whether they suffice or not.
+const TRY_AGAIN: Duration = Duration::from_secs(64);
+/// How many pieces are asked of the far ones at once while the near ones suffice.
 const FAR_AT_ONCE: usize = 2;
 /// How many times the product of bandwidth and delay is asked for ahead.
 const AHEAD: f64 = 4.0;
@@ -85,6 +93,15 @@ struct ProviderState {
     /// What a question took that is answered with little.
     round_trip: Option<Duration>,
     far: bool,
+}
+
+/// Of whom pieces are asked that near traders have.
+#[derive(Debug, Clone, Copy)]
+enum Reach {
+    /// Of all traders, at least until then.
+    Wide { until: Duration },
+    /// Of the near ones, since then, when so many pieces a second came from all.
+    Near { since: Duration, all: f64 },
 }
 
 #[derive(Debug)]
@@ -137,8 +154,10 @@ pub struct Schedule {
     /// Pieces that near traders have, and whether that changed since it was put together.
     near: Bits,
     near_changed: bool,
-    /// Whether there is no need to ask far traders for these.
-    near_suffice: bool,
+    /// None where no trader is far away.
+    reach: Option<Reach>,
+    /// For how long all are asked when the near ones do not suffice the next time.
+    apart: Duration,
     rng: SmallRng,
 }
 
@@ -159,7 +178,8 @@ impl Schedule {
             trade_takes: Duration::ZERO,
             near: Bits::empty(layout.count()),
             near_changed: false,
-            near_suffice: false,
+            reach: None,
+            apart: APART,
             rng: SmallRng::seed_from_u64(seed),
         };
         for piece in layout.pieces().filter(|&piece| !have.contains(piece)) {
@@ -290,21 +310,38 @@ impl Schedule {
         let traders = self.providers.values().filter(|state| !state.source);
         let nearest = traders.filter_map(ProviderState::distance).min();
         let begins = nearest.map_or(Duration::MAX, |nearest| nearest * FAR + FAR_BEGINS);
-        let (mut near, mut far) = (0.0, 0.0);
+        let (mut near, mut all, mut any_far) = (0.0, 0.0, false);
         for state in self.providers.values_mut().filter(|state| !state.source) {
             let is_far = state.distance().is_some_and(|distance| distance > begins);
             self.near_changed |= std::mem::replace(&mut state.far, is_far) != is_far;
-            match is_far {
-                true => far += 1.0 / state.alone().as_secs_f64().max(1e-6),
-                false => near += state.pace.per_second(now),
-            }
+            let pace = state.pace.per_second(now);
+            all += pace;
+            near += if is_far { 0.0 } else { pace };
+            any_far |= is_far;
         }
-        self.near_suffice = far > 0.0 && near * SUFFICE > far;
-        if self.near_suffice && std::mem::take(&mut self.near_changed) {
+        self.reach = any_far.then(|| match self.reach {
+            None => Reach::Wide { until: now + TRIED },
+            Some(Reach::Wide { until }) if now >= until => Reach::Near { since: now, all },
+            Some(Reach::Near { since, all }) if now >= since + SETTLED && near < all * SUFFICES => {
+                let apart = self.apart;
+                self.apart = (apart * 2).min(TRY_AGAIN);
+                Reach::Wide { until: now + apart }
+            }
+            Some(Reach::Near { since, .. }) if now >= since + TRY_AGAIN => {
+                self.apart = APART;
+                Reach::Wide { until: now + TRIED }
+            }
+            Some(reach) => reach,
+        });
+        if self.near_suffice() && std::mem::take(&mut self.near_changed) {
             self.near = Bits::empty(self.layout.count());
             let near = self.providers.values().filter(|state| !state.source && !state.far);
             near.for_each(|state| self.near.join(&state.have));
         }
+    }
+
+    fn near_suffice(&self) -> bool {
+        matches!(self.reach, Some(Reach::Near { .. }))
     }
 
     /// The next piece to ask of this provider; `None` when its window is full or it has nothing that is to be asked
@@ -333,10 +370,11 @@ impl Schedule {
             return None;
         }
         let state = self.providers.get(&provider)?;
+        let near_only = state.far && self.near_suffice();
         let rng = &mut self.rng;
         if !state.source || self.traders == 0 {
             let have = (!state.source).then_some(&state.have);
-            let except = (state.far && self.near_suffice).then_some(&self.near);
+            let except = near_only.then_some(&self.near);
             let owed = |state: &ProviderState| if state.far { state.in_flight.len() } else { 0 };
             if except.is_some() && self.providers.values().map(owed).sum::<usize>() >= FAR_AT_ONCE {
                 return None;
@@ -461,7 +499,7 @@ impl Schedule {
     /// else to send, so that no trader is idle while others have a queue.
     fn late(&self, provider: ProviderKey, now: Duration) -> Option<u32> {
         let state = self.providers.get(&provider)?;
-        let leaves_it = state.source || state.far || !state.in_flight.is_empty();
+        let leaves_it = state.source || state.far && self.near_suffice() || !state.in_flight.is_empty();
         if self.rarity.missing_count() > 0 && leaves_it {
             return None;
         }

@@ -199,6 +199,23 @@ fn the_journal_is_kept_but_short() {
     }
 }
 
+/// What fills a disk can be deleted from it: the library deletes 64 values at once, wherever they lie.
+#[test]
+fn to_delete_some_values_takes_hardly_more_than_the_journal_that_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut engine = content(folder.path());
+    // Most of each is in pages of its own, and several begin in one page.
+    let values: Vec<Write> = (0..512).map(|number| write(number, 72_000)).collect();
+    values.chunks(100).for_each(|some| engine.apply(some, Durability::Buffered).unwrap());
+    // So that it is not cut.
+    engine.connection.pragma_update(None, "journal_size_limit", -1).unwrap();
+    let delete = |number: u32| Write::Delete(SPACE, write(number, 0).target().1.clone());
+    let scattered: Vec<Write> = (0..64).map(|number| delete(number * 8)).collect();
+    engine.apply(&scattered, Durability::Buffered).unwrap();
+    let length = std::fs::metadata(&engine.log).unwrap().len();
+    assert!(length < KEPT_JOURNAL as u64 + RESERVE / 2, "{length}");
+}
+
 #[test]
 fn the_journal_of_an_earlier_process_is_not_written_over() {
     let folder = tempfile::tempdir().unwrap();

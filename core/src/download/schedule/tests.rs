@@ -281,3 +281,88 @@ proptest! {
         prop_assert_eq!(there.len() as u32, pieces);
     }
 }
+
+/// A trader in a play of one download: how far away it is, and how long it sends a piece; for ever, where there is none.
+#[derive(Clone, Copy)]
+struct Sender {
+    round_trip: Duration,
+    sends: Option<Duration>,
+    /// Has the pieces before this one.
+    has: u32,
+}
+
+/// How long it takes until all these pieces have come, and how many each has sent.
+fn play(pieces: u32, senders: &[Sender]) -> (Duration, Vec<u32>) {
+    const STEP: Duration = Duration::from_millis(5);
+    // Nobody has the last piece, so all of them are traders.
+    let mut schedule = schedule(pieces + 1);
+    let key = |at: usize| ProviderKey(u32::try_from(at).unwrap());
+    for (at, sender) in senders.iter().enumerate() {
+        schedule.set_provider(key(at), &bitmap(pieces + 1, &(0..sender.has).collect::<Vec<_>>()), NOW);
+        schedule.set_round_trip(key(at), sender.round_trip);
+    }
+    let (mut free, mut sent) = (vec![NOW; senders.len()], vec![0; senders.len()]);
+    let mut on_way: BTreeSet<(Duration, usize, PieceIndex)> = BTreeSet::new();
+    let (mut now, mut missing) = (NOW, pieces);
+    while missing > 0 && now < Duration::from_secs(600) {
+        while on_way.first().is_some_and(|&(comes, ..)| comes <= now) {
+            let (comes, at, piece) = on_way.pop_first().unwrap();
+            sent[at] += 1;
+            missing -= u32::from(schedule.arrived(key(at), piece, comes).wanted);
+        }
+        let mut open = schedule.by_turn(now);
+        while let Some(place) = schedule.soonest(&open, now) {
+            let provider = open[place];
+            let Some(question) = schedule.next(provider, now) else {
+                open.remove(place);
+                continue;
+            };
+            let at = provider.0 as usize;
+            if let Some(sends) = senders[at].sends {
+                free[at] = free[at].max(now + senders[at].round_trip / 2) + sends;
+                on_way.insert((free[at] + senders[at].round_trip / 2, at, question.piece));
+            }
+        }
+        now += STEP;
+    }
+    (now, sent)
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const FAST: Sender = Sender { round_trip: millis(1), sends: Some(millis(10)), has: 1500 };
+const FAR_AWAY: Sender = Sender { round_trip: millis(80), sends: Some(millis(3)), has: 1500 };
+
+#[test]
+fn near_traders_that_send_little_do_not_keep_far_ones_from_sending() {
+    let (alone, _) = play(1500, &[FAR_AWAY]);
+    for sends in [15, 60, 250] {
+        let slow = Sender { sends: Some(millis(sends)), ..FAST };
+        for senders in [vec![slow, FAR_AWAY], vec![slow, slow, slow, FAR_AWAY]] {
+            let (took, sent) = play(1500, &senders);
+            assert!(took < alone * 2, "{sends}: {took:?} {sent:?}, and {alone:?} alone");
+        }
+    }
+}
+
+#[test]
+fn a_near_trader_that_promises_much_and_sends_nothing_does_not_keep_a_far_one_from_sending() {
+    let (alone, _) = play(1500, &[FAR_AWAY]);
+    let silent = Sender { sends: None, ..FAST };
+    let honest = Sender { has: 500, ..FAST };
+    for senders in [vec![silent, FAR_AWAY], vec![silent, honest, FAR_AWAY]] {
+        let (took, sent) = play(1500, &senders);
+        assert!(took < alone * 2, "{took:?} {sent:?}, and {alone:?} alone");
+    }
+}
+
+#[test]
+fn far_traders_are_left_alone_where_the_near_ones_suffice_and_tried_now_and_then() {
+    let near = Sender { sends: Some(millis(80)), ..FAST };
+    let far = Sender { sends: Some(millis(480)), ..FAR_AWAY };
+    let (took, sent) = play(1500, &[near, far]);
+    // At first, and after a minute.
+    assert!((2..10).contains(&sent[1]) && took < Duration::from_secs(125), "{took:?} {sent:?}");
+}

@@ -1,9 +1,11 @@
 use std::time::Duration;
 
 use super::*;
+use crate::library::content::DatabaseContent;
 use crate::library::entry::LibraryEvent;
 use crate::library::error::LibraryError;
 use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
+use crate::storage::memory::Memory;
 use crate::storage::value::{Durability, KeyRange, Limits, Space};
 
 #[tokio::test]
@@ -298,4 +300,26 @@ async fn a_newer_format_is_refused() {
     index.commit(batch, Durability::Durable).await.unwrap();
     let refused = Library::open(Arc::new(index), rig.store(), LibrarySettings::default()).await;
     assert!(matches!(refused, Err(LibraryError::NewerFormat { found: 2, .. })));
+}
+
+#[tokio::test]
+async fn no_commit_deletes_many_parts_at_once() {
+    // 100 parts, each of a piece.
+    let layout = PieceLayout::new(100 * 256 * 1024).unwrap();
+    let storage = Arc::new(FaultyStorage::new(Arc::new(Memory::new()), 1));
+    let content = DatabaseContent(storage.clone());
+    let id = FileId::from_bytes([1; 32]);
+    let pieces: Vec<_> = layout.pieces().map(|piece| (piece, Bytes::from_static(b"1"))).collect();
+    assert_eq!(pieces.len(), 100);
+    content.write(&id, &pieces).await.unwrap();
+    for (nth, left) in [(1, 100), (2, 36)] {
+        storage.clear();
+        storage.add(Operation::Commit, When::Nth(nth), Fault::Full);
+        assert!(content.remove(&id, Some(layout)).await.is_err());
+        let all = storage.scan(Space::new("content"), KeyRange::all(), 1000).await.unwrap();
+        assert_eq!(all.len(), left);
+    }
+    storage.clear();
+    content.remove(&id, Some(layout)).await.unwrap();
+    assert_eq!(content.next_id(None).await.unwrap(), None);
 }
