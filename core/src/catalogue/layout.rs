@@ -65,9 +65,8 @@ pub const SESSIONS: Space = Space::new("sessions");
 pub const PINS: Space = Space::new("pins");
 
 /// Every space of a catalogue.
-pub const SPACES: &[Space] = &[
-    META, VERSIONS, FILES, FILE_NAMES, PROVIDERS, OFFERS, CLEARED, PEERS, LEASES, SESSIONS, PINS,
-];
+pub const SPACES: &[Space] =
+    &[META, VERSIONS, FILES, FILE_NAMES, PROVIDERS, OFFERS, CLEARED, PEERS, LEASES, SESSIONS, PINS];
 
 /// The value of an entry whose key says all.
 pub const MARK: Bytes = Bytes::from_static(&[0]);

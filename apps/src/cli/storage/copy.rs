@@ -309,8 +309,9 @@ impl<'a> Copying<'a> {
     fn stores(&self) -> Option<(ContentStore, ContentStore)> {
         let (from, to) = (self.source.content()?, self.target.content()?);
         match (&from, &to) {
-            (ContentStore::Files(from), ContentStore::Files(to))
-                if is_same_folder(from, to) || from == to =>
+            (ContentStore::Files(one), ContentStore::Files(other)) if one == other => None,
+            (ContentStore::Files(one), ContentStore::Files(other))
+                if one.canonicalize().is_ok_and(|one| is_same_folder(&one, other)) =>
             {
                 None
             }
