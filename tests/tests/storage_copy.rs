@@ -18,6 +18,7 @@ use enjambre_core::transport::dialer::Dialer;
 use enjambre_tests::binary;
 use enjambre_tests::content::{MIB, hash_of, read_tree, write_tree};
 use enjambre_tests::node::{Setup, World};
+use enjambre_tests::postgres::{Server, fresh_schema};
 use enjambre_tests::process::{Output, Process};
 use enjambre_tests::wait::{LONG, wait_until};
 use enjambre_transport::settings::TransportSettings;
@@ -25,17 +26,52 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// What everything moves through, and back to the first. One more backend is one more name.
-const BACKENDS: [&str; 2] = ["sled", "sqlite"];
+/// The backends of which every machine has what they need.
+const EMBEDDED: [&str; 2] = ["sled", "sqlite"];
 
-/// Each backend with the one that comes after it.
-fn moves() -> impl Iterator<Item = (&'static str, &'static str)> {
-    BACKENDS.into_iter().zip(BACKENDS.into_iter().cycle().skip(1))
+/// A storage to move through.
+#[derive(Debug, Clone)]
+struct Through {
+    backend: &'static str,
+    /// What its table in the configuration says.
+    table: Vec<(&'static str, String)>,
+}
+
+fn embedded(backend: &'static str) -> Through {
+    Through { backend, table: Vec::new() }
+}
+
+/// What everything moves through, and back to the first. One more backend is one more line.
+fn everything(server: Option<&Server>) -> Vec<Through> {
+    let mut all = EMBEDDED.map(embedded).to_vec();
+    all.extend(server.map(|server| Through {
+        backend: "postgres",
+        table: vec![("url", server.url()), ("schema", fresh_schema())],
+    }));
+    all
+}
+
+impl Through {
+    /// What a node is started with to have this storage.
+    fn settings(&self) -> Vec<String> {
+        let table =
+            self.table.iter().map(|(key, value)| format!("storage.{}.{key}=\"{value}\"", self.backend));
+        table.chain([format!("storage.backend=\"{}\"", self.backend)]).collect()
+    }
+}
+
+/// Each with the one that comes after it.
+fn moves(all: &[Through]) -> impl Iterator<Item = (&Through, &Through)> {
+    all.iter().zip(all.iter().cycle().skip(1))
 }
 
 /// Writes a configuration for `storage copy` into a folder.
-fn write_config(folder: &Path, name: &str, kind: &str, data_dir: &str, backend: &str, rest: &str) {
-    let text = format!("[{kind}]\ndata_dir = \"{data_dir}\"\n[storage]\nbackend = \"{backend}\"\n{rest}\n",);
+fn write_config(folder: &Path, name: &str, kind: &str, data_dir: &str, storage: &Through, rest: &str) {
+    let Through { backend, table } = storage;
+    let table: String = table.iter().map(|(key, value)| format!("{key} = \"{value}\"\n")).collect();
+    let text = format!(
+        "[{kind}]\ndata_dir = \"{data_dir}\"\n[storage]\nbackend = \"{backend}\"\n[storage.{backend}]\n{table}{rest}\n"
+    );
     fs::write(folder.join(name), text).unwrap();
 }
 
@@ -86,7 +122,9 @@ fn ask_everything(endpoint: &str) -> Option<Replies> {
 
 #[test]
 fn a_tracker_answers_alike_wherever_its_storage_is() {
-    let world = World::new(Setup { backend: BACKENDS[0], ..Setup::default() });
+    let server = Server::shared("a tracker that moves to PostgreSQL and back");
+    let all = everything(server.as_deref());
+    let world = World::new(Setup { backend: EMBEDDED[0], ..Setup::default() });
     let settings = ["tracker.lease=\"1h\"", "tracker.store.enabled=true"];
     let mut tracker = world.tracker_with("tracker", &settings);
     let mut a = world.running_peer("a", &[&tracker]);
@@ -112,7 +150,7 @@ fn a_tracker_answers_alike_wherever_its_storage_is() {
 
     let folder = tracker.folder().to_owned();
     let mut old = "data".to_owned();
-    for (number, (from, to)) in moves().enumerate() {
+    for (number, (from, to)) in moves(&all).enumerate() {
         tracker.stop(Signal::TERM, LONG).ok();
         // The first move stays in the data folder, as it is where only the backend is changed.
         let new = if number == 0 { old.clone() } else { format!("moved{number}") };
@@ -120,11 +158,11 @@ fn a_tracker_answers_alike_wherever_its_storage_is() {
         write_config(&folder, "to.toml", "tracker", &new, to, "[tracker.store]\nenabled = true");
         let done = copy(&folder, &["--verify"]).ok();
         assert!(done.stdout.contains("read back and compared"), "{}", done.stdout);
-        tracker.set(&format!("storage.backend=\"{to}\""));
+        to.settings().iter().for_each(|setting| tracker.set(setting));
         tracker.set(&format!("tracker.data_dir=\"{new}\""));
         tracker.start();
         // The tracker's own copies are offered a moment after it answers.
-        wait_until(&format!("the tracker answers alike, {from} to {to}: {before:?}"), LONG, || {
+        wait_until(&format!("the tracker answers alike, {from:?} to {to:?}: {before:?}"), LONG, || {
             ask_everything(tracker.endpoint()).filter(|after| *after == before)
         });
         old = new;
@@ -137,7 +175,10 @@ fn a_tracker_answers_alike_wherever_its_storage_is() {
 
 #[test]
 fn a_peer_has_its_content_wherever_its_storage_is() {
-    let world = World::new(Setup { backend: BACKENDS[0], ..Setup::default() });
+    let server = Server::shared("a peer that moves to PostgreSQL and back");
+    let all = everything(server.as_deref());
+    let (sled, sqlite) = (embedded("sled"), embedded("sqlite"));
+    let world = World::new(Setup { backend: EMBEDDED[0], ..Setup::default() });
     let tracker = world.tracker("tracker");
     let mut a = world.peer("a", &[&tracker]);
     let (file, hash) = world.file("film.bin", 5 * MIB + 3);
@@ -151,21 +192,20 @@ fn a_peer_has_its_content_wherever_its_storage_is() {
     let folder = a.folder().to_owned();
     let with = |content: &str| format!("[library]\ncontent = \"{content}\"");
     // In plain files for a while, too.
-    let stages = moves().map(|(from, to)| (from, to, "database", "database"));
-    let stages =
-        stages.chain([("sled", "sqlite", "database", "files"), ("sqlite", "sled", "files", "database")]);
+    let stages = moves(&all).map(|(from, to)| (from, to, "database", "database"));
+    let stages = stages.chain([(&sled, &sqlite, "database", "files"), (&sqlite, &sled, "files", "database")]);
     let mut old = "data".to_owned();
     for (number, (from, to, from_content, to_content)) in stages.enumerate() {
         let new = format!("moved{number}");
         write_config(&folder, "from.toml", "peer", &old, from, &with(from_content));
         write_config(&folder, "to.toml", "peer", &new, to, &with(to_content));
         copy(&folder, if number == 0 { &[] } else { &["--verify"] }).ok();
-        a.set(&format!("storage.backend=\"{to}\""));
+        to.settings().iter().for_each(|setting| a.set(setting));
         a.set(&format!("peer.data_dir=\"{new}\""));
         a.set(&format!("library.content=\"{to_content}\""));
         let after = a.run(["library", "--json"]).ok().stdout;
         let location = |text: &str| text.replace("\"files\"", "\"database\"");
-        assert_eq!(location(&after), location(&before), "{from} to {to}");
+        assert_eq!(location(&after), location(&before), "{from:?} to {to:?}");
         let verified = a.run(["verify"]).ok().stdout;
         assert!(verified.lines().all(|line| line.contains("right")), "{verified}");
         old = new;
@@ -199,14 +239,15 @@ fn kill_at(folder: &Path, mut when: impl FnMut(&Value) -> bool) {
 
 #[test]
 fn a_copy_that_is_killed_goes_on_and_nothing_else_uses_the_half() {
-    let world = World::new(Setup { backend: BACKENDS[0], ..Setup::default() });
+    let world = World::new(Setup { backend: EMBEDDED[0], ..Setup::default() });
     let tracker = world.tracker("tracker");
     let mut a = world.peer("a", &[&tracker]);
     let (file, hash) = world.file("film.bin", 48 * MIB);
     a.publish(&file, &["--store"]);
     let folder = a.folder().to_owned();
+    let all = EMBEDDED.map(embedded);
     let mut old = "data".to_owned();
-    for (number, (from, to)) in moves().enumerate() {
+    for (number, (from, to)) in moves(&all).enumerate() {
         let new = format!("moved{number}");
         write_config(&folder, "from.toml", "peer", &old, from, "");
         write_config(&folder, "to.toml", "peer", &new, to, "");
@@ -217,7 +258,7 @@ fn a_copy_that_is_killed_goes_on_and_nothing_else_uses_the_half() {
         if used {
             a.publish(&world.file("late.bin", 400_000).0, &["--store"]);
         }
-        a.set(&format!("storage.backend=\"{to}\""));
+        to.settings().iter().for_each(|setting| a.set(setting));
         a.set(&format!("peer.data_dir=\"{new}\""));
         for command in [&["library"][..], &["peer"], &["storage", "stats"]] {
             let refused = a.run(command).expect_status(1);
@@ -258,21 +299,21 @@ fn what_cannot_be_copied_is_said() {
             assert!(output.stderr.contains(word), "{word} is missing: {}", output.stderr);
         }
     };
-    write_config(&folder, "from.toml", "tracker", "data", "sled", "");
-    write_config(&folder, "to.toml", "tracker", "new", "sqlite", "");
+    write_config(&folder, "from.toml", "tracker", "data", &embedded("sled"), "");
+    write_config(&folder, "to.toml", "tracker", "new", &embedded("sqlite"), "");
     refused(1, &["in use", "data"]);
     tracker.stop(Signal::TERM, LONG).ok();
-    write_config(&folder, "to.toml", "tracker", "data", "sled", "");
+    write_config(&folder, "to.toml", "tracker", "data", &embedded("sled"), "");
     refused(2, &["same database"]);
-    write_config(&folder, "to.toml", "peer", "new", "sqlite", "");
+    write_config(&folder, "to.toml", "peer", "new", &embedded("sqlite"), "");
     refused(2, &["[tracker]"]);
-    write_config(&folder, "to.toml", "tracker", "memory", "memory", "");
+    write_config(&folder, "to.toml", "tracker", "memory", &embedded("memory"), "");
     refused(1, &["memory", "forgot"]);
-    write_config(&folder, "from.toml", "tracker", "nowhere", "sled", "");
+    write_config(&folder, "from.toml", "tracker", "nowhere", &embedded("sled"), "");
     refused(3, &["nowhere"]);
     // Another node's folder is not taken over.
-    write_config(&folder, "from.toml", "tracker", "data", "sled", "");
-    write_config(&folder, "to.toml", "tracker", "other", "sqlite", "");
+    write_config(&folder, "from.toml", "tracker", "data", &embedded("sled"), "");
+    write_config(&folder, "to.toml", "tracker", "other", &embedded("sqlite"), "");
     fs::create_dir(folder.join("other")).unwrap();
     fs::write(folder.join("other/key"), [7; 32]).unwrap();
     fs::set_permissions(folder.join("other/key"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -281,7 +322,7 @@ fn what_cannot_be_copied_is_said() {
 
 #[test]
 fn what_is_in_the_databases_of_a_stopped_node_is_shown() {
-    for backend in BACKENDS {
+    for backend in EMBEDDED {
         let world = World::new(Setup { backend, ..Setup::default() });
         let mut tracker = world.tracker("tracker");
         let a = world.peer("a", &[&tracker]);

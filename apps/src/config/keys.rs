@@ -4,8 +4,9 @@ use toml::{Table, Value};
 
 use super::error::ConfigError;
 use super::layer::Layer;
+use super::secret::shown;
 
-/// The section whose keys, but for `backend`, are the names of storage backends.
+/// The section whose keys, but for `backend` and `layers`, are the names of storage backends.
 const STORAGE: &str = "storage";
 
 /// Refuses a layer with a key that is not in `known`. The tables of the storage `backends` may hold anything.
@@ -58,7 +59,8 @@ impl Checker<'_> {
 
     fn no_section(&self, key: String, value: &Value) -> ConfigError {
         let problem = format!("this is a section, written [{key}]");
-        ConfigError::Value { key, value: value.to_string(), origin: self.layer.origin.clone(), problem }
+        let value = shown(&key, value);
+        ConfigError::Value { key, value, origin: self.layer.origin.clone(), problem }
     }
 
     /// The same name in another section is nearer than anything that only looks alike.
@@ -101,6 +103,8 @@ mod tests {
             ("tracker.store.quotta=1", "tracker.store.quota"),
             ("storge={}", "storage"),
             ("patience=1", "download.patience"),
+            ("storage.layers.metrix=true", "storage.layers.metrics"),
+            ("storage.layer={}", "storage.layers"),
         ] {
             assert_eq!(nearest(argument).as_deref(), Some(expected), "{argument}");
         }

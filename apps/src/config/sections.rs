@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use enjambre_core::model::endpoint::Endpoint;
 use serde::{Deserialize, Serialize};
 
-use super::value::{Rate, Size, Span};
+use super::value::{Deadline, Rate, SharedPrefix, Size, Span};
 
 /// What is started: it decides over a few defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -248,6 +248,8 @@ impl Default for LogSection {
 pub struct StorageSection {
     /// The name of a registered storage backend.
     pub backend: String,
+    /// What is wrapped around the storages of whatever backend.
+    pub layers: LayersSection,
     /// One table per backend, `[storage.NAME]`; each backend reads its own.
     #[serde(flatten)]
     pub tables: BTreeMap<String, toml::Table>,
@@ -255,7 +257,7 @@ pub struct StorageSection {
 
 impl Default for StorageSection {
     fn default() -> Self {
-        Self { backend: "sqlite".into(), tables: BTreeMap::new() }
+        Self { backend: "sqlite".into(), layers: LayersSection::default(), tables: BTreeMap::new() }
     }
 }
 
@@ -264,4 +266,18 @@ impl StorageSection {
     pub fn table(&self, backend: &str) -> toml::Table {
         self.tables.get(backend).cloned().unwrap_or_default()
     }
+}
+
+/// `[storage.layers]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LayersSection {
+    /// Whether calls are counted and the log is told of them.
+    pub metrics: bool,
+    /// How long a call of the storage may take, with its repeats.
+    pub timeout: Deadline,
+    /// How often a call is repeated that the storage could not take and that is safe to repeat.
+    pub retries: u32,
+    /// What stands before the names of the spaces, so that several trackers can share one database.
+    pub prefix: SharedPrefix,
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use enjambre_core::storage::layers::prefix::{InvalidPrefix, Prefix};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Why a text is not a value of the configuration.
@@ -162,6 +163,67 @@ impl fmt::Display for Rate {
 
 as_text!(Rate);
 
+/// How long something may take: a length of time, or `"none"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Deadline(Option<Span>);
+
+impl Deadline {
+    /// The length of time; none where it may take as long as it takes.
+    pub fn get(self) -> Option<Duration> {
+        self.0.map(Span::get)
+    }
+}
+
+impl FromStr for Deadline {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, ParseValueError> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let refused = |_| refuse(text, "a length of time such as \"500ms\" or \"5s\", or \"none\"");
+        text.parse().map(|span| Self(Some(span))).map_err(refused)
+    }
+}
+
+impl fmt::Display for Deadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(span) => fmt::Display::fmt(&span, f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+as_text!(Deadline);
+
+/// The prefix of one of several trackers that share a database: `"north"`, or `""` for none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SharedPrefix(Option<Prefix>);
+
+impl SharedPrefix {
+    /// The prefix.
+    pub const fn get(&self) -> Option<&Prefix> {
+        self.0.as_ref()
+    }
+}
+
+impl FromStr for SharedPrefix {
+    type Err = InvalidPrefix;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPrefix> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|prefix| Self(Some(prefix))) }
+    }
+}
+
+impl fmt::Display for SharedPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |prefix| fmt::Display::fmt(prefix, f))
+    }
+}
+
+as_text!(SharedPrefix);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,18 +243,29 @@ mod tests {
         assert_eq!("50MB/s".parse::<Rate>().unwrap().get(), Some(50_000_000));
         assert_eq!("50MB/s".parse::<Rate>().unwrap().to_string(), "50MB/s");
         assert_eq!("unlimited".parse::<Rate>().unwrap().get(), None);
+        for (text, span) in [("none", None), ("1s 500ms", Some(Duration::from_millis(1500)))] {
+            let deadline: Deadline = text.parse().unwrap();
+            assert_eq!((deadline.get(), deadline.to_string().as_str()), (span, text));
+        }
+        for text in ["", "north"] {
+            assert_eq!(text.parse::<SharedPrefix>().unwrap().to_string(), text);
+        }
     }
 
     #[test]
     fn what_is_no_value_is_refused() {
         for text in ["", "30", "0s", "x", "-5s", "1000000000000y", "101years"] {
             assert!(text.parse::<Span>().is_err(), "{text:?}");
+            assert!(text.parse::<Deadline>().is_err(), "{text:?}");
         }
         for text in ["", "GiB", "1XB", "-1B", "many"] {
             assert!(text.parse::<Size>().is_err(), "{text:?}");
         }
         for text in ["", "50MB", "0B/s", "/s", "fast"] {
             assert!(text.parse::<Rate>().is_err(), "{text:?}");
+        }
+        for text in ["North", "a_b", "library"] {
+            assert!(text.parse::<SharedPrefix>().is_err(), "{text:?}");
         }
     }
 }

@@ -110,11 +110,12 @@ fn published(size: u64, kind: FileKind, at: u64, by: &PeerId, number: u64) -> Fi
 fn describe_fact(key: &[u8], value: &[u8]) -> Result<Fields, StorageError> {
     Ok(match key {
         b"format" => {
-            let FormatRecord { v, what } = layout::decode(META, value)?;
+            let FormatRecord { v, what, .. } = layout::decode(META, value)?;
             vec![("format", Field::Number(v)), ("what", Field::Text(what))]
         }
         b"catalogue" => vec![("catalogue", Field::hex(value))],
         b"stamp" => vec![("stamp", Field::Time(layout::read_number(META, value)?))],
+        b"swept" => vec![("swept", Field::Time(layout::read_number(META, value)?))],
         b"numbers" => vec![("numbers", Field::Number(layout::read_number(META, value)?))],
         b"reserved" => {
             let ReservedRecord { bytes, pins, .. } = layout::decode(META, value)?;

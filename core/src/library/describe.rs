@@ -21,11 +21,11 @@ pub fn describe(space: Space, key: &Key, value: &[u8]) -> Result<Fields, Storage
     };
     let fields = match space {
         META => {
-            let format = <[u8; 8]>::try_from(value).map_err(|_| odd())?;
+            let (format, _) = value.split_first_chunk::<8>().ok_or_else(odd)?;
             if *key != layout::format_key() {
                 return Err(odd());
             }
-            vec![("format", Field::Number(u64::from_be_bytes(format)))]
+            vec![("format", Field::Number(u64::from_be_bytes(*format)))]
         }
         FILES | TOMBS => {
             let (id, _) = layout::split_id(space, key)?;

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 #[cfg(any(test, feature = "testkit"))]
 pub mod fault;
+pub mod layers;
 pub mod memory;
 pub mod place;
 pub mod value;

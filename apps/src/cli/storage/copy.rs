@@ -221,7 +221,7 @@ async fn load_key(folder: &Path) -> Result<Option<enjambre_core::model::identity
     crate::blocking(move || node_key::load(&folder)).await
 }
 
-/// Refuses a node of which the first database is empty, and formats that are newer than this program.
+/// Refuses a node of which the first database is empty, and formats other than this program's.
 async fn check_formats(loaded: &Loaded, databases: &Databases) -> Result<(), Failure> {
     for (number, database) in databases.all.iter().enumerate() {
         let reading = |error| failed(format!("the {} cannot be read", database.name), &error);
@@ -235,6 +235,14 @@ async fn check_formats(loaded: &Loaded, databases: &Databases) -> Result<(), Fai
             Some(found) if found > newest => {
                 return Err(Failure::failed(format!(
                     "the {} has format version {found}, but this program reads up to {newest}; use a newer program",
+                    database.name
+                )));
+            }
+            // What an older format looks like is known only to whoever brings it forward.
+            Some(found) if found < newest => {
+                return Err(Failure::failed(format!(
+                    "the {} has the older format version {found}; start that node once with this program, which brings \
+                     it to {newest}, and then copy",
                     database.name
                 )));
             }
@@ -332,7 +340,7 @@ impl<'a> Copying<'a> {
         }
         let reading = |error| failed("the target cannot be read", &error);
         match copy::mark(self.main()?).await.map_err(reading)? {
-            Some(mark) if !force && mark.source == self.mark.source => {
+            Some(mark) if !force && (mark.v, &mark.source) == (self.mark.v, &self.mark.source) => {
                 self.mark = mark;
                 return Ok(());
             }
