@@ -18,5 +18,7 @@ pub fn start(level: &str) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // It would tell of them on stderr, and panic where that is what is gone: in the midst of a shutdown, for one.
+        .log_internal_errors(false)
         .try_init();
 }

@@ -15,6 +15,7 @@ use enjambre_core::storage::memory::{Disk, Memory};
 use enjambre_core::storage::{Role, Storage};
 use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_storage_postgres::{PostgresSettings, Tenancy};
 use enjambre_storage_sled::SledSettings;
 use enjambre_storage_sqlite::SqliteSettings;
 use enjambre_transport::Shared;
@@ -153,6 +154,14 @@ impl Registry {
             table.path = Some(place.database(table.path.as_deref(), "sled"));
             Ok(enjambre_storage_sled::open(&table.into(), &place.data_dir, place.role).await?)
         });
+        registry.register_storage("postgres", |settings: PostgresSettings, place: Place| async move {
+            let (settings, tenancy) = on_server(settings, &place);
+            Ok(enjambre_storage_postgres::open(&settings, &place.data_dir, place.role, tenancy).await?)
+        });
+        registry.remove_scratch_with("postgres", |settings: PostgresSettings, place: Place| async move {
+            let (settings, tenancy) = on_server(settings, &place);
+            Ok(enjambre_storage_postgres::remove(&settings, &place.data_dir, place.role, tenancy).await?)
+        });
         // The first costs less.
         registry.register_transports(&["tcp", "zmq"], Security::Plain, |limits| {
             let shared = Shared::new(transport_settings(limits))?;
@@ -228,7 +237,7 @@ impl Registry {
     }
 
     /// The schemes of the transports, those that are preferred first.
-    fn schemes(&self) -> Vec<&str> {
+    pub fn schemes(&self) -> Vec<&str> {
         self.transports.iter().map(|(name, _)| name.as_str()).collect()
     }
 
@@ -385,6 +394,23 @@ fn register_memory(registry: &mut Registry) {
     });
 }
 
+/// Where on the server a place is, and who else uses it. A scratch has a schema of its own.
+fn on_server(mut settings: PostgresSettings, place: &Place) -> (PostgresSettings, Tenancy) {
+    if let Some(scratch) = &place.scratch {
+        settings.schema = Some(scratch.name().to_owned());
+        // These are read from where they are.
+        for path in [&mut settings.password_file, &mut settings.ca].into_iter().flatten() {
+            *path = scratch.home().join(&*path);
+        }
+    }
+    let tenancy = match place.kind {
+        NodeKind::Tracker if place.store => Tenancy::PerFolder,
+        NodeKind::Tracker => Tenancy::Shared,
+        NodeKind::Peer => Tenancy::Single,
+    };
+    (settings, tenancy)
+}
+
 /// Puts the layers around a storage that are asked for. What is measured is what callers meet, repeats included.
 fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Arc<dyn Storage> {
     if let Some(prefix) = layers.prefix.get() {
@@ -469,6 +495,7 @@ fn transport_settings(limits: &TransportLimits) -> TransportSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::load::Sources;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
@@ -493,5 +520,33 @@ mod tests {
         registry.register_transport("zmq", Security::Plain, move |_| Ok(Arc::clone(&registered)));
         assert_eq!(schemes(&registry), ["tcp", "zmq"]);
         assert!(Arc::ptr_eq(&registry.make_transports(&limits).unwrap()[1], &same));
+    }
+
+    fn check(text: &str) -> Result<(), String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("test.toml");
+        std::fs::write(&file, text).unwrap();
+        let registry = Registry::stock();
+        let sources = Sources { file: Some(file), set: Vec::new() };
+        let loaded = sources.load(None, &registry.backends()).map_err(|error| error.to_string())?;
+        registry.check(&loaded).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    #[test]
+    fn the_shipped_file_for_postgres_passes_and_a_password_in_it_is_refused_and_not_shown() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/tracker-postgres.toml");
+        let text = std::fs::read_to_string(file).unwrap();
+        check(&text).unwrap();
+        for (from, to) in [
+            ("enjambre@localhost", "enjambre:hunter2@localhost"),
+            ("connections = 8", "password = \"hunter2\""),
+            ("localhost:5432/enjambre", "localhost/enjambre?password=hunter2"),
+        ] {
+            assert!(text.contains(from));
+            let error = check(&text.replace(from, to)).unwrap_err();
+            assert!(error.contains("password_env") && error.contains("password_file"), "{error}");
+            assert!(error.contains("storage.postgres") && !error.contains("hunter2"), "{error}");
+        }
     }
 }

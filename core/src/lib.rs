@@ -9,6 +9,7 @@ pub mod buffers;
 pub mod catalogue;
 mod cbor;
 pub mod download;
+pub mod format;
 mod given;
 mod have_waits;
 pub mod library;

@@ -8,6 +8,8 @@ pub mod binary;
 pub mod content;
 pub mod fake_provider;
 pub mod figures;
+pub mod fixture;
 pub mod node;
+pub mod postgres;
 pub mod process;
 pub mod wait;

@@ -4,14 +4,16 @@
 
 use std::fs;
 use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use enjambre_tests::binary;
 use enjambre_tests::node::{World, endpoint_in};
 use enjambre_tests::process::{Output, Process};
-use enjambre_tests::wait::{LONG, wait_for};
-use rustix::process::Signal;
+use enjambre_tests::wait::{LONG, wait_for, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// What the product promises for SIGTERM.
 const LEAVE: Duration = Duration::from_secs(5);
@@ -135,4 +137,31 @@ fn a_second_signal_does_not_wait() {
     let output = a.stop(Signal::TERM, LEAVE).expect_status(1);
     assert!(output.stderr.contains("second signal"), "{}", output.stderr);
     tracker.signal(Signal::CONT);
+}
+
+#[test]
+fn a_tracker_whose_log_nobody_reads_any_more_ends_when_asked() {
+    let world = World::default();
+    let mut child = Command::new(binary::enjambre())
+        .arg("tracker")
+        .args(arguments("tracker", &[]))
+        .current_dir(world.path(""))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TERM).unwrap();
+    // Whatever comes of it, nothing is left running.
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        wait_until("the tracker ends", LEAVE, || child.try_wait().unwrap())
+    }));
+    let _ = child.kill();
+    assert!(endpoint_in(&line).is_some(), "{line}");
+    assert!(ended.unwrap().success());
 }

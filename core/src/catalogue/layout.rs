@@ -10,8 +10,9 @@
 //! | --- | --- | --- |
 //! | `meta` | `format` | CBOR map: `v` the format version, `what` = `"catalogue"` |
 //! | `meta` | `catalogue` | the catalogue id, 16 random bytes |
-//! | `meta` | `stamp` | u64: when a tracker last wrote renewals, ms since 1970 |
+//! | `meta` | `stamp` | u64: when a tracker last wrote renewals, ms since 1970; while it gives grace, that of the grace |
 //! | `meta` | `numbers` | u64: the first number that no tracker has taken for files and peers |
+//! | `meta` | `swept`, `forgot` | u64: when a tracker last began to look after all peers, or all files, ms since 1970 |
 //! | `meta` | `reserved` | [`ReservedRecord`]: bytes and number of pins |
 //! | `versions` | name, 0, u64 `!version` | [`VersionRecord`] |
 //! | `files` | file id | [`FileEntry`]: the latest publication of the file |
@@ -65,9 +66,8 @@ pub const SESSIONS: Space = Space::new("sessions");
 pub const PINS: Space = Space::new("pins");
 
 /// Every space of a catalogue.
-pub const SPACES: &[Space] = &[
-    META, VERSIONS, FILES, FILE_NAMES, PROVIDERS, OFFERS, CLEARED, PEERS, LEASES, SESSIONS, PINS,
-];
+pub const SPACES: &[Space] =
+    &[META, VERSIONS, FILES, FILE_NAMES, PROVIDERS, OFFERS, CLEARED, PEERS, LEASES, SESSIONS, PINS];
 
 /// The value of an entry whose key says all.
 pub const MARK: Bytes = Bytes::from_static(&[0]);
@@ -105,6 +105,9 @@ pub struct FormatRecord {
     pub v: u64,
     /// What the database holds: `catalogue`.
     pub what: String,
+    /// While it is brought forward from this format: how far that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<Bytes>,
 }
 
 /// One version of a name.

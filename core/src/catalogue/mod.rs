@@ -8,6 +8,7 @@
 
 mod damage;
 pub mod error;
+mod formats;
 pub mod layout;
 pub mod leases;
 pub mod names;
@@ -16,10 +17,11 @@ pub mod peers;
 pub mod pins;
 pub mod providers;
 pub mod remembered;
+#[cfg(any(test, feature = "testkit"))]
+pub mod several;
 pub mod sweep;
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,6 +34,7 @@ use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 use damage::Damage;
 use error::CatalogueError;
+use formats::{CATALOGUE, formats};
 use layout::{FORMAT, FormatRecord, MAX_NUMBER, META};
 use leases::{LeaseRules, LeaseTable};
 use peers::PeerCache;
@@ -71,6 +74,24 @@ struct Counts {
     peers: AtomicU64,
 }
 
+/// What one tracker does for all on the same database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// [`Catalogue::sweep_peers`].
+    Sweep,
+    /// [`Catalogue::forget_files`].
+    Forget,
+}
+
+impl Task {
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Sweep => "swept",
+            Self::Forget => "forgot",
+        }
+    }
+}
+
 /// What decides over peers and files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CatalogueRules {
@@ -87,7 +108,8 @@ pub struct CatalogueRules {
 }
 
 impl Catalogue {
-    /// Opens the catalogue in this database, or begins one in an empty database.
+    /// Opens the catalogue in this database, or begins one in an empty database. One of an older format is brought to the
+    /// newest.
     pub async fn open(
         storage: Arc<dyn Storage>,
         rules: CatalogueRules,
@@ -102,7 +124,7 @@ impl Catalogue {
                     return Err(StorageError::corrupt(what));
                 }
                 let mut batch = Batch::new();
-                let record = FormatRecord { v: FORMAT, what: "catalogue".to_owned() };
+                let record = FormatRecord { v: FORMAT, what: CATALOGUE.to_owned(), note: None };
                 batch.require_absent(META, keys[0].clone()).put(
                     META,
                     keys[0].clone(),
@@ -116,7 +138,10 @@ impl Catalogue {
                     Err(error) => return Err(error),
                 }
             };
-            check_format(format)?;
+            if !formats().is_newest(format)? {
+                formats().bring_forward(&*storage).await?;
+                continue;
+            }
             let id = <[u8; 16]>::try_from(&id[..]).map_err(|_| layout::damaged(META, b"catalogue"))?;
             let number = |raw: Option<Bytes>| raw.map(|raw| layout::read_number(META, &raw)).transpose();
             let (stamp, numbers) = (number(stamp)?, number(numbers)?.unwrap_or_default());
@@ -163,8 +188,9 @@ impl Catalogue {
                 None => batch.require_absent(META, key.clone()),
             };
             batch.put(META, key.clone(), layout::number(end));
-            // Of a commit of which the outcome is not known the numbers are lost.
-            if !self.try_commit(batch, Durability::Buffered).await? {
+            // Of a commit of which the outcome is not known the numbers are lost. Durable, because a server that forgets it in a
+            // crash would give the same numbers to another tracker.
+            if !self.try_commit(batch, Durability::Durable).await? {
                 continue;
             }
             *numbers = begin + 1..end;
@@ -176,6 +202,26 @@ impl Catalogue {
 
     fn highest_number(&self) -> u64 {
         self.highest_number.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is this tracker's turn to do what one tracker does for all of them every `period` milliseconds. The key
+    /// says when one last began.
+    pub async fn take_turn(&self, task: Task, period: u64, now: u64) -> Result<bool, StorageError> {
+        let key = layout::meta_key(task.key());
+        let last = self.read(META, &key).await?;
+        let at = last.as_ref().map(|raw| layout::read_number(META, raw)).transpose()?;
+        // Clocks differ a little, and so does the time between two tries.
+        let period = period - period / 10;
+        if at.is_some_and(|at| at.abs_diff(now) < period) {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        match last {
+            Some(last) => batch.require(META, key.clone(), last),
+            None => batch.require_absent(META, key.clone()),
+        };
+        batch.put(META, key, layout::number(now));
+        self.try_commit(batch, Durability::Buffered).await
     }
 
     /// Versions of names in the catalogue, as counted by the last [`Catalogue::count`] and seen since.
@@ -233,28 +279,7 @@ async fn read_all<const N: usize>(
 
 /// The format of the catalogue in a database; none where there is no catalogue.
 pub async fn stored_format(storage: &dyn Storage) -> Result<Option<u64>, StorageError> {
-    let [format] = read_all(storage, META, &[layout::meta_key("format")]).await?;
-    format.map(|format| Ok(layout::decode::<FormatRecord>(META, &format)?.v)).transpose()
-}
-
-fn check_format(bytes: &[u8]) -> Result<(), StorageError> {
-    let FormatRecord { v, what } = layout::decode(META, bytes)?;
-    if what != "catalogue" {
-        let what: String = what.chars().take(40).collect();
-        return Err(StorageError::corrupt(format!("the database holds a {what:?} and not a catalogue")));
-    }
-    if v < FORMAT {
-        let what = format!(
-            "it holds a catalogue of format {v}, which is no longer read (this program has {FORMAT}); begin with an empty \
-             data folder, and peers announce what they have again"
-        );
-        return Err(StorageError::corrupt(what));
-    }
-    if v > FORMAT {
-        let path = PathBuf::from("the catalogue's database");
-        return Err(StorageError::NewerFormat { path, found: v, supported: FORMAT });
-    }
-    Ok(())
+    Ok(formats().stored(storage).await?.map(|(mark, _)| mark.format))
 }
 
 #[cfg(test)]

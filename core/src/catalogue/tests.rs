@@ -16,6 +16,7 @@ use crate::model::record::{FileKind, FileRecord, Offer, Publication};
 use crate::protocol::message::SessionId;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
+use crate::storage::layers::prefix::PrefixedStorage;
 use crate::storage::memory::Memory;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
 
@@ -295,6 +296,15 @@ async fn a_file_that_nobody_offers_is_forgotten_in_time_and_one_that_comes_back_
 }
 
 #[tokio::test]
+async fn several_trackers_on_one_database_are_one() {
+    super::several::run_all(async || {
+        let storage = storage();
+        [Arc::clone(&storage), Arc::clone(&storage), storage]
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn one_damaged_entry_keeps_a_sweep_from_nothing_else() {
     let storage = storage();
     let catalogue = open(&storage, START).await;
@@ -485,21 +495,50 @@ async fn a_pin_grows_within_the_quota_and_frees_all_that_it_took() {
 }
 
 #[tokio::test]
-async fn another_format_and_another_content_are_refused() {
-    for (v, what) in [(3, "catalogue"), (2, "library"), (1, "catalogue")] {
+async fn an_unknown_format_and_another_content_are_refused() {
+    for (v, what) in [(3, "catalogue"), (2, "library"), (0, "catalogue")] {
         let storage = storage();
         let mut batch = Batch::new();
-        let record = layout::FormatRecord { v, what: what.to_owned() };
+        let record = layout::FormatRecord { v, what: what.to_owned(), note: None };
         batch.put(META, layout::meta_key("format"), layout::encode(&record));
         batch.put(META, layout::meta_key("catalogue"), vec![0; 16]);
         storage.commit(batch, Durability::Durable).await.unwrap();
         match Catalogue::open(storage, RULES, START).await {
             Err(StorageError::NewerFormat { found: 3, supported: 2, .. }) if v == 3 => {}
-            Err(StorageError::Corrupt { what, .. }) if v == 1 => assert!(what.contains("format 1"), "{what}"),
+            Err(StorageError::Corrupt { what, .. }) if v == 0 => assert!(what.contains("format 0"), "{what}"),
             Err(StorageError::Corrupt { .. }) if v == 2 => {}
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn catalogues_with_different_prefixes_in_one_database_do_not_see_each_other() {
+    let database = storage();
+    let at = |prefix: &str| -> Arc<dyn Storage> {
+        Arc::new(PrefixedStorage::new(Arc::clone(&database), prefix.parse().unwrap()))
+    };
+    let [north, south] = [open(&at("north"), START).await, open(&at("south"), START).await];
+    assert_ne!(north.id(), south.id());
+    let peer = session(&north, 1, START).await;
+    north.publish(&peer, &publication("a", file(1)), START).await.unwrap();
+    north.pin(file(1), 10, 100, peer.peer, START).await.unwrap();
+    assert!(matches!(south.find("a", START).await, Err(CatalogueError::NotFound { .. })));
+    assert!(matches!(south.authorize(peer.id, START).await, Err(CatalogueError::Unauthorized)));
+    assert_eq!(south.reserved().await.unwrap().bytes, 0);
+    assert_eq!(south.living(START).await.unwrap(), 0);
+    let again = open(&at("north"), START).await;
+    assert_eq!((again.id(), again.find("a", START).await.unwrap().providers), (north.id(), 1));
+    assert_eq!(again.reserved().await.unwrap().bytes, 10);
+    // Each has a format of its own.
+    let mut batch = Batch::new();
+    let record = layout::FormatRecord { v: 3, what: "catalogue".to_owned(), note: None };
+    batch.put(META, layout::meta_key("format"), layout::encode(&record));
+    at("south").commit(batch, Durability::Durable).await.unwrap();
+    let refused = Catalogue::open(at("south"), RULES, START).await;
+    assert!(matches!(refused, Err(StorageError::NewerFormat { found: 3, .. })));
+    open(&at("north"), START).await;
+    assert!(database.scan(META, KeyRange::all(), 1).await.unwrap().is_empty(), "nobody is without a prefix");
 }
 
 #[tokio::test]

@@ -124,16 +124,6 @@ pub enum LibraryError {
         #[source]
         source: io::Error,
     },
-    /// The index was written by a newer version.
-    #[error(
-        "the library has format version {found}, but this program reads up to {supported}; use a newer program"
-    )]
-    NewerFormat {
-        /// The version found.
-        found: u64,
-        /// The newest version that is understood.
-        supported: u64,
-    },
     /// The library was closed.
     #[error("the library is closed")]
     Closed,

@@ -16,7 +16,7 @@ use super::file::LibraryFile;
 use super::output::{Destination, OutputDir};
 use super::settings::LibrarySettings;
 use super::shared::Shared;
-use super::{layout, recover};
+use super::{formats, layout, recover};
 use crate::model::collection::{Collection, MemberPath};
 use crate::model::id::FileId;
 use crate::model::manifest::Manifest;
@@ -55,7 +55,7 @@ impl Library {
             })
             .await?;
         }
-        recover::check_format(&*index).await?;
+        formats::prepare(&*index).await?;
         let state = recover::load(&*index).await?;
         let shared = Arc::new(Shared::new(index, content, settings, state));
         let library = Arc::new(Self { shared: Arc::clone(&shared), tasks: TaskTracker::new() });

@@ -14,6 +14,7 @@ pub mod entry;
 pub mod error;
 mod export;
 pub mod file;
+mod formats;
 mod keep;
 pub(crate) mod layout;
 // `Library` is the main type, and a main type has a file of its own name.
@@ -32,8 +33,8 @@ mod shared;
 pub mod small;
 mod whole;
 
+pub use formats::stored_format;
 pub use layout::SPACES;
-pub use recover::stored_format;
 
 #[cfg(test)]
 mod tests;

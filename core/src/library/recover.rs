@@ -8,13 +8,12 @@ use super::content::{ContentStore, DatabaseContent};
 use super::content_files;
 use super::error::LibraryError;
 use super::file::Store;
-use super::layout::{self, ACKS, DIRTY, FILES, FORMAT, HAVE, MEMBERS, META, Place, Record, TOMBS};
+use super::layout::{self, ACKS, DIRTY, FILES, HAVE, MEMBERS, Place, Record, TOMBS};
 use super::output::Target;
 use super::shared::{Shared, Slot, State};
 use crate::model::id::FileId;
 use crate::model::layout::PieceIndex;
 use crate::storage::Storage;
-use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 
 /// How many entries of the index are read at once.
@@ -35,26 +34,6 @@ async fn for_each(
             each(key, value)?;
         }
     }
-}
-
-/// The format of the library in an index; none where there is no library.
-pub async fn stored_format(index: &dyn Storage) -> Result<Option<u64>, StorageError> {
-    let stored = index.get(META, &[layout::format_key()]).await?.into_iter().next().flatten();
-    let read = |stored: bytes::Bytes| <[u8; 8]>::try_from(&stored[..]).map(u64::from_be_bytes);
-    stored.map(read).transpose().map_err(|_| StorageError::corrupt("the format version of the library"))
-}
-
-/// Notes the format version, or refuses a newer one.
-pub(super) async fn check_format(index: &dyn Storage) -> Result<(), LibraryError> {
-    let Some(found) = stored_format(index).await? else {
-        let mut batch = Batch::new();
-        batch.put(META, layout::format_key(), FORMAT.to_be_bytes().to_vec());
-        return Ok(index.commit(batch, Durability::Durable).await?);
-    };
-    if found > FORMAT {
-        return Err(LibraryError::NewerFormat { found, supported: FORMAT });
-    }
-    Ok(())
 }
 
 /// Reads the index into memory.

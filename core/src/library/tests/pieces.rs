@@ -299,7 +299,10 @@ async fn a_newer_format_is_refused() {
     );
     index.commit(batch, Durability::Durable).await.unwrap();
     let refused = Library::open(Arc::new(index), rig.store(), LibrarySettings::default()).await;
-    assert!(matches!(refused, Err(LibraryError::NewerFormat { found: 2, .. })));
+    assert!(matches!(
+        refused,
+        Err(LibraryError::Storage(crate::storage::error::StorageError::NewerFormat { found: 2, .. }))
+    ));
 }
 
 #[tokio::test]
