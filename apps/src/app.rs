@@ -40,6 +40,17 @@ impl App {
         self
     }
 
+    /// Says how a storage backend removes a scratch, see [`Registry::remove_scratch_with`].
+    pub fn remove_scratch_with<S, F, Fut>(&mut self, name: &str, remove: F) -> &mut Self
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), PluginError>> + Send + 'static,
+    {
+        self.registry.remove_scratch_with(name, remove);
+        self
+    }
+
     /// Adds the transport of a scheme, see [`Registry::register_transport`].
     pub fn register_transport<F>(
         &mut self,

@@ -19,6 +19,7 @@ pub mod logging;
 pub mod node_key;
 pub mod peer;
 pub mod registry;
+pub mod scratch;
 pub mod shutdown;
 pub mod tracker;
 

@@ -11,14 +11,17 @@ use std::sync::Arc;
 use enjambre_core::storage::layers::metrics::MeteredStorage;
 use enjambre_core::storage::layers::patience::{Patience, PatientStorage};
 use enjambre_core::storage::layers::prefix::PrefixedStorage;
+use enjambre_core::storage::memory::{Disk, Memory};
 use enjambre_core::storage::{Role, Storage};
 use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_storage_postgres::{PostgresSettings, Tenancy};
 use enjambre_storage_sled::SledSettings;
 use enjambre_storage_sqlite::SqliteSettings;
 use enjambre_transport::Shared;
 use enjambre_transport::settings::{InvalidSetting, TransportSettings};
 use futures::future::{BoxFuture, FutureExt};
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use toml::Table;
 
@@ -26,6 +29,7 @@ use crate::config::error::ConfigError;
 use crate::config::load::Loaded;
 use crate::config::sections::{LayersSection, NodeKind, TransportLimits};
 use crate::failure::{Failure, Status};
+use crate::scratch::Scratch;
 
 /// What a storage is opened for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +42,19 @@ pub struct Place {
     pub store: bool,
     /// What it will hold. Storages of one place that differ only in this must not share a database.
     pub role: Role,
+    /// Set where the storage is tried out and removed afterwards: then `data_dir` is a fresh folder, and what lies on a
+    /// server is kept apart by the name of this.
+    pub scratch: Option<Scratch>,
 }
 
 impl Place {
-    /// The path of a database: as configured, relative to the data folder, or named after what it is for.
+    /// A place that is tried out and removed afterwards.
+    pub fn scratch(scratch: Scratch, kind: NodeKind, role: Role) -> Self {
+        Self { data_dir: scratch.data_dir(), kind, store: false, role, scratch: Some(scratch) }
+    }
+
+    /// The path of a database: as configured, relative to the data folder, or named after what it is for. That of a
+    /// scratch lies in a folder beside it.
     pub fn database(&self, configured: Option<&Path>, extension: &str) -> PathBuf {
         let path = configured.map_or_else(
             || match self.kind {
@@ -50,6 +63,9 @@ impl Place {
             },
             Path::to_owned,
         );
+        if let Some(scratch) = &self.scratch {
+            return scratch.database(&scratch.home().join(path));
+        }
         let name = path.file_name().filter(|_| self.store && path.is_absolute());
         // The copies that a tracker keeps never share a database with its catalogue.
         match name {
@@ -64,6 +80,9 @@ pub type PluginError = Box<dyn std::error::Error + Send + Sync>;
 
 type Opened = Result<Arc<dyn Storage>, PluginError>;
 type Open = dyn Fn(Table, Place) -> Result<BoxFuture<'static, Opened>, toml::de::Error> + Send + Sync;
+type Remove = dyn Fn(Table, Place) -> Result<BoxFuture<'static, Result<(), PluginError>>, toml::de::Error>
+    + Send
+    + Sync;
 type Check = dyn Fn(Table) -> Result<(), toml::de::Error> + Send + Sync;
 type Made = Vec<Arc<dyn Transport>>;
 type Make = dyn Fn(&TransportLimits) -> Result<Made, MakeError> + Send + Sync;
@@ -95,6 +114,8 @@ pub enum Security {
 struct Backend {
     open: Box<Open>,
     check: Box<Check>,
+    /// Removes what lies elsewhere than in the folders of a scratch.
+    remove_scratch: Option<Box<Remove>>,
 }
 
 struct Scheme {
@@ -124,9 +145,7 @@ impl Registry {
     /// What Enjambre brings along.
     pub fn stock() -> Self {
         let mut registry = Self::default();
-        registry.register_storage("memory", |NoSettings {}, _| async {
-            Ok(Arc::new(enjambre_core::storage::memory::Memory::new()) as Arc<dyn Storage>)
-        });
+        register_memory(&mut registry);
         registry.register_storage("sqlite", |mut table: Sqlite, place: Place| async move {
             table.path = Some(place.database(table.path.as_deref(), "db"));
             Ok(enjambre_storage_sqlite::open(&table.into(), &place.data_dir, place.role).await?)
@@ -134,6 +153,14 @@ impl Registry {
         registry.register_storage("sled", |mut table: Sled, place: Place| async move {
             table.path = Some(place.database(table.path.as_deref(), "sled"));
             Ok(enjambre_storage_sled::open(&table.into(), &place.data_dir, place.role).await?)
+        });
+        registry.register_storage("postgres", |settings: PostgresSettings, place: Place| async move {
+            let (settings, tenancy) = on_server(settings, &place);
+            Ok(enjambre_storage_postgres::open(&settings, &place.data_dir, place.role, tenancy).await?)
+        });
+        registry.remove_scratch_with("postgres", |settings: PostgresSettings, place: Place| async move {
+            let (settings, tenancy) = on_server(settings, &place);
+            Ok(enjambre_storage_postgres::remove(&settings, &place.data_dir, place.role, tenancy).await?)
         });
         // The first costs less.
         registry.register_transports(&["tcp", "zmq"], Security::Plain, |limits| {
@@ -160,8 +187,23 @@ impl Registry {
         let backend = Backend {
             open: Box::new(move |table, place| Ok(open(S::deserialize(table)?, place).boxed())),
             check: Box::new(|table| S::deserialize(table).map(drop)),
+            remove_scratch: None,
         };
         self.storages.insert(name.into(), backend);
+    }
+
+    /// For a registered backend that keeps data elsewhere than in files, at the paths of [`Place::database`] or below the
+    /// data folder: how to remove what lies at a place with a [`Place::scratch`], if there is something.
+    pub fn remove_scratch_with<S, F, Fut>(&mut self, name: &str, remove: F)
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), PluginError>> + Send + 'static,
+    {
+        if let Some(backend) = self.storages.get_mut(name) {
+            backend.remove_scratch =
+                Some(Box::new(move |table, place| Ok(remove(S::deserialize(table)?, place).boxed())));
+        }
     }
 
     /// Adds the transport of a scheme, or takes the place of the one with the same scheme. Of a node that listens with
@@ -256,23 +298,54 @@ impl Registry {
         self.transports(loaded).map(drop)
     }
 
+    fn backend(&self, loaded: &Loaded) -> Result<&Backend, Failure> {
+        let name = &loaded.config.storage.backend;
+        self.storages.get(name).ok_or_else(|| {
+            let known = self.backends().join(", ");
+            Failure::usage(format!("there is no storage backend {name:?}; there are: {known}"))
+        })
+    }
+
+    /// Removes what the storages left at a place with a scratch. They are closed.
+    pub async fn remove_scratch(&self, loaded: &Loaded, place: Place) -> Result<(), Failure> {
+        let Some(scratch) = place.scratch.clone() else { return Ok(()) };
+        let section = &loaded.config.storage;
+        let backend = self.backend(loaded)?;
+        let mut outcome = Ok(());
+        if let Some(remove) = &backend.remove_scratch {
+            let removal = remove(section.table(&section.backend), place)
+                .map_err(|error| Failure::usage(format!("[storage.{}]: {error}", section.backend)))?;
+            outcome = removal.await.map_err(|error| {
+                Failure::from_error(Status::Failed, &*error).context(format!(
+                    "{} in the {} storage cannot be removed",
+                    scratch.name(),
+                    section.backend
+                ))
+            });
+        }
+        crate::blocking(move || scratch.remove()).await.and(outcome)
+    }
+
     /// Opens a storage of the configured backend.
     pub async fn open_storage(&self, loaded: &Loaded, place: Place) -> Result<Arc<dyn Storage>, Failure> {
+        self.try_open_storage(loaded, place).await?.map_err(|error| {
+            Failure::from_error(Status::Failed, &*error)
+                .context(format!("the {} storage cannot be opened", loaded.config.storage.backend))
+        })
+    }
+
+    /// The same, with the backend's own error where it is the one that fails.
+    pub(crate) async fn try_open_storage(&self, loaded: &Loaded, place: Place) -> Result<Opened, Failure> {
         let section = &loaded.config.storage;
-        let backend = self.storages.get(&section.backend).ok_or_else(|| {
-            let known = self.backends().join(", ");
-            Failure::usage(format!("there is no storage backend {:?}; there are: {known}", section.backend))
-        })?;
-        let data_dir = place.data_dir.clone();
-        let role = place.role;
+        let backend = self.backend(loaded)?;
+        let (data_dir, role, scratch) = (place.data_dir.clone(), place.role, place.scratch.clone());
         let opening = (backend.open)(section.table(&section.backend), place)
             .map_err(|error| Failure::usage(format!("[storage.{}]: {error}", section.backend)))?;
-        tokio::fs::create_dir_all(&data_dir).await?;
-        let opened = opening.await.map_err(|error| {
-            Failure::from_error(Status::Failed, &*error)
-                .context(format!("the {} storage cannot be opened", section.backend))
-        })?;
-        Ok(wrap(opened, &section.layers, role))
+        match scratch {
+            Some(scratch) => crate::blocking(move || scratch.create()).await?,
+            None => tokio::fs::create_dir_all(&data_dir).await?,
+        }
+        Ok(opening.await.map(|opened| wrap(opened, &section.layers, role)))
     }
 
     /// A dialer over all transports.
@@ -317,6 +390,44 @@ fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Ar
         storage = Arc::new(MeteredStorage::new(storage, name));
     }
     storage
+}
+
+/// Its data goes with the storage; that of a scratch outlives its storages, so that they can be opened again.
+fn register_memory(registry: &mut Registry) {
+    type Disks = Arc<Mutex<BTreeMap<(String, bool), Disk>>>;
+    let disks = Disks::default();
+    let key = |scratch: &Scratch, role| (scratch.name().to_owned(), role == Role::Content);
+    let kept = Arc::clone(&disks);
+    registry.register_storage("memory", move |NoSettings {}, place: Place| {
+        let storage = match &place.scratch {
+            Some(scratch) => kept.lock().entry(key(scratch, place.role)).or_default().open(),
+            None => Memory::new(),
+        };
+        async { Ok(Arc::new(storage) as Arc<dyn Storage>) }
+    });
+    registry.remove_scratch_with("memory", move |NoSettings {}, place: Place| {
+        if let Some(scratch) = &place.scratch {
+            disks.lock().remove(&key(scratch, place.role));
+        }
+        async { Ok(()) }
+    });
+}
+
+/// Where on the server a place is, and who else uses it. A scratch has a schema of its own.
+fn on_server(mut settings: PostgresSettings, place: &Place) -> (PostgresSettings, Tenancy) {
+    if let Some(scratch) = &place.scratch {
+        settings.schema = Some(scratch.name().to_owned());
+        // These are read from where they are.
+        for path in [&mut settings.password_file, &mut settings.ca].into_iter().flatten() {
+            *path = scratch.home().join(&*path);
+        }
+    }
+    let tenancy = match place.kind {
+        NodeKind::Tracker if place.store => Tenancy::PerFolder,
+        NodeKind::Tracker => Tenancy::Shared,
+        NodeKind::Peer => Tenancy::Single,
+    };
+    (settings, tenancy)
 }
 
 /// serde names an unknown field only in its text.
@@ -384,6 +495,7 @@ fn transport_settings(limits: &TransportLimits) -> TransportSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::load::Sources;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
@@ -408,5 +520,33 @@ mod tests {
         registry.register_transport("zmq", Security::Plain, move |_| Ok(Arc::clone(&registered)));
         assert_eq!(schemes(&registry), ["tcp", "zmq"]);
         assert!(Arc::ptr_eq(&registry.make_transports(&limits).unwrap()[1], &same));
+    }
+
+    fn check(text: &str) -> Result<(), String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("test.toml");
+        std::fs::write(&file, text).unwrap();
+        let registry = Registry::stock();
+        let sources = Sources { file: Some(file), set: Vec::new() };
+        let loaded = sources.load(None, &registry.backends()).map_err(|error| error.to_string())?;
+        registry.check(&loaded).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    #[test]
+    fn the_shipped_file_for_postgres_passes_and_a_password_in_it_is_refused_and_not_shown() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/tracker-postgres.toml");
+        let text = std::fs::read_to_string(file).unwrap();
+        check(&text).unwrap();
+        for (from, to) in [
+            ("enjambre@localhost", "enjambre:hunter2@localhost"),
+            ("connections = 8", "password = \"hunter2\""),
+            ("localhost:5432/enjambre", "localhost/enjambre?password=hunter2"),
+        ] {
+            assert!(text.contains(from));
+            let error = check(&text.replace(from, to)).unwrap_err();
+            assert!(error.contains("password_env") && error.contains("password_file"), "{error}");
+            assert!(error.contains("storage.postgres") && !error.contains("hunter2"), "{error}");
+        }
     }
 }

@@ -10,5 +10,6 @@ pub mod fake_provider;
 pub mod figures;
 pub mod fixture;
 pub mod node;
+pub mod postgres;
 pub mod process;
 pub mod wait;

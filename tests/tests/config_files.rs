@@ -14,7 +14,7 @@ use enjambre_tests::wait::LONG;
 #[test]
 fn tracker_and_peer_run_from_the_shipped_files() {
     let world = World::default();
-    for name in ["tracker.toml", "peer.toml"] {
+    for name in ["tracker.toml", "tracker-postgres.toml", "peer.toml"] {
         fs::copy(workspace().join("config").join(name), world.path(name)).unwrap();
     }
     let (file, hash) = world.file("film.bin", MIB);
@@ -23,7 +23,7 @@ fn tracker_and_peer_run_from_the_shipped_files() {
     let any_port = "transport.listen=[\"zmq://127.0.0.1:0\"]";
     let config = |name: &str| Path::new(&folder).join(name).to_str().unwrap().to_owned();
 
-    for name in ["tracker.toml", "peer.toml"] {
+    for name in ["tracker.toml", "tracker-postgres.toml", "peer.toml"] {
         start(&["config", "check", &config(name)]).wait(LONG).ok();
     }
     let mut tracker = start(&["tracker", "--config", &config("tracker.toml"), "--set", any_port]);

@@ -113,7 +113,7 @@ enum Command {
     Verify(verify::Arguments),
     /// How the peer and its trackers do
     Status(status::Arguments),
-    /// Look after the databases of a tracker or peer that is stopped
+    /// Look after the databases of a tracker or peer, check a storage backend and measure it
     Storage(storage::Arguments),
     /// Show or check the configuration
     Config(config::Arguments),
@@ -125,6 +125,8 @@ enum Command {
 struct Context<'a> {
     registry: &'a Registry,
     loaded: Loaded,
+    /// Where the configuration came from, for a process that is to have the same.
+    sources: Sources,
     /// Cancelled by a signal.
     stop: CancellationToken,
 }
@@ -173,7 +175,7 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
     let usual = if asked || is_daemon { loaded.config.log.level.as_str() } else { "warn" };
     logging::start(&level(usual, global.verbose, global.quiet));
     registry.prepare_process();
-    let context = Context { registry, loaded, stop };
+    let context = Context { registry, loaded, sources, stop };
     match command {
         Command::Tracker => tracker::run(context).await,
         Command::Peer => peer::run(context).await,

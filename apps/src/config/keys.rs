@@ -4,6 +4,7 @@ use toml::{Table, Value};
 
 use super::error::ConfigError;
 use super::layer::Layer;
+use super::secret::shown;
 
 /// The section whose keys, but for `backend` and `layers`, are the names of storage backends.
 const STORAGE: &str = "storage";
@@ -58,7 +59,8 @@ impl Checker<'_> {
 
     fn no_section(&self, key: String, value: &Value) -> ConfigError {
         let problem = format!("this is a section, written [{key}]");
-        ConfigError::Value { key, value: value.to_string(), origin: self.layer.origin.clone(), problem }
+        let value = shown(&key, value);
+        ConfigError::Value { key, value, origin: self.layer.origin.clone(), problem }
     }
 
     /// The same name in another section is nearer than anything that only looks alike.

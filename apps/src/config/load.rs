@@ -11,6 +11,7 @@ use toml::{Table, Value};
 
 use super::error::ConfigError;
 use super::layer::{Layer, without_origin};
+use super::secret::shown;
 use super::sections::{Config, NodeKind};
 use super::{keys, layer};
 
@@ -145,7 +146,7 @@ impl Loaded {
         let found = self.values.get(key);
         ConfigError::Value {
             key: key.to_owned(),
-            value: found.map_or_else(String::new, |found| found.value.to_string()),
+            value: found.map_or_else(String::new, |found| shown(key, &found.value)),
             origin: found.map_or_else(|| "default".to_owned(), |found| found.origin.clone()),
             problem: problem.into(),
         }
@@ -192,7 +193,7 @@ impl Loaded {
             let _ = writeln!(text, "{gap}[{section}]");
             let lines: Vec<_> = entries
                 .iter()
-                .map(|(name, found)| (format!("{name} = {}", found.value), &found.origin))
+                .map(|(name, found)| (format!("{name} = {}", shown(name, &found.value)), &found.origin))
                 .collect();
             let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or(0).min(60);
             for (line, origin) in lines {
@@ -221,7 +222,7 @@ fn describe(error: &toml::de::Error, values: &BTreeMap<String, Effective>) -> Co
     let found = values.get(key);
     ConfigError::Value {
         key: key.to_owned(),
-        value: found.map_or_else(|| "{..}".to_owned(), |found| found.value.to_string()),
+        value: found.map_or_else(|| "{..}".to_owned(), |found| shown(key, &found.value)),
         origin: found.map_or_else(|| "the configuration".to_owned(), |found| found.origin.clone()),
         problem: error.message().replace('\n', "; "),
     }

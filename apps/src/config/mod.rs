@@ -8,5 +8,6 @@ pub mod error;
 pub mod keys;
 pub mod layer;
 pub mod load;
+pub mod secret;
 pub mod sections;
 pub mod value;

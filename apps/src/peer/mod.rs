@@ -179,8 +179,13 @@ impl PeerNode {
         })
         .await?;
         let dialer = registry.dialer(loaded)?;
-        let place =
-            Place { data_dir: folder.clone(), kind: NodeKind::Peer, store: false, role: Role::Records };
+        let place = Place {
+            data_dir: folder.clone(),
+            kind: NodeKind::Peer,
+            store: false,
+            role: Role::Records,
+            scratch: None,
+        };
         let shelf = Shelf::open(registry, loaded, place, &dialer, &key).await?;
         let mut listeners = match reach {
             Reach::Offline => Listeners::default(),

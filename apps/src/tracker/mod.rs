@@ -56,8 +56,13 @@ impl TrackerNode {
         })
         .await?;
         let dialer = registry.dialer(loaded)?;
-        let place =
-            Place { data_dir: folder.clone(), kind: NodeKind::Tracker, store: false, role: Role::Records };
+        let place = Place {
+            data_dir: folder.clone(),
+            kind: NodeKind::Tracker,
+            store: false,
+            role: Role::Records,
+            scratch: None,
+        };
         let storage = registry.open_storage(loaded, place).await?;
         let settings = TrackerSettings {
             lease: section.lease.get(),

@@ -97,6 +97,7 @@ impl Store {
             kind: NodeKind::Tracker,
             store: true,
             role: Role::Records,
+            scratch: None,
         };
         let shelf = Shelf::open(registry, loaded, place, dialer, key).await?;
         // A listener that means every address is dialled on loopback.

@@ -10,8 +10,9 @@
 //! | --- | --- | --- |
 //! | `meta` | `format` | CBOR map: `v` the format version, `what` = `"catalogue"` |
 //! | `meta` | `catalogue` | the catalogue id, 16 random bytes |
-//! | `meta` | `stamp` | u64: when a tracker last wrote renewals, ms since 1970 |
+//! | `meta` | `stamp` | u64: when a tracker last wrote renewals, ms since 1970; while it gives grace, that of the grace |
 //! | `meta` | `numbers` | u64: the first number that no tracker has taken for files and peers |
+//! | `meta` | `swept`, `forgot` | u64: when a tracker last began to look after all peers, or all files, ms since 1970 |
 //! | `meta` | `reserved` | [`ReservedRecord`]: bytes and number of pins |
 //! | `versions` | name, 0, u64 `!version` | [`VersionRecord`] |
 //! | `files` | file id | [`FileEntry`]: the latest publication of the file |

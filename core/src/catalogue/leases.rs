@@ -3,7 +3,9 @@
 //! A lease is per peer. A renewal is remembered here and written down in batches ([`LeaseTable::take`]), so that
 //! other trackers on the same database see it. Together with each batch goes a stamp: when some tracker last
 //! looked after the leases. A tracker that starts gives those who were alive at that stamp one lease to come
-//! back. States of a peer, by the time since its last renewal:
+//! back. A tracker that could not reach the database for a while does the same for those who were alive when it last
+//! did: nobody could renew meanwhile, or no other tracker could tell of it. States of a peer, by the time since its
+//! last renewal:
 //!
 //! ```text
 //! hello, renew -> alive --one lease, or leave--> away --retention--> removed with its claims
@@ -41,7 +43,7 @@ pub struct Renewal {
 pub struct Flush {
     /// The newest renewal of each peer.
     pub renewals: Vec<(PeerNumber, Renewal)>,
-    /// The stamp: no renewal before it is missing from the database once this is written.
+    /// The stamp: who was alive then has had the time to renew ever since, or still has it.
     pub stamp: u64,
 }
 
@@ -67,6 +69,10 @@ struct Grace {
 pub struct LeaseTable {
     rules: LeaseRules,
     grace: Option<Grace>,
+    /// When the database was last reached.
+    reached: u64,
+    /// While the database is away: the stamp of the grace that will follow.
+    away: Option<u64>,
     pending: HashMap<PeerNumber, Renewal>,
     stamped: u64,
     /// From then on no lease that this tracker renewed or gave grace to can be alive.
@@ -78,7 +84,8 @@ impl LeaseTable {
     pub fn new(rules: LeaseRules, stamp: Option<u64>, now: u64) -> Self {
         let until = now.saturating_add(rules.lease);
         let grace = stamp.map(|stamp| Grace { stamp, until });
-        Self { rules, grace, pending: HashMap::new(), stamped: 0, quiet_from: until }
+        let pending = HashMap::new();
+        Self { rules, grace, reached: now, away: None, pending, stamped: 0, quiet_from: until }
     }
 
     /// The lengths of time.
@@ -86,16 +93,15 @@ impl LeaseTable {
         self.rules
     }
 
-    fn renewed(&self, peer: PeerNumber, record: &LeaseRecord) -> u64 {
-        match self.pending.get(&peer) {
-            Some(renewal) if renewal.session == record.session => record.renewed.max(renewal.at),
-            _ => record.renewed,
-        }
+    /// When the peer's session was renewed by what is not written down yet.
+    fn pending(&self, peer: PeerNumber, record: &LeaseRecord) -> Option<u64> {
+        let renewal = self.pending.get(&peer).filter(|renewal| renewal.session == record.session)?;
+        Some(renewal.at)
     }
 
-    fn covers(&self, renewed: u64, at: u64) -> bool {
-        // A renewal far in the future is one of a clock that was wrong; it must not live for ever.
-        renewed <= at.saturating_add(self.rules.lease) && at < renewed.saturating_add(self.rules.lease)
+    /// Whether a renewal is so far in the future that it is one of a clock that was wrong; it must not live for ever.
+    pub fn is_impossible(&self, renewed: u64, now: u64) -> bool {
+        renewed > now.saturating_add(self.rules.lease)
     }
 
     /// Whether the peer counts as alive.
@@ -108,10 +114,38 @@ impl LeaseTable {
         if record.left {
             return None;
         }
-        let renewed = self.renewed(peer, record);
-        let leased = self.covers(renewed, now).then(|| renewed.saturating_add(self.rules.lease));
-        let graced = |grace: &Grace| now < grace.until && self.covers(record.renewed, grace.stamp);
-        leased.max(self.grace.filter(graced).map(|grace| grace.until))
+        let end = |renewed: u64| renewed.saturating_add(self.rules.lease);
+        let leased = |renewed: u64| {
+            let covered = !self.is_impossible(renewed, now) && now < end(renewed);
+            covered.then(|| end(renewed))
+        };
+        let graced = |grace: &Grace| {
+            let alive = grace.stamp < end(record.renewed) && !self.is_impossible(record.renewed, now);
+            alive && now < grace.until
+        };
+        let grace = match self.away {
+            Some(stamp) => Some(Grace { stamp, until: now.saturating_add(self.rules.lease) }),
+            None => self.grace,
+        };
+        let pending = self.pending(peer, record).and_then(leased);
+        leased(record.renewed).max(pending).max(grace.filter(graced).map(|grace| grace.until))
+    }
+
+    /// The database could not be reached. Until one lease after it is reached again, those live who were alive when it
+    /// was reached last.
+    pub fn missed(&mut self) {
+        let reached = self.reached;
+        let held = self.grace.filter(|grace| reached < grace.until);
+        self.away.get_or_insert_with(|| held.map_or(reached, |grace| grace.stamp.min(reached)));
+    }
+
+    /// The database was reached; says whether it had been away.
+    pub fn reached(&mut self, now: u64) -> bool {
+        self.reached = now;
+        let Some(stamp) = self.away.take() else { return false };
+        self.grace = Some(Grace { stamp, until: now.saturating_add(self.rules.lease) });
+        self.saw_alive(now);
+        true
     }
 
     /// A peer renewed its lease.
@@ -137,7 +171,10 @@ impl LeaseTable {
         }
         // They stay here until they are written: meanwhile the database does not say that these peers are alive.
         let renewals = self.pending.iter().map(|(peer, renewal)| (*peer, *renewal)).collect();
-        Some(Flush { renewals, stamp: now })
+        // Whoever starts in the middle of a grace gives the same one.
+        let held = self.grace.filter(|grace| now < grace.until).map(|grace| grace.stamp);
+        let stamp = self.away.or(held).map_or(now, |stamp| stamp.min(now));
+        Some(Flush { renewals, stamp })
     }
 
     /// These renewals were written down, or count no longer. Newer ones stay for the next flush.
@@ -160,7 +197,8 @@ impl LeaseTable {
             let due = now >= record.hello.saturating_add(self.rules.settle);
             return if due && !record.settled { Verdict::Settle } else { Verdict::Keep };
         }
-        let away = now.saturating_sub(self.renewed(peer, record));
+        let renewed = self.pending(peer, record).unwrap_or_default().max(record.renewed);
+        let away = now.saturating_sub(renewed);
         // A clock that was put back says nothing about how long the peer has been away.
         if away >= self.rules.retention { Verdict::Remove } else { Verdict::Keep }
     }
@@ -222,6 +260,41 @@ mod tests {
         let table = LeaseTable::new(RULES, None, 0);
         assert!(!table.is_alive(peer(1), &record(1, 1_000_000), 1000));
         assert_eq!(table.verdict(peer(1), &record(1, 1_000_000), 1000), Verdict::Keep);
+    }
+
+    #[test]
+    fn whoever_lived_when_the_database_went_away_has_one_lease_to_come_back_once_it_is_there_again() {
+        let mut table = LeaseTable::new(RULES, None, 1000);
+        assert!(!table.reached(1005));
+        table.missed();
+        table.missed();
+        let (lived, dead) = (record(1, 990), record(1, 975));
+        assert!(table.is_alive(peer(1), &lived, 2000), "nobody could renew");
+        assert!(!table.is_alive(peer(1), &dead, 2000), "dead before already");
+        assert_eq!(table.take(2000).unwrap().stamp, 1005, "who starts now gives the same grace");
+        assert!(table.reached(2000));
+        assert!(table.is_alive(peer(1), &lived, 2029));
+        assert!(!table.is_alive(peer(1), &lived, 2030), "the grace is one lease");
+        assert!(!table.is_alive(peer(1), &dead, 2001));
+        assert_eq!(table.take(2010).unwrap().stamp, 1005);
+        assert_eq!(table.take(2030).unwrap().stamp, 2030);
+    }
+
+    #[test]
+    fn an_outage_in_the_middle_of_a_grace_goes_on_with_it() {
+        let mut table = LeaseTable::new(RULES, Some(500), 1000);
+        table.missed();
+        table.reached(1100);
+        assert!(table.is_alive(peer(1), &record(1, 490), 1129));
+        assert!(!table.is_alive(peer(1), &record(1, 490), 1130));
+    }
+
+    #[test]
+    fn a_renewal_counts_beside_one_that_a_wrong_clock_left() {
+        let mut table = LeaseTable::new(RULES, None, 0);
+        table.renew(peer(1), SessionId([1; 16]), 1000);
+        assert!(table.is_alive(peer(1), &record(1, 1_000_000), 1029));
+        assert!(!table.is_alive(peer(1), &record(1, 1_000_000), 1030));
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub mod peers;
 pub mod pins;
 pub mod providers;
 pub mod remembered;
+#[cfg(any(test, feature = "testkit"))]
+pub mod several;
 pub mod sweep;
 
 use std::ops::Range;
@@ -70,6 +72,24 @@ pub struct Catalogue {
 struct Counts {
     versions: AtomicU64,
     peers: AtomicU64,
+}
+
+/// What one tracker does for all on the same database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// [`Catalogue::sweep_peers`].
+    Sweep,
+    /// [`Catalogue::forget_files`].
+    Forget,
+}
+
+impl Task {
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Sweep => "swept",
+            Self::Forget => "forgot",
+        }
+    }
 }
 
 /// What decides over peers and files.
@@ -168,8 +188,9 @@ impl Catalogue {
                 None => batch.require_absent(META, key.clone()),
             };
             batch.put(META, key.clone(), layout::number(end));
-            // Of a commit of which the outcome is not known the numbers are lost.
-            if !self.try_commit(batch, Durability::Buffered).await? {
+            // Of a commit of which the outcome is not known the numbers are lost. Durable, because a server that forgets it in a
+            // crash would give the same numbers to another tracker.
+            if !self.try_commit(batch, Durability::Durable).await? {
                 continue;
             }
             *numbers = begin + 1..end;
@@ -181,6 +202,26 @@ impl Catalogue {
 
     fn highest_number(&self) -> u64 {
         self.highest_number.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is this tracker's turn to do what one tracker does for all of them every `period` milliseconds. The key
+    /// says when one last began.
+    pub async fn take_turn(&self, task: Task, period: u64, now: u64) -> Result<bool, StorageError> {
+        let key = layout::meta_key(task.key());
+        let last = self.read(META, &key).await?;
+        let at = last.as_ref().map(|raw| layout::read_number(META, raw)).transpose()?;
+        // Clocks differ a little, and so does the time between two tries.
+        let period = period - period / 10;
+        if at.is_some_and(|at| at.abs_diff(now) < period) {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        match last {
+            Some(last) => batch.require(META, key.clone(), last),
+            None => batch.require_absent(META, key.clone()),
+        };
+        batch.put(META, key, layout::number(now));
+        self.try_commit(batch, Durability::Buffered).await
     }
 
     /// Versions of names in the catalogue, as counted by the last [`Catalogue::count`] and seen since.

@@ -256,7 +256,8 @@ impl Catalogue {
         Ok(record.map(|record| (record, raw)))
     }
 
-    /// The session's peer lives for one more lease. Written down by the next [`Catalogue::flush`].
+    /// The session's peer lives for one more lease. Written down by the next [`Catalogue::flush`], or at once where the peer
+    /// was not alive: other trackers are to know, and whoever is about to clear it away.
     pub async fn renew(&self, session: SessionId, now: u64) -> Result<Session, CatalogueError> {
         let (valid, lease) = self.authorized(session, now).await?;
         let returns = {
@@ -266,6 +267,12 @@ impl Catalogue {
             returns
         };
         if returns {
+            let renewal = [(valid.number, Renewal { session, at: now })];
+            let over = self.write_renewals(&renewal, now).await?;
+            self.leases.lock().written(&renewal);
+            if !over.is_empty() {
+                return Err(CatalogueError::Unauthorized);
+            }
             self.remembered.peers_changed();
         }
         Ok(valid)
@@ -342,9 +349,30 @@ impl Catalogue {
     }
 
     /// Writes down the renewals since the last flush, and the stamp. What cannot be written comes again with the
-    /// next flush.
+    /// next flush. Where there is nothing to write, it looks whether the database is there: a tracker that cannot reach it
+    /// must know, see [`super::leases`].
     pub async fn flush(&self, now: u64) -> Result<(), StorageError> {
-        let Some(Flush { renewals, stamp }) = self.leases.lock().take(now) else { return Ok(()) };
+        let flush = self.leases.lock().take(now);
+        let flushed = match flush {
+            Some(flush) => self.write(flush, now).await,
+            None => self.read(META, &layout::meta_key("stamp")).await.map(drop),
+        };
+        match &flushed {
+            Ok(()) => {
+                if self.leases.lock().reached(now) {
+                    tracing::info!("the database is there again");
+                    self.remembered.peers_changed();
+                }
+            }
+            // Somebody else wrote.
+            Err(StorageError::Conflict) => {}
+            Err(_) => self.leases.lock().missed(),
+        }
+        flushed
+    }
+
+    async fn write(&self, flush: Flush, now: u64) -> Result<(), StorageError> {
+        let Flush { renewals, stamp } = flush;
         for chunk in renewals.chunks(FLUSH_BATCH) {
             self.write_renewals(chunk, now).await?;
             self.leases.lock().written(chunk);
@@ -356,23 +384,33 @@ impl Catalogue {
         Ok(())
     }
 
-    async fn write_renewals(&self, renewals: &[(PeerNumber, Renewal)], now: u64) -> Result<(), StorageError> {
+    /// Writes renewals down where they count: returns the peers whose sessions are over. A renewal that another tracker
+    /// took later stays.
+    async fn write_renewals(
+        &self,
+        renewals: &[(PeerNumber, Renewal)],
+        now: u64,
+    ) -> Result<Vec<PeerNumber>, StorageError> {
         let keys: Vec<_> = renewals.iter().map(|(peer, _)| layout::peer_key(*peer)).collect();
         for _ in 0..FLUSH_ATTEMPTS {
             let mut batch = Batch::new();
-            let mut written = Vec::new();
+            let (mut written, mut over) = (Vec::new(), Vec::new());
             for (((peer, renewal), key), raw) in
                 renewals.iter().zip(&keys).zip(self.storage.get(LEASES, &keys).await?)
             {
-                let Some(raw) = raw else { continue };
-                let record = layout::decode::<LeaseRecord>(LEASES, &raw);
-                let Some(record) = self.damage.pass_over(record, now)? else {
-                    // Its next renewal looks into the database again, and leads to a new session.
+                let record = match &raw {
+                    Some(raw) => self.damage.pass_over(layout::decode::<LeaseRecord>(LEASES, raw), now)?,
+                    None => None,
+                };
+                let current = record.filter(|record| record.session == renewal.session && !record.left);
+                let (Some(raw), Some(record)) = (raw, current) else {
+                    // The next renewal looks into the database again, and leads to a new session.
                     self.cache.lock().forget(*peer);
+                    over.push(*peer);
                     continue;
                 };
-                // Another session began or this one was left: its renewals no longer count.
-                if record.session != renewal.session || record.left || record.renewed == renewal.at {
+                let impossible = self.leases.lock().is_impossible(record.renewed, now);
+                if record.renewed >= renewal.at && !impossible {
                     continue;
                 }
                 let record = LeaseRecord { renewed: renewal.at, ..record };
@@ -381,7 +419,7 @@ impl Catalogue {
                 written.push((*peer, record));
             }
             if batch.is_empty() {
-                return Ok(());
+                return Ok(over);
             }
             if self.try_commit(batch, Durability::Buffered).await? {
                 let mut cache = self.cache.lock();
@@ -389,7 +427,7 @@ impl Catalogue {
                     let at = record.renewed;
                     cache.remember(peer, Lease::new(record), at, self.fresh);
                 }
-                return Ok(());
+                return Ok(over);
             }
         }
         Err(StorageError::Conflict)

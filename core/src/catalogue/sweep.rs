@@ -133,19 +133,23 @@ impl Catalogue {
         record: &LeaseRecord,
         raw: &Bytes,
     ) -> Result<bool, StorageError> {
+        let mut raw = raw.clone();
         loop {
             let page = self.offers_page(peer, None).await?;
             let mut batch = Batch::new();
-            batch.require(LEASES, layout::peer_key(peer), raw.clone());
+            batch.require(LEASES, layout::peer_key(peer), raw);
             for (file, _) in &page {
                 super::providers::delete_claim(&mut batch, peer, *file);
             }
+            // With the first claim the session ends: a peer that comes back now says hello and announces all again.
+            batch.delete(SESSIONS, layout::session_key(record.session));
+            raw = layout::encode(&LeaseRecord { left: true, ..record.clone() });
             if page.is_empty() {
                 batch.delete(LEASES, layout::peer_key(peer));
                 batch.delete(CLEARED, layout::peer_key(peer));
                 batch.delete(PEERS, layout::peer_id_key(&record.id));
-                batch.delete(SESSIONS, layout::session_key(record.session));
             } else {
+                batch.put(LEASES, layout::peer_key(peer), raw.clone());
                 super::providers::note_cleared(&mut batch, peer);
             }
             if !self.try_commit(batch, Durability::Buffered).await? {

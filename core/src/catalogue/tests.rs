@@ -296,6 +296,15 @@ async fn a_file_that_nobody_offers_is_forgotten_in_time_and_one_that_comes_back_
 }
 
 #[tokio::test]
+async fn several_trackers_on_one_database_are_one() {
+    super::several::run_all(async || {
+        let storage = storage();
+        [Arc::clone(&storage), Arc::clone(&storage), storage]
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn one_damaged_entry_keeps_a_sweep_from_nothing_else() {
     let storage = storage();
     let catalogue = open(&storage, START).await;

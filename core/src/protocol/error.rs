@@ -114,6 +114,10 @@ impl From<StorageError> for ErrorReply {
                 Self::new(ErrorCode::TooLarge, "this is more than the database holds")
             }
             StorageError::Closed => Self::new(ErrorCode::Busy, "shutting down"),
+            StorageError::Unavailable { .. } => {
+                let message = "the database is not available at the moment";
+                Self::new(ErrorCode::Storage, message).retry_after(Duration::from_secs(1))
+            }
             _ => Self::new(ErrorCode::Storage, "the database failed").retry_after(Duration::from_secs(1)),
         }
     }

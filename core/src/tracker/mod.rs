@@ -23,4 +23,6 @@ mod presence_tests;
 #[cfg(test)]
 mod service_tests;
 #[cfg(test)]
+mod several_tests;
+#[cfg(test)]
 mod testing;

@@ -14,9 +14,9 @@ use super::nonce::Nonces;
 use super::pace::Pace;
 use super::pin::PinStore;
 use super::settings::{TrackerSettings, millis};
-use crate::catalogue::Catalogue;
 use crate::catalogue::names::ListPage;
 use crate::catalogue::peers::Session;
+use crate::catalogue::{Catalogue, Task};
 use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
 use crate::model::record::Publication;
@@ -108,6 +108,9 @@ impl TrackerService {
         let mut ticks = interval(self.settings.sweep);
         loop {
             ticks.tick().await;
+            if !self.is_our_turn(Task::Sweep, self.settings.sweep).await {
+                continue;
+            }
             match self.catalogue.sweep_peers(self.clock.now_ms()).await {
                 Ok(swept) => tracing::debug!(?swept, "looked after the peers"),
                 Err(error) => tracing::warn!(%error, "could not look after the peers"),
@@ -121,12 +124,27 @@ impl TrackerService {
         ticks.tick().await;
         loop {
             ticks.tick().await;
+            // What other trackers added.
+            if let Err(error) = self.catalogue.count().await {
+                tracing::warn!(%error, "the catalogue could not be counted");
+            }
+            if !self.is_our_turn(Task::Forget, self.settings.forget_interval()).await {
+                continue;
+            }
             match self.catalogue.forget_files(millis(self.settings.forget), self.clock.now_ms()).await {
                 Ok(0) => {}
                 Ok(files) => tracing::info!(files, "forgot files that nobody offers any more"),
                 Err(error) => tracing::warn!(%error, "could not look after the files"),
             }
         }
+    }
+
+    async fn is_our_turn(&self, task: Task, period: Duration) -> bool {
+        let turn = self.catalogue.take_turn(task, millis(period), self.clock.now_ms()).await;
+        turn.unwrap_or_else(|error| {
+            tracing::warn!(%error, ?task, "could not find out whether another tracker looks after it");
+            false
+        })
     }
 
     async fn session(&self, session: SessionId) -> Result<Session, ErrorReply> {

@@ -24,7 +24,6 @@ use crate::protocol::message::CatalogueId;
 use crate::protocol::server;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
-use crate::storage::memory::Memory;
 use crate::tracker::clock::Clock;
 use crate::transport::Listener;
 use crate::transport::dialer::Dialer;
@@ -71,7 +70,7 @@ impl World {
         Arc::new(Trackers::new(&self.dialer(), at.iter().map(|text| endpoint(text))))
     }
 
-    pub(super) async fn tracker(&self, at: &str, storage: &Arc<Memory>) -> Tracker {
+    pub(super) async fn tracker<S: Storage>(&self, at: &str, storage: &Arc<S>) -> Tracker {
         let settings = TrackerSettings::default();
         let storage: Arc<dyn Storage> = storage.clone();
         let catalogue = Catalogue::open(storage, settings.rules(), self.clock.now_ms()).await.unwrap();

@@ -113,7 +113,7 @@ fn places(loaded: &Loaded, data_dir: &Path) -> Vec<(&'static str, Meaning, Place
     let kind = loaded.kind;
     let place = |store: bool, role| {
         let data_dir = if store { data_dir.join("store") } else { data_dir.to_owned() };
-        Place { data_dir, kind, store, role }
+        Place { data_dir, kind, store, role, scratch: None }
     };
     let in_database = loaded.config.library.content == ContentKind::Database;
     let mut places = Vec::new();

@@ -1,5 +1,6 @@
 //! What a case works with: a storage that remembers the operations on it.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,14 @@ const RELEASE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(super) struct Broken(pub(super) String);
 
+impl Broken {
+    pub(super) fn by_panic(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a text");
+        Self(format!("no call panics, but one did: {text}"))
+    }
+}
+
 impl From<StorageError> for Broken {
     fn from(error: StorageError) -> Self {
         Self(format!("a call without a fault succeeds, but the last one gave: {error} ({error:?})"))
@@ -37,11 +46,41 @@ macro_rules! ensure {
 }
 pub(super) use ensure;
 
+/// The operations of a case. Clones mean the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Operations(Arc<Mutex<Remembered>>);
+
+#[derive(Debug, Default)]
+struct Remembered {
+    count: u64,
+    last: VecDeque<String>,
+}
+
+impl Operations {
+    pub(super) fn remember(&self, operation: String) {
+        let mut remembered = self.0.lock();
+        remembered.count += 1;
+        if remembered.last.len() == REMEMBERED {
+            remembered.last.pop_front();
+        }
+        remembered.last.push_back(operation);
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.0.lock().count
+    }
+
+    /// The last of them, oldest first.
+    pub(super) fn last(&self) -> Vec<String> {
+        self.0.lock().last.iter().cloned().collect()
+    }
+}
+
 /// A storage whose operations are remembered. Clones share the memory.
 #[derive(Debug, Clone)]
 pub(super) struct Probe {
     storage: Arc<dyn Storage>,
-    operations: Arc<Mutex<VecDeque<String>>>,
+    operations: Operations,
 }
 
 impl Probe {
@@ -55,11 +94,7 @@ impl Probe {
             Ok(value) => show(value),
             Err(error) => format!("error: {error}"),
         };
-        let mut operations = self.operations.lock();
-        if operations.len() == REMEMBERED {
-            operations.pop_front();
-        }
-        operations.push_back(format!("{} -> {outcome}", operation()));
+        self.operations.remember(format!("{} -> {outcome}", operation()));
     }
 
     pub(super) async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
@@ -171,9 +206,20 @@ pub(super) struct Bench<'a, B: Builder> {
 }
 
 impl<'a, B: Builder> Bench<'a, B> {
-    pub(super) async fn new(builder: &'a B, place: B::Place) -> Result<Self, Broken> {
-        let storage = builder.open(&place).await?;
-        Ok(Self { builder, probe: Probe { storage, operations: Arc::default() }, place })
+    pub(super) async fn new(builder: &'a B, operations: Operations) -> Result<Self, Broken> {
+        let place = builder.place();
+        let opened = builder.open(&place).await;
+        let shown = opened.as_ref().map_or_else(|error| format!("error: {error}"), |_| "ok".to_owned());
+        operations.remember(format!("open -> {shown}"));
+        Ok(Self { builder, probe: Probe { storage: opened?, operations }, place })
+    }
+
+    pub(super) const fn place(&self) -> &B::Place {
+        &self.place
+    }
+
+    pub(super) fn note(&self, operation: String) {
+        self.probe.operations.remember(operation);
     }
 
     /// Closes the storage and opens it again.
@@ -186,10 +232,12 @@ impl<'a, B: Builder> Bench<'a, B> {
     pub(super) async fn drop_and_open(&mut self) -> Result<(), Broken> {
         let nothing: Arc<dyn Storage> = Arc::new(crate::storage::memory::Memory::new());
         self.probe.storage = nothing;
+        self.note("drop".to_owned());
         self.open_again().await
     }
 
-    async fn open_again(&mut self) -> Result<(), Broken> {
+    /// Opens the storage when nobody has it open any more.
+    pub(super) async fn open_again(&mut self) -> Result<(), Broken> {
         let deadline = tokio::time::Instant::now() + RELEASE;
         let opened = loop {
             match self.builder.open(&self.place).await {
@@ -207,10 +255,6 @@ impl<'a, B: Builder> Bench<'a, B> {
 
     pub(super) async fn finish(&self) -> Result<(), Broken> {
         Ok(self.probe.close().await?)
-    }
-
-    pub(super) fn operations(&self) -> Vec<String> {
-        self.probe.operations.lock().iter().cloned().collect()
     }
 }
 

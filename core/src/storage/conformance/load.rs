@@ -1,4 +1,4 @@
-//! What the benches of the backends measure: the loads of a tracker and of a peer.
+//! What is measured of a backend, by its benches and by `enjambre storage bench`: the loads of a tracker and of a peer.
 
 use std::sync::Arc;
 
@@ -8,17 +8,27 @@ use crate::storage::Storage;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
 
-const RECORDS: Space = Space::new("records");
-const PIECES: Space = Space::new("pieces");
+/// Where small records go.
+pub const RECORDS: Space = Space::new("records");
+/// Where content goes.
+pub const PIECES: Space = Space::new("pieces");
 
 /// The size of a record's value in bytes: about what a provider entry has.
 const RECORD: usize = 200;
 
-fn key(number: u64) -> Key {
+/// The key of a record or a value of content. Keys that follow each other are not neighbours.
+pub fn key(number: u64) -> Key {
     // As long as a key of a catalogue: a tag and two ids.
     let mut bytes = [0x5a; 66];
     bytes[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
     Key::new(bytes.to_vec()).expect("66 bytes")
+}
+
+/// A batch that writes one small record.
+pub fn record(number: u64) -> Batch {
+    let mut batch = Batch::new();
+    batch.put(RECORDS, key(number), vec![number as u8; RECORD]);
+    batch
 }
 
 /// Commits `each` small records one by one from each of `writers` tasks, all durable.
@@ -32,9 +42,7 @@ pub async fn durable_commits(
         let storage = storage.clone();
         tasks.spawn(async move {
             for number in 0..each {
-                let mut batch = Batch::new();
-                batch.put(RECORDS, key(writer << 32 | number), vec![number as u8; RECORD]);
-                storage.commit(batch, Durability::Durable).await?;
+                storage.commit(record(writer << 32 | number), Durability::Durable).await?;
             }
             Ok(())
         });

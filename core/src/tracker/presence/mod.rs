@@ -289,8 +289,9 @@ impl Presence {
                         // Its worker begins another session.
                         self.shared.end_session(catalogue, session);
                     }
-                    Err(TrackerError::Unreachable { .. }) => {
-                        // Its worker finds out, and once there is news it is tried again.
+                    Err(error) if error.code().is_none_or(|code| code == ErrorCode::Storage) => {
+                        // Nobody is there, or no database behind it: its worker finds out, and once there is news it is tried
+                        // again.
                         tried.remove(&(session, endpoint));
                         self.shared.suspect(catalogue);
                     }

@@ -205,8 +205,9 @@ impl Worker {
 
     async fn renew(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
         let begun = Instant::now();
-        // Silence must not use up the lease: another tracker may take the renewal.
-        let renewed = timeout(lease.third.max(SHORTEST_WAIT), self.client.renew(lease.session)).await;
+        // Silence must not use up the lease: another tracker may take the renewal, and in time even if the silent one did
+        // not write down the one before.
+        let renewed = timeout((lease.third / 2).max(SHORTEST_WAIT), self.client.renew(lease.session)).await;
         let silent = |_| {
             let endpoint = self.client.endpoint().clone();
             let reason = format!("{endpoint} did not answer in time");
@@ -283,7 +284,7 @@ impl Worker {
     }
 
     /// Publishes, or leaves it in the outbox where the tracker refuses: it is tried again later, and must not keep
-    /// the rest from being sent.
+    /// the rest from being sent. Where the tracker's database is away, nothing can be sent.
     async fn publish(
         &self,
         catalogue: CatalogueId,
@@ -292,7 +293,9 @@ impl Worker {
     ) -> Result<(), Stop> {
         match self.client.publish(session, publication).await {
             Ok(_) => Ok(self.shared.source.mark_published(catalogue, publication).await?),
-            Err(TrackerError::Refused { error, .. }) if error.code != ErrorCode::Unauthorized => {
+            Err(TrackerError::Refused { error, .. })
+                if !matches!(error.code, ErrorCode::Unauthorized | ErrorCode::Storage) =>
+            {
                 tracing::warn!(name = %publication.name, %error, "a publication was refused");
                 Ok(())
             }

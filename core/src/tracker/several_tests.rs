@@ -1,0 +1,157 @@
+//! Several trackers on one database, under the runtime's clock: while trackers come and go, and while the database is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::error::TrackerError;
+use super::presence::Presence;
+use super::testing::{Shelf, World, file};
+use crate::protocol::error::ErrorCode;
+use crate::storage::Storage;
+use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
+use crate::storage::memory::Memory;
+
+const AT: [&str; 3] = ["memory://a:1", "memory://b:1", "memory://c:1"];
+
+/// A database that can be away.
+fn database() -> Arc<FaultyStorage> {
+    Arc::new(FaultyStorage::new(Arc::new(Memory::new()), 1))
+}
+
+fn take_away(database: &FaultyStorage) {
+    for operation in [Operation::Get, Operation::Scan, Operation::Commit, Operation::Sync] {
+        database.add(operation, When::Always, Fault::Unavailable);
+    }
+}
+
+/// How many sessions the database has seen begin: each takes a key of its own away and puts another.
+async fn sessions(database: &FaultyStorage) -> Vec<Vec<u8>> {
+    let all = crate::storage::value::KeyRange::all();
+    let page = database.scan(crate::catalogue::layout::SESSIONS, all, 100).await.unwrap();
+    page.into_iter().map(|(key, _)| key.as_bytes().to_vec()).collect()
+}
+
+/// What each tracker by itself says of how many have the file.
+async fn counts(world: &World, n: u32) -> Vec<usize> {
+    let mut counts = Vec::new();
+    for at in AT {
+        counts.push(world.trackers(&[at]).providers(&file(n)).await.unwrap().len());
+    }
+    counts
+}
+
+async fn peers(world: &World, count: u32) -> (Vec<Presence>, Vec<Arc<Shelf>>) {
+    let (mut peers, mut shelves) = (Vec::new(), Vec::new());
+    for n in 0..count {
+        let shelf = Arc::new(Shelf::default());
+        let publication = shelf.outbox(&format!("own {n}"), 100 + n);
+        let mut at = AT;
+        at.rotate_left(n as usize % 3);
+        let peer = world.peer(&shelf, &at);
+        peer.publish(&publication).await.unwrap();
+        shelf.put(1);
+        peer.offer(super::testing::offer(1));
+        peers.push(peer);
+        shelves.push(shelf);
+    }
+    (peers, shelves)
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_alive_is_ever_missing_at_any_tracker_while_trackers_come_and_go() {
+    let (world, database) = (World::new(), database());
+    let mut trackers = Vec::new();
+    for at in AT {
+        trackers.push(Some(world.tracker(at, &database).await));
+    }
+    let first = Arc::new(Shelf::default());
+    let publisher = world.peer(&first, &AT);
+    publisher.publish(&first.outbox("film", 1)).await.unwrap();
+    let (peers, _shelves) = peers(&world, 6).await;
+    sleep(Duration::from_secs(6)).await;
+    let begun = sessions(&database).await;
+    for round in 0..6 {
+        // One at a time is killed in the moment before it would have written, and comes back half a minute later.
+        trackers[round % 3].take().unwrap().kill().await;
+        for _ in 0..30 {
+            sleep(Duration::from_secs(1)).await;
+            for (place, at) in AT.iter().enumerate() {
+                if trackers[place].is_some() {
+                    let providers = world.trackers(&[at]).providers(&file(1)).await.unwrap();
+                    assert_eq!(providers.len(), 7, "{at} in round {round}");
+                }
+            }
+        }
+        trackers[round % 3] = Some(world.tracker(AT[round % 3], &database).await);
+    }
+    assert_eq!(sessions(&database).await, begun, "nobody had to announce everything again");
+    drop((peers, publisher));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_the_database_is_said_and_survived_with_all_sessions() {
+    for outage in [3, 20, 100, 1000] {
+        let (world, database) = (World::new(), database());
+        for at in AT {
+            std::mem::forget(world.tracker(at, &database).await);
+        }
+        let first = Arc::new(Shelf::default());
+        let publisher = world.peer(&first, &AT);
+        publisher.publish(&first.outbox("film", 1)).await.unwrap();
+        let (peers, shelves) = peers(&world, 6).await;
+        sleep(Duration::from_secs(6)).await;
+        assert_eq!(counts(&world, 1).await, [7, 7, 7]);
+        let begun = sessions(&database).await;
+
+        take_away(&database);
+        sleep(Duration::from_secs(outage)).await;
+        let asked = world.trackers(&AT).find("nowhere").await.unwrap_err();
+        let TrackerError::Refused { error, .. } = &asked else { panic!("{asked:?}") };
+        assert_eq!((error.code, error.retry_after_ms), (ErrorCode::Storage, Some(1000)));
+        // What is published meanwhile is told to have failed for now, or made once it can be.
+        let late = shelves[0].outbox("late", 50);
+        let publishing = peers[0].publish(&late);
+        let back = async {
+            sleep(Duration::from_secs(2)).await;
+            database.clear();
+            // At once, and for as long as it may take until all have renewed.
+            for second in 0..60 {
+                assert_eq!(counts(&world, 1).await, [7, 7, 7], "{second} s after {outage} s without");
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let (published, ()) = tokio::join!(publishing, back);
+        if let Err(error) = published {
+            assert!(matches!(error, TrackerError::Unreachable { .. }), "{error}");
+        }
+        let found = async {
+            while world.trackers(&AT).find("late").await.is_err() {
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), found).await.expect("what is in the outbox is published");
+        assert_eq!(sessions(&database).await, begun, "nobody had to announce everything again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tracker_that_starts_after_an_outage_knows_who_was_alive_before() {
+    let (world, database) = (World::new(), database());
+    let _a = world.tracker(AT[0], &database).await;
+    let b = world.tracker(AT[1], &database).await;
+    let shelf = Arc::new(Shelf::default());
+    let peer = world.peer(&shelf, &AT[..2]);
+    peer.publish(&shelf.outbox("film", 1)).await.unwrap();
+    sleep(Duration::from_secs(6)).await;
+    take_away(&database);
+    sleep(Duration::from_secs(100)).await;
+    // The peer is silent from now on, so nothing but the stamp says that it lived.
+    drop(peer);
+    b.kill().await;
+    database.clear();
+    sleep(Duration::from_millis(5100)).await;
+    let _c = world.tracker(AT[2], &database).await;
+    assert_eq!(world.trackers(&AT[2..]).providers(&file(1)).await.unwrap().len(), 1);
+}

@@ -1,0 +1,191 @@
+//! Several processes on one schema are one storage: what holds within one holds between them.
+
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use enjambre_core::catalogue::several::run_all as run_trackers;
+use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Space};
+use enjambre_core::storage::{Role, Storage};
+use enjambre_storage_postgres::{PostgresSettings, Tenancy, open};
+use enjambre_tests::postgres::{Server, fresh_schema};
+use enjambre_tests::wait::LONG;
+use tokio::task::JoinSet;
+
+const A: Space = Space::new("a");
+const B: Space = Space::new("b");
+const WRITERS: usize = 12;
+
+/// Storages with sessions of their own, as if each were another process.
+async fn storages(server: &Server, count: usize) -> Vec<Arc<dyn Storage>> {
+    storages_in(fresh_schema(), server, count).await
+}
+
+async fn storages_in(schema: String, server: &Server, count: usize) -> Vec<Arc<dyn Storage>> {
+    let settings = PostgresSettings {
+        url: server.url().try_into().unwrap(),
+        connect_timeout: LONG,
+        schema: Some(schema),
+        connections: 4,
+        ..PostgresSettings::default()
+    };
+    let mut storages = Vec::new();
+    for _ in 0..count {
+        storages.push(open(&settings, Path::new("/"), Role::Records, Tenancy::Shared).await.unwrap());
+    }
+    storages
+}
+
+fn key(name: impl AsRef<[u8]>) -> Key {
+    Key::new(name.as_ref().to_vec()).unwrap()
+}
+
+async fn value(storage: &dyn Storage, space: Space, key: &Key) -> Option<Bytes> {
+    storage.get(space, std::slice::from_ref(key)).await.unwrap().remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_many_wins() {
+    let Some(server) = Server::shared("several processes on one PostgreSQL schema") else { return };
+    let storages = storages(&server, 3).await;
+    for round in 0..20 {
+        let prize = key(format!("prize {round}"));
+        let mut tasks = JoinSet::new();
+        for writer in 0..WRITERS {
+            let (storage, prize) = (storages[writer % 3].clone(), prize.clone());
+            tasks.spawn(async move {
+                let mut batch = Batch::new();
+                batch.require_absent(A, prize.clone()).put(A, prize, vec![writer as u8]);
+                batch.put(B, key(format!("{round} {writer}")), "won");
+                (writer, storage.commit(batch, Durability::Buffered).await)
+            });
+        }
+        let mut winners = Vec::new();
+        for (writer, outcome) in tasks.join_all().await {
+            match outcome {
+                Ok(()) => winners.push(writer),
+                Err(error) => assert!(matches!(error, StorageError::Conflict), "{error}"),
+            }
+        }
+        assert_eq!(winners.len(), 1, "round {round}");
+        for storage in &storages {
+            let found = value(&**storage, A, &prize).await.unwrap();
+            assert_eq!(found, [winners[0] as u8][..], "each of them sees the winner's value");
+            let marks = storage.scan(B, KeyRange::prefix(format!("{round} ").as_bytes()), 100).await.unwrap();
+            assert_eq!(marks.len(), 1, "nothing of the losers is applied");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_update_is_lost_and_nobody_waits_for_ever() {
+    const EACH: u32 = 8;
+    let Some(server) = Server::shared("counters of several processes in PostgreSQL") else { return };
+    let storages = storages(&server, 2).await;
+    let mut tasks = JoinSet::new();
+    for writer in 0..WRITERS {
+        let storage = storages[writer % 2].clone();
+        tasks.spawn(async move {
+            // Two counters in two spaces, some take one first and some the other.
+            let places = [(A, key("x")), (B, key("y"))];
+            for _ in 0..EACH {
+                loop {
+                    let mut batch = Batch::new();
+                    let order = if writer % 4 < 2 { [0, 1] } else { [1, 0] };
+                    for (space, key) in order.map(|index| &places[index]) {
+                        let before = value(&*storage, *space, key).await;
+                        match before.clone() {
+                            Some(before) => batch.require(*space, key.clone(), before),
+                            None => batch.require_absent(*space, key.clone()),
+                        };
+                        let before =
+                            before.map_or(0, |bytes| u32::from_be_bytes(bytes[..].try_into().unwrap()));
+                        batch.put(*space, key.clone(), (before + 1).to_be_bytes().to_vec());
+                    }
+                    match storage.commit(batch, Durability::Buffered).await {
+                        Ok(()) => break,
+                        Err(error) => assert!(matches!(error, StorageError::Conflict), "{error}"),
+                    }
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+    for (space, name) in [(A, "x"), (B, "y")] {
+        let found = value(&*storages[0], space, &key(name)).await.unwrap();
+        assert_eq!(u32::from_be_bytes(found[..].try_into().unwrap()), WRITERS as u32 * EACH);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_must_be_absent_stays_absent_until_the_commit() {
+    let Some(server) = Server::shared("absent keys in PostgreSQL") else { return };
+    let storages = storages(&server, 2).await;
+    for round in 0..60 {
+        // One of them takes the flag and must find no guest; the other is a guest and must find no flag.
+        let (flag, guest) = (key(format!("flag {round}")), key(format!("guest {round}")));
+        let mut first = Batch::new();
+        first.require_absent(A, guest.clone()).put(A, flag.clone(), "f");
+        let mut second = Batch::new();
+        second.require_absent(A, flag.clone()).put(A, guest.clone(), "g");
+        let (first, second) = tokio::join!(
+            storages[0].commit(first, Durability::Buffered),
+            storages[1].commit(second, Durability::Buffered)
+        );
+        let applied = [&first, &second].into_iter().filter(|outcome| outcome.is_ok()).count();
+        assert_eq!(applied, 1, "exactly one of them comes first: {first:?}, {second:?}");
+        let there = [value(&*storages[0], A, &flag).await, value(&*storages[1], A, &guest).await];
+        assert_eq!(there.iter().flatten().count(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opposite_orders_of_writes_get_through() {
+    let Some(server) = Server::shared("opposite orders in PostgreSQL") else { return };
+    let storages = storages(&server, 2).await;
+    let mut tasks = JoinSet::new();
+    for (which, storage) in storages.iter().enumerate() {
+        for task in 0..4u8 {
+            let storage = storage.clone();
+            tasks.spawn(async move {
+                for round in 0..10u8 {
+                    // Deletes of one are puts of the other, over the same keys.
+                    let mut batch = Batch::new();
+                    for number in 0..20u8 {
+                        if (usize::from(number) + which).is_multiple_of(2) {
+                            batch.put(A, key([number]), vec![task, round]);
+                        } else {
+                            batch.delete(A, key([number]));
+                        }
+                    }
+                    storage.commit(batch, Durability::Buffered).await.unwrap();
+                }
+            });
+        }
+    }
+    tasks.join_all().await;
+    let page = storages[0].scan(A, KeyRange::all(), 100).await.unwrap();
+    assert_eq!(page.len(), 10, "the last batch is there, whole");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_whose_row_was_removed_goes_on() {
+    let Some(server) = Server::shared("forgotten writers in PostgreSQL") else { return };
+    let schema = fresh_schema();
+    let storage = storages_in(schema.clone(), &server, 1).await.remove(0);
+    let mut batch = Batch::new();
+    batch.put(A, key("k"), "v");
+    storage.commit(batch.clone(), Durability::Durable).await.unwrap();
+    server.sql(&format!("DELETE FROM {schema}.enjambre_writers"));
+    storage.commit(batch, Durability::Durable).await.unwrap();
+    storage.sync().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_trackers_are_one() {
+    let Some(server) = Server::shared("several trackers on one PostgreSQL schema") else { return };
+    run_trackers(async || storages(&server, 3).await.try_into().unwrap()).await;
+}

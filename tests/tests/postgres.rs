@@ -1,0 +1,65 @@
+//! Trackers and peers with everything in one PostgreSQL server: catalogue, indexes, and the content of files.
+
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
+use enjambre_tests::content::{MIB, hash_of};
+use enjambre_tests::node::World;
+use enjambre_tests::postgres::{Server, Stop};
+use enjambre_tests::process::Process;
+use enjambre_tests::wait::{LONG, wait_for};
+
+#[test]
+fn two_trackers_are_one_and_files_outlive_a_crash_of_the_server() {
+    let Some(server) = Server::start("trackers and peers with PostgreSQL", "") else { return };
+    let url = format!("storage.postgres.url={}", server.url());
+    let with = |more: &'static str| ["storage.backend=postgres", url.as_str(), more];
+    let world = World::default();
+    let first = world.tracker_with("first", &with("tracker.store.enabled=true"));
+    let second = world.tracker_with("second", &with("tracker.store.enabled=true"));
+    let (file, hash) = world.file("film.bin", 9 * MIB);
+    let a = world.running_peer_with("a", &[&first], &with("storage.postgres.schema=library_a"));
+    let mut b = world.running_peer_with("b", &[&second], &with("storage.postgres.schema=library_b"));
+
+    // Published and pinned at one tracker, found at the other.
+    a.publish(&file, &["--store", "--pin"]);
+    b.run(["get", "film.bin"]).ok();
+
+    // Nobody else gets at the library of a peer.
+    let intruder = world.peer_with("c", &[&first], &with("storage.postgres.schema=library_a"));
+    let output = intruder.run(["library"]);
+    assert_eq!(output.status, Some(1), "{output:?}");
+    assert!(output.stderr.contains("library_a") && output.stderr.contains("in use"), "{output:?}");
+
+    server.stop(Stop::Immediate);
+    b.kill();
+    server.start_again();
+    b.start();
+    wait_for("the trackers answer again", LONG, || b.run(["list"]).status == Some(0));
+    let got = world.path("got.bin");
+    b.run(["export", "film.bin", "-o", got.to_str().unwrap()]).ok();
+    assert_eq!(hash_of(&got), hash);
+    let kept =
+        server.sql("SELECT count(*) FROM information_schema.schemata WHERE schema_name LIKE '%\\_store\\_%'");
+    assert_eq!(kept.trim(), "4", "each tracker has a store of its own, of an index and of content");
+}
+
+#[test]
+fn a_password_is_nowhere_to_be_seen() {
+    let world = World::default();
+    let config = world.path("peer.toml");
+    let url = "postgresql://u:hunter2@localhost/enjambre";
+    std::fs::write(
+        &config,
+        format!("[storage]\nbackend = \"postgres\"\n[storage.postgres]\nurl = \"{url}\"\n"),
+    )
+    .unwrap();
+    let config = config.to_str().unwrap();
+    for args in
+        [&["config", "show", config][..], &["config", "check", config], &["library", "--config", config]]
+    {
+        let output = Process::start(&world.path(""), args).wait(LONG);
+        assert_eq!(output.status, Some(2), "{output:?}");
+        assert!(output.stderr.contains("password_env"), "{output:?}");
+        assert!(!format!("{output:?}").contains("hunter2"), "{output:?}");
+    }
+}
