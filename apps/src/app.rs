@@ -1,4 +1,4 @@
-//! The program as a value: plug-ins, command line, exit code.
+//! The program as a value: its name, its plug-ins, its command line, its exit code.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use enjambre_core::storage::Storage;
 use enjambre_core::transport::Transport;
 use serde::de::DeserializeOwned;
 
-use crate::cli::{self, Cli};
+use crate::cli::{self, Cli, Program};
 use crate::config::sections::TransportLimits;
 use crate::registry::{MakeError, Place, PluginError, Registry, Security};
 use crate::shutdown;
@@ -18,18 +18,26 @@ use crate::shutdown;
 const LINGER: Duration = Duration::from_millis(200);
 
 /// Enjambre with a choice of plug-ins.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct App {
+    program: Program,
     registry: Registry,
 }
 
 impl App {
-    /// With everything that Enjambre brings along.
+    /// The program `enjambre`, with everything that it brings along.
     pub fn stock() -> Self {
-        Self { registry: Registry::stock() }
+        Self { program: Program::stock(), registry: Registry::stock() }
     }
 
-    /// Adds a storage backend under a name, see [`Registry::register_storage`].
+    /// The same as a program of another name, which its help and its version tell: usually the
+    /// `env!("CARGO_PKG_NAME")` and the `env!("CARGO_PKG_VERSION")` of the crate with the `main` function.
+    pub fn named(name: &str, version: &str) -> Self {
+        Self { program: Program::named(name, version), registry: Registry::stock() }
+    }
+
+    /// Adds a storage backend under a name, see [`Registry::register_storage`]: `open` is given what stands in the table
+    /// `[storage.NAME]`, and the place that the storage is for.
     pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F) -> &mut Self
     where
         S: DeserializeOwned,
@@ -51,7 +59,18 @@ impl App {
         self
     }
 
-    /// Adds the transport of a scheme, see [`Registry::register_transport`].
+    /// Adds the transport of a scheme, see [`Registry::register_transport`]. `make` is given `[transport.limits]`.
+    ///
+    /// ```
+    /// use enjambre::App;
+    /// use enjambre::registry::Security;
+    /// use enjambre_core::transport::memory::MemoryNetwork;
+    ///
+    /// let mut app = App::stock();
+    /// // From now on nodes can listen at memory://127.0.0.1:1, which ends with the process.
+    /// let network = MemoryNetwork::new();
+    /// app.register_transport("memory", Security::Authenticated, move |_limits| Ok(network.transport()));
+    /// ```
     pub fn register_transport<F>(
         &mut self,
         scheme: impl Into<String>,
@@ -72,7 +91,7 @@ impl App {
 
     /// Does what these arguments say; the first is the name of the program.
     pub fn run(self, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-        let cli = match Cli::read(arguments) {
+        let cli = match Cli::read(self.program.command(&self.registry), arguments) {
             Ok(cli) => cli,
             Err(error) => {
                 // Help and version are such an "error" as well. Nobody is left to tell if this fails.

@@ -237,7 +237,7 @@ impl Registry {
     }
 
     /// The schemes of the transports, those that are preferred first.
-    fn schemes(&self) -> Vec<&str> {
+    pub fn schemes(&self) -> Vec<&str> {
         self.transports.iter().map(|(name, _)| name.as_str()).collect()
     }
 
@@ -373,25 +373,6 @@ impl Registry {
     }
 }
 
-/// Puts the layers around a storage that are asked for. What is measured is what callers meet, repeats included.
-fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Arc<dyn Storage> {
-    if let Some(prefix) = layers.prefix.get() {
-        storage = Arc::new(PrefixedStorage::new(storage, prefix.clone()));
-    }
-    let patience = Patience { timeout: layers.timeout.get(), retries: layers.retries };
-    if patience != Patience::default() {
-        storage = Arc::new(PatientStorage::new(storage, patience));
-    }
-    if layers.metrics {
-        let name = match role {
-            Role::Records => "database of records",
-            Role::Content => "database of content",
-        };
-        storage = Arc::new(MeteredStorage::new(storage, name));
-    }
-    storage
-}
-
 /// Its data goes with the storage; that of a scratch outlives its storages, so that they can be opened again.
 fn register_memory(registry: &mut Registry) {
     type Disks = Arc<Mutex<BTreeMap<(String, bool), Disk>>>;
@@ -428,6 +409,25 @@ fn on_server(mut settings: PostgresSettings, place: &Place) -> (PostgresSettings
         NodeKind::Peer => Tenancy::Single,
     };
     (settings, tenancy)
+}
+
+/// Puts the layers around a storage that are asked for. What is measured is what callers meet, repeats included.
+fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Arc<dyn Storage> {
+    if let Some(prefix) = layers.prefix.get() {
+        storage = Arc::new(PrefixedStorage::new(storage, prefix.clone()));
+    }
+    let patience = Patience { timeout: layers.timeout.get(), retries: layers.retries };
+    if patience != Patience::default() {
+        storage = Arc::new(PatientStorage::new(storage, patience));
+    }
+    if layers.metrics {
+        let name = match role {
+            Role::Records => "database of records",
+            Role::Content => "database of content",
+        };
+        storage = Arc::new(MeteredStorage::new(storage, name));
+    }
+    storage
 }
 
 /// serde names an unknown field only in its text.

@@ -1,4 +1,4 @@
-//! A program with a storage backend of its own.
+//! A program with a storage backend and a transport of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use enjambre::App;
-use enjambre::registry::Place;
+use enjambre::registry::{MakeError, Place, Security};
 use enjambre_core::storage::Role;
 use enjambre_core::storage::memory::Memory;
+use enjambre_core::transport::memory::MemoryNetwork;
 use parking_lot::Mutex;
 
 #[derive(serde::Deserialize)]
@@ -40,4 +41,28 @@ fn a_registered_backend_is_opened_with_its_own_table() {
     assert_eq!(*opened.lock(), expected);
     assert_eq!(run("storage.mine.color=blue"), format!("{:?}", ExitCode::from(2)), "an unknown key");
     assert_eq!(opened.lock().len(), 2, "it was not opened with an unknown key");
+}
+
+#[test]
+fn a_registered_transport_is_made_with_the_limits_and_its_scheme_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |is_registered: bool, limit: &str| {
+        let mut app = App::named("mine", "1.0");
+        if is_registered {
+            app.register_transport("memory", Security::Authenticated, |limits| match limits.in_flight {
+                0..3 => Ok(MemoryNetwork::new().transport()),
+                _ => Err(MakeError { key: "in_flight".to_owned(), problem: "too many".to_owned() }),
+            });
+        }
+        let data_dir = format!("peer.data_dir={}", folder.path().display());
+        let listen = "transport.listen=[\"memory://127.0.0.1:1\"]";
+        let arguments =
+            ["mine", "library", "--set", &data_dir, "--set", listen, "--set", "storage.backend=memory"];
+        let limit = ["--set", &format!("transport.limits.in_flight={limit}")];
+        format!("{:?}", app.run(arguments.into_iter().chain(limit).map(OsString::from)))
+    };
+    assert_eq!(run(true, "2"), format!("{:?}", ExitCode::SUCCESS));
+    for refused in [run(true, "3"), run(false, "2")] {
+        assert_eq!(refused, format!("{:?}", ExitCode::from(2)));
+    }
 }

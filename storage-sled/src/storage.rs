@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -71,9 +71,7 @@ struct Panicked;
 impl Sled {
     pub(crate) fn open(options: &Options) -> Result<Self, StorageError> {
         let path = options.path.as_path();
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder)
-            .map_err(|error| StorageError::backend(format!("make the folder {}", folder.display()), error))?;
+        place::make_folder(path)?;
         let lock = Arc::new(place::lock(path)?);
         let db = open_patiently(options)?;
         format::prepare(&db, path, options.role)?;
@@ -81,10 +79,8 @@ impl Sled {
         let failed = |error| StorageError::backend(format!("sync {}", path.display()), error);
         let file = File::open(path.join("db")).map_err(failed)?;
         // Once, so that the files do not only exist but are found after a power cut.
-        file.sync_all()
-            .and_then(|()| File::open(path)?.sync_all())
-            .and_then(|()| File::open(folder)?.sync_all())
-            .map_err(failed)?;
+        file.sync_all().and_then(|()| File::open(path)?.sync_all()).map_err(failed)?;
+        place::sync_folder(path)?;
         Ok(Self { db, data, path: path.to_path_buf(), file, applying: Arc::default(), lock })
     }
 
@@ -94,16 +90,9 @@ impl Sled {
             .iter()
             .map(|write| write.target().1.as_bytes().len() + write.value().map_or(0, Bytes::len))
             .sum();
-        // A file system that does not tell is taken as large enough.
-        let Ok(stat) = rustix::fs::statvfs(&self.path) else { return Ok(()) };
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         // Small writes may use half of the reserve: deleting what fills the disk takes some room, too.
         let needed = if bytes <= SMALL { RESERVE / 2 } else { RESERVE + AMPLIFICATION * bytes as u64 };
-        if free < needed {
-            let source = format!("{free} bytes are free, {needed} are needed to go on safely");
-            return Err(StorageError::Full { source: source.into() });
-        }
-        Ok(())
+        place::check_room(&self.path, needed)
     }
 }
 

@@ -106,11 +106,7 @@ pub(crate) struct Sqlite {
 impl Sqlite {
     pub(crate) fn open(options: &Options) -> Result<Self, StorageError> {
         let path = options.path.as_path();
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| {
-                StorageError::backend(format!("make the folder {}", folder.display()), error)
-            })?;
-        }
+        place::make_folder(path)?;
         let lock = Arc::new(place::lock(path)?);
         create::where_missing(path, options.role)?;
         let mut connection = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;

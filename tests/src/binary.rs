@@ -1,4 +1,4 @@
-//! Finds the binary `enjambre` that belongs to the running test.
+//! Finds the binary that belongs to the running test: `enjambre`, or one with other plug-ins.
 //!
 //! Cargo tells an integration test only of the binaries of its own package, and `cargo test` may leave an old one
 //! in place. So cargo is asked once per test process to bring it up to date, in the same profile and folder.
@@ -11,12 +11,22 @@ use std::sync::OnceLock;
 /// The environment variable that names another binary to be tested, for example an installed one.
 pub const OVERRIDE: &str = "ENJAMBRE_BINARY";
 
+static PATH: OnceLock<PathBuf> = OnceLock::new();
+
+/// Lets the tests of this process be of another binary, built if need be. To be called before everything else.
+///
+/// # Panics
+/// If it cannot be built, or another one was used already.
+pub fn test_instead(package: &str, name: &str) {
+    let path = PATH.get_or_init(|| build(package, "--bin", name));
+    assert!(path.ends_with(name), "{} was used before {name}", path.display());
+}
+
 /// The path of the binary, built if need be.
 ///
 /// # Panics
 /// If it cannot be built.
 pub fn enjambre() -> &'static Path {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         env::var_os(OVERRIDE).map_or_else(|| build("enjambre", "--bin", "enjambre"), PathBuf::from)
     })

@@ -63,3 +63,24 @@ fn a_password_is_nowhere_to_be_seen() {
         assert!(!format!("{output:?}").contains("hunter2"), "{output:?}");
     }
 }
+
+#[test]
+fn a_check_in_a_scratch_leaves_nothing_behind() {
+    let Some(server) = Server::shared("a check of PostgreSQL") else { return };
+    let world = World::default();
+    for kind in ["tracker", "peer"] {
+        let config = world.path(format!("{kind}.toml"));
+        let text = format!(
+            "[{kind}]\ndata_dir = \"{kind}\"\n[storage]\nbackend = \"postgres\"\n[storage.postgres]\nurl = \"{}\"\n",
+            server.url()
+        );
+        std::fs::write(&config, text).unwrap();
+        let cases = ["--case", "no_update_is_lost", "--case", "a_kill_tears_no_batch"];
+        let args = ["storage", "check", "--config", config.to_str().unwrap()].into_iter().chain(cases);
+        Process::start(&world.path(""), args).wait(LONG).ok();
+        assert!(!world.path(kind).exists(), "the data folder was not there before");
+    }
+    let left =
+        server.sql("SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE 'enjambre%'");
+    assert_eq!(left.trim(), "");
+}

@@ -9,6 +9,7 @@ mod library;
 mod list;
 mod output;
 mod peer;
+mod program;
 mod progress;
 mod publish;
 mod remove;
@@ -22,8 +23,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub(crate) use output::note as complain;
+pub(crate) use program::Program;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::tracker::trackers::Trackers;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +50,10 @@ pub(crate) struct Cli {
 impl Cli {
     /// Reads the arguments of the process. `clap` forgets the values of a list in front of the command when there are
     /// some behind it, so those in front are moved behind.
-    pub(crate) fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+    pub(crate) fn read(
+        command: clap::Command,
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self, clap::Error> {
         let mut arguments = arguments.into_iter();
         let mut kept: Vec<OsString> = arguments.next().into_iter().collect();
         let mut moved = Vec::new();
@@ -67,7 +72,8 @@ impl Cli {
                 }
             }
         }
-        let mut cli = Self::try_parse_from(kept.into_iter().chain(arguments))?;
+        let matches = command.try_get_matches_from(kept.into_iter().chain(arguments))?;
+        let mut cli = Self::from_arg_matches(&matches)?;
         moved.append(&mut cli.global.set);
         cli.global.set = moved;
         Ok(cli)
@@ -208,12 +214,16 @@ mod tests {
 
     #[test]
     fn values_are_set_in_front_of_the_command_and_behind_it() {
+        let read = |arguments: &[&str]| {
+            let command = Program::stock().command(&Registry::default());
+            Cli::read(command, arguments.iter().map(OsString::from))
+        };
         let arguments =
             ["x", "--set", "a=1", "-v", "--set=b=2", "--config", "f", "get", "--set", "c=3", "name"];
-        let cli = Cli::read(arguments.map(OsString::from)).unwrap();
+        let cli = read(&arguments).unwrap();
         assert_eq!(cli.global.set, ["a=1", "b=2", "c=3"]);
         assert_eq!((cli.global.verbose, cli.global.config), (1, Some("f".into())));
-        assert!(Cli::read(["x", "get", "--", "--set"].map(OsString::from)).is_ok(), "a name is no option");
-        assert!(Cli::read(["x", "--set"].map(OsString::from)).is_err());
+        assert!(read(&["x", "get", "--", "--set"]).is_ok(), "a name is no option");
+        assert!(read(&["x", "--set"]).is_err());
     }
 }

@@ -73,7 +73,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
             }
             context.stop.cancelled().await;
         } else if !pin {
-            note("nobody serves it yet: start `enjambre peer`, or publish with --serve or --pin");
+            note("nobody serves it yet: start the peer, or publish with --serve or --pin");
         }
         node.stop().await;
     }

@@ -1,4 +1,5 @@
-//! Where an embedded engine keeps a database, and the lock that keeps other processes out of it.
+//! Where an embedded engine keeps a database: its path, its folder, the room on its disk, and the lock that keeps other
+//! processes out of it.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,37 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes the folder that `path` lies in, with those above it.
+pub fn make_folder(path: &Path) -> Result<(), StorageError> {
+    let folder = folder_of(path);
+    std::fs::create_dir_all(folder)
+        .map_err(|error| StorageError::backend(format!("make the folder {}", folder.display()), error))
+}
+
+/// Syncs the folder that `path` lies in: only then is a new file found there after a power cut.
+pub fn sync_folder(path: &Path) -> Result<(), StorageError> {
+    let folder = folder_of(path);
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| StorageError::backend(format!("sync the folder {}", folder.display()), error))
+}
+
+/// Refuses with [`StorageError::Full`] where the disk on which `path` lies has fewer than `needed` bytes free: for engines
+/// that bear a full disk badly. A file system that does not tell is taken as large enough.
+pub fn check_room(path: &Path, needed: u64) -> Result<(), StorageError> {
+    let Ok(stat) = rustix::fs::statvfs(path) else { return Ok(()) };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free >= needed {
+        return Ok(());
+    }
+    let source = format!("{free} bytes are free, {needed} are needed to go on safely");
+    Err(StorageError::Full { source: source.into() })
 }
 
 /// Keeps other processes out of the database at `path` for as long as the file returned is open. The lock is on a

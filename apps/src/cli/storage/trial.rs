@@ -1,6 +1,8 @@
 //! Scratch places for `check` and `bench`, removed whatever happens but a `kill -9`.
 
 use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -8,13 +10,15 @@ use enjambre_core::storage::conformance::Builder;
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::{Role, Storage};
 use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::load::Loaded;
 use crate::failure::Failure;
 use crate::registry::{Place, Registry};
 use crate::scratch::Scratch;
 
-/// How long a storage that is still open may take to close before its place is removed.
+/// How long an opening under way may take to end, and a storage that is still open to close, before a place is removed.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// A storage that was dropped may go on writing for a moment.
 const ATTEMPTS: u32 = 20;
@@ -27,6 +31,9 @@ pub(super) struct Trial<'a> {
     home: PathBuf,
     role: Role,
     made: Mutex<Vec<Made>>,
+    /// How many openings are under way.
+    openings: watch::Sender<usize>,
+    stopped: AtomicBool,
 }
 
 struct Made {
@@ -39,7 +46,8 @@ impl<'a> Trial<'a> {
         let home = loaded.data_dir(loaded.kind);
         // Without links, as a node that owns it sees it.
         let home = home.canonicalize().unwrap_or(home);
-        Self { registry, loaded, home, role, made: Mutex::default() }
+        let (made, openings, stopped) = (Mutex::default(), watch::Sender::default(), AtomicBool::new(false));
+        Self { registry, loaded, home, role, made, openings, stopped }
     }
 
     /// The same scratch in another process, by its name. It is not removed here.
@@ -47,14 +55,32 @@ impl<'a> Trial<'a> {
         Some(Place::scratch(Scratch::of(&self.home, name)?, self.loaded.kind, self.role))
     }
 
-    /// Closes what is open and removes every place made so far.
+    /// Works until it is done, or until the program is to stop; then nothing is open any more.
+    pub(super) async fn run<T>(&self, stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        if let Some(done) = stop.run_until_cancelled(&mut work).await {
+            return Some(done);
+        }
+        self.stopped.store(true, Ordering::Release);
+        // An opening that is given up may go on in a thread, and make files where they were just removed.
+        let mut openings = self.openings.subscribe();
+        let settled = tokio::time::timeout(FAREWELL, openings.wait_for(|openings| *openings == 0));
+        tokio::select! {
+            _ = &mut work => {}
+            _ = settled => {}
+        }
+        let made: Vec<_> = self.made.lock().iter().flat_map(|made| made.opened.clone()).collect();
+        for storage in made.iter().filter_map(Weak::upgrade) {
+            let _ = tokio::time::timeout(FAREWELL, storage.close()).await;
+        }
+        None
+    }
+
+    /// Removes every place made so far.
     pub(super) async fn remove(&self) -> Result<(), Failure> {
         let mut outcome = Ok(());
         let made = std::mem::take(&mut *self.made.lock());
-        for Made { place, opened } in made {
-            for storage in opened.iter().filter_map(Weak::upgrade) {
-                let _ = tokio::time::timeout(FAREWELL, storage.close()).await;
-            }
+        for Made { place, .. } in made {
             let mut removed = self.registry.remove_scratch(self.loaded, place.clone()).await;
             for _ in 1..ATTEMPTS {
                 if removed.is_ok() {
@@ -79,7 +105,12 @@ impl Builder for Trial<'_> {
     }
 
     async fn open(&self, place: &Place) -> Result<Arc<dyn Storage>, StorageError> {
+        if self.stopped.load(Ordering::Acquire) {
+            return Err(StorageError::Closed);
+        }
+        self.openings.send_modify(|openings| *openings += 1);
         let opened = self.registry.try_open_storage(self.loaded, place.clone()).await;
+        self.openings.send_modify(|openings| *openings -= 1);
         let opened = opened.map_err(|failure| StorageError::backend("open the storage", failure.message))?;
         let storage = opened.map_err(|error| match error.downcast::<StorageError>() {
             Ok(error) => *error,

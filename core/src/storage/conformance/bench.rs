@@ -100,19 +100,9 @@ impl Probe {
     pub(super) async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
         let outcome = self.storage.get(space, keys).await;
         self.remember(
-            || {
-                format!(
-                    "get {} {:?}",
-                    space.name(),
-                    keys.iter().map(|key| short(key.as_bytes())).collect::<Vec<_>>()
-                )
-            },
+            || format!("get {} {}", space.name(), some(keys.iter().map(|key| short(key.as_bytes())))),
             &outcome,
-            |values| {
-                let shown: Vec<_> =
-                    values.iter().map(|value| value.as_ref().map(|value| short(value))).collect();
-                format!("{shown:?}")
-            },
+            |values| some(values.iter().map(|value| value.as_ref().map_or("none".to_owned(), |v| short(v)))),
         );
         outcome
     }
@@ -135,8 +125,8 @@ impl Probe {
             || format!("scan {} {range:?} limit {limit}", space.name()),
             &outcome,
             |page| {
-                let keys: Vec<_> = page.iter().take(8).map(|(key, _)| short(key.as_bytes())).collect();
-                format!("{} entries {keys:?}", page.len())
+                let keys = some(page.iter().map(|(key, _)| short(key.as_bytes())));
+                format!("{} entries {keys}", page.len())
             },
         );
         outcome
@@ -284,10 +274,16 @@ fn describe(batch: &Batch) -> String {
         }
         Write::Delete(space, key) => format!("delete {}/{}", space.name(), short(key.as_bytes())),
     });
-    let parts = batch.conditions.len() + batch.writes.len();
-    let mut shown: Vec<_> = conditions.chain(writes).take(6).collect();
-    if parts > shown.len() {
-        shown.push(format!("and {} more", parts - shown.len()));
+    some(conditions.chain(writes))
+}
+
+/// The first of them, and how many more there are.
+fn some(all: impl Iterator<Item = String>) -> String {
+    let mut all = all.fuse();
+    let mut shown: Vec<String> = all.by_ref().take(8).collect();
+    let more = all.count();
+    if more > 0 {
+        shown.push(format!("and {more} more"));
     }
     format!("[{}]", shown.join(", "))
 }

@@ -1,6 +1,9 @@
 //! Batches, conditions, and many writers at once.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use tokio::sync::Barrier;
 
 use super::Builder;
 use super::bench::{Bench, Broken, ensure, key};
@@ -150,14 +153,16 @@ fn number(value: Option<&Bytes>) -> u32 {
 pub(super) async fn one_of_many_writers_wins<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Broken> {
     for round in 0..20u32 {
         let prize = key(format!("prize {round}"));
+        let all = Arc::new(Barrier::new(WRITERS as usize));
         let mut tasks = tokio::task::JoinSet::new();
         for writer in 0..WRITERS {
-            let (probe, prize) = (bench.probe.clone(), prize.clone());
+            let (probe, prize, all) = (bench.probe.clone(), prize.clone(), Arc::clone(&all));
             tasks.spawn(async move {
                 let mut batch = Batch::new();
                 batch.require_absent(A, prize.clone()).put(A, prize, writer.to_be_bytes().to_vec());
                 batch.put(B_, key(format!("{round} {writer}")), "won");
                 let durability = if writer % 2 == 0 { Durability::Durable } else { Durability::Buffered };
+                all.wait().await;
                 (writer, probe.commit(batch, durability).await)
             });
         }
@@ -180,9 +185,10 @@ pub(super) async fn one_of_many_writers_wins<B: Builder>(bench: &mut Bench<'_, B
 
 pub(super) async fn no_update_is_lost<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Broken> {
     const EACH: u32 = 10;
+    let all = Arc::new(Barrier::new(WRITERS as usize));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..WRITERS {
-        let probe = bench.probe.clone();
+        let (probe, all) = (bench.probe.clone(), Arc::clone(&all));
         tasks.spawn(async move {
             let counter = key("counter");
             for _ in 0..EACH {
@@ -195,6 +201,10 @@ pub(super) async fn no_update_is_lost<B: Builder>(bench: &mut Bench<'_, B>) -> R
                         None => batch.require_absent(A, counter.clone()),
                     };
                     let next = number(value.as_ref()) + 1;
+                    // However fast a storage is, all have read the same value before the first of them writes.
+                    if attempt == 0 {
+                        all.wait().await;
+                    }
                     batch.put(A, counter.clone(), next.to_be_bytes().to_vec());
                     match probe.commit(batch, Durability::Buffered).await {
                         Ok(()) => break,
@@ -208,8 +218,9 @@ pub(super) async fn no_update_is_lost<B: Builder>(bench: &mut Bench<'_, B>) -> R
             Ok(())
         });
     }
-    for outcome in tasks.join_all().await {
-        outcome?;
+    // Not all at the end: the others would wait for one that failed.
+    while let Some(outcome) = tasks.join_next().await {
+        outcome.map_err(|error| Broken(format!("no call panics, but: {error}")))??;
     }
     let found = number(bench.probe.value(A, &key("counter")).await?.as_ref());
     ensure!(

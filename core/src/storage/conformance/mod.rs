@@ -189,27 +189,28 @@ async fn guard<B: Builder>(
 ) -> Outcome {
     let began = Instant::now();
     let operations = Operations::default();
+    let told = |broken| (broken, operations.last());
     let work = async {
-        let mut bench = Bench::new(builder, operations.clone()).await?;
+        let mut bench = Bench::new(builder, operations.clone()).await.map_err(told)?;
         let outcome = match AssertUnwindSafe(body(&mut bench)).catch_unwind().await {
             Ok(outcome) => outcome,
             Err(panic) => Err(Broken::by_panic(&*panic)),
         };
         match outcome {
-            Ok(()) => bench.finish().await,
+            Ok(()) => bench.finish().await.map_err(told),
             Err(broken) => {
+                let failed = told(broken);
                 // Whatever comes of it, so that the place can be removed.
                 let close = AssertUnwindSafe(bench.finish()).catch_unwind();
                 let _ = tokio::time::timeout(FAREWELL, close).await;
-                Err(broken)
+                Err(failed)
             }
         }
     };
     let outcome = match tokio::time::timeout(PATIENCE, AssertUnwindSafe(work).catch_unwind()).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(panic)) => Err(Broken::by_panic(&*panic)),
-        Err(_) => Err(Broken(format!("no call hangs, but the case took {PATIENCE:?}"))),
+        Ok(outcome) => outcome.unwrap_or_else(|panic| Err(told(Broken::by_panic(&*panic)))),
+        Err(_) => Err(told(Broken(format!("no call hangs, but the case took {PATIENCE:?}")))),
     };
-    let result = outcome.map_err(|Broken(broken)| Failure { case, broken, operations: operations.last() });
+    let result = outcome.map_err(|(Broken(broken), operations)| Failure { case, broken, operations });
     Outcome { case, operations: operations.count(), took: began.elapsed(), result }
 }

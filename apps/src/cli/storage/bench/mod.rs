@@ -49,7 +49,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     let length = Duration::from_secs(arguments.seconds);
     for role in [Role::Records, Role::Content] {
         let trial = Trial::new(context.registry, &context.loaded, role);
-        let measuring = context.stop.run_until_cancelled(one(&trial, role, length, &mut add)).await;
+        let measuring = trial.run(&context.stop, one(&trial, role, length, &mut add)).await;
         let removed = trial.remove().await;
         let measured = measuring.ok_or_else(|| Failure::failed("interrupted"))?;
         measured.map_err(|error| Failure::from_error(Status::Failed, &error))?;

@@ -36,7 +36,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     for role in [Role::Records, Role::Content] {
         let trial = Trial::new(context.registry, &context.loaded, role);
         for case in &cases {
-            let running = context.stop.run_until_cancelled(one(&context, &trial, role, case)).await;
+            let running = trial.run(&context.stop, one(&context, &trial, role, case)).await;
             let removed = trial.remove().await;
             let outcome = running.ok_or_else(|| Failure::failed("interrupted"))??;
             removed?;

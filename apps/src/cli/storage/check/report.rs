@@ -52,7 +52,8 @@ impl Report {
     }
 
     pub(super) fn title(&self, cases: usize) -> String {
-        format!("storage {}, conformance kit {}, {cases} cases in two roles", self.backend, self.kit)
+        let Self { backend, kit, .. } = self;
+        format!("storage {backend}, conformance kit {kit}, cases for records and for content: {cases}")
     }
 
     /// Adds what came of a case and says it in a line, or more where it failed.

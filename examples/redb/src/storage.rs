@@ -1,0 +1,189 @@
+//! The engine: a table for each space, one transaction for each group of batches.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
+use enjambre_core::storage::error::StorageError;
+use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, MAX_KEY, Space, Write};
+use enjambre_core::storage::{Role, place};
+use redb::{
+    AccessGuard, Database, Error, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+};
+
+use crate::RedbSettings;
+
+/// Whether the file is for content, and the format of its tables. No space has a name with a capital letter.
+const MARK: TableDefinition<'_, bool, u64> = TableDefinition::new("Enjambre");
+/// The format that this program writes.
+const FORMAT: u64 = 1;
+/// The largest value. redb gives an entry of more than 4 KiB a page of its own, of the next power of two that holds
+/// key, value and 12 bytes. So a value of 64 KiB would take 128 KiB.
+const MAX_VALUE: usize = 64 * 1024 - MAX_KEY - 12;
+/// What stays free on the disk, for deletions: after it met a full one, redb has to be opened anew.
+const RESERVE: u64 = 16 * 1024 * 1024;
+
+type Bytewise = &'static [u8];
+
+fn table(space: &Space) -> TableDefinition<'_, Bytewise, Bytewise> {
+    TableDefinition::new(space.name())
+}
+
+/// An open database: the writing side, and its clones the reading sides.
+#[derive(Debug, Clone)]
+pub(crate) struct Redb {
+    db: Arc<Database>,
+    path: PathBuf,
+}
+
+impl Redb {
+    pub(crate) fn open(path: &Path, role: Role, settings: &RedbSettings) -> Result<Self, StorageError> {
+        place::make_folder(path)?;
+        let db = redb::Builder::new()
+            .set_cache_size(settings.cache_mib.clamp(1, 4096) as usize * 1024 * 1024)
+            .set_check_integrity_on_open(settings.check)
+            .create(path)
+            .map_err(|error| explain(path, "open", error.into()))?;
+        let found = mark(&db, role).map_err(|error| explain(path, "open", error))?;
+        place::sync_folder(path)?;
+        if found != Some(FORMAT) {
+            let what = format!("{} does not hold {role:?} of Enjambre in format {FORMAT}", path.display());
+            return Err(StorageError::corrupt(what));
+        }
+        Ok(Self { db: Arc::new(db), path: path.to_owned() })
+    }
+
+    fn write(&self, writes: &[Write]) -> Result<(), Error> {
+        let mut transaction = self.db.begin_write()?;
+        // Commits in two phases, because strangers choose the values, and the checksums of the other way are not made
+        // against them. And notes what is free: else the whole file is read at the start after a crash.
+        transaction.set_quick_repair(true);
+        let mut tables = HashMap::new();
+        for write in writes {
+            let (space, key) = write.target();
+            let table = match tables.entry(space) {
+                Entry::Occupied(open) => open.into_mut(),
+                Entry::Vacant(place) => place.insert(transaction.open_table(table(&space))?),
+            };
+            match write.value() {
+                Some(value) => drop(table.insert(key.as_bytes(), &value[..])?),
+                None => drop(table.remove(key.as_bytes())?),
+            }
+        }
+        drop(tables);
+        Ok(transaction.commit()?)
+    }
+
+    /// Reads from the table of a space as it is now; `None` where it was never written.
+    fn read<T>(
+        &self,
+        space: Space,
+        read: impl FnOnce(ReadOnlyTable<Bytewise, Bytewise>) -> Result<T, Error>,
+    ) -> Result<Option<T>, StorageError> {
+        let outcome = || match self.db.begin_read()?.open_table(table(&space)) {
+            Ok(table) => read(table).map(Some),
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        outcome().map_err(|error| explain(&self.path, "read from", error))
+    }
+}
+
+/// Marks a new database; gives the format of one that is Enjambre's and for this role.
+fn mark(db: &Database, role: Role) -> Result<Option<u64>, Error> {
+    let transaction = db.begin_write()?;
+    let is_new = transaction.list_tables()?.next().is_none();
+    let mut table = transaction.open_table(MARK)?;
+    if is_new {
+        table.insert(role == Role::Content, FORMAT)?;
+    }
+    let found = table.get(role == Role::Content)?.map(|format| format.value());
+    drop(table);
+    // What is somebody else's stays as it is.
+    if is_new {
+        transaction.commit()?
+    } else {
+        transaction.abort()?
+    }
+    Ok(found)
+}
+
+/// What an error of redb means for the caller who tried to do `action`.
+fn explain(path: &Path, action: &str, error: Error) -> StorageError {
+    let what = path.display().to_string();
+    match error {
+        Error::DatabaseAlreadyOpen => StorageError::Locked { path: path.to_owned() },
+        Error::Corrupted(_) => StorageError::Corrupt { what, source: Some(error.into()) },
+        Error::Io(io) if io.kind() == ErrorKind::InvalidData => {
+            StorageError::Corrupt { what, source: Some(io.into()) }
+        }
+        error => StorageError::backend(format!("{action} {what}"), error),
+    }
+}
+
+impl Engine for Redb {
+    type Reader = Self;
+
+    fn reader(&self) -> Result<Self, StorageError> {
+        Ok(self.clone())
+    }
+
+    /// Always durable: what redb commits without durability is lost by a crash of the process, and what is `Buffered`
+    /// must not be.
+    fn apply(&mut self, writes: &[Write], _: Durability) -> Result<(), ApplyError> {
+        let bytes: usize = writes.iter().filter_map(Write::value).map(Bytes::len).sum();
+        if bytes > 0 {
+            place::check_room(&self.path, RESERVE + 2 * bytes as u64).map_err(ApplyError::Refused)?;
+        }
+        self.write(writes).map_err(|error| ApplyError::Uncertain(error.into()))
+    }
+
+    /// There is nothing to do, see `apply`.
+    fn sync(&mut self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { max_value: MAX_VALUE, max_batch: 16 * 1024 * 1024, max_page_bytes: 1024 * 1024 }
+    }
+
+    fn close(self) -> Result<(), StorageError> {
+        // A reader that is still busy closes it when it is done.
+        let Some(db) = Arc::into_inner(self.db) else { return Ok(()) };
+        db.close().map_err(|error| explain(&self.path, "close", error.into()))
+    }
+}
+
+impl Reader for Redb {
+    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
+        let copy = |value: AccessGuard<'_, Bytewise>| Bytes::copy_from_slice(value.value());
+        Ok(self.read(space, |table| Ok(table.get(key.as_bytes())?.map(copy)))?.flatten())
+    }
+
+    fn scan(
+        &mut self,
+        space: Space,
+        range: &KeyRange,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+        let bounds = (range.start.as_ref().map(|key| &key[..]), range.end.as_ref().map(|key| &key[..]));
+        let page = self.read(space, |table| {
+            let (mut page, mut bytes) = (Vec::new(), 0);
+            for entry in table.range::<&[u8]>(bounds)?.take(limit) {
+                let (key, value) = entry?;
+                bytes += key.value().len() + value.value().len();
+                page.push((key.value().to_vec(), Bytes::copy_from_slice(value.value())));
+                if bytes >= max_bytes {
+                    break;
+                }
+            }
+            Ok(page)
+        })?;
+        page.unwrap_or_default().into_iter().map(|(key, value)| Ok((Key::new(key)?, value))).collect()
+    }
+}

@@ -1,0 +1,13 @@
+//! Killed with `kill -9` while it commits, it loses nothing acknowledged and tears nothing.
+
+use enjambre_core::storage::Role;
+use enjambre_core::storage::conformance::crash::survive_kills;
+use enjambre_redb::{RedbSettings, open};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_survives_kills() {
+    survive_kills("it_survives_kills", async |folder| {
+        open(RedbSettings::default(), &folder.join("enjambre.redb"), Role::Records).await
+    })
+    .await;
+}
