@@ -13,6 +13,16 @@ const NAME: &str = "key";
 
 /// Reads the key, or makes one at the first start. Whoever calls this holds the lock of the data folder. Blocks.
 pub fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
+    if let Some(pair) = load(data_dir)? {
+        return Ok(pair);
+    }
+    let pair = KeyPair::generate();
+    write(data_dir, &pair)?;
+    Ok(pair)
+}
+
+/// Reads the key; none where this node was never started. Whoever calls this holds the lock of the data folder. Blocks.
+pub fn load(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
     let path = data_dir.join(NAME);
     match std::fs::read(&path) {
         Ok(secret) => {
@@ -23,13 +33,19 @@ pub fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
                 ))
             })?;
             restrict(&path)?;
-            Ok(KeyPair::from_secret(&secret))
+            Ok(Some(KeyPair::from_secret(&secret)))
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => create(data_dir, &path).map_err(|error| {
-            Failure::from(error).context(format!("the key {} cannot be written", path.display()))
-        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Failure::from(error).context(format!("the key {} cannot be read", path.display()))),
     }
+}
+
+/// Gives a node this key. Whoever calls this holds the lock of the data folder. Blocks.
+pub fn write(data_dir: &Path, pair: &KeyPair) -> Result<(), Failure> {
+    let path = data_dir.join(NAME);
+    create(data_dir, &path, pair).map_err(|error| {
+        Failure::from(error).context(format!("the key {} cannot be written", path.display()))
+    })
 }
 
 /// Only its owner may read a key, whatever became of its permissions.
@@ -43,16 +59,14 @@ fn restrict(path: &Path) -> Result<(), Failure> {
 }
 
 /// Written in whole under another name first, so that a crash leaves no part of a key.
-fn create(data_dir: &Path, path: &Path) -> std::io::Result<KeyPair> {
-    let pair = KeyPair::generate();
+fn create(data_dir: &Path, path: &Path, pair: &KeyPair) -> std::io::Result<()> {
     let draft = data_dir.join(format!("{NAME}.new"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     file.set_permissions(PermissionsExt::from_mode(0o600))?;
     file.write_all(&pair.secret())?;
     file.sync_all()?;
     std::fs::rename(&draft, path)?;
-    File::open(data_dir)?.sync_all()?;
-    Ok(pair)
+    File::open(data_dir)?.sync_all()
 }
 
 #[cfg(test)]

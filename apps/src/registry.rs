@@ -12,7 +12,7 @@ use enjambre_core::storage::layers::metrics::MeteredStorage;
 use enjambre_core::storage::layers::patience::{Patience, PatientStorage};
 use enjambre_core::storage::layers::prefix::PrefixedStorage;
 use enjambre_core::storage::memory::{Disk, Memory};
-use enjambre_core::storage::{Role, Storage};
+use enjambre_core::storage::{Role, Storage, copy};
 use enjambre_core::transport::Transport;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_storage_postgres::{PostgresSettings, Tenancy};
@@ -326,8 +326,24 @@ impl Registry {
         crate::blocking(move || scratch.remove()).await.and(outcome)
     }
 
-    /// Opens a storage of the configured backend.
+    /// Opens a storage of the configured backend. Refuses one that is the target of an unfinished copy.
     pub async fn open_storage(&self, loaded: &Loaded, place: Place) -> Result<Arc<dyn Storage>, Failure> {
+        let storage = self.open_unfinished(loaded, place).await?;
+        let failure = match copy::mark(&*storage).await {
+            Ok(None) => return Ok(storage),
+            Ok(Some(_)) => Failure::failed(
+                "the database holds only a part of a copy that was not finished; run the same \
+                 `enjambre storage copy` again to finish it, or begin anew with --force",
+            ),
+            Err(error) => Failure::from_error(Status::Failed, &error),
+        };
+        // It is not used, so nothing is lost where that fails too.
+        let _ = storage.close().await;
+        Err(failure.context(format!("the {} storage cannot be used", loaded.config.storage.backend)))
+    }
+
+    /// As [`Self::open_storage`], also where it is the target of an unfinished copy.
+    pub async fn open_unfinished(&self, loaded: &Loaded, place: Place) -> Result<Arc<dyn Storage>, Failure> {
         self.try_open_storage(loaded, place).await?.map_err(|error| {
             Failure::from_error(Status::Failed, &*error)
                 .context(format!("the {} storage cannot be opened", loaded.config.storage.backend))

@@ -17,6 +17,7 @@ pub mod model;
 pub mod protocol;
 pub mod publish;
 pub mod rate;
+pub mod readable;
 pub mod seeder;
 pub mod storage;
 pub mod tracker;

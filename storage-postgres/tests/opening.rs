@@ -10,7 +10,7 @@ use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Space};
 use enjambre_core::storage::{Role, Storage};
 use enjambre_storage_postgres::{PostgresSettings, Tenancy, TlsMode, open, remove};
-use enjambre_tests::postgres::{PASSWORD, Server, USER_WITH_PASSWORD, fresh_schema};
+use enjambre_tests::postgres::{PASSWORD, Server, USER, USER_WITH_PASSWORD, fresh_schema};
 use enjambre_tests::wait::LONG;
 
 const SPACE: Space = Space::new("s");
@@ -224,4 +224,18 @@ async fn a_server_that_says_nothing_is_unavailable_in_time() {
         assert!(error.to_string().contains("100ms"), "{error}");
     }
     held.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_on_this_machine_can_be_reached_by_a_file() {
+    let folder = std::env::temp_dir();
+    let socket = format!("unix_socket_directories = '{}'", folder.display());
+    let Some(server) = Server::start("a Unix socket of PostgreSQL", &socket) else { return };
+    let url = format!("host={} port={} user={USER} dbname=postgres", folder.display(), server.port());
+    // There is nobody in between.
+    let settings =
+        PostgresSettings { url: url.try_into().unwrap(), tls: Some(TlsMode::Require), ..settings(&server) };
+    let storage = shared(&settings).await.unwrap();
+    storage.commit(put("k"), Durability::Durable).await.unwrap();
+    storage.close().await.unwrap();
 }

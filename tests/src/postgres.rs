@@ -240,7 +240,7 @@ impl Server {
         fs::write(&path, default + &ours).expect("the configuration can be written");
         let rules = format!(
             "host all {USER_WITH_PASSWORD} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n\
-             host replication all 127.0.0.1/32 trust\n"
+             host replication all 127.0.0.1/32 trust\nlocal all all trust\n"
         );
         fs::write(self.data().join("pg_hba.conf"), rules).expect("the rules can be written");
     }

@@ -50,7 +50,7 @@ fn it_has_the_whole_command_line_under_its_own_name() {
     let version = run(&["--version"]).ok().stdout;
     assert!(version.starts_with("enjambre-redb 0.1.0 (enjambre "), "{version}");
     let help = run(&["--help"]).ok().stdout;
-    assert!(help.contains("Usage: enjambre-redb ") && help.contains("memory, redb, "), "{help}");
+    assert!(help.contains("Usage: enjambre-redb ") && help.contains(", redb, "), "{help}");
     for name in ["tracker.toml", "peer.toml"] {
         let file = binary::workspace().join("examples/redb/config").join(name);
         run(&["config", "check", file.to_str().unwrap()]).ok();

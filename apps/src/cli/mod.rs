@@ -163,6 +163,12 @@ fn dialled(listen: &Endpoint) -> Endpoint {
 pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     let sources = Sources { file: global.config, set: global.set };
+    if let Command::Storage(arguments) = &command
+        && let Some(arguments) = arguments.copy()
+    {
+        logging::start(&level("warn", global.verbose, global.quiet));
+        return storage::copy::run(registry, &sources, arguments, stop).await;
+    }
     let kind = match &command {
         Command::Config(arguments) => return config::run(registry, sources, arguments),
         Command::Demo(arguments) => {

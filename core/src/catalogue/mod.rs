@@ -7,6 +7,7 @@
 //! 1970-01-01 UTC.
 
 mod damage;
+pub mod describe;
 pub mod error;
 mod formats;
 pub mod layout;

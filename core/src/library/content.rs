@@ -63,7 +63,7 @@ impl DatabaseContent {
     }
 
     /// Writes pieces, given by file and number, with as few commits as they fit in.
-    async fn put<'a>(
+    pub(super) async fn put<'a>(
         &self,
         pieces: impl Iterator<Item = (&'a FileId, u32, &'a Bytes)> + Send,
     ) -> Result<(), LibraryError> {

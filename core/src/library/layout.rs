@@ -45,7 +45,7 @@ pub(super) const ACKS: Space = Space::new("library_acks");
 pub const SPACES: &[Space] = &[META, FILES, HASHES, HAVE, DIRTY, MEMBERS, TOMBS, ACKS];
 
 /// The version of this layout.
-pub(super) const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 1;
 /// Hashes in one record: 32 KiB.
 pub(super) const HASHES_PER_PAGE: usize = 1024;
 /// Bytes of a bitmap in one record: small, since a checkpoint writes whole records.

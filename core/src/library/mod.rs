@@ -7,9 +7,11 @@
 //!
 //! [`library::Library`] is the whole, [`file::LibraryFile`] one file in it. Networking and catalogues are not known here.
 
+pub mod carry;
 pub mod content;
 mod content_files;
 pub(crate) mod create;
+pub mod describe;
 pub mod entry;
 pub mod error;
 mod export;
@@ -34,7 +36,7 @@ pub mod small;
 mod whole;
 
 pub use formats::stored_format;
-pub use layout::SPACES;
+pub use layout::{FORMAT, SPACES};
 
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::manifest::Manifest;
+use crate::storage::Storage;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Durability, Key, Space};
 
@@ -98,20 +99,7 @@ impl Shared {
         id: &FileId,
         layout: PieceLayout,
     ) -> Result<Manifest, LibraryError> {
-        let pages = self.load_pages(HASHES, id, layout::hash_pages(layout)).await?;
-        let mut hashes = Vec::with_capacity(layout.count() as usize);
-        for page in pages.iter().flatten() {
-            hashes.extend_from_slice(page.as_chunks::<32>().0);
-        }
-        if layout.count() == 1 {
-            hashes.push(*id.as_bytes());
-        }
-        Manifest::verify(*id, layout, hashes).map_err(|error| {
-            LibraryError::Storage(StorageError::Corrupt {
-                what: format!("the library's piece hashes of {id}"),
-                source: Some(Box::new(error)),
-            })
-        })
+        load_manifest(&*self.index, id, layout).await
     }
 
     async fn load_bitmap(
@@ -120,22 +108,7 @@ impl Shared {
         id: &FileId,
         layout: PieceLayout,
     ) -> Result<Bitmap, LibraryError> {
-        let pages = self.load_pages(space, id, layout::bitmap_pages(layout)).await?;
-        Ok(layout::bitmap_from_pages(layout, &pages))
-    }
-
-    async fn load_pages(
-        &self,
-        space: Space,
-        id: &FileId,
-        count: usize,
-    ) -> Result<Vec<Option<bytes::Bytes>>, LibraryError> {
-        let keys: Vec<Key> = (0..count).map(|page| layout::page_key(id, page)).collect();
-        let mut pages = Vec::with_capacity(count);
-        for keys in keys.chunks(KEYS_AT_ONCE) {
-            pages.extend(self.index.get(space, keys).await?);
-        }
-        Ok(pages)
+        load_bitmap(&*self.index, space, id, layout).await
     }
 
     /// Opens the store of content that is the library's own.
@@ -191,6 +164,53 @@ impl Shared {
         self.tell(LibraryEvent::Withdrawn(*id));
         self.store_record(id, Durability::Buffered).await
     }
+}
+
+/// The manifest of a file, as the index has it, proven against the id.
+pub(super) async fn load_manifest(
+    index: &dyn Storage,
+    id: &FileId,
+    layout: PieceLayout,
+) -> Result<Manifest, LibraryError> {
+    let pages = load_pages(index, HASHES, id, layout::hash_pages(layout)).await?;
+    let mut hashes = Vec::with_capacity(layout.count() as usize);
+    for page in pages.iter().flatten() {
+        hashes.extend_from_slice(page.as_chunks::<32>().0);
+    }
+    if layout.count() == 1 {
+        hashes.push(*id.as_bytes());
+    }
+    Manifest::verify(*id, layout, hashes).map_err(|error| {
+        LibraryError::Storage(StorageError::Corrupt {
+            what: format!("the library's piece hashes of {id}"),
+            source: Some(Box::new(error)),
+        })
+    })
+}
+
+/// The bits of a file, as the index has them.
+pub(super) async fn load_bitmap(
+    index: &dyn Storage,
+    space: Space,
+    id: &FileId,
+    layout: PieceLayout,
+) -> Result<Bitmap, LibraryError> {
+    let pages = load_pages(index, space, id, layout::bitmap_pages(layout)).await?;
+    Ok(layout::bitmap_from_pages(layout, &pages))
+}
+
+async fn load_pages(
+    index: &dyn Storage,
+    space: Space,
+    id: &FileId,
+    count: usize,
+) -> Result<Vec<Option<bytes::Bytes>>, LibraryError> {
+    let keys: Vec<Key> = (0..count).map(|page| layout::page_key(id, page)).collect();
+    let mut pages = Vec::with_capacity(count);
+    for keys in keys.chunks(KEYS_AT_ONCE) {
+        pages.extend(index.get(space, keys).await?);
+    }
+    Ok(pages)
 }
 
 /// Opens a file of the user. A crash may have come between its renaming and the record of it, in either order.

@@ -7,6 +7,7 @@
 
 #[cfg(any(test, feature = "testkit"))]
 pub mod conformance;
+pub mod copy;
 pub mod embedded;
 pub mod engine;
 pub mod error;

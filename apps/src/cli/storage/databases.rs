@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use enjambre_core::library::content::ContentStore;
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::Space;
 use enjambre_core::storage::{Role, Storage};
@@ -56,42 +57,71 @@ impl Database {
     }
 }
 
-/// All databases of a node that is stopped, and its data folder, which nobody else owns meanwhile.
+/// Becomes the owner of the data folder of a node that is stopped and has run before.
+pub(super) async fn own(loaded: &Loaded) -> Result<DataDir, Failure> {
+    let path = loaded.data_dir(loaded.kind);
+    if !path.is_dir() {
+        let text =
+            format!("there is no data folder {}; nothing was stored with this configuration", path.display());
+        return Err(Failure::not_found(text));
+    }
+    own_or_make(loaded).await
+}
+
+/// As [`own`], but makes the folder where it is missing.
+pub(super) async fn own_or_make(loaded: &Loaded) -> Result<DataDir, Failure> {
+    let path = loaded.data_dir(loaded.kind);
+    let owned = path.clone();
+    crate::blocking(move || DataDir::try_own(&owned)).await?.ok_or_else(|| {
+        let text = "is in use by a running tracker, peer or command; stop it first";
+        Failure::failed(format!("{} {text}", path.display()))
+    })
+}
+
+/// All databases of a node that is stopped. The caller owns the data folder.
 #[derive(Debug)]
 pub(super) struct Databases {
     pub(super) all: Vec<Database>,
-    _data_dir: DataDir,
 }
 
 impl Databases {
-    /// Opens the databases of a node that has run before.
-    pub(super) async fn open(registry: &Registry, loaded: &Loaded) -> Result<Self, Failure> {
-        let path = loaded.data_dir(loaded.kind);
-        if !path.is_dir() {
-            let text = format!(
-                "there is no data folder {}; nothing was stored with this configuration",
-                path.display()
-            );
-            return Err(Failure::not_found(text));
-        }
-        let owned = path.clone();
-        let data_dir = crate::blocking(move || DataDir::try_own(&owned)).await?.ok_or_else(|| {
-            Failure::failed(format!(
-                "{} is in use by a running tracker, peer or command; stop it first",
-                path.display()
-            ))
-        })?;
+    /// Opens all databases; also those of an unfinished copy, where `unfinished` says so.
+    pub(super) async fn open(
+        registry: &Registry,
+        loaded: &Loaded,
+        data_dir: &Path,
+        unfinished: bool,
+    ) -> Result<Self, Failure> {
         let mut all = Vec::new();
-        for (name, meaning, place) in places(loaded, data_dir.path()) {
-            match registry.open_storage(loaded, place.clone()).await {
+        for (name, meaning, place) in places(loaded, data_dir) {
+            let opened = match unfinished {
+                true => registry.open_unfinished(loaded, place.clone()).await,
+                false => registry.open_storage(loaded, place.clone()).await,
+            };
+            match opened {
                 Ok(storage) => all.push(Database { name, meaning, place, storage }),
                 Err(failure) => {
-                    let _ = Self { all, _data_dir: data_dir }.close().await;
+                    // Nothing was written, so the first failure is the one to tell.
+                    let _ = Self { all }.close().await;
                     return Err(failure);
                 }
             }
         }
-        Ok(Self { all, _data_dir: data_dir })
+        Ok(Self { all })
+    }
+
+    /// The database with this meaning, if there is one.
+    pub(super) fn with(&self, meaning: Meaning) -> Option<&Database> {
+        self.all.iter().find(|database| database.meaning == meaning)
+    }
+
+    /// Where the content of the library is; none where there is no library.
+    pub(super) fn content(&self) -> Option<ContentStore> {
+        let index = self.with(Meaning::Index)?;
+        Some(match self.with(Meaning::Content) {
+            Some(content) => ContentStore::Database(Arc::clone(&content.storage)),
+            None => ContentStore::Files(index.place.data_dir.join("content")),
+        })
     }
 
     /// Closes all of them; the first failure is told.

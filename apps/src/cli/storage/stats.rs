@@ -3,21 +3,17 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use enjambre_core::storage::Storage;
+use enjambre_core::storage::copy::{Count, count};
 use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::{KeyRange, Space};
 use serde::Serialize;
 
-use super::databases::{Databases, folder_of};
+use super::databases::{self, Databases, folder_of};
 use crate::cli::Context;
 use crate::cli::output::{Stdout, size};
 use crate::failure::{Failure, Status};
 
-/// How many entries are read at once.
-const PAGE: usize = 1000;
-
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(crate) struct Arguments {
     /// Print one JSON object for each database
     #[arg(long)]
     json: bool,
@@ -38,16 +34,9 @@ struct Stats {
     free_bytes: Option<u64>,
 }
 
-/// What a space holds.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
-struct Count {
-    entries: u64,
-    /// Of keys and values; what the database needs beyond them is not counted.
-    bytes: u64,
-}
-
 pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> Result<(), Failure> {
-    let databases = Databases::open(context.registry, &context.loaded).await?;
+    let data_dir = databases::own(&context.loaded).await?;
+    let databases = Databases::open(context.registry, &context.loaded, data_dir.path(), false).await?;
     let mut stdout = Stdout::default();
     let counting = async {
         for database in &databases.all {
@@ -91,38 +80,4 @@ fn show(stdout: &mut Stdout, stats: &Stats) {
         stdout.line(&format!("  {space:<16} {entries:>12} entries  {:>12}", size(*bytes)));
     }
     stdout.line(&format!("  {:<16} {:>12} entries  {:>12}", "in all", stats.entries, size(stats.bytes)));
-}
-
-async fn count(storage: &dyn Storage, space: Space) -> Result<Count, StorageError> {
-    let (mut range, mut count) = (KeyRange::all(), Count::default());
-    loop {
-        let page = storage.scan(space, range.clone(), PAGE).await?;
-        let Some((last, _)) = page.last() else { return Ok(count) };
-        range = range.after(last);
-        count.entries += page.len() as u64;
-        count.bytes +=
-            page.iter().map(|(key, value)| (key.as_bytes().len() + value.len()) as u64).sum::<u64>();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use enjambre_core::storage::memory::Memory;
-    use enjambre_core::storage::value::{Batch, Durability, Key};
-
-    #[tokio::test]
-    async fn every_entry_of_a_space_is_counted_once() {
-        const SPACE: Space = Space::new("some");
-        let storage = Memory::new();
-        for first in 0..5 {
-            let mut batch = Batch::new();
-            for second in 0..=255u8 {
-                batch.put(SPACE, Key::new(vec![first, second]).unwrap(), vec![0; 3]);
-            }
-            storage.commit(batch, Durability::Buffered).await.unwrap();
-        }
-        assert_eq!(count(&storage, SPACE).await.unwrap(), Count { entries: 1280, bytes: 1280 * 5 });
-        assert_eq!(count(&storage, Space::new("other")).await.unwrap(), Count::default());
-    }
 }

@@ -1,5 +1,6 @@
 //! The library over the storage in memory, with content in a database and in files.
 
+mod carry;
 mod collections;
 mod held;
 mod keeping;

@@ -1,0 +1,38 @@
+//! Records in a form for people, whatever they are: fields with a name and a value each, in their order.
+//!
+//! What writes them down decides how a time or an id looks. Secrets are only there in part.
+
+/// A record for people.
+pub type Fields = Vec<(&'static str, Field)>;
+
+/// A value of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Field {
+    /// A name, an endpoint, an id in hexadecimal digits, a word.
+    Text(String),
+    /// A number.
+    Number(u64),
+    /// Yes or no.
+    Flag(bool),
+    /// Milliseconds since 1970-01-01 UTC.
+    Time(u64),
+    /// Several values.
+    List(Vec<Self>),
+}
+
+impl Field {
+    /// What has a text of its own.
+    pub fn text(value: impl std::fmt::Display) -> Self {
+        Self::Text(value.to_string())
+    }
+
+    /// Bytes in hexadecimal digits.
+    pub fn hex(bytes: &[u8]) -> Self {
+        Self::Text(hex::encode(bytes))
+    }
+
+    /// The beginning of bytes that nobody else may know.
+    pub fn secret(bytes: &[u8]) -> Self {
+        Self::Text(format!("{}…", hex::encode(&bytes[..bytes.len().min(4)])))
+    }
+}
