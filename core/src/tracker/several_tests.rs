@@ -8,10 +8,12 @@ use tokio::time::{sleep, timeout};
 use super::error::TrackerError;
 use super::presence::Presence;
 use super::testing::{Shelf, World, file};
+use crate::catalogue::layout::{FILE_NAMES, FILES, OFFERS, PROVIDERS, SESSIONS, VERSIONS};
 use crate::protocol::error::ErrorCode;
 use crate::storage::Storage;
 use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
 use crate::storage::memory::Memory;
+use crate::storage::value::{Batch, Durability, KeyRange};
 
 const AT: [&str; 3] = ["memory://a:1", "memory://b:1", "memory://c:1"];
 
@@ -26,10 +28,9 @@ fn take_away(database: &FaultyStorage) {
     }
 }
 
-/// How many sessions the database has seen begin: each takes a key of its own away and puts another.
+/// The sessions there are. A peer that begins another one takes the former away.
 async fn sessions(database: &FaultyStorage) -> Vec<Vec<u8>> {
-    let all = crate::storage::value::KeyRange::all();
-    let page = database.scan(crate::catalogue::layout::SESSIONS, all, 100).await.unwrap();
+    let page = database.scan(SESSIONS, KeyRange::all(), 100).await.unwrap();
     page.into_iter().map(|(key, _)| key.as_bytes().to_vec()).collect()
 }
 
@@ -154,4 +155,36 @@ async fn a_tracker_that_starts_after_an_outage_knows_who_was_alive_before() {
     sleep(Duration::from_millis(5100)).await;
     let _c = world.tracker(AT[2], &database).await;
     assert_eq!(world.trackers(&AT[2..]).providers(&file(1)).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_sessions_everybody_announces_and_publishes_again_what_a_server_lost() {
+    let (world, database) = (World::new(), database());
+    let tracker = world.tracker(AT[0], &database).await;
+    let (publisher, other) = (Arc::new(Shelf::default()), Arc::new(Shelf::default()));
+    let first = world.peer(&publisher, &AT[..1]);
+    first.publish(&publisher.outbox("film", 1)).await.unwrap();
+    other.put(1);
+    let second = world.peer(&other, &AT[..1]);
+    assert!(second.connected(Duration::from_secs(5)).await);
+    let trackers = world.trackers(&AT[..1]);
+    assert_eq!(trackers.providers(&file(1)).await.unwrap().len(), 2);
+
+    // What a replica that took over did not get, and the sessions, which are taken away by hand.
+    tracker.kill().await;
+    for space in [FILES, VERSIONS, FILE_NAMES, PROVIDERS, OFFERS, SESSIONS] {
+        let mut batch = Batch::new();
+        for (key, _) in database.scan(space, KeyRange::all(), 100).await.unwrap() {
+            batch.delete(space, key);
+        }
+        database.commit(batch, Durability::Durable).await.unwrap();
+    }
+    let _tracker = world.tracker(AT[0], &database).await;
+    let again = async {
+        while trackers.providers(&file(1)).await.map_or(0, |providers| providers.len()) != 2 {
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(120), again).await.expect("both have it again");
+    assert_eq!(trackers.find("film").await.unwrap().id, file(1));
 }
