@@ -117,6 +117,7 @@ fn describe_fact(key: &[u8], value: &[u8]) -> Result<Fields, StorageError> {
         b"stamp" => vec![("stamp", Field::Time(layout::read_number(META, value)?))],
         b"forgot" => vec![("forgot", Field::Time(layout::read_number(META, value)?))],
         b"swept" => vec![("swept", Field::Time(layout::read_number(META, value)?))],
+        b"forgot" => vec![("forgot", Field::Time(layout::read_number(META, value)?))],
         b"numbers" => vec![("numbers", Field::Number(layout::read_number(META, value)?))],
         b"reserved" => {
             let ReservedRecord { bytes, pins, .. } = layout::decode(META, value)?;
