@@ -115,7 +115,6 @@ fn describe_fact(key: &[u8], value: &[u8]) -> Result<Fields, StorageError> {
         }
         b"catalogue" => vec![("catalogue", Field::hex(value))],
         b"stamp" => vec![("stamp", Field::Time(layout::read_number(META, value)?))],
-        b"forgot" => vec![("forgot", Field::Time(layout::read_number(META, value)?))],
         b"swept" => vec![("swept", Field::Time(layout::read_number(META, value)?))],
         b"forgot" => vec![("forgot", Field::Time(layout::read_number(META, value)?))],
         b"numbers" => vec![("numbers", Field::Number(layout::read_number(META, value)?))],
