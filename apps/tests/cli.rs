@@ -76,7 +76,7 @@ fn a_configuration_that_is_wrong_is_status_2_and_names_key_value_and_place() {
     let sqlite = run(&["library", "--set", "storage.sqlite.pth=x"]);
     assert_error(&sqlite, 2, &["storage.sqlite.pth", "\"x\"", "path"]);
     let backend = run(&["library", "--set", "storage.backend=postgrs"]);
-    assert_error(&backend, 2, &["storage.backend", "postgrs", "memory, sled, sqlite"]);
+    assert_error(&backend, 2, &["storage.backend", "postgrs", "memory, postgres, sled, sqlite"]);
     let scheme = run(&["list", "--set", "peer.trackers=[\"gopher://h:1\"]"]);
     assert_error(&scheme, 2, &["peer.trackers", "gopher://h:1", "zmq://"]);
     let limit = run(&["peer", "--set", "transport.limits.payload=1KiB"]);
