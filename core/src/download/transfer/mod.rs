@@ -388,9 +388,8 @@ impl Transfer<'_> {
 /// The bytes of the pieces that are there.
 fn bytes_of(file: &LibraryFile) -> u64 {
     let layout = file.layout();
-    let full = u64::from(file.have_count()) * u64::from(layout.piece_size());
-    match layout.last() {
-        Some(last) if file.has(last) => full - (u64::from(layout.piece_size()) - layout.len(last) as u64),
-        _ => full,
-    }
+    // Looked at before the count, which then has it: pieces are kept and lost while this is told.
+    let last = layout.last().filter(|&last| file.has(last));
+    let shorter = last.map_or(0, |last| u64::from(layout.piece_size()) - layout.len(last) as u64);
+    (u64::from(file.have_count()) * u64::from(layout.piece_size())).saturating_sub(shorter)
 }
