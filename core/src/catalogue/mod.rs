@@ -284,6 +284,8 @@ pub async fn stored_format(storage: &dyn Storage) -> Result<Option<u64>, Storage
 }
 
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod remembered_tests;
 #[cfg(test)]
 mod tests;
