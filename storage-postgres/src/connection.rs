@@ -52,14 +52,14 @@ impl Connection {
     }
 
     /// Sets the deadlines that the server itself keeps, also when this process is gone, and the isolation that the
-    /// locks of a commit are made for.
+    /// locks of a commit are made for. What exists already is no news: notices are not sent.
     pub(crate) async fn prepare_session(&self) -> Result<(), Failure> {
         let limit = self.patience.as_millis();
         // Shorter: when a connection breaks unnoticed by the server, its locks are gone before others give up.
         let idle = (limit / 2).max(1);
         self.run(&format!(
             "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {idle}; \
-             SET default_transaction_isolation = 'read committed'"
+             SET default_transaction_isolation = 'read committed'; SET client_min_messages = warning"
         ))
         .await?;
         // A server may be set to acknowledge before it has written. Stronger settings than `on` are left as they are.

@@ -58,6 +58,11 @@ fn it_has_the_whole_command_line_under_its_own_name() {
     let data_dir = format!("peer.data_dir={}", world.path("data").display());
     let check = ["storage", "check", "--case", "conditions_decide", "--set", "storage.backend=redb"];
     run(&[&check[..], &["--set", &data_dir]].concat()).ok();
+    // Processes that commit are started as this program, and killed.
+    let kills =
+        ["storage", "check", "--crash", "--case", "a_kill_tears_no_batch", "--set", "storage.backend=redb"];
+    let output = run(&[&kills[..], &["--set", &data_dir]].concat()).ok();
+    assert!(output.stdout.contains("2 passed, 0 failed"), "{}", output.stdout);
     let refused = run(&["library", "--set", "storage.backend=redb", "--set", "storage.redb.cache=1"]);
     assert!(refused.expect_status(2).stderr.contains("storage.redb.cache"));
 }

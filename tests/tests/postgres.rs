@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
 use enjambre_tests::content::{MIB, hash_of};
-use enjambre_tests::node::World;
+use enjambre_tests::node::{World, endpoint_in};
 use enjambre_tests::postgres::{Server, Stop};
 use enjambre_tests::process::Process;
 use enjambre_tests::wait::{LONG, wait_for};
+use rustix::process::Signal;
 
 #[test]
 fn two_trackers_are_one_and_files_outlive_a_crash_of_the_server() {
@@ -41,6 +42,31 @@ fn two_trackers_are_one_and_files_outlive_a_crash_of_the_server() {
     let kept =
         server.sql("SELECT count(*) FROM information_schema.schemata WHERE schema_name LIKE '%\\_store\\_%'");
     assert_eq!(kept.trim(), "4", "each tracker has a store of its own, of an index and of content");
+}
+
+#[test]
+fn a_tracker_that_starts_while_the_server_is_away_waits_for_it_as_long_as_it_is_told_to() {
+    let Some(server) = Server::start("a tracker that waits for PostgreSQL", "") else { return };
+    let world = World::default();
+    let url = format!("storage.postgres.url={}", server.url());
+    let mut tracker = world.tracker_with("tracker", &["storage.backend=postgres", &url]);
+    tracker.stop(Signal::TERM, LONG).ok();
+    server.stop(Stop::Fast);
+
+    let mut waiting = tracker.spawn(["tracker", "--set", "storage.postgres.start_timeout=60s"]);
+    wait_for("it says what it waits for", LONG, || {
+        waiting.stderr_text().contains("waiting for the database")
+    });
+    server.start_again();
+    waiting.wait_line(LONG, endpoint_in);
+    waiting.signal(Signal::TERM);
+    let output = waiting.wait(LONG).ok();
+    assert!(!output.stderr.contains("already exists"), "what is there already is no news: {}", output.stderr);
+
+    server.stop(Stop::Fast);
+    let output = tracker.run(["tracker", "--set", "storage.postgres.start_timeout=1s"]).expect_status(1);
+    let port = server.port().to_string();
+    assert!(output.stderr.contains(&port), "the error says which server: {}", output.stderr);
 }
 
 #[test]

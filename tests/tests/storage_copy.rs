@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use enjambre_core::model::record::{FileRecord, Provider};
@@ -23,7 +23,7 @@ use enjambre_tests::process::{Output, Process};
 use enjambre_tests::wait::{LONG, wait_until};
 use enjambre_transport::settings::TransportSettings;
 use rustix::net::sockopt::set_socket_send_buffer_size;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// The backends of which every machine has what they need.
@@ -218,23 +218,24 @@ fn a_peer_has_its_content_wherever_its_storage_is() {
     assert_eq!(read_tree(&world.path("got")), read_tree(&world.path("folder")));
 }
 
-/// Starts a copy that can tell only a few lines ahead of its reader, and kills it once it has told this.
-fn kill_at(folder: &Path, mut when: impl FnMut(&Value) -> bool) {
+/// Starts a copy that can tell only a few lines ahead of its reader; gives what it tells.
+fn start_copy(folder: &Path) -> (Child, impl Iterator<Item = Value>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     set_socket_send_buffer_size(&theirs, 4096).unwrap();
-    let mut child = Command::new(binary::enjambre())
+    let child = Command::new(binary::enjambre())
         .args(["storage", "copy", "--from", "from.toml", "--to", "to.toml", "--json"])
         .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(OwnedFd::from(theirs))
         .spawn()
         .unwrap();
-    // Where it never tells that, it ends and the lines with it.
     let lines = BufReader::with_capacity(128, ours).lines().map(Result::unwrap);
-    let told = lines.map(|line| serde_json::from_str(&line).unwrap()).any(|event: Value| when(&event));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(told);
+    (child, lines.map(|line| serde_json::from_str(&line).unwrap()))
+}
+
+/// Whether so many bytes or more are copied.
+fn is_past(event: &Value, bytes: u64) -> bool {
+    event["done"].as_u64().is_some_and(|done| done >= bytes)
 }
 
 #[test]
@@ -251,7 +252,12 @@ fn a_copy_that_is_killed_goes_on_and_nothing_else_uses_the_half() {
         let new = format!("moved{number}");
         write_config(&folder, "from.toml", "peer", &old, from, "");
         write_config(&folder, "to.toml", "peer", &new, to, "");
-        kill_at(&folder, |event| event["done"].as_u64().is_some_and(|done| done >= 18 * MIB));
+        let (mut child, mut events) = start_copy(&folder);
+        // Where it never gets there, it ends and the events with it.
+        let told = events.any(|event| is_past(&event, 18 * MIB));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(told);
 
         // The second time the source is used in between, and what was copied counts no more.
         let used = number == 1;
@@ -285,6 +291,25 @@ fn a_copy_that_is_killed_goes_on_and_nothing_else_uses_the_half() {
     let b = world.peer("b", &[&tracker]);
     b.get_to("film.bin", &world.path("got.bin"));
     assert_eq!(hash_of(&world.path("got.bin")), hash);
+}
+
+#[test]
+fn a_copy_that_is_interrupted_says_so_and_goes_on() {
+    let world = World::new(Setup { backend: "sled", ..Setup::default() });
+    let tracker = world.tracker("tracker");
+    let a = world.peer("a", &[&tracker]);
+    a.publish(&world.file("film.bin", 48 * MIB).0, &["--store"]);
+    let folder = a.folder().to_owned();
+    write_config(&folder, "from.toml", "peer", "data", &embedded("sled"), "");
+    write_config(&folder, "to.toml", "peer", "new", &embedded("sqlite"), "");
+    let (mut child, mut events) = start_copy(&folder);
+    assert!(events.by_ref().any(|event| is_past(&event, 8 * MIB)));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let last = events.last().unwrap();
+    assert_eq!(last["event"], "error", "{last}");
+    assert!(last["message"].as_str().unwrap().contains("start it again and it goes on"), "{last}");
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(copy(&folder, &["--verify"]).ok().stdout.contains("read back and compared"));
 }
 
 #[test]
