@@ -1,4 +1,5 @@
-//! Where a tracker or peer listens, as people write it: `zmq://host:port`.
+//! Where a tracker or peer listens, as people write it: `zmq://host:port`, or with the id of who must answer there:
+//! `zmqs://id@host:port`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,10 +7,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::id::PeerId;
+
 /// Why a text is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is not an endpoint: {problem}; expected SCHEME://HOST:PORT, for example zmq://127.0.0.1:7700"
+    "{text:?} is not an endpoint: {problem}; expected SCHEME://HOST:PORT or SCHEME://ID@HOST:PORT, for example zmq://127.0.0.1:7700"
 )]
 pub struct ParseEndpointError {
     /// The text as it was given, cut to a length that can be shown.
@@ -21,10 +24,12 @@ pub struct ParseEndpointError {
 /// The longest endpoint in bytes, so that one from the network stays small.
 pub const MAX_ENDPOINT: usize = 300;
 
-/// A transport's scheme, a host (name or address) and a port. Port 0 asks for a free port when listening.
+/// A transport's scheme, a host (name or address) and a port. Port 0 asks for a free port when listening. For dialling
+/// over a transport that authenticates there is also the id of who must answer.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     scheme: String,
+    id: Option<PeerId>,
     host: String,
     port: u16,
 }
@@ -33,6 +38,11 @@ impl Endpoint {
     /// The scheme, which names the transport: `zmq`.
     pub fn scheme(&self) -> &str {
         &self.scheme
+    }
+
+    /// Who must answer there; none where it is not said.
+    pub const fn id(&self) -> Option<PeerId> {
+        self.id
     }
 
     /// The host: a name, an IPv4 address, or an IPv6 address without brackets.
@@ -48,6 +58,11 @@ impl Endpoint {
     /// The same endpoint at another port: the one the system chose.
     pub fn with_port(&self, port: u16) -> Self {
         Self { port, ..self.clone() }
+    }
+
+    /// The same endpoint of a node with this id, or of whichever node is there.
+    pub fn with_id(&self, id: Option<PeerId>) -> Self {
+        Self { id, ..self.clone() }
     }
 
     /// The same scheme and port at an address.
@@ -79,6 +94,15 @@ impl FromStr for Endpoint {
         if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
             return Err(refuse("its scheme is not of lower-case letters and digits"));
         }
+        let (id, rest) = match rest.split_once('@') {
+            Some((id, rest)) => {
+                let id = id
+                    .parse()
+                    .map_err(|_| refuse("what is before its @ is no id of 64 hexadecimal digits"))?;
+                (Some(id), rest)
+            }
+            None => (None, rest),
+        };
         let (host, port) = rest.rsplit_once(':').ok_or_else(|| refuse("it has no port"))?;
         let port = port.parse().map_err(|_| refuse("its port is not a number from 0 to 65535"))?;
         let host = match host.strip_prefix('[').map(|inner| inner.strip_suffix(']')) {
@@ -90,16 +114,20 @@ impl FromStr for Endpoint {
         if host.is_empty() || !(host.bytes().all(plain) || host.parse::<std::net::Ipv6Addr>().is_ok()) {
             return Err(refuse("its host is not a name or an address"));
         }
-        Ok(Self { scheme: scheme.to_owned(), host: host.to_owned(), port })
+        Ok(Self { scheme: scheme.to_owned(), id, host: host.to_owned(), port })
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://", self.scheme)?;
+        if let Some(id) = self.id {
+            write!(f, "{id}@")?;
+        }
         if self.host.contains(':') {
-            write!(f, "{}://[{}]:{}", self.scheme, self.host, self.port)
+            write!(f, "[{}]:{}", self.host, self.port)
         } else {
-            write!(f, "{}://{}:{}", self.scheme, self.host, self.port)
+            write!(f, "{}:{}", self.host, self.port)
         }
     }
 }
@@ -131,6 +159,11 @@ mod tests {
         for text in ["zmq://127.0.0.1:7700", "tcp://tracker.example.org:0", "zmq://[::1]:65535"] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
+        let id = PeerId::from_bytes([0xab; 32]);
+        for text in [format!("tcps://{id}@127.0.0.1:7700"), format!("zmqs://{id}@[::1]:65535")] {
+            let endpoint = text.parse::<Endpoint>().unwrap();
+            assert_eq!((endpoint.to_string(), endpoint.id()), (text, Some(id)));
+        }
         assert!("zmq://[::1]:1".parse::<Endpoint>().unwrap().is_loopback());
         assert!("zmq://0.0.0.0:1".parse::<Endpoint>().unwrap().is_unspecified());
     }
@@ -148,6 +181,8 @@ mod tests {
             "zmq://[x]:1",
             "ZMQ://h:1",
             "zmq://:1",
+            "zmqs://@h:1",
+            "zmqs://abcd@h:1",
         ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
         }

@@ -136,6 +136,10 @@ impl Transport for FaultTransport {
         self.inner.scheme()
     }
 
+    fn authenticates(&self) -> bool {
+        self.inner.authenticates()
+    }
+
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
         let inner = self.inner.connect(endpoint).await?;
         let line = Arc::new(Line {
