@@ -13,9 +13,7 @@ use enjambre_core::model::identity::{KeyPair, PublicKey};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, ClientSessionMemoryCache, Resumption};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{
-    CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{AlwaysResolvesServerRawPublicKeys, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
@@ -206,7 +204,8 @@ impl ServerCertVerifier for Verifier {
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let wanted = id_of(name).ok_or_else(|| Error::General("a node is dialled by its id".to_owned()))?;
-        let other = |another| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(another))));
+        let other =
+            |another| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(another))));
         check(wanted, owner(key)?).map_err(other)?;
         Ok(ServerCertVerified::assertion())
     }
