@@ -69,7 +69,8 @@ impl<W: Wire> GuardedListener<W> {
     pub(crate) async fn bind(parts: Parts<W>, endpoint: &Endpoint) -> Result<Self, Source> {
         let Parts { guard, wire, security } = parts;
         let tcp = TcpListener::bind((endpoint.host(), endpoint.port())).await?;
-        let endpoint = endpoint.with_port(tcp.local_addr()?.port());
+        let id = security.as_ref().map(Security::id);
+        let endpoint = endpoint.with_port(tcp.local_addr()?.port()).with_id(id);
         // Bounded by the requests in flight of all connections.
         let (sender, receiver) = mpsc::unbounded_channel();
         let server = Arc::new(Server {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::model::id::PeerId;
 use enjambre_core::transport::calls::{Activity, Calls};
 use enjambre_core::transport::error::TransportError;
 use enjambre_core::transport::{Connection, Listener, Transport, check_bind, check_dial};
@@ -104,11 +105,11 @@ impl<W: Wire> GuardedTransport for StreamTransport<W> {
 #[async_trait]
 impl<W: Wire> Transport for StreamTransport<W> {
     fn scheme(&self) -> &'static str {
-        if self.authenticates() { W::SECURE } else { W::PLAIN }
+        if self.parts.security.is_some() { W::SECURE } else { W::PLAIN }
     }
 
-    fn authenticates(&self) -> bool {
-        self.parts.security.is_some()
+    fn identity(&self) -> Option<PeerId> {
+        self.parts.security.as_ref().map(Security::id)
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {

@@ -68,7 +68,7 @@ impl Dialer {
     pub fn preferred(&self, id: PeerId, endpoints: &[Endpoint]) -> Vec<Endpoint> {
         let known = |endpoint: &Endpoint| {
             let rank = self.transports.iter().position(|known| known.scheme() == endpoint.scheme())?;
-            let id = Some(id).filter(|_| self.transports[rank].authenticates());
+            let id = Some(id).filter(|_| self.transports[rank].identity().is_some());
             Some((rank, endpoint.with_id(id)))
         };
         let mut known: Vec<_> = endpoints.iter().filter_map(known).collect();
@@ -112,8 +112,8 @@ mod tests {
             self.0
         }
 
-        fn authenticates(&self) -> bool {
-            self.1
+        fn identity(&self) -> Option<PeerId> {
+            self.1.then(|| PeerId::from_bytes([0; 32]))
         }
 
         async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {

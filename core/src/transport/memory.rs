@@ -83,8 +83,8 @@ impl Transport for MemoryTransport {
         SCHEME
     }
 
-    fn authenticates(&self) -> bool {
-        self.identity.is_some()
+    fn identity(&self) -> Option<PeerId> {
+        self.identity
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
@@ -122,7 +122,7 @@ impl Transport for MemoryTransport {
         listeners.insert(address(port), Arc::clone(&server));
         Ok(Arc::new(MemoryListener {
             shared: Arc::clone(&self.network.shared),
-            endpoint: endpoint.with_port(port),
+            endpoint: endpoint.with_port(port).with_id(self.identity),
             server,
             requests: tokio::sync::Mutex::new(receiver),
         }))
@@ -380,12 +380,22 @@ mod tests {
     use super::*;
     use crate::transport::conformance::Subject;
 
-    crate::transport_conformance!(Subject {
-        transport: MemoryNetwork::new().transport(),
-        endpoint: "memory://node:0".parse().unwrap(),
-        limits: MessageLimits::default(),
-        guard: Box::new(()),
-    });
+    fn subject(transport: Arc<dyn Transport>) -> Subject {
+        let endpoint = "memory://node:0".parse().unwrap();
+        Subject { transport, endpoint, limits: MessageLimits::default(), guard: Box::new(()) }
+    }
+
+    mod plain {
+        crate::transport_conformance!(super::subject(super::MemoryNetwork::new().transport()));
+    }
+
+    mod authenticated {
+        use crate::model::id::PeerId;
+
+        crate::transport_conformance!(super::subject(
+            super::MemoryNetwork::new().transport_of(PeerId::from_bytes([7; 32]))
+        ));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn deadlines_run_on_a_paused_clock() {

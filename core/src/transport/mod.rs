@@ -125,10 +125,10 @@ pub trait Transport: Debug + Send + Sync + 'static {
     /// The scheme of the endpoints that this transport serves: `zmq`.
     fn scheme(&self) -> &'static str;
 
-    /// Whether both sides of a connection prove who they are. Then an endpoint to dial carries the id of who must
-    /// answer, nobody else is talked to, and [`PeerInfo::identity`] is set.
-    fn authenticates(&self) -> bool {
-        false
+    /// Who this node is to those at the other end, where both sides of a connection prove that. Then an endpoint to dial
+    /// carries the id of who must answer, nobody else is talked to, and [`PeerInfo::identity`] is set.
+    fn identity(&self) -> Option<PeerId> {
+        None
     }
 
     /// A connection to the endpoint. Returns at once: the dialling is done when it is first used, and again
@@ -142,10 +142,10 @@ pub trait Transport: Debug + Send + Sync + 'static {
 /// Refuses an endpoint that a transport cannot listen at.
 pub fn check_bind(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), TransportError> {
     check_scheme(transport, endpoint)?;
-    if endpoint.id().is_some() {
-        return Err(invalid(endpoint, "a node listens under its own id; leave the id out".to_owned()));
+    if endpoint.id().is_none() || endpoint.id() == transport.identity() {
+        return Ok(());
     }
-    Ok(())
+    Err(invalid(endpoint, "a node listens under its own id; leave the id out".to_owned()))
 }
 
 fn check_scheme(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), TransportError> {
@@ -160,7 +160,7 @@ fn check_scheme(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), Tr
 pub fn check_dial(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), TransportError> {
     check_scheme(transport, endpoint)?;
     let scheme = transport.scheme();
-    match (transport.authenticates(), endpoint.id()) {
+    match (transport.identity().is_some(), endpoint.id()) {
         (true, None) => {
             let problem = format!("who must answer there is missing; write {scheme}://ID@HOST:PORT");
             return Err(invalid(endpoint, problem));
@@ -217,7 +217,8 @@ pub trait Listener: Debug + Send + Sync + 'static {
     /// costs that remote its connection and nothing else.
     async fn accept(&self) -> Result<Incoming, TransportError>;
 
-    /// The endpoint with the port that was chosen.
+    /// The endpoint with the port that was chosen and, where the transport authenticates, the id of this node: what others
+    /// dial.
     fn local_endpoint(&self) -> &Endpoint;
 
     /// Stops accepting and closes the connections once the replies given so far are sent, or `grace` is over.

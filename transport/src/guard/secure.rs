@@ -37,6 +37,7 @@ const SESSIONS: usize = 256;
 /// What a node needs to prove who it is, and to see who others are.
 #[derive(Clone)]
 pub(crate) struct Security {
+    id: PeerId,
     acceptor: TlsAcceptor,
     connector: TlsConnector,
 }
@@ -75,7 +76,12 @@ impl Security {
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(shown)));
         server.session_storage = ServerSessionMemoryCache::new(SESSIONS);
         server.send_tls13_tickets = 1;
-        Self { acceptor: Arc::new(server).into(), connector: Arc::new(client).into() }
+        Self { id: key.peer_id(), acceptor: Arc::new(server).into(), connector: Arc::new(client).into() }
+    }
+
+    /// The id of this node.
+    pub(crate) const fn id(&self) -> PeerId {
+        self.id
     }
 
     /// Shakes hands with whoever has connected. The caller sets the time limit.
@@ -278,3 +284,7 @@ impl ClientCertVerifier for Verifier {
         true
     }
 }
+
+#[cfg(test)]
+#[path = "secure_tests.rs"]
+mod tests;
