@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -25,9 +26,12 @@ pub struct ParseEndpointError {
 pub const MAX_ENDPOINT: usize = 300;
 
 /// A transport's scheme, a host (name or address) and a port. Port 0 asks for a free port when listening. For dialling
-/// over a transport that authenticates there is also the id of who must answer.
+/// over a transport that authenticates there is also the id of who must answer. Clones share one allocation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Endpoint {
+pub struct Endpoint(Arc<Parts>);
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Parts {
     scheme: String,
     id: Option<PeerId>,
     host: String,
@@ -35,50 +39,54 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    fn of(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
     /// The scheme, which names the transport: `zmq`.
     pub fn scheme(&self) -> &str {
-        &self.scheme
+        &self.0.scheme
     }
 
     /// Who must answer there; none where it is not said.
-    pub const fn id(&self) -> Option<PeerId> {
-        self.id
+    pub fn id(&self) -> Option<PeerId> {
+        self.0.id
     }
 
     /// The host: a name, an IPv4 address, or an IPv6 address without brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        &self.0.host
     }
 
     /// The port.
-    pub const fn port(&self) -> u16 {
-        self.port
+    pub fn port(&self) -> u16 {
+        self.0.port
     }
 
     /// The same endpoint at another port: the one the system chose.
     pub fn with_port(&self, port: u16) -> Self {
-        Self { port, ..self.clone() }
+        Self::of(Parts { port, ..Parts::clone(&self.0) })
     }
 
     /// The same endpoint of a node with this id, or of whichever node is there.
     pub fn with_id(&self, id: Option<PeerId>) -> Self {
-        Self { id, ..self.clone() }
+        Self::of(Parts { id, ..Parts::clone(&self.0) })
     }
 
     /// The same scheme and port at an address.
     pub fn with_address(&self, address: IpAddr) -> Self {
-        Self { host: address.to_string(), ..self.clone() }
+        Self::of(Parts { host: address.to_string(), ..Parts::clone(&self.0) })
     }
 
     /// Whether the host is a loopback address or `localhost`.
     pub fn is_loopback(&self) -> bool {
-        self.host == "localhost"
-            || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+        self.host() == "localhost"
+            || self.host().parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
     }
 
     /// Whether the host means every address of the machine (`0.0.0.0` or `::`), which is no address to dial.
     pub fn is_unspecified(&self) -> bool {
-        self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+        self.host().parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }
 }
 
@@ -114,21 +122,18 @@ impl FromStr for Endpoint {
         if host.is_empty() || !(host.bytes().all(plain) || host.parse::<std::net::Ipv6Addr>().is_ok()) {
             return Err(refuse("its host is not a name or an address"));
         }
-        Ok(Self { scheme: scheme.to_owned(), id, host: host.to_owned(), port })
+        Ok(Self::of(Parts { scheme: scheme.to_owned(), id, host: host.to_owned(), port }))
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://", self.scheme)?;
-        if let Some(id) = self.id {
+        let Parts { scheme, id, host, port } = &*self.0;
+        write!(f, "{scheme}://")?;
+        if let Some(id) = id {
             write!(f, "{id}@")?;
         }
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
 
