@@ -22,6 +22,7 @@ use crate::library::layout::{blocking, finished};
 use crate::library::library::Library;
 use crate::library::linked::{Fingerprint, open_regular_itself};
 use crate::library::publications::NewPublished;
+use crate::machine;
 use crate::model::collection::{Collection, CollectionError, Member, MemberPath, MemberPathError};
 use crate::model::id::FileId;
 use crate::model::layout::{FileTooLarge, PieceIndex, PieceLayout};
@@ -356,7 +357,7 @@ async fn hash_all(
     let of_known = found.files.iter().zip(&results).filter(|(_, known)| known.is_some());
     let done = of_known.map(|(file, _)| file.mark.size()).sum();
     let files = (results.len() - unknown.len()) as u64;
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS);
+    let workers = machine::cores().min(MAX_WORKERS);
     let hashing = Arc::new(Hashing {
         results: Mutex::new(results),
         found,
@@ -375,7 +376,7 @@ async fn hash_all(
     let workers: Vec<_> = (0..workers)
         .map(|_| {
             let hashing = Arc::clone(&hashing);
-            tokio::task::spawn_blocking(move || {
+            machine::spawn_blocking(move || {
                 let result = hashing.work();
                 if result.is_err() {
                     hashing.stop.store(true, Ordering::Relaxed);

@@ -4,7 +4,7 @@
 //! the end of the commit, so the records in the index follow those in memory. The other locks are short and
 //! never held across an `await`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -23,6 +23,7 @@ use super::recent::RecentFiles;
 use super::settings::LibrarySettings;
 use super::small::fresh::{Fresh, FreshPlan};
 use crate::buffers::BufferPool;
+use crate::machine::{HashMap, HashSet};
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::name::Name;

@@ -1,8 +1,9 @@
 //! What the workers of a presence share: which of them speaks for which catalogue, with which session, and what is
 //! to be sent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
+use crate::machine::HashMap;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
 use crate::model::record::Offer;

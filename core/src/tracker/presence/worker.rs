@@ -151,6 +151,7 @@ impl Worker {
             self.connected();
             *backoff = Backoff::new();
             tokio::select! {
+                biased;
                 () = sleep_until(lease.due) => {
                     self.renew(catalogue, &mut lease).await?;
                     if Instant::now() >= lease.again {
