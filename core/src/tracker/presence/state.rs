@@ -40,6 +40,8 @@ pub(super) struct CatalogueState {
     /// The worker that speaks for the peer.
     pub(super) active: Option<usize>,
     pub(super) welcome: Option<Welcome>,
+    /// Whether everything that was offered when the session began was announced within it.
+    pub(super) announced: bool,
     /// Whether somebody met a tracker that does not answer: its worker is to look.
     pub(super) suspect: bool,
     /// What is to be sent within the session: an offer, or that there is none any more.
@@ -103,6 +105,7 @@ impl CatalogueState {
         self.changes.clear();
         self.unknown.clear();
         self.welcome = None;
+        self.announced = false;
     }
 
     pub(super) fn session(&self) -> Option<SessionId> {

@@ -177,14 +177,23 @@ impl Worker {
         }
     }
 
-    /// A session that works: the one of the worker before, or a new one with everything announced.
+    /// A session that works, with everything announced: the one of the worker before, or a new one.
     async fn session(&self, catalogue: CatalogueId) -> Result<Lease, Stop> {
-        let known =
-            self.shared.state.lock().catalogues.get(&catalogue).and_then(|known| known.welcome.clone());
-        if let Some(welcome) = known {
+        let known = {
+            let state = self.shared.state.lock();
+            let known = state.catalogues.get(&catalogue);
+            known.and_then(|known| known.welcome.clone().map(|welcome| (welcome, known.announced)))
+        };
+        if let Some((welcome, announced)) = known {
             let mut lease = Lease::new(welcome.session, welcome.lease_ms);
             match self.renew(catalogue, &mut lease).await {
-                Ok(()) => return Ok(lease),
+                Ok(()) => {
+                    // Whoever began it may have stopped in the middle.
+                    if !announced {
+                        self.announce_all(catalogue, &mut lease).await?;
+                    }
+                    return Ok(lease);
+                }
                 Err(Stop::Tracker(error)) if error.code() == Some(ErrorCode::Unauthorized) => {}
                 Err(stop) => return Err(stop),
             }
@@ -242,11 +251,17 @@ impl Worker {
         let mut after = None;
         loop {
             let page = self.shared.source.offers(after, MAX_OFFERS).await?;
-            let Some(last) = page.last() else { return Ok(()) };
+            let Some(last) = page.last() else { break };
             after = Some(last.id);
             self.announce(catalogue, lease, &page).await?;
             self.renew_if_due(catalogue, lease).await?;
         }
+        if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue)
+            && known.session() == Some(lease.session)
+        {
+            known.announced = true;
+        }
+        Ok(())
     }
 
     async fn announce(
