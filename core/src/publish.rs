@@ -521,6 +521,45 @@ impl Imports {
         self.library.shared.begin_import(&id).await?;
         Ok(self.ids.insert(id))
     }
+
+    /// Copies in the files that were hashed and the list of the collection; durable on return.
+    async fn take_in(
+        &mut self,
+        files: &[FoundFile],
+        hashed: &[Hashed],
+        collection: Option<&(Manifest, Bytes)>,
+    ) -> Result<(), PublishError> {
+        for (file, hashed) in files.iter().zip(hashed) {
+            if let Some((manifest, _)) = &hashed.new
+                && self.begin(hashed.id).await?
+            {
+                import_file(&self.library, &file.path, manifest).await?;
+            }
+        }
+        let shared = Arc::clone(&self.library.shared);
+        if let Some((manifest, encoded)) = collection
+            && self.begin(manifest.id()).await?
+        {
+            let layout = manifest.layout();
+            for piece in layout.pieces() {
+                let content = vec![(piece, slice(encoded, layout, piece))];
+                shared.import(&manifest.id(), content, layout).await?;
+            }
+        }
+        if !self.ids.is_empty() {
+            shared.sync_imports().await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what came in of files that get no record: it would take its room until the next start.
+    async fn discard(mut self) {
+        for id in std::mem::take(&mut self.ids) {
+            if let Err(error) = self.library.shared.discard_import(&id).await {
+                tracing::warn!(%id, %error, "what was copied in for nothing is removed at the next start");
+            }
+        }
+    }
 }
 
 impl Drop for Imports {
@@ -543,26 +582,10 @@ async fn add(
 ) -> Result<(), PublishError> {
     let shared = Arc::clone(&library.shared);
     let mut imports = Imports { library, ids: HashSet::new() };
-    if store {
-        for (file, hashed) in found.files.iter().zip(&hashed) {
-            if let Some((manifest, _)) = &hashed.new
-                && imports.begin(hashed.id).await?
-            {
-                import_file(&imports.library, &file.path, manifest).await?;
-            }
-        }
-    }
-    if let Some((manifest, encoded)) = &collection
-        && imports.begin(manifest.id()).await?
-    {
-        let layout = manifest.layout();
-        for piece in layout.pieces() {
-            let content = vec![(piece, slice(encoded, layout, piece))];
-            shared.import(&manifest.id(), content, layout).await?;
-        }
-    }
-    if !imports.ids.is_empty() {
-        shared.sync_imports().await?;
+    let stored = if store { &found.files[..] } else { &[] };
+    if let Err(error) = imports.take_in(stored, &hashed, collection.as_ref()).await {
+        imports.discard().await;
+        return Err(error);
     }
     let owner = collection.as_ref().map(|(manifest, _)| manifest.id());
     let (mut new, mut known) = (Vec::with_capacity(hashed.len() + 1), Vec::new());

@@ -258,10 +258,7 @@ impl Shared {
                 while let Some(id) = content.next_id(last.as_ref()).await? {
                     self.check_open()?;
                     let _guard = self.lock(&id).await;
-                    if !self.is_wanted(&id, &Place::Database) {
-                        tracing::info!(%id, "removing content that belongs to no file");
-                        content.remove(&id, None).await?;
-                    }
+                    self.remove_unwanted(&id).await?;
                     last = Some(id);
                 }
             }
@@ -270,15 +267,26 @@ impl Shared {
                 for id in layout::blocking(move || content_files::list(&listed)).await? {
                     self.check_open()?;
                     let _guard = self.lock(&id).await;
-                    if !self.is_wanted(&id, &Place::Files) {
-                        tracing::info!(%id, "removing content that belongs to no file");
-                        let dir = dir.clone();
-                        layout::blocking(move || content_files::remove(&dir, &id)).await?;
-                    }
+                    self.remove_unwanted(&id).await?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Removes what is in the library's own store of a file that does not need it. The caller holds the lock of the id.
+    pub(super) async fn remove_unwanted(&self, id: &FileId) -> Result<(), LibraryError> {
+        if self.is_wanted(id, &self.own_place()) {
+            return Ok(());
+        }
+        tracing::info!(%id, "removing content that belongs to no file");
+        match &self.content {
+            ContentStore::Database(content) => DatabaseContent(Arc::clone(content)).remove(id, None).await,
+            ContentStore::Files(dir) => {
+                let (dir, id) = (dir.clone(), *id);
+                layout::blocking(move || content_files::remove(&dir, &id)).await
+            }
+        }
     }
 
     fn is_wanted(&self, id: &FileId, place: &Place) -> bool {

@@ -31,6 +31,7 @@ impl World {
         self.every_download_finishes().await?;
         self.nothing_grows().await?;
         self.completed_stays_complete().await?;
+        self.nothing_is_left_over().await?;
         self.everything_ends().await
     }
 
@@ -142,6 +143,12 @@ impl World {
         if after.0 > nodes * TASKS_EACH || after.1 > before.1 {
             return Err(format!("tasks and entries grow without a reason: {before:?}, {after:?}"));
         }
+        Ok(())
+    }
+
+    /// Nothing lies on a disk that belongs to no file, once the library was opened and swept.
+    async fn nothing_is_left_over(&self) -> Result<(), String> {
+        sleep(Duration::from_secs(30)).await;
         for peer in &self.peers {
             let Some(running) = peer.running() else { continue };
             let entries = running.library.entries();
@@ -160,7 +167,7 @@ impl World {
         Ok(())
     }
 
-    /// Nothing lies on a disk that belongs to no file.
+    /// Every key of a space belongs to a file that needs it.
     fn belongs(
         &self,
         peer: &str,
