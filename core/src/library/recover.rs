@@ -10,7 +10,7 @@ use super::error::LibraryError;
 use super::file::Store;
 use super::layout::{self, ACKS, DIRTY, FILES, HAVE, MEMBERS, Place, Record, TOMBS};
 use super::output::Target;
-use super::shared::{Shared, Slot, State};
+use super::shared::{Shared, Slot, State, Tomb};
 use crate::model::id::FileId;
 use crate::model::layout::PieceIndex;
 use crate::storage::Storage;
@@ -62,7 +62,7 @@ pub(super) async fn load(index: &dyn Storage) -> Result<State, LibraryError> {
     .await?;
     for_each(index, TOMBS, |key, value| {
         let (id, _) = layout::split_id(TOMBS, key)?;
-        state.tombs.insert(id, Record::decode(&id, value)?);
+        state.tombs.insert(id, Tomb { record: Record::decode(&id, value)?, doubtful: None });
         Ok(())
     })
     .await?;
@@ -117,7 +117,7 @@ impl Shared {
     async fn recover_removals(self: &Arc<Self>) -> Result<(), LibraryError> {
         let tombs: Vec<(FileId, Record)> = {
             let state = self.state.lock();
-            state.tombs.iter().map(|(id, record)| (*id, record.clone())).collect()
+            state.tombs.iter().map(|(id, tomb)| (*id, tomb.record.clone())).collect()
         };
         for (id, record) in tombs {
             // The removal may have stopped between its tombstone and the rest of the first step.
