@@ -5,6 +5,7 @@
 //! means is written once, here, on top of them. The arrows point one way: applications and plug-ins depend on
 //! this crate, it depends on neither.
 
+pub mod announcer;
 pub mod buffers;
 pub mod catalogue;
 mod cbor;
@@ -13,7 +14,9 @@ pub mod format;
 mod given;
 mod have_waits;
 pub mod library;
+pub mod machine;
 pub mod model;
+pub mod offering;
 pub mod protocol;
 pub mod publish;
 pub mod rate;

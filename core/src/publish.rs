@@ -22,6 +22,7 @@ use crate::library::layout::{blocking, finished};
 use crate::library::library::Library;
 use crate::library::linked::{Fingerprint, open_regular_itself};
 use crate::library::publications::NewPublished;
+use crate::machine;
 use crate::model::collection::{Collection, CollectionError, Member, MemberPath, MemberPathError};
 use crate::model::id::FileId;
 use crate::model::layout::{FileTooLarge, PieceIndex, PieceLayout};
@@ -356,7 +357,7 @@ async fn hash_all(
     let of_known = found.files.iter().zip(&results).filter(|(_, known)| known.is_some());
     let done = of_known.map(|(file, _)| file.mark.size()).sum();
     let files = (results.len() - unknown.len()) as u64;
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS);
+    let workers = machine::cores().min(MAX_WORKERS);
     let hashing = Arc::new(Hashing {
         results: Mutex::new(results),
         found,
@@ -375,7 +376,7 @@ async fn hash_all(
     let workers: Vec<_> = (0..workers)
         .map(|_| {
             let hashing = Arc::clone(&hashing);
-            tokio::task::spawn_blocking(move || {
+            machine::spawn_blocking(move || {
                 let result = hashing.work();
                 if result.is_err() {
                     hashing.stop.store(true, Ordering::Relaxed);
@@ -520,6 +521,45 @@ impl Imports {
         self.library.shared.begin_import(&id).await?;
         Ok(self.ids.insert(id))
     }
+
+    /// Copies in the files that were hashed and the list of the collection; durable on return.
+    async fn take_in(
+        &mut self,
+        files: &[FoundFile],
+        hashed: &[Hashed],
+        collection: Option<&(Manifest, Bytes)>,
+    ) -> Result<(), PublishError> {
+        for (file, hashed) in files.iter().zip(hashed) {
+            if let Some((manifest, _)) = &hashed.new
+                && self.begin(hashed.id).await?
+            {
+                import_file(&self.library, &file.path, manifest).await?;
+            }
+        }
+        let shared = Arc::clone(&self.library.shared);
+        if let Some((manifest, encoded)) = collection
+            && self.begin(manifest.id()).await?
+        {
+            let layout = manifest.layout();
+            for piece in layout.pieces() {
+                let content = vec![(piece, slice(encoded, layout, piece))];
+                shared.import(&manifest.id(), content, layout).await?;
+            }
+        }
+        if !self.ids.is_empty() {
+            shared.sync_imports().await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what came in of files that get no record: it would take its room until the next start.
+    async fn discard(mut self) {
+        for id in std::mem::take(&mut self.ids) {
+            if let Err(error) = self.library.shared.discard_import(&id).await {
+                tracing::warn!(%id, %error, "what was copied in for nothing is removed at the next start");
+            }
+        }
+    }
 }
 
 impl Drop for Imports {
@@ -542,26 +582,10 @@ async fn add(
 ) -> Result<(), PublishError> {
     let shared = Arc::clone(&library.shared);
     let mut imports = Imports { library, ids: HashSet::new() };
-    if store {
-        for (file, hashed) in found.files.iter().zip(&hashed) {
-            if let Some((manifest, _)) = &hashed.new
-                && imports.begin(hashed.id).await?
-            {
-                import_file(&imports.library, &file.path, manifest).await?;
-            }
-        }
-    }
-    if let Some((manifest, encoded)) = &collection
-        && imports.begin(manifest.id()).await?
-    {
-        let layout = manifest.layout();
-        for piece in layout.pieces() {
-            let content = vec![(piece, slice(encoded, layout, piece))];
-            shared.import(&manifest.id(), content, layout).await?;
-        }
-    }
-    if !imports.ids.is_empty() {
-        shared.sync_imports().await?;
+    let stored = if store { &found.files[..] } else { &[] };
+    if let Err(error) = imports.take_in(stored, &hashed, collection.as_ref()).await {
+        imports.discard().await;
+        return Err(error);
     }
     let owner = collection.as_ref().map(|(manifest, _)| manifest.id());
     let (mut new, mut known) = (Vec::with_capacity(hashed.len() + 1), Vec::new());

@@ -8,6 +8,7 @@ use super::*;
 use crate::library::content::ContentStore;
 use crate::library::entry::Location;
 use crate::library::settings::LibrarySettings;
+use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
 use crate::storage::memory::Disk;
 
 struct Rig {
@@ -250,4 +251,22 @@ async fn publishing_a_file_that_is_being_downloaded_completes_it() {
     let library = rig.open().await;
     assert!(library.find("wanted").unwrap().is_complete());
     assert_eq!(content_of(&library, &id).await, content);
+}
+
+#[tokio::test]
+async fn what_could_not_be_copied_in_whole_takes_no_room() {
+    let rig = Rig::new();
+    let storage = Arc::new(FaultyStorage::new(Arc::new(rig.content.open()), 1));
+    storage.add(Operation::Commit, When::Nth(2), Fault::Full);
+    let content = ContentStore::Database(storage);
+    let library =
+        Library::open(Arc::new(rig.index.open()), content, LibrarySettings::default()).await.unwrap();
+    fs::create_dir(rig.path("d")).unwrap();
+    for name in ["d/a", "d/b"] {
+        fs::write(rig.path(name), pattern(300 << 10, name.as_bytes()[2])).unwrap();
+    }
+    let full = rig.store(&library, "d").await;
+    assert!(matches!(full, Err(PublishError::Library(LibraryError::Full { .. }))), "{full:?}");
+    assert!(rig.content.entries().iter().all(|(_, entries)| *entries == 0), "{:?}", rig.content.entries());
+    rig.store(&library, "d").await.unwrap();
 }

@@ -3,16 +3,15 @@
 //! A daemon and a command that runs alone are the same node; they differ in what they do when the port is taken
 //! and in how long they live. `commands` is what a node does for the command line.
 
-pub mod announcer;
 mod commands;
 mod errors;
-pub mod offers;
 mod publication;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use enjambre_core::announcer::Announcer;
 use enjambre_core::download::downloader::Downloader;
 use enjambre_core::download::wanted::DownloadSettings;
 use enjambre_core::library::content::ContentStore;
@@ -20,6 +19,7 @@ use enjambre_core::library::library::Library;
 use enjambre_core::library::settings::LibrarySettings;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::model::identity::KeyPair;
+use enjambre_core::offering::{LibraryOffers, TrackerProviders};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::rate::RateLimit;
 use enjambre_core::seeder::{Seeder, SeederSettings};
@@ -40,8 +40,6 @@ use crate::failure::{Failure, Status};
 use crate::listeners::{self, Listeners};
 use crate::node_key;
 use crate::registry::{Place, Registry};
-use announcer::Announcer;
-use offers::{LibraryOffers, TrackerProviders};
 
 /// How a node takes part in the swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use enjambre_core::announcer::Announcer;
 use enjambre_core::catalogue::Catalogue;
 use enjambre_core::catalogue::error::CatalogueError;
 use enjambre_core::catalogue::pins::Pin;
@@ -27,6 +28,7 @@ use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::model::id::FileId;
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::record::{FileKind, FileRecord};
+use enjambre_core::offering::{LibraryOffers, TrackerProviders};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::seeder::Seeder;
 use enjambre_core::storage::Role;
@@ -45,8 +47,6 @@ use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
 use crate::failure::{Failure, Status};
 use crate::peer::Shelf;
-use crate::peer::announcer::Announcer;
-use crate::peer::offers::{LibraryOffers, TrackerProviders};
 use crate::registry::{Place, Registry};
 
 /// Files that are fetched at the same time; further ones wait.

@@ -13,9 +13,8 @@
 //! ```
 //! (after `leave` only `hello` leads back, because `leave` ends the session).
 
-use std::collections::HashMap;
-
 use super::layout::{LeaseRecord, PeerNumber};
+use crate::machine::HashMap;
 use crate::protocol::message::SessionId;
 
 /// The lengths of time that decide over peers, in milliseconds.
@@ -84,7 +83,7 @@ impl LeaseTable {
     pub fn new(rules: LeaseRules, stamp: Option<u64>, now: u64) -> Self {
         let until = now.saturating_add(rules.lease);
         let grace = stamp.map(|stamp| Grace { stamp, until });
-        let pending = HashMap::new();
+        let pending = HashMap::default();
         Self { rules, grace, reached: now, away: None, pending, stamped: 0, quiet_from: until }
     }
 

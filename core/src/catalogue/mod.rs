@@ -28,7 +28,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rand::RngExt;
 
+use crate::machine;
 use crate::protocol::message::CatalogueId;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
@@ -131,7 +133,11 @@ impl Catalogue {
                     keys[0].clone(),
                     layout::encode(&record),
                 );
-                batch.put(META, keys[1].clone(), Bytes::copy_from_slice(&rand::random::<[u8; 16]>()));
+                batch.put(
+                    META,
+                    keys[1].clone(),
+                    Bytes::copy_from_slice(&machine::rng().random::<[u8; 16]>()),
+                );
                 // Nothing rests on it before something durable follows it, which takes it along.
                 match storage.commit(batch, Durability::Buffered).await {
                     // Read back what now counts, whoever wrote it.

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use rand::RngExt;
 
 use super::error::CatalogueError;
 use super::layout::{self, LEASES, LeaseRecord, MAX_NUMBER, META, PEERS, PeerNumber, RECORD, SESSIONS};
 use super::leases::{Flush, Renewal};
 use super::{ATTEMPTS, Catalogue};
+use crate::machine;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::PeerId;
 use crate::protocol::lookup::EncodedPeer;
@@ -131,7 +133,7 @@ impl Catalogue {
     ) -> Result<SessionId, CatalogueError> {
         let id_key = layout::peer_id_key(&peer);
         for _ in 0..ATTEMPTS {
-            let session = SessionId(rand::random());
+            let session = SessionId(machine::rng().random());
             let known = self.read(PEERS, &id_key).await?;
             let known = known.map(|raw| layout::read_peer(PEERS, &raw)).transpose()?;
             let mut batch = Batch::new();

@@ -4,6 +4,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rand::RngExt;
 use rand::seq::SliceRandom;
 
 use super::error::CatalogueError;
@@ -13,6 +14,7 @@ use super::layout::{
 use super::peers::{Lease, Living, Session};
 use super::remembered::{Answers, Begun, Known, RememberedFile};
 use super::{ATTEMPTS, Catalogue};
+use crate::machine;
 use crate::model::id::{FileId, PeerId};
 use crate::model::layout::PieceLayout;
 use crate::model::record::{Offer, Provider};
@@ -85,7 +87,7 @@ pub(super) fn delete_claim(batch: &mut Batch, peer: PeerNumber, file: FileNumber
 /// Belongs into each batch that takes claims of a peer away: an announcement that found one of them unchanged, and
 /// therefore does not write all of it, is tried again.
 pub(super) fn note_cleared(batch: &mut Batch, peer: PeerNumber) {
-    batch.put(CLEARED, layout::peer_key(peer), Bytes::copy_from_slice(&rand::random::<[u8; 8]>()));
+    batch.put(CLEARED, layout::peer_key(peer), Bytes::copy_from_slice(&machine::rng().random::<[u8; 8]>()));
 }
 
 impl Catalogue {
@@ -273,7 +275,7 @@ impl Catalogue {
         let Some(file) = self.look_up(id, now).await? else { return Ok(None) };
         let (mut living, _) = self.living_claims(&file, now).await?;
         living.retain(|claim| claim.lease.encoded.told(near).is_some());
-        let (chosen, _) = living.partial_shuffle(&mut rand::rng(), MAX_PROVIDERS);
+        let (chosen, _) = living.partial_shuffle(&mut machine::rng(), MAX_PROVIDERS);
         let mut room = MAX_PROVIDER_BYTES;
         let fits = |LivingClaim { claim, lease, .. }: &LivingClaim| {
             room = room.checked_sub(lease.encoded.told(near)?.len() + CLAIM_BYTES)?;
@@ -401,7 +403,7 @@ impl Catalogue {
         if claims.len() < most {
             return Ok(claims);
         }
-        let from = PeerNumber(rand::random_range(0..=self.highest_number()));
+        let from = PeerNumber(machine::rng().random_range(0..=self.highest_number()));
         let from = layout::provider_key(file, from).into_bytes();
         let second = KeyRange { start: Bound::Included(from.clone()), end: all.end };
         let first = KeyRange { start: all.start, end: Bound::Excluded(from) };

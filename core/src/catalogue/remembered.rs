@@ -6,7 +6,7 @@
 //! each write changes a stamp, and what was read under another stamp is not remembered. Only what was found is
 //! remembered, never that something is missing.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,6 +18,7 @@ use rand::seq::SliceRandom;
 
 use super::layout::{Claim, FileEntry, FileNumber, PeerNumber, VersionRecord};
 use super::peers::Lease;
+use crate::machine::{self, Keys};
 use crate::model::id::FileId;
 use crate::model::name::Name;
 use crate::model::record::FileRecord;
@@ -225,7 +226,7 @@ pub(super) struct Remembered {
     names: Cache<Box<str>, Arc<RememberedName>, ByBytes>,
     files: Cache<FileId, Arc<RememberedFile>, ByBytes>,
     known: Cache<FileId, Known, ByBytes>,
-    hasher: RandomState,
+    hasher: Keys,
     stamps: Box<[AtomicU64]>,
     /// Counts how often a peer began or ceased to be alive in another way than by the passing of time.
     peers: AtomicU64,
@@ -251,7 +252,7 @@ impl Remembered {
             names: Cache::with_weighter(names, names_bytes, ByBytes),
             files: Cache::with_weighter(files, files_bytes, ByBytes),
             known: Cache::with_weighter(known, known_bytes, ByBytes),
-            hasher: RandomState::new(),
+            hasher: Keys::default(),
             stamps: (0..STAMPS).map(|_| AtomicU64::new(0)).collect(),
             peers: AtomicU64::new(0),
             fresh,
@@ -424,7 +425,7 @@ impl Remembered {
         }
         let flag = if near { NEAR } else { FAR };
         let mut told: Vec<Held> = state.claims.iter().copied().filter(|held| held.is(flag)).collect();
-        let (chosen, _) = told.partial_shuffle(&mut rand::rng(), MAX_PROVIDERS);
+        let (chosen, _) = told.partial_shuffle(&mut machine::rng(), MAX_PROVIDERS);
         Some(chosen.iter().map(|held| (held.peer(), state.claim(*held, &file.entry))).collect())
     }
 

@@ -108,6 +108,7 @@ pub async fn get_members(
             at_work.push(get_member(downloader, id, same, output, Arc::clone(&providers), &active));
         }
         tokio::select! {
+            biased;
             left = &mut batches, if in_batches => {
                 in_batches = false;
                 done += small_seen.borrow().done;

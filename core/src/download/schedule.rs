@@ -28,7 +28,6 @@ mod rarity;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -38,6 +37,7 @@ use self::bits::Bits;
 use self::rarity::Rarity;
 use super::pace::Pace;
 use super::window::{Window, WindowSettings};
+use crate::machine::HashMap;
 use crate::model::bitmap::Bitmap;
 use crate::model::layout::{PieceIndex, PieceLayout};
 
@@ -170,8 +170,8 @@ impl Schedule {
             rarity: Rarity::new(layout.count()),
             wanted: Bits::empty(layout.count()),
             wanted_count: 0,
-            in_flight: HashMap::new(),
-            providers: HashMap::new(),
+            in_flight: HashMap::default(),
+            providers: HashMap::default(),
             traders: 0,
             traded: Duration::ZERO,
             sent_again: 0,

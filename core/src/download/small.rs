@@ -22,6 +22,7 @@ use super::source::{self, Fault, ProviderSource};
 use super::wanted::Parts;
 use crate::library::error::LibraryError;
 use crate::library::small::{SmallFile, SmallOutput};
+use crate::machine;
 use crate::model::collection::MemberPath;
 use crate::model::id::FileId;
 use crate::model::record::Provider;
@@ -163,6 +164,7 @@ impl Batches<'_> {
                 break;
             }
             tokio::select! {
+                biased;
                 Some(event) = self.events.next() => self.on_event(event)?,
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
@@ -384,7 +386,7 @@ impl Batches<'_> {
         if found.is_empty() {
             return;
         }
-        let hashed = tokio::task::spawn_blocking(move || {
+        let hashed = machine::spawn_blocking(move || {
             let is_right = |(file, content): &(Small, Bytes)| blake3::hash(content) == *file.id.as_bytes();
             let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(is_right);
             Hashed { from, good, bad: bad.into_iter().map(|(file, _)| file).collect(), permit }

@@ -124,8 +124,8 @@ impl Shared {
             if let Some(collection) = new.member_of {
                 state.members.insert((id, collection));
             }
-            // A small file is stored along with its content; one with hashes, or that is there already, at once.
-            if whole || !batch.is_empty() {
+            // A small file is stored along with its content; one with hashes, without content, or that is there already, at once.
+            if whole || !batch.is_empty() || layout.count() == 0 {
                 state.put_record(&mut batch, &id);
             }
         }

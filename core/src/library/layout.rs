@@ -23,6 +23,7 @@ use serde_bytes::ByteBuf;
 
 use super::error::LibraryError;
 use super::linked::Fingerprint;
+use crate::machine;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
 use crate::model::layout::{PieceIndex, PieceLayout};
@@ -258,7 +259,7 @@ pub(super) fn bitmap_from_pages(layout: PieceLayout, pages: &[Option<Bytes>]) ->
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LibraryError> + Send + 'static,
 ) -> Result<T, LibraryError> {
-    finished(tokio::task::spawn_blocking(work)).await
+    finished(machine::spawn_blocking(work)).await
 }
 
 /// Waits for a task; a panic in it goes on here.

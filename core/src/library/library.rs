@@ -64,12 +64,14 @@ impl Library {
         let holding = Arc::clone(&shared);
         library.tasks.spawn(async move {
             tokio::select! {
+                biased;
                 () = holding.stop.cancelled() => {}
                 () = holding.recent.let_go_of_the_unused() => {}
             }
         });
         library.tasks.spawn(async move {
             tokio::select! {
+                biased;
                 () = shared.stop.cancelled() => {}
                 swept = shared.sweep() => if let Err(error) = swept {
                     tracing::warn!(%error, "content that belongs to no file was not swept");
@@ -276,10 +278,12 @@ async fn flush(shared: Arc<Shared>) {
     let rest = async || tokio::time::sleep(FLUSH_PAUSE).await;
     loop {
         tokio::select! {
+            biased;
             () = shared.stop.cancelled() => return,
             () = shared.flush_some_time.notified() => {}
         }
         tokio::select! {
+            biased;
             () = shared.stop.cancelled() => return,
             () = shared.flush_now.notified() => {}
             () = rest() => {}
@@ -290,6 +294,7 @@ async fn flush(shared: Arc<Shared>) {
             }
             tracing::warn!(%error, "what was written could not be made durable; trying again");
             tokio::select! {
+                biased;
                 () = shared.stop.cancelled() => return,
                 () = rest() => {}
             }

@@ -78,6 +78,13 @@ impl Shared {
         self.state.lock().end_import(id);
     }
 
+    /// As [`Self::end_import`], of content that is not needed after all unless another file has it.
+    pub(crate) async fn discard_import(&self, id: &FileId) -> Result<(), LibraryError> {
+        let _guard = self.lock(id).await;
+        self.end_import(id);
+        self.remove_unwanted(id).await
+    }
+
     pub(crate) async fn sync_imports(&self) -> Result<(), LibraryError> {
         match &self.content {
             ContentStore::Database(content) => Ok(content.sync().await?),

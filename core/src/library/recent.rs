@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::file::LibraryFile;
+use crate::machine;
 use crate::model::id::FileId;
 
 /// The most files.
@@ -88,7 +89,7 @@ impl RecentFiles {
             }
             let gone = self.unused();
             if !gone.is_empty() {
-                let _closed = tokio::task::spawn_blocking(move || drop(gone)).await;
+                let _closed = machine::spawn_blocking(move || drop(gone)).await;
             }
         }
     }

@@ -10,7 +10,7 @@ use super::error::LibraryError;
 use super::file::Store;
 use super::layout::{self, ACKS, DIRTY, FILES, HAVE, MEMBERS, Place, Record, TOMBS};
 use super::output::Target;
-use super::shared::{Shared, Slot, State};
+use super::shared::{Shared, Slot, State, Tomb};
 use crate::model::id::FileId;
 use crate::model::layout::PieceIndex;
 use crate::storage::Storage;
@@ -62,7 +62,7 @@ pub(super) async fn load(index: &dyn Storage) -> Result<State, LibraryError> {
     .await?;
     for_each(index, TOMBS, |key, value| {
         let (id, _) = layout::split_id(TOMBS, key)?;
-        state.tombs.insert(id, Record::decode(&id, value)?);
+        state.tombs.insert(id, Tomb { record: Record::decode(&id, value)?, doubtful: None });
         Ok(())
     })
     .await?;
@@ -117,7 +117,7 @@ impl Shared {
     async fn recover_removals(self: &Arc<Self>) -> Result<(), LibraryError> {
         let tombs: Vec<(FileId, Record)> = {
             let state = self.state.lock();
-            state.tombs.iter().map(|(id, record)| (*id, record.clone())).collect()
+            state.tombs.iter().map(|(id, tomb)| (*id, tomb.record.clone())).collect()
         };
         for (id, record) in tombs {
             // The removal may have stopped between its tombstone and the rest of the first step.
@@ -258,10 +258,7 @@ impl Shared {
                 while let Some(id) = content.next_id(last.as_ref()).await? {
                     self.check_open()?;
                     let _guard = self.lock(&id).await;
-                    if !self.is_wanted(&id, &Place::Database) {
-                        tracing::info!(%id, "removing content that belongs to no file");
-                        content.remove(&id, None).await?;
-                    }
+                    self.remove_unwanted(&id).await?;
                     last = Some(id);
                 }
             }
@@ -270,15 +267,26 @@ impl Shared {
                 for id in layout::blocking(move || content_files::list(&listed)).await? {
                     self.check_open()?;
                     let _guard = self.lock(&id).await;
-                    if !self.is_wanted(&id, &Place::Files) {
-                        tracing::info!(%id, "removing content that belongs to no file");
-                        let dir = dir.clone();
-                        layout::blocking(move || content_files::remove(&dir, &id)).await?;
-                    }
+                    self.remove_unwanted(&id).await?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Removes what is in the library's own store of a file that does not need it. The caller holds the lock of the id.
+    pub(super) async fn remove_unwanted(&self, id: &FileId) -> Result<(), LibraryError> {
+        if self.is_wanted(id, &self.own_place()) {
+            return Ok(());
+        }
+        tracing::info!(%id, "removing content that belongs to no file");
+        match &self.content {
+            ContentStore::Database(content) => DatabaseContent(Arc::clone(content)).remove(id, None).await,
+            ContentStore::Files(dir) => {
+                let (dir, id) = (dir.clone(), *id);
+                layout::blocking(move || content_files::remove(&dir, &id)).await
+            }
+        }
     }
 
     fn is_wanted(&self, id: &FileId, place: &Place) -> bool {

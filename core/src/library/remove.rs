@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::entry::LibraryEvent;
 use super::error::LibraryError;
 use super::layout::{self, ACKS, FILES, MEMBERS, Record, TOMBS};
-use super::shared::Shared;
+use super::shared::{Shared, Tomb};
 use crate::model::id::FileId;
+use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability};
 
 /// How many files go with one tombstone commit.
@@ -122,7 +123,16 @@ impl Shared {
         for (catalogue, id, name) in &acks {
             batch.delete(ACKS, layout::ack_key(catalogue, id, name));
         }
-        self.commit_in_parts(batch, Durability::Durable).await?;
+        let parts = self.is_in_parts(&batch);
+        let buried = self.commit_in_parts(batch, Durability::Durable).await;
+        // Where nobody knows whether they are buried they count as such: they may be gone at the next start, so they must
+        // not be what somebody who wants them now is told to have.
+        let doubtful = match &buried {
+            Ok(()) => false,
+            Err(LibraryError::Storage(StorageError::Indeterminate { .. })) => true,
+            Err(_) if parts => true,
+            Err(_) => return buried,
+        };
         {
             let mut state = self.state.lock();
             for ack in &acks {
@@ -135,7 +145,12 @@ impl Shared {
                 for collection in collections {
                     state.members.remove(&(*id, *collection));
                 }
-                state.tombs.insert(*id, record.clone());
+                let members =
+                    collections.iter().map(|collection| (MEMBERS, layout::member_key(id, collection)));
+                let acks = acks.iter().filter(|(_, of, _)| of == id);
+                let acks = acks.map(|(catalogue, id, name)| (ACKS, layout::ack_key(catalogue, id, name)));
+                let doubtful = doubtful.then(|| members.chain(acks).collect());
+                state.tombs.insert(*id, Tomb { record: record.clone(), doubtful });
                 state.remove(id).and_then(|slot| slot.file.upgrade())
             };
             if let Some(file) = file {
@@ -143,6 +158,7 @@ impl Shared {
             }
             self.tell(LibraryEvent::Removed(*id));
         }
+        buried?;
         for (id, ..) in &chosen {
             self.finish_removal(id).await?;
         }
@@ -151,7 +167,19 @@ impl Shared {
 
     /// Removes the content of a file that has a tombstone, if it has one. The caller holds the lock of the id.
     pub(super) async fn finish_removal(&self, id: &FileId) -> Result<(), LibraryError> {
-        let Some(record) = self.state.lock().tombs.get(id).cloned() else { return Ok(()) };
+        let Some(Tomb { record, doubtful }) = self.state.lock().tombs.get(id).cloned() else { return Ok(()) };
+        if let Some(others) = doubtful {
+            let mut batch = Batch::new();
+            batch.put(TOMBS, layout::id_key(id), record.encode());
+            layout::delete_records(&mut batch, id, record.layout()?);
+            for (space, key) in others {
+                batch.delete(space, key);
+            }
+            self.commit_in_parts(batch, Durability::Durable).await?;
+            if let Some(tomb) = self.state.lock().tombs.get_mut(id) {
+                tomb.doubtful = None;
+            }
+        }
         self.remove_content(id, &record).await?;
         let mut batch = Batch::new();
         batch.delete(TOMBS, layout::id_key(id));

@@ -4,7 +4,7 @@
 //! the end of the commit, so the records in the index follow those in memory. The other locks are short and
 //! never held across an `await`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -23,12 +23,13 @@ use super::recent::RecentFiles;
 use super::settings::LibrarySettings;
 use super::small::fresh::{Fresh, FreshPlan};
 use crate::buffers::BufferPool;
+use crate::machine::{HashMap, HashSet};
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::name::Name;
 use crate::model::record::Offer;
 use crate::storage::Storage;
-use crate::storage::value::{Batch, Durability};
+use crate::storage::value::{Batch, Durability, Key, Space};
 
 const LOCKS: usize = 64;
 /// How many files may wait for a sync until one begins, and until writers wait for it: each is an open file.
@@ -69,7 +70,7 @@ pub(super) struct State {
     pub(super) names: BTreeMap<Name, BTreeSet<(u64, FileId)>>,
     /// Member and collection.
     pub(super) members: BTreeSet<(FileId, FileId)>,
-    pub(super) tombs: HashMap<FileId, Record>,
+    pub(super) tombs: HashMap<FileId, Tomb>,
     pub(super) acks: HashSet<([u8; 16], FileId, Name)>,
     pub(super) last_number: u64,
     /// Files whose content is being copied in and that have no record yet, and by how many at the same time.
@@ -78,6 +79,14 @@ pub(super) struct State {
     pub(super) fresh: Fresh,
     /// Linked files by the hashes of their paths, as far as paths and hashes differ.
     pub(super) links: Links,
+}
+
+/// What remains to be removed of a file.
+#[derive(Debug, Clone)]
+pub(super) struct Tomb {
+    pub(super) record: Record,
+    /// Where the index may still have the file instead of the tombstone: what else is to be deleted there.
+    pub(super) doubtful: Option<Vec<(Space, Key)>>,
 }
 
 /// A file in memory.
@@ -291,6 +300,15 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Whether a batch is committed in several parts, of which some may be applied when one fails.
+    pub(super) fn is_in_parts(&self, batch: &Batch) -> bool {
+        let sizes = batch
+            .writes
+            .iter()
+            .map(|write| write.target().1.as_bytes().len() + write.value().map_or(0, bytes::Bytes::len));
+        batch.writes.len() > BATCH_WRITES || sizes.sum::<usize>() > self.index.limits().max_batch
     }
 
     /// Commits writes that need not stand or fall together, as few batches, the last with `durability`.

@@ -5,7 +5,6 @@
 //! back what was not synced. Nothing here touches a real disk.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -79,8 +78,8 @@ impl Spaces {
     }
 }
 
-/// The value of a key at the last sync, for each key that was written since.
-type Unsynced = BTreeMap<(Space, Bytes), Option<Bytes>>;
+/// The commits since the last sync, each with the values from before of the keys that it wrote.
+type Unsynced = Vec<Vec<(Space, Bytes, Option<Bytes>)>>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -119,11 +118,39 @@ impl Disk {
 
     /// Takes back everything since the last sync or durable commit, and closes the storages that are open.
     pub fn power_cut(&self) {
+        self.power_cut_keeping(0);
+    }
+
+    /// As [`Disk::power_cut`], but so many of the commits since the last sync had reached the disk in time.
+    pub fn power_cut_keeping(&self, commits: usize) {
         let mut state = self.state.write();
         state.generation += 1;
-        for ((space, key), value) in state.unsynced.replace(Unsynced::new()).unwrap_or_default() {
+        let unsynced = state.unsynced.replace(Unsynced::new()).unwrap_or_default();
+        for (space, key, value) in
+            unsynced.into_iter().skip(commits).rev().flat_map(|commit| commit.into_iter().rev())
+        {
             state.spaces.set(space, &key, value);
         }
+    }
+
+    /// How many commits there were since the last sync.
+    pub fn unsynced(&self) -> usize {
+        self.state.read().unsynced.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The keys of a space.
+    pub fn keys(&self, space: Space) -> Vec<Bytes> {
+        self.state
+            .read()
+            .spaces
+            .0
+            .get(&space)
+            .map_or_else(Vec::new, |entries| entries.keys().cloned().collect())
+    }
+
+    /// How many entries there are in each space that was ever written.
+    pub fn entries(&self) -> Vec<(Space, usize)> {
+        self.state.read().spaces.0.iter().map(|(space, entries)| (*space, entries.len())).collect()
     }
 }
 
@@ -197,19 +224,19 @@ impl Storage for Memory {
         if !batch.conditions.iter().all(|condition| state.spaces.holds(condition)) {
             return Err(StorageError::Conflict);
         }
+        let mut undo = Vec::new();
         for write in &batch.writes {
             let before = state.spaces.apply(write);
-            if let Some(unsynced) = &mut state.unsynced {
+            if state.unsynced.is_some() && durability == Durability::Buffered {
                 let (space, key) = write.target();
-                if let Entry::Vacant(entry) = unsynced.entry((space, key.clone().into_bytes())) {
-                    entry.insert(before);
-                }
+                undo.push((space, key.clone().into_bytes(), before));
             }
         }
-        if durability == Durability::Durable
-            && let Some(unsynced) = &mut state.unsynced
-        {
-            unsynced.clear();
+        if let Some(unsynced) = &mut state.unsynced {
+            match durability {
+                Durability::Buffered => unsynced.push(undo),
+                Durability::Durable => unsynced.clear(),
+            }
         }
         Ok(())
     }
@@ -273,5 +300,19 @@ mod tests {
         assert_eq!(value(&after_cut, "a").await.unwrap(), "1");
         assert_eq!(value(&after_cut, "b").await.unwrap(), "1");
         assert_eq!(value(&after_cut, "c").await, None);
+    }
+
+    #[tokio::test]
+    async fn a_power_cut_may_leave_the_first_of_the_commits_that_were_not_synced() {
+        let disk = Disk::new();
+        let storage = disk.open();
+        storage.commit(put("a", "1"), Durability::Durable).await.unwrap();
+        for number in ["2", "3", "4"] {
+            storage.commit(put("a", number), Durability::Buffered).await.unwrap();
+        }
+        assert_eq!((disk.unsynced(), disk.entries()), (3, vec![(SPACE, 1)]));
+        disk.power_cut_keeping(2);
+        assert_eq!(value(&disk.open(), "a").await.unwrap(), "3");
+        assert_eq!(disk.unsynced(), 0);
     }
 }

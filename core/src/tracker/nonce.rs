@@ -1,6 +1,9 @@
 //! What a peer signs to prove its key. Nothing is kept of a nonce that was given out: it says itself when and for
 //! which connection it was made, under a keyed BLAKE3 hash.
 
+use rand::RngExt;
+
+use crate::machine;
 use crate::protocol::message::Nonce;
 use crate::transport::ConnectionId;
 
@@ -21,7 +24,7 @@ impl std::fmt::Debug for Nonces {
 
 impl Default for Nonces {
     fn default() -> Self {
-        Self { secret: rand::random() }
+        Self { secret: machine::rng().random() }
     }
 }
 

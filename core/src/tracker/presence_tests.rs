@@ -11,6 +11,7 @@ use super::testing::{Shelf, World, endpoint, file, offer};
 use super::trackers::Trackers;
 use crate::model::identity::KeyPair;
 use crate::protocol::error::ErrorCode;
+use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
 use crate::storage::memory::Memory;
 
 const A: &str = "memory://a:1";
@@ -309,4 +310,20 @@ async fn a_tracker_that_swallows_everything_holds_nobody_up_for_long() {
     let start = Instant::now();
     assert_eq!(count(&trackers, 1).await, 1);
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_began_without_its_announcements_gets_them_when_it_goes_on() {
+    let world = World::new();
+    let storage = Arc::new(FaultyStorage::new(Arc::new(Memory::new()), 1));
+    let _tracker = world.tracker(A, &storage).await;
+    let (publisher, other) = (Arc::new(Shelf::default()), Arc::new(Shelf::default()));
+    let presence = world.peer(&publisher, &[A]);
+    presence.publish(&publisher.outbox("a", 1)).await.unwrap();
+    other.put(1);
+    // The hello is the first commit, what is announced after it the second.
+    storage.add(Operation::Commit, When::Nth(2), Fault::Unavailable);
+    let _second = world.peer(&other, &[A]);
+    until(&world.trackers(&[A]), 1, 2).await;
+    assert_eq!(storage.faults_met(), 1);
 }

@@ -188,3 +188,28 @@ async fn without_the_sessions_everybody_announces_and_publishes_again_what_a_ser
     timeout(Duration::from_secs(120), again).await.expect("both have it again");
     assert_eq!(trackers.find("film").await.unwrap().id, file(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_announcement_that_a_server_lost_is_made_again_within_the_session() {
+    let (world, database) = (World::new(), database());
+    let _tracker = world.tracker(AT[0], &database).await;
+    let publisher = Arc::new(Shelf::default());
+    let presence = world.peer(&publisher, &AT[..1]);
+    presence.publish(&publisher.outbox("film", 1)).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let before = sessions(&database).await;
+    for space in [PROVIDERS, OFFERS] {
+        let mut batch = Batch::new();
+        for (key, _) in database.scan(space, KeyRange::all(), 100).await.unwrap() {
+            batch.delete(space, key);
+        }
+        assert!(!batch.is_empty());
+        database.commit(batch, Durability::Durable).await.unwrap();
+    }
+    let trackers = world.trackers(&AT[..1]);
+    sleep(Duration::from_secs(60)).await;
+    assert!(trackers.providers(&file(1)).await.unwrap().is_empty());
+    sleep(Duration::from_secs(15 * 60)).await;
+    assert_eq!(trackers.providers(&file(1)).await.unwrap().len(), 1);
+    assert_eq!(sessions(&database).await, before);
+}

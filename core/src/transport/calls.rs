@@ -3,7 +3,6 @@
 //! Every transport needs the same: replies matched by id, calls that were dropped forgotten, all failed at once when
 //! the connection is lost, and the two kinds of [`Deadline`]. It moves no bytes itself.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 use super::envelope::{self, RequestId};
 use super::error::TransportError;
 use super::{Deadline, Message};
+use crate::machine::HashMap;
 
 /// When something was last heard on a connection. Clones are the same clock.
 #[derive(Debug, Clone)]

@@ -39,6 +39,9 @@ pub struct Faults {
     pub reorder: f64,
     /// For how long it is held back.
     pub hold: Duration,
+    /// The chance that a request arrives a second time, over a connection of its own and held back for a part of
+    /// `hold`. What is answered to that goes nowhere.
+    pub duplicate: f64,
 }
 
 #[derive(Debug)]
@@ -59,6 +62,8 @@ struct Fate {
     drop_reply: bool,
     cut: bool,
     isolated: bool,
+    /// When it arrives a second time.
+    again: Option<Duration>,
 }
 
 impl Plan {
@@ -78,7 +83,9 @@ impl Plan {
 
     fn fate(&mut self, endpoint: &Endpoint) -> Fate {
         let faults = self.faults;
+        let again = self.chance(faults.duplicate);
         Fate {
+            again: again.then(|| faults.delay + faults.hold.mul_f64(self.random.random_range(0.0..=1.0))),
             isolated: self.isolated.contains(endpoint),
             request_delay: self.delay(),
             reply_delay: self.delay(),
@@ -219,6 +226,16 @@ impl FaultConnection {
             return Err(TransportError::Unreachable { endpoint: self.line.endpoint.clone(), source });
         }
         let (inner, cut) = self.inner().await?;
+        if let Some(later) = fate.again {
+            let (transport, line, header) =
+                (Arc::clone(&self.transport), Arc::clone(&self.line), header.clone());
+            tokio::spawn(async move {
+                pause(later).await;
+                if let Ok(second) = transport.connect(&line.endpoint).await {
+                    let _nowhere = second.call(id, header, deadline).await;
+                }
+            });
+        }
         let exchange = async {
             pause(fate.request_delay).await;
             if fate.cut {
@@ -399,6 +416,23 @@ mod tests {
         transport.set(Faults::default());
         call(&connection).await.unwrap();
         assert_eq!(transport.met(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_may_arrive_twice_and_gets_one_reply() {
+        let network = MemoryNetwork::new();
+        let faults = Faults { duplicate: 1.0, hold: PATIENCE / 2, ..Faults::default() };
+        let transport = FaultTransport::new(network.transport(), 1, faults);
+        let listener = transport.bind(&"memory://node:0".parse().unwrap()).await.unwrap();
+        let connection = transport.connect(listener.local_endpoint()).await.unwrap();
+        let asked = tokio::spawn(async move { call(&connection).await });
+        for _ in 0..2 {
+            let incoming = listener.accept().await.unwrap();
+            let id = envelope::read(&incoming.header).and_then(|envelope| envelope.id);
+            let header = envelope::malformed_reply(id, "");
+            incoming.reply.send(Message { header, payload: Bytes::new() }).await.unwrap();
+        }
+        asked.await.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,12 +20,13 @@ pub mod memory;
 use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::machine;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::PeerId;
 use envelope::RequestId;
@@ -104,7 +105,7 @@ impl ConnectionId {
     /// The id of one more connection, unlike any before it in this process.
     pub fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+        Self(machine::count(&NEXT))
     }
 }
 

@@ -14,7 +14,6 @@
 mod pieces;
 mod providers;
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{AbortHandle, BoxFuture};
 use futures::stream::FuturesUnordered;
+use rand::Rng;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,7 @@ use super::wanted::{Parts, Wanted};
 use crate::library::entry::NewFile;
 use crate::library::error::LibraryError;
 use crate::library::file::LibraryFile;
+use crate::machine::{self, HashMap};
 use crate::model::bitmap::Bitmap;
 use crate::model::id::PeerId;
 use crate::model::layout::{PieceIndex, PieceLayout};
@@ -178,14 +179,14 @@ pub(super) async fn run(
         begun: now,
         progress,
         open: None,
-        known: HashMap::new(),
-        keys: HashMap::new(),
+        known: HashMap::default(),
+        keys: HashMap::default(),
         next_key: 0,
         events: FuturesUnordered::new(),
-        calls: HashMap::new(),
+        calls: HashMap::default(),
         to_keep: Vec::new(),
         keeping: 0,
-        keepers: std::thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_KEEPERS),
+        keepers: machine::cores().clamp(2, MAX_KEEPERS),
         write_after: None,
         asking_providers: false,
         providers_at: now,
@@ -266,8 +267,9 @@ impl Transfer<'_> {
     }
 
     fn begin(&mut self, file: Arc<LibraryFile>) {
+        let seed = machine::rng().next_u64();
         let schedule =
-            Schedule::new(file.manifest().layout(), &file.have(), self.parts.settings.window, rand::random());
+            Schedule::new(file.manifest().layout(), &file.have(), self.parts.settings.window, seed);
         self.open = Some(Open { file, schedule });
         self.report();
     }

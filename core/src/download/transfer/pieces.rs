@@ -1,6 +1,5 @@
 //! The way of a piece: asked for, arrived, hashed, written.
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use crate::download::schedule::ProviderKey;
 use crate::download::source::{self, Fault};
 use crate::download::wanted::Parts;
 use crate::library::error::LibraryError;
+use crate::machine::HashMap;
 use crate::model::layout::PieceIndex;
 use crate::protocol::client::ask;
 use crate::protocol::message::Request;
@@ -42,7 +42,7 @@ impl Transfer<'_> {
     pub(super) fn stalled(&self, now: Instant) -> Vec<ProviderKey> {
         let Some(Open { file, .. }) = &self.open else { return Vec::new() };
         let allowed = self.parts.settings.silence * file.layout().piece_size().div_ceil(SILENT_BYTES);
-        let mut oldest: HashMap<ProviderKey, Instant> = HashMap::new();
+        let mut oldest: HashMap<ProviderKey, Instant> = HashMap::default();
         for ((key, _), call) in &self.calls {
             if let Some(&sent) = call.sent.get() {
                 oldest.entry(*key).and_modify(|oldest| *oldest = sent.min(*oldest)).or_insert(sent);

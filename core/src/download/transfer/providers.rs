@@ -12,6 +12,7 @@ use crate::download::choice::{self, Candidate};
 use crate::download::schedule::{ProviderKey, Question};
 use crate::download::source::{self, Fault, Reached};
 use crate::download::wanted::Parts;
+use crate::machine;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
 use crate::model::layout::{PieceIndex, PieceLayout};
@@ -387,7 +388,7 @@ async fn join(
                 let asked = source::piece(&**connection, connection.next_id(), id, question, deadline);
                 let content =
                     parts.in_time(asked).await.inspect_err(|_| parts.limit.give_back(layout.len(last)))?;
-                let (manifest, content, good) = tokio::task::spawn_blocking(move || {
+                let (manifest, content, good) = machine::spawn_blocking(move || {
                     let good = manifest.piece_is(last, &content);
                     (manifest, content, good)
                 })

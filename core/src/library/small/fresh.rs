@@ -1,6 +1,6 @@
 //! Small files that were added and are not known to be synced, and their part of a checkpoint.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -10,6 +10,7 @@ use crate::library::error::LibraryError;
 use crate::library::file::Bits;
 use crate::library::layout::{self, DIRTY, Place};
 use crate::library::shared::Shared;
+use crate::machine::HashMap;
 use crate::model::bitmap::Bitmap;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;

@@ -81,3 +81,46 @@ async fn nothing_is_hashed_again_that_was_synced_before_a_kill() {
     let library = Library::open(Arc::new(rig.index.open()), store, LibrarySettings::default()).await.unwrap();
     assert_eq!(library.entry(&sample.id()).unwrap().have, 6);
 }
+
+#[tokio::test]
+async fn an_empty_file_that_is_complete_survives_a_kill() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(0, 1);
+    let index = Arc::new(FaultyStorage::new(Arc::new(rig.index.open()), 1));
+    let library = rig.open_on(index.clone()).await;
+    let file = sample.create(&library, "a", Destination::Library).await;
+    // Nothing that comes later is needed for it.
+    index.add(Operation::Commit, When::Always, Fault::Full);
+    file.finish(false).await.unwrap();
+    rig.kill(library).await;
+    assert!(rig.open().await.entry(&sample.id()).is_some_and(|entry| entry.is_complete()));
+}
+
+#[tokio::test]
+async fn what_was_removed_or_not_is_not_had_and_what_is_fetched_after_that_stays() {
+    for applied in [true, false] {
+        let rig = Rig::new(false);
+        let sample = Sample::new(2 * PIECE, 1);
+        let index = Arc::new(FaultyStorage::new(Arc::new(rig.index.open()), 1));
+        let library = rig.open_on(index.clone()).await;
+        let fill = async || {
+            let file = sample.create(&library, "a", Destination::Library).await;
+            assert_eq!(file.have_count(), 0);
+            file.write_pieces(sample.all()).await.unwrap();
+            file.finish(true).await.unwrap();
+        };
+        fill().await;
+        index.add(Operation::Commit, When::Nth(1), Fault::Indeterminate { applied });
+        assert!(library.remove(&sample.id()).await.is_err());
+        assert!(library.entry(&sample.id()).is_none());
+        fill().await;
+        rig.index.power_cut();
+        rig.content.power_cut();
+        let library = rig.open().await;
+        assert!(library.entry(&sample.id()).is_some_and(|entry| entry.is_complete()), "applied: {applied}");
+        let file = library.open_file(&sample.id()).await.unwrap().unwrap();
+        sample.check(&file).await;
+        library.remove(&sample.id()).await.unwrap();
+        assert!(rig.content.entries().iter().all(|(_, entries)| *entries == 0));
+    }
+}

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rand::RngExt;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::machine;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
@@ -69,7 +71,7 @@ impl Call {
         if self.left == 0 || !matches!(error, StorageError::Unavailable { .. }) {
             return false;
         }
-        let next = Instant::now() + self.pause.mul_f64(rand::random_range(0.5..=1.0));
+        let next = Instant::now() + self.pause.mul_f64(machine::rng().random_range(0.5..=1.0));
         if self.deadline.is_some_and(|deadline| next >= deadline) {
             return false;
         }

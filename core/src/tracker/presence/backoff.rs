@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use rand::RngExt;
+
+use crate::machine;
+
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(15);
 
@@ -18,7 +22,7 @@ impl Backoff {
 
     /// The next pause: between half and all of what doubling gives.
     pub(super) fn pause(&mut self) -> Duration {
-        let pause = self.next.mul_f64(rand::random_range(0.5..1.0));
+        let pause = self.next.mul_f64(machine::rng().random_range(0.5..1.0));
         self.next = (self.next * 2).min(LONGEST);
         pause
     }

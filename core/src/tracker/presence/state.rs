@@ -1,8 +1,9 @@
 //! What the workers of a presence share: which of them speaks for which catalogue, with which session, and what is
 //! to be sent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
+use crate::machine::HashMap;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
 use crate::model::record::Offer;
@@ -39,6 +40,8 @@ pub(super) struct CatalogueState {
     /// The worker that speaks for the peer.
     pub(super) active: Option<usize>,
     pub(super) welcome: Option<Welcome>,
+    /// Whether everything that was offered when the session began was announced within it.
+    pub(super) announced: bool,
     /// Whether somebody met a tracker that does not answer: its worker is to look.
     pub(super) suspect: bool,
     /// What is to be sent within the session: an offer, or that there is none any more.
@@ -102,6 +105,7 @@ impl CatalogueState {
         self.changes.clear();
         self.unknown.clear();
         self.welcome = None;
+        self.announced = false;
     }
 
     pub(super) fn session(&self) -> Option<SessionId> {

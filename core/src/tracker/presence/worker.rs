@@ -11,12 +11,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::RngExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Shared;
 use super::backoff::Backoff;
 use super::state::Phase;
+use crate::machine;
 use crate::model::record::{Offer, Publication};
 use crate::protocol::error::ErrorCode;
 use crate::protocol::message::{CatalogueId, MAX_OFFERS, SessionId};
@@ -28,6 +30,9 @@ use crate::tracker::error::{TrackerError, Unreached};
 const COLLECT: Duration = Duration::from_millis(20);
 /// The longest pause before files that the catalogue did not know are announced again.
 const AGAIN: Duration = Duration::from_secs(600);
+/// The longest time after which all is announced again: a database that lost its last seconds in a power cut may have
+/// the session, and not what was announced in it. What it has costs it a look.
+const EVERYTHING_AGAIN: Duration = Duration::from_secs(900);
 /// A renewal may take so long however short the lease is.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// How many publications are read at once.
@@ -72,6 +77,8 @@ struct Lease {
     /// When what the catalogue did not know or refused is sent again, and the pause before that.
     again: Instant,
     pause: Duration,
+    /// When everything is announced again.
+    everything: Instant,
 }
 
 impl Worker {
@@ -151,8 +158,12 @@ impl Worker {
             self.connected();
             *backoff = Backoff::new();
             tokio::select! {
+                biased;
                 () = sleep_until(lease.due) => {
                     self.renew(catalogue, &mut lease).await?;
+                    if Instant::now() >= lease.everything {
+                        self.announce_all(catalogue, &mut lease).await?;
+                    }
                     if Instant::now() >= lease.again {
                         self.announce_unknown(catalogue, &mut lease).await?;
                         // What was refused is tried again, too.
@@ -176,14 +187,23 @@ impl Worker {
         }
     }
 
-    /// A session that works: the one of the worker before, or a new one with everything announced.
+    /// A session that works, with everything announced: the one of the worker before, or a new one.
     async fn session(&self, catalogue: CatalogueId) -> Result<Lease, Stop> {
-        let known =
-            self.shared.state.lock().catalogues.get(&catalogue).and_then(|known| known.welcome.clone());
-        if let Some(welcome) = known {
+        let known = {
+            let state = self.shared.state.lock();
+            let known = state.catalogues.get(&catalogue);
+            known.and_then(|known| known.welcome.clone().map(|welcome| (welcome, known.announced)))
+        };
+        if let Some((welcome, announced)) = known {
             let mut lease = Lease::new(welcome.session, welcome.lease_ms);
             match self.renew(catalogue, &mut lease).await {
-                Ok(()) => return Ok(lease),
+                Ok(()) => {
+                    // Whoever began it may have stopped in the middle.
+                    if !announced {
+                        self.announce_all(catalogue, &mut lease).await?;
+                    }
+                    return Ok(lease);
+                }
                 Err(Stop::Tracker(error)) if error.code() == Some(ErrorCode::Unauthorized) => {}
                 Err(stop) => return Err(stop),
             }
@@ -241,11 +261,18 @@ impl Worker {
         let mut after = None;
         loop {
             let page = self.shared.source.offers(after, MAX_OFFERS).await?;
-            let Some(last) = page.last() else { return Ok(()) };
+            let Some(last) = page.last() else { break };
             after = Some(last.id);
             self.announce(catalogue, lease, &page).await?;
             self.renew_if_due(catalogue, lease).await?;
         }
+        lease.everything = Lease::in_a_while();
+        if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue)
+            && known.session() == Some(lease.session)
+        {
+            known.announced = true;
+        }
+        Ok(())
     }
 
     async fn announce(
@@ -354,6 +381,11 @@ impl Lease {
         let third =
             Duration::from_millis(lease_ms / 3).clamp(Duration::from_millis(50), Duration::from_secs(600));
         let due = Instant::now() + third;
-        Self { session, third, due, again: due, pause: third }
+        Self { session, third, due, again: due, pause: third, everything: Self::in_a_while() }
+    }
+
+    /// Not at the same time for all peers that began together.
+    fn in_a_while() -> Instant {
+        Instant::now() + EVERYTHING_AGAIN.mul_f64(machine::rng().random_range(0.5..1.0))
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use enjambre_core::library::entry::LibraryEvent;
-use enjambre_core::library::library::Library;
-use enjambre_core::model::id::FileId;
-use enjambre_core::model::record::Offer;
-use enjambre_core::tracker::presence::Presence;
+use crate::library::entry::LibraryEvent;
+use crate::library::library::Library;
+use crate::model::id::FileId;
+use crate::model::record::Offer;
+use crate::tracker::presence::Presence;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 

@@ -3,18 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::download::source::ProviderSource;
+use crate::library::entry::Origin;
+use crate::library::error::LibraryError;
+use crate::library::library::Library;
+use crate::model::id::FileId;
+use crate::model::record::{Offer, Provider, Publication};
+use crate::protocol::message::CatalogueId;
+use crate::storage::error::StorageError;
+use crate::tracker::error::TrackerError;
+use crate::tracker::offers::OfferSource;
+use crate::tracker::trackers::Trackers;
 use async_trait::async_trait;
-use enjambre_core::download::source::ProviderSource;
-use enjambre_core::library::entry::Origin;
-use enjambre_core::library::error::LibraryError;
-use enjambre_core::library::library::Library;
-use enjambre_core::model::id::FileId;
-use enjambre_core::model::record::{Offer, Provider, Publication};
-use enjambre_core::protocol::message::CatalogueId;
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::tracker::error::TrackerError;
-use enjambre_core::tracker::offers::OfferSource;
-use enjambre_core::tracker::trackers::Trackers;
 use parking_lot::Mutex;
 
 /// A library as the source of what a peer announces.

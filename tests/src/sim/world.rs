@@ -1,0 +1,431 @@
+//! Trackers, peers and people who use them, and a generator that decides what happens next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use enjambre_core::download::get::{Get, get};
+use enjambre_core::download::progress::Progress;
+use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::model::id::FileId;
+use enjambre_core::model::record::{FileRecord, Publication};
+use enjambre_core::publish::{PublishOptions, publish};
+use enjambre_core::tracker::clock::Clock;
+use enjambre_core::tracker::error::TrackerError;
+use enjambre_core::transport::fault::Faults;
+use enjambre_core::transport::memory::MemoryNetwork;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, RngExt, SeedableRng};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::clock::JumpingClock;
+use super::faults::{self, DiskFaults};
+use super::model::{Known, Model, Original};
+use super::peer::{Peer, Running};
+use super::trace::Trace;
+use super::tracker::{Database, Tracker};
+
+/// How long something may take that is to end by itself, whatever is broken.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// The most that a clock jumps. Less than what makes a tracker forget a file, so often as it happens.
+const LONGEST_JUMP: u64 = 2 * 24 * 60 * 60;
+
+/// Everything there is.
+#[derive(Debug)]
+pub struct World {
+    /// Decides what happens.
+    pub random: StdRng,
+    /// What happened.
+    pub trace: Trace,
+    /// What connects all.
+    pub network: MemoryNetwork,
+    /// The clock of all trackers.
+    pub clock: Arc<JumpingClock>,
+    /// What trackers keep things in.
+    pub databases: Vec<Database>,
+    /// The trackers.
+    pub trackers: Vec<Tracker>,
+    /// The peers.
+    pub peers: Vec<Peer>,
+    /// What must be so.
+    pub model: Arc<Mutex<Model>>,
+    folder: tempfile::TempDir,
+    published: u32,
+}
+
+impl World {
+    /// The world of a seed, with everybody down.
+    pub fn new(seed: u64, print: bool) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let databases = if random.random_bool(0.2) { 2 } else { 1 };
+        let trackers = random.random_range(databases..=2);
+        let peers: usize = random.random_range(3..=6);
+        let liars = if random.random_bool(0.3) { 1 } else { 0 };
+        Self {
+            trace: Trace::new(print),
+            network: MemoryNetwork::new(),
+            clock: Arc::new(JumpingClock::new()),
+            databases: (0..databases).map(|_| Database::new()).collect(),
+            trackers: (0..trackers).map(|number| Tracker::new(number, number % databases)).collect(),
+            peers: (0..peers).map(|number| Peer::new(number, number < liars, random.random())).collect(),
+            model: Arc::default(),
+            folder: tempfile::tempdir().expect("a folder can be made"),
+            published: 0,
+            random,
+        }
+    }
+
+    /// Notes something that happens to all.
+    pub fn note(&self, what: &str) {
+        self.trace.note("*", format_args!("{what}"));
+    }
+
+    /// Lets everything happen that the seed wants.
+    pub async fn live(&mut self) -> Result<(), String> {
+        for at in 0..self.trackers.len() {
+            self.start_tracker(at, DiskFaults::None).await;
+        }
+        for at in 0..self.peers.len() {
+            self.start_peer(at, false).await?;
+        }
+        let steps = self.random.random_range(20..60);
+        for _ in 0..steps {
+            let pause = self.random.random_range(0..4000);
+            sleep(Duration::from_millis(pause)).await;
+            timeout(PATIENCE, self.step()).await.map_err(|_| "a step did not end".to_owned())??;
+            if let Some(failure) = self.model.lock().failures.first() {
+                return Err(failure.clone());
+            }
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self) -> Result<(), String> {
+        let peer = self.random.random_range(0..self.peers.len());
+        let tracker = self.random.random_range(0..self.trackers.len());
+        match self.random.random_range(0..100) {
+            0..18 => self.publish_something(peer),
+            18..42 => self.get_something(peer),
+            42..46 => self.remove_something(peer).await,
+            46..50 => self.find_something(peer),
+            50..54 => self.checkpoint(peer),
+            54..62 => self.crash_peer(peer).await?,
+            62..66 => self.power_cut_peer(peer).await?,
+            66..69 => self.stop_peer(peer).await?,
+            69..75 => self.restart_tracker(tracker).await,
+            75..77 => self.power_cut_database(tracker).await,
+            77..83 => self.change_weather(peer),
+            83..89 => self.change_disk(peer),
+            89..92 => {
+                let faults = DiskFaults::draw(&mut self.random);
+                self.trace.note(&self.trackers[tracker].name, format_args!("database {faults:?}"));
+                self.trackers[tracker].set_faults(faults);
+            }
+            92..97 => self.part(peer),
+            _ => {
+                let by = Duration::from_secs(self.random.random_range(1..LONGEST_JUMP));
+                let forward = self.random.random_bool(0.5);
+                self.note(&format!("clock jumps by {by:?}, forward: {forward}"));
+                self.clock.jump(by, forward);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a tracker; it may stay down.
+    pub async fn start_tracker(&mut self, at: usize, faults: DiskFaults) {
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        let seed = self.random.next_u64();
+        let tracker = &mut self.trackers[at];
+        let database = &self.databases[tracker.database];
+        let started = tracker.start(&self.network, database, &clock, faults, seed).await;
+        self.trace.note(&tracker.name, format_args!("start {started:?}"));
+    }
+
+    async fn restart_tracker(&mut self, at: usize) {
+        if self.trackers[at].is_up() {
+            self.trace.note(&self.trackers[at].name, format_args!("kill"));
+            self.trackers[at].kill().await;
+            if self.random.random_bool(0.5) {
+                return;
+            }
+        }
+        let faults =
+            if self.random.random_bool(0.2) { DiskFaults::draw(&mut self.random) } else { DiskFaults::None };
+        self.start_tracker(at, faults).await;
+    }
+
+    async fn power_cut_database(&mut self, tracker: usize) {
+        let database = self.trackers[tracker].database;
+        for at in 0..self.trackers.len() {
+            if self.trackers[at].database == database {
+                self.trackers[at].kill().await;
+            }
+        }
+        let keeping = self.random.random_range(0..=self.databases[database].disk.unsynced());
+        self.note(&format!("power cut of database {database}, keeping {keeping}"));
+        self.databases[database].power_cut(keeping);
+        for at in 0..self.trackers.len() {
+            if self.trackers[at].database == database {
+                self.start_tracker(at, DiskFaults::None).await;
+            }
+        }
+    }
+
+    /// Starts a peer and looks whether it still has what it had. With faults it may stay down.
+    pub async fn start_peer(&mut self, at: usize, faults: bool) -> Result<(), String> {
+        let (disk, network) = if faults {
+            (DiskFaults::draw(&mut self.random), faults::network(&mut self.random))
+        } else {
+            (DiskFaults::None, Faults::default())
+        };
+        let trackers: Vec<Endpoint> = self.trackers.iter().map(|tracker| tracker.endpoint.clone()).collect();
+        let seed = self.random.next_u64();
+        let peer = &mut self.peers[at];
+        let started = peer.start(&self.network, &trackers, &self.trace, (disk, network), seed).await;
+        self.trace.note(&peer.name, format_args!("start {disk:?} {started:?}"));
+        let Some(running) = peer.running() else {
+            return if disk == DiskFaults::None { started } else { Ok(()) };
+        };
+        if disk != DiskFaults::None {
+            return Ok(());
+        }
+        let complete = self.model.lock().complete_at(at);
+        for id in complete {
+            let known = self.model.lock().known[&id].clone();
+            if !running.has_whole(&id, &known.original) {
+                return Err(format!("{} had all of {} and lost it", peer.name, known.original.name));
+            }
+        }
+        Ok(())
+    }
+
+    async fn crash_peer(&mut self, at: usize) -> Result<(), String> {
+        if self.peers[at].running().is_some() {
+            self.trace.note(&self.peers[at].name, format_args!("kill"));
+            self.kill_peer(at).await;
+            if self.random.random_bool(0.4) {
+                return Ok(());
+            }
+        }
+        let faults = self.random.random_bool(0.3);
+        self.start_peer(at, faults).await
+    }
+
+    async fn power_cut_peer(&mut self, at: usize) -> Result<(), String> {
+        self.cut_power(at).await;
+        let faults = self.random.random_bool(0.2);
+        self.start_peer(at, faults).await
+    }
+
+    /// Ends a peer as a power cut does. Of what was not synced some may be on its disks.
+    pub async fn cut_power(&mut self, at: usize) {
+        self.kill_peer(at).await;
+        let peer = &self.peers[at];
+        for disk in &peer.disks {
+            let keeping = self.random.random_range(0..=disk.unsynced());
+            self.trace.note(&peer.name, format_args!("power cut, keeping {keeping}"));
+            disk.power_cut_keeping(keeping);
+        }
+        self.model.lock().power_cut(at);
+    }
+
+    async fn kill_peer(&mut self, at: usize) {
+        self.peers[at].kill().await;
+        self.model.lock().getting.retain(|(peer, _)| *peer != at);
+    }
+
+    async fn stop_peer(&mut self, at: usize) -> Result<(), String> {
+        let peer = &mut self.peers[at];
+        self.trace.note(&peer.name, format_args!("stop"));
+        timeout(PATIENCE, peer.stop()).await.map_err(|_| format!("{} did not stop", peer.name))?;
+        if self.random.random_bool(0.5) { Ok(()) } else { self.start_peer(at, false).await }
+    }
+
+    fn publish_something(&mut self, at: usize) {
+        let peer = &mut self.peers[at];
+        let Some(running) = peer.running().cloned().filter(|_| !peer.liar) else { return };
+        let original = Original::draw(format!("name-{}", self.published), &mut self.random);
+        self.published += 1;
+        let path = original.write(self.folder.path()).expect("a file can be written");
+        let (model, trace, name) = (Arc::clone(&self.model), self.trace.clone(), peer.name.clone());
+        trace.note(&name, format_args!("publish {} {:?}", original.name, original.kind));
+        peer.add_task(tokio::spawn(async move {
+            let options = PublishOptions { name: None, store: true };
+            let published = match publish(&running.library, &path, options, |_| ()).await {
+                Ok(published) => published,
+                Err(error) => return trace.note(&name, format_args!("not published: {error}")),
+            };
+            let id = published.id;
+            let Some(entry) = running.library.entry(&id) else {
+                return model.lock().fail(format!("{name} published {} and does not have it", original.name));
+            };
+            {
+                let mut model = model.lock();
+                let original = original.clone();
+                let known = Known { original, size: entry.size, publisher: at, acknowledged: false };
+                model.known.entry(id).or_insert(known);
+                model.completed(at, id, true);
+            }
+            let publication = Publication { name: published.name, id, size: entry.size, kind: entry.kind };
+            let told = running.presence.publish(&publication).await;
+            trace.note(&name, format_args!("published {} {id}: {}", original.name, told.is_ok()));
+            if told.is_ok()
+                && let Some(known) = model.lock().known.get_mut(&id)
+            {
+                known.acknowledged = true;
+            }
+        }));
+    }
+
+    /// One of the files that somebody published.
+    fn some_file(&mut self) -> Option<(FileId, Known)> {
+        let model = self.model.lock();
+        let known: Vec<_> = model.known.iter().collect();
+        known.choose(&mut self.random).map(|(id, known)| (**id, (*known).clone()))
+    }
+
+    fn get_something(&mut self, at: usize) {
+        let Some((id, known)) = self.some_file() else { return };
+        let durable = self.random.random_bool(0.5);
+        self.get(at, id, known, durable);
+    }
+
+    /// Has a peer get something, unless it does already.
+    pub fn get(&mut self, at: usize, id: FileId, known: Known, durable: bool) {
+        let peer = &mut self.peers[at];
+        let Some(running) = peer.running().cloned() else { return };
+        if !self.model.lock().getting.insert((at, id)) {
+            return;
+        }
+        let (model, trace, name) = (Arc::clone(&self.model), self.trace.clone(), peer.name.clone());
+        trace.note(&name, format_args!("get {} {id}", known.original.name));
+        peer.add_task(tokio::spawn(async move {
+            let got = deliver(&running, id, &known, durable).await;
+            trace.note(&name, format_args!("got {} {got:?}", known.original.name));
+            let mut model = model.lock();
+            model.getting.remove(&(at, id));
+            match got {
+                Ok(Ok(())) => {
+                    model.delivered += 1;
+                    model.completed(at, id, durable);
+                }
+                Ok(Err(_)) => {}
+                Err(failure) => model.fail(format!("{name}: {failure}")),
+            }
+        }));
+    }
+
+    async fn remove_something(&mut self, at: usize) {
+        let Some(running) = self.peers[at].running().cloned() else { return };
+        let Some((id, _)) = self.some_file() else { return };
+        if self.model.lock().getting.contains(&(at, id)) {
+            return;
+        }
+        self.model.lock().complete.remove(&(at, id));
+        let removed = running.library.remove(&id).await;
+        self.trace.note(&self.peers[at].name, format_args!("remove {id}: {removed:?}"));
+    }
+
+    fn find_something(&mut self, at: usize) {
+        let Some(running) = self.peers[at].running().cloned() else { return };
+        let Some((id, known)) = self.some_file().filter(|(_, known)| known.acknowledged) else { return };
+        let (model, one) = (Arc::clone(&self.model), self.databases.len() == 1);
+        self.peers[at].add_task(tokio::spawn(async move {
+            let found = running.trackers.find(&known.original.name).await;
+            if let Err(failure) = is_found(id, &known, found, one) {
+                model.lock().fail(failure);
+            }
+        }));
+    }
+
+    fn checkpoint(&mut self, at: usize) {
+        let peer = &mut self.peers[at];
+        let Some(running) = peer.running().cloned() else { return };
+        let (model, trace, name) = (Arc::clone(&self.model), self.trace.clone(), peer.name.clone());
+        peer.add_task(tokio::spawn(async move {
+            let before = model.lock().complete_at(at);
+            let done = running.library.checkpoint_all().await;
+            trace.note(&name, format_args!("checkpoint {}", done.is_ok()));
+            if done.is_ok() {
+                let mut model = model.lock();
+                let durable =
+                    model.complete.iter_mut().filter(|((peer, id), _)| *peer == at && before.contains(id));
+                durable.for_each(|(_, durable)| *durable = true);
+            }
+        }));
+    }
+
+    fn change_weather(&mut self, at: usize) {
+        let better = self.random.random_bool(0.4);
+        let faults = if better { Faults::default() } else { faults::network(&mut self.random) };
+        self.trace.note(&self.peers[at].name, format_args!("{faults:?}"));
+        self.peers[at].set_network_faults(faults);
+    }
+
+    fn change_disk(&mut self, at: usize) {
+        let faults = DiskFaults::draw(&mut self.random);
+        self.trace.note(&self.peers[at].name, format_args!("disk {faults:?}"));
+        self.peers[at].set_disk_faults(faults);
+    }
+
+    /// Keeps a peer from reaching some others, perhaps in one direction only, or brings it together with all.
+    fn part(&mut self, at: usize) {
+        let heal = self.random.random_bool(0.4);
+        let both = self.random.random_bool(0.5);
+        let own = self.peers[at].endpoint.clone();
+        self.trace.note(&self.peers[at].name, format_args!("parted: {}, both ways: {both}", !heal));
+        for other in 0..self.peers.len() {
+            if heal || self.random.random_bool(0.5) {
+                let endpoint = self.peers[other].endpoint.clone();
+                self.peers[at].set_reach(&endpoint, heal);
+                if both || heal {
+                    self.peers[other].set_reach(&own, heal);
+                }
+            }
+        }
+        for tracker in 0..self.trackers.len() {
+            if heal || self.random.random_bool(0.5) {
+                let endpoint = self.trackers[tracker].endpoint.clone();
+                self.peers[at].set_reach(&endpoint, heal);
+            }
+        }
+    }
+}
+
+/// Gets something as the command line does, and compares it. The inner error is a reason not to have got it, the outer
+/// one is something that must not happen.
+pub async fn deliver(
+    running: &Arc<Running>,
+    id: FileId,
+    known: &Known,
+    durable: bool,
+) -> Result<Result<(), String>, String> {
+    let name = known.original.name.parse().ok();
+    let kind = known.original.kind;
+    let what = Get { id, name, kind, size: known.size, output: None, force: false, durable };
+    let progress = watch::Sender::new(Progress::default());
+    if let Err(error) = get(&running.downloader, &what, running.providers.clone(), &progress).await {
+        return Ok(Err(error.to_string()));
+    }
+    running.compare(id, &known.original).await?;
+    Ok(Ok(()))
+}
+
+/// Whether the answer to a question for an acknowledged name is a possible one.
+pub fn is_found(
+    id: FileId,
+    known: &Known,
+    found: Result<FileRecord, TrackerError>,
+    one: bool,
+) -> Result<(), String> {
+    let name = &known.original.name;
+    match found {
+        Ok(file) if file.id == id => Ok(()),
+        Ok(file) => Err(format!("{name} is {} instead of {id}", file.id)),
+        Err(TrackerError::NotFound { .. }) if one => Err(format!("{name} was acknowledged and is not found")),
+        Err(_) => Ok(()),
+    }
+}
