@@ -13,4 +13,5 @@ pub mod node;
 pub mod postgres;
 pub mod process;
 pub mod resident;
+pub mod trend;
 pub mod wait;

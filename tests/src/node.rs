@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -50,6 +51,25 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self { backend: "sqlite", content: "database", wire: Wire::Stock }
+    }
+}
+
+impl FromStr for Setup {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let (backend, content) = match name {
+            "sqlite" => ("sqlite", "database"),
+            "sqlite+files" => ("sqlite", "files"),
+            "sled" => ("sled", "database"),
+            "sled+files" => ("sled", "files"),
+            _ => {
+                return Err(format!(
+                    "{name:?} is not a setup; there are sqlite, sqlite+files, sled and sled+files"
+                ));
+            }
+        };
+        Ok(Self { backend, content, ..Self::default() })
     }
 }
 
