@@ -9,6 +9,7 @@ pub mod content;
 pub mod fake_provider;
 pub mod figures;
 pub mod fixture;
+pub mod mount;
 pub mod node;
 pub mod postgres;
 pub mod process;
