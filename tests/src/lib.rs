@@ -14,5 +14,6 @@ pub mod node;
 pub mod postgres;
 pub mod process;
 pub mod resident;
+pub mod torture;
 pub mod trend;
 pub mod wait;

@@ -112,6 +112,12 @@ impl World {
         Self::new(Setup { wire, ..Setup::default() })
     }
 
+    /// Leaves it where it is, to be looked into, and says where that is.
+    pub fn keep(&mut self) {
+        self.folder.disable_cleanup(true);
+        eprintln!("everything is still in {}", self.folder.path().display());
+    }
+
     /// A path inside of it.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.folder.path().join(name)
@@ -277,6 +283,18 @@ macro_rules! lifecycle {
             #[track_caller]
             pub fn kill(&mut self) {
                 self.node.take().kill();
+            }
+
+            /// Starts the process and kills it after this time, wherever its start has come by then.
+            ///
+            /// # Panics
+            /// If it runs already.
+            #[track_caller]
+            pub fn start_and_kill(&mut self, after: Duration) {
+                assert!(self.node.process.is_none(), "it runs already");
+                let process = Process::start(&self.node.folder, self.node.args([self.node.kind]));
+                std::thread::sleep(after);
+                process.kill();
             }
 
             /// Asks it to end with a signal, and waits for that.

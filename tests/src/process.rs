@@ -174,11 +174,14 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).expect("the child is ours");
     }
 
-    /// `kill -9`, and waits until it is gone.
+    /// `kill -9`, and waits until it is gone. It may have ended before.
     #[track_caller]
-    pub fn kill(mut self) {
-        self.signal(Signal::KILL);
-        self.wait(LONG);
+    pub fn kill(mut self) -> Output {
+        if self.is_running() {
+            // It may end at this moment, and is not gone before it is waited for.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::KILL);
+        }
+        self.wait(LONG)
     }
 
     /// What it wrote to standard error so far.
