@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cli::{self, Cli, Program};
 use crate::config::sections::TransportLimits;
+use crate::logging;
 use crate::registry::{MakeError, Place, PluginError, Registry, Security};
 use crate::shutdown;
 
@@ -86,6 +87,7 @@ impl App {
 
     /// Does what the command line of the process says. The whole of a `main` function.
     pub fn main(self) -> ExitCode {
+        logging::hush_engines();
         self.run(std::env::args_os())
     }
 

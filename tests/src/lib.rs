@@ -6,6 +6,7 @@
 
 pub mod binary;
 pub mod content;
+pub mod damage;
 pub mod fake_provider;
 pub mod figures;
 pub mod fixture;

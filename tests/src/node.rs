@@ -285,6 +285,33 @@ macro_rules! lifecycle {
                 self.node.take().kill();
             }
 
+            /// Starts the process, and waits until it is ready or has ended; then what it said.
+            ///
+            /// # Panics
+            /// If it runs already, or neither happens in time.
+            #[track_caller]
+            pub fn try_start(&mut self) -> Result<(), Output> {
+                assert!(self.node.process.is_none(), "it runs already");
+                let mut process = Process::start(&self.node.folder, self.node.args([self.node.kind]));
+                match process.find_line(LONG, endpoint_in) {
+                    Ok(endpoint) => {
+                        self.node.endpoint = endpoint;
+                        self.node.process = Some(process);
+                        Ok(())
+                    }
+                    Err(_) => Err(process.wait(LONG)),
+                }
+            }
+
+            /// What the running process wrote to standard error so far.
+            ///
+            /// # Panics
+            /// If it does not run.
+            #[track_caller]
+            pub fn stderr_text(&mut self) -> String {
+                self.node.process().stderr_text()
+            }
+
             /// Starts the process and kills it after this time, wherever its start has come by then.
             ///
             /// # Panics
