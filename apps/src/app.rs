@@ -10,6 +10,7 @@ use enjambre_core::transport::Transport;
 use serde::de::DeserializeOwned;
 
 use crate::cli::{self, Cli, Program};
+use crate::logging;
 use crate::registry::{MakeError, Place, PluginError, Registry, Security, TransportParts};
 use crate::shutdown;
 
@@ -88,6 +89,7 @@ impl App {
 
     /// Does what the command line of the process says. The whole of a `main` function.
     pub fn main(self) -> ExitCode {
+        logging::hush_engines();
         self.run(std::env::args_os())
     }
 

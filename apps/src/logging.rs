@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use enjambre_core::storage::embedded::is_guarded;
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -9,6 +10,18 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// The filter of a `[log] level`.
 pub fn filter(level: &str) -> Result<Targets, ParseError> {
     level.parse()
+}
+
+/// Keeps quiet about panics of a storage engine: they become errors, and whoever called it tells of those.
+pub fn hush_engines() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if is_guarded() {
+            tracing::debug!("an engine failed: {panic}");
+        } else {
+            told(panic);
+        }
+    }));
 }
 
 /// Begins to log. A second call changes nothing.

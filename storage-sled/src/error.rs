@@ -1,6 +1,8 @@
 //! sled's errors in the words of the storage.
 
+use std::any::Any;
 use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use enjambre_core::storage::error::StorageError;
@@ -15,6 +17,27 @@ pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
         Error::Io(io) if io.kind() == ErrorKind::StorageFull => StorageError::Full { source: io.into() },
         error => StorageError::backend(format!("{action} {}", path.display()), error),
     }
+}
+
+/// sled gave up with a panic, as it does where what it reads makes no sense to it; what it said.
+#[derive(Debug, thiserror::Error)]
+#[error("sled gave up on it: {0}")]
+struct GaveUp(String);
+
+/// Runs sled where it reads what may be damaged, and turns a panic into [`StorageError::Corrupt`].
+pub(crate) fn sane<T>(
+    path: &Path,
+    read: impl FnOnce() -> Result<T, StorageError>,
+) -> Result<T, StorageError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|payload| {
+        let source = GaveUp(describe(&*payload));
+        Err(StorageError::Corrupt { what: path.display().to_string(), source: Some(source.into()) })
+    })
+}
+
+fn describe(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason").to_owned()
 }
 
 /// Whether sled found its file locked. It says so in words only.

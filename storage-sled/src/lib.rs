@@ -7,6 +7,7 @@
 
 mod error;
 mod format;
+mod leftovers;
 mod settings;
 mod storage;
 

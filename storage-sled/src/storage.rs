@@ -5,7 +5,6 @@
 //! sled meets a full disk in the middle, it has to be opened anew.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -19,8 +18,8 @@ use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
 use sled::{Db, Tree};
 
-use crate::error::{explain, is_locked};
-use crate::format;
+use crate::error::{explain, is_locked, sane};
+use crate::{format, leftovers};
 
 /// The largest value in bytes: larger ones than 128 KiB become files that sled never syncs.
 const MAX_VALUE: usize = 64 * 1024;
@@ -63,19 +62,18 @@ pub(crate) struct Sled {
     lock: Arc<File>,
 }
 
-/// sled panicked, as it does on some damaged databases.
-#[derive(Debug, thiserror::Error)]
-#[error("sled panicked while it opened the database")]
-struct Panicked;
-
 impl Sled {
     pub(crate) fn open(options: &Options) -> Result<Self, StorageError> {
         let path = options.path.as_path();
         place::make_folder(path)?;
         let lock = Arc::new(place::lock(path)?);
-        let db = open_patiently(options)?;
-        format::prepare(&db, path, options.role)?;
-        let data = db.open_tree(format::DATA).map_err(|error| explain(path, "open", error))?;
+        leftovers::remove(path)?;
+        let (db, data) = sane(path, || {
+            let db = open_patiently(options)?;
+            format::prepare(&db, path, options.role)?;
+            let data = db.open_tree(format::DATA).map_err(|error| explain(path, "open", error))?;
+            Ok((db, data))
+        })?;
         let failed = |error| StorageError::backend(format!("sync {}", path.display()), error);
         let file = File::open(path.join("db")).map_err(failed)?;
         // Once, so that the files do not only exist but are found after a power cut.
@@ -106,19 +104,15 @@ fn open_patiently(options: &Options) -> Result<Db, StorageError> {
             .cache_capacity(options.cache_bytes)
             // Its garbage collection depends on it.
             .flush_every_ms(Some(500));
-        match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(Ok(db)) => return Ok(db),
-            Ok(Err(error)) if is_locked(&error) => {
+        match config.open() {
+            Ok(db) => return Ok(db),
+            Err(error) if is_locked(&error) => {
                 if Instant::now() >= deadline {
                     return Err(StorageError::Locked { path: path.to_path_buf() });
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Ok(Err(error)) => return Err(explain(path, "open", error)),
-            Err(_) => {
-                let what = path.display().to_string();
-                return Err(StorageError::Corrupt { what, source: Some(Panicked.into()) });
-            }
+            Err(error) => return Err(explain(path, "open", error)),
         }
     }
 }
@@ -198,10 +192,9 @@ pub(crate) struct SledReader {
 
 impl Reader for SledReader {
     fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
-        let value = self
-            .data
-            .get(format::encode(space, key.as_bytes()))
-            .map_err(|error| explain(&self.path, "read from", error))?;
+        let key = format::encode(space, key.as_bytes());
+        let value =
+            sane(&self.path, || self.data.get(key).map_err(|error| explain(&self.path, "read from", error)))?;
         // Copied: an `IVec` may hold on to a whole page.
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
@@ -216,15 +209,17 @@ impl Reader for SledReader {
         let _no_batch = self.applying.read().unwrap_or_else(PoisonError::into_inner);
         let mut page = Vec::new();
         let mut bytes = 0;
-        for entry in self.data.range(format::encode_range(space, range)).take(limit) {
-            let (key, value) = entry.map_err(|error| explain(&self.path, "read from", error))?;
-            let key = format::decode(space, &key, &self.path)?;
-            bytes += key.as_bytes().len() + value.len();
-            page.push((key, Bytes::copy_from_slice(&value)));
-            if bytes >= max_bytes {
-                break;
+        sane(&self.path, || {
+            for entry in self.data.range(format::encode_range(space, range)).take(limit) {
+                let (key, value) = entry.map_err(|error| explain(&self.path, "read from", error))?;
+                let key = format::decode(space, &key, &self.path)?;
+                bytes += key.as_bytes().len() + value.len();
+                page.push((key, Bytes::copy_from_slice(&value)));
+                if bytes >= max_bytes {
+                    break;
+                }
             }
-        }
-        Ok(page)
+            Ok(page)
+        })
     }
 }

@@ -89,3 +89,21 @@ async fn missing_folders_are_made_and_content_has_a_folder_of_its_own() {
         assert!(folder.path().join("deep/er").join(name).is_dir(), "{name}");
     }
 }
+
+/// A kill in the midst of sled's own writes; each of these kept sled 0.34 from opening the database ever again.
+#[tokio::test]
+async fn what_a_kill_left_half_written_keeps_no_database_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = filled(folder.path()).await;
+    std::fs::write(path.join("snap.FFFFFFFFFFFFFFFF.generating"), b"").unwrap();
+    let settings = std::fs::read(path.join("conf")).unwrap();
+    for left in [0, 8, 20, settings.len() - 4, settings.len() - 1] {
+        std::fs::write(path.join("conf"), &settings[..left]).unwrap();
+        let storage = open(folder.path()).await.unwrap_or_else(|error| panic!("{left} bytes: {error}"));
+        let last = Key::new(199u32.to_be_bytes().to_vec()).unwrap();
+        let found = storage.get(SPACE, &[last]).await.unwrap();
+        assert_eq!(found[0].as_deref(), Some(&[7; 500][..]), "{left} bytes");
+        storage.close().await.unwrap();
+        assert_eq!(std::fs::read(path.join("conf")).unwrap(), settings, "it is whole again");
+    }
+}

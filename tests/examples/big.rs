@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use enjambre_tests::content::{MIB, hash_of, read_tree};
 use enjambre_tests::figures::{self, Figures};
 use enjambre_tests::node::{Peer, Setup, Tracker, World};
@@ -37,13 +37,7 @@ fn main() -> Result<()> {
         names = ["sqlite", "sqlite+files", "sled"].map(str::to_owned).to_vec();
     }
     for name in &names {
-        let setup = match name.as_str() {
-            "sqlite" => Setup { backend: "sqlite", content: "database", ..Setup::default() },
-            "sqlite+files" => Setup { backend: "sqlite", content: "files", ..Setup::default() },
-            "sled" => Setup { backend: "sled", content: "database", ..Setup::default() },
-            "sled+files" => Setup { backend: "sled", content: "files", ..Setup::default() },
-            _ => bail!("{name:?} is not a setup; there are sqlite, sqlite+files, sled and sled+files"),
-        };
+        let setup: Setup = name.parse().map_err(Error::msg)?;
         println!("\n== {name}, a file of {mib} MiB");
         println!("{:<44} {:>7} {:>7} {:>7}  peak MiB", "step", "s", "MB/s", "CPU s");
         run(setup, mib * MIB)?;

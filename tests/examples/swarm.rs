@@ -11,7 +11,7 @@
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::figures;
 use enjambre_tests::node::{Setup, World};
@@ -24,15 +24,9 @@ fn main() -> Result<()> {
     let mib: u64 = args.next().map_or(Ok(512), |text| text.parse()).context("MIB is a number")?;
     let peers: usize = args.next().map_or(Ok(4), |text| text.parse()).context("PEERS is a number")?;
     let limit = args.next().filter(|text| text != "none");
-    let (backend, content) = match args.next().as_deref() {
-        Some("sqlite") => ("sqlite", "database"),
-        None | Some("sqlite+files") => ("sqlite", "files"),
-        Some("sled") => ("sled", "database"),
-        Some("sled+files") => ("sled", "files"),
-        Some(name) => bail!("{name:?} is not a setup; there are sqlite, sqlite+files, sled and sled+files"),
-    };
+    let setup: Setup = args.next().as_deref().unwrap_or("sqlite+files").parse().map_err(Error::msg)?;
 
-    let world = World::new(Setup { backend, content, ..Setup::default() });
+    let world = World::new(setup);
     let (file, hash) = world.file("large.bin", mib * MIB);
     let mut tracker = world.tracker("tracker");
     let limit = limit.map(|limit| format!("limits.upload={limit:?}"));

@@ -1,6 +1,8 @@
-//! What a process has used so far, as Linux tells it under `/proc`.
+//! What a process has used so far and holds now, as Linux tells it under `/proc`.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Memory and processor time of a running process.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -20,6 +22,34 @@ pub fn of(pid: u32) -> Option<Figures> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // `utime` and `stime`, the 14th and 15th field.
     Some(Figures { peak_kib, cpu_seconds: sum_of_ticks(&stat, 11)? })
+}
+
+/// How many descriptors a running process has open.
+pub fn handles(pid: u32) -> Option<u64> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)
+}
+
+/// How many threads a running process has.
+pub fn threads(pid: u32) -> Option<u64> {
+    Some(fs::read_dir(format!("/proc/{pid}/task")).ok()?.count() as u64)
+}
+
+/// What the files below a folder take on the disk, in KiB. What goes away meanwhile is left out.
+pub fn disk_kib(folder: &Path) -> u64 {
+    let mut blocks = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for entry in entries.flatten() {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+                Ok(metadata) => blocks += metadata.blocks(),
+                Err(_) => {}
+            }
+        }
+    }
+    // A block of `stat` has 512 bytes, whatever the file system.
+    blocks / 2
 }
 
 /// A field of `/proc/PID/status` in KiB: `VmHWM` is the most resident memory so far, `VmRSS` that of now.

@@ -6,12 +6,16 @@
 
 pub mod binary;
 pub mod content;
+pub mod damage;
 pub mod fake_provider;
 pub mod figures;
 pub mod fixture;
+pub mod mount;
 pub mod node;
 pub mod postgres;
 pub mod process;
 pub mod resident;
 pub mod sim;
+pub mod torture;
+pub mod trend;
 pub mod wait;

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -57,6 +58,25 @@ impl Default for Setup {
     }
 }
 
+impl FromStr for Setup {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let (backend, content) = match name {
+            "sqlite" => ("sqlite", "database"),
+            "sqlite+files" => ("sqlite", "files"),
+            "sled" => ("sled", "database"),
+            "sled+files" => ("sled", "files"),
+            _ => {
+                return Err(format!(
+                    "{name:?} is not a setup; there are sqlite, sqlite+files, sled and sled+files"
+                ));
+            }
+        };
+        Ok(Self { backend, content, ..Self::default() })
+    }
+}
+
 /// A temporary folder with everything of one test in it.
 #[derive(Debug)]
 pub struct World {
@@ -94,6 +114,12 @@ impl World {
     /// If no folder can be made.
     pub fn over(wire: Wire) -> Self {
         Self::new(Setup { wire, ..Setup::default() })
+    }
+
+    /// Leaves it where it is, to be looked into, and says where that is.
+    pub fn keep(&mut self) {
+        self.folder.disable_cleanup(true);
+        eprintln!("everything is still in {}", self.folder.path().display());
     }
 
     /// A path inside of it.
@@ -261,6 +287,45 @@ macro_rules! lifecycle {
             #[track_caller]
             pub fn kill(&mut self) {
                 self.node.take().kill();
+            }
+
+            /// Starts the process, and waits until it is ready or has ended; then what it said.
+            ///
+            /// # Panics
+            /// If it runs already, or neither happens in time.
+            #[track_caller]
+            pub fn try_start(&mut self) -> Result<(), Output> {
+                assert!(self.node.process.is_none(), "it runs already");
+                let mut process = Process::start(&self.node.folder, self.node.args([self.node.kind]));
+                match process.find_line(LONG, endpoint_in) {
+                    Ok(endpoint) => {
+                        self.node.endpoint = endpoint;
+                        self.node.process = Some(process);
+                        Ok(())
+                    }
+                    Err(_) => Err(process.wait(LONG)),
+                }
+            }
+
+            /// What the running process wrote to standard error so far.
+            ///
+            /// # Panics
+            /// If it does not run.
+            #[track_caller]
+            pub fn stderr_text(&mut self) -> String {
+                self.node.process().stderr_text()
+            }
+
+            /// Starts the process and kills it after this time, wherever its start has come by then.
+            ///
+            /// # Panics
+            /// If it runs already.
+            #[track_caller]
+            pub fn start_and_kill(&mut self, after: Duration) {
+                assert!(self.node.process.is_none(), "it runs already");
+                let process = Process::start(&self.node.folder, self.node.args([self.node.kind]));
+                std::thread::sleep(after);
+                process.kill();
             }
 
             /// Asks it to end with a signal, and waits for that.

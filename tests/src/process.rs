@@ -103,23 +103,32 @@ impl Process {
     /// # Panics
     /// When there is none within the deadline or before the end of the output.
     #[track_caller]
-    pub fn wait_line<T>(&mut self, deadline: Duration, mut wanted: impl FnMut(&str) -> Option<T>) -> T {
+    pub fn wait_line<T>(&mut self, deadline: Duration, wanted: impl FnMut(&str) -> Option<T>) -> T {
+        self.find_line(deadline, wanted).unwrap_or_else(|why| {
+            let lines = self.stdout.state.lock().lines.join("\n");
+            panic!("{}: {why} before the line came\n{lines}\n{}", self.title, self.log_tail());
+        })
+    }
+
+    /// As [`Process::wait_line`], with the reason where there is none.
+    pub fn find_line<T>(
+        &mut self,
+        deadline: Duration,
+        mut wanted: impl FnMut(&str) -> Option<T>,
+    ) -> Result<T, &'static str> {
         let until = Instant::now() + deadline;
         let mut state = self.stdout.state.lock();
         loop {
             while let Some(line) = state.lines.get(self.next) {
                 self.next += 1;
                 if let Some(found) = wanted(line) {
-                    return found;
+                    return Ok(found);
                 }
             }
             let late = !state.ended && self.stdout.changed.wait_until(&mut state, until).timed_out();
             let nothing_new = state.lines.len() == self.next;
             if nothing_new && (state.ended || late) {
-                let why = if state.ended { "the output ended" } else { "the time was over" };
-                let lines = state.lines.join("\n");
-                drop(state);
-                panic!("{}: {why} before the line came\n{lines}\n{}", self.title, self.log_tail());
+                return Err(if state.ended { "the output ended" } else { "the time was over" });
             }
         }
     }
@@ -174,11 +183,14 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).expect("the child is ours");
     }
 
-    /// `kill -9`, and waits until it is gone.
+    /// `kill -9`, and waits until it is gone. It may have ended before.
     #[track_caller]
-    pub fn kill(mut self) {
-        self.signal(Signal::KILL);
-        self.wait(LONG);
+    pub fn kill(mut self) -> Output {
+        if self.is_running() {
+            // It may end at this moment, and is not gone before it is waited for.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::KILL);
+        }
+        self.wait(LONG)
     }
 
     /// What it wrote to standard error so far.

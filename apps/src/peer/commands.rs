@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use enjambre_core::download::get::{Get, get};
-use enjambre_core::download::progress::Progress;
+use enjambre_core::download::progress::{Phase, Progress};
 use enjambre_core::library::entry::{Entry, Location, Origin};
 use enjambre_core::library::error::LibraryError;
 use enjambre_core::model::id::FileId;
@@ -24,6 +24,8 @@ use crate::failure::Failure;
 
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_millis(200);
+/// How long a download goes on before a disk counts as having room again: a few bytes at a time are no news.
+const ROOM_LASTS: Duration = Duration::from_secs(5);
 /// How often a tracker is asked how far its copy is.
 const PIN_POLL: Duration = Duration::from_millis(500);
 
@@ -167,11 +169,18 @@ impl Node {
         tokio::pin!(running);
         let mut ticks = interval(PROGRESS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut room = Room::default();
         let bytes = loop {
             tokio::select! {
                 result = &mut running => break result.map_err(|error| Failure::from(&*error))?,
-                _ = ticks.tick() => if seen.has_changed().unwrap_or(false) {
-                    events.progress(progress_event(*seen.borrow_and_update()));
+                _ = ticks.tick() => {
+                    let now = *seen.borrow();
+                    if let Some(message) = room.message(&name, now) {
+                        events.warn(message).await;
+                    }
+                    if seen.has_changed().unwrap_or(false) {
+                        events.progress(progress_event(*seen.borrow_and_update()));
+                    }
                 },
             }
         };
@@ -342,6 +351,43 @@ impl Node {
                 .presence
                 .as_ref()
                 .map_or_else(Vec::new, |presence| presence.status().into_iter().map(tracker).collect()),
+        }
+    }
+}
+
+/// What the user is told of a full disk: once that the download waits, and once that it goes on.
+#[derive(Debug, Default)]
+struct Room {
+    waiting: bool,
+    /// Since when there has been room, while that is not taken for lasting.
+    found: Option<Instant>,
+}
+
+impl Room {
+    fn message(&mut self, name: &Name, progress: Progress) -> Option<String> {
+        let full = progress.phase == Phase::DiskFull;
+        match (self.waiting, full) {
+            (false, true) => {
+                self.waiting = true;
+                self.found = None;
+                Some(format!(
+                    "there is no room left on the disk: {name} waits with {} of {} bytes, and goes on by itself \
+                     once there is room",
+                    progress.done, progress.total
+                ))
+            }
+            (true, true) => {
+                self.found = None;
+                None
+            }
+            (true, false) => {
+                let found = *self.found.get_or_insert_with(Instant::now);
+                (found.elapsed() >= ROOM_LASTS).then(|| {
+                    self.waiting = false;
+                    format!("there is room on the disk again: {name} goes on")
+                })
+            }
+            (false, false) => None,
         }
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::DownloadError;
 use super::downloader::Downloader;
+use super::hold::with_room;
 use super::progress::{Phase, Progress};
 use super::small::{self, Small};
 use super::source::ProviderSource;
@@ -76,7 +77,8 @@ pub async fn get_members(
         members_of.entry(member.id).or_default().push(member);
     }
     let failed = |error: LibraryError| Arc::new(DownloadError::from(error));
-    let settled = settle(downloader, id, &members_of, output).await.map_err(failed)?;
+    let attempt = || settle(downloader, id, &members_of, output);
+    let settled = with_room(&downloader.parts, progress, attempt).await.map_err(failed)?;
     let mut done: u64 = settled.iter().map(|id| bytes_of(&members_of[id])).sum();
     // In the order of their paths, so that neighbours come together.
     let (mut waiting, mut small) = (VecDeque::new(), Vec::new());
@@ -206,22 +208,27 @@ async fn get_member(
         providers,
     });
     active.lock().insert(first.id, download.progress());
-    let result = download.wait().await;
-    active.lock().remove(&first.id);
-    result?;
-    if let Some(SmallOutput { dir, force }) = output {
+    let (copying, seen) = watch::channel(Progress::default());
+    let got = async {
+        download.wait().await?;
+        let Some(SmallOutput { dir, force }) = output else { return Ok(()) };
+        active.lock().insert(first.id, seen);
         let library = downloader.library();
         for member in same {
             let path = dir.root().join(member.path.as_str());
             let is_there = matches!(library.entry(&member.id), Some(entry)
                 if entry.location == Location::Linked { path: path.clone() });
             if !is_there {
-                library
-                    .export_member(&member.id, dir, &member.path, member.executable, *force)
-                    .await
-                    .map_err(|error| Arc::new(error.into()))?;
+                let export =
+                    || library.export_member(&member.id, dir, &member.path, member.executable, *force);
+                let copied = with_room(&downloader.parts, &copying, export).await;
+                copied.map_err(|error| Arc::new(DownloadError::from(error)))?;
             }
         }
-    }
+        Ok(())
+    };
+    let got: Result<(), Arc<DownloadError>> = got.await;
+    active.lock().remove(&first.id);
+    got?;
     Ok(bytes_of(same))
 }

@@ -76,7 +76,7 @@ impl Downloader {
         let units = (settings.budget / 1024).max(crate::model::layout::MAX_PIECE_SIZE as usize / 1024);
         let budget = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
         Self {
-            parts: Arc::new(Parts { library, dialer, settings, limit, budget, me }),
+            parts: Arc::new(Parts { library, dialer, settings, limit, budget, me, held: Mutex::default() }),
             running: Mutex::default(),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),

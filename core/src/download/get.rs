@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::DownloadError;
 use super::directory::get_members;
 use super::downloader::Downloader;
+use super::hold::with_room;
 use super::progress::Progress;
 use super::source::ProviderSource;
 use super::wanted::Wanted;
@@ -46,6 +47,7 @@ pub async fn get(
     progress: &watch::Sender<Progress>,
 ) -> Result<u64, Arc<DownloadError>> {
     let library = downloader.library();
+    let parts = &*downloader.parts;
     let failed = |error: crate::library::error::LibraryError| Arc::new(DownloadError::from(error));
     let destination = match (&what.output, what.kind) {
         (Some(path), FileKind::File) => Destination::Path { path: path.clone(), force: what.force },
@@ -80,7 +82,8 @@ pub async fn get(
                 let is_there = matches!(library.entry(&what.id), Some(entry)
                     if entry.location == Location::Linked { path: absolute });
                 if !is_there {
-                    library.export(&what.id, path, what.force).await.map_err(failed)?;
+                    let export = || library.export(&what.id, path, what.force);
+                    with_room(parts, progress, export).await.map_err(failed)?;
                 }
             }
             let size = library.entry(&what.id).map_or(last.total, |entry| entry.size);
@@ -90,7 +93,7 @@ pub async fn get(
         (FileKind::Collection, output) => {
             let output = match output {
                 Some(path) => Some(SmallOutput {
-                    dir: OutputDir::create(path).await.map_err(failed)?,
+                    dir: with_room(parts, progress, || OutputDir::create(path)).await.map_err(failed)?,
                     force: what.force,
                 }),
                 None => None,
@@ -98,13 +101,13 @@ pub async fn get(
             let bytes = get_members(downloader, what.id, output.as_ref(), providers, progress).await?;
             if let Some(SmallOutput { dir, .. }) = output.filter(|_| what.durable) {
                 // Of copies that were made there the library knows nothing.
-                dir.sync().await.map_err(failed)?;
+                with_room(parts, progress, || dir.sync()).await.map_err(failed)?;
             }
             bytes
         }
     };
     if what.durable {
-        library.checkpoint_all().await.map_err(failed)?;
+        with_room(parts, progress, || library.checkpoint_all()).await.map_err(failed)?;
     }
     Ok(bytes)
 }

@@ -3,6 +3,7 @@
 //! [`schedule`] and [`window`] decide and touch no socket, clock or random source of its own. [`source`] asks a provider,
 //! `transfer` drives one file from start to end, [`downloader`] shares transfers among those who wait for them,
 //! [`directory`] gets the members of a collection, `small` its small files many at a time, and [`get`] does all of it.
+//! `hold` says how long they wait where the library cannot go on, as on a full disk.
 
 pub mod choice;
 pub mod directory;
@@ -10,6 +11,7 @@ pub mod downloader;
 #[cfg(test)]
 mod fixtures;
 pub mod get;
+mod hold;
 pub mod pace;
 pub mod progress;
 pub mod schedule;

@@ -339,7 +339,7 @@ impl Batches<'_> {
                             }
                         }
                     }
-                    Err(LibraryError::Full { .. }) => {
+                    Err(error) if error.is_temporary() => {
                         // The usual way waits until there is room.
                         self.left.extend(files);
                         self.left.extend(self.queue.drain(..).chain(self.again.drain(..)));

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::source::{Fault, ProviderSource};
 use super::window::WindowSettings;
@@ -81,6 +82,8 @@ pub(super) struct Parts {
     /// In units of 1 KiB.
     pub(super) budget: Arc<Semaphore>,
     pub(super) me: Option<PeerId>,
+    /// When a download last had to wait for the library.
+    pub(super) held: Mutex<Option<Instant>>,
 }
 
 impl Parts {

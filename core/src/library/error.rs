@@ -143,11 +143,14 @@ impl LibraryError {
         Self::NotFound { query: query.to_string().chars().take(300).collect() }
     }
 
-    /// Whether the same call may succeed later without anything being mended in the program.
+    /// Whether the same call may succeed later without anything being mended in the program. That includes a write of
+    /// which it is not known whether it was applied: every write of the library can be made twice.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Full { .. } => true,
-            Self::Storage(error) => error.is_temporary(),
+            Self::Storage(error) => {
+                error.is_temporary() || matches!(error, StorageError::Indeterminate { .. })
+            }
             _ => false,
         }
     }

@@ -28,6 +28,8 @@ use crate::storage::Storage;
 const MAX_MATCHES: usize = 16;
 /// How long what was written may wait for its sync when little is written.
 const FLUSH_PAUSE: Duration = Duration::from_secs(1);
+/// The pause grows up to this while the disk does not take it.
+const LONGEST_FLUSH_PAUSE: Duration = Duration::from_secs(10);
 
 /// The files that a peer has.
 ///
@@ -275,7 +277,7 @@ impl Drop for Library {
 
 /// Makes durable what was written, soon after the first write or when enough is waiting.
 async fn flush(shared: Arc<Shared>) {
-    let rest = async || tokio::time::sleep(FLUSH_PAUSE).await;
+    let mut failures = 0;
     loop {
         tokio::select! {
             biased;
@@ -286,19 +288,29 @@ async fn flush(shared: Arc<Shared>) {
             biased;
             () = shared.stop.cancelled() => return,
             () = shared.flush_now.notified() => {}
-            () = rest() => {}
+            () = tokio::time::sleep(FLUSH_PAUSE) => {}
         }
-        if let Err(error) = shared.checkpoint(None).await {
-            if matches!(error, LibraryError::Closed) && shared.stop.is_cancelled() {
-                return;
+        let Err(error) = shared.checkpoint(None).await else {
+            if failures > 0 {
+                tracing::info!("what was written is durable again");
             }
-            tracing::warn!(%error, "what was written could not be made durable; trying again");
-            tokio::select! {
-                biased;
-                () = shared.stop.cancelled() => return,
-                () = rest() => {}
-            }
-            shared.flush_some_time.notify_one();
+            failures = 0;
+            continue;
+        };
+        if matches!(error, LibraryError::Closed) && shared.stop.is_cancelled() {
+            return;
         }
+        if failures == 0 {
+            tracing::warn!(%error, "what was written could not be made durable; it is tried again and again");
+        } else {
+            tracing::debug!(%error, failures, "what was written could not be made durable");
+        }
+        failures += 1;
+        tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => return,
+            () = tokio::time::sleep((FLUSH_PAUSE * failures).min(LONGEST_FLUSH_PAUSE)) => {}
+        }
+        shared.flush_some_time.notify_one();
     }
 }

@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::DownloadError;
+use super::hold::{self, Hold};
 use super::progress::{Phase, Progress};
 use super::schedule::{ProviderKey, Schedule};
 use super::source::{Fault, Reached};
@@ -138,6 +139,7 @@ pub(super) struct Transfer<'a> {
     /// What the schedule counts time from.
     begun: Instant,
     progress: &'a watch::Sender<Progress>,
+    cancel: &'a CancellationToken,
     open: Option<Open>,
     known: HashMap<ProviderKey, Known>,
     keys: HashMap<PeerId, ProviderKey>,
@@ -148,7 +150,8 @@ pub(super) struct Transfer<'a> {
     /// Batches that are hashed and written now, and how many may be at once.
     keeping: usize,
     keepers: usize,
-    write_after: Option<Instant>,
+    /// What it waits for before it writes.
+    hold: Option<Hold>,
     asking_providers: bool,
     providers_at: Instant,
     /// The pause before the trackers are asked again.
@@ -178,6 +181,7 @@ pub(super) async fn run(
         wanted,
         begun: now,
         progress,
+        cancel,
         open: None,
         known: HashMap::default(),
         keys: HashMap::default(),
@@ -187,7 +191,7 @@ pub(super) async fn run(
         to_keep: Vec::new(),
         keeping: 0,
         keepers: machine::cores().clamp(2, MAX_KEEPERS),
-        write_after: None,
+        hold: None,
         asking_providers: false,
         providers_at: now,
         providers_pause: providers::FIRST_PAUSE,
@@ -204,7 +208,7 @@ pub(super) async fn run(
         // The size was proven by whoever named it, or the file is empty: there is nothing to ask about it.
         transfer.create(manifest).await?;
     }
-    transfer.drive(cancel).await
+    transfer.drive().await
 }
 
 /// The manifest of a file whose hashes follow from its id: an empty one, or one of a single piece and known size.
@@ -218,21 +222,23 @@ fn known_manifest(wanted: &Wanted) -> Option<Manifest> {
 }
 
 impl Transfer<'_> {
-    async fn drive(mut self, cancel: &CancellationToken) -> Result<Arc<LibraryFile>, DownloadError> {
+    async fn drive(mut self) -> Result<Arc<LibraryFile>, DownloadError> {
         let mut tick = Instant::now() + TICK;
         loop {
             self.mend();
             self.pump();
             if let Some(file) = self.finished() {
-                file.finish(false).await?;
-                return Ok(file);
+                return match self.with_room(|| file.finish(false)).await {
+                    Ok(()) => Ok(file),
+                    Err(error) => self.give_up(error).await,
+                };
             }
             if self.cancelled && self.keeping == 0 {
                 return self.give_up(DownloadError::Cancelled).await;
             }
             tokio::select! {
                 biased;
-                () = cancel.cancelled(), if !self.cancelled => self.cancel(),
+                () = self.cancel.cancelled(), if !self.cancelled => self.cancel(),
                 Some(event) = self.events.next() => {
                     if let Err(error) = self.on_event(event).await {
                         return self.give_up(error).await;
@@ -280,9 +286,22 @@ impl Transfer<'_> {
             kind: self.wanted.kind,
             member_of: self.wanted.member_of,
         };
-        let file = self.parts.library.create(manifest, new, self.wanted.destination.clone()).await?;
+        let (library, destination) = (&self.parts.library, &self.wanted.destination);
+        let create = || library.create(manifest.clone(), new.clone(), destination.clone());
+        let file = self.with_room(create).await?;
         self.begin(file);
         Ok(())
+    }
+
+    /// Does something with the library; where the disk is full, when there is room. All else stands still meanwhile.
+    async fn with_room<T, F: Future<Output = Result<T, LibraryError>>>(
+        &mut self,
+        attempt: impl FnMut() -> F,
+    ) -> Result<T, DownloadError> {
+        let done = hold::with_room(self.parts, self.progress, attempt);
+        let done = self.cancel.run_until_cancelled(done).await.ok_or(DownloadError::Cancelled)?;
+        self.hopeful = Instant::now();
+        Ok(done?)
     }
 
     /// The file, when all of it is written.
@@ -343,10 +362,10 @@ impl Transfer<'_> {
             Some(Open { file, .. }) => (bytes_of(file), file.layout().size()),
             None => (0, self.wanted.claimed_size.unwrap_or(0)),
         };
-        let phase = match (self.write_after, sources) {
-            (Some(_), _) => Phase::DiskFull,
-            (None, 0) => Phase::Searching,
-            (None, _) => Phase::Fetching,
+        let phase = match (self.hold, sources) {
+            (Some(Hold { full: true, .. }), _) => Phase::DiskFull,
+            (_, 0) => Phase::Searching,
+            _ => Phase::Fetching,
         };
         let new = Progress { done, total, sources, phase };
         self.progress.send_if_modified(|old| std::mem::replace(old, new) != new);

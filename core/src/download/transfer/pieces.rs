@@ -1,7 +1,6 @@
 //! The way of a piece: asked for, arrived, hashed, written.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{AbortHandle, Abortable, FutureExt};
@@ -10,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{Arrived, Call, Event, Known, Open, State, Transfer};
 use crate::download::DownloadError;
+use crate::download::hold::Hold;
 use crate::download::schedule::ProviderKey;
 use crate::download::source::{self, Fault};
 use crate::download::wanted::Parts;
@@ -27,8 +27,6 @@ const BATCH: usize = 1024 * 1024;
 const BATCH_IN_DATABASE: usize = 4 * 1024 * 1024;
 /// A provider may take as long for this much of a piece as it may be silent.
 const SILENT_BYTES: u32 = 1024 * 1024;
-/// How long to wait before a write is tried again that found the disk full.
-const FULL_PAUSE: Duration = Duration::from_secs(2);
 
 impl Transfer<'_> {
     /// Calls every request for a piece off.
@@ -78,7 +76,7 @@ impl Transfer<'_> {
     /// Hashes and writes what has arrived, a few batches at once.
     pub(super) fn pump_pipeline(&mut self) {
         let Some(Open { file, .. }) = &self.open else { return };
-        if self.write_after.is_some_and(|after| Instant::now() < after) {
+        if self.hold.is_some_and(|hold| Instant::now() < hold.until) {
             return;
         }
         let most = if file.is_in_database() { BATCH_IN_DATABASE } else { BATCH };
@@ -101,8 +99,8 @@ impl Transfer<'_> {
     pub(super) fn ask_for_pieces(&mut self) {
         let clock = self.clock();
         let Some(Open { schedule, file }) = &mut self.open else { return };
-        if self.write_after.is_some() {
-            // The disk is full: more would only take the budget from transfers that go elsewhere.
+        if self.hold.is_some() {
+            // Nothing can be written: more would only take the budget from transfers that go elsewhere.
             return;
         }
         let layout = file.manifest().layout();
@@ -211,17 +209,13 @@ impl Transfer<'_> {
         self.hopeful = Instant::now();
         let wrong = match result {
             Ok(wrong) => wrong,
-            Err(error @ LibraryError::Full { .. }) => {
-                if self.write_after.is_none() {
-                    tracing::warn!(id = %self.wanted.id, %error, "the download waits for room");
-                }
-                self.write_after = Some(Instant::now() + FULL_PAUSE);
+            Err(error) => {
+                self.hold = Some(Hold::after(self.hold, error, self.parts)?);
                 self.to_keep.splice(0..0, batch);
                 return Ok(());
             }
-            Err(error) => return Err(error.into()),
         };
-        self.write_after = None;
+        self.hold = None;
         let Some(Open { schedule, .. }) = &mut self.open else { return Ok(()) };
         let mut liars = Vec::new();
         let mut cancel = Vec::new();

@@ -33,6 +33,7 @@ use super::value::{Batch, Durability, Key, KeyRange, Limits, Space};
 use pool::{Ask, Pool, Read};
 use request::{Commit, Request, Sync};
 pub use settings::EmbeddedSettings;
+pub use shared_error::is_guarded;
 use writer::Writer;
 
 /// Bytes are counted in these, because a semaphore counts to `u32` only.

@@ -1,6 +1,7 @@
 //! One error for many callers: the whole group hears of the failure of its commit.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -60,7 +61,19 @@ pub(super) struct Panicked(String);
 /// Runs a piece of the engine and turns a panic into an error. Callers drop the engine afterwards, so nobody
 /// sees what the panic left behind.
 pub(super) fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, Panicked> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| Panicked(describe(&*payload)))
+    let before = GUARDED.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(run)).map_err(|payload| Panicked(describe(&*payload)));
+    GUARDED.set(before);
+    outcome
+}
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread runs an engine whose panics become errors: a program's own panic hook need not tell of them.
+pub fn is_guarded() -> bool {
+    GUARDED.get()
 }
 
 fn describe(payload: &(dyn Any + Send)) -> String {
