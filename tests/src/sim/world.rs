@@ -1,5 +1,6 @@
 //! Trackers, peers and people who use them, and a generator that decides what happens next.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -265,7 +266,8 @@ impl World {
             {
                 let mut model = model.lock();
                 let original = original.clone();
-                let known = Known { original, size: entry.size, publisher: at, acknowledged: false };
+                let known =
+                    Known { original, size: entry.size, publisher: at, acknowledged: BTreeSet::new() };
                 model.known.entry(id).or_insert(known);
                 model.completed(at, id, true);
             }
@@ -275,7 +277,7 @@ impl World {
             if told.is_ok()
                 && let Some(known) = model.lock().known.get_mut(&id)
             {
-                known.acknowledged = true;
+                known.acknowledged.insert(original.name);
             }
         }));
     }
@@ -331,11 +333,13 @@ impl World {
 
     fn find_something(&mut self, at: usize) {
         let Some(running) = self.peers[at].running().cloned() else { return };
-        let Some((id, known)) = self.some_file().filter(|(_, known)| known.acknowledged) else { return };
+        let Some((id, known)) = self.some_file() else { return };
+        let acknowledged: Vec<_> = known.acknowledged.iter().cloned().collect();
+        let Some(name) = acknowledged.choose(&mut self.random).cloned() else { return };
         let (model, one) = (Arc::clone(&self.model), self.databases.len() == 1);
         self.peers[at].add_task(tokio::spawn(async move {
-            let found = running.trackers.find(&known.original.name).await;
-            if let Err(failure) = is_found(id, &known, found, one) {
+            let found = running.trackers.find(&name).await;
+            if let Err(failure) = is_found(id, &name, found, one) {
                 model.lock().fail(failure);
             }
         }));
@@ -417,11 +421,10 @@ pub async fn deliver(
 /// Whether the answer to a question for an acknowledged name is a possible one.
 pub fn is_found(
     id: FileId,
-    known: &Known,
+    name: &str,
     found: Result<FileRecord, TrackerError>,
     one: bool,
 ) -> Result<(), String> {
-    let name = &known.original.name;
     match found {
         Ok(file) if file.id == id => Ok(()),
         Ok(file) => Err(format!("{name} is {} instead of {id}", file.id)),
