@@ -6,6 +6,7 @@
 pub mod announcer;
 mod commands;
 mod errors;
+pub mod mender;
 pub mod offers;
 mod publication;
 
@@ -41,6 +42,7 @@ use crate::listeners::{self, Listeners};
 use crate::node_key;
 use crate::registry::{Place, Registry};
 use announcer::Announcer;
+use mender::Mender;
 use offers::{LibraryOffers, TrackerProviders};
 
 /// How a node takes part in the swarm.
@@ -236,6 +238,11 @@ impl PeerNode {
             started: Instant::now(),
         });
         if reach != Reach::Offline {
+            let (node, mender) = (Arc::clone(&inner), Mender::new(Arc::clone(&inner.shelf.library)));
+            let mending = async move {
+                mender.run(&node.shelf.downloader, Arc::clone(&node.providers) as _).await;
+            };
+            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(mending).map_drop()));
             match socket::listen(&folder) {
                 Ok(listener) => {
                     let handler: Arc<dyn Execute> = Arc::clone(&inner) as _;
