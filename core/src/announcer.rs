@@ -34,6 +34,8 @@ impl Announcer {
         loop {
             match self.events.recv().await {
                 Ok(LibraryEvent::Added(id) | LibraryEvent::Completed(id)) => self.offer(id),
+                // Told of with `Added`; see `mender`.
+                Ok(LibraryEvent::Damaged(_)) => {}
                 Ok(LibraryEvent::Withdrawn(id) | LibraryEvent::Removed(id)) => self.withdraw(id),
                 Err(RecvError::Lagged(_)) => self.compare(),
                 Err(RecvError::Closed) => return,

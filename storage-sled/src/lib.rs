@@ -6,8 +6,8 @@
 //! files that it never syncs.
 
 mod error;
+mod files;
 mod format;
-mod leftovers;
 mod settings;
 mod storage;
 

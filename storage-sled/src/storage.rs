@@ -19,7 +19,8 @@ use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Wr
 use sled::{Db, Tree};
 
 use crate::error::{explain, is_locked, sane};
-use crate::{format, leftovers};
+use crate::files::{self, Blobs};
+use crate::format;
 
 /// The largest value in bytes: larger ones than 128 KiB become files that sled never syncs.
 const MAX_VALUE: usize = 64 * 1024;
@@ -56,6 +57,7 @@ pub(crate) struct Sled {
     path: PathBuf,
     /// sled's file, to sync it.
     file: File,
+    blobs: Blobs,
     /// Held while a batch is applied, so that a page does not show half of it.
     applying: Arc<RwLock<()>>,
     /// Last, so that it goes after the database.
@@ -67,9 +69,9 @@ impl Sled {
         let path = options.path.as_path();
         place::make_folder(path)?;
         let lock = Arc::new(place::lock(path)?);
-        leftovers::remove(path)?;
+        let segment = files::prepare(path, options.role)?;
         let (db, data) = sane(path, || {
-            let db = open_patiently(options)?;
+            let db = open_patiently(options, segment)?;
             format::prepare(&db, path, options.role)?;
             let data = db.open_tree(format::DATA).map_err(|error| explain(path, "open", error))?;
             Ok((db, data))
@@ -79,7 +81,8 @@ impl Sled {
         // Once, so that the files do not only exist but are found after a power cut.
         file.sync_all().and_then(|()| File::open(path)?.sync_all()).map_err(failed)?;
         place::sync_folder(path)?;
-        Ok(Self { db, data, path: path.to_path_buf(), file, applying: Arc::default(), lock })
+        let blobs = Blobs::new(path);
+        Ok(Self { db, data, path: path.to_path_buf(), file, blobs, applying: Arc::default(), lock })
     }
 
     /// Refuses writes for which there may be no room.
@@ -95,13 +98,14 @@ impl Sled {
 }
 
 /// Opens sled, and tries again while an earlier opening in this process is on its way out.
-fn open_patiently(options: &Options) -> Result<Db, StorageError> {
+fn open_patiently(options: &Options, segment: usize) -> Result<Db, StorageError> {
     let path = options.path.as_path();
     let deadline = Instant::now() + OPEN_TIMEOUT;
     loop {
         let config = sled::Config::new()
             .path(path)
             .cache_capacity(options.cache_bytes)
+            .segment_size(segment)
             // Its garbage collection depends on it.
             .flush_every_ms(Some(500));
         match config.open() {
@@ -144,6 +148,8 @@ impl Engine for Sled {
             let _applying = self.applying.write().unwrap_or_else(PoisonError::into_inner);
             self.data.apply_batch(batch).map_err(|error| ApplyError::Uncertain(error.into()))?;
         }
+        // Before the log that names them.
+        self.blobs.sync().map_err(|error| ApplyError::Uncertain(error.into()))?;
         self.db.flush().map_err(|error| ApplyError::Uncertain(error.into()))?;
         if durability == Durability::Durable {
             self.file.sync_all().map_err(|error| ApplyError::Uncertain(error.into()))?;
@@ -152,10 +158,10 @@ impl Engine for Sled {
     }
 
     fn sync(&mut self) -> Result<(), StorageError> {
+        let failed = |error| StorageError::backend(format!("sync {}", self.path.display()), error);
+        self.blobs.sync().map_err(failed)?;
         self.db.flush().map_err(|error| explain(&self.path, "sync", error))?;
-        self.file
-            .sync_all()
-            .map_err(|error| StorageError::backend(format!("sync {}", self.path.display()), error))
+        self.file.sync_all().map_err(failed)
     }
 
     fn limits(&self) -> Limits {

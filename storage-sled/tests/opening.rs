@@ -1,5 +1,7 @@
 //! What is no database of ours, or somebody else's, is refused with an error that says so.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,7 +33,7 @@ async fn a_newer_format_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = filled(folder.path()).await;
     {
-        let db = sled::open(&path).unwrap();
+        let db = sled::Config::new().path(&path).segment_size(4 << 20).open().unwrap();
         db.open_tree("enjambre").unwrap().insert("format", &2u64.to_be_bytes()).unwrap();
         db.flush().unwrap();
     }
@@ -90,20 +92,53 @@ async fn missing_folders_are_made_and_content_has_a_folder_of_its_own() {
     }
 }
 
-/// A kill in the midst of sled's own writes; each of these kept sled 0.34 from opening the database ever again.
+/// A kill in the midst of sled's own writes; this kept sled 0.34 from opening the database ever again.
 #[tokio::test]
-async fn what_a_kill_left_half_written_keeps_no_database_closed() {
+async fn a_snapshot_that_a_kill_left_half_written_keeps_no_database_closed() {
     let folder = tempfile::tempdir().unwrap();
     let path = filled(folder.path()).await;
     std::fs::write(path.join("snap.FFFFFFFFFFFFFFFF.generating"), b"").unwrap();
+    assert_filled(folder.path()).await;
+}
+
+/// So did half of the settings, as an older program left them; and its segments stay as they are.
+#[tokio::test]
+async fn settings_that_a_kill_left_half_written_are_written_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(SledSettings::default().path);
+    drop(sled::Config::new().path(&path).open().unwrap());
     let settings = std::fs::read(path.join("conf")).unwrap();
+    filled(folder.path()).await;
     for left in [0, 8, 20, settings.len() - 4, settings.len() - 1] {
         std::fs::write(path.join("conf"), &settings[..left]).unwrap();
-        let storage = open(folder.path()).await.unwrap_or_else(|error| panic!("{left} bytes: {error}"));
-        let last = Key::new(199u32.to_be_bytes().to_vec()).unwrap();
-        let found = storage.get(SPACE, &[last]).await.unwrap();
-        assert_eq!(found[0].as_deref(), Some(&[7; 500][..]), "{left} bytes");
-        storage.close().await.unwrap();
-        assert_eq!(std::fs::read(path.join("conf")).unwrap(), settings, "it is whole again");
+        assert_filled(folder.path()).await;
+        assert_eq!(std::fs::read(path.join("conf")).unwrap(), settings, "after {left} bytes of them");
     }
+}
+
+async fn assert_filled(folder: &Path) {
+    let storage = open(folder).await.unwrap();
+    let last = Key::new(199u32.to_be_bytes().to_vec()).unwrap();
+    let found = storage.get(SPACE, &[last]).await.unwrap();
+    assert_eq!(found[0].as_deref(), Some(&[7; 500][..]));
+    storage.close().await.unwrap();
+}
+
+/// sled never syncs those files, so a power cut would take them.
+#[tokio::test]
+async fn the_largest_values_lie_in_the_log_and_not_in_files_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage =
+        enjambre_storage_sled::open(&SledSettings::default(), folder.path(), Role::Content).await.unwrap();
+    for number in 0..300u32 {
+        let mut batch = Batch::new();
+        let value = vec![number as u8; storage.limits().max_value];
+        // In an order that fills leaves from all sides.
+        let key = (number * 7919 % 300).to_be_bytes().to_vec();
+        batch.put(SPACE, Key::new(key).unwrap(), value);
+        storage.commit(batch, Durability::Buffered).await.unwrap();
+    }
+    storage.close().await.unwrap();
+    let blobs = folder.path().join("enjambre-content.sled/blobs");
+    assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 0);
 }

@@ -13,6 +13,7 @@ pub mod fixture;
 pub mod mount;
 pub mod node;
 pub mod postgres;
+pub mod power_cut;
 pub mod process;
 pub mod resident;
 pub mod sim;

@@ -11,6 +11,9 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+/// What nobody asked to be synced stays in memory for as long as it can.
+const IMAGE_OPTIONS: &[&str] = &["-t", "ext4", "-o", "loop,commit=300"];
+
 /// A mounted file system, taken away when this is dropped.
 #[derive(Debug)]
 pub struct Mount {
@@ -38,7 +41,18 @@ impl Mount {
 
     /// The ext4 file system in a file. None where nothing can be mounted; then it was said that `test` is left out.
     pub fn image(test: &str, image: &Path) -> Option<Self> {
-        Self::attach(test, &["-t", "ext4", "-o", "loop", &image.display().to_string()])
+        let image = image.display().to_string();
+        Self::attach(test, &[IMAGE_OPTIONS, &[&image]].concat())
+    }
+
+    /// Puts the file system in another file in its place. Nobody may use it.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn replace(&mut self, image: &Path) {
+        run(Command::new("umount").arg(self.path())).unwrap_or_else(|why| panic!("{why}"));
+        run(Command::new("mount").args(IMAGE_OPTIONS).arg(image).arg(self.path()))
+            .unwrap_or_else(|why| panic!("{why}"));
     }
 
     fn attach(test: &str, args: &[&str]) -> Option<Self> {

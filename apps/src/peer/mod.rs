@@ -5,6 +5,7 @@
 
 mod commands;
 mod errors;
+pub mod mender;
 mod publication;
 
 use std::num::NonZeroU64;
@@ -40,6 +41,7 @@ use crate::failure::{Failure, Status};
 use crate::listeners::{self, Listeners};
 use crate::node_key;
 use crate::registry::{Place, Registry};
+use mender::Mender;
 
 /// How a node takes part in the swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,6 +236,11 @@ impl PeerNode {
             started: Instant::now(),
         });
         if reach != Reach::Offline {
+            let (node, mender) = (Arc::clone(&inner), Mender::new(Arc::clone(&inner.shelf.library)));
+            let mending = async move {
+                mender.run(&node.shelf.downloader, Arc::clone(&node.providers) as _).await;
+            };
+            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(mending).map_drop()));
             match socket::listen(&folder) {
                 Ok(listener) => {
                     let handler: Arc<dyn Execute> = Arc::clone(&inner) as _;

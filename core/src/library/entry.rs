@@ -82,6 +82,8 @@ pub enum LibraryEvent {
     Added(FileId),
     /// Every piece of a file is there.
     Completed(FileId),
+    /// Pieces that the library had in its own store turned out to be damaged. They are no longer claimed.
+    Damaged(FileId),
     /// A linked file changed or vanished.
     Withdrawn(FileId),
     /// A file was removed.

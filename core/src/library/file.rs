@@ -53,7 +53,7 @@ pub(super) struct Bits {
     pub(super) intending: bool,
     pub(super) unsynced: BTreeSet<PieceIndex>,
     pub(super) unsynced_bytes: u64,
-    /// Pieces of a user's file that were written or hashed since it was opened.
+    /// Pieces that were written or hashed since it was opened.
     pub(super) verified: Bitmap,
     pub(super) store: Store,
     pub(super) allocated: bool,
@@ -229,14 +229,7 @@ impl LibraryFile {
             Store::Linked(linked) => linked.is_settled(),
             _ => true,
         };
-        let read = match store {
-            Store::Database(content) => content.read(&self.id(), self.layout(), piece).await,
-            Store::File(file) => {
-                let (layout, shared) = (self.layout(), Arc::clone(&self.shared));
-                layout::blocking(move || file.read(layout, piece, &shared.buffers)).await
-            }
-            store => self.read_user_file(store, piece, verified).await,
-        };
+        let read = self.read_from(store, piece, verified).await;
         match read {
             Ok(Some(content)) => {
                 if !verified && settled {
@@ -281,21 +274,29 @@ impl LibraryFile {
         LibraryError::Changed { id: self.id(), path }
     }
 
-    /// Reads from a file that others can write to, so what was not hashed since it was opened is hashed now. `None`
-    /// where it is not what it should be.
-    async fn read_user_file(
+    /// Reads a piece. Disks rot and others can write to files, so what was not hashed since it was opened is hashed now.
+    /// `None` where it is missing, or not what it should be.
+    async fn read_from(
         &self,
         store: Store,
         piece: PieceIndex,
         verified: bool,
     ) -> Result<Option<Bytes>, LibraryError> {
+        let from_database = match &store {
+            Store::Database(content) => content.read(&self.id(), self.layout(), piece).await?,
+            _ => None,
+        };
+        if verified && matches!(store, Store::Database(_)) {
+            return Ok(from_database);
+        }
         let (manifest, shared) = (Arc::clone(&self.manifest), Arc::clone(&self.shared));
         layout::blocking(move || {
             let (layout, buffers) = (manifest.layout(), &shared.buffers);
             let content = match &store {
+                Store::Database(_) => from_database,
+                Store::File(file) => file.read(layout, piece, buffers)?,
                 Store::Part(part) => part.file.read(layout, piece, buffers)?,
                 Store::Linked(linked) => Some(linked.read(layout, piece, buffers)?),
-                Store::Database(_) | Store::File(_) => None,
             };
             Ok(content.filter(|content| verified || manifest.piece_is(piece, content)))
         })
@@ -305,17 +306,7 @@ impl LibraryFile {
     /// Reads a piece and hashes it, whatever is claimed of it. `false` where it is missing or wrong.
     pub(super) async fn check_piece(&self, piece: PieceIndex) -> Result<bool, LibraryError> {
         let store = self.bits.lock().store.clone();
-        let content = match store {
-            Store::Database(content) => content.read(&self.id(), self.layout(), piece).await?,
-            Store::File(file) => {
-                let (layout, shared) = (self.layout(), Arc::clone(&self.shared));
-                layout::blocking(move || file.read(layout, piece, &shared.buffers)).await?
-            }
-            store => return Ok(self.read_user_file(store, piece, false).await?.is_some()),
-        };
-        let Some(content) = content else { return Ok(false) };
-        let manifest = Arc::clone(&self.manifest);
-        layout::blocking(move || Ok(manifest.piece_is(piece, &content))).await
+        Ok(self.read_from(store, piece, false).await?.is_some())
     }
 
     /// Pieces that were intended and are not here are not there: the next checkpoint says so.
@@ -542,7 +533,9 @@ impl LibraryFile {
             bits.have.count()
         };
         self.set_progress(count);
+        tracing::warn!(%id, pieces = pieces.len(), "damaged pieces are no longer offered");
         self.shared.tell(LibraryEvent::Added(id));
+        self.shared.tell(LibraryEvent::Damaged(id));
         self.shared.commit_in_parts(batch, Durability::Durable).await?;
         if let Some(slot) = self.shared.state.lock().slots.get_mut(&id) {
             slot.stored = true;

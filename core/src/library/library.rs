@@ -116,6 +116,14 @@ impl Library {
         self.shared.state.lock().slots.get(id).map(|slot| slot.entry(*id))
     }
 
+    /// Under which id others look for who has the file: its own, or that of a collection that it belongs to where it has
+    /// no name.
+    pub fn announced_as(&self, id: &FileId) -> Option<FileId> {
+        let state = self.shared.state.lock();
+        let slot = state.slots.get(id)?;
+        if slot.record.names.is_empty() { state.collections_of(id).next() } else { Some(*id) }
+    }
+
     /// The newest file of a name, or the file of an id or of a prefix of 8 or more hexadecimal digits.
     pub fn find(&self, query: &str) -> Result<Entry, LibraryError> {
         let state = self.shared.state.lock();

@@ -94,17 +94,14 @@ impl Library {
         ids.iter().map(|id| state.whole_small(id).map(|slot| slot.record.size)).collect()
     }
 
-    /// Reads small files in one go. A linked one is hashed; one that turns out to be damaged or changed is no
-    /// longer claimed afterwards.
+    /// Reads small files in one go. Each is hashed; one that turns out to be damaged or changed is no longer claimed
+    /// afterwards.
     pub async fn read_small(&self, ids: &[FileId]) -> Result<SmallContent, LibraryError> {
         self.shared.check_open()?;
         let (read, odd) = self.shared.read_small(ids).await?;
         for id in odd {
             // The usual way finds out what is wrong with it and draws the consequences.
-            if let Ok(Some(file)) = self.open_file(&id).await
-                && let Some(piece) = file.layout().last()
-                && let Err(error) = file.read_piece(piece).await
-            {
+            if let Err(error) = self.verify(&id).await {
                 tracing::debug!(%id, %error, "a small file cannot be read");
             }
         }

@@ -38,7 +38,7 @@ impl Shared {
         &self,
         ids: &[FileId],
     ) -> Result<(SmallContent, Vec<FileId>), LibraryError> {
-        self.read_sources(self.sources_of(ids), false).await
+        self.read_sources(self.sources_of(ids)).await
     }
 
     /// Where small files are that are here in whole.
@@ -62,11 +62,10 @@ impl Shared {
         }
     }
 
-    /// Reads small files from where they are said to be. What is linked is hashed, or with `hash_all` everything.
+    /// Reads small files from where they are said to be, and hashes them.
     async fn read_sources(
         &self,
         sources: Vec<(FileId, u64, Source)>,
-        hash_all: bool,
     ) -> Result<(SmallContent, Vec<FileId>), LibraryError> {
         let mut stored = HashMap::new();
         if let ContentStore::Database(content) = &self.content {
@@ -88,7 +87,6 @@ impl Shared {
             let (mut end, mut odd) = (0, Vec::new());
             for (id, size, source) in sources {
                 let target = &mut content[end..end + size as usize];
-                let mut hash = hash_all;
                 let read = match source {
                     Source::Nowhere => {
                         sizes.push(None);
@@ -103,12 +101,9 @@ impl Shared {
                         _ => false,
                     },
                     Source::File(path) => read_whole(&path, None, target),
-                    Source::Linked(path, mark) => {
-                        hash = true;
-                        read_whole(&path, Some(mark), target)
-                    }
+                    Source::Linked(path, mark) => read_whole(&path, Some(mark), target),
                 };
-                if read && (!hash || blake3::hash(target) == *id.as_bytes()) {
+                if read && blake3::hash(target) == *id.as_bytes() {
                     end += size as usize;
                     sizes.push(Some(size));
                 } else {
@@ -144,7 +139,7 @@ impl Shared {
         while !sources.is_empty() {
             let some = sources.split_off(sources.len().saturating_sub(RECOVER_AT_ONCE));
             let ids: Vec<(FileId, u64)> = some.iter().map(|(id, size, _)| (*id, *size)).collect();
-            let (read, odd) = self.read_sources(some, true).await?;
+            let (read, odd) = self.read_sources(some).await?;
             let mut state = self.state.lock();
             for ((id, size), found) in ids.into_iter().zip(read.sizes) {
                 if found.is_some()
@@ -191,7 +186,7 @@ impl Shared {
 
     async fn copy_small(&self, batch: Vec<ToCopy>, output: SmallOutput) -> Result<Vec<FileId>, LibraryError> {
         let ids: Vec<FileId> = batch.iter().map(|(id, ..)| *id).collect();
-        let (read, _) = self.read_sources(self.sources_of(&ids), true).await?;
+        let (read, _) = self.read_sources(self.sources_of(&ids)).await?;
         let mut content = read.content;
         let (mut left, mut files) = (Vec::new(), Vec::with_capacity(batch.len()));
         for ((id, _, paths), size) in batch.into_iter().zip(read.sizes) {
