@@ -11,7 +11,7 @@ use enjambre_core::catalogue::Catalogue;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::storage::{Role, Storage};
-use enjambre_core::tracker::clock::{Clock, SystemClock};
+use enjambre_core::clock::{Clock, SystemClock};
 use enjambre_core::tracker::pin::PinStore;
 use enjambre_core::tracker::service::TrackerService;
 use enjambre_core::tracker::settings::TrackerSettings;

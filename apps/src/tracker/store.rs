@@ -30,7 +30,7 @@ use enjambre_core::model::record::{FileKind, FileRecord};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::seeder::Seeder;
 use enjambre_core::storage::Role;
-use enjambre_core::tracker::clock::{Clock, SystemClock};
+use enjambre_core::clock::{Clock, SystemClock};
 use enjambre_core::tracker::pin::PinStore;
 use enjambre_core::tracker::presence::Presence;
 use enjambre_core::tracker::trackers::Trackers;

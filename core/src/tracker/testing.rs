@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::clock::TimerClock;
+use crate::clock::TimerClock;
 use super::offers::OfferSource;
 use super::presence::Presence;
 use super::service::TrackerService;
@@ -24,7 +24,7 @@ use crate::protocol::message::CatalogueId;
 use crate::protocol::server;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
-use crate::tracker::clock::Clock;
+use crate::clock::Clock;
 use crate::transport::Listener;
 use crate::transport::dialer::Dialer;
 use crate::transport::memory::MemoryNetwork;
