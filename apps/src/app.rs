@@ -10,8 +10,7 @@ use enjambre_core::transport::Transport;
 use serde::de::DeserializeOwned;
 
 use crate::cli::{self, Cli, Program};
-use crate::config::sections::TransportLimits;
-use crate::registry::{MakeError, Place, PluginError, Registry, Security};
+use crate::registry::{MakeError, Place, PluginError, Registry, Security, TransportParts};
 use crate::shutdown;
 
 /// How long threads that block may go on after the command has ended.
@@ -59,7 +58,8 @@ impl App {
         self
     }
 
-    /// Adds the transport of a scheme, see [`Registry::register_transport`]. `make` is given `[transport.limits]`.
+    /// Adds the transport of a scheme, see [`Registry::register_transport`]. `make` is given `[transport.limits]` and
+    /// the key of the node.
     ///
     /// ```
     /// use enjambre::App;
@@ -69,7 +69,9 @@ impl App {
     /// let mut app = App::stock();
     /// // From now on nodes can listen at memory://127.0.0.1:1, which ends with the process.
     /// let network = MemoryNetwork::new();
-    /// app.register_transport("memory", Security::Authenticated, move |_limits| Ok(network.transport()));
+    /// app.register_transport("memory", Security::Authenticated, move |parts| {
+    ///     Ok(network.transport_of(parts.key.peer_id()))
+    /// });
     /// ```
     pub fn register_transport<F>(
         &mut self,
@@ -78,7 +80,7 @@ impl App {
         make: F,
     ) -> &mut Self
     where
-        F: Fn(&TransportLimits) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync + 'static,
+        F: Fn(TransportParts<'_>) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync + 'static,
     {
         self.registry.register_transport(scheme, security, make);
         self

@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use enjambre_core::model::identity::KeyPair;
 use enjambre_core::storage::layers::metrics::MeteredStorage;
 use enjambre_core::storage::layers::patience::{Patience, PatientStorage};
 use enjambre_core::storage::layers::prefix::PrefixedStorage;
@@ -85,7 +86,16 @@ type Remove = dyn Fn(Table, Place) -> Result<BoxFuture<'static, Result<(), Plugi
     + Sync;
 type Check = dyn Fn(Table) -> Result<(), toml::de::Error> + Send + Sync;
 type Made = Vec<Arc<dyn Transport>>;
-type Make = dyn Fn(&TransportLimits) -> Result<Made, MakeError> + Send + Sync;
+type Make = dyn Fn(TransportParts<'_>) -> Result<Made, MakeError> + Send + Sync;
+
+/// What a transport is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct TransportParts<'a> {
+    /// `[transport.limits]`
+    pub limits: &'a TransportLimits,
+    /// The key of the node, by which others know it.
+    pub key: &'a KeyPair,
+}
 
 /// Why the limits of a transport are refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,10 +172,17 @@ impl Registry {
             let (settings, tenancy) = on_server(settings, &place);
             Ok(enjambre_storage_postgres::remove(&settings, &place.data_dir, place.role, tenancy).await?)
         });
-        // The first costs less.
-        registry.register_transports(&["tcp", "zmq"], Security::Plain, |limits| {
+        // Of two that are as safe the first costs less.
+        let schemes = [
+            ("tcps", Security::Authenticated),
+            ("zmqs", Security::Authenticated),
+            ("tcp", Security::Plain),
+            ("zmq", Security::Plain),
+        ];
+        registry.register_transports(&schemes, |TransportParts { limits, key }| {
             let shared = Shared::new(transport_settings(limits))?;
-            Ok(vec![shared.tcp(), shared.zmq()])
+            let [tcps, zmqs] = shared.secure(key);
+            Ok(vec![tcps, zmqs, shared.tcp(), shared.zmq()])
         });
         registry
     }
@@ -210,23 +227,23 @@ impl Registry {
     /// several transports, the one is dialled that was added first.
     pub fn register_transport<F>(&mut self, scheme: impl Into<String>, security: Security, make: F)
     where
-        F: Fn(&TransportLimits) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync + 'static,
+        F: Fn(TransportParts<'_>) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync + 'static,
     {
         let scheme: String = scheme.into();
-        self.register_transports(&[&scheme], security, move |limits| Ok(vec![make(limits)?]));
+        self.register_transports(&[(&scheme, security)], move |parts| Ok(vec![make(parts)?]));
     }
 
     /// Adds transports that are made together, because they share their limits.
-    fn register_transports<F>(&mut self, schemes: &[&str], security: Security, make: F)
+    fn register_transports<F>(&mut self, schemes: &[(&str, Security)], make: F)
     where
-        F: Fn(&TransportLimits) -> Result<Made, MakeError> + Send + Sync + 'static,
+        F: Fn(TransportParts<'_>) -> Result<Made, MakeError> + Send + Sync + 'static,
     {
         let make: Arc<Make> = Arc::new(make);
-        for name in schemes {
+        for &(name, security) in schemes {
             let scheme = Scheme { security, make: Arc::clone(&make) };
             match self.transports.iter_mut().find(|(known, _)| known == name) {
                 Some((_, known)) => *known = scheme,
-                None => self.transports.push(((*name).to_owned(), scheme)),
+                None => self.transports.push((name.to_owned(), scheme)),
             }
         }
     }
@@ -286,16 +303,34 @@ impl Registry {
             }
         }
         let plain = |scheme: &str| self.scheme(scheme).is_some_and(|known| known.security == Security::Plain);
+        for endpoint in &config.peer.trackers {
+            let problem = match (plain(endpoint.scheme()), endpoint.id()) {
+                (false, None) => format!(
+                    "{endpoint} does not say which node must answer there; write {}://ID@HOST:PORT, as the tracker prints it",
+                    endpoint.scheme()
+                ),
+                (true, Some(_)) => format!(
+                    "{endpoint} has an id, which nobody proves over {}://; leave it out, or use an encrypted endpoint",
+                    endpoint.scheme()
+                ),
+                _ => continue,
+            };
+            return Err(loaded.refuse("peer.trackers", problem));
+        }
         let exposed =
             transport.listen.iter().find(|endpoint| plain(endpoint.scheme()) && !endpoint.is_loopback());
         if let (Some(endpoint), false) = (exposed, transport.open) {
+            let secure =
+                self.transports.iter().filter(|(_, known)| known.security == Security::Authenticated);
+            let secure = secure.map(|(name, _)| format!("{name}://")).collect::<Vec<_>>().join(" or ");
             let problem = format!(
                 "{endpoint} is neither encrypted nor authenticated and can be reached from other machines; \
-                 set transport.open = true if that is meant, or listen on 127.0.0.1"
+                 listen at {secure} instead, set transport.open = true if that is meant, or listen on 127.0.0.1"
             );
             return Err(loaded.refuse("transport.listen", problem));
         }
-        self.transports(loaded).map(drop)
+        // Any key will do to see whether they can be made.
+        self.transports(loaded, &KeyPair::generate()).map(drop)
     }
 
     fn backend(&self, loaded: &Loaded) -> Result<&Backend, Failure> {
@@ -364,23 +399,23 @@ impl Registry {
         Ok(opening.await.map(|opened| wrap(opened, &section.layers, role)))
     }
 
-    /// A dialer over all transports.
-    pub fn dialer(&self, loaded: &Loaded) -> Result<Arc<Dialer>, ConfigError> {
-        Ok(Arc::new(Dialer::new(self.transports(loaded)?)))
+    /// A dialer over all transports, for the node that has this key.
+    pub fn dialer(&self, loaded: &Loaded, key: &KeyPair) -> Result<Arc<Dialer>, ConfigError> {
+        Ok(Arc::new(Dialer::new(self.transports(loaded, key)?)))
     }
 
-    fn transports(&self, loaded: &Loaded) -> Result<Made, ConfigError> {
-        self.make_transports(&loaded.config.transport.limits)
+    fn transports(&self, loaded: &Loaded, key: &KeyPair) -> Result<Made, ConfigError> {
+        self.make_transports(TransportParts { limits: &loaded.config.transport.limits, key })
             .map_err(|error| loaded.refuse(&format!("transport.limits.{}", error.key), error.problem))
     }
 
     /// One transport for each scheme, in their order.
-    fn make_transports(&self, limits: &TransportLimits) -> Result<Made, MakeError> {
+    fn make_transports(&self, parts: TransportParts<'_>) -> Result<Made, MakeError> {
         let mut families: Vec<(&Arc<Make>, Made)> = Vec::new();
         let mut transports = Vec::new();
         for (name, Scheme { make, .. }) in &self.transports {
             if !families.iter().any(|(known, _)| Arc::ptr_eq(known, make)) {
-                families.push((make, make(limits)?));
+                families.push((make, make(parts)?));
             }
             let family = families.iter().filter(|(known, _)| Arc::ptr_eq(known, make));
             transports.extend(family.flat_map(|(_, made)| made).find(|made| made.scheme() == name).cloned());
@@ -519,14 +554,16 @@ mod tests {
         let made = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&made);
         let mut registry = Registry::default();
-        registry.register_transports(&["tcp", "zmq"], Security::Plain, move |limits| {
+        let plain = ["tcp", "zmq"].map(|scheme| (scheme, Security::Plain));
+        registry.register_transports(&plain, move |parts| {
             counted.fetch_add(1, Ordering::Relaxed);
-            let shared = Shared::new(transport_settings(limits))?;
+            let shared = Shared::new(transport_settings(parts.limits))?;
             Ok(vec![shared.zmq(), shared.tcp()])
         });
-        let limits = TransportLimits::default();
+        let (limits, key) = (TransportLimits::default(), KeyPair::generate());
+        let parts = TransportParts { limits: &limits, key: &key };
         let schemes = |registry: &Registry| {
-            let made = registry.make_transports(&limits).unwrap();
+            let made = registry.make_transports(parts).unwrap();
             made.iter().map(|transport| transport.scheme()).collect::<Vec<_>>()
         };
         assert_eq!((schemes(&registry), made.load(Ordering::Relaxed)), (vec!["tcp", "zmq"], 1));
@@ -535,7 +572,7 @@ mod tests {
         let registered = Arc::clone(&same);
         registry.register_transport("zmq", Security::Plain, move |_| Ok(Arc::clone(&registered)));
         assert_eq!(schemes(&registry), ["tcp", "zmq"]);
-        assert!(Arc::ptr_eq(&registry.make_transports(&limits).unwrap()[1], &same));
+        assert!(Arc::ptr_eq(&registry.make_transports(parts).unwrap()[1], &same));
     }
 
     fn check(text: &str) -> Result<(), String> {

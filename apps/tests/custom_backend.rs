@@ -49,7 +49,7 @@ fn a_registered_transport_is_made_with_the_limits_and_its_scheme_is_known() {
     let run = |is_registered: bool, limit: &str| {
         let mut app = App::named("mine", "1.0");
         if is_registered {
-            app.register_transport("memory", Security::Authenticated, |limits| match limits.in_flight {
+            app.register_transport("memory", Security::Authenticated, |parts| match parts.limits.in_flight {
                 0..3 => Ok(MemoryNetwork::new().transport()),
                 _ => Err(MakeError { key: "in_flight".to_owned(), problem: "too many".to_owned() }),
             });

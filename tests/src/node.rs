@@ -23,6 +23,8 @@ pub enum Wire {
     Zmq,
     /// All over plain TCP.
     Tcp,
+    /// Encrypted and authenticated: trackers over ZeroMQ, peers over both.
+    Secure,
 }
 
 impl Wire {
@@ -31,6 +33,8 @@ impl Wire {
         match (self, kind) {
             (Self::Zmq, _) | (Self::Stock, "tracker") => &["zmq"],
             (Self::Tcp, _) => &["tcp"],
+            (Self::Secure, "tracker") => &["zmqs"],
+            (Self::Secure, _) => &["tcps", "zmqs"],
             (Self::Stock, _) => &["tcp", "zmq"],
         }
     }
@@ -235,7 +239,7 @@ impl Node {
 
 /// The endpoint that a line of output tells, if it does.
 pub fn endpoint_in(line: &str) -> Option<String> {
-    let begin = ["zmq://", "tcp://"].iter().find_map(|scheme| line.find(scheme))?;
+    let begin = ["zmqs://", "tcps://", "zmq://", "tcp://"].iter().find_map(|scheme| line.find(scheme))?;
     let rest = &line[begin..];
     let end = rest.find(|c: char| c.is_whitespace() || matches!(c, ',' | '"' | ']')).unwrap_or(rest.len());
     Some(rest[..end].to_owned())

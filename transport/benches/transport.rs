@@ -1,4 +1,5 @@
-//! Both transports over loopback, both sides in one process: small round trips, and bulk with a window of 32 requests.
+//! Both transports over loopback, plain and encrypted, both sides in one process: small round trips, and bulk with a window
+//! of 32 requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
+use enjambre_core::model::identity::KeyPair;
 use enjambre_core::transport::envelope::{self, RequestId};
 use enjambre_core::transport::{Connection, Deadline, Listener, Message};
+use enjambre_transport::Shared;
 use enjambre_transport::settings::TransportSettings;
 use futures::stream::{self, StreamExt};
 use tokio::runtime::Runtime;
@@ -37,12 +40,10 @@ fn pair(scheme: &str, payload: Bytes) -> Pair {
         .enable_all()
         .build()
         .expect("a runtime");
-    let settings = TransportSettings::default();
-    let transport = match scheme {
-        "zmq" => enjambre_transport::zmq(settings),
-        _ => enjambre_transport::tcp(settings),
-    };
-    let transport = transport.expect("good settings");
+    let shared = Shared::new(TransportSettings::default()).expect("good settings");
+    let secure = shared.secure(&KeyPair::generate());
+    let all = secure.into_iter().chain([shared.tcp(), shared.zmq()]);
+    let transport = all.into_iter().find(|transport| transport.scheme() == scheme).expect("a scheme");
     let endpoint = format!("{scheme}://127.0.0.1:0").parse().expect("an endpoint");
     let (listener, connection) = runtime.block_on(async {
         let listener = transport.bind(&endpoint).await.expect("a free port");
@@ -80,7 +81,7 @@ impl Pair {
     }
 }
 
-const SCHEMES: [&str; 2] = ["zmq", "tcp"];
+const SCHEMES: [&str; 4] = ["zmq", "tcp", "zmqs", "tcps"];
 const SIZES: [usize; 3] = [256 * 1024, 1024 * 1024, 4 * 1024 * 1024];
 
 #[divan::bench(args = SCHEMES, sample_count = 10)]

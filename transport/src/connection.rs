@@ -18,8 +18,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::guard::cutoff::CutOff;
-use crate::guard::{Guard, socket};
-use crate::wire::{Dialled, Link, Wire};
+use crate::guard::socket;
+use crate::guard::stream::Stream;
+use crate::wire::{Dialled, Link, Parts, Wire};
 
 /// Why dialling failed; the same for all calls that waited for it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -47,20 +48,19 @@ struct Current<L> {
 
 #[derive(Debug)]
 pub(crate) struct GuardedConnection<W: Wire> {
-    guard: Arc<Guard>,
-    wire: Arc<W>,
+    parts: Parts<W>,
     caller: Caller,
     in_flight: Semaphore,
     current: Mutex<Current<W::Link>>,
 }
 
 impl<W: Wire> GuardedConnection<W> {
-    pub(crate) fn new(guard: Arc<Guard>, wire: Arc<W>, endpoint: Endpoint) -> Self {
+    pub(crate) fn new(parts: Parts<W>, endpoint: Endpoint) -> Self {
+        let settings = &parts.guard.settings;
         Self {
-            in_flight: Semaphore::new(guard.settings.in_flight),
-            caller: Caller::new(endpoint, guard.settings.message_limits()),
-            guard,
-            wire,
+            in_flight: Semaphore::new(settings.in_flight),
+            caller: Caller::new(endpoint, settings.message_limits()),
+            parts,
             current: Mutex::new(Current { state: State::Idle, failures: 0 }),
         }
     }
@@ -70,7 +70,7 @@ impl<W: Wire> GuardedConnection<W> {
     }
 
     fn pause(&self, failures: u32) -> Duration {
-        let settings = &self.guard.settings;
+        let settings = &self.parts.guard.settings;
         let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
         let longest = settings.reconnect_first.saturating_mul(factor).min(settings.reconnect_longest);
         // Half of it at least, so that many who lost the same remote do not come back at once.
@@ -78,13 +78,17 @@ impl<W: Wire> GuardedConnection<W> {
     }
 
     fn dial(&self) -> Dialling<W::Link> {
-        let limit = self.guard.settings.handshake;
-        let (wire, guard, endpoint) =
-            (Arc::clone(&self.wire), Arc::clone(&self.guard), self.caller.endpoint().clone());
+        let limit = self.parts.guard.settings.handshake;
+        let (Parts { guard, wire, security }, endpoint) =
+            (self.parts.clone(), self.caller.endpoint().clone());
         let (activity, kill) = (self.caller.activity().clone(), self.caller.closed().child_token());
         let dialling = async move {
             let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
             socket::tune(&stream, guard.settings.stalled)?;
+            let stream = match (security, endpoint.id()) {
+                (Some(security), Some(id)) => security.connect(stream, id).await?,
+                _ => Stream::Plain(stream),
+            };
             wire.dialled(Dialled { guard, stream, endpoint, activity, kill }).await
         };
         let closed = self.caller.closed().clone();

@@ -1,4 +1,5 @@
-//! Enjambre's transports over guarded TCP streams: `zmq://HOST:PORT` speaks ZeroMQ, `tcp://HOST:PORT` plain frames.
+//! Enjambre's transports over guarded TCP streams: `zmq://HOST:PORT` speaks ZeroMQ, `tcp://HOST:PORT` plain frames; `zmqs://`
+//! and `tcps://` are the same inside of TLS 1.3, both sides authenticated by their keys.
 //!
 //! Every public socket belongs to the guarded stream layer (`guard`), which bounds what a remote can do. The `zeromq`
 //! crate speaks ZMTP on private Unix sockets only. What goes over the wire is described in `docs/PROTOCOL.md`.
@@ -15,9 +16,11 @@ mod zmq;
 
 use std::sync::Arc;
 
+use enjambre_core::model::identity::KeyPair;
 use enjambre_core::transport::Transport;
 
 use guard::Guard;
+use guard::secure::Security;
 use settings::{InvalidSetting, TransportSettings};
 use wire::StreamTransport;
 
@@ -44,12 +47,19 @@ impl Shared {
 
     /// The transport with the scheme `zmq`.
     pub fn zmq(&self) -> Arc<dyn GuardedTransport> {
-        Arc::new(StreamTransport::<zmq::Zmq>::new(Arc::clone(&self.guard)))
+        Arc::new(StreamTransport::<zmq::Zmq>::new(Arc::clone(&self.guard), None))
     }
 
     /// The transport with the scheme `tcp`.
     pub fn tcp(&self) -> Arc<dyn GuardedTransport> {
-        Arc::new(StreamTransport::<tcp::Tcp>::new(Arc::clone(&self.guard)))
+        Arc::new(StreamTransport::<tcp::Tcp>::new(Arc::clone(&self.guard), None))
+    }
+
+    /// The transports with the schemes `tcps` and `zmqs`, for the node that has this key.
+    pub fn secure(&self, key: &KeyPair) -> [Arc<dyn GuardedTransport>; 2] {
+        let security = Security::new(key);
+        let tcp = StreamTransport::<tcp::Tcp>::new(Arc::clone(&self.guard), Some(security.clone()));
+        [Arc::new(tcp), Arc::new(StreamTransport::<zmq::Zmq>::new(Arc::clone(&self.guard), Some(security)))]
     }
 }
 

@@ -11,14 +11,17 @@ use enjambre_core::transport::error::{Source, TransportError};
 use enjambre_core::transport::{Incoming, Listener};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::guard::Guard;
 use crate::guard::admission::Ticket;
 use crate::guard::cutoff::CutOff;
+use crate::guard::secure::Security;
 use crate::guard::socket;
-use crate::wire::Wire;
+use crate::guard::stream::Stream;
+use crate::wire::{Parts, Wire};
 
 /// How long accepting pauses when the system refuses another connection, for want of descriptors above all.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -27,11 +30,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Server<W> {
     pub(crate) guard: Arc<Guard>,
     pub(crate) wire: Arc<W>,
+    security: Option<Security>,
     pub(crate) inbox: Inbox,
     /// No more connections and requests; replies that were given are still sent.
     pub(crate) stop: CancellationToken,
     /// Everything ends now.
     kill: CancellationToken,
+}
+
+/// A connection that was just accepted.
+pub(crate) struct Accepted {
+    pub(crate) stream: Stream,
+    pub(crate) address: SocketAddr,
+    /// When it must have greeted.
+    pub(crate) until: Instant,
 }
 
 /// Where requests go, and the tasks that a listener waits for when it shuts down.
@@ -54,14 +66,17 @@ impl<W> fmt::Debug for GuardedListener<W> {
 }
 
 impl<W: Wire> GuardedListener<W> {
-    pub(crate) async fn bind(guard: Arc<Guard>, wire: Arc<W>, endpoint: &Endpoint) -> Result<Self, Source> {
+    pub(crate) async fn bind(parts: Parts<W>, endpoint: &Endpoint) -> Result<Self, Source> {
+        let Parts { guard, wire, security } = parts;
         let tcp = TcpListener::bind((endpoint.host(), endpoint.port())).await?;
-        let endpoint = endpoint.with_port(tcp.local_addr()?.port());
+        let id = security.as_ref().map(Security::id);
+        let endpoint = endpoint.with_port(tcp.local_addr()?.port()).with_id(id);
         // Bounded by the requests in flight of all connections.
         let (sender, receiver) = mpsc::unbounded_channel();
         let server = Arc::new(Server {
             guard,
             wire,
+            security,
             inbox: Inbox { requests: sender, tasks: TaskTracker::new() },
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -144,6 +159,17 @@ impl<W: Wire> Server<W> {
 
     async fn conduct(&self, stream: TcpStream, address: SocketAddr) -> Result<(), CutOff> {
         socket::tune(&stream, self.guard.settings.stalled)?;
-        W::serve(self, stream, address).await
+        let until = Instant::now() + self.guard.settings.handshake;
+        let stream = match &self.security {
+            None => Stream::Plain(stream),
+            Some(security) => tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(CutOff::Local),
+                secured = timeout_at(until, security.accept(stream)) => {
+                    secured.map_err(|_| CutOff::HandshakeTimeout)??
+                }
+            },
+        };
+        W::serve(self, Accepted { stream, address, until }).await
     }
 }

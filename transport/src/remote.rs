@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use enjambre_core::model::id::PeerId;
 use enjambre_core::transport::budget::{ConnectionBudget, Reservation};
 use enjambre_core::transport::error::TransportError;
 use enjambre_core::transport::{
@@ -60,11 +61,17 @@ pub(crate) struct Arrived<Way> {
 }
 
 impl<O: Outlet> Remote<O> {
-    /// A connection from this address, over which replies leave by the outlet.
-    pub(crate) fn new(guard: &Guard, connection: ConnectionId, address: SocketAddr, outlet: O) -> Arc<Self> {
+    /// A connection from this address, of this node where that is proven, over which replies leave by the outlet.
+    pub(crate) fn new(
+        guard: &Guard,
+        connection: ConnectionId,
+        address: SocketAddr,
+        identity: Option<PeerId>,
+        outlet: O,
+    ) -> Arc<Self> {
         let settings = &guard.settings;
         Arc::new(Self {
-            info: PeerInfo { connection, address: Some(address.ip().to_canonical()), identity: None },
+            info: PeerInfo { connection, address: Some(address.ip().to_canonical()), identity },
             gate: Arc::new(RequestGate::new(settings.in_flight, settings.header)),
             limits: settings.message_limits(),
             budget: guard.budget.connection(),

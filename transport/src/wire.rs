@@ -4,28 +4,31 @@
 //! ([`crate::listener`]), and answering ([`crate::remote`]).
 
 use std::fmt::Debug;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::model::id::PeerId;
 use enjambre_core::transport::calls::{Activity, Calls};
 use enjambre_core::transport::error::TransportError;
 use enjambre_core::transport::{Connection, Listener, Transport, check_bind, check_dial};
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::GuardedTransport;
 use crate::connection::GuardedConnection;
 use crate::guard::Guard;
 use crate::guard::cutoff::CutOff;
-use crate::listener::{GuardedListener, Server};
+use crate::guard::secure::Security;
+use crate::guard::stream::Stream;
+use crate::listener::{Accepted, GuardedListener, Server};
 
 /// How requests and replies lie on a stream. The value is what all connections of a transport share.
 pub(crate) trait Wire: Debug + Default + Send + Sync + 'static {
-    /// The scheme of its endpoints.
-    const SCHEME: &'static str;
+    /// The scheme of its endpoints on plain streams.
+    const PLAIN: &'static str;
+    /// The same on encrypted ones.
+    const SECURE: &'static str;
     /// One established connection of the asking side.
     type Link: Link;
 
@@ -36,17 +39,13 @@ pub(crate) trait Wire: Debug + Default + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Arc<Self::Link>, CutOff>> + Send;
 
     /// Serves one accepted connection from its greeting to its end.
-    fn serve(
-        server: &Server<Self>,
-        stream: TcpStream,
-        address: SocketAddr,
-    ) -> impl Future<Output = Result<(), CutOff>> + Send;
+    fn serve(server: &Server<Self>, accepted: Accepted) -> impl Future<Output = Result<(), CutOff>> + Send;
 }
 
 /// A stream that was just made, and what is known of the connection that it is for.
 pub(crate) struct Dialled {
     pub(crate) guard: Arc<Guard>,
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     pub(crate) endpoint: Endpoint,
     /// Is told of every byte that comes.
     pub(crate) activity: Activity,
@@ -69,41 +68,58 @@ pub(crate) trait Link: Debug + Send + Sync + 'static {
 /// A transport over guarded streams. Its limits hold for all its listeners together.
 #[derive(Debug)]
 pub(crate) struct StreamTransport<W> {
-    guard: Arc<Guard>,
-    wire: Arc<W>,
+    parts: Parts<W>,
+}
+
+/// What the listeners and connections of a transport share.
+#[derive(Debug)]
+pub(crate) struct Parts<W> {
+    pub(crate) guard: Arc<Guard>,
+    pub(crate) wire: Arc<W>,
+    /// None on plain streams.
+    pub(crate) security: Option<Security>,
+}
+
+impl<W> Clone for Parts<W> {
+    fn clone(&self) -> Self {
+        Self { guard: Arc::clone(&self.guard), wire: Arc::clone(&self.wire), security: self.security.clone() }
+    }
 }
 
 impl<W: Wire> StreamTransport<W> {
-    pub(crate) fn new(guard: Arc<Guard>) -> Self {
-        Self { guard, wire: Arc::default() }
+    pub(crate) fn new(guard: Arc<Guard>, security: Option<Security>) -> Self {
+        Self { parts: Parts { guard, wire: Arc::default(), security } }
     }
 }
 
 impl<W: Wire> GuardedTransport for StreamTransport<W> {
     fn connections(&self) -> usize {
-        self.guard.admission.connections()
+        self.parts.guard.admission.connections()
     }
 
     fn queued_reply_bytes(&self) -> usize {
-        self.guard.budget.taken()
+        self.parts.guard.budget.taken()
     }
 }
 
 #[async_trait]
 impl<W: Wire> Transport for StreamTransport<W> {
     fn scheme(&self) -> &'static str {
-        W::SCHEME
+        if self.parts.security.is_some() { W::SECURE } else { W::PLAIN }
+    }
+
+    fn identity(&self) -> Option<PeerId> {
+        self.parts.security.as_ref().map(Security::id)
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        check_dial(W::SCHEME, endpoint)?;
-        let (guard, wire) = (Arc::clone(&self.guard), Arc::clone(&self.wire));
-        Ok(Arc::new(GuardedConnection::new(guard, wire, endpoint.clone())))
+        check_dial(self, endpoint)?;
+        Ok(Arc::new(GuardedConnection::new(self.parts.clone(), endpoint.clone())))
     }
 
     async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
-        check_bind(W::SCHEME, endpoint)?;
-        match GuardedListener::bind(Arc::clone(&self.guard), Arc::clone(&self.wire), endpoint).await {
+        check_bind(self, endpoint)?;
+        match GuardedListener::bind(self.parts.clone(), endpoint).await {
             Ok(listener) => Ok(Arc::new(listener)),
             Err(source) => Err(TransportError::Bind { endpoint: endpoint.clone(), source }),
         }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use enjambre_core::model::identity::KeyPair;
 use enjambre_core::transport::conformance::Subject;
 use enjambre_core::transport::{MessageLimits, Transport};
 use enjambre_transport::settings::TransportSettings;
@@ -27,4 +28,20 @@ mod tcp {
     enjambre_core::transport_conformance!(super::subject(
         enjambre_transport::tcp(super::TransportSettings::default()).unwrap()
     ));
+}
+
+mod zmqs {
+    enjambre_core::transport_conformance!({
+        let shared = enjambre_transport::Shared::new(super::TransportSettings::default()).unwrap();
+        let [_, zmqs] = shared.secure(&super::KeyPair::generate());
+        super::subject(zmqs)
+    });
+}
+
+mod tcps {
+    enjambre_core::transport_conformance!({
+        let shared = enjambre_transport::Shared::new(super::TransportSettings::default()).unwrap();
+        let [tcps, _] = shared.secure(&super::KeyPair::generate());
+        super::subject(tcps)
+    });
 }

@@ -20,7 +20,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: Context<'_>, Arguments { pattern, json }: Arguments) -> Result<(), Failure> {
-    let trackers = context.trackers()?;
+    let trackers = context.trackers().await?;
     let mut listing = trackers.list(&pattern);
     let mut stdout = Stdout::default();
     let mut print = async || -> Result<(), Failure> {

@@ -27,6 +27,7 @@ pub(crate) use program::Program;
 
 use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
 use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::model::identity::KeyPair;
 use enjambre_core::tracker::trackers::Trackers;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,7 @@ use crate::config::load::{Loaded, Sources};
 use crate::config::sections::NodeKind;
 use crate::failure::Failure;
 use crate::logging;
+use crate::node_key;
 use crate::registry::Registry;
 use crate::tracker::noted_endpoints;
 
@@ -139,8 +141,12 @@ struct Context<'a> {
 
 impl Context<'_> {
     /// The trackers to ask. With the configuration of a tracker that is this tracker itself.
-    fn trackers(&self) -> Result<Arc<Trackers>, Failure> {
+    async fn trackers(&self) -> Result<Arc<Trackers>, Failure> {
         let config = &self.loaded.config;
+        let folder = self.loaded.data_dir(self.loaded.kind);
+        // A node that was never started asks as somebody whom nobody knows.
+        let key = crate::blocking(move || node_key::load(&folder)).await?.unwrap_or_else(KeyPair::generate);
+        let dialer = self.registry.dialer(&self.loaded, &key)?;
         let own: Vec<Endpoint> = match self.loaded.kind {
             NodeKind::Peer => config.peer.trackers.clone(),
             NodeKind::Tracker => {
@@ -148,10 +154,12 @@ impl Context<'_> {
                 let noted = noted_endpoints(&self.loaded.data_dir(NodeKind::Tracker));
                 let listen = &config.transport.listen;
                 let fixed = listen.iter().all(|endpoint| endpoint.port() != 0);
-                if fixed || noted.is_empty() { listen.clone() } else { noted }.iter().map(dialled).collect()
+                let listening = if fixed || noted.is_empty() { listen } else { &noted };
+                let dialled: Vec<Endpoint> = listening.iter().map(dialled).collect();
+                dialer.preferred(key.peer_id(), &dialled)
             }
         };
-        Ok(Arc::new(Trackers::new(&self.registry.dialer(&self.loaded)?, own)))
+        Ok(Arc::new(Trackers::new(&dialer, own)))
     }
 }
 

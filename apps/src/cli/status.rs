@@ -26,7 +26,7 @@ pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> 
             NodeKind::Peer => node(&context).await?,
             NodeKind::Tracker => None,
         };
-        Ok::<_, Failure>((node, context.trackers()?.status().await))
+        Ok::<_, Failure>((node, context.trackers().await?.status().await))
     };
     let Some(answer) = context.stop.run_until_cancelled(ask).await else {
         return Err(Failure::failed("interrupted"));

@@ -178,7 +178,7 @@ impl PeerNode {
             move || node_key::load_or_create(&folder)
         })
         .await?;
-        let dialer = registry.dialer(loaded)?;
+        let dialer = registry.dialer(loaded, &key)?;
         let place = Place {
             data_dir: folder.clone(),
             kind: NodeKind::Peer,

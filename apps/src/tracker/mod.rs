@@ -55,7 +55,7 @@ impl TrackerNode {
             move || node_key::load_or_create(&folder)
         })
         .await?;
-        let dialer = registry.dialer(loaded)?;
+        let dialer = registry.dialer(loaded, &key)?;
         let place = Place {
             data_dir: folder.clone(),
             kind: NodeKind::Tracker,

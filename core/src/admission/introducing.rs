@@ -48,8 +48,12 @@ impl Transport for MemberTransport {
         self.inner.scheme()
     }
 
+    fn identity(&self) -> Option<PeerId> {
+        self.inner.identity()
+    }
+
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        let Some(remote) = pinned(endpoint) else {
+        let Some(remote) = endpoint.id() else {
             let problem = "in a swarm by invitation an endpoint has the id of its peer".to_owned();
             return Err(TransportError::InvalidEndpoint { endpoint: endpoint.clone(), problem });
         };
@@ -185,8 +189,4 @@ impl Connection for MemberConnection {
     async fn close(&self) {
         self.inner.close().await;
     }
-}
-
-fn pinned(_endpoint: &Endpoint) -> Option<PeerId> {
-    None
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::schedule::Question;
 use crate::model::bitmap::Bitmap;
+use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::manifest::{Manifest, PieceHash};
@@ -109,14 +110,14 @@ pub(super) async fn join(
     id: FileId,
     deadline: Deadline,
 ) -> Result<Reached, Fault> {
-    let attempt = |endpoint| async move {
+    let attempt = |endpoint: Endpoint| async move {
         let begun = Instant::now();
-        let connection = dialer.connect(endpoint).await?;
+        let connection = dialer.connect(&endpoint).await?;
         let (layout, have) = have(&*connection, id, None, deadline).await?;
         Ok(Reached { connection, layout, have, round_trip: begun.elapsed() })
     };
     let mut fault = Fault::Refused("it told no endpoint of a scheme that is known here".to_owned());
-    let mut waiting = dialer.preferred(&provider.endpoints).into_iter();
+    let mut waiting = dialer.preferred(provider.peer, &provider.endpoints).into_iter();
     let mut under_way = FuturesUnordered::new();
     loop {
         under_way.extend(waiting.next().map(attempt));

@@ -1,15 +1,19 @@
-//! Where a tracker or peer listens, as people write it: `zmq://host:port`.
+//! Where a tracker or peer listens, as people write it: `zmq://host:port`, or with the id of who must answer there:
+//! `zmqs://id@host:port`.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::id::PeerId;
 
 /// Why a text is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is not an endpoint: {problem}; expected SCHEME://HOST:PORT, for example zmq://127.0.0.1:7700"
+    "{text:?} is not an endpoint: {problem}; expected SCHEME://HOST:PORT or SCHEME://ID@HOST:PORT, for example zmq://127.0.0.1:7700"
 )]
 pub struct ParseEndpointError {
     /// The text as it was given, cut to a length that can be shown.
@@ -21,49 +25,68 @@ pub struct ParseEndpointError {
 /// The longest endpoint in bytes, so that one from the network stays small.
 pub const MAX_ENDPOINT: usize = 300;
 
-/// A transport's scheme, a host (name or address) and a port. Port 0 asks for a free port when listening.
+/// A transport's scheme, a host (name or address) and a port. Port 0 asks for a free port when listening. For dialling
+/// over a transport that authenticates there is also the id of who must answer. Clones share one allocation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Endpoint {
+pub struct Endpoint(Arc<Parts>);
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Parts {
     scheme: String,
+    id: Option<PeerId>,
     host: String,
     port: u16,
 }
 
 impl Endpoint {
+    fn of(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
     /// The scheme, which names the transport: `zmq`.
     pub fn scheme(&self) -> &str {
-        &self.scheme
+        &self.0.scheme
+    }
+
+    /// Who must answer there; none where it is not said.
+    pub fn id(&self) -> Option<PeerId> {
+        self.0.id
     }
 
     /// The host: a name, an IPv4 address, or an IPv6 address without brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        &self.0.host
     }
 
     /// The port.
-    pub const fn port(&self) -> u16 {
-        self.port
+    pub fn port(&self) -> u16 {
+        self.0.port
     }
 
     /// The same endpoint at another port: the one the system chose.
     pub fn with_port(&self, port: u16) -> Self {
-        Self { port, ..self.clone() }
+        Self::of(Parts { port, ..Parts::clone(&self.0) })
+    }
+
+    /// The same endpoint of a node with this id, or of whichever node is there.
+    pub fn with_id(&self, id: Option<PeerId>) -> Self {
+        Self::of(Parts { id, ..Parts::clone(&self.0) })
     }
 
     /// The same scheme and port at an address.
     pub fn with_address(&self, address: IpAddr) -> Self {
-        Self { host: address.to_string(), ..self.clone() }
+        Self::of(Parts { host: address.to_string(), ..Parts::clone(&self.0) })
     }
 
     /// Whether the host is a loopback address or `localhost`.
     pub fn is_loopback(&self) -> bool {
-        self.host == "localhost"
-            || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+        self.host() == "localhost"
+            || self.host().parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
     }
 
     /// Whether the host means every address of the machine (`0.0.0.0` or `::`), which is no address to dial.
     pub fn is_unspecified(&self) -> bool {
-        self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+        self.host().parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }
 }
 
@@ -79,6 +102,15 @@ impl FromStr for Endpoint {
         if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
             return Err(refuse("its scheme is not of lower-case letters and digits"));
         }
+        let (id, rest) = match rest.split_once('@') {
+            Some((id, rest)) => {
+                let id = id
+                    .parse()
+                    .map_err(|_| refuse("what is before its @ is no id of 64 hexadecimal digits"))?;
+                (Some(id), rest)
+            }
+            None => (None, rest),
+        };
         let (host, port) = rest.rsplit_once(':').ok_or_else(|| refuse("it has no port"))?;
         let port = port.parse().map_err(|_| refuse("its port is not a number from 0 to 65535"))?;
         let host = match host.strip_prefix('[').map(|inner| inner.strip_suffix(']')) {
@@ -90,17 +122,18 @@ impl FromStr for Endpoint {
         if host.is_empty() || !(host.bytes().all(plain) || host.parse::<std::net::Ipv6Addr>().is_ok()) {
             return Err(refuse("its host is not a name or an address"));
         }
-        Ok(Self { scheme: scheme.to_owned(), host: host.to_owned(), port })
+        Ok(Self::of(Parts { scheme: scheme.to_owned(), id, host: host.to_owned(), port }))
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "{}://[{}]:{}", self.scheme, self.host, self.port)
-        } else {
-            write!(f, "{}://{}:{}", self.scheme, self.host, self.port)
+        let Parts { scheme, id, host, port } = &*self.0;
+        write!(f, "{scheme}://")?;
+        if let Some(id) = id {
+            write!(f, "{id}@")?;
         }
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
 
@@ -131,6 +164,11 @@ mod tests {
         for text in ["zmq://127.0.0.1:7700", "tcp://tracker.example.org:0", "zmq://[::1]:65535"] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
+        let id = PeerId::from_bytes([0xab; 32]);
+        for text in [format!("tcps://{id}@127.0.0.1:7700"), format!("zmqs://{id}@[::1]:65535")] {
+            let endpoint = text.parse::<Endpoint>().unwrap();
+            assert_eq!((endpoint.to_string(), endpoint.id()), (text, Some(id)));
+        }
         assert!("zmq://[::1]:1".parse::<Endpoint>().unwrap().is_loopback());
         assert!("zmq://0.0.0.0:1".parse::<Endpoint>().unwrap().is_unspecified());
     }
@@ -148,6 +186,8 @@ mod tests {
             "zmq://[x]:1",
             "ZMQ://h:1",
             "zmq://:1",
+            "zmqs://@h:1",
+            "zmqs://abcd@h:1",
         ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
         }

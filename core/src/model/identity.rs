@@ -21,7 +21,7 @@ pub struct ParsePublicKeyError {
 }
 
 impl PublicKey {
-    /// The key with these bytes. Whether they are one is seen when it is to verify something.
+    /// The key with these bytes. Whether there is such a key shows when something is verified with it.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

@@ -371,7 +371,8 @@ fn check_length(text: &str) -> Result<(), ErrorReply> {
     }
 }
 
-/// The endpoints that others are told: where the host means every address, the address that is seen here.
+/// The endpoints that others are told: where the host means every address, the address that is seen here. Whose they are
+/// is said beside them.
 fn as_seen(endpoints: Vec<Endpoint>, address: Option<IpAddr>) -> Result<Vec<Endpoint>, ErrorReply> {
     let mut seen = Vec::with_capacity(endpoints.len());
     for endpoint in endpoints {
@@ -381,7 +382,8 @@ fn as_seen(endpoints: Vec<Endpoint>, address: Option<IpAddr>) -> Result<Vec<Endp
         let endpoint = match address {
             Some(address) if endpoint.is_unspecified() => endpoint.with_address(address.to_canonical()),
             _ => endpoint,
-        };
+        }
+        .with_id(None);
         if !seen.contains(&endpoint) {
             seen.push(endpoint);
         }

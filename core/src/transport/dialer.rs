@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::error::TransportError;
 use super::{Connection, Listener, Transport};
 use crate::model::endpoint::Endpoint;
+use crate::model::id::PeerId;
 
 /// How many connections stay open although nobody uses them at the moment.
 const KEPT: usize = 32;
@@ -47,6 +48,11 @@ impl Dialer {
         Self { transports, connections: Mutex::default() }
     }
 
+    /// Another one over the same transports, each with something around it.
+    pub fn through(&self, wrap: impl Fn(Arc<dyn Transport>) -> Arc<dyn Transport>) -> Self {
+        Self::new(self.transports.iter().cloned().map(wrap).collect())
+    }
+
     fn transport(&self, endpoint: &Endpoint) -> Result<&dyn Transport, TransportError> {
         self.transports
             .iter()
@@ -61,14 +67,16 @@ impl Dialer {
             })
     }
 
-    /// Those of a node's endpoints that can be dialled here, in the order in which to try them: that of the transports,
-    /// and of several with one scheme the order in which the node told them.
-    pub fn preferred<'a>(&self, endpoints: &'a [Endpoint]) -> Vec<&'a Endpoint> {
-        let rank = |endpoint: &Endpoint| {
-            self.transports.iter().position(|known| known.scheme() == endpoint.scheme())
+    /// Those of the endpoints of the node with this id that can be dialled here, in the order in which to try them: that of
+    /// the transports, and of several with one scheme the order in which the node told them. Where a transport authenticates,
+    /// nobody else than this node will do, whatever was told.
+    pub fn preferred(&self, id: PeerId, endpoints: &[Endpoint]) -> Vec<Endpoint> {
+        let known = |endpoint: &Endpoint| {
+            let rank = self.transports.iter().position(|known| known.scheme() == endpoint.scheme())?;
+            let id = Some(id).filter(|_| self.transports[rank].identity().is_some());
+            Some((rank, endpoint.with_id(id)))
         };
-        let mut known: Vec<_> =
-            endpoints.iter().filter_map(|endpoint| Some((rank(endpoint)?, endpoint))).collect();
+        let mut known: Vec<_> = endpoints.iter().filter_map(known).collect();
         known.sort_by_key(|(rank, _)| *rank);
         known.into_iter().map(|(_, endpoint)| endpoint).collect()
     }
@@ -101,12 +109,16 @@ mod tests {
     use async_trait::async_trait;
 
     #[derive(Debug)]
-    struct Named(&'static str);
+    struct Named(&'static str, bool);
 
     #[async_trait]
     impl Transport for Named {
         fn scheme(&self) -> &'static str {
             self.0
+        }
+
+        fn identity(&self) -> Option<PeerId> {
+            self.1.then(|| PeerId::from_bytes([0; 32]))
         }
 
         async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
@@ -120,10 +132,11 @@ mod tests {
 
     #[test]
     fn the_order_of_the_transports_decides_and_unknown_schemes_are_left_out() {
-        let dialer = Dialer::new(vec![Arc::new(Named("fast")), Arc::new(Named("slow"))]);
-        let told = ["slow://a:1", "other://a:2", "fast://b:3", "fast://a:4"];
+        let dialer = Dialer::new(vec![Arc::new(Named("fast", true)), Arc::new(Named("slow", false))]);
+        let (id, another) = (PeerId::from_bytes([1; 32]), PeerId::from_bytes([2; 32]));
+        let told = ["slow://a:1", "other://a:2", "fast://b:3", &format!("fast://{another}@a:4")];
         let endpoints = told.map(|endpoint| endpoint.parse::<Endpoint>().unwrap());
-        let preferred: Vec<_> = dialer.preferred(&endpoints).into_iter().map(ToString::to_string).collect();
-        assert_eq!(preferred, ["fast://b:3", "fast://a:4", "slow://a:1"]);
+        let preferred: Vec<_> = dialer.preferred(id, &endpoints).iter().map(ToString::to_string).collect();
+        assert_eq!(preferred, [&format!("fast://{id}@b:3"), &format!("fast://{id}@a:4"), "slow://a:1"]);
     }
 }

@@ -20,6 +20,7 @@ use super::envelope::RequestId;
 use super::error::TransportError;
 use super::{Connection, Deadline, Listener, Message, Transport};
 use crate::model::endpoint::Endpoint;
+use crate::model::id::PeerId;
 
 /// How often what happens. Chances are from 0 to 1, for each call.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -134,6 +135,10 @@ impl FaultTransport {
 impl Transport for FaultTransport {
     fn scheme(&self) -> &'static str {
         self.inner.scheme()
+    }
+
+    fn identity(&self) -> Option<PeerId> {
+        self.inner.identity()
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {

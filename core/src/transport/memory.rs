@@ -24,6 +24,7 @@ use super::{
     Transport, check_bind, check_dial,
 };
 use crate::model::endpoint::Endpoint;
+use crate::model::id::PeerId;
 
 const SCHEME: &str = "memory";
 /// The first port that is given out for port 0.
@@ -57,9 +58,15 @@ impl MemoryNetwork {
         Self { shared: Arc::new(Shared { limits, ..Shared::default() }) }
     }
 
-    /// A transport into this network.
+    /// A transport into this network, over which nobody proves who they are.
     pub fn transport(&self) -> Arc<dyn Transport> {
-        Arc::new(MemoryTransport { network: self.clone() })
+        Arc::new(MemoryTransport { network: self.clone(), identity: None })
+    }
+
+    /// A transport into this network for a node with this id. It authenticates: what it binds is reached by this id
+    /// alone, and whom it dials sees it.
+    pub fn transport_of(&self, identity: PeerId) -> Arc<dyn Transport> {
+        Arc::new(MemoryTransport { network: self.clone(), identity: Some(identity) })
     }
 }
 
@@ -67,6 +74,7 @@ impl MemoryNetwork {
 #[derive(Debug, Clone)]
 pub struct MemoryTransport {
     network: MemoryNetwork,
+    identity: Option<PeerId>,
 }
 
 #[async_trait]
@@ -75,17 +83,22 @@ impl Transport for MemoryTransport {
         SCHEME
     }
 
+    fn identity(&self) -> Option<PeerId> {
+        self.identity
+    }
+
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        check_dial(SCHEME, endpoint)?;
+        check_dial(self, endpoint)?;
         Ok(Arc::new(MemoryConnection {
             shared: Arc::clone(&self.network.shared),
+            identity: self.identity,
             caller: Caller::new(endpoint.clone(), self.network.shared.limits),
             link: Mutex::new(None),
         }))
     }
 
     async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
-        check_bind(SCHEME, endpoint)?;
+        check_bind(self, endpoint)?;
         let in_use = || TransportError::Bind {
             endpoint: endpoint.clone(),
             source: std::io::Error::from(std::io::ErrorKind::AddrInUse).into(),
@@ -100,6 +113,7 @@ impl Transport for MemoryTransport {
         // Bounded by the requests in flight of each connection.
         let (sender, receiver) = mpsc::unbounded_channel();
         let server = Arc::new(Server {
+            identity: self.identity,
             requests: sender,
             budget: ReplyBudget::new(LISTENER_BUDGET, CONNECTION_BUDGET),
             links: Mutex::default(),
@@ -108,7 +122,7 @@ impl Transport for MemoryTransport {
         listeners.insert(address(port), Arc::clone(&server));
         Ok(Arc::new(MemoryListener {
             shared: Arc::clone(&self.network.shared),
-            endpoint: endpoint.with_port(port),
+            endpoint: endpoint.with_port(port).with_id(self.identity),
             server,
             requests: tokio::sync::Mutex::new(receiver),
         }))
@@ -118,6 +132,7 @@ impl Transport for MemoryTransport {
 /// The part of a listener that connections see.
 #[derive(Debug)]
 struct Server {
+    identity: Option<PeerId>,
     requests: mpsc::UnboundedSender<Incoming>,
     budget: Arc<ReplyBudget>,
     links: Mutex<Vec<Weak<Link>>>,
@@ -132,12 +147,14 @@ impl Server {
         }
     }
 
-    fn accept(self: &Arc<Self>, endpoint: &Endpoint, shared: &Shared, activity: &Activity) -> Arc<Link> {
+    fn accept(self: &Arc<Self>, dialler: &MemoryConnection) -> Arc<Link> {
+        let MemoryConnection { shared, identity, caller, .. } = dialler;
+        let (endpoint, activity) = (caller.endpoint(), caller.activity());
         let link = Arc::new(Link {
             endpoint: endpoint.clone(),
             limits: shared.limits,
             server: Arc::clone(self),
-            peer: PeerInfo { connection: ConnectionId::next(), address: None, identity: None },
+            peer: PeerInfo { connection: ConnectionId::next(), address: None, identity: *identity },
             calls: Calls::new(),
             activity: activity.clone(),
             budget: self.budget.connection(),
@@ -283,6 +300,7 @@ impl Drop for MemoryListener {
 #[derive(Debug)]
 struct MemoryConnection {
     shared: Arc<Shared>,
+    identity: Option<PeerId>,
     caller: Caller,
     link: Mutex<Option<Arc<Link>>>,
 }
@@ -296,13 +314,14 @@ impl MemoryConnection {
         let endpoint = self.caller.endpoint();
         let listeners = self.shared.listeners.lock();
         let address = (endpoint.host().to_owned(), endpoint.port());
-        let Some(server) = listeners.get(&address) else {
+        // Somebody else is as good as nobody.
+        let Some(server) = listeners.get(&address).filter(|server| server.identity == endpoint.id()) else {
             return Err(TransportError::Unreachable {
                 endpoint: endpoint.clone(),
                 source: std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into(),
             });
         };
-        let link = server.accept(endpoint, &self.shared, self.caller.activity());
+        let link = server.accept(self);
         *current = Some(Arc::clone(&link));
         Ok(link)
     }
@@ -361,12 +380,22 @@ mod tests {
     use super::*;
     use crate::transport::conformance::Subject;
 
-    crate::transport_conformance!(Subject {
-        transport: MemoryNetwork::new().transport(),
-        endpoint: "memory://node:0".parse().unwrap(),
-        limits: MessageLimits::default(),
-        guard: Box::new(()),
-    });
+    fn subject(transport: Arc<dyn Transport>) -> Subject {
+        let endpoint = "memory://node:0".parse().unwrap();
+        Subject { transport, endpoint, limits: MessageLimits::default(), guard: Box::new(()) }
+    }
+
+    mod plain {
+        crate::transport_conformance!(super::subject(super::MemoryNetwork::new().transport()));
+    }
+
+    mod authenticated {
+        use crate::model::id::PeerId;
+
+        crate::transport_conformance!(super::subject(
+            super::MemoryNetwork::new().transport_of(PeerId::from_bytes([7; 32]))
+        ));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn deadlines_run_on_a_paused_clock() {
@@ -379,6 +408,28 @@ mod tests {
         let call = connection.call(RequestId(1), header, Deadline::Total(day)).await;
         assert!(matches!(call, Err(TransportError::Deadline { .. })));
         assert_eq!(begin.elapsed(), day);
+    }
+
+    #[tokio::test]
+    async fn who_answers_has_the_id_that_was_dialled_and_sees_who_asks() {
+        let network = MemoryNetwork::new();
+        let [server, client] = [1, 2].map(|byte| PeerId::from_bytes([byte; 32]));
+        let listener = network.transport_of(server).bind(&"memory://node:0".parse().unwrap()).await.unwrap();
+        let dial = async |id| {
+            let endpoint = listener.local_endpoint().with_id(id);
+            network.transport_of(client).connect(&endpoint).await
+        };
+        assert!(matches!(dial(None).await, Err(TransportError::InvalidEndpoint { .. })));
+        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        let day = Deadline::Total(Duration::from_secs(86_400));
+        let wrong = dial(Some(client)).await.unwrap().call(RequestId(1), header.clone(), day).await;
+        assert!(matches!(wrong, Err(TransportError::Unreachable { .. })), "{wrong:?}");
+        let right = dial(Some(server)).await.unwrap();
+        let (_, incoming) = tokio::join!(
+            right.call(RequestId(1), header, Deadline::Total(Duration::from_millis(1))),
+            listener.accept()
+        );
+        assert_eq!(incoming.unwrap().peer.identity, Some(client));
     }
 
     #[tokio::test]

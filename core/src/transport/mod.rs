@@ -125,6 +125,12 @@ pub trait Transport: Debug + Send + Sync + 'static {
     /// The scheme of the endpoints that this transport serves: `zmq`.
     fn scheme(&self) -> &'static str;
 
+    /// Who this node is to those at the other end, where both sides of a connection prove that. Then an endpoint to dial
+    /// carries the id of who must answer, nobody else is talked to, and [`PeerInfo::identity`] is set.
+    fn identity(&self) -> Option<PeerId> {
+        None
+    }
+
     /// A connection to the endpoint. Returns at once: the dialling is done when it is first used, and again
     /// whenever the connection is lost, with growing, jittered pauses.
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError>;
@@ -133,17 +139,38 @@ pub trait Transport: Debug + Send + Sync + 'static {
     async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError>;
 }
 
-/// Refuses an endpoint that a transport of this scheme cannot listen at.
-pub fn check_bind(scheme: &str, endpoint: &Endpoint) -> Result<(), TransportError> {
+/// Refuses an endpoint that a transport cannot listen at.
+pub fn check_bind(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), TransportError> {
+    check_scheme(transport, endpoint)?;
+    if endpoint.id().is_none() || endpoint.id() == transport.identity() {
+        return Ok(());
+    }
+    Err(invalid(endpoint, "a node listens under its own id; leave the id out".to_owned()))
+}
+
+fn check_scheme(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), TransportError> {
+    let scheme = transport.scheme();
     if endpoint.scheme() == scheme {
         return Ok(());
     }
     Err(invalid(endpoint, format!("this transport serves {scheme}:// only")))
 }
 
-/// Refuses an endpoint that a transport of this scheme cannot dial.
-pub fn check_dial(scheme: &str, endpoint: &Endpoint) -> Result<(), TransportError> {
-    check_bind(scheme, endpoint)?;
+/// Refuses an endpoint that a transport cannot dial.
+pub fn check_dial(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), TransportError> {
+    check_scheme(transport, endpoint)?;
+    let scheme = transport.scheme();
+    match (transport.identity().is_some(), endpoint.id()) {
+        (true, None) => {
+            let problem = format!("who must answer there is missing; write {scheme}://ID@HOST:PORT");
+            return Err(invalid(endpoint, problem));
+        }
+        (false, Some(_)) => {
+            let problem = format!("over {scheme}:// nobody proves an id; leave it out, or use {scheme}s://");
+            return Err(invalid(endpoint, problem));
+        }
+        _ => {}
+    }
     if endpoint.port() == 0 {
         return Err(invalid(endpoint, "port 0 can be listened at, but not dialled".to_owned()));
     }
@@ -190,7 +217,8 @@ pub trait Listener: Debug + Send + Sync + 'static {
     /// costs that remote its connection and nothing else.
     async fn accept(&self) -> Result<Incoming, TransportError>;
 
-    /// The endpoint with the port that was chosen.
+    /// The endpoint with the port that was chosen and, where the transport authenticates, the id of this node: what others
+    /// dial.
     fn local_endpoint(&self) -> &Endpoint;
 
     /// Stops accepting and closes the connections once the replies given so far are sent, or `grace` is over.

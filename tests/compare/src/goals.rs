@@ -39,6 +39,7 @@ const fn goal(
 
 const TCP: &str = "enjambre tcp";
 const ZMQ: &str = "enjambre zmq";
+const TCPS: &str = "enjambre tcps, encrypted";
 const DATABASE: &str = "enjambre tcp, into SQLite";
 const TRACKER: &str = "enjambre tracker";
 const LOADED: &str = "enjambre tracker (durable)";
@@ -53,6 +54,7 @@ const GOALS: &[Goal] = &[
     goal("one source, to a file, tcp", "single", TCP, "seconds", Aim::MostTimes(0.45, "libtorrent"), SECONDS),
     goal("the same, processor time of both sides", "single", TCP, "cpu", Aim::Most(1.8), SECONDS),
     goal("one source, to a file, zmq", "single", ZMQ, "seconds", Aim::MostTimes(0.75, "libtorrent"), SECONDS),
+    goal("one source, to a file, encrypted", "single", TCPS, "seconds", Aim::MostTimes(1.4, TCP), SECONDS),
     goal(
         "one source, into SQLite",
         "single",

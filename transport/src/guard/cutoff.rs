@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use enjambre_core::model::id::PeerId;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -27,6 +28,8 @@ pub(crate) enum CutOff {
     Protocol(&'static str),
     #[error("a {what} of {actual} is more than the limit of {limit}")]
     Limit { what: &'static str, limit: u64, actual: u64 },
+    #[error("another node answers there: {found}, and not {wanted}")]
+    Another { wanted: PeerId, found: PeerId },
     #[error("the stream failed: {0}")]
     Io(#[from] io::Error),
 }

@@ -6,7 +6,7 @@ use enjambre_core::transport::calls::{Activity, Calls};
 #[cfg(target_os = "linux")]
 use tokio::io::Interest;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::tcp::ReadHalf;
+use tokio::net::TcpStream;
 
 /// How often a connection is looked at over which urgent bytes came.
 #[cfg(target_os = "linux")]
@@ -42,20 +42,21 @@ pub(crate) trait HangUp {
     fn hung_up(&self) -> impl Future<Output = ()> + Send;
 }
 
-impl HangUp for ReadHalf<'_> {
-    async fn hung_up(&self) {
-        // Waiting for what is urgent tells of the end, too, and not of bytes that can be read. Where that cannot be
-        // waited for, the end is noticed once reading goes on.
-        #[cfg(target_os = "linux")]
-        while let Ok(ready) = self.ready(Interest::PRIORITY).await {
-            if ready.is_read_closed() {
-                return;
-            }
-            // Urgent bytes mean nothing here. They stay, so this looks again at leisure.
-            tokio::time::sleep(LOOK_AGAIN).await;
+/// [`HangUp::hung_up`] of a socket.
+pub(super) async fn hung_up(socket: &TcpStream) {
+    // Waiting for what is urgent tells of the end, too, and not of bytes that can be read. Where that cannot be
+    // waited for, the end is noticed once reading goes on.
+    #[cfg(target_os = "linux")]
+    while let Ok(ready) = socket.ready(Interest::PRIORITY).await {
+        if ready.is_read_closed() {
+            return;
         }
-        std::future::pending::<()>().await;
+        // Urgent bytes mean nothing here. They stay, so this looks again at leisure.
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
+    std::future::pending::<()>().await;
 }
 
 /// How long [`linger`] waits for the remote to close.
@@ -79,7 +80,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     use socket2::SockRef;
     #[cfg(target_os = "linux")]
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::TcpListener;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -124,14 +125,13 @@ mod tests {
     async fn urgent_bytes_are_neither_an_end_nor_in_the_way_of_one() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let remote = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let (from, _to) = stream.split();
+        let (stream, _) = listener.accept().await.unwrap();
         SockRef::from(&remote).send_out_of_band(b"!").unwrap();
         SockRef::from(&remote).send(b"more").unwrap();
         // What is urgent came before it.
-        from.readable().await.unwrap();
-        assert!(from.hung_up().now_or_never().is_none());
+        stream.readable().await.unwrap();
+        assert!(hung_up(&stream).now_or_never().is_none());
         drop(remote);
-        from.hung_up().await;
+        hung_up(&stream).await;
     }
 }

@@ -84,6 +84,7 @@ pub(crate) async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
     let mut hello = greeting().to_vec();
     hello.extend(ready(introduction));
     stream.write_all(&hello).await?;
+    stream.flush().await?;
     let mut theirs = [0; GREETING];
     // The first byte tells who speaks something else, before they wait for an answer to a short line.
     stream.read_exact(&mut theirs[..1]).await?;

@@ -1,6 +1,6 @@
 //! The guarded stream layer: it owns every public socket, on the listening and on the dialling side.
 //!
-//! It admits connections ([`admission`]), bounds the requests that are in flight ([`gate`]), ends connections that are
+//! It admits connections ([`admission`]), encrypts and authenticates them where that is asked for ([`secure`], [`stream`]), bounds the requests that are in flight ([`gate`]), ends connections that are
 //! quiet for too long ([`ending`]), and logs who was cut off and why ([`cutoff`]). For ZeroMQ bytes pass through it
 //! between a public socket and the `zeromq` crate's private Unix socket: it speaks the ZMTP handshake with both sides
 //! ([`handshake`]), and walks the frames of both directions ([`frame`], [`splice`]), so that the crate sees nothing that
@@ -12,8 +12,10 @@ pub(crate) mod ending;
 pub(crate) mod frame;
 pub(crate) mod gate;
 pub(crate) mod handshake;
+pub(crate) mod secure;
 pub(crate) mod socket;
 pub(crate) mod splice;
+pub(crate) mod stream;
 
 use std::sync::Arc;
 

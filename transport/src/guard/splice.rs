@@ -75,7 +75,11 @@ async fn write<W: AsyncWrite + Unpin>(
     if !bytes.has_remaining() {
         return Ok(());
     }
-    match tokio::time::timeout(stalled, to.write_all_buf(&mut bytes)).await {
+    let written = async {
+        to.write_all_buf(&mut bytes).await?;
+        to.flush().await
+    };
+    match tokio::time::timeout(stalled, written).await {
         Ok(written) => Ok(written?),
         Err(_) => Err(CutOff::Stalled),
     }

@@ -8,7 +8,6 @@ use enjambre_core::transport::Message;
 use enjambre_core::transport::calls::{Activity, Calls};
 use enjambre_core::transport::envelope;
 use enjambre_core::transport::error::TransportError;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +15,7 @@ use super::preface;
 use super::reader::FrameReader;
 use super::writer::{self, Frame};
 use crate::guard::cutoff::CutOff;
+use crate::guard::stream::Stream;
 use crate::guard::{Guard, ending};
 use crate::wire::{Dialled, Link};
 
@@ -64,7 +64,7 @@ impl TcpLink {
         self: Arc<Self>,
         guard: Arc<Guard>,
         endpoint: Endpoint,
-        mut stream: TcpStream,
+        mut stream: Stream,
         activity: Activity,
         mut queue: mpsc::Receiver<Frame<()>>,
     ) {

@@ -10,13 +10,10 @@ mod reader;
 mod serve;
 mod writer;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
-
 use crate::guard::cutoff::CutOff;
-use crate::listener::Server;
+use crate::listener::{Accepted, Server};
 use crate::wire::{Dialled, Wire};
 use link::TcpLink;
 
@@ -25,14 +22,15 @@ use link::TcpLink;
 pub(crate) struct Tcp;
 
 impl Wire for Tcp {
-    const SCHEME: &'static str = "tcp";
+    const PLAIN: &'static str = "tcp";
+    const SECURE: &'static str = "tcps";
     type Link = TcpLink;
 
     async fn dialled(self: Arc<Self>, dialled: Dialled) -> Result<Arc<TcpLink>, CutOff> {
         TcpLink::establish(dialled).await
     }
 
-    async fn serve(server: &Server<Self>, stream: TcpStream, address: SocketAddr) -> Result<(), CutOff> {
-        serve::serve(server, stream, address).await
+    async fn serve(server: &Server<Self>, accepted: Accepted) -> Result<(), CutOff> {
+        serve::serve(server, accepted).await
     }
 }

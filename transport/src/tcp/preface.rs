@@ -12,6 +12,7 @@ const PREFACE: [u8; 8] = *b"\x8aENJTCP\x01";
 /// Says who we are, and checks who they are; as soon as a byte differs, before the others came.
 pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), CutOff> {
     stream.write_all(&PREFACE).await?;
+    stream.flush().await?;
     let mut theirs = [0; PREFACE.len()];
     let mut have = 0;
     while have < theirs.len() {

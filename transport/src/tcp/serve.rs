@@ -1,6 +1,5 @@
 //! One accepted connection from its greeting to its end.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -9,16 +8,16 @@ use enjambre_core::transport::Message;
 use enjambre_core::transport::calls::Activity;
 use enjambre_core::transport::error::TransportError;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::ReadHalf;
 use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 
 use super::reader::FrameReader;
 use super::writer::{self, Frame};
 use super::{Tcp, preface};
 use crate::guard::cutoff::CutOff;
 use crate::guard::ending::{self, HangUp};
-use crate::listener::Server;
+use crate::guard::stream::ReadHalf;
+use crate::listener::{Accepted, Server};
 use crate::remote::{Arrived, ConnectionEnd, Held, Outlet, Remote};
 
 /// The way out for replies: a queue that the connection's task sends from.
@@ -39,21 +38,19 @@ impl Outlet for Queue {
 }
 
 /// Conducts the connection until it ends.
-pub(super) async fn serve(
-    server: &Server<Tcp>,
-    mut stream: TcpStream,
-    address: SocketAddr,
-) -> Result<(), CutOff> {
+pub(super) async fn serve(server: &Server<Tcp>, accepted: Accepted) -> Result<(), CutOff> {
+    let Accepted { mut stream, address, until } = accepted;
     let settings = &server.guard.settings;
     tokio::select! {
         biased;
         () = server.stop.cancelled() => return Err(CutOff::Local),
-        greeted = tokio::time::timeout(settings.handshake, preface::exchange(&mut stream)) => {
+        greeted = timeout_at(until, preface::exchange(&mut stream)) => {
             greeted.map_err(|_| CutOff::HandshakeTimeout)??;
         }
     }
     let (frames, mut queue) = mpsc::channel(settings.in_flight);
-    let remote = Remote::new(&server.guard, ConnectionId::next(), address, Queue { frames });
+    let remote =
+        Remote::new(&server.guard, ConnectionId::next(), address, stream.identity(), Queue { frames });
     let _end = ConnectionEnd(remote.closed.clone());
     let activity = Activity::default();
     {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use enjambre_core::transport::Message;
 use enjambre_core::transport::calls::Activity;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -134,6 +134,10 @@ pub(super) async fn send_queued<W: AsyncWrite + Unpin, H>(
             {
                 batch.frames.push(frame);
             }
+        }
+        match tokio::time::timeout_at(until, to.flush()).await {
+            Ok(flushed) => flushed?,
+            Err(_) => return Err(CutOff::Stalled),
         }
     }
 }

@@ -12,7 +12,7 @@ use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::transport::Message;
 use enjambre_core::transport::calls::{Activity, Calls};
 use enjambre_core::transport::error::TransportError;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zeromq::{DealerRecvHalf, DealerSendHalf, DealerSocket, SocketRecv, SocketSend, ZmqMessage};
@@ -23,6 +23,7 @@ use crate::guard::frame::Direction;
 use crate::guard::gate::RequestGate;
 use crate::guard::handshake::{Introduction, shake_hands};
 use crate::guard::splice::{self, Inbound, MAX_PONGS, Payloads};
+use crate::guard::stream::Stream;
 use crate::guard::{Guard, ending};
 use crate::wire::{Dialled, Link};
 
@@ -111,7 +112,7 @@ impl ZmqLink {
         self: Arc<Self>,
         guard: Arc<Guard>,
         endpoint: Endpoint,
-        mut public: TcpStream,
+        mut public: Stream,
         mut inner: UnixStream,
         activity: Activity,
     ) {

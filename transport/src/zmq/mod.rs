@@ -7,13 +7,10 @@ mod link;
 mod outlet;
 mod serve;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
-
 use crate::guard::cutoff::CutOff;
-use crate::listener::Server;
+use crate::listener::{Accepted, Server};
 use crate::wire::{Dialled, Wire};
 use inner::Doorway;
 use link::ZmqLink;
@@ -25,14 +22,15 @@ pub(crate) struct Zmq {
 }
 
 impl Wire for Zmq {
-    const SCHEME: &'static str = "zmq";
+    const PLAIN: &'static str = "zmq";
+    const SECURE: &'static str = "zmqs";
     type Link = ZmqLink;
 
     async fn dialled(self: Arc<Self>, dialled: Dialled) -> Result<Arc<ZmqLink>, CutOff> {
         ZmqLink::establish(&self.doorway, dialled).await
     }
 
-    async fn serve(server: &Server<Self>, stream: TcpStream, address: SocketAddr) -> Result<(), CutOff> {
-        serve::serve(server, stream, address).await
+    async fn serve(server: &Server<Self>, accepted: Accepted) -> Result<(), CutOff> {
+        serve::serve(server, accepted).await
     }
 }

@@ -152,7 +152,7 @@ mod tests {
         let (socket, _) = RouterSocket::new().split();
         let router = Router::new(Bytes::from_static(b"c1"), socket);
         let address = "127.0.0.1:1".parse().unwrap();
-        let remote = ZmqRemote::new(&guard, ConnectionId::next(), address, router);
+        let remote = ZmqRemote::new(&guard, ConnectionId::next(), address, None, router);
         let (requests, mut received) = mpsc::unbounded_channel();
         let inbox = Inbox { requests, tasks: TaskTracker::new() };
         let header = envelope::malformed_reply(Some(RequestId(1)), "");

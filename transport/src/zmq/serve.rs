@@ -1,15 +1,15 @@
 //! One accepted connection from its greeting to its end: a guarded stream with a ROUTER of its own behind it.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use enjambre_core::transport::ConnectionId;
 use enjambre_core::transport::calls::Activity;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 use zeromq::{RouterRecvHalf, RouterSocket, SocketRecv, ZmqMessage};
 
 use super::Zmq;
@@ -19,16 +19,13 @@ use crate::guard::ending;
 use crate::guard::frame::Direction;
 use crate::guard::handshake::{Introduction, shake_hands};
 use crate::guard::splice::{self, MAX_PONGS};
-use crate::listener::{Inbox, Server};
+use crate::guard::stream::Stream;
+use crate::listener::{Accepted, Inbox, Server};
 use crate::remote::{Arrived, ConnectionEnd};
 
 /// Conducts the connection until it ends.
-pub(super) async fn serve(
-    server: &Server<Zmq>,
-    mut public: TcpStream,
-    address: SocketAddr,
-) -> Result<(), CutOff> {
-    let settings = &server.guard.settings;
+pub(super) async fn serve(server: &Server<Zmq>, accepted: Accepted) -> Result<(), CutOff> {
+    let Accepted { stream: mut public, address, until } = accepted;
     let connection = ConnectionId::next();
     // Ours, whatever the remote calls itself: nobody can take another's place.
     let identity = Bytes::copy_from_slice(&[&b"c"[..], &connection.0.to_be_bytes()].concat());
@@ -41,12 +38,13 @@ pub(super) async fn serve(
     let (router, mut inner) = tokio::select! {
         biased;
         () = server.stop.cancelled() => return Err(CutOff::Local),
-        greeted = tokio::time::timeout(settings.handshake, greeting) => {
+        greeted = timeout_at(until, greeting) => {
             greeted.map_err(|_| CutOff::HandshakeTimeout)??
         }
     };
     let (router, received) = router.split();
-    let remote = ZmqRemote::new(&server.guard, connection, address, Router::new(identity, router));
+    let outlet = Router::new(identity, router);
+    let remote = ZmqRemote::new(&server.guard, connection, address, public.identity(), outlet);
     let end = ConnectionEnd(remote.closed.clone());
     server.inbox.tasks.spawn(receive(Arc::clone(&remote), server.inbox.clone(), received));
     let ended = carry(server, &remote, &mut public, &mut inner).await;
@@ -59,7 +57,7 @@ pub(super) async fn serve(
 async fn carry(
     server: &Server<Zmq>,
     remote: &Arc<ZmqRemote>,
-    public: &mut TcpStream,
+    public: &mut Stream,
     inner: &mut UnixStream,
 ) -> Result<(), CutOff> {
     let settings = &server.guard.settings;

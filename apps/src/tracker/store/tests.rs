@@ -42,7 +42,10 @@ impl World {
         let loaded = sources.load(Some(NodeKind::Tracker), &registry.backends()).unwrap();
         let data_dir = DataDir::try_own(&loaded.data_dir(NodeKind::Tracker)).unwrap().unwrap();
         let node = TrackerNode::start(&registry, &loaded, data_dir).await.unwrap();
-        let client = TrackerClient::new(registry.dialer(&loaded).unwrap(), node.endpoints()[0].clone());
+        let client = TrackerClient::new(
+            registry.dialer(&loaded, &KeyPair::generate()).unwrap(),
+            node.endpoints()[0].clone(),
+        );
         let store = Arc::clone(node.store.as_ref().unwrap());
         Self { node, store, client, folder }
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use enjambre_tests::binary;
-use enjambre_tests::node::{Peer, Setup, Tracker, World};
+use enjambre_tests::node::{Peer, Setup, Tracker, Wire, World};
 
 use super::{Run, Source, Task, Tool};
 use crate::process::{DEADLINE, Finish, Work, output_of};
@@ -18,6 +18,8 @@ pub(crate) enum Variant {
     Tcp,
     /// To a file, over `zmq://`.
     Zmq,
+    /// To a file, over `tcps://`, the tracker over `zmqs://`.
+    Tcps,
     /// Into the library, over `tcp://`, with content in SQLite.
     Database,
     /// To a file, over `tcp://`, until it survives a power cut.
@@ -31,6 +33,7 @@ impl Variant {
     pub(crate) fn listen(self) -> &'static str {
         match self {
             Self::Zmq => "transport.listen=[\"zmq://127.0.0.1:0\"]",
+            Self::Tcps => "transport.listen=[\"tcps://127.0.0.1:0\"]",
             _ => "transport.listen=[\"tcp://127.0.0.1:0\", \"zmq://127.0.0.1:0\"]",
         }
     }
@@ -54,6 +57,7 @@ impl Tool for Enjambre {
         match self.0 {
             Variant::Tcp => "enjambre tcp",
             Variant::Zmq => "enjambre zmq",
+            Variant::Tcps => "enjambre tcps, encrypted",
             Variant::Database => "enjambre tcp, into SQLite",
             Variant::Synced => "enjambre tcp, --sync",
             Variant::DatabaseSynced => "enjambre tcp, into SQLite, --sync",
@@ -86,7 +90,8 @@ impl Tool for Enjambre {
 
 impl Enjambre {
     fn start(&self, run: &Run<'_>) -> Swarm {
-        let world = World::new_in(run.folder, Setup::default());
+        let wire = if self.0 == Variant::Tcps { Wire::Secure } else { Wire::Stock };
+        let world = World::new_in(run.folder, Setup { wire, ..Setup::default() });
         let tracker = world.tracker("tracker");
         let upload = run.upload.map(|bytes| format!("limits.upload=\"{bytes}B/s\""));
         let mut settings = vec![self.0.listen()];

@@ -105,6 +105,7 @@ pub(crate) fn all() -> Vec<Rc<dyn Tool>> {
         Rc::new(sendme::Sendme),
         Rc::new(Enjambre(Variant::Tcp)),
         Rc::new(Enjambre(Variant::Zmq)),
+        Rc::new(Enjambre(Variant::Tcps)),
         Rc::new(Enjambre(Variant::Database)),
     ]
 }

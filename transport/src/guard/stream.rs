@@ -1,0 +1,234 @@
+//! A stream to a remote as everything above sees it: plain TCP, or TLS over it.
+//!
+//! Its halves are used by one task. Those of a plain stream are tokio's own; those of an encrypted one share the state of
+//! TLS behind a lock that nobody ever waits for.
+
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use enjambre_core::model::id::PeerId;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp;
+use tokio_rustls::TlsStream;
+
+use super::ending::{self, HangUp};
+
+/// What is read from the socket at once beneath TLS, which by itself takes 4 KiB.
+const BUFFER: usize = 32 * 1024;
+
+/// A stream to a remote.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    Secure(Box<Secured>),
+}
+
+/// An encrypted stream whose other end has proven who it is.
+#[derive(Debug)]
+pub(crate) struct Secured {
+    pub(super) tls: TlsStream<Socket>,
+    pub(super) socket: Arc<TcpStream>,
+    pub(super) peer: PeerId,
+}
+
+impl Stream {
+    /// Who is at the other end, where that is proven.
+    pub(crate) fn identity(&self) -> Option<PeerId> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Secure(secured) => Some(secured.peer),
+        }
+    }
+
+    /// Both directions, to be used at the same time.
+    pub(crate) fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        match self {
+            Self::Plain(stream) => {
+                let (read, write) = stream.split();
+                (ReadHalf::Plain(read), WriteHalf::Plain(write))
+            }
+            Self::Secure(secured) => {
+                let Secured { tls, socket, .. } = &mut **secured;
+                let (read, write) = tokio::io::split(tls);
+                (ReadHalf::Secure(read, socket), WriteHalf::Secure(write))
+            }
+        }
+    }
+}
+
+/// What comes from a remote.
+#[derive(Debug)]
+pub(crate) enum ReadHalf<'a> {
+    Plain(tcp::ReadHalf<'a>),
+    Secure(tokio::io::ReadHalf<&'a mut TlsStream<Socket>>, &'a TcpStream),
+}
+
+/// What goes to a remote. It has left once it is flushed.
+#[derive(Debug)]
+pub(crate) enum WriteHalf<'a> {
+    Plain(tcp::WriteHalf<'a>),
+    Secure(tokio::io::WriteHalf<&'a mut TlsStream<Socket>>),
+}
+
+impl HangUp for ReadHalf<'_> {
+    async fn hung_up(&self) {
+        match self {
+            Self::Plain(read) => ending::hung_up(read.as_ref()).await,
+            Self::Secure(_, socket) => ending::hung_up(socket).await,
+        }
+    }
+}
+
+macro_rules! delegate_read {
+    ($type:ty, $secure:pat => $inner:expr) => {
+        impl AsyncRead for $type {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+                buffer: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    Self::Plain(plain) => Pin::new(plain).poll_read(context, buffer),
+                    $secure => Pin::new($inner).poll_read(context, buffer),
+                }
+            }
+        }
+    };
+}
+
+macro_rules! delegate_write {
+    ($type:ty, $secure:pat => $inner:expr) => {
+        impl AsyncWrite for $type {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+                bytes: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    Self::Plain(plain) => Pin::new(plain).poll_write(context, bytes),
+                    $secure => Pin::new($inner).poll_write(context, bytes),
+                }
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+                parts: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    Self::Plain(plain) => Pin::new(plain).poll_write_vectored(context, parts),
+                    $secure => Pin::new($inner).poll_write_vectored(context, parts),
+                }
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                true
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    Self::Plain(plain) => Pin::new(plain).poll_flush(context),
+                    $secure => Pin::new($inner).poll_flush(context),
+                }
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    Self::Plain(plain) => Pin::new(plain).poll_shutdown(context),
+                    $secure => Pin::new($inner).poll_shutdown(context),
+                }
+            }
+        }
+    };
+}
+
+delegate_read!(Stream, Self::Secure(secured) => &mut secured.tls);
+delegate_write!(Stream, Self::Secure(secured) => &mut secured.tls);
+delegate_read!(ReadHalf<'_>, Self::Secure(read, _) => read);
+delegate_write!(WriteHalf<'_>, Self::Secure(write) => write);
+
+/// The socket beneath TLS. It can be looked at from outside, to learn that the remote has hung up, and what comes is read
+/// through a buffer that is there only while there is something in it.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    stream: Arc<TcpStream>,
+    buffer: Vec<u8>,
+    begin: usize,
+}
+
+impl Socket {
+    pub(super) const fn new(stream: Arc<TcpStream>) -> Self {
+        Self { stream, buffer: Vec::new(), begin: 0 }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self { stream, buffer, begin } = self.get_mut();
+        while buffer.len() == *begin {
+            *begin = 0;
+            buffer.clear();
+            match stream.try_read_buf(&mut reserve(buffer)) {
+                Ok(0) => return Poll::Ready(Ok(())),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    *buffer = Vec::new();
+                    ready!(stream.poll_read_ready(context))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        let length = into.remaining().min(buffer.len() - *begin);
+        into.put_slice(&buffer[*begin..*begin + length]);
+        *begin += length;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The empty buffer, with room.
+fn reserve(buffer: &mut Vec<u8>) -> &mut Vec<u8> {
+    buffer.reserve_exact(BUFFER);
+    buffer
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.stream.try_write_vectored(parts) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.stream.poll_write_ready(context))?;
+                }
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.stream).shutdown(Shutdown::Write))
+    }
+}
