@@ -130,7 +130,9 @@ impl MemberConnection {
             Some(own) => Some(own),
             None => self.members.own_within(limit.min(OWN)).await,
         };
-        own.ok_or_else(|| self.not_admitted("this peer has no valid membership of the swarm; no tracker gave it one"))
+        own.ok_or_else(|| {
+            self.not_admitted("this peer has no valid membership of the swarm; no tracker gave it one")
+        })
     }
 
     /// A call to somebody who knows this node already, or did a moment ago.

@@ -114,10 +114,9 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
             fields.extend(revoked.map(|revoked| ("revoked", Field::Time(revoked))));
             fields
         }
-        REVOKED => vec![
-            ("peer", peer_id(key)?),
-            ("revoked", Field::Time(layout::read_number(space, value)?)),
-        ],
+        REVOKED => {
+            vec![("peer", peer_id(key)?), ("revoked", Field::Time(layout::read_number(space, value)?))]
+        }
         RESERVATIONS => {
             let name = std::str::from_utf8(key).map_err(|_| odd())?;
             let ReservationRecord { by, at, .. } = layout::decode(space, value)?;

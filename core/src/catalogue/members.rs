@@ -83,7 +83,8 @@ impl Catalogue {
         let (member_key, invitation_key) = (layout::peer_id_key(&peer), layout::invitation_key(secret));
         for _ in 0..ATTEMPTS {
             let known = self.read(MEMBERS, &member_key).await?;
-            let member = known.as_ref().map(|raw| layout::decode::<MemberRecord>(MEMBERS, raw)).transpose()?;
+            let member =
+                known.as_ref().map(|raw| layout::decode::<MemberRecord>(MEMBERS, raw)).transpose()?;
             if member.is_some_and(|member| member.revoked.is_some()) {
                 return Err(CatalogueError::Revoked);
             }

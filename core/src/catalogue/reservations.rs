@@ -31,7 +31,11 @@ impl Catalogue {
     }
 
     /// The reservation of a name as it lies in the database, if there is one and it is this peer's.
-    pub(super) async fn may_publish(&self, name: &Name, peer: PeerId) -> Result<Option<Bytes>, CatalogueError> {
+    pub(super) async fn may_publish(
+        &self,
+        name: &Name,
+        peer: PeerId,
+    ) -> Result<Option<Bytes>, CatalogueError> {
         let Some(raw) = self.read(RESERVATIONS, &layout::reservation_key(name)).await? else {
             return Ok(None);
         };

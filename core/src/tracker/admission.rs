@@ -176,7 +176,8 @@ impl Admission {
         let id = identity(peer)?;
         let now = self.clock.now_ms();
         let busy = |wait| {
-            let busy = ErrorReply::new(ErrorCode::Busy, "too many invitations from this address were not good");
+            let busy =
+                ErrorReply::new(ErrorCode::Busy, "too many invitations from this address were not good");
             busy.retry_after(Duration::from_millis(wait))
         };
         self.failed.look(peer.address, now).map_err(busy)?;

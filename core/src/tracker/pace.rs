@@ -32,18 +32,18 @@ impl Pace {
     pub(super) fn look(&self, address: Option<IpAddr>, now: u64) -> Result<(), u64> {
         let Some(address) = held_up(address) else { return Ok(()) };
         match self.full_at.lock().get(&network(address)) {
-            Some(full_at) => self.next(*full_at, now).map(drop),
+            Some(full_at) => self.next(*full_at, now).1,
             None => Ok(()),
         }
     }
 
-    /// When the supply is full again after one more was taken.
-    fn next(&self, full_at: u64, now: u64) -> Result<u64, u64> {
+    /// When the supply is full again, whatever the clock did meanwhile; and whether one can be taken.
+    fn next(&self, full_at: u64, now: u64) -> (u64, Result<(), u64>) {
         let room = self.burst * self.interval;
         // A clock that was put back must not lock anybody out.
         let from = full_at.clamp(now, now.saturating_add(room));
         let late = (from + self.interval).saturating_sub(now.saturating_add(room));
-        if late > 0 { Err(late) } else { Ok(from + self.interval) }
+        (from, if late > 0 { Err(late) } else { Ok(()) })
     }
 
     /// Takes one of the address's supply at the time `now`, or says in how many milliseconds there will be one.
@@ -59,8 +59,9 @@ impl Pace {
             }
         }
         let entry = full_at.entry(key).or_insert(now);
-        *entry = self.next(*entry, now)?;
-        Ok(())
+        let (from, free) = self.next(*entry, now);
+        *entry = if free.is_ok() { from + self.interval } else { from };
+        free
     }
 }
 

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
 use super::nonce::Nonces;
 use super::pace::Pace;
 use super::pin::PinStore;
@@ -17,6 +16,7 @@ use super::settings::{TrackerSettings, millis};
 use crate::catalogue::names::ListPage;
 use crate::catalogue::peers::Session;
 use crate::catalogue::{Catalogue, Task};
+use crate::clock::Clock;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
 use crate::model::record::Publication;

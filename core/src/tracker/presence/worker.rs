@@ -217,10 +217,12 @@ impl Worker {
         // not write down the one before.
         let limit = (lease.third / 2).max(SHORTEST_WAIT);
         let renewed = match &self.shared.members {
-            Some(members) => timeout(limit, self.client.renew_membership(lease.session, members.known())).await,
-            None => timeout(limit, self.client.renew(lease.session)).await.map(|renewed| {
-                renewed.map(|()| SwarmNews::default())
-            }),
+            Some(members) => {
+                timeout(limit, self.client.renew_membership(lease.session, members.known())).await
+            }
+            None => timeout(limit, self.client.renew(lease.session))
+                .await
+                .map(|renewed| renewed.map(|()| SwarmNews::default())),
         };
         let silent = |_| {
             let endpoint = self.client.endpoint().clone();
