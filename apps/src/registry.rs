@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::storage::layers::metrics::MeteredStorage;
 use enjambre_core::storage::layers::patience::{Patience, PatientStorage};
@@ -329,6 +330,23 @@ impl Registry {
             );
             return Err(loaded.refuse("transport.listen", problem));
         }
+        if loaded.is_by_invitation() {
+            let trackers: &[_] = if loaded.kind == NodeKind::Peer { &config.peer.trackers } else { &[] };
+            for (key, endpoints) in [
+                ("transport.listen", &transport.listen[..]),
+                ("transport.advertise", &transport.advertise),
+                ("peer.trackers", trackers),
+            ] {
+                if let Some(endpoint) = endpoints.iter().find(|endpoint| plain(endpoint.scheme())) {
+                    let problem = format!(
+                        "this swarm is by invitation, and over {endpoint} nobody proves who they are; \
+                         use {}s:// in its place, also on loopback",
+                        endpoint.scheme()
+                    );
+                    return Err(loaded.refuse(key, problem));
+                }
+            }
+        }
         // Any key will do to see whether they can be made.
         self.transports(loaded, &KeyPair::generate()).map(drop)
     }
@@ -397,6 +415,11 @@ impl Registry {
             None => tokio::fs::create_dir_all(&data_dir).await?,
         }
         Ok(opening.await.map(|opened| wrap(opened, &section.layers, role)))
+    }
+
+    /// Whether those at both ends of a connection to such an endpoint know each other.
+    pub fn is_authenticated(&self, endpoint: &Endpoint) -> bool {
+        self.scheme(endpoint.scheme()).is_some_and(|known| known.security == Security::Authenticated)
     }
 
     /// A dialer over all transports, for the node that has this key.

@@ -5,10 +5,12 @@
 //! means is written once, here, on top of them. The arrows point one way: applications and plug-ins depend on
 //! this crate, it depends on neither.
 
+pub mod admission;
 pub mod announcer;
 pub mod buffers;
 pub mod catalogue;
 mod cbor;
+pub mod clock;
 pub mod download;
 pub mod format;
 mod given;
@@ -23,5 +25,6 @@ pub mod rate;
 pub mod readable;
 pub mod seeder;
 pub mod storage;
+pub mod swarm;
 pub mod tracker;
 pub mod transport;

@@ -190,6 +190,11 @@ impl World {
         peer
     }
 
+    /// A peer without a configuration, which `enjambre join` is to write.
+    pub fn newcomer(&self, name: &str) -> Peer {
+        Peer { node: self.node(name, "peer", &[]) }
+    }
+
     fn listen(&self, kind: &str, host: &str) -> Vec<String> {
         self.setup.wire.schemes(kind).iter().map(|scheme| format!("{scheme}://{host}:0")).collect()
     }

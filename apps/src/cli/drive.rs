@@ -12,6 +12,7 @@ use crate::control::message::{Command, Event, run_here};
 use crate::data_dir::DataDir;
 use crate::failure::Failure;
 use crate::peer::{PeerNode, Reach};
+use crate::tracker::office::LoneOffice;
 
 /// How long to wait for an owner that neither answers nor goes away: one that just starts, stops, or only looks.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,6 +39,31 @@ pub(super) async fn run(
         Ran::Here(node) => node.stop().await,
     }
     Ok(())
+}
+
+/// Runs a command in the running tracker, or on its database where none runs.
+pub(super) async fn run_at_tracker(
+    context: &Context<'_>,
+    command: Command,
+    show: &mut (dyn FnMut(Event) + Send),
+) -> Result<(), Failure> {
+    let path = context.loaded.data_dir(NodeKind::Tracker);
+    let run = async {
+        match own_or_attach(&path).await? {
+            Owner::Here(data_dir) => {
+                let lone = LoneOffice::open(context.registry, &context.loaded, data_dir).await?;
+                let result = run_here(&lone.office, command, show).await;
+                result.and(lone.close().await)
+            }
+            Owner::Other(attached) => match attached.run(command, show).await {
+                Outcome::Ended(result) => result,
+                Outcome::OwnerGone => Err(Failure::failed(
+                    "the running tracker went away in the middle; look what it did, and try again",
+                )),
+            },
+        }
+    };
+    context.stop.run_until_cancelled(run).await.unwrap_or_else(|| Err(interrupted()))
 }
 
 /// Runs a command to its end. A node that was started for it goes on if the command succeeded.

@@ -54,5 +54,6 @@ fn line(file: &FileRecord) -> String {
     // A folder's size is that of its list, which says nothing.
     let size = if mark.is_empty() { size(file.size) } else { "folder".to_owned() };
     let id = &file.id.to_string()[..16];
-    format!("{id}  {size:>10}  {peers:>8}  {}  {}{mark}", date.get(..10).unwrap_or(&date), file.name)
+    let (date, by) = (date.get(..10).unwrap_or(&date), file.publisher.short());
+    format!("{id}  {size:>10}  {peers:>8}  {date}  by {by}  {}{mark}", file.name)
 }

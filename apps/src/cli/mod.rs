@@ -5,14 +5,19 @@ mod demo;
 mod drive;
 mod export;
 mod get;
+mod invite;
+mod join;
 mod library;
 mod list;
 mod output;
 mod peer;
+mod peers;
 mod program;
 mod progress;
 mod publish;
 mod remove;
+mod reserve;
+mod revoke;
 mod status;
 mod storage;
 mod tracker;
@@ -121,6 +126,16 @@ enum Command {
     Verify(verify::Arguments),
     /// How the peer and its trackers do
     Status(status::Arguments),
+    /// Come into a swarm by invitation
+    Join(join::Arguments),
+    /// Let somebody into the swarm of a tracker: prints one line for them
+    Invite(invite::Arguments),
+    /// List who is in the swarm of a tracker
+    Peers(peers::Arguments),
+    /// Throw a peer out of the swarm of a tracker
+    Revoke(revoke::Arguments),
+    /// Let only one peer publish a name at a tracker
+    Reserve(reserve::Arguments),
     /// Look after the databases of a tracker or peer, check a storage backend and measure it
     Storage(storage::Arguments),
     /// Show or check the configuration
@@ -183,7 +198,16 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
             logging::start(&level("warn", global.verbose, global.quiet));
             return demo::run(arguments, stop).await;
         }
-        Command::Tracker => Some(NodeKind::Tracker),
+        Command::Join(arguments) => {
+            logging::start(&level("warn", global.verbose, global.quiet));
+            registry.prepare_process();
+            return join::run(registry, sources, arguments, stop).await;
+        }
+        Command::Tracker
+        | Command::Invite(_)
+        | Command::Peers(_)
+        | Command::Revoke(_)
+        | Command::Reserve(_) => Some(NodeKind::Tracker),
         Command::List(_) | Command::Status(_) | Command::Storage(_) => None,
         _ => Some(NodeKind::Peer),
     };
@@ -208,7 +232,11 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
         Command::Verify(arguments) => verify::run(context, arguments).await,
         Command::Status(arguments) => status::run(context, arguments).await,
         Command::Storage(arguments) => storage::run(context, arguments).await,
-        Command::Config(_) | Command::Demo(_) => Ok(()),
+        Command::Invite(arguments) => invite::run(context, arguments).await,
+        Command::Peers(arguments) => peers::run(context, arguments).await,
+        Command::Revoke(arguments) => revoke::run(context, arguments).await,
+        Command::Reserve(arguments) => reserve::run(context, arguments).await,
+        Command::Config(_) | Command::Demo(_) | Command::Join(_) => Ok(()),
     }
 }
 

@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use super::error::ConfigError;
 use super::layer::{Layer, without_origin};
 use super::secret::shown;
-use super::sections::{Config, NodeKind};
+use super::sections::{Admits, Config, NodeKind};
 use super::{keys, layer};
 
 /// The variable that names the configuration file.
@@ -64,15 +64,44 @@ impl Sources {
         if let Some(file) = &file {
             layers.push(Layer::file(file)?);
         }
+        layers.extend(self.above_file()?);
+        Loaded::from_layers(layers, file, kind, backends)
+    }
+
+    /// As [`Sources::load`] for a peer, with this text in place of what is in the file, which may not be there yet.
+    pub fn load_text(&self, text: &str, backends: &[&str]) -> Result<Loaded, ConfigError> {
+        let file = self.file.clone().unwrap_or_else(|| FILE_NAME.into());
+        let mut layers = vec![Layer::text(&file, text)?];
+        layers.extend(self.above_file()?);
+        Loaded::from_layers(layers, Some(file), Some(NodeKind::Peer), backends)
+    }
+
+    /// The layers above the file.
+    fn above_file(&self) -> Result<Vec<Layer>, ConfigError> {
         // A variable whose name or value is not UTF-8 is none of ours.
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        layers.extend(Layer::environment(variables)?);
+        let mut layers = Layer::environment(variables)?;
         for argument in &self.set {
             layers.push(Layer::set(argument)?);
         }
-        Loaded::from_layers(layers, file, kind, backends)
+        Ok(layers)
     }
+}
+
+/// Where a configuration is to be written that the commands of this user find: the file that was named, or the one in the
+/// user's configuration folder. None where there is no such folder.
+pub fn new_file(sources: &Sources) -> Option<PathBuf> {
+    let named = || std::env::var_os(ENV_FILE).filter(|name| !name.is_empty()).map(PathBuf::from);
+    sources.file.clone().or_else(named).or_else(user_file)
+}
+
+fn user_file() -> Option<PathBuf> {
+    let folder = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .filter(|folder| folder.is_absolute())
+        .or_else(|| std::env::home_dir().map(|home| home.join(".config")))?;
+    Some(folder.join("enjambre").join(FILE_NAME))
 }
 
 fn search() -> Option<PathBuf> {
@@ -83,11 +112,7 @@ fn search() -> Option<PathBuf> {
     if here.is_file() {
         return Some(here);
     }
-    let folder = std::env::var_os("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .filter(|folder| folder.is_absolute())
-        .or_else(|| std::env::home_dir().map(|home| home.join(".config")))?;
-    Some(folder.join("enjambre").join(FILE_NAME)).filter(|file| file.is_file())
+    user_file().filter(|file| file.is_file())
 }
 
 impl Loaded {
@@ -134,6 +159,14 @@ impl Loaded {
             NodeKind::Tracker => &self.config.tracker.data_dir,
             NodeKind::Peer => &self.config.peer.data_dir,
         })
+    }
+
+    /// Whether the swarm of this node is by invitation.
+    pub fn is_by_invitation(&self) -> bool {
+        match self.kind {
+            NodeKind::Tracker => self.config.swarm.admission == Admits::Invited,
+            NodeKind::Peer => self.config.swarm.authority.get().is_some(),
+        }
     }
 
     /// Every value that is in effect, by its key.
@@ -291,6 +324,8 @@ mod tests {
             (file("[library]\ncontent = \"cloud\""), "library.content", "\"cloud\""),
             (file("[peer]\ntrackers = [\"zmq://0.0.0.0:1\"]"), "peer.trackers", "zmq://0.0.0.0:1"),
             (file("[log]\nlevel = \"x=loud\""), "log.level", "\"x=loud\""),
+            (file("[swarm]\nadmission = \"some\""), "swarm.admission", "\"some\""),
+            (file("[swarm]\nauthority = \"abc\""), "swarm.authority", "\"abc\""),
             (file("log = 3"), "log", "3"),
             (file("[storage]\nsqlite = 3"), "storage.sqlite", "3"),
             (file("[storage]\nlayers = 3"), "storage.layers", "3"),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use enjambre_core::model::endpoint::Endpoint;
 use serde::{Deserialize, Serialize};
 
-use super::value::{Deadline, Rate, SharedPrefix, Size, Span};
+use super::value::{AuthorityKey, Deadline, Rate, SharedPrefix, Size, Span};
 
 /// What is started: it decides over a few defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +28,8 @@ pub struct Config {
     pub tracker: TrackerSection,
     /// For `enjambre peer` and all commands that work on files.
     pub peer: PeerSection,
+    /// Who may come in.
+    pub swarm: SwarmSection,
     /// Where to listen, and what a remote may do.
     pub transport: TransportSection,
     /// How the peer keeps what it has.
@@ -52,6 +54,7 @@ impl Config {
         Self {
             tracker: TrackerSection::default(),
             peer: PeerSection::default(),
+            swarm: SwarmSection::default(),
             transport: TransportSection { listen, ..TransportSection::default() },
             library: LibrarySection::default(),
             download: DownloadSection::default(),
@@ -124,6 +127,27 @@ impl Default for PeerSection {
     fn default() -> Self {
         Self { data_dir: "data/peer".into(), trackers: vec![loopback("zmq", 7700)] }
     }
+}
+
+/// Whom a tracker lets in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Admits {
+    /// Everybody who reaches it.
+    #[default]
+    Open,
+    /// Those who were invited.
+    Invited,
+}
+
+/// `[swarm]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SwarmSection {
+    /// For a tracker: `"open"` or `"invited"`.
+    pub admission: Admits,
+    /// For a peer: the public key of the authority of a swarm by invitation; empty where the swarm is open.
+    pub authority: AuthorityKey,
 }
 
 /// `[transport]`

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use enjambre_core::model::identity::{ParsePublicKeyError, PublicKey};
 use enjambre_core::storage::layers::prefix::{InvalidPrefix, Prefix};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -224,6 +225,33 @@ impl fmt::Display for SharedPrefix {
 
 as_text!(SharedPrefix);
 
+/// The public key of a swarm's authority, as `enjambre join` writes it; empty: the swarm is open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AuthorityKey(Option<PublicKey>);
+
+impl AuthorityKey {
+    /// The key.
+    pub const fn get(self) -> Option<PublicKey> {
+        self.0
+    }
+}
+
+impl FromStr for AuthorityKey {
+    type Err = ParsePublicKeyError;
+
+    fn from_str(text: &str) -> Result<Self, ParsePublicKeyError> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|key| Self(Some(key))) }
+    }
+}
+
+impl fmt::Display for AuthorityKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |key| fmt::Display::fmt(key, f))
+    }
+}
+
+as_text!(AuthorityKey);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +274,9 @@ mod tests {
         for (text, span) in [("none", None), ("1s 500ms", Some(Duration::from_millis(1500)))] {
             let deadline: Deadline = text.parse().unwrap();
             assert_eq!((deadline.get(), deadline.to_string().as_str()), (span, text));
+        }
+        for text in ["".to_owned(), "0f".repeat(32)] {
+            assert_eq!(text.parse::<AuthorityKey>().unwrap().to_string(), text);
         }
         for text in ["", "north"] {
             assert_eq!(text.parse::<SharedPrefix>().unwrap().to_string(), text);

@@ -1,4 +1,4 @@
-//! Commands for a peer, and the events that they give.
+//! Commands for a peer or a tracker, and the events that they give.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::model::id::{FileId, PeerId};
 use enjambre_core::model::name::Name;
 use enjambre_core::model::record::FileKind;
+use enjambre_core::swarm::membership::Rights;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -27,7 +28,7 @@ pub struct Envelope {
     pub command: Command,
 }
 
-/// What a peer is asked to do. Paths are absolute.
+/// What a peer or a tracker is asked to do. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
@@ -76,6 +77,31 @@ pub enum Command {
     },
     /// How the peer does.
     Status,
+    /// To a tracker: let somebody in.
+    Invite {
+        /// How many may come in.
+        uses: u32,
+        /// For how long, in milliseconds.
+        millis: u64,
+        /// Whether they may download only.
+        read_only: bool,
+        /// Other trackers on the same database, to be told with it.
+        trackers: Vec<Endpoint>,
+    },
+    /// To a tracker: who is in.
+    Peers,
+    /// To a tracker: throw a peer out.
+    Revoke {
+        /// Its id, or the first digits.
+        peer: String,
+    },
+    /// To a tracker: only this peer publishes a name from now on.
+    Reserve {
+        /// The name.
+        name: Name,
+        /// Its id, or the first digits; none: everybody.
+        peer: Option<String>,
+    },
 }
 
 /// What happens while a command runs.
@@ -175,6 +201,31 @@ pub enum Event {
     },
     /// How the peer does.
     Status(NodeStatus),
+    /// An invitation was made.
+    Invitation {
+        /// The line with its secret.
+        invitation: String,
+        /// How many may come in.
+        uses: u32,
+        /// Until when, in milliseconds since 1970-01-01 UTC.
+        until_ms: u64,
+    },
+    /// Somebody who is in, or was.
+    Member(MemberLine),
+    /// A peer is out.
+    Revoked {
+        /// Its id.
+        peer: PeerId,
+        /// False where it was out already.
+        new: bool,
+    },
+    /// A name is reserved, or free again.
+    Reserved {
+        /// The name.
+        name: Name,
+        /// Who may publish it; none: everybody.
+        by: Option<PeerId>,
+    },
     /// Something that the user should know and that stops nothing.
     Warning {
         /// What, in one line.
@@ -207,6 +258,23 @@ pub struct LibraryLine {
     pub kind: FileKind,
     /// It is linked, and the linked file changed or vanished.
     pub withdrawn: bool,
+}
+
+/// A member of a swarm by invitation. Times are in milliseconds since 1970-01-01 UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberLine {
+    /// Its id.
+    pub peer: PeerId,
+    /// What it may do.
+    pub rights: Rights,
+    /// When it came in.
+    pub joined_ms: u64,
+    /// Its last sign of life; none where it was not there for long.
+    pub seen_ms: Option<u64>,
+    /// Whether it is there now.
+    pub alive: bool,
+    /// When it was thrown out.
+    pub revoked_ms: Option<u64>,
 }
 
 /// How a peer does.

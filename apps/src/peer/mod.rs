@@ -12,14 +12,19 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use enjambre_core::admission::door::Door;
+use enjambre_core::admission::introducing::MemberTransport;
+use enjambre_core::admission::kept::Kept;
+use enjambre_core::admission::members::Members;
 use enjambre_core::announcer::Announcer;
+use enjambre_core::clock::SystemClock;
 use enjambre_core::download::downloader::Downloader;
 use enjambre_core::download::wanted::DownloadSettings;
 use enjambre_core::library::content::ContentStore;
 use enjambre_core::library::library::Library;
 use enjambre_core::library::settings::LibrarySettings;
 use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::identity::KeyPair;
+use enjambre_core::model::identity::{KeyPair, PublicKey};
 use enjambre_core::offering::{LibraryOffers, TrackerProviders};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::rate::RateLimit;
@@ -68,17 +73,20 @@ pub struct Shelf {
     pub downloader: Downloader,
     /// Serves files.
     pub seeder: Arc<Seeder>,
+    /// What is known of the swarm, where it is by invitation.
+    pub members: Option<Arc<Members>>,
     storages: Vec<Arc<dyn Storage>>,
 }
 
 impl Shelf {
-    /// Opens the library at a place.
+    /// Opens the library at a place. With an `authority` files are fetched from members of its swarm only.
     pub async fn open(
         registry: &Registry,
         loaded: &Loaded,
         place: Place,
         dialer: &Arc<Dialer>,
         key: &KeyPair,
+        authority: Option<PublicKey>,
     ) -> Result<Self, Failure> {
         let config = &loaded.config;
         let open = |role| registry.open_storage(loaded, Place { role, ..place.clone() });
@@ -92,6 +100,22 @@ impl Shelf {
             }
             ContentKind::Files => ContentStore::Files(place.data_dir.join("content")),
         };
+        let members = match authority {
+            Some(authority) => {
+                let kept = Kept::new(Arc::clone(&index));
+                let opened = Members::open(authority, key.peer_id(), Arc::new(SystemClock), Some(kept)).await;
+                Some(opened.map_err(|error| {
+                    Failure::from_error(Status::Failed, &error).context("the membership cannot be read")
+                })?)
+            }
+            None => None,
+        };
+        let dialer = match &members {
+            Some(members) => Arc::new(
+                dialer.through(|transport| Arc::new(MemberTransport::new(transport, Arc::clone(members)))),
+            ),
+            None => Arc::clone(dialer),
+        };
         let library = Library::open(index, content, LibrarySettings::default()).await.map_err(|error| {
             Failure::from_error(Status::Failed, &error).context("the library cannot be opened")
         })?;
@@ -100,14 +124,23 @@ impl Shelf {
             DownloadSettings { patience: config.download.patience.get(), ..DownloadSettings::default() };
         let downloader = Downloader::new(
             Arc::clone(&library),
-            Arc::clone(dialer),
+            dialer,
             limit(config.limits.download),
             Some(key.peer_id()),
             settings,
         );
         let seeder =
             Seeder::new(Arc::clone(&library), limit(config.limits.upload), SeederSettings::default());
-        Ok(Self { library, downloader, seeder: Arc::new(seeder), storages })
+        Ok(Self { library, downloader, seeder: Arc::new(seeder), members, storages })
+    }
+
+    /// What answers other peers: in a swarm by invitation, its members.
+    pub fn handler(&self) -> Arc<dyn Handler> {
+        let seeder: Arc<dyn Handler> = Arc::clone(&self.seeder) as _;
+        match &self.members {
+            Some(members) => Arc::new(Door::new(seeder, Arc::clone(members))),
+            None => seeder,
+        }
     }
 
     /// Ends downloads, makes everything durable and closes the databases, as far as the time allows. In `haste` the
@@ -186,7 +219,8 @@ impl PeerNode {
             role: Role::Records,
             scratch: None,
         };
-        let shelf = Shelf::open(registry, loaded, place, &dialer, &key).await?;
+        let authority = loaded.config.swarm.authority.get();
+        let shelf = Shelf::open(registry, loaded, place, &dialer, &key, authority).await?;
         let mut listeners = match reach {
             Reach::Offline => Listeners::default(),
             _ => match Listeners::bind(&dialer, &loaded.config.transport.listen).await {
@@ -204,8 +238,7 @@ impl PeerNode {
                 }
             },
         };
-        let handler: Arc<dyn Handler> = Arc::clone(&shelf.seeder) as _;
-        listeners.serve(&handler);
+        listeners.serve(&shelf.handler());
         let listen = listeners.endpoints();
         let trackers = Arc::new(Trackers::new(&dialer, loaded.config.peer.trackers.iter().cloned()));
         let stop = CancellationToken::new();
@@ -218,7 +251,8 @@ impl PeerNode {
                 (false, false) => advertise.clone(),
             };
             let source = LibraryOffers::new(Arc::clone(&shelf.library), !listen.is_empty());
-            Arc::new(Presence::start(key.clone(), endpoints, &trackers, Arc::new(source)))
+            let members = shelf.members.clone();
+            Arc::new(Presence::start_in(members, key.clone(), endpoints, &trackers, Arc::new(source)))
         });
         if let Some(presence) = presence.as_ref().filter(|_| !listen.is_empty()) {
             let announcer = Announcer::new(Arc::clone(&shelf.library), Arc::clone(presence));

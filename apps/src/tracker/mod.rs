@@ -1,6 +1,7 @@
 //! A tracker, put together from its configuration: catalogue, service, listeners, and the copies that it keeps.
 
 mod handler;
+pub mod office;
 mod store;
 
 use std::path::Path;
@@ -8,10 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enjambre_core::catalogue::Catalogue;
+use enjambre_core::clock::{Clock, SystemClock};
 use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::model::id::PeerId;
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::storage::{Role, Storage};
-use enjambre_core::tracker::clock::{Clock, SystemClock};
+use enjambre_core::tracker::admission::Admission;
+use enjambre_core::tracker::gate::Gate;
 use enjambre_core::tracker::pin::PinStore;
 use enjambre_core::tracker::service::TrackerService;
 use enjambre_core::tracker::settings::TrackerSettings;
@@ -21,12 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
+use crate::control::{server, socket};
 use crate::data_dir::DataDir;
 use crate::failure::{Failure, Status};
 use crate::listeners::{self, Listeners};
 use crate::node_key;
 use crate::registry::{Place, Registry};
 use handler::TrackerHandler;
+use office::Office;
 use store::Store;
 
 /// The shares of the time between a signal and the end of the process, see [`crate::shutdown::LIMIT`]; what the
@@ -41,8 +47,9 @@ pub struct TrackerNode {
     store: Option<Arc<Store>>,
     listeners: Listeners,
     service: JoinHandle<()>,
+    control: JoinHandle<()>,
     stop: CancellationToken,
-    _data_dir: DataDir,
+    data_dir: DataDir,
 }
 
 impl TrackerNode {
@@ -75,30 +82,53 @@ impl TrackerNode {
                 |error| Failure::from_error(Status::Failed, &error).context("the catalogue cannot be opened"),
             )?;
         let catalogue = Arc::new(catalogue);
+        let admission = open_admission(loaded, &catalogue, key.peer_id()).await?;
         let mut listeners = Listeners::bind(&dialer, &loaded.config.transport.listen)
             .await
             .map_err(|error| listeners::bind_failure(&error))?;
         let store = if section.store.enabled {
-            let listen = listeners.endpoints();
-            Some(Store::open(registry, loaded, &folder, &dialer, &key, &catalogue, listen).await?)
+            let authority = admission.as_ref().map(|admission| *admission.authority().key());
+            let shelf = Store::open_shelf(registry, loaded, &folder, &dialer, &key, authority).await?;
+            Some(Store::new(loaded, shelf, &dialer, &key, &catalogue, &listeners.endpoints()))
         } else {
             None
         };
         let pins = store.as_ref().map(|store| Arc::clone(store) as Arc<dyn PinStore>);
+        let office =
+            Office::new(registry, loaded, Arc::clone(&catalogue), admission.clone(), listeners.endpoints());
         let service = Arc::new(TrackerService::new(catalogue, settings, Arc::new(SystemClock), pins));
         let seeder = store.as_ref().map(|store| store.seeder());
         note_endpoints(&folder, &listeners.endpoints()).await;
         let handler: Arc<dyn Handler> = Arc::new(TrackerHandler { service: Arc::clone(&service), seeder });
+        let handler = match &admission {
+            Some(admission) => Arc::new(Gate::new(handler, Arc::clone(admission))),
+            None => handler,
+        };
         listeners.serve(&handler);
         let stop = CancellationToken::new();
         let service = tokio::spawn({
             let stop = stop.clone();
-            async move { service.run(stop).await }
+            async move {
+                let watch = async {
+                    if let Some(admission) = admission {
+                        admission.run(settings.flush_interval(), stop.clone()).await;
+                    }
+                };
+                tokio::join!(service.run(stop.clone()), watch);
+            }
         });
+        let control = match socket::listen(&folder) {
+            Ok(listener) => tokio::spawn(server::serve(listener, Arc::new(office), stop.clone())),
+            Err(error) => {
+                stop.cancel();
+                listeners.shutdown(STOP_LISTENING).await;
+                return Err(Failure::from(error).context("the control socket cannot be made"));
+            }
+        };
         if let Some(store) = &store {
             store.start();
         }
-        Ok(Self { storage, store, listeners, service, stop, _data_dir: data_dir })
+        Ok(Self { storage, store, listeners, service, control, stop, data_dir })
     }
 
     /// Where it listens.
@@ -115,7 +145,8 @@ impl TrackerNode {
         self.stop.cancel();
         self.listeners.shutdown(STOP_LISTENING).await;
         let end = async {
-            let _ = self.service.await;
+            let _ = tokio::join!(self.service, self.control);
+            socket::remove(self.data_dir.path());
             if let Err(error) = self.storage.close().await {
                 tracing::warn!(
                     "the database was not closed in order: {}",
@@ -127,6 +158,21 @@ impl TrackerNode {
             tracing::warn!("the database was not closed in time");
         }
     }
+}
+
+/// Decides who comes in, where the swarm is by invitation.
+async fn open_admission(
+    loaded: &Loaded,
+    catalogue: &Arc<Catalogue>,
+    me: PeerId,
+) -> Result<Option<Arc<Admission>>, Failure> {
+    if !loaded.is_by_invitation() {
+        return Ok(None);
+    }
+    let opened = Admission::open(Arc::clone(catalogue), me, Arc::new(SystemClock)).await;
+    opened.map(|admission| Some(Arc::new(admission))).map_err(|error| {
+        Failure::from_error(Status::Failed, &error).context("the authority of the swarm cannot be read")
+    })
 }
 
 /// The file that says where the tracker of a data folder listens, for ports that the system chose.

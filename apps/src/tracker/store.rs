@@ -15,6 +15,7 @@ use enjambre_core::announcer::Announcer;
 use enjambre_core::catalogue::Catalogue;
 use enjambre_core::catalogue::error::CatalogueError;
 use enjambre_core::catalogue::pins::Pin;
+use enjambre_core::clock::{Clock, SystemClock};
 use enjambre_core::download::DownloadError;
 use enjambre_core::download::get::{Get, get};
 use enjambre_core::download::progress::Progress;
@@ -26,13 +27,12 @@ use enjambre_core::library::library::Library;
 use enjambre_core::library::output::Destination;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::model::id::FileId;
-use enjambre_core::model::identity::KeyPair;
+use enjambre_core::model::identity::{KeyPair, PublicKey};
 use enjambre_core::model::record::{FileKind, FileRecord};
 use enjambre_core::offering::{LibraryOffers, TrackerProviders};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::seeder::Seeder;
 use enjambre_core::storage::Role;
-use enjambre_core::tracker::clock::{Clock, SystemClock};
 use enjambre_core::tracker::pin::PinStore;
 use enjambre_core::tracker::presence::Presence;
 use enjambre_core::tracker::trackers::Trackers;
@@ -83,15 +83,15 @@ struct Fetch {
 }
 
 impl Store {
-    pub(super) async fn open(
+    /// Opens where the copies lie. With an `authority` they are fetched from members of its swarm only.
+    pub(super) async fn open_shelf(
         registry: &Registry,
         loaded: &Loaded,
         data_dir: &Path,
         dialer: &Arc<Dialer>,
         key: &KeyPair,
-        catalogue: &Arc<Catalogue>,
-        listen: Vec<Endpoint>,
-    ) -> Result<Arc<Self>, Failure> {
+        authority: Option<PublicKey>,
+    ) -> Result<Shelf, Failure> {
         let place = Place {
             data_dir: data_dir.join("store"),
             kind: NodeKind::Tracker,
@@ -99,7 +99,17 @@ impl Store {
             role: Role::Records,
             scratch: None,
         };
-        let shelf = Shelf::open(registry, loaded, place, dialer, key).await?;
+        Shelf::open(registry, loaded, place, dialer, key, authority).await
+    }
+
+    pub(super) fn new(
+        loaded: &Loaded,
+        shelf: Shelf,
+        dialer: &Arc<Dialer>,
+        key: &KeyPair,
+        catalogue: &Arc<Catalogue>,
+        listen: &[Endpoint],
+    ) -> Arc<Self> {
         // A listener that means every address is dialled on loopback.
         let own = listen.iter().map(|endpoint| match endpoint.is_unspecified() {
             true => endpoint.with_address(IpAddr::from([127, 0, 0, 1])),
@@ -107,8 +117,8 @@ impl Store {
         });
         let trackers = Arc::new(Trackers::new(dialer, own.take(1)));
         let advertise = &loaded.config.transport.advertise;
-        let endpoints = if advertise.is_empty() { reachable(&listen) } else { advertise.clone() };
-        Ok(Arc::new_cyclic(|this| Self {
+        let endpoints = if advertise.is_empty() { reachable(listen) } else { advertise.clone() };
+        Arc::new_cyclic(|this| Self {
             shelf,
             quota: loaded.config.tracker.store.quota.get(),
             catalogue: Arc::clone(catalogue),
@@ -122,7 +132,7 @@ impl Store {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             this: this.clone(),
-        }))
+        })
     }
 
     pub(super) fn seeder(&self) -> Arc<Seeder> {
@@ -136,9 +146,10 @@ impl Store {
     /// Offers what is here and goes on with unfinished pins. The tracker answers already.
     pub(super) fn start(self: &Arc<Self>) {
         let source = LibraryOffers::new(Arc::clone(self.library()), true);
+        let members = self.shelf.members.clone();
+        let (key, endpoints) = (self.key.clone(), self.endpoints.clone());
         let presence =
-            Presence::start(self.key.clone(), self.endpoints.clone(), &self.trackers, Arc::new(source));
-        let presence = Arc::new(presence);
+            Arc::new(Presence::start_in(members, key, endpoints, &self.trackers, Arc::new(source)));
         let announcer = Announcer::new(Arc::clone(self.library()), Arc::clone(&presence));
         *self.presence.lock() = Some(presence);
         self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(announcer.run()));

@@ -1,16 +1,19 @@
 //! Entries of a catalogue in a form for people.
 
 use super::layout::{
-    self, CLEARED, Claim, FILE_NAMES, FILES, FileEntry, FormatRecord, LEASES, LeaseRecord, META, OFFERS,
-    PEERS, PINS, PROVIDERS, PinRecord, ReservedRecord, SESSIONS, VERSIONS, VersionRecord,
+    self, AUTHORITY, CLEARED, Claim, FILE_NAMES, FILES, FileEntry, FormatRecord, INVITATIONS,
+    InvitationRecord, LEASES, LeaseRecord, MEMBERS, META, MemberRecord, OFFERS, PEERS, PINS, PROVIDERS,
+    PinRecord, RESERVATIONS, REVOKED, ReservationRecord, ReservedRecord, SESSIONS, VERSIONS, VersionRecord,
 };
 use crate::model::id::{FileId, PeerId};
+use crate::model::identity::KeyPair;
 use crate::model::record::FileKind;
 use crate::readable::{Field, Fields};
 use crate::storage::error::StorageError;
 use crate::storage::value::Space;
 
-/// What an entry says. Session ids, by which others could act in a peer's name, are only there in part.
+/// What an entry says. Session ids, by which others could act in a peer's name, are only there in part, and of the
+/// authority's key only the public half.
 ///
 /// # Errors
 /// [`StorageError::Corrupt`] for an entry that this program would not have written.
@@ -87,6 +90,38 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
                 ("by", Field::text(by)),
             ]
         }
+        AUTHORITY => {
+            let secret = value.try_into().map_err(|_| odd())?;
+            vec![("authority", Field::text(KeyPair::from_secret(secret).public()))]
+        }
+        INVITATIONS => {
+            let InvitationRecord { rights, uses, until, at, .. } = layout::decode(space, value)?;
+            vec![
+                ("invitation", Field::secret(key)),
+                ("rights", Field::text(rights)),
+                ("uses", Field::Number(u64::from(uses))),
+                ("until", Field::Time(until)),
+                ("at", Field::Time(at)),
+            ]
+        }
+        MEMBERS => {
+            let MemberRecord { rights, joined, revoked, .. } = layout::decode(space, value)?;
+            let mut fields = vec![
+                ("peer", peer_id(key)?),
+                ("rights", Field::text(rights)),
+                ("joined", Field::Time(joined)),
+            ];
+            fields.extend(revoked.map(|revoked| ("revoked", Field::Time(revoked))));
+            fields
+        }
+        REVOKED => {
+            vec![("peer", peer_id(key)?), ("revoked", Field::Time(layout::read_number(space, value)?))]
+        }
+        RESERVATIONS => {
+            let name = std::str::from_utf8(key).map_err(|_| odd())?;
+            let ReservationRecord { by, at, .. } = layout::decode(space, value)?;
+            vec![("name", Field::text(name)), ("by", Field::text(by)), ("at", Field::Time(at))]
+        }
         _ => return Err(odd()),
     };
     Ok(fields)
@@ -117,6 +152,7 @@ fn describe_fact(key: &[u8], value: &[u8]) -> Result<Fields, StorageError> {
         b"stamp" => vec![("stamp", Field::Time(layout::read_number(META, value)?))],
         b"swept" => vec![("swept", Field::Time(layout::read_number(META, value)?))],
         b"forgot" => vec![("forgot", Field::Time(layout::read_number(META, value)?))],
+        b"revocations" => vec![("revocations", Field::Number(layout::read_number(META, value)?))],
         b"numbers" => vec![("numbers", Field::Number(layout::read_number(META, value)?))],
         b"reserved" => {
             let ReservedRecord { bytes, pins, .. } = layout::decode(META, value)?;
@@ -153,6 +189,13 @@ mod tests {
             assert!(fields.contains(&("peer_number", Field::Number(7))), "{fields:?}");
             assert!(!format!("{fields:?}").contains("ababababab"), "{fields:?}");
         }
+    }
+
+    #[test]
+    fn of_the_authority_only_the_public_half_is_told() {
+        let pair = KeyPair::generate();
+        let fields = describe(AUTHORITY, b"key", &pair.secret()).unwrap();
+        assert_eq!(fields, [("authority", Field::text(pair.public()))]);
     }
 
     proptest! {

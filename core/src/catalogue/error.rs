@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use crate::model::id::PeerId;
 use crate::model::layout::FileTooLarge;
+use crate::model::name::Name;
 use crate::model::record::FileRecord;
 use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::storage::error::StorageError;
+use crate::swarm::revocations::MAX_REVOKED;
 
 /// An error of the catalogue.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,23 @@ pub enum CatalogueError {
     /// The session is not valid (any more).
     #[error("the session is not valid any more; say hello again")]
     Unauthorized,
+    /// Nobody comes in by this invitation.
+    #[error("this invitation is used up, over, or none of this swarm")]
+    NoInvitation,
+    /// The peer was thrown out.
+    #[error("this peer was thrown out of the swarm; it cannot come back with the same key")]
+    Revoked,
+    /// The name belongs to another peer.
+    #[error("the name {name} is reserved for the peer {by}")]
+    NameReserved {
+        /// The name.
+        name: Name,
+        /// Who may publish it.
+        by: PeerId,
+    },
+    /// As many were thrown out of late as a list of them holds.
+    #[error("{MAX_REVOKED} peers were thrown out in the last day, which is as many as peers can be told of")]
+    TooManyRevoked,
     /// Others changed the same entries again and again.
     #[error("others changed the same entry at the same time, again and again")]
     Conflict,
@@ -75,10 +95,15 @@ impl From<CatalogueError> for ErrorReply {
                 let matches = matches.clone().into_boxed_slice();
                 return Self { matches, ..Self::new(ErrorCode::Ambiguous, message) };
             }
-            CatalogueError::Unauthorized => ErrorCode::Unauthorized,
+            CatalogueError::Unauthorized | CatalogueError::NoInvitation | CatalogueError::Revoked => {
+                ErrorCode::Unauthorized
+            }
+            CatalogueError::NameReserved { .. } => ErrorCode::Forbidden,
             CatalogueError::Conflict => ErrorCode::Conflict,
             CatalogueError::Malformed { .. } => ErrorCode::Malformed,
-            CatalogueError::QuotaFull { .. } | CatalogueError::TooManyFiles => ErrorCode::Full,
+            CatalogueError::QuotaFull { .. }
+            | CatalogueError::TooManyFiles
+            | CatalogueError::TooManyRevoked => ErrorCode::Full,
             CatalogueError::TooManyPeers => ErrorCode::Busy,
         };
         let reply = Self::new(code, error.to_string());

@@ -24,6 +24,12 @@
 //! | `leases` | number of the peer | [`LeaseRecord`] |
 //! | `sessions` | session id, 16 bytes | number of the peer |
 //! | `pins` | file id | [`PinRecord`] |
+//! | `meta` | `revocations` | u64: the version of the list of revocations |
+//! | `authority` | `key` | the secret of the swarm's authority, 32 bytes of an Ed25519 seed |
+//! | `invitations` | hash of the secret, 32 bytes | [`InvitationRecord`] |
+//! | `members` | peer id | [`MemberRecord`] |
+//! | `revoked` | peer id | u64: when a member was thrown out, while it may have a membership that did not end, ms since 1970 |
+//! | `reservations` | name | [`ReservationRecord`] |
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -36,6 +42,8 @@ use crate::model::record::FileKind;
 use crate::protocol::message::SessionId;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Key, Space};
+use crate::swarm::invitation::SecretHash;
+use crate::swarm::membership::Rights;
 
 /// The newest format that this program reads, and the one that it writes.
 pub const FORMAT: u64 = 2;
@@ -64,10 +72,36 @@ pub const LEASES: Space = Space::new("leases");
 pub const SESSIONS: Space = Space::new("sessions");
 /// Files of which the tracker keeps a copy.
 pub const PINS: Space = Space::new("pins");
+/// The key of the swarm.
+pub const AUTHORITY: Space = Space::new("authority");
+/// Who may come in.
+pub const INVITATIONS: Space = Space::new("invitations");
+/// Who came in by invitation.
+pub const MEMBERS: Space = Space::new("members");
+/// Who was thrown out of late.
+pub const REVOKED: Space = Space::new("revoked");
+/// Names that only one peer may publish.
+pub const RESERVATIONS: Space = Space::new("reservations");
 
 /// Every space of a catalogue.
-pub const SPACES: &[Space] =
-    &[META, VERSIONS, FILES, FILE_NAMES, PROVIDERS, OFFERS, CLEARED, PEERS, LEASES, SESSIONS, PINS];
+pub const SPACES: &[Space] = &[
+    META,
+    VERSIONS,
+    FILES,
+    FILE_NAMES,
+    PROVIDERS,
+    OFFERS,
+    CLEARED,
+    PEERS,
+    LEASES,
+    SESSIONS,
+    PINS,
+    AUTHORITY,
+    INVITATIONS,
+    MEMBERS,
+    REVOKED,
+    RESERVATIONS,
+];
 
 /// The value of an entry whose key says all.
 pub const MARK: Bytes = Bytes::from_static(&[0]);
@@ -258,6 +292,46 @@ pub struct PinRecord {
     pub by: PeerId,
 }
 
+/// What lets somebody in, known by the hash of its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InvitationRecord {
+    /// The version of the record.
+    pub v: u8,
+    /// What those may do who come in by it.
+    pub rights: Rights,
+    /// How many more may come in.
+    pub uses: u32,
+    /// Until when, in ms since 1970.
+    pub until: u64,
+    /// When it was made, in ms since 1970.
+    pub at: u64,
+}
+
+/// Somebody who came in by invitation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// The version of the record.
+    pub v: u8,
+    /// What it may do.
+    pub rights: Rights,
+    /// When it came in, in ms since 1970.
+    pub joined: u64,
+    /// When it was thrown out, in ms since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<u64>,
+}
+
+/// A name that only one peer may publish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReservationRecord {
+    /// The version of the record.
+    pub v: u8,
+    /// Who may publish it.
+    pub by: PeerId,
+    /// Since when, in ms since 1970.
+    pub at: u64,
+}
+
 /// What is promised to pins altogether.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReservedRecord {
@@ -390,7 +464,27 @@ pub fn peer_key(peer: PeerNumber) -> Key {
     key(&[&peer.bytes()])
 }
 
-/// The key of a peer in `peers`.
+/// The key of an invitation.
+pub fn invitation_key(secret: SecretHash) -> Key {
+    key(&[&secret.0])
+}
+
+/// The key of the authority's secret.
+pub fn authority_key() -> Key {
+    key(&[b"key"])
+}
+
+/// The key of a name in `reservations`.
+pub fn reservation_key(name: &Name) -> Key {
+    key(&[name.as_str().as_bytes()])
+}
+
+/// Reads a key of `members` or `revoked`.
+pub fn read_peer_id(space: Space, bytes: &[u8]) -> Result<PeerId, StorageError> {
+    PeerId::try_from(bytes).map_err(|_| damaged(space, bytes))
+}
+
+/// The key of a peer in `peers`, `members` and `revoked`.
 pub fn peer_id_key(peer: &PeerId) -> Key {
     key(&[peer.as_bytes()])
 }

@@ -1,5 +1,5 @@
 //! The tracker's persistent meaning on top of [`Storage`]: names and their versions, files, who claims to have
-//! them, which peers are alive, and which files the tracker keeps a copy of.
+//! them, which peers are alive, which files the tracker keeps a copy of, and who came in by invitation.
 //!
 //! [`layout`] says what lies where. Several trackers may work on one database at the same time: whatever must not
 //! be lost is a conditional commit, repeated with fresh values on a conflict, and nothing here believes its memory
@@ -12,12 +12,15 @@ pub mod error;
 mod formats;
 pub mod layout;
 pub mod leases;
+pub mod members;
 pub mod names;
 pub mod pattern;
 pub mod peers;
 pub mod pins;
 pub mod providers;
 pub mod remembered;
+pub mod reservations;
+pub mod revocations;
 #[cfg(any(test, feature = "testkit"))]
 pub mod several;
 pub mod sweep;
@@ -291,6 +294,8 @@ pub async fn stored_format(storage: &dyn Storage) -> Result<Option<u64>, Storage
 
 #[cfg(test)]
 mod damage_tests;
+#[cfg(test)]
+mod members_tests;
 #[cfg(test)]
 mod remembered_tests;
 #[cfg(test)]

@@ -65,6 +65,8 @@ impl Catalogue {
         let Publication { name, id, size, kind } = publication;
         let by = session.peer;
         PieceLayout::new(*size)?;
+        // Most names are not reserved, so it is only looked at where that proves wrong.
+        let mut reservation = None;
         for _ in 0..ATTEMPTS {
             let newest = self.newest(name).await?;
             let file_key = layout::file_key(id);
@@ -115,6 +117,7 @@ impl Catalogue {
                 gone: None,
             };
             batch.put(FILES, file_key, layout::encode(&entry));
+            super::reservations::require(&mut batch, name, reservation.as_ref());
             super::providers::require_session(&mut batch, session);
             super::providers::put_claim(&mut batch, session, no, Claim { size: *size, complete: true });
             match self.try_commit(batch, Durability::Durable).await {
@@ -123,7 +126,10 @@ impl Catalogue {
                     self.forget_remembered(name, id);
                     return Ok(published);
                 }
-                Ok(false) => self.still_valid(session).await?,
+                Ok(false) => {
+                    self.still_valid(session).await?;
+                    reservation = self.may_publish(name, by).await?;
+                }
                 Err(StorageError::Indeterminate { source }) => {
                     // Read what became of it. Ours is the version only if all of it is ours.
                     let now_newest = self.newest(name).await?;
@@ -367,7 +373,7 @@ fn file_record(name: Name, version: u64, record: VersionRecord, providers: u32) 
 }
 
 /// The ids whose hexadecimal digits begin with these, of which there are fewer than 64.
-fn id_range(digits: &str) -> KeyRange {
+pub(super) fn id_range(digits: &str) -> KeyRange {
     let nibble = |digit: u8| char::from(digit).to_digit(16).unwrap_or(0) as u8;
     let (mut low, mut high) = ([0; 32], [0xff; 32]);
     for (at, digit) in digits.bytes().take(64).enumerate() {

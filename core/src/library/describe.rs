@@ -1,11 +1,12 @@
 //! Entries of an index, and of content in a database, in a form for people.
 
 use super::content;
-use super::layout::{self, ACKS, DIRTY, FILES, HASHES, HAVE, MEMBERS, META, Place, Record, TOMBS};
+use super::layout::{self, ACKS, DIRTY, FILES, HASHES, HAVE, MEMBERS, META, Place, Record, SWARM, TOMBS};
 use crate::model::record::FileKind;
 use crate::readable::{Field, Fields};
 use crate::storage::error::StorageError;
 use crate::storage::value::{Key, Space};
+use crate::swarm::membership::{Membership, SignedMembership};
 
 /// What an entry says. Of hashes, bits and content it is only how many there are.
 ///
@@ -51,6 +52,19 @@ pub fn describe(space: Space, key: &Key, value: &[u8]) -> Result<Fields, Storage
         ACKS => {
             let (catalogue, id, name) = layout::split_ack(key)?;
             vec![("catalogue", Field::hex(&catalogue)), ("id", Field::text(id)), ("name", Field::text(name))]
+        }
+        SWARM if *key == layout::swarm_key("membership") => {
+            let membership = SignedMembership::from_bytes(value).and_then(|signed| signed.claim().ok());
+            let Membership { peer, rights, from, until } = membership.ok_or_else(odd)?;
+            vec![
+                ("membership", Field::text(peer)),
+                ("rights", Field::text(rights)),
+                ("from", Field::Time(from)),
+                ("until", Field::Time(until)),
+            ]
+        }
+        SWARM if *key == layout::swarm_key("revocations") => {
+            vec![("revocations", Field::Number(value.len() as u64))]
         }
         _ if content::SPACES.contains(&space) => {
             let (id, rest) = layout::split_id(space, key)?;

@@ -10,6 +10,7 @@
 //! | `library_members` | member, collection | empty record of 1 byte |
 //! | `library_tombs` | id | what remains to be removed: the file's [`Record`] |
 //! | `library_acks` | catalogue (16), id, name | 1 byte: the catalogue acknowledged the name |
+//! | `library_swarm` | `membership`, `revocations` | what trackers signed, see [`crate::swarm`]; only in swarms by invitation |
 //!
 //! Numbers in keys are big-endian, so that pages follow each other.
 
@@ -41,9 +42,11 @@ pub(super) const DIRTY: Space = Space::new("library_dirty");
 pub(super) const MEMBERS: Space = Space::new("library_members");
 pub(super) const TOMBS: Space = Space::new("library_tombs");
 pub(super) const ACKS: Space = Space::new("library_acks");
+/// What is known of a swarm by invitation.
+pub const SWARM: Space = Space::new("library_swarm");
 
 /// Every space of an index.
-pub const SPACES: &[Space] = &[META, FILES, HASHES, HAVE, DIRTY, MEMBERS, TOMBS, ACKS];
+pub const SPACES: &[Space] = &[META, FILES, HASHES, HAVE, DIRTY, MEMBERS, TOMBS, ACKS, SWARM];
 
 /// The version of this layout.
 pub const FORMAT: u64 = 1;
@@ -146,6 +149,11 @@ fn key(parts: &[&[u8]]) -> Key {
 
 pub(super) fn format_key() -> Key {
     key(&[b"format"])
+}
+
+/// A key of [`SWARM`].
+pub fn swarm_key(name: &'static str) -> Key {
+    key(&[name.as_bytes()])
 }
 
 pub(super) fn id_key(id: &FileId) -> Key {

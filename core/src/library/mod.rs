@@ -36,7 +36,7 @@ pub mod small;
 mod whole;
 
 pub use formats::stored_format;
-pub use layout::{FORMAT, SPACES};
+pub use layout::{FORMAT, SPACES, SWARM, swarm_key};
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! The Ed25519 key pair (RFC 8032) that every node makes at its first start, and the id derived from it.
 
 use std::fmt;
+use std::str::FromStr;
 
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
@@ -11,10 +12,23 @@ use super::id::PeerId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublicKey(#[serde(with = "serde_bytes")] [u8; 32]);
 
+/// Why a text is not a public key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a public key: 64 hexadecimal digits are expected")]
+pub struct ParsePublicKeyError {
+    /// The text as it was given, cut to a length that can be shown.
+    pub text: String,
+}
+
 impl PublicKey {
     /// The key with these bytes. Whether there is such a key shows when something is verified with it.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+
+    /// The 32 bytes of the key.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 
     /// The id of the node that has this key: the BLAKE3 hash of its bytes.
@@ -27,6 +41,23 @@ impl PublicKey {
         VerifyingKey::from_bytes(&self.0).is_ok_and(|key| {
             key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&signature.0)).is_ok()
         })
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = ParsePublicKeyError;
+
+    fn from_str(text: &str) -> Result<Self, ParsePublicKeyError> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes)
+            .map_err(|_| ParsePublicKeyError { text: text.chars().take(80).collect() })?;
+        Ok(Self(bytes))
     }
 }
 
@@ -67,6 +98,18 @@ impl KeyPair {
     /// Signs a message.
     pub fn sign(&self, message: &[u8]) -> Signature {
         Signature(self.0.sign(message).to_bytes())
+    }
+}
+
+impl Signature {
+    /// The signature with these bytes.
+    pub const fn from_bytes(bytes: [u8; 64]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 64 bytes of the signature.
+    pub const fn as_bytes(&self) -> &[u8; 64] {
+        &self.0
     }
 }
 

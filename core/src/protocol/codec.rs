@@ -101,7 +101,7 @@ pub(super) fn decode_any_request(header: &[u8]) -> Option<(RequestId, Request)> 
 }
 
 /// The kinds of request of this version, as they are written on the wire.
-pub const KINDS: [&str; 17] = [
+pub const KINDS: [&str; 19] = [
     "hello",
     "publish",
     "announce",
@@ -110,6 +110,8 @@ pub const KINDS: [&str; 17] = [
     "leave",
     "pin",
     "unpin",
+    "join",
+    "introduce",
     "find",
     "providers",
     "list",

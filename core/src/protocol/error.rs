@@ -21,8 +21,10 @@ pub enum ErrorCode {
     TooLarge,
     /// There is no such file, piece or peer here.
     NotFound,
-    /// The session is not valid (any more).
+    /// The session is not valid (any more), or the sender is not a member of the swarm.
     Unauthorized,
+    /// The sender is known and may not do this.
+    Forbidden,
     /// Not now; repeat it after a while, or ask somebody else.
     Busy,
     /// It contradicts what somebody else did at the same time.
@@ -37,12 +39,13 @@ pub enum ErrorCode {
     Internal,
 }
 
-const CODES: [(ErrorCode, &str); 11] = [
+const CODES: [(ErrorCode, &str); 12] = [
     (ErrorCode::Malformed, "malformed"),
     (ErrorCode::Unsupported, "unsupported"),
     (ErrorCode::TooLarge, "too_large"),
     (ErrorCode::NotFound, "not_found"),
     (ErrorCode::Unauthorized, "unauthorized"),
+    (ErrorCode::Forbidden, "forbidden"),
     (ErrorCode::Busy, "busy"),
     (ErrorCode::Conflict, "conflict"),
     (ErrorCode::Full, "full"),

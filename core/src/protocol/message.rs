@@ -2,6 +2,7 @@
 //!
 //! Unknown fields are ignored, so that a field can be added; a new meaning gets a new kind.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::model::endpoint::Endpoint;
@@ -9,6 +10,8 @@ use crate::model::id::FileId;
 use crate::model::identity::{PublicKey, Signature};
 use crate::model::name::Name;
 use crate::model::record::{FileKind, FileRecord, Offer, Provider};
+use crate::swarm::invitation::Secret;
+use crate::swarm::membership::SignedMembership;
 use crate::transport::envelope::RequestId;
 
 /// The most offers or ids in one `announce` or `withdraw`.
@@ -119,11 +122,15 @@ pub enum Request {
         /// The files.
         ids: Vec<FileId>,
     },
-    /// To a tracker: the sender lives for one more lease. Answered by [`Reply::Done`]; `unauthorized` asks for a
-    /// new `hello` and a new announcement of everything.
+    /// To a tracker: the sender lives for one more lease. Answered by [`Reply::Done`], or by [`Reply::Renewed`] where the
+    /// sender says what it knows of its swarm and that is one by invitation; `unauthorized` asks for a new `hello` and a new
+    /// announcement of everything.
     Renew {
         /// The sender's session.
         session: SessionId,
+        /// What it knows of its swarm.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        known: Option<KnownSwarm>,
     },
     /// To a tracker: the sender goes away for now. Answered by [`Reply::Done`].
     Leave {
@@ -143,6 +150,17 @@ pub enum Request {
         session: SessionId,
         /// The file.
         id: FileId,
+    },
+    /// To a tracker of a swarm by invitation: the sender, whose connection is authenticated, wants to come in. Answered by
+    /// [`Reply::Joined`].
+    Join {
+        /// The secret of the invitation.
+        secret: Secret,
+    },
+    /// To a peer of a swarm by invitation: the sender is a member. Answered by [`Reply::Introduced`].
+    Introduce {
+        /// What says so.
+        membership: SignedMembership,
     },
     /// To a tracker: the newest file of a name, or the file of an id or a prefix of one. Answered by
     /// [`Reply::Find`].
@@ -208,6 +226,15 @@ pub enum Request {
     },
 }
 
+/// What a peer knows of its swarm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownSwarm {
+    /// The version of the list of revocations that it has; 0 for none.
+    pub revocations: u64,
+    /// When its own membership ends, in milliseconds since 1970-01-01 UTC; 0 where it has none.
+    pub until: u64,
+}
+
 /// For how long an answer to `have` may wait for something new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaveWait {
@@ -246,6 +273,26 @@ pub enum Reply {
     },
     /// To requests that ask for nothing.
     Done,
+    /// To `renew` in a swarm by invitation: what is news to the sender.
+    Renewed {
+        /// Its next membership, long before the one that it has ends.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        membership: Option<SignedMembership>,
+        /// The signed list of revocations, see [`crate::swarm::revocations::Revocations::verify`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        revocations: Option<Bytes>,
+    },
+    /// To `join`.
+    Joined {
+        /// The sender's membership.
+        membership: SignedMembership,
+    },
+    /// To `introduce`.
+    Introduced {
+        /// The membership of who answers; none where it has none that did not end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        membership: Option<SignedMembership>,
+    },
     /// To `pin`.
     Pin {
         /// How many bytes of the file the tracker has.
@@ -308,6 +355,9 @@ pub struct Welcome {
     pub lease_ms: u64,
     /// The endpoints that others are told.
     pub endpoints: Vec<Endpoint>,
+    /// In a swarm by invitation: the peer's membership.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub membership: Option<SignedMembership>,
 }
 
 /// How a tracker does.

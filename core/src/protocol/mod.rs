@@ -6,6 +6,7 @@ pub mod announce;
 pub mod client;
 pub mod codec;
 pub mod error;
+pub mod introduction;
 pub mod lookup;
 pub mod message;
 pub mod server;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -14,8 +15,10 @@ use crate::model::record::{FileRecord, Offer, Provider, Publication};
 use crate::protocol::client::{CallError, ask, unexpected};
 use crate::protocol::error::ErrorCode;
 use crate::protocol::message::{
-    CatalogueId, HelloProof, MAX_OFFERS, Reply, Request, SessionId, TrackerStatus, Welcome,
+    CatalogueId, HelloProof, KnownSwarm, MAX_OFFERS, Reply, Request, SessionId, TrackerStatus, Welcome,
 };
+use crate::swarm::invitation::Secret;
+use crate::swarm::membership::SignedMembership;
 use crate::transport::dialer::Dialer;
 use crate::transport::{Connection, Deadline};
 
@@ -33,6 +36,15 @@ pub struct TrackerClient {
     connection: Mutex<Option<Arc<dyn Connection>>>,
     catalogue: Mutex<Option<CatalogueId>>,
     silent: Mutex<Option<Instant>>,
+}
+
+/// What a tracker tells of a swarm by invitation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SwarmNews {
+    /// The next membership.
+    pub membership: Option<SignedMembership>,
+    /// The signed list of revocations.
+    pub revocations: Option<Bytes>,
 }
 
 macro_rules! expect {
@@ -208,7 +220,32 @@ impl TrackerClient {
 
     /// Lives for one more lease.
     pub async fn renew(&self, session: SessionId) -> Result<(), TrackerError> {
-        self.done(&Request::Renew { session }).await
+        self.done(&Request::Renew { session, known: None }).await
+    }
+
+    /// The same in a swarm by invitation. Returns what is news of it.
+    pub async fn renew_membership(
+        &self,
+        session: SessionId,
+        known: KnownSwarm,
+    ) -> Result<SwarmNews, TrackerError> {
+        let request = Request::Renew { session, known: Some(known) };
+        self.call(&request, |at, reply| match reply {
+            Reply::Renewed { membership, revocations } => Ok(SwarmNews { membership, revocations }),
+            // One that lets everybody in.
+            Reply::Done => Ok(SwarmNews::default()),
+            _ => Err(unexpected(at)),
+        })
+        .await
+    }
+
+    /// Comes into a swarm by invitation.
+    pub async fn join(&self, secret: Secret) -> Result<SignedMembership, TrackerError> {
+        self.call(
+            &Request::Join { secret },
+            |at, reply| expect!(at, reply, Reply::Joined { membership } => membership),
+        )
+        .await
     }
 
     /// Goes away for now and ends the session.

@@ -3,11 +3,13 @@
 //! [`service::TrackerService`] gives the catalogue's answers to requests. [`client::TrackerClient`] asks one
 //! tracker, [`trackers::Trackers`] asks all that are configured and fails over among those of one catalogue, and
 //! [`presence::Presence`] keeps a peer alive in every catalogue. What any of it means is in
-//! [`crate::catalogue`].
+//! [`crate::catalogue`]. Where a swarm is by invitation, [`gate::Gate`] stands in front of the service and
+//! [`admission::Admission`] decides who comes in.
 
+pub mod admission;
 pub mod client;
-pub mod clock;
 pub mod error;
+pub mod gate;
 pub mod listing;
 pub mod nonce;
 pub mod offers;
@@ -18,6 +20,8 @@ pub mod service;
 pub mod settings;
 pub mod trackers;
 
+#[cfg(test)]
+mod invited_tests;
 #[cfg(test)]
 mod presence_tests;
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! How fast new sessions may begin from one address.
+//! How fast something may be done from one address: sessions begun, invitations tried in vain.
 //!
-//! Each one writes to the database, and each new key takes one of the places for peers until it is forgotten. So
+//! Each session writes to the database, and each new key takes one of the places for peers until it is forgotten. So
 //! one address has a supply of sessions that fills up again with time (the generic cell rate algorithm, ITU-T
 //! I.371): enough for all peers behind a shared address to come back at once, and too few to take every place.
 
@@ -9,27 +9,47 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use parking_lot::Mutex;
 
-/// The time in milliseconds in which one more session is allowed.
-const INTERVAL: u64 = 1000;
-/// The sessions that may begin at once.
-const BURST: u64 = 128;
 /// How many addresses are remembered.
 const MAX_ADDRESSES: usize = 10_000;
 
 /// When the supply of each address is full again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pace {
+    /// The time in milliseconds in which there is one more.
+    interval: u64,
+    /// How many there may be at once.
+    burst: u64,
     full_at: Mutex<HashMap<IpAddr, u64>>,
 }
 
 impl Pace {
+    /// A supply of `burst` for each address, and of one more in each interval of so many milliseconds.
+    pub(super) fn new(interval: u64, burst: u64) -> Self {
+        Self { interval, burst, full_at: Mutex::default() }
+    }
+
+    /// Whether there would be one to take, and otherwise in how many milliseconds.
+    pub(super) fn look(&self, address: Option<IpAddr>, now: u64) -> Result<(), u64> {
+        let Some(address) = held_up(address) else { return Ok(()) };
+        match self.full_at.lock().get(&network(address)) {
+            Some(full_at) => self.next(*full_at, now).1,
+            None => Ok(()),
+        }
+    }
+
+    /// When the supply is full again, whatever the clock did meanwhile; and whether one can be taken.
+    fn next(&self, full_at: u64, now: u64) -> (u64, Result<(), u64>) {
+        let room = self.burst * self.interval;
+        // A clock that was put back must not lock anybody out.
+        let from = full_at.clamp(now, now.saturating_add(room));
+        let late = (from + self.interval).saturating_sub(now.saturating_add(room));
+        (from, if late > 0 { Err(late) } else { Ok(()) })
+    }
+
     /// Takes one of the address's supply at the time `now`, or says in how many milliseconds there will be one.
     /// This machine itself is not held up.
     pub(super) fn take(&self, address: Option<IpAddr>, now: u64) -> Result<(), u64> {
-        let Some(address) = address.map(|address| address.to_canonical()).filter(|ip| !ip.is_loopback())
-        else {
-            return Ok(());
-        };
+        let Some(address) = held_up(address) else { return Ok(()) };
         let mut full_at = self.full_at.lock();
         let key = network(address);
         if !full_at.contains_key(&key) && full_at.len() >= MAX_ADDRESSES {
@@ -39,16 +59,14 @@ impl Pace {
             }
         }
         let entry = full_at.entry(key).or_insert(now);
-        // A clock that was put back must not lock anybody out.
-        let from = (*entry).clamp(now, now.saturating_add(BURST * INTERVAL));
-        let late = (from + INTERVAL).saturating_sub(now.saturating_add(BURST * INTERVAL));
-        if late > 0 {
-            *entry = from;
-            return Err(late);
-        }
-        *entry = from + INTERVAL;
-        Ok(())
+        let (from, free) = self.next(*entry, now);
+        *entry = if free.is_ok() { from + self.interval } else { from };
+        free
     }
+}
+
+fn held_up(address: Option<IpAddr>) -> Option<IpAddr> {
+    address.map(|address| address.to_canonical()).filter(|ip| !ip.is_loopback())
 }
 
 /// One customer usually has a whole /64 of IPv6.
@@ -66,9 +84,25 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    const INTERVAL: u64 = 1000;
+    const BURST: u64 = 128;
+
+    #[test]
+    fn looking_takes_nothing() {
+        let pace = Pace::new(10, 2);
+        let at = Some(IpAddr::from([10, 0, 0, 1]));
+        for _ in 0..5 {
+            assert_eq!(pace.look(at, 0), Ok(()));
+        }
+        pace.take(at, 0).unwrap();
+        pace.take(at, 0).unwrap();
+        assert_eq!((pace.look(at, 4), pace.take(at, 4)), (Err(6), Err(6)));
+        assert_eq!(pace.look(at, 10), Ok(()));
+    }
+
     #[test]
     fn an_address_has_a_supply_that_fills_up_again_and_others_have_theirs() {
-        let pace = Pace::default();
+        let pace = Pace::new(INTERVAL, BURST);
         let at = |text: &str| Some(text.parse::<IpAddr>().unwrap());
         let (one, other) = (at("2001:db8::1"), at("2001:db8:0:1::1"));
         for _ in 0..BURST {
@@ -89,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_addresses_that_are_remembered_are_bounded() {
-        let pace = Pace::default();
+        let pace = Pace::new(INTERVAL, BURST);
         for n in 0..3 * MAX_ADDRESSES as u32 {
             pace.take(Some(IpAddr::from((n + (10 << 24)).to_be_bytes())), 0).unwrap();
         }

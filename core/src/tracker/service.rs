@@ -9,7 +9,6 @@ use bytes::Bytes;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::clock::Clock;
 use super::nonce::Nonces;
 use super::pace::Pace;
 use super::pin::PinStore;
@@ -17,6 +16,7 @@ use super::settings::{TrackerSettings, millis};
 use crate::catalogue::names::ListPage;
 use crate::catalogue::peers::Session;
 use crate::catalogue::{Catalogue, Task};
+use crate::clock::Clock;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
 use crate::model::record::Publication;
@@ -32,6 +32,9 @@ use crate::transport::{PeerInfo, ReplySink};
 
 /// How long the last write of renewals may take.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
+/// So many sessions may begin at once from one address, and one more in each of these milliseconds.
+const SESSIONS: u64 = 128;
+const SESSION_MS: u64 = 1000;
 /// How old the count of living peers in a status may be, in milliseconds.
 const STATUS_FRESH_MS: u64 = 1000;
 
@@ -64,7 +67,7 @@ impl TrackerService {
             settings,
             clock,
             nonces: Nonces::default(),
-            pace: Pace::default(),
+            pace: Pace::new(SESSION_MS, SESSIONS),
             store,
             started,
             living: tokio::sync::Mutex::default(),
@@ -177,7 +180,7 @@ impl TrackerService {
         })?;
         let session = self.catalogue.hello(id, endpoints.clone(), now).await?;
         tracing::debug!(peer = %id.short(), ?endpoints, "a peer began a session");
-        let welcome = Welcome { session, lease_ms: millis(self.settings.lease), endpoints };
+        let welcome = Welcome { session, lease_ms: millis(self.settings.lease), endpoints, membership: None };
         Ok(Reply::Hello { catalogue, nonce, welcome: Some(welcome) })
     }
 
@@ -278,7 +281,7 @@ impl TrackerService {
                 self.catalogue.withdraw(&session, &ids).await?;
                 Ok(Reply::Done)
             }
-            Request::Renew { session } => {
+            Request::Renew { session, .. } => {
                 self.catalogue.renew(session, now).await?;
                 Ok(Reply::Done)
             }

@@ -284,7 +284,7 @@ async fn requests_beyond_the_limits_and_requests_for_peers_are_refused() {
         (Request::Find { query: long.clone() }, ErrorCode::Malformed),
         (Request::List { pattern: long, cursor: None, limit: 1 }, ErrorCode::Malformed),
         (Request::Have { id: file(1), wait: None }, ErrorCode::Unsupported),
-        (Request::Renew { session: SessionId([0; 16]) }, ErrorCode::Unauthorized),
+        (Request::Renew { session: SessionId([0; 16]), known: None }, ErrorCode::Unauthorized),
     ] {
         assert_eq!(ask(service, request, "10.0.0.1").await.unwrap_err().code, expected);
     }

@@ -48,6 +48,11 @@ impl Dialer {
         Self { transports, connections: Mutex::default() }
     }
 
+    /// Another one over the same transports, each with something around it.
+    pub fn through(&self, wrap: impl Fn(Arc<dyn Transport>) -> Arc<dyn Transport>) -> Self {
+        Self::new(self.transports.iter().cloned().map(wrap).collect())
+    }
+
     fn transport(&self, endpoint: &Endpoint) -> Result<&dyn Transport, TransportError> {
         self.transports
             .iter()

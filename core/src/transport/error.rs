@@ -51,6 +51,14 @@ pub enum TransportError {
         /// What is wrong, and what would be right.
         problem: String,
     },
+    /// The swarm is one by invitation, and the remote or this node is not in it.
+    #[error("{endpoint} is left alone: {problem}")]
+    NotAdmitted {
+        /// Who was to be asked.
+        endpoint: Endpoint,
+        /// Who is not in, and why.
+        problem: String,
+    },
     /// The endpoint cannot be listened at.
     #[error("cannot listen at {endpoint}")]
     Bind {

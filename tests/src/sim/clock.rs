@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use enjambre_core::tracker::clock::{Clock, TimerClock};
+use enjambre_core::clock::{Clock, TimerClock};
 
 /// A clock that somebody sets wrong.
 #[derive(Debug)]

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enjambre_core::catalogue::Catalogue;
+use enjambre_core::clock::Clock;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::protocol::server;
 use enjambre_core::storage::Storage;
 use enjambre_core::storage::fault::FaultyStorage;
 use enjambre_core::storage::memory::{Disk, Memory};
-use enjambre_core::tracker::clock::Clock;
 use enjambre_core::tracker::service::TrackerService;
 use enjambre_core::tracker::settings::TrackerSettings;
 use enjambre_core::transport::Listener;

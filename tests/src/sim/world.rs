@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use enjambre_core::clock::Clock;
 use enjambre_core::download::get::{Get, get};
 use enjambre_core::download::progress::Progress;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::model::id::FileId;
 use enjambre_core::model::record::{FileRecord, Publication};
 use enjambre_core::publish::{PublishOptions, publish};
-use enjambre_core::tracker::clock::Clock;
 use enjambre_core::tracker::error::TrackerError;
 use enjambre_core::transport::fault::Faults;
 use enjambre_core::transport::memory::MemoryNetwork;

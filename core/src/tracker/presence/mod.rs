@@ -25,6 +25,7 @@ use super::client::TrackerClient;
 use super::error::{TrackerError, Unreached};
 use super::offers::OfferSource;
 use super::trackers::Trackers;
+use crate::admission::members::Members;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::{FileId, PeerId};
 use crate::model::identity::KeyPair;
@@ -83,6 +84,8 @@ struct Shared {
     key: KeyPair,
     endpoints: Vec<Endpoint>,
     source: Arc<dyn OfferSource>,
+    /// What is known of the swarm, where it is by invitation.
+    members: Option<Arc<Members>>,
     clients: Vec<Arc<TrackerClient>>,
     state: Mutex<State>,
     /// Counts the changes of `state`.
@@ -182,12 +185,24 @@ impl Presence {
         trackers: &Trackers,
         source: Arc<dyn OfferSource>,
     ) -> Self {
+        Self::start_in(None, key, endpoints, trackers, source)
+    }
+
+    /// The same in a swarm by invitation: keeps the peer's membership and the list of revocations new as well.
+    pub fn start_in(
+        members: Option<Arc<Members>>,
+        key: KeyPair,
+        endpoints: Vec<Endpoint>,
+        trackers: &Trackers,
+        source: Arc<dyn OfferSource>,
+    ) -> Self {
         let clients = trackers.clients().to_vec();
         let workers = vec![WorkerState::default(); clients.len()];
         let shared = Arc::new(Shared {
             key,
             endpoints,
             source,
+            members,
             clients,
             state: Mutex::new(State { workers, ..State::default() }),
             changed: watch::Sender::new(0),

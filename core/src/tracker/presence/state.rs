@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     fn welcome() -> Welcome {
-        Welcome { session: SessionId([1; 16]), lease_ms: 1, endpoints: Vec::new() }
+        Welcome { session: SessionId([1; 16]), lease_ms: 1, endpoints: Vec::new(), membership: None }
     }
 
     #[test]

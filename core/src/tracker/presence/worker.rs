@@ -23,7 +23,8 @@ use crate::model::record::{Offer, Publication};
 use crate::protocol::error::ErrorCode;
 use crate::protocol::message::{CatalogueId, MAX_OFFERS, SessionId};
 use crate::storage::error::StorageError;
-use crate::tracker::client::TrackerClient;
+use crate::swarm::membership::Invalid;
+use crate::tracker::client::{SwarmNews, TrackerClient};
 use crate::tracker::error::{TrackerError, Unreached};
 
 /// How long changes are collected before they are sent.
@@ -54,6 +55,8 @@ enum Stop {
     Library(#[from] StorageError),
     #[error("the tracker serves another catalogue now")]
     OtherCatalogue,
+    #[error("what the tracker says of the swarm is not accepted: {0}; is swarm.authority the right one?")]
+    Swarm(#[from] Invalid),
 }
 
 impl Stop {
@@ -215,6 +218,11 @@ impl Worker {
         }
         let mut lease = Lease::new(welcome.session, welcome.lease_ms);
         lease.due = begun + lease.third;
+        if let Some(members) = &self.shared.members {
+            members.take(welcome.membership.as_ref(), None).await?;
+            // The list of revocations comes with the first renewal.
+            lease.due = begun;
+        }
         // From here on changes are remembered; what changed before is in what the library offers.
         self.shared.update(|state| {
             state.catalogues.entry(catalogue).or_default().begin_session(welcome);
@@ -227,13 +235,24 @@ impl Worker {
         let begun = Instant::now();
         // Silence must not use up the lease: another tracker may take the renewal, and in time even if the silent one did
         // not write down the one before.
-        let renewed = timeout((lease.third / 2).max(SHORTEST_WAIT), self.client.renew(lease.session)).await;
+        let limit = (lease.third / 2).max(SHORTEST_WAIT);
+        let renewed = match &self.shared.members {
+            Some(members) => {
+                timeout(limit, self.client.renew_membership(lease.session, members.known())).await
+            }
+            None => timeout(limit, self.client.renew(lease.session))
+                .await
+                .map(|renewed| renewed.map(|()| SwarmNews::default())),
+        };
         let silent = |_| {
             let endpoint = self.client.endpoint().clone();
             let reason = format!("{endpoint} did not answer in time");
             Err(TrackerError::Unreachable { reasons: vec![Unreached { endpoint, reason }] })
         };
-        self.check(catalogue, lease.session, renewed.unwrap_or_else(silent))?;
+        let news = self.check(catalogue, lease.session, renewed.unwrap_or_else(silent))?;
+        if let Some(members) = &self.shared.members {
+            members.take(news.membership.as_ref(), news.revocations.as_ref()).await?;
+        }
         lease.due = begun + lease.third;
         Ok(())
     }

@@ -1,0 +1,159 @@
+//! `enjambre join`: comes into a swarm by invitation and writes the configuration that this peer has from now on.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use enjambre_core::clock::{Clock, SystemClock};
+use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::model::identity::KeyPair;
+use enjambre_core::swarm::invitation::Invitation;
+use enjambre_core::swarm::membership::{Rights, SKEW_MS};
+use enjambre_core::tracker::client::TrackerClient;
+use enjambre_core::tracker::error::TrackerError;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::drive;
+use super::output::Stdout;
+use crate::config::load::{Loaded, Sources, new_file};
+use crate::config::sections::NodeKind;
+use crate::failure::Failure;
+use crate::node_key;
+use crate::registry::Registry;
+
+/// Where a peer listens unless it is told otherwise.
+const LISTEN: &str = "tcps://0.0.0.0:7711";
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The line that `enjambre invite` printed
+    invitation: String,
+    /// Where this peer is to listen [default: tcps://0.0.0.0:7711]
+    #[arg(long = "listen", value_name = "ENDPOINT")]
+    listen: Vec<Endpoint>,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(
+    registry: &Registry,
+    sources: Sources,
+    arguments: &Arguments,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let Arguments { invitation, listen, json } = arguments;
+    let mut listen = listen.clone();
+    let invitation: Invitation = invitation.parse().map_err(Failure::usage)?;
+    let path = new_file(&sources).ok_or_else(|| {
+        Failure::usage("there is no folder for the configuration; name a file with --config")
+    })?;
+    if path.exists() {
+        return Err(exists(&path));
+    }
+    if listen.is_empty() {
+        listen.push(LISTEN.parse().map_err(Failure::usage)?);
+    }
+    let text = configuration(&invitation, &listen);
+    let loaded = Sources { file: Some(path.clone()), ..sources }.load_text(&text, &registry.backends())?;
+    registry.check(&loaded)?;
+    let joined = async {
+        let data_dir = drive::own(&loaded.data_dir(NodeKind::Peer)).await?;
+        let folder = data_dir.path().to_owned();
+        let key = crate::blocking(move || node_key::load_or_create(&folder)).await?;
+        let rights = join(registry, &loaded, &invitation, &key).await?;
+        let file = path.clone();
+        crate::blocking(move || write_new(&file, &text)).await?;
+        Ok::<_, Failure>((key.peer_id(), rights))
+    };
+    let Some(joined) = stop.run_until_cancelled(joined).await else {
+        return Err(Failure::failed("interrupted; join again with the same invitation"));
+    };
+    let (peer, rights) = joined?;
+    let mut stdout = Stdout::default();
+    if *json {
+        stdout.json(&json!({ "peer": peer, "rights": rights, "config": path }));
+    } else {
+        stdout.line(&format!("joined as {peer} ({rights}); the configuration is {}", path.display()));
+    }
+    stdout.end()
+}
+
+/// Asks one tracker after the other.
+async fn join(
+    registry: &Registry,
+    loaded: &Loaded,
+    invitation: &Invitation,
+    key: &KeyPair,
+) -> Result<Rights, Failure> {
+    let dialer = registry.dialer(loaded, key)?;
+    let mut reasons = Vec::new();
+    for tracker in &invitation.trackers {
+        match TrackerClient::new(Arc::clone(&dialer), tracker.clone()).join(invitation.secret).await {
+            Ok(membership) => {
+                let verified = membership.verify(&invitation.authority, SystemClock.now_ms());
+                let membership = verified.map_err(|error| {
+                    Failure::failed(format!(
+                        "{tracker} let this peer in, but what it gave is not accepted: {error}"
+                    ))
+                })?;
+                if membership.peer != key.peer_id() {
+                    return Err(Failure::failed(format!("{tracker} let another peer in")));
+                }
+                return Ok(membership.rights);
+            }
+            Err(TrackerError::Unreachable { reasons: new }) => reasons.extend(new),
+            Err(error) => {
+                let over = SystemClock.now_ms() > invitation.until.saturating_add(SKEW_MS);
+                let hint = if over { "the invitation is over; ask for another one" } else { "not let in" };
+                return Err(Failure::from(error).context(hint));
+            }
+        }
+    }
+    Err(TrackerError::Unreachable { reasons }.into())
+}
+
+fn configuration(invitation: &Invitation, listen: &[Endpoint]) -> String {
+    let list = |endpoints: &[Endpoint]| {
+        endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect::<Vec<_>>().join(", ")
+    };
+    let mut text = String::from("# A peer of a swarm by invitation, written by `enjambre join`.\n");
+    let _ = write!(
+        text,
+        "\n[swarm]\nauthority = \"{}\"\n\n[peer]\ntrackers = [{}]\n\n[transport]\nlisten = [{}]\n",
+        invitation.authority,
+        list(&invitation.trackers),
+        list(listen)
+    );
+    text
+}
+
+fn exists(path: &Path) -> Failure {
+    Failure::usage(format!(
+        "there is a configuration {} already and it stays as it is; give another path with --config",
+        path.display()
+    ))
+}
+
+/// Never writes over what is there.
+fn write_new(path: &PathBuf, text: &str) -> Result<(), Failure> {
+    let context = |error: std::io::Error| {
+        Failure::from(error).context(format!(
+            "this peer is in, but the configuration {} cannot be written; join again with the same invitation",
+            path.display()
+        ))
+    };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(context)?;
+    }
+    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(exists(path)),
+        opened => opened.map_err(context)?,
+    };
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(context)
+}

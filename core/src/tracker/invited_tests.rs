@@ -1,0 +1,301 @@
+//! A swarm by invitation over a network in the process that authenticates: trackers, peers, and who is kept out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::admission::Admission;
+use super::client::TrackerClient;
+use super::error::TrackerError;
+use super::gate::Gate;
+use super::presence::Presence;
+use super::service::TrackerService;
+use super::settings::TrackerSettings;
+use super::testing::{Shelf, endpoint, file, publication};
+use super::trackers::Trackers;
+use crate::admission::members::Members;
+use crate::catalogue::Catalogue;
+use crate::clock::{Clock, TimerClock};
+use crate::model::endpoint::Endpoint;
+use crate::model::id::PeerId;
+use crate::model::identity::{KeyPair, PublicKey};
+use crate::protocol::error::{ErrorCode, ErrorReply};
+use crate::protocol::message::{KnownSwarm, Reply, Request, SessionId};
+use crate::protocol::server::{self, Handler};
+use crate::storage::Storage;
+use crate::storage::memory::Memory;
+use crate::swarm::invitation::Secret;
+use crate::swarm::membership::{LIFE_MS, Rights};
+use crate::swarm::revocations::Revocations;
+use crate::transport::dialer::Dialer;
+use crate::transport::envelope::RequestId;
+use crate::transport::error::TransportError;
+use crate::transport::memory::MemoryNetwork;
+use crate::transport::{ConnectionId, Message, PeerInfo, ReplySink};
+
+struct Swarm {
+    network: MemoryNetwork,
+    clock: Arc<dyn Clock>,
+    storage: Arc<Memory>,
+}
+
+struct Tracker {
+    at: Endpoint,
+    catalogue: Arc<Catalogue>,
+    admission: Arc<Admission>,
+    gate: Arc<dyn Handler>,
+    _tasks: Vec<JoinHandle<()>>,
+}
+
+impl Swarm {
+    fn new() -> Self {
+        Self {
+            network: MemoryNetwork::new(),
+            clock: Arc::new(TimerClock::new()),
+            storage: Arc::new(Memory::new()),
+        }
+    }
+
+    async fn tracker(&self, name: &str) -> Tracker {
+        let settings = TrackerSettings::default();
+        let storage: Arc<dyn Storage> = self.storage.clone();
+        let catalogue =
+            Arc::new(Catalogue::open(storage, settings.rules(), self.clock.now_ms()).await.unwrap());
+        let me = KeyPair::generate().peer_id();
+        let admission = Admission::open(Arc::clone(&catalogue), me, Arc::clone(&self.clock)).await.unwrap();
+        let admission = Arc::new(admission);
+        let service = TrackerService::new(Arc::clone(&catalogue), settings, Arc::clone(&self.clock), None);
+        let service = Arc::new(service);
+        let gate: Arc<dyn Handler> = Arc::new(Gate::new(service.clone(), Arc::clone(&admission)));
+        let listener =
+            self.network.transport_of(me).bind(&endpoint(&format!("memory://{name}:1"))).await.unwrap();
+        let at = listener.local_endpoint().clone();
+        let run = {
+            let admission = Arc::clone(&admission);
+            async move {
+                let shutdown = CancellationToken::new();
+                tokio::join!(
+                    service.run(shutdown.clone()),
+                    admission.run(settings.flush_interval(), shutdown)
+                );
+            }
+        };
+        let _tasks = vec![tokio::spawn(server::serve(listener, Arc::clone(&gate))), tokio::spawn(run)];
+        Tracker { at, catalogue, admission, gate, _tasks }
+    }
+
+    fn dialer(&self, key: &KeyPair) -> Arc<Dialer> {
+        Arc::new(Dialer::new(vec![self.network.transport_of(key.peer_id())]))
+    }
+
+    fn client(&self, key: &KeyPair, tracker: &Tracker) -> TrackerClient {
+        TrackerClient::new(self.dialer(key), tracker.at.clone())
+    }
+
+    async fn invite(&self, tracker: &Tracker, rights: Rights, uses: u32) -> Secret {
+        let secret = Secret::generate();
+        let now = self.clock.now_ms();
+        tracker.catalogue.invite(secret.hash(), rights, uses, now + 3_600_000, now).await.unwrap();
+        secret
+    }
+
+    /// Somebody who is in.
+    async fn member(&self, tracker: &Tracker, rights: Rights) -> KeyPair {
+        let key = KeyPair::generate();
+        let secret = self.invite(tracker, rights, 1).await;
+        self.client(&key, tracker).join(secret).await.unwrap();
+        key
+    }
+
+    async fn members(&self, authority: &PublicKey, key: &KeyPair) -> Arc<Members> {
+        Members::open(*authority, key.peer_id(), Arc::clone(&self.clock), None).await.unwrap()
+    }
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, TrackerError>) -> Option<ErrorCode> {
+    result.unwrap_err().code()
+}
+
+async fn hello(client: &TrackerClient, key: &KeyPair) -> Result<SessionId, TrackerError> {
+    Ok(client.hello(key, &[endpoint("memory://peer:1")]).await?.1.session)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_gets_nothing_but_the_way_in() {
+    let swarm = Swarm::new();
+    let tracker = swarm.tracker("tracker").await;
+    let stranger = KeyPair::generate();
+    let client = swarm.client(&stranger, &tracker);
+    client.catalogue().await.expect("which catalogue it is is no secret");
+    assert_eq!(code(client.find("a").await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.providers(&file(1)).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.list("", None, 10).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.status().await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(hello(&client, &stranger).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.join(Secret::generate()).await), Some(ErrorCode::Unauthorized));
+    let secret = swarm.invite(&tracker, Rights::Full, 1).await;
+    let membership = client.join(secret).await.unwrap();
+    let now = swarm.clock.now_ms();
+    let membership = membership.verify(tracker.admission.authority().key(), now).unwrap();
+    assert_eq!((membership.peer, membership.rights), (stranger.peer_id(), Rights::Full));
+    assert_eq!(client.list("", None, 10).await.unwrap().0, []);
+    hello(&client, &stranger).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_in_at_one_tracker_is_in_at_all_of_the_catalogue() {
+    let swarm = Swarm::new();
+    let (one, other) = (swarm.tracker("one").await, swarm.tracker("other").await);
+    assert_eq!(one.admission.authority().key(), other.admission.authority().key());
+    let key = swarm.member(&one, Rights::Full).await;
+    let client = swarm.client(&key, &other);
+    let session = hello(&client, &key).await.unwrap();
+    client.publish(session, &publication("a", 1)).await.unwrap();
+    assert_eq!(swarm.client(&key, &one).find("a").await.unwrap().publisher, key.peer_id());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_only_download_offers_what_it_has_and_does_not_publish() {
+    let swarm = Swarm::new();
+    let tracker = swarm.tracker("tracker").await;
+    let (writer, reader) =
+        (swarm.member(&tracker, Rights::Full).await, swarm.member(&tracker, Rights::ReadOnly).await);
+    let client = swarm.client(&writer, &tracker);
+    client.publish(hello(&client, &writer).await.unwrap(), &publication("a", 1)).await.unwrap();
+    let client = swarm.client(&reader, &tracker);
+    let session = hello(&client, &reader).await.unwrap();
+    assert_eq!(code(client.publish(session, &publication("b", 2)).await), Some(ErrorCode::Forbidden));
+    assert_eq!(code(client.pin(session, file(1)).await), Some(ErrorCode::Forbidden));
+    assert_eq!(client.announce(session, &[super::testing::offer(1)]).await.unwrap(), []);
+    assert_eq!(client.providers(&file(1)).await.unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memberships_and_revocations_come_with_renewals_when_they_are_news() {
+    let swarm = Swarm::new();
+    let (tracker, other) = (swarm.tracker("one").await, swarm.tracker("other").await);
+    let authority = *tracker.admission.authority().key();
+    let key = swarm.member(&tracker, Rights::Full).await;
+    let gone = swarm.member(&tracker, Rights::Full).await;
+    let client = swarm.client(&key, &tracker);
+    let session = hello(&client, &key).await.unwrap();
+    let mut known = KnownSwarm::default();
+    let news = client.renew_membership(session, known).await.unwrap();
+    known.until = news.membership.unwrap().verify(&authority, swarm.clock.now_ms()).unwrap().until;
+    assert_eq!(client.renew_membership(session, known).await.unwrap(), Default::default());
+    other.catalogue.revoke(&gone.peer_id(), swarm.clock.now_ms()).await.unwrap();
+    // The other tracker did it; this one hears of it.
+    sleep(Duration::from_secs(6)).await;
+    let news = client.renew_membership(session, known).await.unwrap();
+    let list = Revocations::verify(&news.revocations.unwrap(), &authority).unwrap();
+    assert!(list.contains(&gone.peer_id()) && news.membership.is_none());
+    known.revocations = list.version();
+    assert_eq!(client.renew_membership(session, known).await.unwrap(), Default::default());
+    // Long before it ends there is another one.
+    known.until = swarm.clock.now_ms() + LIFE_MS / 2 - 1;
+    assert!(client.renew_membership(session, known).await.unwrap().membership.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_thrown_out_is_refused_at_every_tracker_within_moments() {
+    let swarm = Swarm::new();
+    let (one, other) = (swarm.tracker("one").await, swarm.tracker("other").await);
+    let key = swarm.member(&one, Rights::Full).await;
+    let clients = [swarm.client(&key, &one), swarm.client(&key, &other)];
+    for client in &clients {
+        client.status().await.unwrap();
+    }
+    let session = hello(&clients[1], &key).await.unwrap();
+    one.catalogue.revoke(&key.peer_id(), swarm.clock.now_ms()).await.unwrap();
+    one.admission.refresh().await.unwrap();
+    assert_eq!(code(clients[0].status().await), Some(ErrorCode::Unauthorized), "over the open connection");
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(code(clients[1].status().await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(clients[1].renew(session).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(
+        code(hello(&swarm.client(&key, &one), &key).await),
+        Some(ErrorCode::Unauthorized),
+        "over a new one"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_presence_keeps_the_membership_new_and_hears_of_revocations_within_a_lease() {
+    let swarm = Swarm::new();
+    let tracker = swarm.tracker("tracker").await;
+    let key = swarm.member(&tracker, Rights::Full).await;
+    let gone = swarm.member(&tracker, Rights::Full).await.peer_id();
+    let members = swarm.members(tracker.admission.authority().key(), &key).await;
+    let trackers = Trackers::new(&swarm.dialer(&key), [tracker.at.clone()]);
+    let presence = Presence::start_in(
+        Some(Arc::clone(&members)),
+        key.clone(),
+        vec![endpoint("memory://peer:1")],
+        &trackers,
+        Arc::new(Shelf::default()),
+    );
+    assert!(presence.connected(Duration::from_secs(5)).await);
+    assert!(members.own_within(Duration::from_secs(1)).await.is_some());
+    tracker.catalogue.revoke(&gone, swarm.clock.now_ms()).await.unwrap();
+    assert!(!members.is_revoked(&gone));
+    sleep(TrackerSettings::default().lease).await;
+    assert!(members.is_revoked(&gone));
+    for _ in 0..5 {
+        sleep(Duration::from_millis(LIFE_MS / 3)).await;
+        assert!(members.own().is_some(), "it is renewed long before it ends");
+    }
+    tracker.catalogue.revoke(&key.peer_id(), swarm.clock.now_ms()).await.unwrap();
+    sleep(TrackerSettings::default().lease).await;
+    let status = presence.status();
+    assert!(status[0].last_error.as_ref().is_some_and(|error| error.contains("thrown out")), "{status:?}");
+}
+
+/// A request that nobody sent over a network.
+#[derive(Debug)]
+struct Nowhere;
+
+#[async_trait::async_trait]
+impl ReplySink for Nowhere {
+    async fn reserve(&mut self, _: usize) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    async fn send(self: Box<Self>, _: Message) -> Result<(), TransportError> {
+        Ok(())
+    }
+}
+
+async fn join_from(
+    gate: &dyn Handler,
+    address: [u8; 4],
+    identity: Option<PeerId>,
+    secret: Secret,
+) -> Result<(Reply, Bytes), ErrorReply> {
+    let peer = PeerInfo { connection: ConnectionId::next(), address: Some(address.into()), identity };
+    gate.handle(RequestId(1), Request::Join { secret }, &peer, &mut Nowhere).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_invitations_are_paced_by_address_and_nobody_joins_without_an_identity() {
+    let swarm = Swarm::new();
+    let tracker = swarm.tracker("tracker").await;
+    let good = swarm.invite(&tracker, Rights::Full, 2).await;
+    let (near, far) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    let peer = Some(KeyPair::generate().peer_id());
+    let code = |joined: Result<_, ErrorReply>| joined.unwrap_err().code;
+    assert_eq!(code(join_from(&*tracker.gate, far, None, good).await), ErrorCode::Unauthorized);
+    let mut tried = 0;
+    while code(join_from(&*tracker.gate, near, peer, Secret::generate()).await) == ErrorCode::Unauthorized {
+        tried += 1;
+        assert!(tried <= 10, "one address tries on and on");
+    }
+    assert_eq!(tried, 10);
+    assert_eq!(code(join_from(&*tracker.gate, near, peer, good).await), ErrorCode::Busy);
+    join_from(&*tracker.gate, far, peer, good).await.expect("other addresses are not held up");
+    sleep(Duration::from_secs(10)).await;
+    join_from(&*tracker.gate, near, peer, good).await.expect("later it may try again");
+}
