@@ -8,13 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use enjambre_core::model::identity::KeyPair;
 use enjambre_core::transport::{Deadline, Message, envelope};
-use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
+use enjambre_transport::{GuardedTransport, Shared};
 use tokio::sync::Mutex;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// One of each scheme. None shares its limits with another, so what one counts is its own.
+fn transports() -> [Arc<dyn GuardedTransport>; 4] {
+    let shared = || Shared::new(TransportSettings::default()).unwrap();
+    let [tcps, _] = shared().secure(&KeyPair::generate());
+    let [_, zmqs] = shared().secure(&KeyPair::generate());
+    [shared().tcp(), shared().zmq(), tcps, zmqs]
+}
 
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -23,8 +32,9 @@ fn open_files() -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_come_and_go_leave_nothing_open() {
     let _alone = ALONE.lock().await;
-    come_and_go(enjambre_transport::tcp(TransportSettings::default()).unwrap()).await;
-    come_and_go(enjambre_transport::zmq(TransportSettings::default()).unwrap()).await;
+    for transport in transports() {
+        come_and_go(transport).await;
+    }
 }
 
 /// Bytes of memory that this process has at the moment.
@@ -39,10 +49,7 @@ async fn a_connection_that_carried_large_payloads_keeps_no_buffers_of_their_size
     const CONNECTIONS: usize = 48;
     const PAYLOAD: usize = 4 << 20;
     let _alone = ALONE.lock().await;
-    for transport in [
-        enjambre_transport::tcp(TransportSettings::default()).unwrap(),
-        enjambre_transport::zmq(TransportSettings::default()).unwrap(),
-    ] {
+    for transport in transports() {
         let endpoint = format!("{}://127.0.0.1:0", transport.scheme()).parse().unwrap();
         let listener = transport.bind(&endpoint).await.unwrap();
         let endpoint = listener.local_endpoint().clone();

@@ -1,6 +1,6 @@
 //! What a remote must not get away with: plain sockets against a listener that keeps serving another client.
 //!
-//! Each attack is written once and runs over both transports; `zmq` has those that only ZMTP makes possible. A case
+//! Each attack is written once and runs over both transports, plain and encrypted; `zmq` has those that only ZMTP makes possible. A case
 //! ends with an event (the connection is closed, a reply comes), never with a pause, and with the proof that the
 //! bystander got all its replies meanwhile.
 
@@ -9,6 +9,7 @@
 mod scene;
 mod spoken;
 mod tcp;
+mod tls;
 mod zmq;
 mod zmtp;
 
@@ -16,6 +17,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::transport::envelope::{self, RequestId};
 use enjambre_core::transport::error::TransportError;
 use enjambre_core::transport::{Deadline, Message};
@@ -27,11 +29,13 @@ use tokio::task::JoinHandle;
 use scene::{LARGE, PATIENCE, Scene, call, closed, greeted, header, listen, short_handshake, soon, until};
 use spoken::{Side, Spoken, requests};
 
-/// Runs each attack over both transports.
+/// Runs each attack over both transports, plain and encrypted.
 macro_rules! attacks {
     ($($attack:ident)*) => {
         attacks! { @over over_tcp, crate::tcp::Tcp: $($attack)* }
         attacks! { @over over_zmq, crate::zmtp::Zmtp: $($attack)* }
+        attacks! { @over over_tcps, crate::tls::Tls<crate::tcp::Tcp>: $($attack)* }
+        attacks! { @over over_zmqs, crate::tls::Tls<crate::zmtp::Zmtp>: $($attack)* }
     };
     (@over $module:ident, $spoken:ty: $($attack:ident)*) => {
         mod $module {
@@ -84,7 +88,7 @@ async fn who_does_not_finish_the_greeting_is_cut_off<S: Spoken>() {
     let greeting = S::greeting(Side::Client);
     let mut streams = Vec::new();
     for said in S::half_greetings() {
-        let mut stream = scene.connect().await;
+        let mut stream = scene.connect::<S>().await;
         stream.write_all(&greeting[..said]).await.unwrap();
         streams.push(stream);
     }
@@ -99,7 +103,7 @@ async fn who_speaks_something_else_is_cut_off_at_once<S: Spoken>() {
     let settings = TransportSettings { handshake: 2 * PATIENCE, ..TransportSettings::default() };
     let scene = Scene::new::<S>(settings, 0).await;
     for said in S::false_greetings() {
-        let mut stream = scene.connect().await;
+        let mut stream = scene.connect::<S>().await;
         stream.write_all(&said).await.unwrap();
         closed(&mut stream).await;
     }
@@ -108,7 +112,7 @@ async fn who_speaks_something_else_is_cut_off_at_once<S: Spoken>() {
 
 async fn requests_right_behind_the_greeting_are_answered<S: Spoken>() {
     let scene = Scene::new::<S>(TransportSettings::default(), 100).await;
-    let mut stream = scene.connect().await;
+    let mut stream = scene.connect::<S>().await;
     stream.write_all(&[S::greeting(Side::Client), requests::<S>(1..3)].concat()).await.unwrap();
     soon("a greeting", S::take_greeting(&mut stream)).await.unwrap();
     let mut answered = [reply::<S>(&mut stream).await.0, reply::<S>(&mut stream).await.0];
@@ -255,7 +259,7 @@ async fn more_connections_than_allowed<S: Spoken>() {
             held.push(greeted::<S>(&scene.address).await);
         }
         for _ in 0..10 {
-            closed(&mut scene.connect().await).await;
+            closed(&mut scene.connect::<S>().await).await;
         }
         assert_eq!(scene.transport.connections(), 5);
         // Who goes makes room.
@@ -311,12 +315,12 @@ async fn a_client_leaves_before_it_is_closed_and_dials_again_without_a_lost_call
 }
 
 /// A server that sends these bytes after the greeting and then waits to be left.
-async fn hostile_server<S: Spoken>(says: Vec<u8>) -> (String, JoinHandle<()>) {
+async fn hostile_server<S: Spoken>(says: Vec<u8>) -> (Endpoint, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let scheme = S::transport(TransportSettings::default()).scheme();
-    let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
+    let endpoint = S::endpoint(&listener.local_addr().unwrap().to_string());
     let serving = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = S::accepted(stream).await;
         stream.write_all(&S::greeting(Side::Server)).await.unwrap();
         S::take_greeting(&mut stream).await.unwrap();
         // Fails when the client has had enough.
@@ -330,7 +334,7 @@ async fn a_client_survives_a_hostile_server<S: Spoken>() {
     let transport = S::transport(TransportSettings::default());
     for says in S::broken_replies() {
         let (endpoint, serving) = hostile_server::<S>(says).await;
-        let connection = transport.connect(&endpoint.parse().unwrap()).await.unwrap();
+        let connection = transport.connect(&endpoint).await.unwrap();
         let error = soon("the end of the call", call(&*connection)).await.unwrap_err();
         // It may be known before the call is sent.
         let known = matches!(error, TransportError::Lost { .. } | TransportError::Unreachable { .. });
@@ -345,7 +349,7 @@ async fn a_client_survives_a_hostile_server<S: Spoken>() {
 async fn a_payload_that_stops_halfway_is_silence<S: Spoken>() {
     let (endpoint, serving) = hostile_server::<S>(S::begun_reply()).await;
     let transport = S::transport(TransportSettings::default());
-    let connection = transport.connect(&endpoint.parse().unwrap()).await.unwrap();
+    let connection = transport.connect(&endpoint).await.unwrap();
     let id = connection.next_id();
     let silence = Deadline::Silence(Duration::from_millis(200));
     let call = connection.call(id, header(Some(id.0)), silence);
@@ -359,13 +363,13 @@ async fn a_server_that_says_nothing_or_something_else_is_unreachable<S: Spoken>(
     let transport = S::transport(short_handshake());
     for says in [&b""[..], b"HTTP/1.1 400 Bad Request\r\n\r\n"] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("{}://{}", transport.scheme(), listener.local_addr().unwrap());
+        let endpoint = S::endpoint(&listener.local_addr().unwrap().to_string());
         let accepting = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.write_all(says).await.unwrap();
             closed(&mut stream).await;
         });
-        let connection = transport.connect(&endpoint.parse().unwrap()).await.unwrap();
+        let connection = transport.connect(&endpoint).await.unwrap();
         let error = soon("the end of the call", call(&*connection)).await.unwrap_err();
         assert!(matches!(error, TransportError::Unreachable { .. }), "{error}");
         soon("being left", accepting).await.unwrap();

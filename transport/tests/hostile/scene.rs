@@ -59,8 +59,7 @@ pub(crate) async fn listen(transport: &dyn GuardedTransport) -> (Arc<dyn Listene
 /// A client past the greeting.
 pub(crate) async fn greeted<S: Spoken>(address: &str) -> TcpStream {
     let greeting = async {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
+        let mut stream = S::dial(address).await;
         stream.write_all(&S::greeting(Side::Client)).await.unwrap();
         S::take_greeting(&mut stream).await.unwrap();
         stream
@@ -128,8 +127,9 @@ impl Scene {
         Self { transport, listener, address, bystander, calls, sent }
     }
 
-    pub(crate) async fn connect(&self) -> TcpStream {
-        TcpStream::connect(&self.address).await.unwrap()
+    /// A client before the greeting.
+    pub(crate) async fn connect<S: Spoken>(&self) -> TcpStream {
+        S::dial(&self.address).await
     }
 
     /// The bystander was served all the time, and still is.

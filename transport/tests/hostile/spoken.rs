@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use enjambre_core::model::endpoint::Endpoint;
 use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
 use tokio::net::TcpStream;
@@ -18,6 +19,25 @@ pub(crate) enum Side {
 /// A transport as it lies on the stream.
 pub(crate) trait Spoken: Send + 'static {
     fn transport(settings: TransportSettings) -> Arc<dyn GuardedTransport>;
+
+    /// Where it is spoken at an address.
+    fn endpoint(address: &str) -> Endpoint {
+        format!("{}://{address}", Self::transport(TransportSettings::default()).scheme()).parse().unwrap()
+    }
+
+    /// A stream to whoever listens there, over which it can be spoken.
+    fn dial(address: &str) -> impl Future<Output = TcpStream> + Send {
+        async move {
+            let stream = TcpStream::connect(address).await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream
+        }
+    }
+
+    /// The same of an accepted stream.
+    fn accepted(stream: TcpStream) -> impl Future<Output = TcpStream> + Send {
+        async move { stream }
+    }
 
     /// All that a side says before its first message.
     fn greeting(side: Side) -> Vec<u8>;
