@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
 use crate::library::entry::LibraryEvent;
 use crate::library::library::Library;
 use crate::model::id::FileId;
 use crate::model::record::Offer;
 use crate::tracker::presence::Presence;
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
 
 /// Follows the events of a library.
 #[derive(Debug)]

@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
 use crate::download::source::ProviderSource;
 use crate::library::entry::Origin;
 use crate::library::error::LibraryError;
@@ -14,8 +17,6 @@ use crate::storage::error::StorageError;
 use crate::tracker::error::TrackerError;
 use crate::tracker::offers::OfferSource;
 use crate::tracker::trackers::Trackers;
-use async_trait::async_trait;
-use parking_lot::Mutex;
 
 /// A library as the source of what a peer announces.
 #[derive(Debug)]

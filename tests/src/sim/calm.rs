@@ -134,8 +134,12 @@ impl World {
         disks.flat_map(Disk::entries).map(|(_, entries)| entries).sum()
     }
 
-    async fn nothing_grows(&self) -> Result<(), String> {
+    async fn nothing_grows(&mut self) -> Result<(), String> {
         let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        // Most of what a world costs is this rest, so only some have it.
+        if self.random.random_bool(0.75) {
+            return Ok(());
+        }
         // What a database lost is announced again within a quarter of an hour.
         sleep(Duration::from_secs(16 * 60)).await;
         let before = (alive(), self.entries());

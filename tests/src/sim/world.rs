@@ -91,9 +91,9 @@ impl World {
         for at in 0..self.peers.len() {
             self.start_peer(at, false).await?;
         }
-        let steps = self.random.random_range(20..60);
+        let steps = self.random.random_range(40..120);
         for _ in 0..steps {
-            let pause = self.random.random_range(0..4000);
+            let pause = self.random.random_range(0..3000);
             sleep(Duration::from_millis(pause)).await;
             timeout(PATIENCE, self.step()).await.map_err(|_| "a step did not end".to_owned())??;
             if let Some(failure) = self.model.lock().failures.first() {
@@ -107,24 +107,24 @@ impl World {
         let peer = self.random.random_range(0..self.peers.len());
         let tracker = self.random.random_range(0..self.trackers.len());
         match self.random.random_range(0..100) {
-            0..18 => self.publish_something(peer),
-            18..42 => self.get_something(peer),
-            42..46 => self.remove_something(peer).await,
-            46..50 => self.find_something(peer),
-            50..54 => self.checkpoint(peer),
-            54..62 => self.crash_peer(peer).await?,
-            62..66 => self.power_cut_peer(peer).await?,
-            66..69 => self.stop_peer(peer).await?,
-            69..75 => self.restart_tracker(tracker).await,
-            75..77 => self.power_cut_database(tracker).await,
-            77..83 => self.change_weather(peer),
-            83..89 => self.change_disk(peer),
-            89..92 => {
+            0..15 => self.publish_something(peer),
+            15..37 => self.get_something(peer),
+            37..43 => self.remove_something(peer).await,
+            43..46 => self.find_something(peer),
+            46..50 => self.checkpoint(peer),
+            50..58 => self.crash_peer(peer).await?,
+            58..62 => self.power_cut_peer(peer).await?,
+            62..65 => self.stop_peer(peer).await?,
+            65..71 => self.restart_tracker(tracker).await,
+            71..75 => self.power_cut_database(tracker).await,
+            75..80 => self.change_weather(peer),
+            80..87 => self.change_disk(peer),
+            87..91 => {
                 let faults = DiskFaults::draw(&mut self.random);
                 self.trace.note(&self.trackers[tracker].name, format_args!("database {faults:?}"));
                 self.trackers[tracker].set_faults(faults);
             }
-            92..97 => self.part(peer),
+            91..95 => self.part(peer),
             _ => {
                 let by = Duration::from_secs(self.random.random_range(1..LONGEST_JUMP));
                 let forward = self.random.random_bool(0.5);
