@@ -78,7 +78,8 @@ fn prepare_in(path: &Path, role: Role) -> io::Result<usize> {
 /// Whether these are the first bytes of the settings of a small segment, as a kill leaves them, and not all.
 fn is_torn(found: &[u8]) -> bool {
     let whole = settings(SMALL_SEGMENT);
-    found.len() < whole.len() + 4 && found.iter().zip(whole.as_bytes()).all(|(found, written)| found == written)
+    found.len() < whole.len() + 4
+        && found.iter().zip(whole.as_bytes()).all(|(found, written)| found == written)
 }
 
 fn segment_in(found: &[u8]) -> Option<usize> {

@@ -199,9 +199,8 @@ pub(crate) struct SledReader {
 impl Reader for SledReader {
     fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
         let key = format::encode(space, key.as_bytes());
-        let value = sane(&self.path, || {
-            self.data.get(key).map_err(|error| explain(&self.path, "read from", error))
-        })?;
+        let value =
+            sane(&self.path, || self.data.get(key).map_err(|error| explain(&self.path, "read from", error)))?;
         // Copied: an `IVec` may hold on to a whole page.
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }

@@ -126,7 +126,8 @@ async fn assert_filled(folder: &Path) {
 #[tokio::test]
 async fn the_largest_values_lie_in_the_log_and_not_in_files_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
-    let storage = enjambre_storage_sled::open(&SledSettings::default(), folder.path(), Role::Content).await.unwrap();
+    let storage =
+        enjambre_storage_sled::open(&SledSettings::default(), folder.path(), Role::Content).await.unwrap();
     for number in 0..300u32 {
         let mut batch = Batch::new();
         let value = vec![number as u8; storage.limits().max_value];

@@ -38,7 +38,11 @@ fn main() -> Result<()> {
             }
             let begun = Instant::now();
             let seeds = options.from..options.from + options.seeds;
-            let tell = |what: &str| if options.verbose { println!("{what}") };
+            let tell = |what: &str| {
+                if options.verbose {
+                    println!("{what}")
+                }
+            };
             let tally = damage::run(setup, target, seeds, tell);
             println!("{name}, {target:?}: {tally:?} in {:.0} s", begun.elapsed().as_secs_f64());
         }

@@ -29,7 +29,8 @@ fn main() -> Result<()> {
         let setup: Setup = name.parse().map_err(Error::msg)?;
         println!("{name}, seed {seed}");
         let begun = Instant::now();
-        let tally = power_cut::run(name, setup, options.cuts, seed, |_| {}).context("nothing can be mounted")?;
+        let tally =
+            power_cut::run(name, setup, options.cuts, seed, |_| {}).context("nothing can be mounted")?;
         println!("{name}: nothing lost in {:.0} s: {tally:?}", begun.elapsed().as_secs_f64());
     }
     Ok(())

@@ -85,15 +85,15 @@ impl Samples {
     fn new(stays: bool) -> Self {
         let figure = |title, nothing| Figure { title, nothing, trend: Trend::default() };
         Self {
-            process: stays.then(|| [figure("memory", 4096.0), figure("handles", 12.0), figure("threads", 4.0)]),
+            process: stays
+                .then(|| [figure("memory", 4096.0), figure("handles", 12.0), figure("threads", 4.0)]),
             disk: figure("disk", 6.0 * 1024.0),
         }
     }
 
     fn take(&mut self, seconds: f64, pid: Option<u32>, folder: &std::path::Path) {
         if let (Some([memory, handles, threads]), Some(pid)) = (&mut self.process, pid) {
-            let values =
-                [figures::memory(pid, "VmRSS"), figures::handles(pid), figures::threads(pid)];
+            let values = [figures::memory(pid, "VmRSS"), figures::handles(pid), figures::threads(pid)];
             for (figure, value) in [memory, handles, threads].into_iter().zip(values) {
                 if let Some(value) = value {
                     figure.trend.push(seconds, value as f64);
@@ -194,7 +194,8 @@ fn main() -> Result<()> {
 impl Soak {
     fn run(&mut self, options: &Options, trackers: &mut [(Tracker, Samples); 2]) {
         let length = Duration::from_secs(60) * options.minutes;
-        let (mut death, mut tracker_death, mut sample, mut line) = (DEATHS, TRACKER_DEATHS, Duration::ZERO, 0);
+        let (mut death, mut tracker_death, mut sample, mut line) =
+            (DEATHS, TRACKER_DEATHS, Duration::ZERO, 0);
         let mut tracker_back = None;
         let begun = Instant::now();
         let mut paused = Duration::ZERO;
@@ -404,7 +405,9 @@ impl Soak {
             }
         }
         println!("\n{:?}\n", self.counts);
-        println!("| node | figure | median | most | grown in the second half |\n| --- | --- | ---: | ---: | ---: |");
+        println!(
+            "| node | figure | median | most | grown in the second half |\n| --- | --- | ---: | ---: | ---: |"
+        );
         let mut grown = Vec::new();
         let titles = ["tracker 1, sqlite".to_owned(), "tracker 2, sled (dies)".to_owned()];
         let nodes = titles.into_iter().zip(trackers.iter().map(|(_, samples)| samples));
@@ -419,14 +422,21 @@ impl Soak {
                     continue;
                 };
                 let what = figure.title;
-                println!("| {title} | {what} | {:.0} | {:.0} | {:+.1} |", growth.median, growth.most, growth.grown);
+                println!(
+                    "| {title} | {what} | {:.0} | {:.0} | {:+.1} |",
+                    growth.median, growth.most, growth.grown
+                );
                 if !growth.is_flat(SHARE, figure.nothing) {
                     grown.push(format!("{title}: {what} grew by {:.0}", growth.grown));
                 }
             }
         }
         println!("\n(memory and disk in KiB)");
-        ensure!(self.counts.missed * 5 <= self.counts.fetched, "too many files could not be fetched: {:?}", self.counts);
+        ensure!(
+            self.counts.missed * 5 <= self.counts.fetched,
+            "too many files could not be fetched: {:?}",
+            self.counts
+        );
         ensure!(grown.is_empty(), "not flat:\n{}", grown.join("\n"));
         println!("all of it is flat");
         Ok(())

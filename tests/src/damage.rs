@@ -104,7 +104,8 @@ impl Scene {
         let mut keeper = world.running_peer("keeper", &[&tracker]);
         let asker = world.peer_with("asker", &[&tracker], &["download.patience=500ms"]);
         let mut files = BTreeMap::new();
-        for (number, size) in [0, 1, 900, 40_000, 200_000, 262_144, 300_000, 900_000].into_iter().enumerate() {
+        for (number, size) in [0, 1, 900, 40_000, 200_000, 262_144, 300_000, 900_000].into_iter().enumerate()
+        {
             let name = format!("file-{number}");
             let path = world.path(&name);
             files.insert(name, write_file(&path, size, 1 + number as u64));

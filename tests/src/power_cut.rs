@@ -107,7 +107,8 @@ impl Scene {
         let steps = self.random.random_range(1..5);
         let mut under_way = Vec::new();
         for step in 0..steps {
-            under_way.extend((0..self.random.random_range(1..=3)).map(|_| self.publish()).collect::<Vec<_>>());
+            under_way
+                .extend((0..self.random.random_range(1..=3)).map(|_| self.publish()).collect::<Vec<_>>());
             under_way.extend(self.fetch());
             if step + 1 < steps {
                 for (name, hash, doing, process) in std::mem::take(&mut under_way) {
@@ -190,7 +191,9 @@ impl Scene {
             .fetcher
             .list()
             .iter()
-            .map(|file| (file["name"].as_str().unwrap_or("").to_owned(), file["id"].as_str().unwrap_or("").to_owned()))
+            .map(|file| {
+                (file["name"].as_str().unwrap_or("").to_owned(), file["id"].as_str().unwrap_or("").to_owned())
+            })
             .collect();
         for (name, hash) in &self.published {
             assert_eq!(listed.get(name), Some(hash), "{name} was acknowledged");

@@ -93,9 +93,7 @@ pub async fn get(
         (FileKind::Collection, output) => {
             let output = match output {
                 Some(path) => Some(SmallOutput {
-                    dir: with_room(parts, progress, || OutputDir::create(path))
-                        .await
-                        .map_err(failed)?,
+                    dir: with_room(parts, progress, || OutputDir::create(path)).await.map_err(failed)?,
                     force: what.force,
                 }),
                 None => None,

@@ -148,7 +148,9 @@ impl LibraryError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Full { .. } => true,
-            Self::Storage(error) => error.is_temporary() || matches!(error, StorageError::Indeterminate { .. }),
+            Self::Storage(error) => {
+                error.is_temporary() || matches!(error, StorageError::Indeterminate { .. })
+            }
             _ => false,
         }
     }
