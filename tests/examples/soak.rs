@@ -309,7 +309,7 @@ impl Soak {
         let source = member.peer.folder().join(&name);
         let size = SIZES[self.next as usize % SIZES.len()];
         let hash = write_file(&source, size, self.next);
-        let options: &[&str] = if self.next % 2 == 0 { &["--store"] } else { &[] };
+        let options: &[&str] = if self.next.is_multiple_of(2) { &["--store"] } else { &[] };
         member.peer.publish(&source, options);
         member.held.push_back(name.clone());
         self.files.insert(name, Shared { hash, source, publisher: number });
