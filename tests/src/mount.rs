@@ -36,13 +36,13 @@ impl Mount {
     /// A file system in memory. None where nothing can be mounted; then it was said that `test` is left out.
     pub fn in_memory(test: &str, bytes: u64) -> Option<Self> {
         let options = format!("size={bytes},mode=0700");
-        Self::attach(test, &["-t", "tmpfs", "-o", &options, "tmpfs"])
+        Self::try_new(test, &["-t", "tmpfs", "-o", &options, "tmpfs"])
     }
 
     /// The ext4 file system in a file. None where nothing can be mounted; then it was said that `test` is left out.
     pub fn image(test: &str, image: &Path) -> Option<Self> {
         let image = image.display().to_string();
-        Self::attach(test, &[IMAGE_OPTIONS, &[&image]].concat())
+        Self::try_new(test, &[IMAGE_OPTIONS, &[&image]].concat())
     }
 
     /// Puts the file system in another file in its place. Nobody may use it.
@@ -55,7 +55,7 @@ impl Mount {
             .unwrap_or_else(|why| panic!("{why}"));
     }
 
-    fn attach(test: &str, args: &[&str]) -> Option<Self> {
+    fn try_new(test: &str, args: &[&str]) -> Option<Self> {
         let point = tempfile::Builder::new().prefix("enj-mnt-").tempdir().expect("a temporary folder");
         match run(Command::new("mount").args(args).arg(point.path())) {
             Ok(()) => Some(Self { point }),

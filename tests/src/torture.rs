@@ -117,6 +117,15 @@ pub fn run(setup: Setup, kills: u32, seed: u64, mut each: impl FnMut(Tally)) -> 
     let (big, hash) = torture.world.file(BIG_NAME, BIG);
     torture.publisher.publish(&big, &[]);
     torture.published.insert(BIG_NAME.to_owned(), hash);
+    // Before anybody is killed, so that there is something to lose however slow the machine is.
+    for _ in 0..3 {
+        let (doing, process) = torture.publish();
+        torture.note(doing, false, &process.wait(LONG));
+    }
+    while torture.fetched.len() < 2 {
+        let (doing, process) = torture.fetch().expect("more than two are published");
+        torture.note(doing, false, &process.wait(LONG));
+    }
     let mut round = 0;
     while torture.tally.kills + torture.tally.starts < kills {
         torture.round();

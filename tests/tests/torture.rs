@@ -6,7 +6,7 @@ use enjambre_tests::torture;
 
 fn survives(setup: &str) {
     let tally = torture::run(setup.parse().unwrap(), 10, 1, |_| {});
-    assert!(tally.kills > 0 && tally.published > 0, "{tally:?}");
+    assert!(tally.kills > 0 && tally.published >= 3 && tally.fetched >= 2, "{tally:?}");
 }
 
 #[test]
