@@ -119,7 +119,7 @@ async fn stay_alive(
 ) {
     loop {
         tokio::time::sleep(every).await;
-        if ask(&*connection, &Request::Renew { session }, DEADLINE).await.is_err() {
+        if ask(&*connection, &Request::Renew { session, known: None }, DEADLINE).await.is_err() {
             return;
         }
     }
