@@ -5,6 +5,7 @@
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::node::{Peer, Tracker, Wire, World};
 use enjambre_tests::wait::{LONG, wait_for};
+use rustix::process::Signal;
 
 const INVITED: &str = "swarm.admission=\"invited\"";
 
@@ -124,4 +125,21 @@ fn plain_endpoints_are_refused_at_the_start_also_on_loopback() {
     assert!(output.stderr.contains("swarm.admission"), "{}", output.stderr);
     let output = peer.run(["join", "enjambre1.nonsense"]).expect_status(2);
     assert!(output.stderr.contains("copy the whole line"), "{}", output.stderr);
+}
+
+#[test]
+fn a_swarm_by_invitation_is_not_opened_by_a_setting_that_is_missing() {
+    let world = World::over(Wire::Secure);
+    let mut tracker = world.tracker_with("tracker", &[INVITED]);
+    tracker.stop(Signal::TERM, LONG).ok();
+    tracker.set("swarm.admission=\"open\"");
+    let output = tracker.run(["tracker"]).expect_status(2);
+    assert!(
+        output.stderr.contains("swarm.admission") && output.stderr.contains("by invitation"),
+        "{}",
+        output.stderr
+    );
+    let peer = world.peer("peer", &[]);
+    let output = peer.run(["config", "check", "--set", INVITED]).expect_status(2);
+    assert!(output.stderr.contains("enjambre join"), "{}", output.stderr);
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{BufRead, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const LISTEN: &str = "tcps://0.0.0.0:7711";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The line that `enjambre invite` printed
+    /// The line that `enjambre invite` printed; - reads it from standard input, where nobody else sees it
     invitation: String,
     /// Where this peer is to listen [default: tcps://0.0.0.0:7711]
     #[arg(long = "listen", value_name = "ENDPOINT")]
@@ -39,6 +39,15 @@ pub(super) struct Arguments {
     /// Print a JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// The longest line that is taken from standard input, in bytes.
+const MAX_LINE: u64 = 16 * 1024;
+
+fn line_from_stdin() -> Result<String, Failure> {
+    let mut line = String::new();
+    std::io::stdin().lock().take(MAX_LINE).read_line(&mut line)?;
+    Ok(line)
 }
 
 pub(super) async fn run(
@@ -49,7 +58,11 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let Arguments { invitation, listen, json } = arguments;
     let mut listen = listen.clone();
-    let invitation: Invitation = invitation.parse().map_err(Failure::usage)?;
+    let given = match invitation.as_str() {
+        "-" => crate::blocking(line_from_stdin).await?,
+        given => given.to_owned(),
+    };
+    let invitation: Invitation = given.parse().map_err(Failure::usage)?;
     let path = new_file(&sources).ok_or_else(|| {
         Failure::usage("there is no folder for the configuration; name a file with --config")
     })?;

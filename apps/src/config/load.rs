@@ -186,6 +186,14 @@ impl Loaded {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
+        let swarm = &self.config.swarm;
+        if self.kind == NodeKind::Peer
+            && swarm.admission == Admits::Invited
+            && swarm.authority.get().is_none()
+        {
+            let problem = "this is for trackers; a peer is in such a swarm with swarm.authority, which `enjambre join` sets";
+            return Err(self.refuse("swarm.admission", problem));
+        }
         let Config { tracker, peer, transport, log, .. } = &self.config;
         for (key, endpoints) in
             [("transport.advertise", &transport.advertise), ("peer.trackers", &peer.trackers)]

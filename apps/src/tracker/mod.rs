@@ -166,13 +166,19 @@ async fn open_admission(
     catalogue: &Arc<Catalogue>,
     me: PeerId,
 ) -> Result<Option<Arc<Admission>>, Failure> {
+    let unreadable = |error| {
+        Failure::from_error(Status::Failed, &error).context("the authority of the swarm cannot be read")
+    };
     if !loaded.is_by_invitation() {
+        // One tracker that lets everybody in would open the swarm of all.
+        if catalogue.is_by_invitation().await.map_err(unreadable)? {
+            let problem = "the swarm of this database is by invitation; set it to \"invited\", or take another database";
+            return Err(loaded.refuse("swarm.admission", problem).into());
+        }
         return Ok(None);
     }
     let opened = Admission::open(Arc::clone(catalogue), me, Arc::new(SystemClock)).await;
-    opened.map(|admission| Some(Arc::new(admission))).map_err(|error| {
-        Failure::from_error(Status::Failed, &error).context("the authority of the swarm cannot be read")
-    })
+    opened.map(|admission| Some(Arc::new(admission))).map_err(unreadable)
 }
 
 /// The file that says where the tracker of a data folder listens, for ports that the system chose.

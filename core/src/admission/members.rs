@@ -146,11 +146,13 @@ impl Members {
             *known = list;
         }
         self.generation.fetch_add(1, Ordering::Release);
+        // In this order everywhere.
+        let mut admitted = self.admitted.lock();
         let known = self.revoked.read();
         if known.contains(&self.me) {
             self.own.send_replace(None);
         }
-        self.admitted.lock().throw_out(|peer| known.contains(peer));
+        admitted.throw_out(|peer| known.contains(peer));
         Ok(true)
     }
 

@@ -37,6 +37,11 @@ pub struct Member {
 }
 
 impl Catalogue {
+    /// Whether the swarm is by invitation: it is from the first time on that a tracker asked for the authority.
+    pub async fn is_by_invitation(&self) -> Result<bool, CatalogueError> {
+        Ok(self.read(AUTHORITY, &layout::authority_key()).await?.is_some())
+    }
+
     /// The authority of the swarm: the same for all trackers on this database, made when it is first asked for.
     pub async fn authority(&self) -> Result<Authority, CatalogueError> {
         let key = layout::authority_key();

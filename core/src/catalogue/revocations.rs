@@ -24,15 +24,16 @@ impl Catalogue {
                 self.expel(peer, now).await?;
                 return Ok(false);
             }
+            let mut batch = Batch::new();
+            // Read before the list is counted: whoever makes it longer meanwhile changes it.
+            self.next_version(&mut batch, now).await?;
             if self.listed(now).await?.len() >= MAX_REVOKED {
                 return Err(CatalogueError::TooManyRevoked);
             }
-            let mut batch = Batch::new();
             batch.require(MEMBERS, key.clone(), raw);
             let member = MemberRecord { revoked: Some(now), ..member };
             batch.put(MEMBERS, key.clone(), layout::encode(&member));
             batch.put(REVOKED, key.clone(), layout::number(now));
-            self.next_version(&mut batch).await?;
             match self.try_commit(batch, Durability::Durable).await {
                 Ok(true) => {
                     self.expel(peer, now).await?;
@@ -45,7 +46,8 @@ impl Catalogue {
         Err(CatalogueError::Conflict)
     }
 
-    async fn next_version(&self, batch: &mut Batch) -> Result<(), StorageError> {
+    /// Grows with the time too: peers take only what is newer, also after an old copy of the database was put back.
+    async fn next_version(&self, batch: &mut Batch, now: u64) -> Result<(), StorageError> {
         let key = layout::meta_key("revocations");
         let raw = self.read(META, &key).await?;
         let version = raw.as_ref().map_or(Ok(0), |raw| layout::read_number(META, raw))?;
@@ -53,7 +55,7 @@ impl Catalogue {
             Some(raw) => batch.require(META, key.clone(), raw),
             None => batch.require_absent(META, key.clone()),
         };
-        batch.put(META, key, layout::number(version.saturating_add(1)));
+        batch.put(META, key, layout::number(version.saturating_add(1).max(now)));
         Ok(())
     }
 

@@ -127,8 +127,10 @@ impl Admission {
                 *listed = Listed { revocations, signed };
             }
         }
+        // In this order everywhere.
+        let mut admitted = self.admitted.lock();
         let listed = self.listed.read();
-        self.admitted.lock().throw_out(|peer| listed.revocations.contains(peer));
+        admitted.throw_out(|peer| listed.revocations.contains(peer));
         Ok(())
     }
 

@@ -177,13 +177,16 @@ impl AsyncRead for Socket {
         while buffer.len() == *begin {
             *begin = 0;
             buffer.clear();
-            match stream.try_read_buf(&mut reserve(buffer)) {
+            // Asking comes first: it lets others have their turn, however much there is to be read.
+            if stream.poll_read_ready(context)?.is_pending() {
+                *buffer = Vec::new();
+                return Poll::Pending;
+            }
+            buffer.reserve_exact(BUFFER);
+            match stream.try_read_buf(buffer) {
                 Ok(0) => return Poll::Ready(Ok(())),
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    *buffer = Vec::new();
-                    ready!(stream.poll_read_ready(context))?;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -192,12 +195,6 @@ impl AsyncRead for Socket {
         *begin += length;
         Poll::Ready(Ok(()))
     }
-}
-
-/// The empty buffer, with room.
-fn reserve(buffer: &mut Vec<u8>) -> &mut Vec<u8> {
-    buffer.reserve_exact(BUFFER);
-    buffer
 }
 
 impl AsyncWrite for Socket {
@@ -211,10 +208,9 @@ impl AsyncWrite for Socket {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
+            ready!(self.stream.poll_write_ready(context))?;
             match self.stream.try_write_vectored(parts) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.stream.poll_write_ready(context))?;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => return Poll::Ready(written),
             }
         }

@@ -57,6 +57,8 @@ enum Stop {
     OtherCatalogue,
     #[error("what the tracker says of the swarm is not accepted: {0}; is swarm.authority the right one?")]
     Swarm(#[from] Invalid),
+    #[error("the swarm is by invitation, but swarm.authority is not set; `enjambre join` sets it")]
+    ByInvitation,
 }
 
 impl Stop {
@@ -222,6 +224,9 @@ impl Worker {
             members.take(welcome.membership.as_ref(), None).await?;
             // The list of revocations comes with the first renewal.
             lease.due = begun;
+        } else if welcome.membership.is_some() {
+            // It would serve anybody, in a swarm that lets in members only.
+            return Err(Stop::ByInvitation);
         }
         // From here on changes are remembered; what changed before is in what the library offers.
         self.shared.update(|state| {
