@@ -40,7 +40,7 @@ fn main() -> Result<()> {
             let seeds = options.from..options.from + options.seeds;
             let tell = |what: &str| {
                 if options.verbose {
-                    println!("{what}")
+                    println!("{what}");
                 }
             };
             let tally = damage::run(setup, target, seeds, tell);
