@@ -84,8 +84,15 @@ impl Failure {
     }
 }
 
+/// Others write parts of it, so what controls a terminal is replaced.
 fn one_line(text: &str) -> String {
-    text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+    let line = text
+        .split(['\n', '\r'])
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ");
+    line.replace(char::is_control, "\u{fffd}")
 }
 
 impl fmt::Display for Failure {
@@ -124,5 +131,11 @@ mod tests {
         let failure = Failure::from(error);
         assert_eq!(failure.to_string(), "the configuration /x cannot be read: the disk; is gone");
         assert_eq!(failure.status as u8, 2);
+    }
+
+    #[test]
+    fn what_a_remote_says_does_not_control_the_terminal() {
+        let failure = Failure::failed("it said \u{1b}[2J\u{7}").context("\u{9b}1m");
+        assert!(!failure.message.contains(char::is_control), "{failure:?}");
     }
 }

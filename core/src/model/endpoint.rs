@@ -20,6 +20,10 @@ pub struct ParseEndpointError {
 
 /// The longest endpoint in bytes, so that one from the network stays small.
 pub const MAX_ENDPOINT: usize = 300;
+/// The longest scheme and host in bytes. Together with an address in brackets and a port they stay below
+/// [`MAX_ENDPOINT`], so what was read can be told on, also when the host was filled in.
+const MAX_SCHEME: usize = 32;
+const MAX_HOST: usize = 253;
 
 /// A transport's scheme, a host (name or address) and a port. Port 0 asks for a free port when listening.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,6 +83,9 @@ impl FromStr for Endpoint {
         if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
             return Err(refuse("its scheme is not of lower-case letters and digits"));
         }
+        if scheme.len() > MAX_SCHEME {
+            return Err(refuse("its scheme has more than 32 characters"));
+        }
         let (host, port) = rest.rsplit_once(':').ok_or_else(|| refuse("it has no port"))?;
         let port = port.parse().map_err(|_| refuse("its port is not a number from 0 to 65535"))?;
         let host = match host.strip_prefix('[').map(|inner| inner.strip_suffix(']')) {
@@ -89,6 +96,9 @@ impl FromStr for Endpoint {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
         if host.is_empty() || !(host.bytes().all(plain) || host.parse::<std::net::Ipv6Addr>().is_ok()) {
             return Err(refuse("its host is not a name or an address"));
+        }
+        if host.len() > MAX_HOST {
+            return Err(refuse("its host has more than 253 characters"));
         }
         Ok(Self { scheme: scheme.to_owned(), host: host.to_owned(), port })
     }
@@ -133,6 +143,22 @@ mod tests {
         }
         assert!("zmq://[::1]:1".parse::<Endpoint>().unwrap().is_loopback());
         assert!("zmq://0.0.0.0:1".parse::<Endpoint>().unwrap().is_unspecified());
+    }
+
+    #[test]
+    fn an_endpoint_that_was_read_can_be_told_on_with_any_address() {
+        let long = "2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap();
+        for scheme in [MAX_SCHEME, MAX_SCHEME + 1, 250, 284] {
+            for host in ["0.0.0.0", "::1"] {
+                let Ok(endpoint) = format!("{}://{host}:1", "a".repeat(scheme)).parse::<Endpoint>() else {
+                    assert!(scheme > MAX_SCHEME);
+                    continue;
+                };
+                for told in [endpoint.with_address(long), endpoint] {
+                    assert_eq!(told.to_string().parse::<Endpoint>(), Ok(told));
+                }
+            }
+        }
     }
 
     #[test]
