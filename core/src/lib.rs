@@ -10,6 +10,8 @@ pub mod catalogue;
 mod cbor;
 pub mod download;
 pub mod format;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod given;
 mod have_waits;
 pub mod library;

@@ -24,6 +24,11 @@ impl Layer {
     pub fn file(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::text(path, &text)
+    }
+
+    /// The layer of the text of a TOML file.
+    pub(super) fn text(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let table = text.parse().map_err(|error: toml::de::Error| {
             let at = error.span().map_or(0, |span| span.start.min(text.len()));
             let line = text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count() + 1;

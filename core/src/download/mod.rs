@@ -9,6 +9,8 @@ pub mod directory;
 pub mod downloader;
 #[cfg(test)]
 mod fixtures;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod get;
 pub mod pace;
 pub mod progress;
