@@ -116,7 +116,7 @@ fn search() -> Option<PathBuf> {
 }
 
 impl Loaded {
-    fn from_layers(
+    pub(super) fn from_layers(
         layers: Vec<Layer>,
         file: Option<PathBuf>,
         kind: Option<NodeKind>,

@@ -5,6 +5,8 @@
 //! not known here; see [`crate::registry`].
 
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod keys;
 pub mod layer;
 pub mod load;

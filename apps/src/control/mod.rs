@@ -6,6 +6,8 @@
 //! the owner itself.
 
 pub mod client;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod message;
 pub mod server;
 pub mod socket;

@@ -10,6 +10,8 @@ mod damage;
 pub mod describe;
 pub mod error;
 mod formats;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod layout;
 pub mod leases;
 pub mod members;

@@ -10,6 +10,8 @@ pub mod directory;
 pub mod downloader;
 #[cfg(test)]
 mod fixtures;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod get;
 mod hold;
 pub mod pace;

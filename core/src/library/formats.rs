@@ -9,7 +9,7 @@ use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability};
 
 /// The formats of a library: 8 bytes of a number, and behind it how far a step away from it is.
-fn formats() -> Format<'static> {
+pub(super) fn formats() -> Format<'static> {
     Format {
         what: "library",
         space: META,

@@ -17,6 +17,8 @@ pub mod error;
 mod export;
 pub mod file;
 mod formats;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod keep;
 pub(crate) mod layout;
 // `Library` is the main type, and a main type has a file of its own name.

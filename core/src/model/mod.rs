@@ -6,6 +6,8 @@
 pub mod bitmap;
 pub mod collection;
 pub mod endpoint;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod id;
 pub mod identity;
 pub mod layout;

@@ -6,6 +6,8 @@ pub mod announce;
 pub mod client;
 pub mod codec;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod introduction;
 pub mod lookup;
 pub mod message;

@@ -10,6 +10,8 @@ pub(crate) mod admission;
 pub(crate) mod cutoff;
 pub(crate) mod ending;
 pub(crate) mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod gate;
 pub(crate) mod handshake;
 pub(crate) mod secure;

@@ -4,6 +4,8 @@
 //! payload. Payloads are read into the buffers in which they are verified and stored ([`reader`]), and written from where
 //! they are ([`writer`]).
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod link;
 mod preface;
 mod reader;
