@@ -1,5 +1,6 @@
 //! Brings the layers of a configuration together and remembers where each value came from.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -248,12 +249,29 @@ impl Loaded {
 fn flatten(key: &str, value: &config::Value, into: &mut BTreeMap<String, Effective>) {
     if let config::ValueKind::Table(table) = &value.kind {
         for (name, value) in table {
-            flatten(&format!("{key}.{name}"), value, into);
+            flatten(&format!("{key}.{}", written(name)), value, into);
         }
     } else {
         let origin = value.origin().unwrap_or("default").to_owned();
         into.insert(key.to_owned(), Effective { value: without_origin(value), origin });
     }
+}
+
+/// A name as TOML wants it. A dot in it is written so that it parts nothing.
+fn written(name: &str) -> Cow<'_, str> {
+    if !name.is_empty() && name.chars().all(|char| char.is_ascii_alphanumeric() || "_-".contains(char)) {
+        return name.into();
+    }
+    let mut quoted = String::from('"');
+    for char in name.chars() {
+        if char.is_control() || "\"\\.".contains(char) {
+            let _ = write!(quoted, "\\u{:04X}", u32::from(char));
+        } else {
+            quoted.push(char);
+        }
+    }
+    quoted.push('"');
+    quoted.into()
 }
 
 /// `toml` names the key behind the problem, on a line of its own.
@@ -313,6 +331,16 @@ mod tests {
         let shown: Table = loaded.show().parse().unwrap();
         assert_eq!(shown["log"]["level"].as_str(), Some("trace"));
         assert!(loaded.show().contains("# test.toml"));
+    }
+
+    #[test]
+    fn names_that_must_be_quoted_are_shown_so() {
+        let text = "[storage.sled]\na = 1\n\"a.b\" = 2\n\"\" = 3\n\"c d\\n\\\"\" = 4\n\"the password\" = \"hunter2\"";
+        let shown = load(vec![file(text)]).unwrap().show();
+        assert!(!shown.contains("hunter2"), "{shown}");
+        let again = load(vec![file(&shown)]).unwrap();
+        let expected = file(&text.replace("hunter2", "***")).table["storage"]["sled"].clone();
+        assert_eq!(again.config.storage.table("sled"), *expected.as_table().unwrap());
     }
 
     #[test]

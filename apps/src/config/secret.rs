@@ -8,6 +8,8 @@ const HIDDEN: &str = "\"***\"";
 /// The value of a key as TOML, without passwords.
 pub fn shown(key: &str, value: &Value) -> String {
     let name = key.rsplit('.').next().unwrap_or(key).to_lowercase();
+    // A name may be quoted.
+    let name = name.trim_end_matches('"');
     if name.ends_with("password") || name.ends_with("secret") {
         return HIDDEN.to_owned();
     }
