@@ -157,6 +157,7 @@ where
                         gate.set_arriving(true);
                     }
                     if !passes {
+                        inbound.passed(std::mem::take(&mut messages));
                         let empty = empty_frame(more);
                         write(to, Buf::chain(&bytes[run..at], &empty[..]), stalled).await?;
                         run = at + header;
@@ -185,6 +186,7 @@ where
                     }
                 }
                 Step::Command { bytes: length, body } => {
+                    inbound.passed(std::mem::take(&mut messages));
                     write(to, &bytes[run..at], stalled).await?;
                     if let Some(pong) = handshake::answer(&bytes[at..][body]) {
                         // Full: enough answers are on the way.
