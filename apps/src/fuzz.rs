@@ -4,17 +4,14 @@
 use crate::{config, control};
 
 /// All targets.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+const TARGETS: &[enjambre_fuzz::Target] = &[
     ("config-values", config::fuzz::values),
     ("config-file", config::fuzz::file),
     ("config-set", config::fuzz::set),
     ("control", control::fuzz::messages),
 ];
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn no_target_fails() {
-        enjambre_fuzz::run(super::TARGETS);
-    }
+#[test]
+fn no_target_fails() {
+    enjambre_fuzz::run(TARGETS);
 }

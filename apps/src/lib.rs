@@ -39,8 +39,8 @@ pub mod config;
 pub mod control;
 pub mod data_dir;
 pub mod failure;
-#[cfg(any(test, fuzzing))]
-pub mod fuzz;
+#[cfg(test)]
+mod fuzz;
 pub mod listeners;
 pub mod logging;
 pub mod node_key;

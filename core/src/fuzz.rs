@@ -4,7 +4,7 @@
 use crate::{catalogue, download, library, model, protocol};
 
 /// All targets.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+const TARGETS: &[enjambre_fuzz::Target] = &[
     ("cbor-head", protocol::fuzz::head),
     ("request", protocol::fuzz::request),
     ("reply", protocol::fuzz::reply),
@@ -23,10 +23,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("provider", download::fuzz::provider),
 ];
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn no_target_fails() {
-        enjambre_fuzz::run(super::TARGETS);
-    }
+#[test]
+fn no_target_fails() {
+    enjambre_fuzz::run(TARGETS);
 }

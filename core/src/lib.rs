@@ -13,8 +13,8 @@ mod cbor;
 pub mod clock;
 pub mod download;
 pub mod format;
-#[cfg(any(test, fuzzing))]
-pub mod fuzz;
+#[cfg(test)]
+mod fuzz;
 mod given;
 mod have_waits;
 pub mod library;

@@ -11,7 +11,7 @@ use crate::guard::ending::HangUp;
 use crate::{guard, tcp};
 
 /// All targets.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+const TARGETS: &[enjambre_fuzz::Target] = &[
     ("zmtp-greeting", guard::fuzz::greeting),
     ("zmtp-requests", guard::fuzz::requests),
     ("zmtp-replies", guard::fuzz::replies),
@@ -67,10 +67,7 @@ impl HangUp for Remote<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn no_target_fails() {
-        enjambre_fuzz::run(super::TARGETS);
-    }
+#[test]
+fn no_target_fails() {
+    enjambre_fuzz::run(TARGETS);
 }

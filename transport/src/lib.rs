@@ -5,8 +5,8 @@
 //! crate speaks ZMTP on private Unix sockets only. What goes over the wire is described in `docs/PROTOCOL.md`.
 
 mod connection;
-#[cfg(any(test, fuzzing))]
-pub mod fuzz;
+#[cfg(test)]
+mod fuzz;
 mod guard;
 mod listener;
 pub mod open_files;

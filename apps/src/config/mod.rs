@@ -5,7 +5,7 @@
 //! not known here; see [`crate::registry`].
 
 pub mod error;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod fuzz;
 pub mod keys;
 pub mod layer;

@@ -6,7 +6,7 @@
 //! the owner itself.
 
 pub mod client;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod fuzz;
 pub mod message;
 pub mod server;

@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 use super::describe::describe;
 use super::formats;
 use super::layout::{
-    self, Claim, FILES, FileEntry, FileNumber, FormatRecord, LEASES, LeaseRecord, META, OFFERS, PINS,
-    PROVIDERS, PeerNumber, PinRecord, RECORD, ReservedRecord, SESSIONS, VERSIONS, VersionRecord,
+    self, Claim, FILES, FileEntry, FileNumber, FormatRecord, INVITATIONS, InvitationRecord, LEASES,
+    LeaseRecord, MEMBERS, META, MemberRecord, OFFERS, PINS, PROVIDERS, PeerNumber, PinRecord, RECORD,
+    RESERVATIONS, ReservationRecord, ReservedRecord, SESSIONS, VERSIONS, VersionRecord,
 };
 use super::pattern::Pattern;
 use super::remembered::{Remembered, RememberedFile};
@@ -76,6 +77,9 @@ pub(crate) fn records(data: &[u8]) {
         FILES => record::<FileEntry>(FILES, value),
         LEASES => record::<LeaseRecord>(LEASES, value),
         PINS => record::<PinRecord>(PINS, value),
+        INVITATIONS => record::<InvitationRecord>(INVITATIONS, value),
+        MEMBERS => record::<MemberRecord>(MEMBERS, value),
+        RESERVATIONS => record::<ReservationRecord>(RESERVATIONS, value),
         _ => {}
     }
 }

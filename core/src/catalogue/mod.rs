@@ -10,7 +10,7 @@ mod damage;
 pub mod describe;
 pub mod error;
 mod formats;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod fuzz;
 pub mod layout;
 pub mod leases;

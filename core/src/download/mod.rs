@@ -10,7 +10,7 @@ pub mod directory;
 pub mod downloader;
 #[cfg(test)]
 mod fixtures;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod fuzz;
 pub mod get;
 mod hold;

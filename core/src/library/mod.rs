@@ -17,7 +17,7 @@ pub mod error;
 mod export;
 pub mod file;
 mod formats;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod fuzz;
 mod keep;
 pub(crate) mod layout;

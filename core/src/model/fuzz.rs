@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 use super::bitmap::Bitmap;
 use super::collection::{Collection, MAX_ENCODED, MAX_PATH};
 use super::endpoint::{Endpoint, MAX_ENDPOINT};
-use super::id::FileId;
+use super::id::{FileId, PeerId};
 use super::layout::{MAX_FILE_SIZE, PieceLayout};
 use super::manifest::Manifest;
 use super::name::{MAX_NAME, Name};
@@ -29,12 +29,13 @@ pub(crate) fn name(data: &[u8]) {
     assert!(matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none());
 }
 
-/// Endpoints. What was read must be what others can read, also when the host is filled in.
+/// Endpoints. What was read must be what others can read, also when id and host are filled in.
 pub(crate) fn endpoint(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(endpoint) = text.parse::<Endpoint>() else { return };
     let long = "2001:db8:1111:2222:3333:4444:5555:6666".parse().expect("an address");
-    for endpoint in [endpoint.with_address(long), endpoint.with_port(u16::MAX), endpoint] {
+    let of = endpoint.with_id(Some(PeerId::from_bytes([1; 32])));
+    for endpoint in [of.with_address(long), of.with_port(u16::MAX), endpoint] {
         let shown = endpoint.to_string();
         assert!(shown.len() <= MAX_ENDPOINT && !shown.chars().any(char::is_control));
         assert_eq!(shown.parse().as_ref(), Ok(&endpoint));

@@ -6,7 +6,7 @@
 pub mod bitmap;
 pub mod collection;
 pub mod endpoint;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod fuzz;
 pub mod id;
 pub mod identity;

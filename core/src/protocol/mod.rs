@@ -6,7 +6,7 @@ pub mod announce;
 pub mod client;
 pub mod codec;
 pub mod error;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod fuzz;
 pub mod introduction;
 pub mod lookup;

@@ -1,12 +1,12 @@
-//! The short run of fuzz targets, as part of the tests of the crates that have them.
+//! Runs fuzz targets, as part of the tests of the crates that have them.
 //!
 //! A target is a function that is given any bytes and panics where a decoder does what it must not. Its corpus is the file
 //! `corpus/NAME.txt`: an input a line, in hexadecimal digits; lines that begin with `#` say what the next ones found once.
-//! [`run`] gives each target its corpus, and then changed copies of it, the same in every run. The long runs are those
-//! of libFuzzer, see `README.md`.
+//! [`run`] gives each target its corpus, and then changed copies of it, the same in every run; the
+//! variable [`EXECUTIONS`] makes the run longer. See `README.md`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -22,17 +22,9 @@ pub const EXECUTIONS: &str = "ENJAMBRE_FUZZ_EXECUTIONS";
 /// No input is longer in a short run.
 const LONGEST: usize = 4096;
 
-/// The file with the corpus of a target.
-pub fn corpus_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name).with_extension("txt")
-}
-
 /// The corpus of a target.
-///
-/// # Panics
-/// If its file cannot be read, or a line is not of hexadecimal digits.
-pub fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let path = corpus_file(name);
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name).with_extension("txt");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let inputs = text.lines().filter(|line| !line.starts_with('#'));
     inputs.map(|line| hex::decode(line).unwrap_or_else(|error| panic!("{line} in {name}: {error}"))).collect()

@@ -10,7 +10,7 @@ pub(crate) mod admission;
 pub(crate) mod cutoff;
 pub(crate) mod ending;
 pub(crate) mod frame;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod fuzz;
 pub(crate) mod gate;
 pub(crate) mod handshake;

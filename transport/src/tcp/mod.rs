@@ -4,7 +4,7 @@
 //! payload. Payloads are read into the buffers in which they are verified and stored ([`reader`]), and written from where
 //! they are ([`writer`]).
 
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod fuzz;
 mod link;
 mod preface;
