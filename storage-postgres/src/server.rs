@@ -102,6 +102,7 @@ impl Servers {
             }
             config
                 .application_name(url.get_application_name().unwrap_or("enjambre"))
+                .channel_binding(url.get_channel_binding())
                 .target_session_attrs(TargetSessionAttrs::ReadWrite)
                 .keepalives_idle(KEEPALIVE)
                 .keepalives_interval(KEEPALIVE / 4)
