@@ -148,10 +148,10 @@ impl Committer {
         group
     }
 
-    /// Commits a group and answers everybody in it.
-    async fn serve(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) {
+    /// Commits a group and answers everybody in it. Gives the reason where the server is away.
+    async fn serve(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) -> Option<String> {
         if commits.is_empty() && syncs.is_empty() {
-            return;
+            return None;
         }
         let alone = commits.len() + syncs.len() == 1;
         match self.commit(&commits, !syncs.is_empty()).await {
@@ -163,27 +163,39 @@ impl Committer {
                 for sync in syncs {
                     let _ = sync.reply.send(Ok(()));
                 }
+                None
             }
             Err(Failed::Refused(error)) if alone => {
                 let replies = commits.into_iter().map(|commit| commit.reply);
                 for reply in replies.chain(syncs.into_iter().map(|sync| sync.reply)) {
                     let _ = reply.send(Err(copy(&error)));
                 }
+                None
             }
             Err(Failed::Refused(error)) => {
                 tracing::debug!(%error, batches = commits.len(), "a group was refused; one after the other");
+                let mut away: Option<String> = None;
                 for commit in commits {
-                    Box::pin(self.serve(vec![commit], Vec::new())).await;
+                    match &away {
+                        None => away = Box::pin(self.serve(vec![commit], Vec::new())).await,
+                        // Nothing of it was sent, and each would wait as long as the one before.
+                        Some(reason) => _ = commit.reply.send(Err(unavailable(reason))),
+                    }
                 }
                 for sync in syncs {
-                    Box::pin(self.serve(Vec::new(), vec![sync])).await;
+                    match &away {
+                        None => away = Box::pin(self.serve(Vec::new(), vec![sync])).await,
+                        Some(reason) => _ = sync.reply.send(Err(unavailable(reason))),
+                    }
                 }
+                away
             }
             Err(Failed::Away(error)) => {
                 let replies = commits.into_iter().map(|commit| commit.reply);
                 for reply in replies.chain(syncs.into_iter().map(|sync| sync.reply)) {
                     let _ = reply.send(Err(copy(&error)));
                 }
+                Some(error.to_string())
             }
             Err(Failed::Unknown(reason, verdicts)) => {
                 for (commit, verdict) in commits.into_iter().zip(verdicts) {
@@ -191,12 +203,13 @@ impl Committer {
                         Verdict::Applied => StorageError::Indeterminate { source: reason.clone().into() },
                         Verdict::Conflict => StorageError::Conflict,
                         // Only if the ones before it are applied.
-                        Verdict::ConflictInGroup => StorageError::Unavailable { reason: reason.clone() },
+                        Verdict::ConflictInGroup => unavailable(&reason),
                     }));
                 }
                 for sync in syncs {
-                    let _ = sync.reply.send(Err(StorageError::Unavailable { reason: reason.clone() }));
+                    let _ = sync.reply.send(Err(unavailable(&reason)));
                 }
+                Some(reason)
             }
         }
     }
@@ -379,6 +392,10 @@ fn spaces_of(batch: &Batch) -> impl Iterator<Item = Space> {
         Condition::Absent(space, _) | Condition::Equals(space, _, _) => *space,
     });
     conditions.chain(batch.writes.iter().map(|write| write.target().0))
+}
+
+fn unavailable(reason: &str) -> StorageError {
+    StorageError::Unavailable { reason: reason.to_owned() }
 }
 
 /// The same error for another caller.

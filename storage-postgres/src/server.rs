@@ -102,6 +102,7 @@ impl Servers {
             }
             config
                 .application_name(url.get_application_name().unwrap_or("enjambre"))
+                .channel_binding(url.get_channel_binding())
                 .target_session_attrs(TargetSessionAttrs::ReadWrite)
                 .keepalives_idle(KEEPALIVE)
                 .keepalives_interval(KEEPALIVE / 4)
@@ -166,7 +167,11 @@ impl Servers {
         }
         match lasting {
             Some(error) if temporary.is_empty() => Err(error),
-            _ => Err(StorageError::Unavailable { reason: temporary.join("; ") }),
+            lasting => {
+                // What will not mend itself is said beside what may.
+                temporary.extend(lasting.map(|error| whole(&error)));
+                Err(StorageError::Unavailable { reason: temporary.join("; ") })
+            }
         }
     }
 
@@ -188,6 +193,20 @@ impl fmt::Debug for Servers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Servers").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// An error with its causes, on one line.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 fn is_loopback(name: &str) -> bool {

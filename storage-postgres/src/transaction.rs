@@ -91,11 +91,7 @@ impl Transaction<'_> {
         let keys: Vec<Vec<&[u8]>> =
             asked.values().map(|keys| keys.iter().map(Key::as_bytes).collect()).collect();
         let (name, session) = self.writer.parameters();
-        let begin = match self.durability {
-            Durability::Durable => "BEGIN",
-            Durability::Buffered if self.sync => "BEGIN",
-            Durability::Buffered => "BEGIN; SET LOCAL synchronous_commit = off",
-        };
+        let begin = begin(self.durability, self.writer.is_owner());
         let begin = async { connection.step_run(begin).await.map(|_| Vec::new()) };
         let mut steps: Vec<Step<'_, Vec<tokio_postgres::Row>>> = vec![Box::pin(begin)];
         steps.push(connection.step_query(&statements[0], vec![name, session]));
@@ -160,6 +156,15 @@ impl Transaction<'_> {
         }
         connection.roll_back().await;
         outcome
+    }
+}
+
+/// How a transaction begins. An owner relies on it that what was committed is there until it is told otherwise: it marks
+/// pieces as held once it has synced. So nothing of its commits may go in a crash of the server, which it might not notice.
+const fn begin(durability: Durability, by_owner: bool) -> &'static str {
+    match durability {
+        Durability::Buffered if !by_owner => "BEGIN; SET LOCAL synchronous_commit = off",
+        _ => "BEGIN",
     }
 }
 

@@ -375,19 +375,24 @@ impl Catalogue {
 
     async fn write(&self, flush: Flush, now: u64) -> Result<(), StorageError> {
         let Flush { renewals, stamp } = flush;
+        let mut conflicted = false;
         for chunk in renewals.chunks(FLUSH_BATCH) {
-            self.write_renewals(chunk, now).await?;
-            self.leases.lock().written(chunk);
+            match self.write_renewals(chunk, now).await {
+                Ok(_) => self.leases.lock().written(chunk),
+                // Peers of it come back elsewhere all the time. It is kept for the next time, and the others go on.
+                Err(StorageError::Conflict) => conflicted = true,
+                Err(error) => return Err(error),
+            }
         }
         let mut batch = Batch::new();
         batch.put(META, layout::meta_key("stamp"), layout::number(stamp));
         self.storage.commit(batch, Durability::Buffered).await?;
         self.leases.lock().stamped(stamp);
-        Ok(())
+        if conflicted { Err(StorageError::Conflict) } else { Ok(()) }
     }
 
     /// Writes renewals down where they count: returns the peers whose sessions are over. A renewal that another tracker
-    /// took later stays.
+    /// took later stays. [`StorageError::Conflict`] where others changed the same leases again and again.
     async fn write_renewals(
         &self,
         renewals: &[(PeerNumber, Renewal)],
