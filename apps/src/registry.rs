@@ -194,8 +194,10 @@ impl Registry {
     }
 
     /// Adds a storage backend, or takes the place of the one with the same name. `S` is read from the table
-    /// `[storage.NAME]`; it should refuse unknown fields. The name is of letters, digits, `_` and `-`, and neither
-    /// `backend` nor `layers`.
+    /// `[storage.NAME]`; it should refuse unknown fields. The name is of letters, digits, `_` and `-`.
+    ///
+    /// # Panics
+    /// If the name is `backend` or `layers`: these keys of `[storage]` mean something else.
     pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F)
     where
         S: DeserializeOwned,
@@ -207,21 +209,33 @@ impl Registry {
             check: Box::new(|table| S::deserialize(table).map(drop)),
             remove_scratch: None,
         };
-        self.storages.insert(name.into(), backend);
+        let name = name.into();
+        assert!(
+            !["backend", "layers"].contains(&name.as_str()),
+            "a storage backend cannot be named {name:?}, because storage.{name} is a setting of every backend; \
+             register it under another name"
+        );
+        self.storages.insert(name, backend);
     }
 
     /// For a registered backend that keeps data elsewhere than in files, at the paths of [`Place::database`] or below the
     /// data folder: how to remove what lies at a place with a [`Place::scratch`], if there is something.
+    ///
+    /// # Panics
+    /// If no backend with this name was registered before.
     pub fn remove_scratch_with<S, F, Fut>(&mut self, name: &str, remove: F)
     where
         S: DeserializeOwned,
         F: Fn(S, Place) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), PluginError>> + Send + 'static,
     {
-        if let Some(backend) = self.storages.get_mut(name) {
-            backend.remove_scratch =
-                Some(Box::new(move |table, place| Ok(remove(S::deserialize(table)?, place).boxed())));
-        }
+        let Some(backend) = self.storages.get_mut(name) else {
+            panic!(
+                "there is no storage backend {name:?}; register it before saying how its scratch is removed"
+            );
+        };
+        backend.remove_scratch =
+            Some(Box::new(move |table, place| Ok(remove(S::deserialize(table)?, place).boxed())));
     }
 
     /// Adds the transport of a scheme, or takes the place of the one with the same scheme. Of a node that listens with
@@ -596,6 +610,30 @@ mod tests {
         registry.register_transport("zmq", Security::Plain, move |_| Ok(Arc::clone(&registered)));
         assert_eq!(schemes(&registry), ["tcp", "zmq"]);
         assert!(Arc::ptr_eq(&registry.make_transports(parts).unwrap()[1], &same));
+    }
+
+    fn register(name: &str) {
+        Registry::default().register_storage(name, |NoSettings {}, _| async {
+            Ok(Arc::new(Memory::new()) as Arc<dyn Storage>)
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "a storage backend cannot be named \"layers\"")]
+    fn no_backend_is_named_like_the_layers() {
+        register("layers");
+    }
+
+    #[test]
+    #[should_panic(expected = "a storage backend cannot be named \"backend\"")]
+    fn no_backend_is_named_like_the_setting_that_names_it() {
+        register("backend");
+    }
+
+    #[test]
+    #[should_panic(expected = "there is no storage backend \"mine\"")]
+    fn a_scratch_is_removed_for_a_backend_that_is_registered() {
+        Registry::default().remove_scratch_with("mine", |NoSettings {}, _| async { Ok(()) });
     }
 
     fn check(text: &str) -> Result<(), String> {

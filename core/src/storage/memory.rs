@@ -86,14 +86,20 @@ struct State {
     /// Counts the openings; only the storage of the last one may go on.
     generation: u64,
     spaces: Spaces,
-    /// Kept only where a power cut can come.
+    /// Kept only where a power cut can come: not by [`Memory::new`], whose disk nobody gets hold of.
     unsynced: Option<Unsynced>,
 }
 
 /// A disk in memory that outlives the storages opened on it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Disk {
     state: Arc<RwLock<State>>,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Disk {
@@ -178,7 +184,7 @@ impl Default for Memory {
 impl Memory {
     /// An empty storage whose data goes with it.
     pub fn new() -> Self {
-        Disk::default().open()
+        Disk { state: Arc::default() }.open()
     }
 
     /// The same storage with other limits.
@@ -217,9 +223,9 @@ impl Storage for Memory {
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
-        self.limits.check(&batch)?;
         let mut guard = self.disk.state.write();
         self.check_open(&guard)?;
+        self.limits.check(&batch)?;
         let state = &mut *guard;
         if !batch.conditions.iter().all(|condition| state.spaces.holds(condition)) {
             return Err(StorageError::Conflict);
@@ -284,7 +290,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_power_cut_takes_back_what_was_not_synced_and_a_crash_does_not() {
-        let disk = Disk::new();
+        let disk = Disk::default();
         let before = disk.open();
         before.commit(put("a", "1"), Durability::Buffered).await.unwrap();
         before.commit(put("b", "1"), Durability::Durable).await.unwrap();

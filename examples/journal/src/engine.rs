@@ -40,18 +40,26 @@ impl Journal {
         let lock = place::lock(path)?;
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
         let file = options.open(path).map_err(failed)?;
-        let bytes = std::fs::read(path).map_err(failed)?;
-        let (tables, length) = replay(&bytes).ok_or_else(|| {
+        let mut bytes = std::fs::read(path).map_err(failed)?;
+        // A new file, or one whose making was cut off.
+        if bytes.len() <= HEAD
+            && (head(HEAD as u64).starts_with(&bytes) || bytes.iter().all(|byte| *byte == 0))
+        {
+            bytes = head(HEAD as u64);
+        }
+        let (tables, synced, length) = replay(&bytes).ok_or_else(|| {
             StorageError::corrupt(format!(
                 "{} is no journal, or what was synced of it is gone",
                 path.display()
             ))
         })?;
+        file.write_all_at(&bytes[..HEAD], 0).map_err(failed)?;
+        // After a failed sync the system takes as written what is not on the disk; written again, it is synced again.
+        file.write_all_at(&bytes[synced..length], synced as u64).map_err(failed)?;
+        let (length, tables) = (length as u64, Arc::new(RwLock::new(tables)));
         // What is behind that was never acknowledged as durable.
         file.set_len(length).map_err(failed)?;
-        let journal =
-            Self { path: path.to_owned(), file, length, tables: Arc::new(RwLock::new(tables)), _lock: lock };
-        journal.file.write_all_at(MARK, 0).map_err(failed)?;
+        let journal = Self { path: path.to_owned(), file, length, tables, _lock: lock };
         journal.sync_file().map_err(failed)?;
         place::sync_folder(path)?;
         Ok(journal)
@@ -60,24 +68,27 @@ impl Journal {
     /// Syncs, and notes how far.
     fn sync_file(&self) -> std::io::Result<()> {
         self.file.sync_data()?;
-        self.file.write_all_at(&self.length.to_be_bytes(), MARK.len() as u64)
+        self.file.write_all_at(&head(self.length), 0)
     }
 }
 
-/// What the records come to, and where the last whole one ends; `None` if that is not all that was synced.
-fn replay(bytes: &[u8]) -> Option<(Tables, u64)> {
+fn head(synced: u64) -> Vec<u8> {
+    [&MARK[..], &synced.to_be_bytes()].concat()
+}
+
+/// What the records come to, up to where they were synced, and where the last whole one ends; `None` if that is not all
+/// that was synced.
+fn replay(bytes: &[u8]) -> Option<(Tables, usize, usize)> {
+    let (head, mut rest) = bytes.split_at_checked(HEAD)?;
+    let synced = u64::from_be_bytes(head.strip_prefix(MARK)?.try_into().ok()?);
+    let synced = HEAD.max(synced.try_into().ok()?);
     let mut tables = Tables::new();
-    let Some((head, mut rest)) = bytes.split_at_checked(HEAD) else {
-        // A new file, or one whose making was cut off.
-        return MARK.starts_with(&bytes[..bytes.len().min(MARK.len())]).then_some((tables, HEAD as u64));
-    };
-    let (mark, synced) = head.split_at(MARK.len());
     while let Some((writes, behind)) = record::decode(rest) {
         writes.iter().for_each(|write| put(&mut tables, write));
         rest = behind;
     }
-    let length = (bytes.len() - rest.len()) as u64;
-    (mark == MARK && length >= u64::from_be_bytes(synced.try_into().ok()?)).then_some((tables, length))
+    let length = bytes.len() - rest.len();
+    (synced <= length).then_some((tables, synced, length))
 }
 
 fn put(tables: &mut Tables, write: &Write) {

@@ -40,6 +40,23 @@ async fn an_end_that_was_never_synced_is_cut_off_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_making_that_was_cut_off_is_done_again() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("a.journal");
+    fill(&path, 0, Durability::Durable).await;
+    let made = read(&path).expect("it can be read");
+    assert_eq!(made.len(), 16);
+    // The bytes came to the disk, or only their number.
+    for begun in (0..=16).flat_map(|length| [made[..length].to_vec(), vec![0; length]]) {
+        write(&path, &begun).expect("it can be written");
+        fill(&path, 2, Durability::Durable).await;
+        fill(&path, 3, Durability::Buffered).await;
+    }
+    let storage = open(&path, Role::Records).await.expect("it opens");
+    assert_eq!(storage.scan(SPACE, KeyRange::all(), 9).await.expect("a page").len(), 3);
+}
+
+#[tokio::test]
 async fn damaged_foreign_and_used_files_are_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("a.journal");

@@ -1,7 +1,5 @@
 //! The engine: a table for each space, one transaction for each group of batches.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,9 +9,7 @@ use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, MAX_KEY, Space, Write};
 use enjambre_core::storage::{Role, place};
-use redb::{
-    AccessGuard, Database, Error, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, TableError,
-};
+use redb::{Database, Error, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 
 use crate::RedbSettings;
 
@@ -27,11 +23,8 @@ const MAX_VALUE: usize = 64 * 1024 - MAX_KEY - 12;
 /// What stays free on the disk, for deletions: after it met a full one, redb has to be opened anew.
 const RESERVE: u64 = 16 * 1024 * 1024;
 
-type Bytewise = &'static [u8];
-
-fn table(space: &Space) -> TableDefinition<'_, Bytewise, Bytewise> {
-    TableDefinition::new(space.name())
-}
+type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
+type Entries<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
 
 /// An open database: the writing side, and its clones the reading sides.
 #[derive(Debug, Clone)]
@@ -62,29 +55,26 @@ impl Redb {
         // Commits in two phases, because strangers choose the values, and the checksums of the other way are not made
         // against them. And notes what is free: else the whole file is read at the start after a crash.
         transaction.set_quick_repair(true);
-        let mut tables = HashMap::new();
-        for write in writes {
-            let (space, key) = write.target();
-            let table = match tables.entry(space) {
-                Entry::Occupied(open) => open.into_mut(),
-                Entry::Vacant(place) => place.insert(transaction.open_table(table(&space))?),
-            };
-            match write.value() {
-                Some(value) => drop(table.insert(key.as_bytes(), &value[..])?),
-                None => drop(table.remove(key.as_bytes())?),
+        for writes in writes.chunk_by(|a, b| a.target().0 == b.target().0) {
+            let mut table = transaction.open_table(Entries::new(writes[0].target().0.name()))?;
+            for write in writes {
+                let key = write.target().1.as_bytes();
+                match write.value() {
+                    Some(value) => drop(table.insert(key, &value[..])?),
+                    None => drop(table.remove(key)?),
+                }
             }
         }
-        drop(tables);
         Ok(transaction.commit()?)
     }
 
-    /// Reads from the table of a space as it is now; `None` where it was never written.
+    /// Reads from a space as it is now; `None` where it was never written.
     fn read<T>(
         &self,
         space: Space,
-        read: impl FnOnce(ReadOnlyTable<Bytewise, Bytewise>) -> Result<T, Error>,
+        read: impl FnOnce(Table) -> Result<T, Error>,
     ) -> Result<Option<T>, StorageError> {
-        let outcome = || match self.db.begin_read()?.open_table(table(&space)) {
+        let outcome = || match self.db.begin_read()?.open_table(Entries::new(space.name())) {
             Ok(table) => read(table).map(Some),
             Err(TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(error.into()),
@@ -103,11 +93,9 @@ fn mark(db: &Database, role: Role) -> Result<Option<u64>, Error> {
     }
     let found = table.get(role == Role::Content)?.map(|format| format.value());
     drop(table);
-    // What is somebody else's stays as it is.
+    // What is somebody else's stays as it is: dropped, a transaction changes nothing.
     if is_new {
-        transaction.commit()?
-    } else {
-        transaction.abort()?
+        transaction.commit()?;
     }
     Ok(found)
 }
@@ -115,11 +103,11 @@ fn mark(db: &Database, role: Role) -> Result<Option<u64>, Error> {
 /// What an error of redb means for the caller who tried to do `action`.
 fn explain(path: &Path, action: &str, error: Error) -> StorageError {
     let what = path.display().to_string();
+    let is_invalid = matches!(&error, Error::Io(io) if io.kind() == ErrorKind::InvalidData);
     match error {
         Error::DatabaseAlreadyOpen => StorageError::Locked { path: path.to_owned() },
-        Error::Corrupted(_) => StorageError::Corrupt { what, source: Some(error.into()) },
-        Error::Io(io) if io.kind() == ErrorKind::InvalidData => {
-            StorageError::Corrupt { what, source: Some(io.into()) }
+        error if is_invalid || matches!(error, Error::Corrupted(_)) => {
+            StorageError::Corrupt { what, source: Some(error.into()) }
         }
         error => StorageError::backend(format!("{action} {what}"), error),
     }
@@ -135,8 +123,10 @@ impl Engine for Redb {
     /// Always durable: what redb commits without durability is lost by a crash of the process, and what is `Buffered`
     /// must not be.
     fn apply(&mut self, writes: &[Write], _: Durability) -> Result<(), ApplyError> {
-        let bytes: usize = writes.iter().filter_map(Write::value).map(Bytes::len).sum();
-        if bytes > 0 {
+        // Deletions alone are to make room.
+        if writes.iter().any(|write| write.value().is_some()) {
+            let keys = writes.iter().map(|write| write.target().1.as_bytes().len());
+            let bytes: usize = keys.chain(writes.iter().filter_map(Write::value).map(Bytes::len)).sum();
             place::check_room(&self.path, RESERVE + 2 * bytes as u64).map_err(ApplyError::Refused)?;
         }
         self.write(writes).map_err(|error| ApplyError::Uncertain(error.into()))
@@ -152,16 +142,16 @@ impl Engine for Redb {
     }
 
     fn close(self) -> Result<(), StorageError> {
-        // A reader that is still busy closes it when it is done.
-        let Some(db) = Arc::into_inner(self.db) else { return Ok(()) };
+        let db = Arc::into_inner(self.db)
+            .ok_or_else(|| StorageError::backend("close redb", "a reader is busy and keeps it open"))?;
         db.close().map_err(|error| explain(&self.path, "close", error.into()))
     }
 }
 
 impl Reader for Redb {
     fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
-        let copy = |value: AccessGuard<'_, Bytewise>| Bytes::copy_from_slice(value.value());
-        Ok(self.read(space, |table| Ok(table.get(key.as_bytes())?.map(copy)))?.flatten())
+        let get = |table: Table| Ok(table.get(key.as_bytes())?.map(|value| value.value().to_vec().into()));
+        Ok(self.read(space, get)?.flatten())
     }
 
     fn scan(
@@ -176,14 +166,14 @@ impl Reader for Redb {
             let (mut page, mut bytes) = (Vec::new(), 0);
             for entry in table.range::<&[u8]>(bounds)?.take(limit) {
                 let (key, value) = entry?;
+                page.push((key.value().to_vec(), value.value().to_vec()));
                 bytes += key.value().len() + value.value().len();
-                page.push((key.value().to_vec(), Bytes::copy_from_slice(value.value())));
                 if bytes >= max_bytes {
                     break;
                 }
             }
             Ok(page)
         })?;
-        page.unwrap_or_default().into_iter().map(|(key, value)| Ok((Key::new(key)?, value))).collect()
+        page.unwrap_or_default().into_iter().map(|(key, value)| Ok((Key::new(key)?, value.into()))).collect()
     }
 }

@@ -15,7 +15,7 @@ use crate::storage::value::{Batch, Condition, Durability, Key, KeyRange, Limits,
 
 /// How many operations are kept for the message of a failure.
 const REMEMBERED: usize = 40;
-/// How long the lock of a dropped storage may stay.
+/// How long the lock of a storage may stay that was dropped, or whose process was killed.
 const RELEASE: Duration = Duration::from_secs(20);
 
 /// The obligation that is broken.
@@ -212,10 +212,18 @@ impl<'a, B: Builder> Bench<'a, B> {
         self.probe.operations.remember(operation);
     }
 
-    /// Closes the storage and opens it again.
+    /// Closes the storage and opens it again, at once: a close has let go of everything.
     pub(super) async fn reopen(&mut self) -> Result<(), Broken> {
         self.probe.close().await?;
-        self.open_again().await
+        let opened = self.builder.open(&self.place).await;
+        let locked = matches!(opened, Err(StorageError::Locked { .. }));
+        self.go_on_with(opened).map_err(|broken| {
+            if locked {
+                Broken("a close lets go of the lock, but it is still held".to_owned())
+            } else {
+                broken
+            }
+        })
     }
 
     /// Drops the storage without a close and opens it again.
@@ -223,11 +231,11 @@ impl<'a, B: Builder> Bench<'a, B> {
         let nothing: Arc<dyn Storage> = Arc::new(crate::storage::memory::Memory::new());
         self.probe.storage = nothing;
         self.note("drop".to_owned());
-        self.open_again().await
+        self.open_left_behind().await
     }
 
-    /// Opens the storage when nobody has it open any more.
-    pub(super) async fn open_again(&mut self) -> Result<(), Broken> {
+    /// Opens what nobody closed, once it is let go of.
+    pub(super) async fn open_left_behind(&mut self) -> Result<(), Broken> {
         let deadline = tokio::time::Instant::now() + RELEASE;
         let opened = loop {
             match self.builder.open(&self.place).await {
@@ -238,6 +246,10 @@ impl<'a, B: Builder> Bench<'a, B> {
                 outcome => break outcome,
             }
         };
+        self.go_on_with(opened)
+    }
+
+    fn go_on_with(&mut self, opened: Result<Arc<dyn Storage>, StorageError>) -> Result<(), Broken> {
         self.probe.remember(|| "open again".to_owned(), &opened, |_| "ok".to_owned());
         self.probe.storage = opened?;
         Ok(())

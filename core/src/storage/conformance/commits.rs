@@ -146,7 +146,7 @@ pub(super) async fn the_last_write_to_a_key_counts<B: Builder>(
     Ok(())
 }
 
-fn number(value: Option<&Bytes>) -> u32 {
+pub(super) fn number(value: Option<&Bytes>) -> u32 {
     value.and_then(|bytes| bytes[..].try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 

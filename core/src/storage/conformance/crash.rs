@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -51,6 +52,9 @@ const ROUNDS: u32 = 4;
 const WRITERS: u64 = 6;
 /// A victim that nobody kills ends by itself.
 const MOST: u64 = 50_000;
+/// For how many milliseconds, and how often, the end of a process is awaited whose output has ended.
+const END: u64 = 2000;
+const END_STEP: u64 = 5;
 
 /// What the victims of a case do.
 #[derive(Debug, Clone, Copy)]
@@ -185,15 +189,20 @@ async fn survive<B: Builder>(
         let kill_after = rand::rng().random_range(1..600);
         let mut command = victim(bench.place());
         command.env(CASE, case.name).env(FIRST, first.to_string());
-        let numbers = kill_in_the_middle(command, kill_after).await?;
-        ensure!(!numbers.is_empty(), "the victim of round {round} commits, but it acknowledged nothing");
+        let (numbers, end) = kill_in_the_middle(command, kill_after).await?;
+        ensure!(
+            numbers.len() >= kill_after,
+            "the victim of round {round} commits until it is killed after {kill_after} commits, but after {} it ended \
+             by itself: {end}",
+            numbers.len()
+        );
         bench.note(format!(
             "a process committed from {first} on, acknowledged {} commits, the last {:?}, and was killed",
             numbers.len(),
             numbers.last().copied().unwrap_or_default()
         ));
         acknowledged.extend(numbers);
-        bench.open_again().await?;
+        bench.open_left_behind().await?;
         first = check(bench, load, &acknowledged).await? + 1;
     }
     Ok(())
@@ -210,8 +219,8 @@ impl Drop for Victim {
     }
 }
 
-/// The numbers that a victim acknowledged before it was killed.
-async fn kill_in_the_middle(mut command: Command, kill_after: usize) -> Result<Vec<u64>, Broken> {
+/// The numbers that a victim acknowledged, and how it ended.
+async fn kill_in_the_middle(mut command: Command, kill_after: usize) -> Result<(Vec<u64>, String), Broken> {
     let failed = |error: &dyn std::fmt::Display| Broken(format!("the victim cannot be run: {error}"));
     let mut child = command
         .stdin(Stdio::null())
@@ -221,10 +230,13 @@ async fn kill_in_the_middle(mut command: Command, kill_after: usize) -> Result<V
     let output = child.stdout.take().ok_or_else(|| failed(&"its output is not there"))?;
     let victim = Victim(Arc::new(Mutex::new(child)));
     let child = Arc::clone(&victim.0);
-    let reading = tokio::task::spawn_blocking(move || numbers_until_killed(output, &child, kill_after));
-    let numbers = reading.await.map_err(|error| failed(&error));
+    let reading = tokio::task::spawn_blocking(move || {
+        let numbers = numbers_until_killed(output, &child, kill_after);
+        (numbers, end_of(&child))
+    });
+    let outcome = reading.await.map_err(|error| failed(&error));
     drop(victim);
-    numbers
+    outcome
 }
 
 fn numbers_until_killed(output: ChildStdout, child: &Mutex<Child>, kill_after: usize) -> Vec<u64> {
@@ -243,6 +255,19 @@ fn numbers_until_killed(output: ChildStdout, child: &Mutex<Child>, kill_after: u
         line.clear();
     }
     numbers
+}
+
+/// How a process ended whose output did.
+fn end_of(child: &Mutex<Child>) -> String {
+    for _ in 0..END / END_STEP {
+        match child.lock().try_wait() {
+            Ok(None) => {}
+            Ok(Some(status)) => return status.to_string(),
+            Err(error) => return error.to_string(),
+        }
+        std::thread::sleep(Duration::from_millis(END_STEP));
+    }
+    "it runs, but its output is closed".to_owned()
 }
 
 /// Gives the highest number that is there.

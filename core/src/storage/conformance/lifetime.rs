@@ -100,8 +100,31 @@ pub(super) async fn a_dropped_commit_is_whole_or_nothing<B: Builder>(
     Ok(())
 }
 
+pub(super) async fn a_close_lets_go_of_everything<B: Builder>(
+    bench: &mut Bench<'_, B>,
+) -> Result<(), Broken> {
+    for round in 0..5 {
+        bench.probe.commit(put(format!("{round}"), "v"), Durability::Buffered).await?;
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..32 {
+            let probe = bench.probe.clone();
+            tasks.spawn(async move { probe.scan(A, KeyRange::all(), 100).await.map(drop) });
+        }
+        tasks.join_all().await.into_iter().collect::<Result<(), _>>()?;
+        bench.reopen().await?;
+        let entries = bench.probe.entries(A, KeyRange::all(), 100).await?.len();
+        ensure!(
+            entries == round + 1,
+            "everything committed is there, but {entries} of {} entries",
+            round + 1
+        );
+    }
+    Ok(())
+}
+
 pub(super) async fn a_closed_storage_says_so<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Broken> {
     let probe = bench.probe.clone();
+    let too_large = vec![0; probe.limits().max_value.min(8 << 20) + 1];
     probe.commit(put("k", "v"), Durability::Buffered).await?;
     let (first, second) = tokio::join!(probe.close(), probe.close());
     first?;
@@ -113,6 +136,7 @@ pub(super) async fn a_closed_storage_says_so<B: Builder>(bench: &mut Bench<'_, B
         ("scan", probe.scan(A, KeyRange::all(), 1).await.err()),
         ("empty scan", probe.scan(A, KeyRange::all(), 0).await.err()),
         ("commit", probe.commit(put("l", "v"), Durability::Buffered).await.err()),
+        ("commit that is too large", probe.commit(put("l", too_large), Durability::Buffered).await.err()),
         ("empty commit", probe.commit(Batch::new(), Durability::Buffered).await.err()),
         ("sync", probe.sync().await.err()),
     ];

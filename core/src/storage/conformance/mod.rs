@@ -33,6 +33,7 @@ mod bench;
 mod case;
 mod commits;
 pub mod crash;
+mod large;
 mod lifetime;
 pub mod load;
 mod model;
@@ -54,7 +55,7 @@ use bench::{Bench, Broken, Operations};
 pub use case::{Case, Failure, Group, Outcome};
 
 /// Which obligations are checked, and how strictly. It grows whenever a backend that passed may fail.
-pub const KIT_VERSION: u32 = 1;
+pub const KIT_VERSION: u32 = 2;
 
 /// How long a case may take before it counts as a hang.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -116,6 +117,8 @@ cases! {
             "Of a batch that is refused nothing is applied, of any other everything, in all of its spaces.",
         commits::conditions_see_the_state_before_the_batch:
             "The conditions of a batch do not see its own writes.",
+        large::a_batch_of_thousands_of_writes_is_one_step:
+            "A batch of thousands of writes is applied and seen whole or not at all, like a small one.",
         commits::the_last_write_to_a_key_counts:
             "Of several writes to one key in a batch the last one counts.",
         model::random_operations_give_what_the_reference_gives:
@@ -142,6 +145,8 @@ cases! {
             "After a close and an open everything is there that was committed, Buffered as well, and nothing else.",
         lifetime::a_drop_without_close_loses_nothing:
             "A storage that is dropped without a close loses nothing that was acknowledged.",
+        lifetime::a_close_lets_go_of_everything:
+            "When a close has returned, the storage can be opened again at once, also after many reads.",
         lifetime::a_closed_storage_says_so:
             "After a close every call gives Closed and changes nothing, and a second close succeeds.",
     }
@@ -152,6 +157,8 @@ cases! {
             "Keys have 1 to 1024 bytes of any kind.",
         records::values_up_to_the_limit_are_kept:
             "Values from none to max_value bytes are kept as they were.",
+        large::a_get_of_many_large_values_has_all_of_them:
+            "One get of 4 MiB in many values answers each key with its value.",
         records::what_exceeds_a_limit_is_refused_whole:
             "A value or batch beyond the limits is refused whole with TooLarge, and one within them is applied.",
         scans::pages_are_cut_by_bytes:

@@ -27,9 +27,11 @@ enum Flaw {
     LosesDurable,
     /// Writes the last part of a batch together with the next one.
     Tears,
+    /// Fails after the first commit, so that nobody has to kill the process.
+    GivesUp,
 }
 
-const FLAWS: [Flaw; 4] = [Flaw::None, Flaw::LosesBuffered, Flaw::LosesDurable, Flaw::Tears];
+const FLAWS: [Flaw; 5] = [Flaw::None, Flaw::LosesBuffered, Flaw::LosesDurable, Flaw::Tears, Flaw::GivesUp];
 
 /// The entries are in memory, and what was written is in a file as well.
 #[derive(Debug)]
@@ -89,6 +91,9 @@ impl Log {
             line
         };
         let (file, kept) = &mut *self.file.lock();
+        if self.flaw == Flaw::GivesUp && file.metadata()?.len() > 0 {
+            return Err(std::io::Error::other("told to"));
+        }
         let (now, later) = match self.flaw {
             Flaw::LosesBuffered if durability == Durability::Buffered => (Vec::new(), line(writes)),
             Flaw::LosesDurable => (std::mem::take(kept), line(writes)),
@@ -162,7 +167,7 @@ async fn what_a_kill_loses_or_tears_is_found_out() {
         return crash::be_the_victim(Arc::new(storage)).await.expect("the victim commits");
     }
     let found = |name| match name {
-        "a_kill_loses_nothing_durable" => &[Flaw::LosesDurable][..],
+        "a_kill_loses_nothing_durable" => &[Flaw::LosesDurable, Flaw::GivesUp][..],
         "a_kill_loses_nothing_buffered" => &[Flaw::LosesBuffered, Flaw::LosesDurable],
         "a_kill_tears_no_batch" => &[Flaw::Tears],
         _ => &[],
@@ -180,7 +185,8 @@ async fn what_a_kill_loses_or_tears_is_found_out() {
             assert_eq!(outcome.result.is_err(), flaw != Flaw::None, "{flaw:?}: {outcome:?}");
             if let Err(failure) = outcome.result {
                 let text = failure.to_string();
-                assert!(text.contains(case.obligation) && text.contains("was killed"), "{text}");
+                let told = if flaw == Flaw::GivesUp { "exit status: 101" } else { "was killed" };
+                assert!(text.contains(case.obligation) && text.contains(told), "{text}");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Storages that are wrong on purpose: one for each case at least, so that each case is known to be able to fail.
 
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -50,6 +51,16 @@ enum Flaw {
     PanicsOnInverted,
     /// Says nothing about a value that is too large.
     NoLimits,
+    /// Of a batch with a value that is too large the others are applied. Its batches have no bound that is tried.
+    AppliesTooLarge,
+    /// Takes batches of any size, beyond the limit that it tells.
+    NoBatchLimit,
+    /// A batch is applied 128 writes at a time.
+    SplitsBatches,
+    /// An answer has 1 MiB at most, and no values beyond.
+    CutsAnswers,
+    /// Lets go of the lock some time after the close.
+    LetsGoLate,
     /// Holds less than a backend must.
     Narrow,
     /// The empty value is the same as none.
@@ -70,6 +81,11 @@ const FOUND: &[(Flaw, &str)] = &[
     (Flaw::ShortKeys, "keys_of_any_bytes_and_length_are_kept"),
     (Flaw::EmptyIsAbsent, "values_up_to_the_limit_are_kept"),
     (Flaw::NoLimits, "what_exceeds_a_limit_is_refused_whole"),
+    (Flaw::AppliesTooLarge, "what_exceeds_a_limit_is_refused_whole"),
+    (Flaw::NoBatchLimit, "what_exceeds_a_limit_is_refused_whole"),
+    (Flaw::CutsAnswers, "a_get_of_many_large_values_has_all_of_them"),
+    (Flaw::SplitsBatches, "a_batch_of_thousands_of_writes_is_one_step"),
+    (Flaw::LetsGoLate, "a_close_lets_go_of_everything"),
     (Flaw::OneSpace, "spaces_are_apart"),
     (Flaw::SignedOrder, "keys_are_ordered_by_unsigned_bytes"),
     (Flaw::LongPages, "pages_are_cut_by_entries"),
@@ -105,10 +121,14 @@ struct Wrong {
     inner: Arc<Memory>,
     flaw: Flaw,
     conflicted: parking_lot::Mutex<bool>,
+    locked: Arc<AtomicBool>,
 }
 
 impl Wrong {
-    fn open(disk: &Disk, flaw: Flaw) -> Self {
+    fn open(disk: &Disk, flaw: Flaw, locked: &Arc<AtomicBool>) -> Result<Self, StorageError> {
+        if flaw == Flaw::LetsGoLate && locked.swap(true, Ordering::AcqRel) {
+            return Err(StorageError::Locked { path: "wrong".into() });
+        }
         if flaw == Flaw::ForgetsBuffered {
             disk.power_cut();
         }
@@ -117,9 +137,13 @@ impl Wrong {
         match flaw {
             Flaw::Narrow => inner = inner.with_limits(Limits { max_value: 32 * 1024 - 1, ..limits }),
             Flaw::HeavyPages => inner = inner.with_limits(Limits { max_page_bytes: usize::MAX, ..limits }),
+            Flaw::AppliesTooLarge | Flaw::NoBatchLimit => {
+                inner = inner.with_limits(Limits { max_batch: usize::MAX, ..limits });
+            }
             _ => {}
         }
-        Self { inner: Arc::new(inner), flaw, conflicted: parking_lot::Mutex::default() }
+        let (inner, locked) = (Arc::new(inner), Arc::clone(locked));
+        Ok(Self { inner, flaw, conflicted: parking_lot::Mutex::default(), locked })
     }
 
     fn space(&self, space: Space) -> Space {
@@ -185,6 +209,14 @@ impl Storage for Wrong {
             (Flaw::EmptyIsAbsent, Ok(values)) => {
                 Ok(values.into_iter().map(|value| value.filter(|value| !value.is_empty())).collect())
             }
+            (Flaw::CutsAnswers, Ok(mut values)) => {
+                let mut bytes = 0;
+                for value in &mut values {
+                    bytes += value.as_ref().map_or(0, Bytes::len);
+                    *value = value.take().filter(|_| bytes <= 1 << 20);
+                }
+                Ok(values)
+            }
             (Flaw::AbsentIsEmpty, Ok(values)) => {
                 Ok(values.into_iter().map(|value| Some(value.unwrap_or_default())).collect())
             }
@@ -223,12 +255,12 @@ impl Storage for Wrong {
                 self.inner.commit(Batch { conditions, writes: Vec::new() }, durability).await?;
                 tokio::task::yield_now().await;
             }
-            Flaw::TearsBatches => {
+            Flaw::TearsBatches | Flaw::SplitsBatches => {
                 let writes = std::mem::take(&mut batch.writes);
                 self.inner.commit(batch, durability).await?;
-                for write in writes {
-                    let single = Batch { conditions: Vec::new(), writes: vec![write] };
-                    self.inner.commit(single, durability).await?;
+                for some in writes.chunks(if self.flaw == Flaw::TearsBatches { 1 } else { 128 }) {
+                    let part = Batch { conditions: Vec::new(), writes: some.to_vec() };
+                    self.inner.commit(part, durability).await?;
                     tokio::task::yield_now().await;
                 }
                 return Ok(());
@@ -238,6 +270,15 @@ impl Storage for Wrong {
                 if matches!(outcome, Err(StorageError::Conflict)) {
                     batch.writes.truncate(1);
                     batch.conditions.clear();
+                    self.inner.commit(batch, durability).await?;
+                }
+                return outcome;
+            }
+            Flaw::AppliesTooLarge => {
+                let outcome = self.inner.commit(batch.clone(), durability).await;
+                if matches!(outcome, Err(StorageError::TooLarge { .. })) {
+                    let largest = self.limits().max_value;
+                    batch.writes.retain(|write| write.value().is_none_or(|value| value.len() <= largest));
                     self.inner.commit(batch, durability).await?;
                 }
                 return outcome;
@@ -276,11 +317,19 @@ impl Storage for Wrong {
     fn limits(&self) -> Limits {
         match self.flaw {
             Flaw::HeavyPages => Limits { max_page_bytes: 1 << 20, ..self.inner.limits() },
+            Flaw::NoBatchLimit => Limits { max_batch: 8 << 20, ..self.inner.limits() },
             _ => self.inner.limits(),
         }
     }
 
     async fn close(&self) -> Result<(), StorageError> {
+        if self.flaw == Flaw::LetsGoLate {
+            let locked = Arc::clone(&self.locked);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                locked.store(false, Ordering::Release);
+            });
+        }
         // Without the sync that a close is.
         if self.flaw == Flaw::ForgetsBuffered { Ok(()) } else { self.inner.close().await }
     }
@@ -294,8 +343,10 @@ async fn a_wrong_backend_is_found_out_by_every_case_and_the_message_says_by_what
             FOUND.iter().filter(|(_, name)| *name == case.name).map(|(flaw, _)| *flaw).collect();
         assert!(!flaws.is_empty(), "nothing shows that {} can fail", case.name);
         for flaw in flaws {
-            let builder = On(move |disk: Disk| async move {
-                Ok(Arc::new(Wrong::open(&disk, flaw)) as Arc<dyn Storage>)
+            let locked = Arc::new(AtomicBool::new(false));
+            let builder = On(move |disk: Disk| {
+                let opened = Wrong::open(&disk, flaw, &locked);
+                std::future::ready(opened.map(|wrong| Arc::new(wrong) as Arc<dyn Storage>))
             });
             // A random case may miss a flaw, but not time and again.
             let tries = if case.name.starts_with("random") { 20 } else { 1 };

@@ -1,0 +1,96 @@
+//! Much at once: batches of thousands of writes, and answers of several MiB.
+
+use bytes::Bytes;
+
+use super::Builder;
+use super::bench::{Bench, Broken, ensure, key};
+use super::commits::number;
+use super::records::pattern;
+use crate::storage::error::StorageError;
+use crate::storage::value::{Batch, Durability, Key, KeyRange, Space};
+
+const A: Space = Space::new("a");
+
+pub(super) async fn a_batch_of_thousands_of_writes_is_one_step<B: Builder>(
+    bench: &mut Bench<'_, B>,
+) -> Result<(), Broken> {
+    const WRITES: u32 = 4000;
+    // All keys have the same value, so that a page which mixes two batches shows it.
+    let round = |number: u32| {
+        let mut batch = Batch::new();
+        for index in 0..WRITES {
+            batch.put(A, key(index.to_be_bytes()), number.to_be_bytes().to_vec());
+        }
+        batch
+    };
+    bench.probe.commit(round(0), Durability::Buffered).await?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let probe = bench.probe.clone();
+    let reader = tokio::spawn(async move {
+        while !*stopped.borrow() {
+            let page = probe.scan(A, KeyRange::all(), usize::MAX).await?;
+            let first = number(page.first().map(|(_, value)| value));
+            let others = page.iter().filter(|(_, value)| number(Some(value)) != first).count();
+            ensure!(
+                others == 0,
+                "a large batch is seen whole or not at all, but beside batch {first} a page has {others} of another"
+            );
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    });
+    let mut outcome = Ok(());
+    for number in 1..8 {
+        outcome = bench.probe.commit(round(number), Durability::Buffered).await;
+        if outcome.is_err() {
+            break;
+        }
+    }
+    stop.send_replace(true);
+    reader.await.map_err(|error| Broken(format!("no call panics, but: {error}")))??;
+    outcome?;
+    let mut refused = round(8);
+    refused.require_absent(A, key(0u32.to_be_bytes()));
+    let outcome = bench.probe.commit(refused, Durability::Buffered).await;
+    ensure!(matches!(outcome, Err(StorageError::Conflict)), "its condition does not hold, but: {outcome:?}");
+    bench.reopen().await?;
+    let entries = bench.probe.entries(A, KeyRange::all(), 1000).await?;
+    let intact = entries.iter().filter(|(_, value)| number(Some(value)) == 7).count();
+    ensure!(
+        entries.len() == WRITES as usize && intact == entries.len(),
+        "the last large batch is there whole, but it has {intact} of {} entries",
+        entries.len()
+    );
+    Ok(())
+}
+
+pub(super) async fn a_get_of_many_large_values_has_all_of_them<B: Builder>(
+    bench: &mut Bench<'_, B>,
+) -> Result<(), Broken> {
+    const ALL: usize = 4 << 20;
+    let len = bench.probe.limits().max_value.min(32 * 1024);
+    let value = |index: usize| {
+        let mut value = pattern(len).to_vec();
+        value[..8].copy_from_slice(&(index as u64).to_be_bytes());
+        Bytes::from(value)
+    };
+    let keys: Vec<Key> = (0..ALL / len).map(|index| key((index as u64).to_be_bytes())).collect();
+    let mut batch = Batch::new();
+    for (index, key) in keys.iter().enumerate() {
+        batch.put(A, key.clone(), value(index));
+    }
+    bench.probe.commit(batch, Durability::Buffered).await?;
+    for round in ["", " after a reopen"] {
+        let values = bench.probe.get(A, &keys).await?;
+        ensure!(values.len() == keys.len(), "{} keys are answered{round}, but {}", keys.len(), values.len());
+        for (index, found) in values.iter().enumerate() {
+            ensure!(
+                found.as_ref() == Some(&value(index)),
+                "value {index} of {} is its own{round}",
+                keys.len()
+            );
+        }
+        bench.reopen().await?;
+    }
+    Ok(())
+}
