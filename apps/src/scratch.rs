@@ -88,17 +88,22 @@ impl Scratch {
         Ok(())
     }
 
-    /// Removes the folders with everything in them; of those above only what is empty. Blocks.
+    /// Removes the folders with everything in them; of those above only what is empty. What cannot be removed is tried
+    /// again by the next call. Blocks.
     pub(crate) fn remove(&self) -> Result<(), Failure> {
         let mut outcome = Ok(());
         // The innermost first.
-        for folder in std::mem::take(&mut *self.folders.lock()).iter().rev() {
+        let folders = std::mem::take(&mut *self.folders.lock());
+        for folder in folders.iter().rev() {
             let own = folder.file_name().is_some_and(|name| *name == *self.name);
             let removed = if own { std::fs::remove_dir_all(folder) } else { std::fs::remove_dir(folder) };
             match removed {
-                Err(error) if own && error.kind() != ErrorKind::NotFound => {
-                    let what = format!("the scratch folder {} cannot be removed", folder.display());
-                    outcome = Err(Failure::from(error).context(what));
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    self.folders.lock().insert(folder.clone());
+                    if own {
+                        let what = format!("the scratch folder {} cannot be removed", folder.display());
+                        outcome = Err(Failure::from(error).context(what));
+                    }
                 }
                 _ => {}
             }
@@ -142,6 +147,23 @@ mod tests {
         std::fs::write(home.join("lock"), "").unwrap();
         scratch.remove().unwrap();
         assert!(home.join("lock").exists() && !scratch.data_dir().exists());
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("data");
+        let scratch = Scratch::new(&home);
+        scratch.create().unwrap();
+        // A file where a folder should be is in the way even of root.
+        std::fs::remove_dir(scratch.data_dir()).unwrap();
+        std::fs::write(scratch.data_dir(), "in the way").unwrap();
+        scratch.remove().unwrap_err();
+        std::fs::remove_file(scratch.data_dir()).unwrap();
+        std::fs::create_dir(scratch.data_dir()).unwrap();
+        std::fs::write(scratch.data_dir().join("library.db"), "scratch").unwrap();
+        scratch.remove().unwrap();
+        assert!(!home.exists());
     }
 
     #[test]

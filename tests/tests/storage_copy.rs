@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -303,13 +304,97 @@ fn a_copy_that_is_interrupted_says_so_and_goes_on() {
     write_config(&folder, "from.toml", "peer", "data", &embedded("sled"), "");
     write_config(&folder, "to.toml", "peer", "new", &embedded("sqlite"), "");
     let (mut child, mut events) = start_copy(&folder);
-    assert!(events.by_ref().any(|event| is_past(&event, 8 * MIB)));
+    // What it tells next is behind the first 16 MiB, of which it is noted that they are there.
+    assert!(events.by_ref().any(|event| is_past(&event, 18 * MIB)));
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let last = events.last().unwrap();
     assert_eq!(last["event"], "error", "{last}");
     assert!(last["message"].as_str().unwrap().contains("start it again and it goes on"), "{last}");
     assert_eq!(child.wait().unwrap().code(), Some(1));
-    assert!(copy(&folder, &["--verify"]).ok().stdout.contains("read back and compared"));
+    let done = copy(&folder, &["--verify", "--json"]).ok().json();
+    assert!(is_past(&done[0], 16 * MIB), "{}", done[0]);
+    assert_eq!(done.last().unwrap()["verified"], true);
+}
+
+/// Starts a copy and kills it once a part of the content is noted to be there.
+fn cut_off(folder: &Path) {
+    let (mut child, mut events) = start_copy(folder);
+    let told = events.any(|event| is_past(&event, 18 * MIB));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(told);
+}
+
+#[test]
+fn a_target_that_was_damaged_or_changed_in_between_becomes_whole_all_the_same() {
+    let world = World::new(Setup { backend: "sled", ..Setup::default() });
+    let tracker = world.tracker("tracker");
+    let mut a = world.peer("a", &[&tracker]);
+    let (film, hash) = world.file("film.bin", 48 * MIB);
+    a.publish(&film, &["--store"]);
+    let folder = a.folder().to_owned();
+    let content = folder.join("new/content").join(&hash[..2]).join(&hash);
+    let to = |content: &str| {
+        let rest = format!("[library]\ncontent = \"{content}\"");
+        write_config(&folder, "to.toml", "peer", "new", &embedded("sqlite"), &rest);
+    };
+    write_config(&folder, "from.toml", "peer", "data", &embedded("sled"), "");
+
+    // What was copied to a database is not in plain files.
+    to("database");
+    cut_off(&folder);
+    to("files");
+    cut_off(&folder);
+    assert_eq!(fs::read(&content).unwrap()[..64], fs::read(&film).unwrap()[..64], "from the first piece on");
+
+    // A byte of what is behind it is another one now.
+    let file = fs::File::options().read(true).write(true).open(&content).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 5).unwrap();
+    file.write_all_at(&[!byte[0]], 5).unwrap();
+    let wrong = copy(&folder, &["--verify"]).expect_status(1);
+    assert!(
+        wrong.stderr.contains("start the copy again") && wrong.stderr.contains(&hash),
+        "{}",
+        wrong.stderr
+    );
+    assert!(!wrong.stderr.contains("enjambre verify"), "{}", wrong.stderr);
+    let done = copy(&folder, &["--verify", "--json"]).ok().json();
+    assert!(!is_past(&done[0], 1), "nothing of it counts any more: {}", done[0]);
+    assert_eq!(fs::read_dir(folder.join("new/content")).unwrap().count(), 1, "only the content stays there");
+    a.set("storage.backend=\"sqlite\"");
+    a.set("peer.data_dir=\"new\"");
+    a.set("library.content=\"files\"");
+    let verified = a.run(["verify"]).ok().stdout;
+    assert!(verified.contains("right") && !verified.contains("missing"), "{verified}");
+
+    // Where only the backend changes the content stays, and is proven there.
+    write_config(&folder, "from.toml", "peer", "new", &embedded("sqlite"), "[library]\ncontent = \"files\"");
+    write_config(&folder, "to.toml", "peer", "new", &embedded("sled"), "[library]\ncontent = \"files\"");
+    fs::OpenOptions::new().write(true).open(&content).unwrap().write_all_at(&[!byte[0]], 5).unwrap();
+    let wrong = copy(&folder, &["--verify"]).expect_status(1);
+    assert!(wrong.stderr.contains("stays where it is") && wrong.stderr.contains(&hash), "{}", wrong.stderr);
+    fs::OpenOptions::new().write(true).open(&content).unwrap().write_all_at(&byte, 5).unwrap();
+    copy(&folder, &["--verify"]).ok();
+}
+
+#[test]
+fn a_target_that_is_refused_gets_no_key() {
+    let world = World::new(Setup { backend: "sled", ..Setup::default() });
+    let tracker = world.tracker("tracker");
+    let (a, b) = (world.peer("a", &[&tracker]), world.peer("b", &[&tracker]));
+    a.publish(&world.file("one.bin", 10).0, &["--store"]);
+    b.publish(&world.file("two.bin", 10).0, &["--store"]);
+    let folder = a.folder().to_owned();
+    let theirs = b.folder().join("data");
+    fs::remove_file(theirs.join("key")).unwrap();
+    write_config(&folder, "from.toml", "peer", "data", &embedded("sled"), "");
+    write_config(&folder, "to.toml", "peer", theirs.to_str().unwrap(), &embedded("sled"), "");
+    let refused = copy(&folder, &[]).expect_status(1);
+    assert!(refused.stderr.contains("not empty"), "{}", refused.stderr);
+    assert!(!theirs.join("key").exists());
+    copy(&folder, &["--force"]).ok();
+    assert_eq!(fs::read(theirs.join("key")).unwrap(), fs::read(folder.join("data/key")).unwrap());
 }
 
 #[test]

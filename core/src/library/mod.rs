@@ -35,6 +35,7 @@ mod remove;
 pub mod settings;
 mod shared;
 pub mod small;
+pub mod stamp;
 mod whole;
 
 pub use formats::stored_format;

@@ -17,6 +17,8 @@ use super::value::{Batch, Durability, Key, KeyRange, Space};
 
 /// The space of a target in which the mark is.
 pub const MARKS: Space = Space::new("copying");
+/// The version of [`Mark`].
+pub const VERSION: u64 = 1;
 /// How many entries are read or written at once.
 const PAGE: usize = 1000;
 /// About how many bytes are written at once, where the target takes that many.
@@ -25,8 +27,8 @@ const BATCH: usize = 4 << 20;
 /// What the target of a copy says as long as the copy is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// The version of the record.
-    pub v: u8,
+    /// The version of the record. Of another than [`VERSION`] nothing else is known.
+    pub v: u64,
     /// Names the source; only the same one goes on.
     pub source: ByteBuf,
     /// How far the content of files is; none where none is copied yet.
@@ -39,6 +41,9 @@ pub struct Mark {
 pub struct Cursor {
     /// Names the state of the source's index; of another one nothing is known to be there.
     pub of: ByteBuf,
+    /// What the store of content has as its [`crate::library::stamp`]; in one with another nothing is known to be there.
+    #[serde(default)]
+    pub stamp: ByteBuf,
     /// The piece that was copied last: file id (32) ‖ number of the piece (4).
     pub after: ByteBuf,
     /// How many pieces were copied.
@@ -50,7 +55,7 @@ pub struct Cursor {
 impl Mark {
     /// The mark of a copy that begins.
     pub fn new(source: &[u8]) -> Self {
-        Self { v: 1, source: ByteBuf::from(source), content: None }
+        Self { v: VERSION, source: ByteBuf::from(source), content: None }
     }
 
     /// Writes it to the target, safe from a power cut, along with everything that was written before.
@@ -67,16 +72,26 @@ fn state_key() -> Key {
     Key::new(&b"state"[..]).expect("it has 5 bytes")
 }
 
+/// The part of a mark that every version has.
+#[derive(Deserialize)]
+struct Version {
+    v: u64,
+}
+
 /// The mark of a database that is the target of a copy under way.
 pub async fn mark(storage: &dyn Storage) -> Result<Option<Mark>, StorageError> {
     let value = storage.get(MARKS, &[state_key()]).await?.into_iter().next().flatten();
-    let read = |value: Bytes| {
-        ciborium::de::from_reader_with_recursion_limit(&value[..], 16).map_err(|error| {
-            let what = "the mark of a copy cannot be read".to_owned();
-            StorageError::Corrupt { what, source: Some(error.to_string().into()) }
-        })
-    };
-    value.map(read).transpose()
+    let Some(value) = value else { return Ok(None) };
+    let Version { v } = read(&value)?;
+    let other = Mark { v, source: ByteBuf::new(), content: None };
+    Ok(Some(if v == VERSION { read(&value)? } else { other }))
+}
+
+fn read<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, StorageError> {
+    ciborium::de::from_reader_with_recursion_limit(value, 16).map_err(|error| {
+        let what = "the mark of a copy cannot be read".to_owned();
+        StorageError::Corrupt { what, source: Some(error.to_string().into()) }
+    })
 }
 
 /// Takes the mark away: the copy is whole, and that is safe from a power cut on return.
@@ -372,10 +387,32 @@ mod tests {
         assert_eq!(mark(&target).await.unwrap(), None);
         let mut written = Mark::new(b"source");
         let bytes = |bytes: &[u8]| ByteBuf::from(bytes);
-        written.content = Some(Cursor { of: bytes(b"state"), after: bytes(&[1; 36]), pieces: 3, bytes: 4 });
+        let (of, stamp, after) = (bytes(b"state"), bytes(b"stamp"), bytes(&[1; 36]));
+        written.content = Some(Cursor { of, stamp, after, pieces: 3, bytes: 4 });
         written.save(&target).await.unwrap();
         assert_eq!(mark(&target).await.unwrap(), Some(written));
         finish(&target).await.unwrap();
         assert_eq!(mark(&target).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn of_a_newer_mark_the_version_is_known_and_a_damaged_one_is_told() {
+        #[derive(Serialize)]
+        struct Newer {
+            v: u64,
+            source: u64,
+        }
+        let target = Memory::new();
+        let put = async |value: Vec<u8>| {
+            let mut batch = Batch::new();
+            batch.put(MARKS, state_key(), value);
+            target.commit(batch, Durability::Buffered).await.unwrap();
+        };
+        let mut value = Vec::new();
+        ciborium::into_writer(&Newer { v: 1000, source: 1 }, &mut value).unwrap();
+        put(value).await;
+        assert_eq!(mark(&target).await.unwrap().unwrap().v, 1000);
+        put(vec![0xff; 3]).await;
+        assert!(matches!(mark(&target).await, Err(StorageError::Corrupt { .. })));
     }
 }

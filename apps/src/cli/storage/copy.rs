@@ -4,11 +4,13 @@
 //! is under way, and nothing else opens it. A copy that was cut off goes on when it is started again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use enjambre_core::library::carry::{self, Carry, Pieces};
 use enjambre_core::library::content::{self, ContentStore};
 use enjambre_core::library::error::LibraryError;
+use enjambre_core::library::stamp;
 use enjambre_core::storage::copy::{self, Copy, Count, Cursor, Mark};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::{Key, Space};
@@ -75,8 +77,11 @@ pub(crate) async fn run(
     let mut meter = Meter::new(arguments.json);
     let copied = stop.run_until_cancelled(copy_all(registry, &from, &to, arguments, &mut meter)).await;
     meter.bar.clear();
-    let interrupted = || Err(Failure::failed("interrupted; start it again and it goes on"));
-    let copied = copied.unwrap_or_else(interrupted);
+    let interrupted = match meter.resumable {
+        true => "interrupted; start it again and it goes on",
+        false => "interrupted",
+    };
+    let copied = copied.unwrap_or_else(|| Err(Failure::failed(interrupted)));
     if let (Err(failure), true) = (&copied, arguments.json) {
         meter.stdout.json(&json!({ "event": "error", "message": failure.message }));
     }
@@ -92,12 +97,14 @@ struct Meter {
     /// What was there before the part that is under way.
     before: u64,
     total: u64,
+    /// Whether the target has the mark by which the same command goes on.
+    resumable: bool,
 }
 
 impl Meter {
     fn new(json: bool) -> Self {
         let bar = if json { Bar::hidden() } else { Bar::new() };
-        Self { json, bar, stdout: Stdout::default(), before: 0, total: 0 }
+        Self { json, bar, stdout: Stdout::default(), before: 0, total: 0, resumable: false }
     }
 
     fn show(&mut self, what: &str, bytes: u64) {
@@ -150,18 +157,24 @@ async fn copy_all(
     let source = Databases::open(registry, from, source_dir.path(), false).await?;
     check_formats(from, &source).await?;
     let target = Databases::open(registry, to, target_path, true).await?;
-    if theirs.is_none() {
-        let (folder, key) = (target_path.to_owned(), key.clone());
-        crate::blocking(move || node_key::write(&folder, &key)).await?;
-    }
     let name = blake3::Hasher::new()
         .update(key.peer_id().as_bytes())
         .update(from.config.storage.backend.as_bytes())
         .finalize();
     let mut copying = Copying { source: &source, target: &target, mark: Mark::new(name.as_bytes()), meter };
     copying.begin(arguments.force).await?;
+    copying.meter.resumable = true;
+    // Only now is it sure that the folder is the target's.
+    if theirs.is_none() {
+        let (folder, key) = (target_path.to_owned(), key.clone());
+        crate::blocking(move || node_key::write(&folder, &key)).await?;
+    }
     let copied = copying.copy().await?;
     copying.compare(&copied, arguments.verify).await?;
+    if let Some((_, to)) = copying.stores() {
+        stamp::remove(&to).await.map_err(|error| target_failed("the copy cannot be finished", &error))?;
+    }
+    copying.meter.resumable = false;
     copy::finish(copying.main()?).await.map_err(|error| failed("the copy cannot be finished", &error))?;
     source.close().await?;
     target.close().await?;
@@ -214,6 +227,23 @@ fn content_failed(what: impl std::fmt::Display, error: &LibraryError) -> Failure
         error => Failure::from_error(Status::Failed, error),
     };
     failure.context(what)
+}
+
+/// Content of the target is copied again instead.
+fn target_failed(what: impl std::fmt::Display, error: &LibraryError) -> Failure {
+    let failure = match error {
+        LibraryError::Damaged { id, piece } | LibraryError::MissingPiece { id, piece } => {
+            differs(&format!("piece {piece} of {id}"))
+        }
+        error => Failure::from_error(Status::Failed, error),
+    };
+    failure.context(what)
+}
+
+fn differs(what: &str) -> Failure {
+    let text =
+        "is not in the target as it is in the source; start the copy again, and do not use either meanwhile";
+    Failure::failed(format!("{what} {text}"))
 }
 
 async fn load_key(folder: &Path) -> Result<Option<enjambre_core::model::identity::KeyPair>, Failure> {
@@ -338,18 +368,32 @@ impl<'a> Copying<'a> {
                 return Err(same_database());
             }
         }
-        let reading = |error| failed("the target cannot be read", &error);
-        match copy::mark(self.main()?).await.map_err(reading)? {
-            Some(mark) if !force && (mark.v, &mark.source) == (self.mark.v, &self.mark.source) => {
+        match copy::mark(self.main()?).await {
+            // Whatever it says, the target is emptied.
+            Ok(_) | Err(StorageError::Corrupt { .. }) if force => {}
+            Ok(None) => {}
+            Ok(Some(Mark { v, .. })) if v != copy::VERSION => {
+                return Err(Failure::failed(format!(
+                    "the target holds a part of a copy by another program, whose mark has version {v}, but this program \
+                     reads version {}; finish it with that program, or begin anew with --force, which empties the \
+                     target first",
+                    copy::VERSION
+                )));
+            }
+            Ok(Some(mark)) if mark.source == self.mark.source => {
                 self.mark = mark;
                 return Ok(());
             }
-            Some(_) if !force => {
+            Ok(Some(_)) => {
                 let text = "the target holds a part of a copy from another source; finish that one, or begin anew \
                             with --force, which empties the target first";
                 return Err(Failure::failed(text));
             }
-            _ => {}
+            Err(error @ StorageError::Corrupt { .. }) => {
+                let what = "the target cannot be read; begin anew with --force, which empties it first";
+                return Err(failed(what, &error));
+            }
+            Err(error) => return Err(failed("the target cannot be read", &error)),
         }
         let is_empty = self.is_target_empty().await?;
         if !is_empty && !force {
@@ -366,7 +410,7 @@ impl<'a> Copying<'a> {
                 copy::empty(&*database.storage, &spaces_of(database.place.role)).await.map_err(emptying)?;
             }
             if let Some((_, to)) = self.stores() {
-                let emptying = |error| content_failed("the target cannot be emptied", &error);
+                let emptying = |error| target_failed("the target cannot be emptied", &error);
                 carry::empty(&to).await.map_err(emptying)?;
             }
         }
@@ -382,9 +426,9 @@ impl<'a> Copying<'a> {
         }
         match self.stores() {
             None => Ok(true),
-            Some((_, to)) => carry::is_empty(&to)
-                .await
-                .map_err(|error| content_failed("the target cannot be read", &error)),
+            Some((_, to)) => {
+                carry::is_empty(&to).await.map_err(|error| target_failed("the target cannot be read", &error))
+            }
         }
     }
 
@@ -416,11 +460,19 @@ impl<'a> Copying<'a> {
         let marking = |error: StorageError| failed("the target cannot be written", &error);
         let state =
             carry::state_of(&*index).await.map_err(|error| failed("the source cannot be read", &error))?;
-        let cursor = self.mark.content.take().filter(|cursor| cursor.of[..] == state);
-        if cursor.is_none() {
-            // Of what an earlier run left behind nothing is known.
-            carry::empty(&to).await.map_err(failing)?;
-        }
+        let target = |error: LibraryError| target_failed("the content cannot be copied", &error);
+        let found = stamp::read(&to).await.map_err(target)?;
+        let goes_on = |cursor: &Cursor| cursor.of[..] == state && Some(&cursor.stamp[..]) == found.as_deref();
+        let cursor = self.mark.content.take().filter(goes_on);
+        let stamp = match &cursor {
+            Some(cursor) => cursor.stamp.clone(),
+            None => {
+                // Of what an earlier run left behind nothing is known, and what is removed is not to be counted on.
+                self.mark.save(self.main()?).await.map_err(marking)?;
+                carry::empty(&to).await.map_err(target)?;
+                ByteBuf::from(stamp::renew(&to).await.map_err(target)?)
+            }
+        };
         let mut done = cursor
             .as_ref()
             .map_or_else(Pieces::default, |cursor| Pieces { count: cursor.pieces, bytes: cursor.bytes });
@@ -440,8 +492,8 @@ impl<'a> Copying<'a> {
                 unsynced = 0;
                 let Some(after) = carry.sync().await.map_err(failing)? else { break };
                 let Pieces { count: pieces, bytes } = done;
-                let (of, after) = (ByteBuf::from(state), ByteBuf::from(after));
-                self.mark.content = Some(Cursor { of, after, pieces, bytes });
+                let (of, stamp, after) = (ByteBuf::from(state), stamp.clone(), ByteBuf::from(after));
+                self.mark.content = Some(Cursor { of, stamp, after, pieces, bytes });
                 self.mark.save(self.main()?).await.map_err(marking)?;
             }
             if step.is_none() {
@@ -473,10 +525,6 @@ impl<'a> Copying<'a> {
 
     /// Whether the target has what was copied: by number and size, or everything.
     async fn compare(&mut self, copied: &Copied, verify: bool) -> Result<(), Failure> {
-        let differs = |what: String| {
-            let text = "is not in the target as it is in the source; start the copy again, and do not use either meanwhile";
-            Failure::failed(format!("{what} {text}"))
-        };
         let store = self.target.content();
         let change = change_to(store.as_ref());
         for (source, target) in self.pairs()? {
@@ -494,29 +542,57 @@ impl<'a> Copying<'a> {
                     wrong.then(|| "every entry".to_owned())
                 };
                 if let Some(wrong) = wrong {
-                    return Err(differs(format!("{wrong} of {}", space.name())));
+                    return Err(differs(&format!("{wrong} of {}", space.name())));
                 }
             }
         }
-        let (Some((_, to)), Some(index)) = (self.stores(), self.target.with(Meaning::Index)) else {
+        let Some(index) = self.target.with(Meaning::Index).map(|index| index.storage.clone()) else {
             return Ok(());
         };
-        let failing =
-            |error: LibraryError| content_failed("the content of the target cannot be compared", &error);
-        let same = if verify {
-            let mut proof = Carry::proof(index.storage.clone(), to);
-            let mut found = Pieces::default();
-            (self.meter.before, self.meter.total) = (0, copied.content.bytes);
-            while let Some(step) = proof.step().await.map_err(failing)? {
-                found.count += step.count;
-                found.bytes += step.bytes;
-                self.meter.show("comparing the content", found.bytes);
-            }
-            found == copied.content
-        } else {
-            carry::is_held(&index.storage, &to, copied.content).await.map_err(failing)?
+        let Some((_, to)) = self.stores() else {
+            return if verify { self.compare_what_stays(index).await } else { Ok(()) };
         };
-        if same { Ok(()) } else { Err(differs("the content".to_owned())) }
+        let same = match verify {
+            true => self.prove(&index, to, copied.content.bytes).await.map(|found| found == copied.content),
+            false => carry::is_held(&index, &to, copied.content).await,
+        };
+        let compared = match same {
+            Ok(true) => return Ok(()),
+            Ok(false) => differs("the content"),
+            Err(error) => target_failed("the content of the target cannot be compared", &error),
+        };
+        // Started again it goes on with nothing of this content.
+        self.mark.content = None;
+        self.mark.save(self.main()?).await.map_err(|error| failed("the target cannot be written", &error))?;
+        Err(compared)
+    }
+
+    /// Whether content that is not copied is what the target's index claims.
+    async fn compare_what_stays(&mut self, index: Arc<dyn Storage>) -> Result<(), Failure> {
+        let (Some(_), Some(store)) = (self.source.content(), self.target.content()) else { return Ok(()) };
+        let failing =
+            |error: LibraryError| content_failed("the content, which stays where it is, is wrong", &error);
+        let claimed = carry::claimed(&index, &store).await.map_err(failing)?;
+        self.prove(&index, store, claimed.bytes).await.map_err(failing)?;
+        Ok(())
+    }
+
+    /// Reads all content of a store and proves it.
+    async fn prove(
+        &mut self,
+        index: &Arc<dyn Storage>,
+        store: ContentStore,
+        total: u64,
+    ) -> Result<Pieces, LibraryError> {
+        let mut proof = Carry::proof(Arc::clone(index), store);
+        let mut found = Pieces::default();
+        (self.meter.before, self.meter.total) = (0, total);
+        while let Some(step) = proof.step().await? {
+            found.count += step.count;
+            found.bytes += step.bytes;
+            self.meter.show("comparing the content", found.bytes);
+        }
+        Ok(found)
     }
 }
 

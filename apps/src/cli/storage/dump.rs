@@ -20,6 +20,9 @@ const PAGE: usize = 500;
 /// How much is shown of a value that cannot be read, in bytes.
 const SHOWN: usize = 256;
 
+/// What is in these lets others act in the name of a peer or of the tracker.
+const SECRET: [Space; 4] = [layout::SESSIONS, layout::LEASES, layout::AUTHORITY, layout::INVITATIONS];
+
 /// The year 9999 ends here, in milliseconds since 1970: RFC 3339 has no later time.
 const LAST_TIME: u64 = 253_402_300_800_000;
 
@@ -126,16 +129,16 @@ fn describe(meaning: Meaning, space: Space, key: &Key, value: &[u8]) -> Line {
         Meaning::Index | Meaning::Content => library::describe::describe(space, key, value),
     };
     let fields = described.unwrap_or_else(|_| {
-        // What cannot be read may have a session in it all the same, by which others could act in a peer's name.
-        let secret = [layout::SESSIONS, layout::LEASES].contains(&space);
-        let show = |bytes: &[u8]| {
-            if secret { Field::secret(bytes) } else { Field::hex(&bytes[..bytes.len().min(SHOWN)]) }
+        // What cannot be read may have the secret in it all the same.
+        let hex = |bytes: &[u8]| Field::hex(&bytes[..bytes.len().min(SHOWN)]);
+        let (key, shown) = match SECRET.contains(&space) {
+            true => (Field::secret(key.as_bytes()), Field::text("…")),
+            false => (hex(key.as_bytes()), hex(value)),
         };
-        let value_shown = if space == layout::LEASES { Field::text("…") } else { show(value) };
         vec![
             ("damaged", Field::Flag(true)),
-            ("key", show(key.as_bytes())),
-            ("value", value_shown),
+            ("key", key),
+            ("value", shown),
             ("length", Field::Number(value.len() as u64)),
         ]
     });
@@ -157,10 +160,10 @@ mod tests {
             "ab".repeat(16)
         );
         assert_eq!(shown(layout::FILES, &[1, 2]), expected);
-        for space in [layout::SESSIONS, layout::LEASES] {
+        for space in [layout::SESSIONS, layout::LEASES, layout::AUTHORITY, layout::INVITATIONS] {
             let text = shown(space, &[0xcd; 20]);
             assert!(
-                text.contains("damaged") && !text.contains("ababababab") && !text.contains("cdcdcdcdcd"),
+                text.contains("damaged") && !text.contains("ababababab") && !text.contains("cd"),
                 "{text}"
             );
         }

@@ -4,6 +4,7 @@ use super::*;
 use crate::library::SPACES;
 use crate::library::carry::{self, Carry, Pieces};
 use crate::library::error::LibraryError;
+use crate::library::stamp;
 use crate::storage::copy::Copy;
 use crate::storage::memory::Memory;
 use crate::storage::value::{Key, Limits};
@@ -130,6 +131,24 @@ async fn what_was_cut_off_goes_on_behind_the_last_sync() {
         assert_eq!(sum, whole);
         assert!(carry::is_held(&index, &to.store(), whole).await.unwrap());
         carry::empty(&to.store()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_stamp_belongs_to_one_store_and_is_no_content() {
+    for in_files in [false, true] {
+        let (store, other) = (Rig::new(in_files).store(), Rig::new(in_files).store());
+        stamp::remove(&store).await.unwrap();
+        let first = stamp::renew(&store).await.unwrap();
+        assert_eq!(stamp::read(&store).await.unwrap(), Some(first.clone()));
+        assert_eq!(stamp::read(&other).await.unwrap(), None);
+        let second = stamp::renew(&store).await.unwrap();
+        assert_ne!(first, second);
+        assert!(carry::is_empty(&store).await.unwrap());
+        carry::empty(&store).await.unwrap();
+        assert_eq!(stamp::read(&store).await.unwrap(), Some(second));
+        stamp::remove(&store).await.unwrap();
+        assert_eq!(stamp::read(&store).await.unwrap(), None);
     }
 }
 
