@@ -154,7 +154,8 @@ async fn who_is_thrown_out_is_on_the_list_for_a_day_has_no_session_and_never_com
     assert!(other.revoke(&peer(1), NOW).await.unwrap());
     assert!(!catalogue.revoke(&peer(1), NOW).await.unwrap(), "it is out already");
     let list = catalogue.revocations(NOW).await.unwrap();
-    assert_eq!((list.version(), list.peers()), (1, &[peer(1)][..]));
+    // The time, so that a database that was set back tells of newer lists than before.
+    assert_eq!((list.version(), list.peers()), (NOW, &[peer(1)][..]));
     let renewed = other.renew(before.id, NOW).await;
     assert!(matches!(renewed, Err(CatalogueError::Unauthorized)), "{renewed:?}");
     let again = catalogue.join(peer(1), secret.hash(), NOW).await;
@@ -168,7 +169,7 @@ async fn who_is_thrown_out_is_on_the_list_for_a_day_has_no_session_and_never_com
     assert!(matches!(again, Err(CatalogueError::Revoked)), "{again:?}");
     assert_eq!(
         catalogue.revocations(NOW + LISTED_MS).await.unwrap().version(),
-        1,
+        NOW,
         "the list never goes back"
     );
 }

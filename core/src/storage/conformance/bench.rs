@@ -16,7 +16,7 @@ use crate::storage::value::{Batch, Condition, Durability, Key, KeyRange, Limits,
 /// How many operations are kept for the message of a failure.
 const REMEMBERED: usize = 40;
 /// How long the lock of a storage may stay that was dropped, or whose process was killed.
-const RELEASE: Duration = Duration::from_secs(20);
+pub(super) const RELEASE: Duration = Duration::from_secs(20);
 
 /// The obligation that is broken.
 #[derive(Debug)]
