@@ -3,6 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use enjambre_core::readable::with_causes;
 use serde::{Deserialize, Serialize};
 
 use crate::config::error::ConfigError;
@@ -59,17 +60,7 @@ impl Failure {
 
     /// An error with all its causes, under this status.
     pub fn from_error(status: Status, error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            // Some errors repeat their source in their own text.
-            if !message.contains(&text) {
-                message = format!("{message}: {text}");
-            }
-            cause = error.source();
-        }
-        Self::new(status, message)
+        Self::new(status, with_causes(error))
     }
 
     /// The same, with what was tried in front.

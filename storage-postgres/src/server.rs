@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use enjambre_core::readable::with_causes;
 use enjambre_core::storage::error::StorageError;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
@@ -169,7 +170,7 @@ impl Servers {
             Some(error) if temporary.is_empty() => Err(error),
             lasting => {
                 // What will not mend itself is said beside what may.
-                temporary.extend(lasting.map(|error| whole(&error)));
+                temporary.extend(lasting.map(|error| with_causes(&error)));
                 Err(StorageError::Unavailable { reason: temporary.join("; ") })
             }
         }
@@ -193,20 +194,6 @@ impl fmt::Debug for Servers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Servers").field("name", &self.name).finish_non_exhaustive()
     }
-}
-
-/// An error with its causes, on one line.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn is_loopback(name: &str) -> bool {

@@ -16,7 +16,22 @@ use crate::storage::value::{Batch, Condition, Durability, Key, KeyRange, Limits,
 /// How many operations are kept for the message of a failure.
 const REMEMBERED: usize = 40;
 /// How long the lock of a storage may stay that was dropped, or whose process was killed.
-pub(super) const RELEASE: Duration = Duration::from_secs(20);
+const RELEASE: Duration = Duration::from_secs(20);
+
+/// Opens a storage that somebody may still let go of in the background.
+pub(super) async fn open_when_free(
+    open: impl AsyncFn() -> Result<Arc<dyn Storage>, StorageError>,
+) -> Result<Arc<dyn Storage>, StorageError> {
+    let deadline = tokio::time::Instant::now() + RELEASE;
+    loop {
+        match open().await {
+            Err(StorageError::Locked { .. }) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
 
 /// The obligation that is broken.
 #[derive(Debug)]
@@ -236,16 +251,7 @@ impl<'a, B: Builder> Bench<'a, B> {
 
     /// Opens what nobody closed, once it is let go of.
     pub(super) async fn open_left_behind(&mut self) -> Result<(), Broken> {
-        let deadline = tokio::time::Instant::now() + RELEASE;
-        let opened = loop {
-            match self.builder.open(&self.place).await {
-                // The release may be left to the background.
-                Err(StorageError::Locked { .. }) if tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                outcome => break outcome,
-            }
-        };
+        let opened = open_when_free(async || self.builder.open(&self.place).await).await;
         self.go_on_with(opened)
     }
 

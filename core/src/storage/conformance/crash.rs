@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngExt;
 
-use super::bench::{Bench, Broken, RELEASE, ensure};
+use super::bench::{Bench, Broken, ensure, open_when_free};
 use super::case::{Case, Group, Outcome, expect_all};
 use super::{Builder, guard};
 use crate::storage::Storage;
@@ -109,16 +109,8 @@ where
     Fut: Future<Output = Result<Arc<dyn Storage>, StorageError>> + Send,
 {
     if let Some(folder) = std::env::var_os(FOLDER) {
-        // Whoever had it open before may let go of it in the background.
-        let deadline = tokio::time::Instant::now() + RELEASE;
-        let storage = loop {
-            match open(PathBuf::from(&folder)).await {
-                Err(StorageError::Locked { .. }) if tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                opened => break opened.expect("the victim opens the storage"),
-            }
-        };
+        let storage = open_when_free(async || open(PathBuf::from(&folder)).await).await;
+        let storage = storage.expect("the victim opens the storage");
         return be_the_victim(storage).await.expect("the victim commits");
     }
     let builder = Folders(open);
