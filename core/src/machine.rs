@@ -1,7 +1,7 @@
 //! What the program gets from the machine beneath it: random numbers, the order of what is in a map, threads for work
 //! that blocks, and the number of its cores.
 //!
-//! With the feature `simulation` one thread can have all of that follow from a seed ([`simulated::Simulation`]), so that
+//! With the feature `simulation` one thread can have all of that follow from a seed (`simulated::Simulation`), so that
 //! what happens on it under tokio's paused clock happens again in the same way. Without the feature nothing here costs
 //! anything.
 
