@@ -15,6 +15,8 @@ pub(crate) fn describe() -> String {
     format!("{cores} cores, {gib} GiB of memory, Linux {version}")
 }
 
+/// What is touched before the first case, in bytes: about what all of a round writes.
+pub(crate) const ALL_CASES: u64 = 12 << 30;
 /// Memory that everybody may need besides that for the files that are written, in bytes.
 const SPARE: u64 = 512 << 20;
 /// How much is given free at once, in bytes.

@@ -33,6 +33,7 @@ use clap::Parser;
 use serde_json::json;
 
 use crate::cases::Case;
+use crate::machine::{ALL_CASES, WarmMemory};
 use crate::options::{Cli, Command, Options, Side};
 use crate::report::{CaseReport, Contest};
 use crate::stage::Stage;
@@ -77,6 +78,7 @@ fn compare(options: Options, folder: &Path) -> Result<()> {
     }
     cases.retain(|case| !case.contenders.is_empty());
     cases::build_for(&cases);
+    drop(WarmMemory::new(ALL_CASES));
     let mut reports = Vec::new();
     for case in cases {
         let report = run(case, &stage.options);
@@ -178,10 +180,13 @@ fn run(case: Case<'_>, options: &Options) -> CaseReport {
         let _ = catch_unwind(AssertUnwindSafe(&first.run));
     }
     for round in 1..=rounds {
+        // Each round begins with another, so that nobody always comes after the same one.
+        let mut turns: Vec<_> = case.contenders.iter().zip(&mut contests).collect();
+        let first = (round - 1) % turns.len();
+        turns.rotate_left(first);
         // Who failed would only fail again, and a tool that hangs takes long.
-        let at_work =
-            case.contenders.iter().zip(&mut contests).filter(|(_, contest)| contest.failures.is_empty());
-        for (contender, contest) in at_work {
+        turns.retain(|(_, contest)| contest.failures.is_empty());
+        for (contender, contest) in turns {
             let begun = Instant::now();
             // The harness of the tests panics where something is not as it must be.
             let result = catch_unwind(AssertUnwindSafe(&contender.run))

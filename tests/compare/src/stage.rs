@@ -70,18 +70,26 @@ pub(crate) struct Stage {
     pub(crate) swarm_tracker: SwarmTracker,
     folder: PathBuf,
     contents: RefCell<BTreeMap<String, Rc<Content>>>,
+    kept: RefCell<Vec<TempDir>>,
 }
 
 impl Stage {
     /// In a folder that somebody else made.
     pub(crate) fn new(options: Options, folder: &Path) -> Result<Self> {
         let folder = folder.to_owned();
-        Ok(Self { options, swarm_tracker: SwarmTracker::start()?, folder, contents: RefCell::default() })
+        let swarm_tracker = SwarmTracker::start()?;
+        Ok(Self { options, swarm_tracker, folder, contents: RefCell::default(), kept: RefCell::default() })
     }
 
     /// An empty folder for one run, which goes with its guard.
     pub(crate) fn room(&self) -> Result<TempDir> {
         Ok(tempfile::Builder::new().prefix("run-").tempdir_in(&self.folder)?)
+    }
+
+    /// Leaves the folder of a run with many files until the end. Where many were deleted within the last minutes, ext4 goes
+    /// through all of them for each file that is made, and whoever comes next pays for it.
+    pub(crate) fn keep(&self, room: TempDir) {
+        self.kept.borrow_mut().push(room);
     }
 
     /// A file of random content: of this size, unless another was asked for on the command line.

@@ -196,6 +196,10 @@ fn one_round(stage: &Stage, tool: &dyn Tool, plan: Plan, content: &Content) -> R
         content.compare(&path)?;
     }
     drop(staying);
+    if content.is_folder() {
+        drop(source);
+        stage.keep(room);
+    }
     Ok(sample)
 }
 
