@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use enjambre_core::storage::Role;
-use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
+use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
@@ -87,10 +87,7 @@ impl Sled {
 
     /// Refuses writes for which there may be no room.
     fn check_room(&self, writes: &[Write]) -> Result<(), StorageError> {
-        let bytes: usize = writes
-            .iter()
-            .map(|write| write.target().1.as_bytes().len() + write.value().map_or(0, Bytes::len))
-            .sum();
+        let bytes: usize = writes.iter().map(Write::size).sum();
         // Small writes may use half of the reserve: deleting what fills the disk takes some room, too.
         let needed = if bytes <= SMALL { RESERVE / 2 } else { RESERVE + AMPLIFICATION * bytes as u64 };
         place::check_room(&self.path, needed)
@@ -197,7 +194,7 @@ pub(crate) struct SledReader {
 }
 
 impl Reader for SledReader {
-    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
+    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, ReadError> {
         let key = format::encode(space, key.as_bytes());
         let value =
             sane(&self.path, || self.data.get(key).map_err(|error| explain(&self.path, "read from", error)))?;
@@ -211,7 +208,7 @@ impl Reader for SledReader {
         range: &KeyRange,
         limit: usize,
         max_bytes: usize,
-    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+    ) -> Result<Vec<(Key, Bytes)>, ReadError> {
         let _no_batch = self.applying.read().unwrap_or_else(PoisonError::into_inner);
         let mut page = Vec::new();
         let mut bytes = 0;
@@ -227,5 +224,6 @@ impl Reader for SledReader {
             }
             Ok(page)
         })
+        .map_err(ReadError::from)
     }
 }

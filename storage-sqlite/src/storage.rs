@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use enjambre_core::buffers::BufferPool;
 use enjambre_core::storage::Role;
-use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
+use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
@@ -389,7 +389,7 @@ pub(crate) struct SqliteReader {
 }
 
 impl Reader for SqliteReader {
-    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
+    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, ReadError> {
         let _turn = self.turns.as_ref().map(|turns| turns.read());
         let mut read = || {
             let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(None) };
@@ -398,7 +398,7 @@ impl Reader for SqliteReader {
                 .query_row([key.as_bytes()], |row| Ok(copy(&self.buffers, row.get_ref(0)?.as_blob()?)))
                 .optional()
         };
-        read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error))
+        read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error).into())
     }
 
     fn scan(
@@ -407,7 +407,7 @@ impl Reader for SqliteReader {
         range: &KeyRange,
         limit: usize,
         max_bytes: usize,
-    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+    ) -> Result<Vec<(Key, Bytes)>, ReadError> {
         let mut page = Vec::new();
         let mut damaged = false;
         let _turn = self.turns.as_ref().map(|turns| turns.read());
@@ -433,7 +433,9 @@ impl Reader for SqliteReader {
         };
         read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error))?;
         if damaged {
-            return Err(StorageError::corrupt(format!("{} has an impossible key", self.path.display())));
+            return Err(
+                StorageError::corrupt(format!("{} has an impossible key", self.path.display())).into()
+            );
         }
         Ok(page)
     }

@@ -29,7 +29,7 @@ use crate::model::layout::PieceLayout;
 use crate::model::name::Name;
 use crate::model::record::Offer;
 use crate::storage::Storage;
-use crate::storage::value::{Batch, Durability, Key, Space};
+use crate::storage::value::{Batch, Durability, Key, Space, Write};
 
 const LOCKS: usize = 64;
 /// How many files may wait for a sync until one begins, and until writers wait for it: each is an open file.
@@ -304,11 +304,8 @@ impl Shared {
 
     /// Whether a batch is committed in several parts, of which some may be applied when one fails.
     pub(super) fn is_in_parts(&self, batch: &Batch) -> bool {
-        let sizes = batch
-            .writes
-            .iter()
-            .map(|write| write.target().1.as_bytes().len() + write.value().map_or(0, bytes::Bytes::len));
-        batch.writes.len() > BATCH_WRITES || sizes.sum::<usize>() > self.index.limits().max_batch
+        let size: usize = batch.writes.iter().map(Write::size).sum();
+        batch.writes.len() > BATCH_WRITES || size > self.index.limits().max_batch
     }
 
     /// Commits writes that need not stand or fall together, as few batches, the last with `durability`.
@@ -320,7 +317,7 @@ impl Shared {
         let limit = self.index.limits().max_batch;
         let (mut part, mut size) = (Batch::new(), 0);
         for write in batch.writes {
-            let added = write.target().1.as_bytes().len() + write.value().map_or(0, bytes::Bytes::len);
+            let added = write.size();
             if size + added > limit || part.writes.len() == BATCH_WRITES {
                 self.index.commit(std::mem::take(&mut part), Durability::Buffered).await?;
                 size = 0;

@@ -25,6 +25,19 @@ pub enum ApplyError {
     Uncertain(#[source] Source),
 }
 
+/// Why a read failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// This read failed, and the engine goes on working.
+    #[error(transparent)]
+    Failed(#[from] StorageError),
+    /// Nothing can be read any more before the engine is opened anew, as with engines that refuse everything after the
+    /// first error of the disk. The adapter answers `Unavailable`, drops the engine and opens it anew.
+    #[error("the engine has to be opened anew")]
+    Broken(#[source] Source),
+}
+
 /// The writing side of an embedded engine.
 pub trait Engine: Debug + Send + 'static {
     /// The reading side.
@@ -50,7 +63,7 @@ pub trait Engine: Debug + Send + 'static {
 /// The reading side of an embedded engine; used from one thread at a time.
 pub trait Reader: Send + 'static {
     /// The value of the key, `None` where it is absent.
-    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError>;
+    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, ReadError>;
 
     /// Entries of the range (which is not empty) in ascending order of unsigned bytes: at most `limit` entries,
     /// and none after the page has reached `max_bytes` bytes of keys and values.
@@ -60,5 +73,5 @@ pub trait Reader: Send + 'static {
         range: &KeyRange,
         limit: usize,
         max_bytes: usize,
-    ) -> Result<Vec<(Key, Bytes)>, StorageError>;
+    ) -> Result<Vec<(Key, Bytes)>, ReadError>;
 }

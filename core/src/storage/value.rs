@@ -189,6 +189,11 @@ impl Write {
             Self::Delete(..) => None,
         }
     }
+
+    /// The bytes of key and value.
+    pub fn size(&self) -> usize {
+        self.target().1.as_bytes().len() + self.value().map_or(0, Bytes::len)
+    }
 }
 
 /// Conditions and writes that stand or fall together. Conditions see the state before the batch; of several
@@ -237,11 +242,7 @@ impl Batch {
             Condition::Absent(_, key) => key.as_bytes().len(),
             Condition::Equals(_, key, value) => key.as_bytes().len() + value.len(),
         });
-        let writes = self
-            .writes
-            .iter()
-            .map(|write| write.target().1.as_bytes().len() + write.value().map_or(0, Bytes::len));
-        conditions.chain(writes).sum()
+        conditions.chain(self.writes.iter().map(Write::size)).sum()
     }
 
     /// Whether there is nothing to check and nothing to write.

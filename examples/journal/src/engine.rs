@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
+use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
@@ -142,7 +142,7 @@ pub(crate) struct JournalReader {
 }
 
 impl Reader for JournalReader {
-    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
+    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, ReadError> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         Ok(tables.get(&space).and_then(|table| table.get(key.as_bytes())).cloned())
     }
@@ -153,7 +153,7 @@ impl Reader for JournalReader {
         range: &KeyRange,
         limit: usize,
         max_bytes: usize,
-    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+    ) -> Result<Vec<(Key, Bytes)>, ReadError> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let Some(table) = tables.get(&space) else { return Ok(Vec::new()) };
         let (mut page, mut bytes) = (Vec::new(), 0);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::storage::engine::{ApplyError, Engine, Reader};
+use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, MAX_KEY, Space, Write};
 use enjambre_core::storage::{Role, place};
@@ -73,13 +73,17 @@ impl Redb {
         &self,
         space: Space,
         read: impl FnOnce(Table) -> Result<T, Error>,
-    ) -> Result<Option<T>, StorageError> {
+    ) -> Result<Option<T>, ReadError> {
         let outcome = || match self.db.begin_read()?.open_table(Entries::new(space.name())) {
             Ok(table) => read(table).map(Some),
             Err(TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(error.into()),
         };
-        outcome().map_err(|error| explain(&self.path, "read from", error))
+        outcome().map_err(|error| match error {
+            // After an error of the disk redb refuses everything.
+            Error::PreviousIo => ReadError::Broken(error.into()),
+            error => explain(&self.path, "read from", error).into(),
+        })
     }
 }
 
@@ -125,8 +129,7 @@ impl Engine for Redb {
     fn apply(&mut self, writes: &[Write], _: Durability) -> Result<(), ApplyError> {
         // Deletions alone are to make room.
         if writes.iter().any(|write| write.value().is_some()) {
-            let keys = writes.iter().map(|write| write.target().1.as_bytes().len());
-            let bytes: usize = keys.chain(writes.iter().filter_map(Write::value).map(Bytes::len)).sum();
+            let bytes: usize = writes.iter().map(Write::size).sum();
             place::check_room(&self.path, RESERVE + 2 * bytes as u64).map_err(ApplyError::Refused)?;
         }
         self.write(writes).map_err(|error| ApplyError::Uncertain(error.into()))
@@ -149,7 +152,7 @@ impl Engine for Redb {
 }
 
 impl Reader for Redb {
-    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
+    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, ReadError> {
         let get = |table: Table| Ok(table.get(key.as_bytes())?.map(|value| value.value().to_vec().into()));
         Ok(self.read(space, get)?.flatten())
     }
@@ -160,7 +163,7 @@ impl Reader for Redb {
         range: &KeyRange,
         limit: usize,
         max_bytes: usize,
-    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+    ) -> Result<Vec<(Key, Bytes)>, ReadError> {
         let bounds = (range.start.as_ref().map(|key| &key[..]), range.end.as_ref().map(|key| &key[..]));
         let page = self.read(space, |table| {
             let (mut page, mut bytes) = (Vec::new(), 0);

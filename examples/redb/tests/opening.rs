@@ -1,5 +1,5 @@
-//! What is no database of ours, in use or damaged is refused with an error that says so, and content takes hardly more
-//! room than it has bytes.
+//! What is no database of ours, in use or damaged is refused with an error that says so, an error of the disk passes, and
+//! content takes hardly more room than it has bytes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use enjambre_core::storage::error::StorageError;
@@ -93,6 +94,47 @@ async fn a_damaged_file_is_an_error() {
         }
     }
     assert!(found > 5, "only {found} of 60 places counted");
+}
+
+/// A part of the file is gone for a moment, as with a disk that does not answer.
+#[tokio::test]
+async fn an_error_of_the_disk_that_passes_leaves_nothing_dead() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    let settings = RedbSettings { cache_mib: 1, ..RedbSettings::default() };
+    let open = async || enjambre_redb::open(settings.clone(), &path, Role::Records).await.unwrap();
+    let storage = open().await;
+    for number in 0..100u16 {
+        put(&*storage, &number.to_be_bytes(), vec![number as u8; 60_000].into()).await;
+    }
+    storage.close().await.unwrap();
+    let storage = open().await;
+    let get = async |number: u16| {
+        let found = storage.get(SPACE, &[Key::new(number.to_be_bytes().to_vec()).unwrap()]).await;
+        found.map(|mut values| values.remove(0))
+    };
+    let whole = fs::read(&path).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(64 * 1024).unwrap();
+    let mut outcomes = Vec::new();
+    for number in 0..100 {
+        outcomes.push(get(number).await);
+        if outcomes.last().unwrap().is_err() {
+            break;
+        }
+    }
+    assert!(matches!(outcomes.last(), Some(Err(StorageError::Backend { .. }))), "{outcomes:?}");
+    fs::write(&path, whole).unwrap();
+    assert!(matches!(get(99).await, Err(StorageError::Unavailable { .. })));
+    let again = async {
+        loop {
+            match get(99).await {
+                Err(StorageError::Unavailable { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+                found => return found,
+            }
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(30), again).await.expect("it is opened anew");
+    assert_eq!(found.unwrap().unwrap(), vec![99; 60_000]);
 }
 
 #[tokio::test]

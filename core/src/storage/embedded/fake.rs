@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::storage::engine::{ApplyError, Engine, Reader};
+use crate::storage::engine::{ApplyError, Engine, ReadError, Reader};
 use crate::storage::error::StorageError;
 use crate::storage::memory::Spaces;
 use crate::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
@@ -22,6 +22,8 @@ pub(crate) enum Trouble {
     },
     Fail,
     Panic,
+    /// A read: this one and all later ones fail before the engine is opened anew.
+    Break,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +40,8 @@ pub(crate) struct Inner {
     pub(crate) applied: Vec<(usize, Durability)>,
     pub(crate) synced: usize,
     open_now: bool,
+    /// All reads fail until it is opened anew.
+    pub(crate) broken: bool,
 }
 
 /// What the engines of a test share.
@@ -53,6 +57,7 @@ impl FakeDisk {
             return Err(StorageError::Locked { path: "fake".into() });
         }
         inner.open_now = true;
+        inner.broken = false;
         inner.opened += 1;
         Ok(Fake(self.clone()))
     }
@@ -66,7 +71,7 @@ fn meet(trouble: Option<Trouble>) -> Result<(), bool> {
             Ok(())
         }
         Some(Trouble::Uncertain { applied }) => Err(applied),
-        Some(Trouble::Fail) => Err(false),
+        Some(Trouble::Fail | Trouble::Break) => Err(false),
         Some(Trouble::Panic) => panic!("told to panic"),
     }
 }
@@ -126,14 +131,20 @@ impl Engine for Fake {
 pub(crate) struct FakeReader(FakeDisk);
 
 impl FakeReader {
-    fn meet(&self) -> Result<(), StorageError> {
-        let trouble = self.0.0.lock().on_read.pop_front();
-        meet(trouble).map_err(|_| StorageError::backend("read", "told to"))
+    fn meet(&self) -> Result<(), ReadError> {
+        let mut inner = self.0.0.lock();
+        let trouble = inner.on_read.pop_front();
+        inner.broken |= matches!(trouble, Some(Trouble::Break));
+        if inner.broken {
+            return Err(ReadError::Broken("told to".into()));
+        }
+        drop(inner);
+        Ok(meet(trouble).map_err(|_| StorageError::backend("read", "told to"))?)
     }
 }
 
 impl Reader for FakeReader {
-    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, StorageError> {
+    fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, ReadError> {
         self.meet()?;
         Ok(self.0.0.lock().spaces.get(space, key).cloned())
     }
@@ -144,7 +155,7 @@ impl Reader for FakeReader {
         range: &KeyRange,
         limit: usize,
         max_bytes: usize,
-    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+    ) -> Result<Vec<(Key, Bytes)>, ReadError> {
         self.meet()?;
         Ok(self.0.0.lock().spaces.scan(space, range, limit, max_bytes))
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::request::{Commit, Reply, Sync};
 use super::shared_error::{FailedSync, SharedError, guarded};
-use crate::storage::engine::{ApplyError, Engine, Reader};
+use crate::storage::engine::{ApplyError, Engine, ReadError, Reader};
 use crate::storage::error::{Source, StorageError};
 use crate::storage::value::{Condition, Durability, Key, Space, Write};
 
@@ -43,13 +43,13 @@ enum Verdict {
     ConflictInGroup,
 }
 
-/// Commits a group and answers it; says whether the engine wrote something without failing.
+/// Commits a group and answers it.
 pub(super) fn commit_group<E: Engine>(
     engine: &mut E,
     reader: &mut E::Reader,
     commits: Vec<Commit>,
     syncs: Vec<Sync>,
-) -> Result<bool, Failure> {
+) -> Result<(), Failure> {
     // Later batches must see the earlier ones only where they ask.
     let asked = asked_spaces(&commits);
     let mut overlay = Overlay::new();
@@ -57,20 +57,20 @@ pub(super) fn commit_group<E: Engine>(
     let mut members: Vec<Member> = Vec::new();
     let mut waiting = commits.into_iter();
     while let Some(mut commit) = waiting.next() {
-        let verdict = match guarded(|| check(reader, &overlay, &commit.batch.conditions)) {
-            Ok(Ok(Verdict::Conflict)) => {
+        let verdict = match check(reader, &overlay, &commit.batch.conditions) {
+            Ok(Verdict::Conflict) => {
                 let _ = commit.reply.send(Err(StorageError::Conflict));
                 continue;
             }
-            Ok(Ok(verdict)) => verdict,
-            Ok(Err(error)) => {
+            Ok(verdict) => verdict,
+            Err(ReadError::Failed(error)) => {
                 let _ = commit.reply.send(Err(error));
                 continue;
             }
-            Err(panicked) => {
+            Err(ReadError::Broken(source)) => {
                 let commits = members.into_iter().map(|member| member.commit);
                 let commits = commits.chain([commit]).chain(waiting).collect();
-                return Err(Failure { source: panicked.into(), answers: Vec::new(), commits, syncs });
+                return Err(Failure { source, answers: Vec::new(), commits, syncs });
             }
         };
         let start = writes.len();
@@ -93,13 +93,13 @@ pub(super) fn commit_group<E: Engine>(
         } else {
             acknowledge(members, syncs);
         }
-        return Ok(durable);
+        return Ok(());
     }
     let durability = if durable { Durability::Durable } else { Durability::Buffered };
     match apply(engine, &writes, durability) {
         Ok(()) => {
             acknowledge(members, syncs);
-            Ok(true)
+            Ok(())
         }
         Err(ApplyError::Refused(error)) => {
             if members.len() > 1 {
@@ -111,7 +111,7 @@ pub(super) fn commit_group<E: Engine>(
             if !syncs.is_empty() {
                 sync_for(engine, Vec::new(), syncs)?;
             }
-            Ok(false)
+            Ok(())
         }
         Err(ApplyError::Uncertain(source)) => {
             let shared = SharedError::new(source);
@@ -144,24 +144,22 @@ fn commit_one_by_one<E: Engine>(
     members: Vec<Member>,
     writes: Vec<Write>,
     syncs: Vec<Sync>,
-) -> Result<bool, Failure> {
-    let mut applied = false;
+) -> Result<(), Failure> {
     let mut waiting = members.into_iter();
     while let Some(Member { commit, writes: own, conflicts }) = waiting.next() {
         let own = if conflicts { &commit.batch.writes[..] } else { &writes[own] };
-        let (shared, untouched) = match guarded(|| check(reader, &Overlay::new(), &commit.batch.conditions)) {
-            Err(panicked) => (SharedError::new(panicked.into()), true),
-            Ok(Err(error)) => {
+        let (shared, untouched) = match check(reader, &Overlay::new(), &commit.batch.conditions) {
+            Err(ReadError::Broken(source)) => (SharedError::new(source), true),
+            Err(ReadError::Failed(error)) => {
                 let _ = commit.reply.send(Err(error));
                 continue;
             }
-            Ok(Ok(Verdict::Conflict | Verdict::ConflictInGroup)) => {
+            Ok(Verdict::Conflict | Verdict::ConflictInGroup) => {
                 let _ = commit.reply.send(Err(StorageError::Conflict));
                 continue;
             }
-            Ok(Ok(Verdict::Hold)) => match apply(engine, own, commit.durability) {
+            Ok(Verdict::Hold) => match apply(engine, own, commit.durability) {
                 Ok(()) => {
-                    applied = true;
                     let _ = commit.reply.send(Ok(()));
                     continue;
                 }
@@ -183,15 +181,20 @@ fn commit_one_by_one<E: Engine>(
     if !syncs.is_empty() {
         sync_for(engine, Vec::new(), syncs)?;
     }
-    Ok(applied)
+    Ok(())
 }
 
-/// Whether all conditions hold, seen through the writes of earlier batches.
+/// Whether all conditions hold, seen through the writes of earlier batches. A reader that panics is broken.
 fn check(
     reader: &mut impl Reader,
     overlay: &Overlay,
     conditions: &[Condition],
-) -> Result<Verdict, StorageError> {
+) -> Result<Verdict, ReadError> {
+    guarded(|| look(reader, overlay, conditions))
+        .unwrap_or_else(|panicked| Err(ReadError::Broken(panicked.into())))
+}
+
+fn look(reader: &mut impl Reader, overlay: &Overlay, conditions: &[Condition]) -> Result<Verdict, ReadError> {
     let mut verdict = Verdict::Hold;
     for condition in conditions {
         let (space, key, expected) = match condition {

@@ -5,6 +5,7 @@
 //! Nothing runs on the threads of the async runtime, and an engine that fails or panics is dropped and opened
 //! anew with growing pauses, while callers get [`StorageError::Unavailable`].
 
+mod backoff;
 #[cfg(test)]
 pub(crate) mod fake;
 mod group;
@@ -76,7 +77,7 @@ impl Places {
 }
 
 impl<E: Engine> Embedded<E> {
-    /// Opens an engine and starts its threads. `opener` runs on the writer thread, and again whenever the engine
+    /// Opens an engine and starts its threads. `opener` runs on a thread that may block, and again whenever the engine
     /// has failed.
     pub async fn open(
         settings: EmbeddedSettings,
@@ -118,7 +119,7 @@ impl<E: Engine> Embedded<E> {
             let (pool, requests) = (pool.clone(), requests.clone());
             // Where this fails, dropping the storage ends the threads that were started.
             spawn(format!("{}-reader-{index}", settings.name), move || {
-                pool.serve(|panicked| drop(requests.send(Request::Failed(panicked))));
+                pool.serve(|failed| drop(requests.send(Request::Failed(failed))));
             })?;
         }
         Ok(storage)

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::shared_error::{Panicked, guarded};
-use crate::storage::engine::Reader;
-use crate::storage::error::StorageError;
+use super::shared_error::guarded;
+use crate::storage::engine::{ReadError, Reader};
+use crate::storage::error::{Source, StorageError};
 use crate::storage::value::{Key, KeyRange, Space};
 
 /// How many reads a thread takes from the queue at once at most.
@@ -34,18 +34,20 @@ pub(super) enum Ask {
 }
 
 impl Ask {
-    fn answer(self, reader: &mut impl Reader) {
+    /// Reads and answers. The error is of an engine that is broken; whoever waits then hears of it by the end of `reply`.
+    fn answer(self, reader: &mut impl Reader) -> Result<(), Source> {
         match self {
             // Nobody waits any more for what was dropped.
             Self::Get { reply, .. } if reply.is_closed() => {}
             Self::Scan { reply, .. } if reply.is_closed() => {}
             Self::Get { space, keys, reply } => {
-                let _ = reply.send(keys.iter().map(|key| reader.get(space, key)).collect());
+                let _ = reply.send(unless_broken(keys.iter().map(|key| reader.get(space, key)).collect())?);
             }
             Self::Scan { space, range, limit, max_bytes, reply } => {
-                let _ = reply.send(reader.scan(space, &range, limit, max_bytes));
+                let _ = reply.send(unless_broken(reader.scan(space, &range, limit, max_bytes))?);
             }
         }
+        Ok(())
     }
 
     fn refuse(self, error: StorageError) {
@@ -54,6 +56,22 @@ impl Ask {
             Self::Scan { reply, .. } => drop(reply.send(Err(error))),
         }
     }
+}
+
+fn unless_broken<T>(outcome: Result<T, ReadError>) -> Result<Result<T, StorageError>, Source> {
+    match outcome {
+        Ok(found) => Ok(Ok(found)),
+        Err(ReadError::Failed(error)) => Ok(Err(error)),
+        Err(ReadError::Broken(source)) => Err(source),
+    }
+}
+
+/// The engine of one opening failed while it read, and must go.
+#[derive(Debug)]
+pub(super) struct FailedRead {
+    /// Which opening it was.
+    pub(super) generation: u64,
+    pub(super) source: Source,
 }
 
 enum Phase {
@@ -96,6 +114,11 @@ impl<R: Reader> Pool<R> {
     /// How many readers it needs of an engine.
     pub(super) fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// The opening whose readers serve now; another one after each [`Pool::bring_up`] and [`Pool::take_down`].
+    pub(super) fn generation(&self) -> u64 {
+        self.state.lock().generation
     }
 
     /// Queues a read. Dropped unanswered once the pool is closed.
@@ -148,8 +171,8 @@ impl<R: Reader> Pool<R> {
         while !reached(state) && !self.done.wait_until(state, until).timed_out() {}
     }
 
-    /// The life of a thread. `failed` hears of a reader that panicked.
-    pub(super) fn serve(&self, failed: impl Fn(Panicked)) {
+    /// The life of a thread. `failed` hears of a reader that is broken or panicked.
+    pub(super) fn serve(&self, failed: impl Fn(FailedRead)) {
         let mut state = self.state.lock();
         loop {
             match &state.phase {
@@ -180,21 +203,18 @@ impl<R: Reader> Pool<R> {
         &self,
         state: &mut MutexGuard<'_, State<R>>,
         mut reader: R,
-        failed: &impl Fn(Panicked),
+        failed: &impl Fn(FailedRead),
     ) {
         let count = (state.queue.len() / self.threads).clamp(1, TAKEN_AT_ONCE);
         let taken: Vec<Read> = state.queue.drain(..count).collect();
         let generation = state.generation;
         state.busy += 1;
         let outcome = MutexGuard::unlocked(state, || {
-            guarded(|| {
-                for read in taken {
-                    read.ask.answer(&mut reader);
-                }
-            })
-            .map_err(failed)
+            guarded(|| taken.into_iter().try_for_each(|read| read.ask.answer(&mut reader)))
+                .unwrap_or_else(|panicked| Err(panicked.into()))
+                .map_err(|source| failed(FailedRead { generation, source }))
         });
-        // A reader that panicked is not used again: the writer has heard of it and will open the engine anew.
+        // It is not used again: the writer has heard of it and will open the engine anew.
         if outcome.is_ok() && state.generation == generation && !matches!(state.phase, Phase::Closed) {
             state.readers.push(reader);
         } else {

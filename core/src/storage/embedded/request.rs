@@ -4,7 +4,7 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::shared_error::Panicked;
+use super::pool::FailedRead;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability};
 
@@ -14,8 +14,8 @@ pub(super) type Reply = oneshot::Sender<Result<(), StorageError>>;
 pub(super) enum Request {
     Commit(Commit),
     Sync(Sync),
-    /// A reader panicked.
-    Failed(Panicked),
+    /// A reader is broken or panicked.
+    Failed(FailedRead),
     /// The last request that is served.
     Close(Sender<Result<(), StorageError>>),
 }

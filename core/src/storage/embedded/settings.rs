@@ -21,7 +21,7 @@ pub struct EmbeddedSettings {
     pub group_bytes: usize,
     /// The pause before the first attempt to reopen a failed engine. It doubles with each failure.
     pub reopen_first: Duration,
-    /// The longest pause between attempts to reopen.
+    /// The longest pause between attempts to reopen. An engine that was open for as long begins with the first pause again.
     pub reopen_longest: Duration,
     /// How long a close may take before it gives up on the engine.
     pub close_timeout: Duration,

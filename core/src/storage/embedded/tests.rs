@@ -233,6 +233,55 @@ async fn a_panic_while_reading_is_an_error_and_the_engine_is_reopened() {
 }
 
 #[tokio::test]
+async fn a_broken_engine_is_reopened_whichever_read_says_so() {
+    let disk = FakeDisk::default();
+    let storage = open(&disk).await;
+    commit_when_up(&storage, put("a", "v")).await.unwrap();
+    for (opened, asked) in ["get", "scan", "condition"].into_iter().enumerate() {
+        disk.0.lock().on_read.push_back(Trouble::Break);
+        let outcome = match asked {
+            "get" => storage.get(SPACE, &[key("a")]).await.map(drop),
+            "scan" => storage.scan(SPACE, KeyRange::all(), 1).await.map(drop),
+            _ => {
+                let mut batch = put("b", "v");
+                batch.require_absent(SPACE, key("b"));
+                storage.commit(batch, Durability::Buffered).await
+            }
+        };
+        assert!(matches!(outcome, Err(StorageError::Unavailable { .. })), "{asked}: {outcome:?}");
+        until(|| disk.0.lock().opened == opened + 2).await;
+        commit_when_up(&storage, put("c", "v")).await.unwrap();
+        assert_eq!(value(&storage, "a").await.unwrap(), "v");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_of_an_earlier_opening_takes_nothing_down() {
+    let disk = FakeDisk::default();
+    let opener = disk.clone();
+    let settings = EmbeddedSettings { readers: 1, close_timeout: Duration::from_millis(1), ..quick() };
+    let storage = Embedded::open(settings, move || opener.open()).await.unwrap();
+    // Its second key is read when the engine was opened anew.
+    let (release, wait) = channel();
+    disk.0.lock().on_read.push_back(Trouble::Wait(wait));
+    let asked = [key("a"), key("b")];
+    let mut late = storage.get(SPACE, &asked);
+    assert!(late.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    until(|| disk.0.lock().on_read.is_empty()).await;
+    disk.0.lock().on_apply.push_back(Trouble::Uncertain { applied: false });
+    storage.commit(put("a", "v"), Durability::Buffered).await.unwrap_err();
+    commit_when_up(&storage, put("a", "v")).await.unwrap();
+    disk.0.lock().on_read.push_back(Trouble::Break);
+    drop(release);
+    assert!(matches!(late.await, Err(StorageError::Unavailable { .. })));
+    // The only thread that reads has told of it before it serves again, and what is committed comes behind that.
+    disk.0.lock().broken = false;
+    assert_eq!(value(&storage, "a").await.unwrap(), "v");
+    storage.commit(put("b", "v"), Durability::Buffered).await.unwrap();
+    assert_eq!(disk.0.lock().opened, 2);
+}
+
+#[tokio::test]
 async fn reads_go_on_while_the_writer_commits() {
     let disk = FakeDisk::default();
     let storage = open(&disk).await;

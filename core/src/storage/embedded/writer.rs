@@ -1,10 +1,10 @@
 //! The writer thread: it owns the engine, gathers what is queued into groups, and answers every caller.
 //!
 //! ```text
-//!            opened                failed commit or sync, panic
-//! (start) ------------> Up ---------------------------------------> Down
-//!                        ^                                            | pause (doubles)
-//!                        +---------------- opened -------------------+
+//!            opened          failed commit or sync, broken reader, panic
+//! (start) ------------> Up ---------------------------------------------> Down
+//!                        ^                                                  | pause (doubles)
+//!                        +------------------- opened ----------------------+
 //! ```
 //! While it is down, commits and syncs are answered `Unavailable`. A close is taken in either state.
 
@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
+use super::backoff::Backoff;
 use super::group::{Failure, commit_group};
-use super::pool::Pool;
+use super::pool::{FailedRead, Pool};
 use super::request::{Commit, Request, Sync};
 use super::settings::EmbeddedSettings;
-use super::shared_error::{Panicked, guarded};
+use super::shared_error::guarded;
 use crate::storage::engine::Engine;
 use crate::storage::error::{Source, StorageError};
 use crate::storage::value::Limits;
@@ -54,7 +55,7 @@ const LOOK: Duration = Duration::from_millis(5);
 struct Group {
     commits: Vec<Commit>,
     syncs: Vec<Sync>,
-    failed: Option<Panicked>,
+    failed: Option<FailedRead>,
     close: Option<Sender<Result<(), StorageError>>>,
 }
 
@@ -64,8 +65,8 @@ pub(super) struct Writer<E: Engine> {
     requests: Receiver<Request>,
     pool: Arc<Pool<E::Reader>>,
     state: State<E>,
-    /// The pause before the next attempt to reopen.
-    pause: Duration,
+    /// The pauses before the attempts to reopen.
+    backoff: Backoff,
 }
 
 impl<E: Engine> Writer<E> {
@@ -80,8 +81,9 @@ impl<E: Engine> Writer<E> {
         pool.bring_up(readers);
         let limits =
             guarded(|| engine.limits()).map_err(|panicked| StorageError::backend("open", panicked))?;
-        let pause = settings.reopen_first;
-        Ok((Self { settings, opener, requests, pool, state: State::Up { engine, reader }, pause }, limits))
+        let mut backoff = Backoff::new(settings.reopen_first, settings.reopen_longest);
+        backoff.opened(Instant::now());
+        Ok((Self { settings, opener, requests, pool, state: State::Up { engine, reader }, backoff }, limits))
     }
 
     /// The life of the thread: ends with a close, or when the storage is gone.
@@ -108,8 +110,11 @@ impl<E: Engine> Writer<E> {
             let last = group.close.is_some() || first_is_gone(&group);
             let Group { commits, syncs, failed, close } = group;
             self.serve(commits, syncs);
-            if let Some(panicked) = failed {
-                self.fail(panicked.into());
+            // One of an earlier opening is out of use already.
+            if let Some(FailedRead { generation, source }) = failed
+                && generation == self.pool.generation()
+            {
+                self.fail(source);
             }
             if last {
                 let outcome = self.shut_down();
@@ -133,7 +138,7 @@ impl<E: Engine> Writer<E> {
                     group.commits.push(commit);
                 }
                 Request::Sync(sync) => group.syncs.push(sync),
-                Request::Failed(panicked) => group.failed = Some(panicked),
+                Request::Failed(failed) => group.failed = Some(failed),
                 Request::Close(done) => group.close = Some(done),
             }
             let full = group.commits.len() + group.syncs.len() >= self.settings.group_batches
@@ -151,17 +156,13 @@ impl<E: Engine> Writer<E> {
             self.refuse(commits, syncs);
             return;
         };
-        let outcome = commit_group(engine, reader, commits, syncs);
-        match outcome {
-            Ok(true) => self.pause = self.settings.reopen_first,
-            Ok(false) => {}
-            Err(Failure { source, answers, commits, syncs }) => {
-                self.fail(source);
-                for (reply, error) in answers {
-                    let _ = reply.send(Err(error));
-                }
-                self.refuse(commits, syncs);
+        if let Err(Failure { source, answers, commits, syncs }) = commit_group(engine, reader, commits, syncs)
+        {
+            self.fail(source);
+            for (reply, error) in answers {
+                let _ = reply.send(Err(error));
             }
+            self.refuse(commits, syncs);
         }
     }
 
@@ -183,7 +184,8 @@ impl<E: Engine> Writer<E> {
         tracing::warn!(storage = self.settings.name, error = %source, "the storage failed; it is reopened");
         self.pool.take_down(&reason, self.settings.close_timeout);
         let (gone, dropping) = channel();
-        let look_at = Instant::now() + self.pause;
+        let now = Instant::now();
+        let look_at = now + self.backoff.pause(now);
         let down = State::Down { reason, look_at, reopening: Reopening::Dropping(dropping) };
         let failed = std::mem::replace(&mut self.state, down);
         self.on_a_thread("drop", move || {
@@ -232,16 +234,15 @@ impl<E: Engine> Writer<E> {
                 tracing::info!(storage = self.settings.name, "the storage is open again");
                 self.pool.bring_up(readers);
                 self.state = State::Up { engine, reader };
-                // Grows further if it fails again before it has committed anything.
-                self.pause = (self.pause * 2).min(self.settings.reopen_longest);
+                self.backoff.opened(Instant::now());
             }
             Some(Err(error)) => {
                 tracing::warn!(storage = self.settings.name, %error, "the storage cannot be reopened yet");
                 *reason = format!("it cannot be reopened yet ({error})");
-                *look_at = Instant::now() + self.pause;
+                let now = Instant::now();
+                *look_at = now + self.backoff.pause(now);
                 *reopening = Reopening::Pausing;
                 self.pool.take_down(reason, Duration::ZERO);
-                self.pause = (self.pause * 2).min(self.settings.reopen_longest);
             }
         }
     }
