@@ -396,7 +396,7 @@ impl Registry {
     /// Opens a storage of the configured backend. Refuses one that is the target of an unfinished copy.
     pub async fn open_storage(&self, loaded: &Loaded, place: Place) -> Result<Arc<dyn Storage>, Failure> {
         let storage = self.open_unfinished(loaded, place).await?;
-        let failure = match copy::mark(&*storage).await {
+        let failure = match copy::mark::find(&*storage).await {
             Ok(None) => return Ok(storage),
             Ok(Some(_)) => Failure::failed(
                 "the database holds only a part of a copy that was not finished; run the same \

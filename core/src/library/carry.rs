@@ -479,7 +479,7 @@ pub async fn is_empty(store: &ContentStore) -> Result<bool, LibraryError> {
 /// Removes all content of a store.
 pub async fn empty(store: &ContentStore) -> Result<(), LibraryError> {
     match store {
-        ContentStore::Database(content) => Ok(empty_spaces(&**content, content::SPACES).await?),
+        ContentStore::Database(content) => Ok(empty_spaces(&**content, content::SPACES, None).await?),
         ContentStore::Files(dir) => {
             let dir = dir.clone();
             layout::blocking(move || {

@@ -11,7 +11,7 @@ use super::content::ContentStore;
 use super::content_files::{remove_file, sync_all_of};
 use super::error::LibraryError;
 use super::layout::blocking;
-use crate::storage::copy::MARKS;
+use crate::storage::copy::mark::MARKS;
 use crate::storage::value::{Batch, Durability, Key};
 
 /// The file in a folder of content.

@@ -39,7 +39,7 @@ async fn copy_index(from: &Rig, to: &Rig) {
     let store = to.store();
     for space in SPACES {
         let change = |space, key: &Key, value| carry::placed(&store, space, key, value);
-        let copy = Copy { from: &source, to: &target, space: *space, change: &change };
+        let copy = Copy { from: &source, to: &target, space: *space, change: &change, marking: None };
         copy.run(|_| {}).await.unwrap();
         assert_eq!(copy.first_difference().await.unwrap(), None);
     }
