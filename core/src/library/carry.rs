@@ -24,7 +24,7 @@ use crate::model::id::FileId;
 use crate::model::layout::{PieceIndex, PieceLayout};
 use crate::model::manifest::Manifest;
 use crate::storage::Storage;
-use crate::storage::copy::{Walk, empty as empty_spaces, is_empty as are_empty};
+use crate::storage::copy::{Walk, empty as empty_spaces, hash_entries, is_empty as are_empty};
 use crate::storage::error::StorageError;
 use crate::storage::value::{Key, Space};
 
@@ -438,13 +438,7 @@ pub async fn is_held(
 pub async fn state_of(index: &dyn Storage) -> Result<[u8; 32], StorageError> {
     let mut hasher = blake3::Hasher::new();
     for space in [FILES, HAVE, DIRTY] {
-        let mut walk = Walk::new(index, space);
-        while let Some((key, value)) = walk.next().await? {
-            for part in [key.as_bytes(), &value] {
-                hasher.update(&(part.len() as u64).to_be_bytes());
-                hasher.update(part);
-            }
-        }
+        hash_entries(index, space, &mut hasher).await?;
         hasher.update(&[0xff; 8]);
     }
     Ok(*hasher.finalize().as_bytes())

@@ -3,7 +3,8 @@
 //! A copy is a comparison that puts right what differs: both sides are walked in the order of their keys, and what is
 //! the same is passed over. So one that was cut off is begun again and soon gets to where it was, also when the source
 //! changed meanwhile. As long as it is under way the target has a [`mark::Mark`], and whoever opens a database for
-//! anything else has to refuse one that has it ([`mark::find`]). Content of files has a way of its own, see
+//! anything else has to refuse one that has it ([`mark::find`]). Pages are no snapshot: whether somebody wrote to the
+//! source meanwhile is told by its [`Extent`] before and after. Content of files has a way of its own, see
 //! [`crate::library::carry`].
 
 pub mod mark;
@@ -52,6 +53,46 @@ impl Count {
         self.entries += 1;
         self.bytes += (key.as_bytes().len() + value.len()) as u64;
     }
+}
+
+/// What is in a space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// How much.
+    pub count: Count,
+    /// The BLAKE3 hash of all keys and values in their order: another one after any change.
+    pub hash: [u8; 32],
+}
+
+impl Extent {
+    /// Reads all of a space.
+    ///
+    /// Two that are equal say that the space held this, as one, at some time between the end of the first reading and
+    /// the beginning of the second, unless it was changed and changed back. So what was read in between, page by page,
+    /// is of one moment.
+    pub async fn of(storage: &dyn Storage, space: Space) -> Result<Self, StorageError> {
+        let mut hasher = blake3::Hasher::new();
+        let count = hash_entries(storage, space, &mut hasher).await?;
+        Ok(Self { count, hash: *hasher.finalize().as_bytes() })
+    }
+}
+
+/// Puts every entry of a space into a hash: its key and its value, each behind its length.
+pub(crate) async fn hash_entries(
+    storage: &dyn Storage,
+    space: Space,
+    hasher: &mut blake3::Hasher,
+) -> Result<Count, StorageError> {
+    let mut walk = Walk::new(storage, space);
+    let mut count = Count::default();
+    while let Some((key, value)) = walk.next().await? {
+        for part in [key.as_bytes(), &value] {
+            hasher.update(&(part.len() as u64).to_be_bytes());
+            hasher.update(part);
+        }
+        count.add(&key, &value);
+    }
+    Ok(count)
 }
 
 /// Counts what is in a space.

@@ -138,3 +138,21 @@ async fn of_a_newer_mark_the_version_is_known_and_a_damaged_one_is_told() {
     put(vec![0xff; 3]).await;
     assert!(matches!(mark::find(&target).await, Err(StorageError::Corrupt { .. })));
 }
+
+#[tokio::test]
+async fn an_extent_is_another_one_after_any_change() {
+    let entries = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(key, value)| (key.as_bytes().to_vec(), value.as_bytes().to_vec())).collect()
+    };
+    let mut seen = Vec::new();
+    for pairs in
+        [&[("a", "v"), ("b", "w")][..], &[("a", "v")], &[("a", "w")], &[("av", "")], &[("b", "v")], &[]]
+    {
+        let storage = holding(&entries(pairs)).await;
+        let extent = Extent::of(&storage, SPACE).await.unwrap();
+        assert_eq!(extent.count, count(&storage, SPACE).await.unwrap());
+        assert_eq!(extent, Extent::of(&storage, SPACE).await.unwrap());
+        assert!(!seen.contains(&extent.hash), "{pairs:?}");
+        seen.push(extent.hash);
+    }
+}

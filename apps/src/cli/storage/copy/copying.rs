@@ -7,7 +7,7 @@ use enjambre_core::library::content::{self, ContentStore};
 use enjambre_core::library::error::LibraryError;
 use enjambre_core::library::stamp;
 use enjambre_core::storage::copy::mark::{Cursor, Mark, Marking, VERSION};
-use enjambre_core::storage::copy::{self, Copy, Count};
+use enjambre_core::storage::copy::{self, Copy, Count, Extent};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::{Key, Space};
 use enjambre_core::storage::{Role, Storage};
@@ -33,6 +33,8 @@ pub(super) struct Copying<'a> {
     marking: Marking<'a>,
     /// What is to stand there next.
     mark: Mark,
+    /// What was in each space of the source at the beginning.
+    before: Vec<Extent>,
     meter: &'a mut Meter,
 }
 
@@ -115,7 +117,7 @@ impl<'a> Copying<'a> {
     ) -> Result<Self, Failure> {
         let reading = |error| failed("the target cannot be read", &error);
         let marking = Marking::read(main_of(target)?).await.map_err(reading)?;
-        let mut copying = Self { source, target, marking, mark: Mark::new(name), meter };
+        let mut copying = Self { source, target, marking, mark: Mark::new(name), before: Vec::new(), meter };
         for (source, target) in &copying.pairs()? {
             let same = copy::is_same(&*target.storage, &*source.storage).await;
             if same.map_err(|error| {
@@ -208,13 +210,8 @@ impl<'a> Copying<'a> {
     }
 
     pub(super) async fn copy(&mut self) -> Result<Copied, Failure> {
-        let mut total = 0;
-        for (source, _) in self.pairs()? {
-            for space in source.spaces() {
-                let counted = copy::count(&*source.storage, *space).await;
-                total += counted.map_err(|error| failed("the source cannot be read", &error))?.bytes;
-            }
-        }
+        self.before = self.extents().await?;
+        let mut total: u64 = self.before.iter().map(|extent| extent.count.bytes).sum();
         if let (Some((from, _)), Some(index)) = (self.stores(), self.source.with(Meaning::Index)) {
             let claimed = carry::claimed(&index.storage, &from).await;
             total += claimed.map_err(|error| content_failed("the source cannot be read", &error))?.bytes;
@@ -223,6 +220,18 @@ impl<'a> Copying<'a> {
         let content = self.copy_content().await?;
         let records = self.copy_records().await?;
         Ok(Copied { records, content })
+    }
+
+    /// What is in each space of the source, but for content.
+    async fn extents(&self) -> Result<Vec<Extent>, Failure> {
+        let mut extents = Vec::new();
+        for (source, _) in self.pairs()? {
+            for space in source.spaces() {
+                let extent = Extent::of(&*source.storage, *space).await;
+                extents.push(extent.map_err(|error| failed("the source cannot be read", &error))?);
+            }
+        }
+        Ok(extents)
     }
 
     /// Content goes first, so that nothing is claimed that is not there.
@@ -299,8 +308,20 @@ impl<'a> Copying<'a> {
         Ok(copied)
     }
 
-    /// Whether the target has what was copied: by number and size, or everything.
+    /// Whether the target has what was copied, by number and size, or everything; and whether that is what the source held
+    /// all the time.
     pub(super) async fn compare(&mut self, copied: &Copied, verify: bool) -> Result<(), Failure> {
+        let compared = self.compare_copied(copied, verify).await;
+        if self.extents().await? != self.before {
+            return Err(Failure::failed(
+                "the source changed while it was copied, so somebody else uses that database; stop every tracker and \
+                 peer that does, and start the copy again",
+            ));
+        }
+        compared
+    }
+
+    async fn compare_copied(&mut self, copied: &Copied, verify: bool) -> Result<(), Failure> {
         let store = self.target.content();
         let change = change_to(store.as_ref());
         for (source, target) in self.pairs()? {

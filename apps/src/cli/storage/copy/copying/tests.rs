@@ -1,12 +1,14 @@
-//! Copies between databases in memory: somebody else begins another copy.
+//! Copies between databases in memory: somebody else writes to the source, or begins another copy.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::catalogue::layout::{FILES, VERSIONS};
+use enjambre_core::catalogue::layout::{FILES, LEASES, VERSIONS};
 use enjambre_core::storage::memory::Memory;
-use enjambre_core::storage::value::{Batch, Durability, KeyRange};
+use enjambre_core::storage::value::{Batch, Durability, KeyRange, Limits};
 
 use super::*;
 use crate::cli::progress::Bar;
@@ -48,6 +50,95 @@ async fn dump(storage: &dyn Storage) -> BTreeMap<(Space, Key), Bytes> {
         all.extend(entries.into_iter().map(|(key, value)| ((space, key), value)));
     }
     all
+}
+
+async fn copy_all(source: &Databases, target: &Databases, verify: bool) -> Result<(), Failure> {
+    let mut meter = meter();
+    let mut copying = Copying::begin(source, target, b"name", false, &mut meter).await?;
+    let copied = copying.copy().await?;
+    copying.compare(&copied, verify).await?;
+    copying.finish().await
+}
+
+/// Another tracker on the same database: before one of the scans it writes.
+#[derive(Debug)]
+struct Shared {
+    database: Arc<Memory>,
+    writes_at: usize,
+    scans: AtomicUsize,
+}
+
+#[async_trait]
+impl Storage for Shared {
+    async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
+        self.database.get(space, keys).await
+    }
+
+    async fn scan(
+        &self,
+        space: Space,
+        range: KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
+        if self.scans.fetch_add(1, Ordering::Relaxed) == self.writes_at {
+            put(&*self.database, VERSIONS, "late", "new").await;
+            put(&*self.database, FILES, "a", "new").await;
+        }
+        self.database.scan(space, range, limit).await
+    }
+
+    async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
+        self.database.commit(batch, durability).await
+    }
+
+    async fn sync(&self) -> Result<(), StorageError> {
+        self.database.sync().await
+    }
+
+    fn limits(&self) -> Limits {
+        self.database.limits()
+    }
+
+    async fn close(&self) -> Result<(), StorageError> {
+        self.database.close().await
+    }
+}
+
+#[tokio::test]
+async fn what_others_write_to_the_source_meanwhile_is_noticed() {
+    for verify in [false, true] {
+        let shared =
+            |database, writes_at| Arc::new(Shared { database, writes_at, scans: AtomicUsize::new(0) });
+        let (mut writes_at, mut noticed) = (0, 0);
+        loop {
+            let database = filled(&[VERSIONS, FILES, LEASES], "old").await;
+            let before = dump(&*database).await;
+            let source = shared(Arc::clone(&database), writes_at);
+            let target = Arc::new(Memory::new());
+            let outcome = copy_all(&tracker(source.clone()), &tracker(target.clone()), verify).await;
+            if source.scans.load(Ordering::Relaxed) <= writes_at {
+                outcome.unwrap();
+                break;
+            }
+            match outcome {
+                // It was before the copy read anything, or after it had read everything for the last time.
+                Ok(()) => {
+                    let copied = dump(&*target).await;
+                    assert!(
+                        copied == before || copied == dump(&*database).await,
+                        "at {writes_at}: {copied:?}"
+                    );
+                }
+                Err(failure) => {
+                    assert!(failure.message.contains("source changed"), "at {writes_at}: {failure}");
+                    noticed += 1;
+                }
+            }
+            writes_at += 1;
+        }
+        // All but the first scan and those of the last look at what is before them.
+        assert!(noticed * 2 > writes_at, "{noticed} of {writes_at}");
+    }
 }
 
 #[tokio::test]
