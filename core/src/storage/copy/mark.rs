@@ -28,6 +28,9 @@ pub struct Mark {
     /// Names the run of the program that wrote it: no two runs write the same.
     #[serde(default)]
     run: ByteBuf,
+    /// Whether what the target held before is still being removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub emptying: bool,
     /// How far the content of files is; none where none is copied yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Cursor>,
@@ -56,7 +59,7 @@ impl Mark {
     }
 
     fn of_version(v: u64, source: &[u8]) -> Self {
-        Self { v, source: ByteBuf::from(source), run: ByteBuf::new(), content: None }
+        Self { v, source: ByteBuf::from(source), run: ByteBuf::new(), emptying: false, content: None }
     }
 }
 

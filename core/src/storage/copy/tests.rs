@@ -79,9 +79,15 @@ async fn the_mark_is_there_until_the_copy_is_finished() {
     let bytes = |bytes: &[u8]| ByteBuf::from(bytes);
     let (of, stamp, after) = (bytes(b"state"), bytes(b"stamp"), bytes(&[1; 36]));
     written.content = Some(Cursor { of, stamp, after, pieces: 3, bytes: 4 });
-    marking.write(&written).await.unwrap();
-    let found = mark::find(&target).await.unwrap().unwrap();
-    assert_eq!((found.v, &found.source, &found.content), (VERSION, &written.source, &written.content));
+    for emptying in [true, false] {
+        written.emptying = emptying;
+        marking.write(&written).await.unwrap();
+        let found = mark::find(&target).await.unwrap().unwrap();
+        assert_eq!(
+            (found.v, &found.source, found.emptying, &found.content),
+            (VERSION, &written.source, emptying, &written.content)
+        );
+    }
     marking.remove().await.unwrap();
     assert_eq!(mark::find(&target).await.unwrap(), None);
 }

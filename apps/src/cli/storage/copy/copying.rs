@@ -136,7 +136,6 @@ impl<'a> Copying<'a> {
             }
             Err(error) => return Err(reading(error)),
         };
-        let mut is_empty = true;
         match found {
             Some(Mark { v, .. }) if v != VERSION => {
                 return Err(Failure::failed(format!(
@@ -152,8 +151,8 @@ impl<'a> Copying<'a> {
                 return Err(Failure::failed(text));
             }
             None => {
-                is_empty = copying.is_target_empty().await?;
-                if !is_empty && !force {
+                copying.mark.emptying = !copying.is_target_empty().await?;
+                if copying.mark.emptying && !force {
                     let text =
                         "the target is not empty; choose another one, or use --force, which empties it first";
                     return Err(Failure::failed(text));
@@ -162,7 +161,7 @@ impl<'a> Copying<'a> {
         }
         copying.save().await?;
         copying.meter.resumable = true;
-        if !is_empty {
+        if copying.mark.emptying {
             copying.empty_target().await?;
         }
         Ok(copying)
@@ -174,19 +173,21 @@ impl<'a> Copying<'a> {
         saved.map_err(|error| write_failed("the target cannot be written", &error))
     }
 
-    /// Removes whatever the target held before.
+    /// Removes whatever the target held before. Cut off, it is begun again by whoever goes on with the copy.
     async fn empty_target(&mut self) -> Result<(), Failure> {
         self.meter.line("emptying the target");
         let emptying = |error| write_failed("the target cannot be emptied", &error);
         for database in &self.target.all {
             let (storage, spaces) = (&*database.storage, spaces_of(database.place.role));
             copy::empty(storage, &spaces, self.marking_of(storage)).await.map_err(emptying)?;
+            storage.sync().await.map_err(emptying)?;
         }
         if let Some((_, to)) = self.stores() {
             let emptying = |error| target_failed("the target cannot be emptied", &error);
             carry::empty(&to).await.map_err(emptying)?;
         }
-        Ok(())
+        self.mark.emptying = false;
+        self.save().await
     }
 
     /// The mark, where this is the database that has it.

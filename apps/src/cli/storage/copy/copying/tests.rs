@@ -1,4 +1,4 @@
-//! Copies between databases in memory: somebody else writes to the source, or begins another copy.
+//! Copies between databases in memory: somebody else writes to the source, begins another copy, or the copy is cut off.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::catalogue::layout::{FILES, LEASES, VERSIONS};
+use enjambre_core::storage::fault::{Fault, FaultyStorage, Operation, When};
 use enjambre_core::storage::memory::Memory;
 use enjambre_core::storage::value::{Batch, Durability, KeyRange, Limits};
 
@@ -159,4 +160,34 @@ async fn the_copy_that_began_last_goes_on_and_the_other_one_ends() {
     second.compare(&copied, true).await.unwrap();
     second.finish().await.unwrap();
     assert_eq!(dump(&*memory).await, dump(&*source.all[0].storage).await);
+}
+
+#[tokio::test]
+async fn what_was_cut_off_while_it_emptied_the_target_is_emptied_by_the_next_run() {
+    let source = tracker(filled(&[VERSIONS, FILES], "new").await);
+    let mut nth = 1;
+    loop {
+        let old = filled(&[VERSIONS, LEASES, library::SPACES[0], library::SPACES[1]], "old").await;
+        let before = dump(&*old).await;
+        let faulty = Arc::new(FaultyStorage::new(old.clone(), 1));
+        faulty.add(Operation::Commit, When::Nth(nth), Fault::Fail);
+        let (target, mut meter) = (tracker(faulty.clone()), meter());
+        let begun = Copying::begin(&source, &target, b"name", true, &mut meter).await;
+        if faulty.faults_met() == 0 {
+            assert!(begun.is_ok() && nth > 6, "{nth} commits");
+            break;
+        }
+        assert!(begun.is_err());
+        match copy_all(&source, &target, true).await {
+            Ok(()) => assert_eq!(dump(&*old).await, dump(&*source.all[0].storage).await, "at commit {nth}"),
+            // Nothing was said about emptying it yet, and nothing was done.
+            Err(failure) => {
+                assert!(failure.message.contains("not empty"), "at commit {nth}: {failure}");
+                let left =
+                    dump(&*old).await.into_iter().filter(|((space, _), _)| *space != copy::mark::MARKS);
+                assert_eq!(left.collect::<BTreeMap<_, _>>(), before, "at commit {nth}");
+            }
+        }
+        nth += 1;
+    }
 }
