@@ -77,6 +77,14 @@ impl Format<'_> {
         stored.map(|bytes| Ok(((self.read)(&bytes)?, bytes))).transpose()
     }
 
+    /// The format of a database, where a step away from it is under way as well; none where it has no mark. An error where
+    /// it can neither be read nor be brought forward.
+    pub async fn of(&self, storage: &dyn Storage) -> Result<Option<u64>, StorageError> {
+        let Some((mark, _)) = self.stored(storage).await? else { return Ok(None) };
+        self.step(&mark)?;
+        Ok(Some(mark.format))
+    }
+
     /// Whether a database with this mark is of the newest format. An error where it can neither be read nor be brought
     /// forward.
     pub fn is_newest(&self, mark: &[u8]) -> Result<bool, StorageError> {
@@ -225,6 +233,7 @@ mod tests {
         ] {
             let memory = marked(mark).await;
             assert_eq!(format(&steps).is_newest(mark).unwrap(), mark == [7]);
+            assert_eq!(format(&steps).of(&*memory).await.unwrap(), Some(u64::from(mark[0])));
             format(&steps).bring_forward(&*memory).await.unwrap();
             let expected: Vec<_> =
                 expected.iter().map(|key| vec![key.as_bytes()[0], key.as_bytes()[1] - b'0']).collect();
@@ -239,6 +248,7 @@ mod tests {
         for mark in [&[8][..], &[7, 1], &[4], &[0], &[]] {
             let memory = marked(mark).await;
             assert!(format(&steps).is_newest(mark).is_err(), "{mark:?}");
+            assert!(format(&steps).of(&*memory).await.is_err(), "{mark:?}");
             assert!(format(&steps).bring_forward(&*memory).await.is_err(), "{mark:?}");
             assert!(log(&*memory).await.is_empty());
         }

@@ -289,9 +289,10 @@ async fn read_all<const N: usize>(
         .map_err(|_| StorageError::corrupt("the storage gave another number of values than asked for"))
 }
 
-/// The format of the catalogue in a database; none where there is no catalogue.
+/// The format of the catalogue in a database; none where there is no catalogue. An error where only a newer program can
+/// read it.
 pub async fn stored_format(storage: &dyn Storage) -> Result<Option<u64>, StorageError> {
-    Ok(formats().stored(storage).await?.map(|(mark, _)| mark.format))
+    formats().of(storage).await
 }
 
 #[cfg(test)]

@@ -33,9 +33,9 @@ fn write(Mark { format, note }: &Mark) -> Bytes {
     [&format.to_be_bytes(), note.as_deref().unwrap_or_default()].concat().into()
 }
 
-/// The format of the library in an index; none where there is no library.
+/// The format of the library in an index; none where there is no library. An error where only a newer program can read it.
 pub async fn stored_format(index: &dyn Storage) -> Result<Option<u64>, StorageError> {
-    Ok(formats().stored(index).await?.map(|(mark, _)| mark.format))
+    formats().of(index).await
 }
 
 /// Notes the format of a new library, brings an old one to the newest, and refuses one that only a newer program knows.

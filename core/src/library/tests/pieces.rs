@@ -4,6 +4,7 @@ use super::*;
 use crate::library::content::DatabaseContent;
 use crate::library::entry::LibraryEvent;
 use crate::library::error::LibraryError;
+use crate::storage::error::StorageError;
 use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
 use crate::storage::memory::Memory;
 use crate::storage::value::{Durability, KeyRange, Limits, Space};
@@ -288,21 +289,18 @@ async fn the_newest_of_a_name_is_found_and_an_ambiguous_prefix_lists_its_files()
 }
 
 #[tokio::test]
-async fn a_newer_format_is_refused() {
-    let rig = Rig::new(false);
-    let index = rig.index.open();
-    let mut batch = crate::storage::value::Batch::new();
-    batch.put(
-        crate::library::layout::META,
-        crate::library::layout::format_key(),
-        2u64.to_be_bytes().to_vec(),
-    );
-    index.commit(batch, Durability::Durable).await.unwrap();
-    let refused = Library::open(Arc::new(index), rig.store(), LibrarySettings::default()).await;
-    assert!(matches!(
-        refused,
-        Err(LibraryError::Storage(crate::storage::error::StorageError::NewerFormat { found: 2, .. }))
-    ));
+async fn a_newer_format_is_refused_and_what_is_on_its_way_to_one() {
+    for mark in [2u64.to_be_bytes().to_vec(), [&1u64.to_be_bytes()[..], b"far"].concat()] {
+        let rig = Rig::new(false);
+        let index = rig.index.open();
+        let mut batch = crate::storage::value::Batch::new();
+        batch.put(crate::library::layout::META, crate::library::layout::format_key(), mark);
+        index.commit(batch, Durability::Durable).await.unwrap();
+        let told = crate::library::stored_format(&index).await;
+        assert!(matches!(told, Err(StorageError::NewerFormat { found: 2, .. })), "{told:?}");
+        let refused = Library::open(Arc::new(index), rig.store(), LibrarySettings::default()).await;
+        assert!(matches!(refused, Err(LibraryError::Storage(StorageError::NewerFormat { found: 2, .. }))));
+    }
 }
 
 #[tokio::test]

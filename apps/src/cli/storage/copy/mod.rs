@@ -159,7 +159,8 @@ async fn load_key(folder: &Path) -> Result<Option<enjambre_core::model::identity
     crate::blocking(move || node_key::load(&folder)).await
 }
 
-/// Refuses a node of which the first database is empty, and formats other than this program's.
+/// Refuses a node of which the first database is empty, and formats other than this program's. Newer ones, and what a newer
+/// program has begun to bring forward, cannot even be read.
 async fn check_formats(loaded: &Loaded, databases: &Databases) -> Result<(), Failure> {
     for (number, database) in databases.all.iter().enumerate() {
         let reading = |error| failed(format!("the {} cannot be read", database.name), &error);
@@ -170,12 +171,6 @@ async fn check_formats(loaded: &Loaded, databases: &Databases) -> Result<(), Fai
         };
         match database.format().await.map_err(reading)? {
             None if number == 0 => return Err(nothing_in(loaded)),
-            Some(found) if found > newest => {
-                return Err(Failure::failed(format!(
-                    "the {} has format version {found}, but this program reads up to {newest}; use a newer program",
-                    database.name
-                )));
-            }
             // What an older format looks like is known only to whoever brings it forward.
             Some(found) if found < newest => {
                 return Err(Failure::failed(format!(
