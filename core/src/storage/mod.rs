@@ -72,6 +72,9 @@ pub trait Storage: Debug + Send + Sync + 'static {
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError>;
 
     /// Returns when everything that was committed before the call survives a power cut.
+    ///
+    /// After an error, whichever it is, some of what was only [`Durability::Buffered`] may be lost, and a later sync that
+    /// succeeds speaks for what is there then. So it is not repeated blindly: whoever has to know looks, or writes it again.
     async fn sync(&self) -> Result<(), StorageError>;
 
     /// What this backend can hold. Constant over the life of the storage.

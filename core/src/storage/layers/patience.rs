@@ -1,12 +1,19 @@
 //! A storage that does not wait for ever and tries again what is safe to repeat: for databases behind a network.
 //!
 //! Every call has one deadline, repeats and pauses included. What it means when it passes depends on what was asked:
-//! reads and syncs are [`StorageError::Unavailable`], because they can be asked again. A commit that was under way is
+//! reads and syncs are [`StorageError::Unavailable`], because they changed nothing. A commit that was under way is
 //! [`StorageError::Indeterminate`], because it may still be applied, now or in a moment.
 //!
-//! Repeated is what failed with `Unavailable`, which promises that nothing was applied. Never repeated are `Conflict` and
-//! `Indeterminate`, whose repetition would meet its own writes, and `Full`: room does not come within seconds, and who
-//! asked knows better what to give up. A `close` is passed on as it is.
+//! Repeated are reads and commits that failed with `Unavailable`, which promises that nothing of them was applied. Never
+//! repeated are `Conflict` and `Indeterminate`, whose repetition would meet its own writes, and `Full`: room does not come
+//! within seconds, and who asked knows better what to give up. A `close` is passed on as it is.
+//!
+//! A sync is never repeated either. It speaks for what was committed before it, and where it fails, some of that may be
+//! gone: a server that crashed has forgotten what was only `Buffered`, and after a failed `fsync` the system takes as
+//! written what is not on the disk. The failure may be all that ever tells of it; a sync after it finds a database that
+//! works and succeeds. So it goes to the caller, who knows what was to be safe, and can look or write it again. A
+//! repeated commit loses no such news: it succeeds only where its own batch is applied, as durable as was asked for, and
+//! whoever has to know of what was `Buffered` before asks with a sync.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +99,7 @@ impl PatientStorage {
         format!("it gave no answer within {:?}", self.patience.timeout.unwrap_or_default())
     }
 
-    /// Something that changes nothing, or that may be done twice.
+    /// Something that changes nothing.
     async fn repeat<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, StorageError>
     where
         F: Future<Output = Result<T, StorageError>>,
@@ -137,7 +144,9 @@ impl Storage for PatientStorage {
     }
 
     async fn sync(&self) -> Result<(), StorageError> {
-        self.repeat(|| self.inner.sync()).await
+        // Once, see above.
+        let attempt = Call::new(self.patience).attempt(self.inner.sync()).await;
+        attempt.unwrap_or_else(|TimeUp| Err(StorageError::Unavailable { reason: self.no_answer() }))
     }
 
     fn limits(&self) -> Limits {
@@ -186,13 +195,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_not_available_is_asked_for_again_with_pauses_until_the_repeats_are_used_up() {
-        for operation in [Operation::Get, Operation::Scan, Operation::Sync, Operation::Commit] {
+        for operation in [Operation::Get, Operation::Scan, Operation::Commit] {
             let Case { faults, storage, .. } = case(None, 3);
             let ask = async || match operation {
                 Operation::Get => storage.get(SPACE, &[Key::new(vec![1]).unwrap()]).await.map(drop),
                 Operation::Scan => entries(&storage).await.map(drop),
-                Operation::Sync => storage.sync().await,
-                Operation::Commit => storage.commit(put(true), Durability::Durable).await,
+                _ => storage.commit(put(true), Durability::Durable).await,
             };
             for nth in 1..=3 {
                 faults.add(operation, When::Nth(nth), Fault::Unavailable);
@@ -209,6 +217,17 @@ mod tests {
             assert!(matches!(outcome, Err(StorageError::Unavailable { .. })), "{operation:?} {outcome:?}");
             assert_eq!(faults.faults_met() - before, 4, "{operation:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sync_that_failed_is_told_and_not_tried_again() {
+        let Case { faults, storage, .. } = case(Some(10_000), 5);
+        storage.commit(put(false), Durability::Buffered).await.unwrap();
+        faults.add(Operation::Sync, When::Nth(1), Fault::Unavailable);
+        let outcome = storage.sync().await;
+        assert!(matches!(outcome, Err(StorageError::Unavailable { .. })), "{outcome:?}");
+        assert_eq!(faults.faults_met(), 1);
+        storage.sync().await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
