@@ -267,7 +267,7 @@ pub struct Limits {
     pub max_value: usize,
     /// The largest batch in bytes, see [`Batch::size`]; at least 8 MiB.
     pub max_batch: usize,
-    /// About how many bytes a page of a scan has at most; one entry may go beyond it.
+    /// About how many bytes a page of a scan has at most; one entry may go beyond it. At least 64 KiB.
     pub max_page_bytes: usize,
 }
 

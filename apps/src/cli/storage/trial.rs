@@ -1,4 +1,4 @@
-//! Scratch places for `check` and `bench`, removed whatever happens but a `kill -9`.
+//! Scratch places for `check` and `bench`, removed whatever happens but a `kill -9` and a backend that blocks.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use enjambre_core::storage::conformance::Builder;
+use enjambre_core::storage::conformance::{self, Builder};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::{Role, Storage};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::output::{note, plain};
 use crate::config::load::Loaded;
-use crate::failure::Failure;
+use crate::failure::{Failure, Status};
 use crate::registry::{Place, Registry};
 use crate::scratch::Scratch;
 
@@ -121,5 +122,12 @@ impl Builder for Trial<'_> {
             made.opened.push(Arc::downgrade(&storage));
         }
         Ok(storage)
+    }
+
+    fn blocked(failure: &conformance::Failure) -> ! {
+        let told: Vec<String> = failure.to_string().lines().map(plain).collect();
+        note(&told.join("\n"));
+        note("the command ends, because nothing else ends such a call; its scratch place is left behind");
+        std::process::exit(Status::Failed as i32)
     }
 }

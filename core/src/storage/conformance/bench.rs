@@ -1,7 +1,7 @@
 //! What a case works with: a storage that remembers the operations on it.
 
 use std::any::Any;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use crate::storage::value::{Batch, Condition, Durability, Key, KeyRange, Limits,
 
 /// How many operations are kept for the message of a failure.
 const REMEMBERED: usize = 40;
+/// How many more are shown that have no answer.
+const SHOWN_UNDER_WAY: usize = 16;
 /// How long the lock of a storage may stay that was dropped, or whose process was killed.
 const RELEASE: Duration = Duration::from_secs(20);
 
@@ -69,6 +71,9 @@ pub(super) struct Operations(Arc<Mutex<Remembered>>);
 struct Remembered {
     count: u64,
     last: VecDeque<String>,
+    /// Those that have no answer yet, by the order in which they began.
+    under_way: BTreeMap<u64, String>,
+    begun: u64,
 }
 
 impl Operations {
@@ -81,13 +86,55 @@ impl Operations {
         remembered.last.push_back(operation);
     }
 
+    /// An operation has begun.
+    fn begin(&self, operation: String) -> UnderWay {
+        let mut remembered = self.0.lock();
+        remembered.begun += 1;
+        let number = remembered.begun;
+        remembered.under_way.insert(number, operation);
+        UnderWay { operations: self.clone(), number }
+    }
+
     pub(super) fn count(&self) -> u64 {
         self.0.lock().count
     }
 
-    /// The last of them, oldest first.
+    /// The last of them, oldest first, and behind them those that have no answer yet.
     pub(super) fn last(&self) -> Vec<String> {
-        self.0.lock().last.iter().cloned().collect()
+        let remembered = self.0.lock();
+        let waiting = remembered.under_way.values().take(SHOWN_UNDER_WAY);
+        let waiting = waiting.map(|operation| format!("{operation} -> no answer yet"));
+        remembered.last.iter().cloned().chain(waiting).collect()
+    }
+}
+
+/// An operation without an answer. Dropped, it was given up.
+struct UnderWay {
+    operations: Operations,
+    number: u64,
+}
+
+impl UnderWay {
+    /// Remembers the answer.
+    fn end<T>(self, outcome: &Result<T, StorageError>, show: impl FnOnce(&T) -> String) {
+        let answer = match outcome {
+            Ok(value) => show(value),
+            Err(error) => format!("error: {error}"),
+        };
+        self.remember(&answer);
+    }
+
+    fn remember(&self, answer: &str) {
+        let operation = self.operations.0.lock().under_way.remove(&self.number);
+        if let Some(operation) = operation {
+            self.operations.remember(format!("{operation} -> {answer}"));
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.remember("given up");
     }
 }
 
@@ -99,26 +146,13 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    fn remember<T>(
-        &self,
-        operation: impl FnOnce() -> String,
-        outcome: &Result<T, StorageError>,
-        show: impl FnOnce(&T) -> String,
-    ) {
-        let outcome = match outcome {
-            Ok(value) => show(value),
-            Err(error) => format!("error: {error}"),
-        };
-        self.operations.remember(format!("{} -> {outcome}", operation()));
-    }
-
     pub(super) async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
+        let shown = some(keys.iter().map(|key| short(key.as_bytes())));
+        let call = self.operations.begin(format!("get {} {shown}", space.name()));
         let outcome = self.storage.get(space, keys).await;
-        self.remember(
-            || format!("get {} {}", space.name(), some(keys.iter().map(|key| short(key.as_bytes())))),
-            &outcome,
-            |values| some(values.iter().map(|value| value.as_ref().map_or("none".to_owned(), |v| short(v)))),
-        );
+        call.end(&outcome, |values| {
+            some(values.iter().map(|value| value.as_ref().map_or("none".to_owned(), |v| short(v))))
+        });
         outcome
     }
 
@@ -135,15 +169,12 @@ impl Probe {
         range: KeyRange,
         limit: usize,
     ) -> Result<Vec<(Key, Bytes)>, StorageError> {
-        let outcome = self.storage.scan(space, range.clone(), limit).await;
-        self.remember(
-            || format!("scan {} {range:?} limit {limit}", space.name()),
-            &outcome,
-            |page| {
-                let keys = some(page.iter().map(|(key, _)| short(key.as_bytes())));
-                format!("{} entries {keys}", page.len())
-            },
-        );
+        let call = self.operations.begin(format!("scan {} {range:?} limit {limit}", space.name()));
+        let outcome = self.storage.scan(space, range, limit).await;
+        call.end(&outcome, |page| {
+            let keys = some(page.iter().map(|(key, _)| short(key.as_bytes())));
+            format!("{} entries {keys}", page.len())
+        });
         outcome
     }
 
@@ -168,9 +199,9 @@ impl Probe {
     }
 
     pub(super) async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
-        let shown = describe(&batch);
+        let call = self.operations.begin(format!("commit {durability:?} {}", describe(&batch)));
         let outcome = self.storage.commit(batch, durability).await;
-        self.remember(|| format!("commit {durability:?} {shown}"), &outcome, |()| "ok".to_owned());
+        call.end(&outcome, |()| "ok".to_owned());
         outcome
     }
 
@@ -186,14 +217,16 @@ impl Probe {
     }
 
     pub(super) async fn sync(&self) -> Result<(), StorageError> {
+        let call = self.operations.begin("sync".to_owned());
         let outcome = self.storage.sync().await;
-        self.remember(|| "sync".to_owned(), &outcome, |()| "ok".to_owned());
+        call.end(&outcome, |()| "ok".to_owned());
         outcome
     }
 
     pub(super) async fn close(&self) -> Result<(), StorageError> {
+        let call = self.operations.begin("close".to_owned());
         let outcome = self.storage.close().await;
-        self.remember(|| "close".to_owned(), &outcome, |()| "ok".to_owned());
+        call.end(&outcome, |()| "ok".to_owned());
         outcome
     }
 
@@ -213,9 +246,9 @@ pub(super) struct Bench<'a, B: Builder> {
 impl<'a, B: Builder> Bench<'a, B> {
     pub(super) async fn new(builder: &'a B, operations: Operations) -> Result<Self, Broken> {
         let place = builder.place();
+        let call = operations.begin("open".to_owned());
         let opened = builder.open(&place).await;
-        let shown = opened.as_ref().map_or_else(|error| format!("error: {error}"), |_| "ok".to_owned());
-        operations.remember(format!("open -> {shown}"));
+        call.end(&opened, |_| "ok".to_owned());
         Ok(Self { builder, probe: Probe { storage: opened?, operations }, place })
     }
 
@@ -230,15 +263,14 @@ impl<'a, B: Builder> Bench<'a, B> {
     /// Closes the storage and opens it again, at once: a close has let go of everything.
     pub(super) async fn reopen(&mut self) -> Result<(), Broken> {
         self.probe.close().await?;
+        let call = self.probe.operations.begin("open again".to_owned());
         let opened = self.builder.open(&self.place).await;
-        let locked = matches!(opened, Err(StorageError::Locked { .. }));
-        self.go_on_with(opened).map_err(|broken| {
-            if locked {
-                Broken("a close lets go of the lock, but it is still held".to_owned())
-            } else {
-                broken
-            }
-        })
+        call.end(&opened, |_| "ok".to_owned());
+        if matches!(opened, Err(StorageError::Locked { .. })) {
+            return Err(Broken("a close lets go of the lock, but it is still held".to_owned()));
+        }
+        self.probe.storage = opened?;
+        Ok(())
     }
 
     /// Drops the storage without a close and opens it again.
@@ -251,12 +283,9 @@ impl<'a, B: Builder> Bench<'a, B> {
 
     /// Opens what nobody closed, once it is let go of.
     pub(super) async fn open_left_behind(&mut self) -> Result<(), Broken> {
+        let call = self.probe.operations.begin("open again".to_owned());
         let opened = open_when_free(async || self.builder.open(&self.place).await).await;
-        self.go_on_with(opened)
-    }
-
-    fn go_on_with(&mut self, opened: Result<Arc<dyn Storage>, StorageError>) -> Result<(), Broken> {
-        self.probe.remember(|| "open again".to_owned(), &opened, |_| "ok".to_owned());
+        call.end(&opened, |_| "ok".to_owned());
         self.probe.storage = opened?;
         Ok(())
     }

@@ -41,7 +41,9 @@ mod records;
 mod scans;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 
+use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,12 +55,15 @@ use super::Storage;
 use super::error::StorageError;
 use bench::{Bench, Broken, Operations};
 pub use case::{Case, Failure, Group, Outcome};
+use watchdog::Watchdog;
 
 /// Which obligations are checked, and how strictly. It grows whenever a backend that passed may fail.
-pub const KIT_VERSION: u32 = 2;
+pub const KIT_VERSION: u32 = 3;
 
 /// How long a case may take before it counts as a hang.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the runtime may stand still in a case.
+const STANDSTILL: Duration = Duration::from_secs(60);
 /// How long the storage of a case that failed may take to close.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -75,6 +80,15 @@ pub trait Builder: Sync {
         &self,
         place: &Self::Place,
     ) -> impl Future<Output = Result<Arc<dyn Storage>, StorageError>> + Send;
+
+    /// Hears of a call that blocks the threads of the runtime for a minute. Nothing can end such a call, so this ends the
+    /// process; it runs on a thread of its own.
+    fn blocked(failure: &Failure) -> ! {
+        // Past the harness of a test, which would keep it.
+        let _ =
+            writeln!(std::io::stderr(), "{failure}\nthe process ends, because nothing else ends such a call");
+        std::process::exit(101)
+    }
 }
 
 macro_rules! cases {
@@ -152,7 +166,7 @@ cases! {
     }
     Limits {
         records::limits_are_wide_enough:
-            "A value may have 32 KiB and a batch 8 MiB at least, and the limits never change.",
+            "A value may have 32 KiB, a batch 8 MiB and a page 64 KiB at least, and the limits never change.",
         records::keys_of_any_bytes_and_length_are_kept:
             "Keys have 1 to 1024 bytes of any kind.",
         records::values_up_to_the_limit_are_kept:
@@ -173,7 +187,7 @@ pub fn case(name: &str) -> Option<&'static Case> {
 
 /// Runs one of [`CASES`] on a storage of its own.
 pub async fn run<B: Builder>(builder: &B, case: &'static Case) -> Outcome {
-    guard(builder, case, async |bench| body(case, bench).await).await
+    guard(builder, case, STANDSTILL, async |bench| body(case, bench).await).await
 }
 
 /// Runs every one of [`CASES`].
@@ -188,15 +202,27 @@ pub async fn run_all<B: Builder>(builder: &B) {
     case::expect_all(&outcomes);
 }
 
-/// Runs a case on a fresh storage. A hang or a panic is a failure like others.
+/// Runs a case on a fresh storage. A hang or a panic is a failure like others, and so is a call that blocks, but after that
+/// one there is nothing else.
 async fn guard<B: Builder>(
     builder: &B,
     case: &'static Case,
+    standstill: Duration,
     body: impl AsyncFnOnce(&mut Bench<'_, B>) -> Result<(), Broken>,
 ) -> Outcome {
     let began = Instant::now();
     let operations = Operations::default();
     let told = |broken| (broken, operations.last());
+    let watchdog = {
+        let operations = operations.clone();
+        Watchdog::start(standstill, move || {
+            let broken = format!(
+                "no call blocks the thread it is polled on, but nothing has moved for {standstill:?}; the one without \
+                 an answer may be the one"
+            );
+            B::blocked(&Failure { case, broken, operations: operations.last() })
+        })
+    };
     let work = async {
         let mut bench = Bench::new(builder, operations.clone()).await.map_err(told)?;
         let outcome = match AssertUnwindSafe(body(&mut bench)).catch_unwind().await {
@@ -214,7 +240,8 @@ async fn guard<B: Builder>(
             }
         }
     };
-    let outcome = match tokio::time::timeout(PATIENCE, AssertUnwindSafe(work).catch_unwind()).await {
+    let work = watchdog.over(AssertUnwindSafe(work).catch_unwind());
+    let outcome = match tokio::time::timeout(PATIENCE, work).await {
         Ok(outcome) => outcome.unwrap_or_else(|panic| Err(told(Broken::by_panic(&*panic)))),
         Err(_) => Err(told(Broken(format!("no call hangs, but the case took {PATIENCE:?}")))),
     };

@@ -13,7 +13,7 @@ pub(super) async fn limits_are_wide_enough<B: Builder>(bench: &mut Bench<'_, B>)
     let limits = bench.probe.limits();
     ensure!(limits.max_value >= 32 * 1024, "a value may have 32 KiB, but {limits:?}");
     ensure!(limits.max_batch >= 8 << 20, "a batch may have 8 MiB, but {limits:?}");
-    ensure!(limits.max_page_bytes >= 1, "a page has some bytes, but {limits:?}");
+    ensure!(limits.max_page_bytes >= 64 * 1024, "a page may have 64 KiB, but {limits:?}");
     bench.reopen().await?;
     ensure!(bench.probe.limits() == limits, "limits stay the same, but they were {limits:?}");
     Ok(())

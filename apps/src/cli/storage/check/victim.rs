@@ -50,6 +50,7 @@ pub(in crate::cli::storage) async fn run(context: Context<'_>, arguments: Argume
     let place = Trial::new(context.registry, &context.loaded, role)
         .of_another(&arguments.scratch)
         .ok_or_else(|| Failure::usage(format!("there is no scratch {:?}", arguments.scratch)))?;
+    crash::say_opening();
     let storage = context.registry.open_storage(&context.loaded, place).await?;
     let committing = context.stop.run_until_cancelled(crash::be_the_victim(storage)).await;
     committing.unwrap_or(Ok(())).map_err(|error| Failure::from_error(Status::Failed, &error))

@@ -1,6 +1,7 @@
 //! A storage on a log file that forgets or tears what a kill meets, so that the level for crashes is known to be able to
 //! fail; and the same log without a flaw.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
@@ -27,18 +28,34 @@ enum Flaw {
     LosesDurable,
     /// Writes the last part of a batch together with the next one.
     Tears,
+    /// Writes deletions nowhere, so that what was deleted comes back.
+    LosesDeletions,
+    /// Writes a key once, so that it has its old value again.
+    LosesOverwrites,
+    /// Cuts off all of the log at an opening and writes it again a little later.
+    LosesAtOpening,
     /// Fails after the first commit, so that nobody has to kill the process.
     GivesUp,
 }
 
-const FLAWS: [Flaw; 5] = [Flaw::None, Flaw::LosesBuffered, Flaw::LosesDurable, Flaw::Tears, Flaw::GivesUp];
+const FLAWS: [Flaw; 8] = [
+    Flaw::None,
+    Flaw::LosesBuffered,
+    Flaw::LosesDurable,
+    Flaw::Tears,
+    Flaw::LosesDeletions,
+    Flaw::LosesOverwrites,
+    Flaw::LosesAtOpening,
+    Flaw::GivesUp,
+];
 
 /// The entries are in memory, and what was written is in a file as well.
 #[derive(Debug)]
 struct Log {
     entries: Memory,
     flaw: Flaw,
-    file: Mutex<(File, Vec<u8>)>,
+    /// What was not written yet, and the keys that were written.
+    file: Mutex<(File, Vec<u8>, HashSet<Key>)>,
 }
 
 /// The next field, which has its length in front; none where it is not whole.
@@ -67,22 +84,32 @@ impl Log {
             }
             let (Some(key), Some(value)) = (field(&mut rest), field(&mut rest)) else { break };
             let space = str::from_utf8(space).ok().and_then(Space::parse).expect("a space was written");
-            batch.put(space, Key::new(key.to_vec())?, value.to_vec());
+            let key = Key::new(key.to_vec())?;
+            match value.split_first() {
+                Some((_, value)) => batch.put(space, key, value.to_vec()),
+                None => batch.delete(space, key),
+            };
         }
-        // What comes behind was cut by the kill.
-        std::fs::write(&path, &bytes[..whole]).map_err(failed)?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
-        Ok(Self { entries, flaw, file: Mutex::new((file, Vec::new())) })
+        if flaw == Flaw::LosesAtOpening && std::env::var_os(FLAW).is_some() {
+            std::fs::write(&path, []).map_err(failed)?;
+            // A kill comes between, at least now and then.
+            std::thread::sleep(Duration::from_secs(1));
+            std::fs::write(&path, &bytes).map_err(failed)?;
+        }
+        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(failed)?;
+        // What comes behind was cut by a kill. The next one may come any time, so nothing is written over.
+        file.set_len(whole as u64).map_err(failed)?;
+        Ok(Self { entries, flaw, file: Mutex::new((file, Vec::new(), HashSet::new())) })
     }
 
     fn append(&self, writes: &[Write], durability: Durability) -> std::io::Result<()> {
-        // Each write is three fields, and an empty one ends the batch.
+        // Each write is three fields, and an empty one ends the batch. A value has a byte in front, a deletion has nothing.
         let line = |writes: &[Write]| {
             let mut line = Vec::new();
             for write in writes {
                 let (space, key) = write.target();
-                let value = write.value().map(|value| &value[..]).expect("a victim deletes nothing");
-                for field in [space.name().as_bytes(), key.as_bytes(), value] {
+                let value = write.value().map(|value| [&[1], &value[..]].concat()).unwrap_or_default();
+                for field in [space.name().as_bytes(), key.as_bytes(), &value] {
                     line.extend((field.len() as u32).to_be_bytes());
                     line.extend_from_slice(field);
                 }
@@ -90,7 +117,14 @@ impl Log {
             line.extend([0; 4]);
             line
         };
-        let (file, kept) = &mut *self.file.lock();
+        let (file, kept, seen) = &mut *self.file.lock();
+        let writes: Vec<Write> = writes
+            .iter()
+            .filter(|write| self.flaw != Flaw::LosesDeletions || write.value().is_some())
+            .filter(|write| self.flaw != Flaw::LosesOverwrites || seen.insert(write.target().1.clone()))
+            .cloned()
+            .collect();
+        let writes = &writes[..];
         if self.flaw == Flaw::GivesUp && file.metadata()?.len() > 0 {
             return Err(std::io::Error::other("told to"));
         }
@@ -138,7 +172,7 @@ impl Storage for Log {
     }
 
     async fn close(&self) -> Result<(), StorageError> {
-        let (file, kept) = &mut *self.file.lock();
+        let (file, kept, _) = &mut *self.file.lock();
         let written = file.write_all(&std::mem::take(kept));
         written.map_err(|error| StorageError::backend("append to the log", error))
     }
@@ -163,12 +197,15 @@ async fn what_a_kill_loses_or_tears_is_found_out() {
     const TEST: &str = "storage::conformance::tests::log::what_a_kill_loses_or_tears_is_found_out";
     if let (Ok(name), Ok(folder)) = (std::env::var(FLAW), std::env::var(FOLDER)) {
         let flaw = *FLAWS.iter().find(|flaw| format!("{flaw:?}") == name).expect("a flaw");
+        crash::say_opening();
         let storage = Log::open(Path::new(&folder), flaw).await.expect("the victim opens the log");
         return crash::be_the_victim(Arc::new(storage)).await.expect("the victim commits");
     }
     let found = |name| match name {
-        "a_kill_loses_nothing_durable" => &[Flaw::LosesDurable, Flaw::GivesUp][..],
-        "a_kill_loses_nothing_buffered" => &[Flaw::LosesBuffered, Flaw::LosesDurable],
+        "a_kill_loses_nothing_durable" => {
+            &[Flaw::LosesDurable, Flaw::LosesDeletions, Flaw::LosesAtOpening, Flaw::GivesUp][..]
+        }
+        "a_kill_loses_nothing_buffered" => &[Flaw::LosesBuffered, Flaw::LosesDurable, Flaw::LosesOverwrites],
         "a_kill_tears_no_batch" => &[Flaw::Tears],
         _ => &[],
     };

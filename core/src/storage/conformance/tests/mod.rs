@@ -1,6 +1,7 @@
 //! The kit on the reference, on the adapter and through the fault layer; and backends that are wrong on purpose, which
 //! the kit must find out.
 
+mod flaws;
 mod log;
 mod wrong;
 

@@ -1,120 +1,16 @@
-//! Storages that are wrong on purpose: one for each case at least, so that each case is known to be able to fail.
+//! Storages that are wrong on purpose, so that each case is known to be able to fail.
 
 use std::ops::Bound;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::flaws::{FOUND, Flaw};
 use super::*;
 use crate::storage::memory::Memory;
 use crate::storage::value::{Batch, Condition, Durability, Key, KeyRange, Limits, MAX_KEY, Space, Write};
-
-/// What is wrong with a backend.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Flaw {
-    /// Conditions are checked, then others may commit, then the writes are applied.
-    ChecksTooEarly,
-    /// A batch is applied write by write.
-    TearsBatches,
-    /// A refused batch is applied up to its second write.
-    AppliesRefused,
-    /// Conditions see the writes of their own batch.
-    ChecksTooLate,
-    /// A batch without writes is taken for nothing at all.
-    SkipsEmptyBatches,
-    /// After a conflict the next commit fails as well.
-    ConflictsSpread,
-    /// Acknowledges a commit before it is applied.
-    AcknowledgesEarly,
-    /// Keys are ordered as signed bytes.
-    SignedOrder,
-    /// The first write to a key counts.
-    FirstWriteCounts,
-    /// `Buffered` is lost without a sync.
-    ForgetsBuffered,
-    /// Every space is the same.
-    OneSpace,
-    /// Works on after the close.
-    NeverCloses,
-    /// A commit that meets the close never ends.
-    HangsAtClose,
-    /// Says that a commit after the close went well.
-    AcknowledgesAfterClose,
-    /// A page has one entry too many.
-    LongPages,
-    /// A page has any number of bytes.
-    HeavyPages,
-    /// An end that is included is left out.
-    ExcludesEnds,
-    /// Panics where an end is before a start, as some engines do.
-    PanicsOnInverted,
-    /// Says nothing about a value that is too large.
-    NoLimits,
-    /// Of a batch with a value that is too large the others are applied. Its batches have no bound that is tried.
-    AppliesTooLarge,
-    /// Takes batches of any size, beyond the limit that it tells.
-    NoBatchLimit,
-    /// A batch is applied 128 writes at a time.
-    SplitsBatches,
-    /// An answer has 1 MiB at most, and no values beyond.
-    CutsAnswers,
-    /// Lets go of the lock some time after the close.
-    LetsGoLate,
-    /// Holds less than a backend must.
-    Narrow,
-    /// The empty value is the same as none.
-    EmptyIsAbsent,
-    /// What is absent has an empty value.
-    AbsentIsEmpty,
-    /// Answers in the order of the keys, not in the one asked for.
-    SortsAnswers,
-    /// Keys are cut.
-    ShortKeys,
-}
-
-/// Which case finds out which flaw.
-const FOUND: &[(Flaw, &str)] = &[
-    (Flaw::Narrow, "limits_are_wide_enough"),
-    (Flaw::AbsentIsEmpty, "absent_keys_have_no_value"),
-    (Flaw::SortsAnswers, "values_come_in_the_order_asked_for"),
-    (Flaw::ShortKeys, "keys_of_any_bytes_and_length_are_kept"),
-    (Flaw::EmptyIsAbsent, "values_up_to_the_limit_are_kept"),
-    (Flaw::NoLimits, "what_exceeds_a_limit_is_refused_whole"),
-    (Flaw::AppliesTooLarge, "what_exceeds_a_limit_is_refused_whole"),
-    (Flaw::NoBatchLimit, "what_exceeds_a_limit_is_refused_whole"),
-    (Flaw::CutsAnswers, "a_get_of_many_large_values_has_all_of_them"),
-    (Flaw::SplitsBatches, "a_batch_of_thousands_of_writes_is_one_step"),
-    (Flaw::LetsGoLate, "a_close_lets_go_of_everything"),
-    (Flaw::OneSpace, "spaces_are_apart"),
-    (Flaw::SignedOrder, "keys_are_ordered_by_unsigned_bytes"),
-    (Flaw::LongPages, "pages_are_cut_by_entries"),
-    (Flaw::HeavyPages, "pages_are_cut_by_bytes"),
-    (Flaw::ExcludesEnds, "ranges_hold_what_their_bounds_say"),
-    (Flaw::PanicsOnInverted, "ranges_hold_what_their_bounds_say"),
-    (Flaw::PanicsOnInverted, "inverted_ranges_are_empty"),
-    (Flaw::SkipsEmptyBatches, "an_empty_batch_is_applied"),
-    (Flaw::AppliesRefused, "conditions_decide"),
-    (Flaw::EmptyIsAbsent, "conditions_decide"),
-    (Flaw::AppliesRefused, "a_refused_batch_changes_nothing_in_any_space"),
-    (Flaw::ChecksTooLate, "conditions_see_the_state_before_the_batch"),
-    (Flaw::FirstWriteCounts, "the_last_write_to_a_key_counts"),
-    (Flaw::ChecksTooEarly, "one_of_many_writers_wins"),
-    (Flaw::ChecksTooEarly, "no_update_is_lost"),
-    (Flaw::ConflictsSpread, "a_conflict_fails_alone"),
-    (Flaw::AcknowledgesEarly, "a_read_sees_what_was_acknowledged"),
-    (Flaw::TearsBatches, "a_page_is_consistent"),
-    (Flaw::TearsBatches, "a_dropped_commit_is_whole_or_nothing"),
-    (Flaw::HangsAtClose, "a_close_leaves_nobody_waiting"),
-    (Flaw::AcknowledgesAfterClose, "a_close_leaves_nobody_waiting"),
-    (Flaw::ForgetsBuffered, "what_was_committed_is_there_after_a_reopen"),
-    (Flaw::ForgetsBuffered, "a_drop_without_close_loses_nothing"),
-    (Flaw::NeverCloses, "a_closed_storage_says_so"),
-    (Flaw::AcknowledgesAfterClose, "a_closed_storage_says_so"),
-    (Flaw::EmptyIsAbsent, "random_operations_give_what_the_reference_gives"),
-    (Flaw::AppliesRefused, "random_operations_give_what_the_reference_gives"),
-    (Flaw::ExcludesEnds, "random_operations_give_what_the_reference_gives"),
-];
 
 #[derive(Debug)]
 struct Wrong {
@@ -136,6 +32,9 @@ impl Wrong {
         let limits = inner.limits();
         match flaw {
             Flaw::Narrow => inner = inner.with_limits(Limits { max_value: 32 * 1024 - 1, ..limits }),
+            Flaw::NarrowPages => {
+                inner = inner.with_limits(Limits { max_page_bytes: 64 * 1024 - 1, ..limits });
+            }
             Flaw::HeavyPages => inner = inner.with_limits(Limits { max_page_bytes: usize::MAX, ..limits }),
             Flaw::AppliesTooLarge | Flaw::NoBatchLimit => {
                 inner = inner.with_limits(Limits { max_batch: usize::MAX, ..limits });
@@ -283,6 +182,9 @@ impl Storage for Wrong {
                 }
                 return outcome;
             }
+            Flaw::Blocks if !batch.conditions.is_empty() => loop {
+                std::thread::park();
+            },
             Flaw::SkipsEmptyBatches if batch.writes.is_empty() => return Ok(()),
             Flaw::ConflictsSpread => {
                 if std::mem::take(&mut *self.conflicted.lock()) {
@@ -335,6 +237,14 @@ impl Storage for Wrong {
     }
 }
 
+fn on(flaw: Flaw) -> impl Builder<Place = Disk> {
+    let locked = Arc::new(AtomicBool::new(false));
+    On(move |disk: Disk| {
+        let opened = Wrong::open(&disk, flaw, &locked);
+        std::future::ready(opened.map(|wrong| Arc::new(wrong) as Arc<dyn Storage>))
+    })
+}
+
 // The time is paused, so that a hang is found out at once.
 #[tokio::test(start_paused = true)]
 async fn a_wrong_backend_is_found_out_by_every_case_and_the_message_says_by_what() {
@@ -343,11 +253,7 @@ async fn a_wrong_backend_is_found_out_by_every_case_and_the_message_says_by_what
             FOUND.iter().filter(|(_, name)| *name == case.name).map(|(flaw, _)| *flaw).collect();
         assert!(!flaws.is_empty(), "nothing shows that {} can fail", case.name);
         for flaw in flaws {
-            let locked = Arc::new(AtomicBool::new(false));
-            let builder = On(move |disk: Disk| {
-                let opened = Wrong::open(&disk, flaw, &locked);
-                std::future::ready(opened.map(|wrong| Arc::new(wrong) as Arc<dyn Storage>))
-            });
+            let builder = on(flaw);
             // A random case may miss a flaw, but not time and again.
             let tries = if case.name.starts_with("random") { 20 } else { 1 };
             let mut outcome = run(&builder, case).await;
@@ -365,4 +271,33 @@ async fn a_wrong_backend_is_found_out_by_every_case_and_the_message_says_by_what
     }
     let unknown = FOUND.iter().find(|(_, name)| case(name).is_none());
     assert!(unknown.is_none(), "there is no such case: {unknown:?}");
+}
+
+#[tokio::test]
+async fn a_call_that_blocks_ends_the_run_under_the_name_of_its_case() {
+    const TEST: &str =
+        "storage::conformance::tests::wrong::a_call_that_blocks_ends_the_run_under_the_name_of_its_case";
+    const BLOCKED: &str = "ENJAMBRE_TEST_BLOCKED";
+    if let Ok(name) = std::env::var(BLOCKED) {
+        // Where the watchdog sleeps, this process ends all the same.
+        std::thread::spawn(|| {
+            std::thread::sleep(PATIENCE);
+            std::process::exit(3)
+        });
+        let case = case(&name).expect("a case");
+        let standstill = Duration::from_millis(100);
+        guard(&on(Flaw::Blocks), case, standstill, async |bench| body(case, bench).await).await;
+        return;
+    }
+    // The call is polled by the case itself, and by tasks of their own.
+    for name in ["conditions_decide", "one_of_many_writers_wins"] {
+        let mut command = Command::new(std::env::current_exe().expect("the test binary"));
+        command.args([TEST, "--exact", "--nocapture"]).env(BLOCKED, name);
+        let output = command.output().expect("the test binary is started");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(101), "{text}");
+        for part in [name, "blocks the thread", "commit ", "-> no answer yet"] {
+            assert!(text.contains(part), "{part} is missing: {text}");
+        }
+    }
 }
