@@ -11,9 +11,7 @@ use sled::Error;
 /// What an error of sled on the database `path` means for the caller who tried to do `action`.
 pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
     match error {
-        Error::Corruption { .. } => {
-            StorageError::Corrupt { what: path.display().to_string(), source: Some(error.into()) }
-        }
+        Error::Corruption { .. } => StorageError::damaged(path, error),
         Error::Io(io) if io.kind() == ErrorKind::StorageFull => StorageError::Full { source: io.into() },
         error => StorageError::backend(format!("{action} {}", path.display()), error),
     }
@@ -29,10 +27,8 @@ pub(crate) fn sane<T>(
     path: &Path,
     read: impl FnOnce() -> Result<T, StorageError>,
 ) -> Result<T, StorageError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|payload| {
-        let source = GaveUp(describe(&*payload));
-        Err(StorageError::Corrupt { what: path.display().to_string(), source: Some(source.into()) })
-    })
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|payload| Err(StorageError::damaged(path, GaveUp(describe(&*payload)))))
 }
 
 fn describe(payload: &(dyn Any + Send)) -> String {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use enjambre_core::storage::Role;
-use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader};
+use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader, page_of};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
@@ -210,20 +210,10 @@ impl Reader for SledReader {
         max_bytes: usize,
     ) -> Result<Vec<(Key, Bytes)>, ReadError> {
         let _no_batch = self.applying.read().unwrap_or_else(PoisonError::into_inner);
-        let mut page = Vec::new();
-        let mut bytes = 0;
-        sane(&self.path, || {
-            for entry in self.data.range(format::encode_range(space, range)).take(limit) {
-                let (key, value) = entry.map_err(|error| explain(&self.path, "read from", error))?;
-                let key = format::decode(space, &key, &self.path)?;
-                bytes += key.as_bytes().len() + value.len();
-                page.push((key, Bytes::copy_from_slice(&value)));
-                if bytes >= max_bytes {
-                    break;
-                }
-            }
-            Ok(page)
-        })
-        .map_err(ReadError::from)
+        let entries = self.data.range(format::encode_range(space, range)).map(|entry| {
+            let (key, value) = entry.map_err(|error| explain(&self.path, "read from", error))?;
+            Ok((format::decode(space, &key, &self.path)?, Bytes::copy_from_slice(&value)))
+        });
+        Ok(sane(&self.path, || page_of(entries, limit, max_bytes))?)
     }
 }

@@ -13,9 +13,7 @@ pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
     match error.sqlite_error_code() {
         _ if no_room => StorageError::Full { source: error.into() },
         Some(ErrorCode::DiskFull) => StorageError::Full { source: error.into() },
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StorageError::Corrupt { what: path.display().to_string(), source: Some(error.into()) }
-        }
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StorageError::damaged(path, error),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             StorageError::Locked { path: path.to_path_buf() }
         }

@@ -75,3 +75,21 @@ pub trait Reader: Send + 'static {
         max_bytes: usize,
     ) -> Result<Vec<(Key, Bytes)>, ReadError>;
 }
+
+/// Cuts the entries of a range, in their order, to the page that [`Reader::scan`] is asked for.
+pub fn page_of<K: AsRef<[u8]>, V: AsRef<[u8]>, E>(
+    entries: impl IntoIterator<Item = Result<(K, V), E>>,
+    limit: usize,
+    max_bytes: usize,
+) -> Result<Vec<(K, V)>, E> {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    for entry in entries.into_iter().take(limit) {
+        let (key, value) = entry?;
+        bytes += key.as_ref().len() + value.as_ref().len();
+        page.push((key, value));
+        if bytes >= max_bytes {
+            break;
+        }
+    }
+    Ok(page)
+}

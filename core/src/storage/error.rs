@@ -1,6 +1,6 @@
 //! What can go wrong in a storage, by what the caller can do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The error of the engine beneath, kept as the source.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -94,6 +94,11 @@ impl StorageError {
     /// A failure of the engine while it tried to do `action` ("open FILE").
     pub fn backend(action: impl Into<String>, source: impl Into<Source>) -> Self {
         Self::Backend { action: action.into(), source: source.into() }
+    }
+
+    /// Damage of the database at a path, which the engine noticed.
+    pub fn damaged(path: &Path, source: impl Into<Source>) -> Self {
+        Self::Corrupt { what: path.display().to_string(), source: Some(source.into()) }
     }
 
     /// Damage without an error of the engine.

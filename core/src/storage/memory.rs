@@ -5,6 +5,7 @@
 //! back what was not synced. Nothing here touches a real disk.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::Storage;
+use super::engine::page_of;
 use super::error::StorageError;
 use super::value::{Batch, Condition, Durability, Key, KeyRange, Limits, Space, Write};
 
@@ -38,20 +40,14 @@ impl Spaces {
         limit: usize,
         max_bytes: usize,
     ) -> Vec<(Key, Bytes)> {
-        let mut page = Vec::new();
         // `BTreeMap::range` panics where the end is before the start.
-        let Some(entries) = self.0.get(&space).filter(|_| !range.is_empty()) else { return page };
+        let Some(entries) = self.0.get(&space).filter(|_| !range.is_empty()) else { return Vec::new() };
         let bounds: (Bound<&[u8]>, Bound<&[u8]>) =
             (range.start.as_ref().map(|b| &b[..]), range.end.as_ref().map(|b| &b[..]));
-        let mut bytes = 0;
-        for (key, value) in entries.range::<[u8], _>(bounds).take(limit) {
-            let Ok(key) = Key::new(key.clone()) else { continue };
-            bytes += key.as_bytes().len() + value.len();
-            page.push((key, value.clone()));
-            if bytes >= max_bytes {
-                break;
-            }
-        }
+        let entries = entries.range::<[u8], _>(bounds);
+        let entries =
+            entries.filter_map(|(key, value)| Some(Ok((Key::new(key.clone()).ok()?, value.clone()))));
+        let Ok::<_, Infallible>(page) = page_of(entries, limit, max_bytes);
         page
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader};
+use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader, page_of};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::place;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
@@ -156,14 +156,7 @@ impl Reader for JournalReader {
     ) -> Result<Vec<(Key, Bytes)>, ReadError> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let Some(table) = tables.get(&space) else { return Ok(Vec::new()) };
-        let (mut page, mut bytes) = (Vec::new(), 0);
-        for (key, value) in table.range((range.start.clone(), range.end.clone())).take(limit) {
-            page.push((Key::new(key.clone())?, value.clone()));
-            bytes += key.len() + value.len();
-            if bytes >= max_bytes {
-                break;
-            }
-        }
-        Ok(page)
+        let entries = table.range((range.start.clone(), range.end.clone()));
+        page_of(entries.map(|(key, value)| Ok((Key::new(key.clone())?, value.clone()))), limit, max_bytes)
     }
 }

@@ -5,20 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader};
+use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader, page_of};
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, MAX_KEY, Space, Write};
 use enjambre_core::storage::{Role, place};
-use redb::{Database, Error, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{Database, Error, ReadOnlyTable, ReadableDatabase, TableDefinition, TableError, TableHandle};
 
 use crate::RedbSettings;
 
-/// Whether the file is for content, and the format of its tables. No space has a name with a capital letter.
-const MARK: TableDefinition<'_, bool, u64> = TableDefinition::new("Enjambre");
-/// The format that this program writes.
-const FORMAT: u64 = 1;
-/// The largest value. redb gives an entry of more than 4 KiB a page of its own, of the next power of two that holds
-/// key, value and 12 bytes. So a value of 64 KiB would take 128 KiB.
+/// The largest value: with the longest key and 12 bytes it fills a page of redb, whose sizes are powers of two.
 const MAX_VALUE: usize = 64 * 1024 - MAX_KEY - 12;
 /// What stays free on the disk, for deletions: after it met a full one, redb has to be opened anew.
 const RESERVE: u64 = 16 * 1024 * 1024;
@@ -36,15 +31,17 @@ pub(crate) struct Redb {
 impl Redb {
     pub(crate) fn open(path: &Path, role: Role, settings: &RedbSettings) -> Result<Self, StorageError> {
         place::make_folder(path)?;
-        let db = redb::Builder::new()
-            .set_cache_size(settings.cache_mib.clamp(1, 4096) as usize * 1024 * 1024)
-            .set_check_integrity_on_open(settings.check)
-            .create(path)
-            .map_err(|error| explain(path, "open", error.into()))?;
-        let found = mark(&db, role).map_err(|error| explain(path, "open", error))?;
+        let open = || {
+            let db = redb::Builder::new()
+                .set_cache_size(settings.cache_mib.clamp(1, 4096) as usize * 1024 * 1024)
+                .set_check_integrity_on_open(settings.check)
+                .create(path)?;
+            Ok((mark(&db, role)?, db))
+        };
+        let (is_ours, db) = open().map_err(|error| explain(path, "open", error))?;
         place::sync_folder(path)?;
-        if found != Some(FORMAT) {
-            let what = format!("{} does not hold {role:?} of Enjambre in format {FORMAT}", path.display());
+        if !is_ours {
+            let what = format!("{} does not hold {role:?} of Enjambre in format 1", path.display());
             return Err(StorageError::corrupt(what));
         }
         Ok(Self { db: Arc::new(db), path: path.to_owned() })
@@ -52,68 +49,59 @@ impl Redb {
 
     fn write(&self, writes: &[Write]) -> Result<(), Error> {
         let mut transaction = self.db.begin_write()?;
-        // Commits in two phases, because strangers choose the values, and the checksums of the other way are not made
-        // against them. And notes what is free: else the whole file is read at the start after a crash.
+        // Commits in two phases, because strangers choose the values, and notes what is free, see README.md.
         transaction.set_quick_repair(true);
         for writes in writes.chunk_by(|a, b| a.target().0 == b.target().0) {
             let mut table = transaction.open_table(Entries::new(writes[0].target().0.name()))?;
             for write in writes {
-                let key = write.target().1.as_bytes();
-                match write.value() {
-                    Some(value) => drop(table.insert(key, &value[..])?),
-                    None => drop(table.remove(key)?),
+                match write {
+                    Write::Put(_, key, value) => drop(table.insert(key.as_bytes(), &value[..])?),
+                    Write::Delete(_, key) => drop(table.remove(key.as_bytes())?),
                 }
             }
         }
         Ok(transaction.commit()?)
     }
 
-    /// Reads from a space as it is now; `None` where it was never written.
-    fn read<T>(
+    /// Reads from a space as it is now; nothing where it was never written.
+    fn read<T: Default>(
         &self,
         space: Space,
         read: impl FnOnce(Table) -> Result<T, Error>,
-    ) -> Result<Option<T>, ReadError> {
+    ) -> Result<T, ReadError> {
         let outcome = || match self.db.begin_read()?.open_table(Entries::new(space.name())) {
-            Ok(table) => read(table).map(Some),
-            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Ok(table) => read(table),
+            Err(TableError::TableDoesNotExist(_)) => Ok(T::default()),
             Err(error) => Err(error.into()),
         };
         outcome().map_err(|error| match error {
-            // After an error of the disk redb refuses everything.
-            Error::PreviousIo => ReadError::Broken(error.into()),
+            Error::PreviousIo => ReadError::Broken(error.into()), // it refuses everything after an error of the disk
             error => explain(&self.path, "read from", error).into(),
         })
     }
 }
 
-/// Marks a new database; gives the format of one that is Enjambre's and for this role.
-fn mark(db: &Database, role: Role) -> Result<Option<u64>, Error> {
+/// Whether the file is Enjambre's and for this role, in the only format so far. A new one is marked as that.
+fn mark(db: &Database, role: Role) -> Result<bool, Error> {
+    // A table without entries. No space has a name with a capital letter.
+    let mark = format!("Enjambre {role:?} 1");
     let transaction = db.begin_write()?;
-    let is_new = transaction.list_tables()?.next().is_none();
-    let mut table = transaction.open_table(MARK)?;
-    if is_new {
-        table.insert(role == Role::Content, FORMAT)?;
-    }
-    let found = table.get(role == Role::Content)?.map(|format| format.value());
-    drop(table);
-    // What is somebody else's stays as it is: dropped, a transaction changes nothing.
-    if is_new {
+    let tables: Vec<_> = transaction.list_tables()?.map(|table| table.name().to_owned()).collect();
+    if tables.is_empty() {
+        transaction.open_table(Entries::new(&mark))?;
         transaction.commit()?;
     }
-    Ok(found)
+    // What is somebody else's stays as it is: dropped, a transaction changes nothing.
+    Ok(tables.is_empty() || tables.contains(&mark))
 }
 
 /// What an error of redb means for the caller who tried to do `action`.
 fn explain(path: &Path, action: &str, error: Error) -> StorageError {
-    let what = path.display().to_string();
-    let is_invalid = matches!(&error, Error::Io(io) if io.kind() == ErrorKind::InvalidData);
     match error {
         Error::DatabaseAlreadyOpen => StorageError::Locked { path: path.to_owned() },
-        error if is_invalid || matches!(error, Error::Corrupted(_)) => {
-            StorageError::Corrupt { what, source: Some(error.into()) }
-        }
-        error => StorageError::backend(format!("{action} {what}"), error),
+        Error::Corrupted(_) => StorageError::damaged(path, error),
+        Error::Io(error) if error.kind() == ErrorKind::InvalidData => StorageError::damaged(path, error),
+        error => StorageError::backend(format!("{action} {}", path.display()), error),
     }
 }
 
@@ -124,8 +112,7 @@ impl Engine for Redb {
         Ok(self.clone())
     }
 
-    /// Always durable: what redb commits without durability is lost by a crash of the process, and what is `Buffered`
-    /// must not be.
+    /// Always durable: redb loses what it commits otherwise in a crash of the process, which `Buffered` has to survive.
     fn apply(&mut self, writes: &[Write], _: Durability) -> Result<(), ApplyError> {
         // Deletions alone are to make room.
         if writes.iter().any(|write| write.value().is_some()) {
@@ -153,8 +140,7 @@ impl Engine for Redb {
 
 impl Reader for Redb {
     fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, ReadError> {
-        let get = |table: Table| Ok(table.get(key.as_bytes())?.map(|value| value.value().to_vec().into()));
-        Ok(self.read(space, get)?.flatten())
+        self.read(space, |table| Ok(table.get(key.as_bytes())?.map(|value| value.value().to_vec().into())))
     }
 
     fn scan(
@@ -166,17 +152,10 @@ impl Reader for Redb {
     ) -> Result<Vec<(Key, Bytes)>, ReadError> {
         let bounds = (range.start.as_ref().map(|key| &key[..]), range.end.as_ref().map(|key| &key[..]));
         let page = self.read(space, |table| {
-            let (mut page, mut bytes) = (Vec::new(), 0);
-            for entry in table.range::<&[u8]>(bounds)?.take(limit) {
-                let (key, value) = entry?;
-                page.push((key.value().to_vec(), value.value().to_vec()));
-                bytes += key.value().len() + value.value().len();
-                if bytes >= max_bytes {
-                    break;
-                }
-            }
-            Ok(page)
+            let entries = table.range::<&[u8]>(bounds)?;
+            let entries = entries.map(|entry| entry.map(|(k, v)| (k.value().to_vec(), v.value().to_vec())));
+            Ok(page_of(entries, limit, max_bytes)?)
         })?;
-        page.unwrap_or_default().into_iter().map(|(key, value)| Ok((Key::new(key)?, value.into()))).collect()
+        page.into_iter().map(|(key, value)| Ok((Key::new(key)?, value.into()))).collect()
     }
 }
