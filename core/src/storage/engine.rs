@@ -1,9 +1,13 @@
 //! The small synchronous interface of an embedded engine, which [`super::embedded::Embedded`] makes a
 //! [`super::Storage`].
 //!
-//! The adapter calls the engine from one writer thread and each reader from a thread of its own. It checks sizes,
-//! keys and conditions, gathers what is queued into one group, and answers the callers; an engine only reads and
-//! writes.
+//! The adapter opens the engine on a thread that may block, asks it for its readers, one more than there are reader
+//! threads, and then calls it from one writer thread. A reader is used by one thread at a time, not always the same, also
+//! while the engine writes. The adapter checks sizes, keys and conditions, gathers what is queued into one group, and
+//! answers the callers; an engine only reads and writes.
+//!
+//! An engine that failed or panicked is dropped without [`Engine::close`], on any thread, and opened anew when that is
+//! done. A reader that hangs may outlive it by then.
 
 use std::fmt::Debug;
 
@@ -43,30 +47,37 @@ pub trait Engine: Debug + Send + 'static {
     /// The reading side.
     type Reader: Reader;
 
-    /// A new reader of this engine. It sees every commit that `apply` returned from.
+    /// A new reader of this engine. It sees every commit that `apply` returned from, by the next call at the latest.
     fn reader(&self) -> Result<Self::Reader, StorageError>;
 
     /// Applies the writes in their order, all of them or none. With [`Durability::Durable`] they and everything
     /// before them survive a power cut on return; with [`Durability::Buffered`] a `kill -9` of the process.
+    ///
+    /// There is at least one write. They are those of a group of batches, in several spaces, of up to
+    /// [`super::embedded::EmbeddedSettings::group_bytes`] and one batch more; of several to one key the last one counts.
     fn apply(&mut self, writes: &[Write], durability: Durability) -> Result<(), ApplyError>;
 
-    /// Returns when everything applied so far survives a power cut. After an error the adapter reopens the engine.
+    /// Returns when everything applied so far survives a power cut, also what an earlier opening applied and this one
+    /// found. It may be called when there is nothing new. After an error the adapter drops the engine and opens it anew.
     fn sync(&mut self) -> Result<(), StorageError>;
 
-    /// What the engine can hold.
+    /// What the engine can hold. Asked once, after the first opening.
     fn limits(&self) -> Limits;
 
-    /// Lets go of files and locks after everything is durable, within a few seconds.
+    /// Lets go of files and locks after everything is durable, within
+    /// [`super::embedded::EmbeddedSettings::close_timeout`]: then the caller is told that it did not end. Its readers are
+    /// gone by then, but for one that hangs.
     fn close(self) -> Result<(), StorageError>;
 }
 
 /// The reading side of an embedded engine; used from one thread at a time.
 pub trait Reader: Send + 'static {
-    /// The value of the key, `None` where it is absent.
+    /// The value of the key, `None` where it is absent, also where its space was never written.
     fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, ReadError>;
 
-    /// Entries of the range (which is not empty) in ascending order of unsigned bytes: at most `limit` entries,
-    /// and none after the page has reached `max_bytes` bytes of keys and values.
+    /// Entries of the range in ascending order of unsigned bytes: at most `limit` entries, and none after the page has
+    /// reached `max_bytes` bytes of keys and values, see [`page_of`]. All of it is of one moment, so that no group is seen in
+    /// part. The range is one that can hold a key, and `limit` is not 0.
     fn scan(
         &mut self,
         space: Space,

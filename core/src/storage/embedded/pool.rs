@@ -214,7 +214,7 @@ impl<R: Reader> Pool<R> {
                 .unwrap_or_else(|panicked| Err(panicked.into()))
                 .map_err(|source| failed(FailedRead { generation, source }))
         });
-        // It is not used again: the writer has heard of it and will open the engine anew.
+        // One that failed is not used again: the writer has heard of it and will open the engine anew.
         if outcome.is_ok() && state.generation == generation && !matches!(state.phase, Phase::Closed) {
             state.readers.push(reader);
         } else {
