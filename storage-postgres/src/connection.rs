@@ -10,32 +10,68 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Error, Row, Statement};
+use tokio_postgres::{CancelToken, Client, Error, Row, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::error::Failure;
 
 /// How much longer the client waits than the server, whose answer says more.
 const LATER: Duration = Duration::from_millis(500);
+/// How a transaction begins whose commit waits neither for the disk nor for a replica.
+pub(crate) const BEGIN_BUFFERED: &str = "BEGIN; SET LOCAL synchronous_commit = off";
 
-/// A session at the server. Dropping it ends the session, whatever is under way.
+/// A session at the server. Dropping it ends the session; one that was abandoned is told to stop what it is doing.
 pub(crate) struct Connection {
     client: Client,
     task: JoinHandle<()>,
     statements: Mutex<HashMap<String, Statement>>,
-    /// A transaction may be open that nobody knows of.
+    /// Something may be under way that nobody waits for.
     abandoned: AtomicBool,
     patience: Duration,
+    canceller: Canceller,
+}
+
+/// What is needed to tell the server to stop what a session is doing.
+pub(crate) struct Canceller {
+    pub(crate) token: CancelToken,
+    pub(crate) tls: MakeRustlsConnect,
+    /// How long that may take.
+    pub(crate) limit: Duration,
+}
+
+/// Abandons the connection unless what was begun has ended.
+pub(crate) struct Begun<'a>(Option<&'a AtomicBool>);
+
+impl Begun<'_> {
+    pub(crate) fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if let Some(abandoned) = self.0 {
+            abandoned.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A request to the server as one of several.
 pub(crate) type Step<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
 impl Connection {
-    pub(crate) fn new(client: Client, task: JoinHandle<()>, patience: Duration) -> Self {
-        Self { client, task, statements: Mutex::default(), abandoned: AtomicBool::new(false), patience }
+    pub(crate) fn new(
+        client: Client,
+        task: JoinHandle<()>,
+        patience: Duration,
+        canceller: Canceller,
+    ) -> Self {
+        let abandoned = AtomicBool::new(false);
+        Self { client, task, statements: Mutex::default(), abandoned, patience, canceller }
     }
 
     /// Whether the session has ended, or is not to be used any more.
@@ -43,11 +79,23 @@ impl Connection {
         self.client.is_closed() || self.abandoned.load(Ordering::Relaxed)
     }
 
+    /// To be held for as long as a transaction is open, or waits to be committed.
+    pub(crate) const fn begun(&self) -> Begun<'_> {
+        Begun(Some(&self.abandoned))
+    }
+
+    /// Nobody waits for what is under way any more, and the session is not to be used again. When this is dropped, the
+    /// server is told: a commit that waits for a replica would otherwise wait, and hold all that it has locked, for as
+    /// long as the replica is away, whether or not there still is a client.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
     /// Ends the transaction that is open. Where that fails, the session is not to be used any more.
     pub(crate) async fn roll_back(&self) {
         if let Err(failure) = self.run("ROLLBACK").await {
             tracing::debug!(%failure, "a transaction was not ended in order");
-            self.abandoned.store(true, Ordering::Relaxed);
+            self.abandon();
         }
     }
 
@@ -62,9 +110,10 @@ impl Connection {
              SET default_transaction_isolation = 'read committed'; SET client_min_messages = warning"
         ))
         .await?;
-        // A server may be set to acknowledge before it has written. Stronger settings than `on` are left as they are.
+        // A server may be set to acknowledge before it, or its replica, has written. Stronger settings are left as they are.
         let rows = self.query("SHOW synchronous_commit", &[]).await?;
-        if rows.first().is_some_and(|row| row.try_get::<_, &str>(0).is_ok_and(|value| value == "off")) {
+        let set = rows.first().and_then(|row| row.try_get::<_, &str>(0).ok());
+        if matches!(set, Some("off" | "local")) {
             self.run("SET synchronous_commit = on").await?;
         }
         Ok(())
@@ -72,7 +121,10 @@ impl Connection {
 
     /// Waits for an answer, not for ever.
     pub(crate) async fn within<T>(&self, answer: impl Future<Output = T>) -> Result<T, Failure> {
-        timeout(self.patience + LATER, answer).await.map_err(|_| Failure::Silent(self.patience))
+        timeout(self.patience + LATER, answer).await.map_err(|_| {
+            self.abandon();
+            Failure::Silent(self.patience)
+        })
     }
 
     /// Statements without parameters and results.
@@ -98,6 +150,30 @@ impl Connection {
     ) -> Result<u64, Failure> {
         let statement = self.prepared(sql).await?;
         self.within(self.client.execute(&statement, parameters)).await?.map_err(Failure::Server)
+    }
+
+    /// How many rows a statement changed that is committed without waiting for the disk or a replica: for what may be lost
+    /// when the server crashes.
+    pub(crate) async fn execute_buffered(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, Failure> {
+        let statement = self.prepared(sql).await?;
+        let begun = self.begun();
+        let steps = vec![
+            self.step_run(BEGIN_BUFFERED),
+            self.step_execute(&statement, parameters.to_vec()),
+            // Where one before it fails, the server makes a rollback of it.
+            self.step_run("COMMIT"),
+        ];
+        let answers = self.within(pipelined(steps)).await?;
+        begun.has_ended();
+        let mut changed = 0;
+        for answer in answers {
+            changed += answer.map_err(Failure::Server)?;
+        }
+        Ok(changed)
     }
 
     pub(crate) async fn prepared(&self, sql: &str) -> Result<Statement, Failure> {
@@ -142,6 +218,19 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.task.abort();
+        if self.abandoned.load(Ordering::Relaxed)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let Canceller { token, tls, limit } = &self.canceller;
+            let (token, tls, limit) = (token.clone(), tls.clone(), *limit);
+            runtime.spawn(async move {
+                match timeout(limit, token.cancel_query(tls)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "an abandoned session was not stopped"),
+                    Err(_) => tracing::debug!("an abandoned session was not stopped within {limit:?}"),
+                }
+            });
+        }
     }
 }
 

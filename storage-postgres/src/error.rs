@@ -13,6 +13,9 @@ pub(crate) enum Failure {
     /// There was no answer in time.
     #[error("the server did not answer within {0:?}")]
     Silent(Duration),
+    /// It is not known where the server is.
+    #[error("no address is known for its name: {0}")]
+    Nameless(#[source] io::Error),
     /// The server, or the connection to it, said so.
     #[error("{}", said(.0))]
     Server(#[source] Error),
@@ -68,7 +71,7 @@ impl Failure {
         }
         let code = match &self {
             Self::Server(error) => error.code().cloned(),
-            Self::Silent(_) => None,
+            Self::Silent(_) | Self::Nameless(_) => None,
         };
         match code {
             Some(SqlState::DISK_FULL) => StorageError::Full { source: self.into() },

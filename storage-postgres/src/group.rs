@@ -7,8 +7,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::Bytes;
 use enjambre_core::storage::value::{Batch, Condition, Key, Space};
 
-/// What the database holds for the keys that conditions ask for. A key that is not in it is absent.
-pub(crate) type Found = HashMap<(Space, Key), Bytes>;
+/// What the database holds, of the keys that a group has to do with. A key that is not in it is absent; a value is there
+/// where a condition asks for it.
+pub(crate) type Found = HashMap<(Space, Key), Option<Bytes>>;
+
+/// What a group has to do with a key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Use {
+    /// A condition asks for its value.
+    pub(crate) asked: bool,
+    /// A batch writes it.
+    pub(crate) written: bool,
+}
 
 /// Whether a batch is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,11 +34,10 @@ pub(crate) enum Verdict {
 /// What is written to one space, each in the order of the keys.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct SpaceWrites {
-    /// Keys that must not be there, and get a value.
+    /// Keys that are not there and get a value. Those that are to stay away are among them, inserted for a moment, so that
+    /// nobody else inserts them meanwhile.
     pub(crate) inserts: Vec<(Key, Bytes)>,
-    /// Keys that must not be there, and stay away: inserted for a moment, so that nobody else inserts them meanwhile.
-    pub(crate) guards: Vec<Key>,
-    /// Keys that get a value, whatever they had.
+    /// Keys that are there and get another value.
     pub(crate) puts: Vec<(Key, Bytes)>,
     /// Keys that go.
     pub(crate) deletes: Vec<Key>,
@@ -43,14 +52,20 @@ pub(crate) struct Decision {
     pub(crate) writes: BTreeMap<Space, SpaceWrites>,
 }
 
-/// Which keys the conditions of the batches ask for.
-pub(crate) fn asked<'a>(batches: impl Iterator<Item = &'a Batch>) -> BTreeMap<Space, BTreeSet<Key>> {
-    let mut asked: BTreeMap<Space, BTreeSet<Key>> = BTreeMap::new();
-    for condition in batches.flat_map(|batch| &batch.conditions) {
-        let (Condition::Absent(space, key) | Condition::Equals(space, key, _)) = condition;
-        asked.entry(*space).or_default().insert(key.clone());
+/// Which keys the batches have to do with.
+pub(crate) fn used<'a>(batches: impl Iterator<Item = &'a Batch>) -> BTreeMap<Space, BTreeMap<Key, Use>> {
+    let mut used: BTreeMap<Space, BTreeMap<Key, Use>> = BTreeMap::new();
+    for batch in batches {
+        for condition in &batch.conditions {
+            let (Condition::Absent(space, key) | Condition::Equals(space, key, _)) = condition;
+            used.entry(*space).or_default().entry(key.clone()).or_default().asked = true;
+        }
+        for write in &batch.writes {
+            let (space, key) = write.target();
+            used.entry(space).or_default().entry(key.clone()).or_default().written = true;
+        }
     }
-    asked
+    used
 }
 
 /// Goes through the batches in their order.
@@ -70,7 +85,7 @@ pub(crate) fn decide<'a>(batches: impl Iterator<Item = &'a Batch>, found: &Found
                 if *pending != expected {
                     verdict = Verdict::ConflictInGroup;
                 }
-            } else if found.get(&(place.0, place.1.clone())) != expected {
+            } else if found.get(&(place.0, place.1.clone())).and_then(Option::as_ref) != expected {
                 // Nothing in the group has to do with it.
                 verdict = Verdict::Conflict;
                 break;
@@ -88,20 +103,19 @@ pub(crate) fn decide<'a>(batches: impl Iterator<Item = &'a Batch>, found: &Found
         verdicts.push(verdict);
     }
     let mut writes: BTreeMap<Space, SpaceWrites> = BTreeMap::new();
-    for (space, key) in &absent {
-        if last.get(&(*space, *key)).copied().flatten().is_none() {
-            writes.entry(*space).or_default().guards.push((*key).clone());
-        }
-    }
-    for ((space, key), value) in last {
-        let is_absent = absent.contains(&(space, key));
+    let touched: BTreeSet<(Space, &Key)> = last.keys().chain(&absent).copied().collect();
+    for (space, key) in touched {
         let of_space = writes.entry(space).or_default();
-        match value {
-            Some(value) if is_absent => of_space.inserts.push((key.clone(), value.clone())),
-            Some(value) => of_space.puts.push((key.clone(), value.clone())),
-            // A guard goes anyway.
-            None if is_absent => {}
-            None => of_space.deletes.push(key.clone()),
+        let is_there = found.contains_key(&(space, key.clone()));
+        match last.get(&(space, key)).copied().flatten() {
+            Some(value) if is_there => of_space.puts.push((key.clone(), value.clone())),
+            Some(value) => of_space.inserts.push((key.clone(), value.clone())),
+            None => {
+                if !is_there {
+                    of_space.inserts.push((key.clone(), Bytes::new()));
+                }
+                of_space.deletes.push(key.clone());
+            }
         }
     }
     Decision { verdicts, writes }
@@ -126,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_batch_sees_the_batches_before_it_and_the_last_write_counts() {
-        let found = Found::from([((A, key("there")), Bytes::from("1"))]);
+        let found = Found::from([((A, key("there")), Some(Bytes::from("1")))]);
         let batches = [
             batch(|b| _ = b.require(A, key("there"), "1").put(A, key("there"), "2")),
             batch(|b| _ = b.require(A, key("there"), "1").put(A, key("lost"), "x")),
@@ -142,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_required_to_be_absent_is_inserted_and_what_stays_absent_is_guarded() {
+    fn what_is_absent_is_inserted_and_taken_out_again_where_it_is_to_stay_absent() {
         let batches = [
             batch(|b| {
                 _ = b.require_absent(A, key("new")).put(A, key("new"), "1").require_absent(A, key("gone"));
@@ -153,13 +167,26 @@ mod tests {
         let decision = decide(batches.iter(), &Found::new());
         assert_eq!(decision.verdicts, [Verdict::Applied; 3]);
         let a = SpaceWrites {
-            inserts: vec![(key("new"), "2".into())],
-            guards: vec![key("gone")],
+            inserts: vec![(key("gone"), "".into()), (key("new"), "2".into()), (key("other"), "".into())],
             puts: Vec::new(),
-            deletes: vec![key("other")],
+            deletes: vec![key("gone"), key("other")],
         };
-        let b = SpaceWrites { puts: vec![(key("any"), "1".into())], ..SpaceWrites::default() };
+        let b = SpaceWrites { inserts: vec![(key("any"), "1".into())], ..SpaceWrites::default() };
         assert_eq!(decision.writes, BTreeMap::from([(A, a), (B, b)]));
+    }
+
+    #[test]
+    fn each_key_is_used_as_conditions_and_writes_say() {
+        let batches = [
+            batch(|b| _ = b.require(A, key("a"), "1").require_absent(A, key("b")).put(A, key("b"), "2")),
+            batch(|b| _ = b.delete(A, key("a")).put(B, key("c"), "1")),
+        ];
+        let (asked, written) = (Use { asked: true, written: false }, Use { asked: false, written: true });
+        let of = |index: usize| used(batches[index..=index].iter());
+        let both = Use { asked: true, written: true };
+        assert_eq!(of(0), BTreeMap::from([(A, BTreeMap::from([(key("a"), asked), (key("b"), both)]))]));
+        assert_eq!(of(1)[&B], BTreeMap::from([(key("c"), written)]));
+        assert_eq!(used(batches.iter())[&A], BTreeMap::from([(key("a"), both), (key("b"), both)]));
     }
 
     #[test]

@@ -8,12 +8,13 @@
 //! Each space is a table of one schema. The SQL is plain: tables, `ON CONFLICT`, `FOR UPDATE`, arrays, one window
 //! function. PostgreSQL-compatible distributed databases know all of it (untested there), and no function, extension or lock of a
 //! session is needed at the server. How batches keep their promises with several processes at once is told in
-//! `transaction`; what becomes of a commit in whose middle the connection breaks, in `committer` and `writer`.
+//! `transaction`; what becomes of a commit in whose middle the connection breaks, in `lane` and `writer`.
 
 mod committer;
 mod connection;
 mod error;
 mod group;
+mod lane;
 mod request;
 mod schema;
 mod server;
@@ -35,6 +36,7 @@ use tokio::time::{Instant, sleep};
 
 use committer::Committer;
 use connection::Connection;
+use lane::Lane;
 use schema::Schema;
 use server::Servers;
 pub use settings::{InvalidUrl, PostgresSettings, ServerUrl, TlsMode};
@@ -82,10 +84,12 @@ pub async fn open(
     let connection = first_connection(&servers, &schema, settings.start_timeout).await?;
     let writer = Writer::new(&schema, folder);
     writer.sign_on(&connection, &schema).await?;
+    let pool = storage::pool(servers.clone(), settings.connections)?;
+    let patience = servers.patience;
+    let lane = Lane::new(servers, schema.clone(), writer, Some(connection));
     let (requests, received) = unbounded_channel();
-    let storage = Postgres::new(servers.clone(), settings.connections, schema.clone(), requests)?;
-    tokio::spawn(Committer::new(servers, schema, writer, connection, received, lock).run());
-    Ok(Arc::new(storage))
+    let ended = Committer::start(lane, received, lock);
+    Ok(Arc::new(Postgres::new(pool, schema, patience, requests, ended)))
 }
 
 /// A connection to tables that are there. A server that is away is waited for: whoever starts everything at once, or after

@@ -40,7 +40,7 @@ const fn purpose(role: Role) -> &'static str {
 /// A schema, and which of its tables are known to exist.
 #[derive(Debug)]
 pub(crate) struct Schema {
-    /// The name, a checked identifier.
+    /// The name, a checked identifier, which may be a word of SQL.
     name: String,
     role: Role,
     /// The schema and its database, for messages.
@@ -56,12 +56,12 @@ impl Schema {
 
     /// A table that is not a space's.
     pub(crate) fn own_table(&self, name: &str) -> String {
-        format!("{}.enjambre_{name}", self.name)
+        format!("\"{}\".enjambre_{name}", self.name)
     }
 
     /// The table of a space. The name of a space is a checked identifier, and the prefix keeps it off words of SQL.
     pub(crate) fn table(&self, space: Space) -> String {
-        format!("{}.space_{}", self.name, space.name())
+        format!("\"{}\".space_{}", self.name, space.name())
     }
 
     /// Checks that the schema is ours and of a format that we know, or makes a new one ours. Any number of processes may
@@ -73,7 +73,7 @@ impl Schema {
             .await
             .map_err(failed)?;
         if found.is_empty() {
-            self.make(connection, &format!("CREATE SCHEMA IF NOT EXISTS {}", self.name))
+            self.make(connection, &format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", self.name))
                 .await
                 .map_err(failed)?;
         }
@@ -202,10 +202,20 @@ impl Schema {
         format!("SELECT key, value FROM {} WHERE key = ANY($1::BYTEA[])", self.table(space))
     }
 
-    /// The same, and nobody else changes or removes them before the transaction ends. In the order of the keys, so that
-    /// two of these never wait for each other.
+    /// The same, and nobody else changes or removes them before the transaction ends.
+    pub(crate) fn share(&self, space: Space) -> String {
+        format!("{} ORDER BY key FOR SHARE", self.select(space))
+    }
+
+    /// Which of several keys are there, with the values of those for which $2 says so; and nobody else locks, changes or
+    /// removes them before the transaction ends.
     pub(crate) fn lock(&self, space: Space) -> String {
-        format!("{} ORDER BY key FOR UPDATE", self.select(space))
+        format!(
+            "SELECT held.key, CASE WHEN used.asked THEN held.value END \
+             FROM unnest($1::BYTEA[], $2::BOOLEAN[]) AS used (key, asked) \
+             JOIN {} AS held ON held.key = used.key ORDER BY held.key FOR UPDATE OF held",
+            self.table(space)
+        )
     }
 
     /// Fails where one of the keys is there, also where another transaction is about to write it.
@@ -259,5 +269,5 @@ pub(crate) async fn remove(connection: &Connection, schema: &Schema) -> Result<(
     if !tables.iter().any(|table| table == "enjambre_format") {
         return Err(schema.is_not_ours());
     }
-    connection.run(&format!("DROP SCHEMA {} CASCADE", schema.name)).await.map_err(failed)
+    connection.run(&format!("DROP SCHEMA \"{}\" CASCADE", schema.name)).await.map_err(failed)
 }

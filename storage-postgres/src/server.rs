@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,13 +14,14 @@ use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::net::lookup_host;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::connection::Connection;
+use crate::connection::{Canceller, Connection};
 use crate::error::Failure;
 use crate::settings::{PostgresSettings, TlsMode};
 
@@ -28,10 +30,38 @@ const PGPASSWORD: &str = "PGPASSWORD";
 /// After so long without a sign of the other machine a connection counts as broken, also while nothing is sent.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
+/// How many addresses of one name are tried at most.
+const MAX_ADDRESSES: usize = 8;
+
 /// One server of the URL.
 struct Server {
     name: String,
     config: Config,
+    /// The name and port to look addresses up for, where it has no other address than those.
+    lookup: Option<(String, u16)>,
+    /// The address that was connected to last, which is tried first.
+    preferred: Mutex<Option<IpAddr>>,
+}
+
+impl Server {
+    /// Its addresses, the best one first; none at all is where the client knows it itself.
+    async fn addresses(&self) -> Result<Vec<Option<IpAddr>>, Failure> {
+        let Some((name, port)) = &self.lookup else { return Ok(vec![None]) };
+        let found = lookup_host((name.as_str(), *port)).await.map_err(Failure::Nameless)?;
+        let mut addresses: Vec<Option<IpAddr>> = Vec::new();
+        for address in found.map(|found| Some(found.ip())) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        let preferred = *self.preferred.lock();
+        addresses.sort_by_key(|address| *address != preferred);
+        addresses.truncate(MAX_ADDRESSES);
+        if addresses.is_empty() {
+            return Err(Failure::Nameless(io::ErrorKind::NotFound.into()));
+        }
+        Ok(addresses)
+    }
 }
 
 /// Makes connections to whichever of the servers takes writes.
@@ -79,6 +109,10 @@ impl Servers {
                     config.host(address.to_string());
                 }
             }
+            let lookup = match (url.get_hosts().get(index), url.get_hostaddrs().get(index)) {
+                (Some(Host::Tcp(name)), None) => Some((name.clone(), settings.url.port(index))),
+                _ => None,
+            };
             let over_a_file = matches!(url.get_hosts().get(index), Some(Host::Unix(_)));
             config.ssl_mode(match settings.tls {
                 _ if over_a_file => SslMode::Disable,
@@ -110,7 +144,8 @@ impl Servers {
                 .keepalives_retries(4)
                 .tcp_user_timeout(KEEPALIVE * 2)
                 .connect_timeout(settings.connect_timeout);
-            servers.push(Server { name: settings.url.server(index), config });
+            let name = settings.url.server(index);
+            servers.push(Server { name, config, lookup, preferred: Mutex::default() });
         }
         let encrypted = servers.iter().any(|server| server.config.get_ssl_mode() != SslMode::Disable);
         Ok(Self {
@@ -149,20 +184,23 @@ impl Servers {
         let mut failures = Vec::new();
         for index in (first..first + count).map(|index| index % count) {
             let server = &self.servers[index];
-            let connected = timeout(self.connect_timeout, self.connect_to(server)).await;
-            match connected.unwrap_or(Err(Failure::Silent(self.connect_timeout))) {
-                Ok(connection) => {
-                    self.preferred.store(index, Ordering::Relaxed);
-                    return Ok(connection);
-                }
-                Err(failure) => failures.push((server, failure)),
+            let addresses = self.in_time(server.addresses()).await;
+            match addresses {
+                Ok(addresses) => match self.connect_to(server, &addresses).await {
+                    Ok(connection) => {
+                        self.preferred.store(index, Ordering::Relaxed);
+                        return Ok(connection);
+                    }
+                    Err(failed) => failures.extend(failed),
+                },
+                Err(failure) => failures.push((server.name.clone(), failure)),
             }
         }
         let mut temporary = Vec::new();
         let mut lasting = None;
-        for (server, failure) in failures {
-            match failure.explain(&format!("connect to {}", server.name)) {
-                StorageError::Unavailable { reason } => temporary.push(format!("{}: {reason}", server.name)),
+        for (name, failure) in failures {
+            match failure.explain(&format!("connect to {name}")) {
+                StorageError::Unavailable { reason } => temporary.push(format!("{name}: {reason}")),
                 error => lasting = lasting.or(Some(error)),
             }
         }
@@ -176,15 +214,52 @@ impl Servers {
         }
     }
 
-    async fn connect_to(&self, server: &Server) -> Result<Connection, Failure> {
-        let (client, connection) = server.config.connect(self.tls.clone()).await.map_err(Failure::Server)?;
+    /// A connection to the first of these addresses that takes writes, or what happened at each.
+    async fn connect_to(
+        &self,
+        server: &Server,
+        addresses: &[Option<IpAddr>],
+    ) -> Result<Connection, Vec<(String, Failure)>> {
+        let mut failures = Vec::new();
+        for address in addresses {
+            match self.in_time(self.connect_at(server, *address)).await {
+                Ok(connection) => {
+                    *server.preferred.lock() = *address;
+                    return Ok(connection);
+                }
+                Err(failure) => {
+                    let name = match address {
+                        Some(address) if addresses.len() > 1 => format!("{} at {address}", server.name),
+                        _ => server.name.clone(),
+                    };
+                    failures.push((name, failure));
+                }
+            }
+        }
+        Err(failures)
+    }
+
+    /// What is done for one address, not for ever.
+    async fn in_time<T>(&self, step: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        timeout(self.connect_timeout, step).await.unwrap_or(Err(Failure::Silent(self.connect_timeout)))
+    }
+
+    async fn connect_at(&self, server: &Server, address: Option<IpAddr>) -> Result<Connection, Failure> {
+        let mut config = server.config.clone();
+        if let Some(address) = address {
+            // The name stays, for the certificate.
+            config.hostaddr(address);
+        }
+        let (client, connection) = config.connect(self.tls.clone()).await.map_err(Failure::Server)?;
         let task = tokio::spawn(async move {
             // Whoever waits for an answer hears of it.
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to the database ended");
             }
         });
-        let connection = Connection::new(client, task, self.patience);
+        let canceller =
+            Canceller { token: client.cancel_token(), tls: self.tls.clone(), limit: self.connect_timeout };
+        let connection = Connection::new(client, task, self.patience, canceller);
         connection.prepare_session().await?;
         Ok(connection)
     }
@@ -197,7 +272,7 @@ impl fmt::Debug for Servers {
 }
 
 fn is_loopback(name: &str) -> bool {
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn refuse(action: String, problem: impl Into<String>) -> StorageError {
@@ -270,4 +345,33 @@ fn tls_config(
         .with_safe_default_protocol_versions()
         .map_err(|error| StorageError::backend("set up TLS", error))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use enjambre_tests::postgres::{Server as Real, USER};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_says_nothing_takes_no_time_from_the_next_one() {
+        let Some(real) = Real::shared("addresses of PostgreSQL") else { return };
+        let (dead, alive) = (Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::LOCALHOST);
+        // It takes connections, and nobody ever reads from them.
+        let Ok(_silent) = TcpListener::bind((dead, real.port())) else { return };
+        let url = format!("postgresql://{USER}@localhost:{}/postgres", real.port());
+        let settings = PostgresSettings { url: url.try_into().unwrap(), ..PostgresSettings::default() };
+        let servers = Servers::new(&settings, Path::new("/")).unwrap();
+        let server = &servers.servers[0];
+        let addresses = [dead, alive].map(|address| Some(address.into()));
+        servers.connect_to(server, &addresses).await.unwrap();
+        assert_eq!(*server.preferred.lock(), Some(alive.into()), "it is tried first the next time");
+        assert_eq!(server.addresses().await.unwrap()[0], Some(alive.into()));
+
+        let failures = servers.connect_to(server, &addresses[..1]).await.unwrap_err();
+        assert_eq!(failures.len(), 1);
+        assert!(failures[0].1.to_string().contains("3s"), "{failures:?}");
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::Host;
 
 /// The settings of the PostgreSQL storage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,9 +18,9 @@ pub struct PostgresSettings {
     /// into schemas of its own whose names begin with it. Where it is not set: `enjambre_catalogue` for what trackers
     /// share, and `enjambre_library` for the library of a peer.
     pub schema: Option<String>,
-    /// How many connections read at once; one more writes.
+    /// How many connections read at once. Beside them one writes, or two where the schema is shared.
     pub connections: usize,
-    /// How long a server may take until a connection is ready, before the next one is tried.
+    /// How long an address of a server may take until a connection is ready, before the next one is tried.
     #[serde(with = "span")]
     pub connect_timeout: Duration,
     /// How long a start waits for a server that is away.
@@ -128,23 +128,134 @@ pub enum InvalidUrl {
          and name that in password_env, or into a file of your own and name that in password_file"
     )]
     Password,
-    /// TLS is set in it.
-    #[error(
-        "whether connections are encrypted is not said in the URL but with tls = \"require\", \"prefer\" or \"disable\""
-    )]
-    Tls,
+    /// A parameter of it would be without effect.
+    #[error("{parameter} does not belong into the URL, where it would change nothing: {instead}")]
+    Unused {
+        /// Its name.
+        parameter: &'static str,
+        /// What to do.
+        instead: &'static str,
+    },
+}
+
+/// The parameters that count.
+const USED: [&str; 8] =
+    ["user", "dbname", "host", "hostaddr", "port", "options", "application_name", "channel_binding"];
+
+/// The parameters of other programs that do not, and what is done here in their place.
+const UNUSED: [(&[&str], &str); 10] = [
+    (&["sslmode", "requiressl"], "set tls = \"require\", \"prefer\" or \"disable\" beside url"),
+    (&["sslrootcert"], "name the file in ca beside url"),
+    (&["passfile"], "name a file with nothing but the password in password_file beside url"),
+    (&["connect_timeout"], "set connect_timeout beside url, as in \"3s\""),
+    (&["target_session_attrs"], "the server that takes writes is taken, always; leave it out"),
+    (&["load_balance_hosts"], "the first server that takes writes is taken; leave it out"),
+    (&["sslnegotiation"], "encryption is asked for first, and then begun; leave it out"),
+    (
+        &["sslcert", "sslkey", "sslpassword", "sslcertmode"],
+        "there are no certificates of clients; leave it out",
+    ),
+    (
+        &[
+            "keepalives",
+            "keepalives_idle",
+            "keepalives_interval",
+            "keepalives_count",
+            "keepalives_retries",
+            "tcp_user_timeout",
+        ],
+        "a machine that has vanished is noticed after about 20 s; leave it out",
+    ),
+    (
+        &[
+            "client_encoding",
+            "fallback_application_name",
+            "gssdelegation",
+            "gssencmode",
+            "gsslib",
+            "krbsrvname",
+            "max_protocol_version",
+            "min_protocol_version",
+            "replication",
+            "require_auth",
+            "requirepeer",
+            "service",
+            "servicefile",
+            "ssl_max_protocol_version",
+            "ssl_min_protocol_version",
+            "sslcompression",
+            "sslcrl",
+            "sslcrldir",
+            "sslsni",
+        ],
+        "this program does not have it; leave it out",
+    ),
+];
+
+impl InvalidUrl {
+    /// Of a parameter that is known to be without effect.
+    fn unused(name: &str) -> Option<Self> {
+        UNUSED.iter().find_map(|(names, instead)| {
+            let parameter = names.iter().find(|parameter| **parameter == name)?;
+            Some(Self::Unused { parameter, instead })
+        })
+    }
+}
+
+/// The names of the parameters, as far as the text has the form of them. What is not a name may be in it where the form is
+/// another one, and a password in that.
+fn parameters(text: &str) -> Vec<&str> {
+    match ["postgres://", "postgresql://"].iter().find_map(|scheme| text.strip_prefix(scheme)) {
+        Some(rest) => {
+            let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
+            let Some((_, mut rest)) = rest.split_once('?') else { return Vec::new() };
+            let mut names = Vec::new();
+            while let Some((name, value)) = rest.split_once('=') {
+                names.push(name);
+                rest = value.split_once('&').map_or("", |(_, rest)| rest);
+            }
+            names
+        }
+        None => pairs(text),
+    }
+}
+
+/// The names in `NAME=VALUE NAME='VALUE'`, where a backslash takes a character as it is.
+fn pairs(mut rest: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    while let Some((name, value)) = rest.split_once('=') {
+        names.push(name.trim());
+        let value = value.trim_start();
+        let (value, quoted) = value.strip_prefix('\'').map_or((value, false), |value| (value, true));
+        let mut escaped = false;
+        let end = value.find(|letter: char| {
+            let ends = !escaped && if quoted { letter == '\'' } else { letter.is_whitespace() };
+            escaped = !escaped && letter == '\\';
+            ends
+        });
+        let mut behind = end.map_or("", |end| &value[end..]).chars();
+        behind.next();
+        rest = behind.as_str();
+    }
+    names
 }
 
 impl TryFrom<String> for ServerUrl {
     type Error = InvalidUrl;
 
     fn try_from(text: String) -> Result<Self, InvalidUrl> {
-        let config: Config = text.parse().map_err(|_| InvalidUrl::Malformed)?;
-        if config.get_password().is_some() {
+        let names = parameters(&text);
+        let config = text.parse::<Config>();
+        if names.contains(&"password") || config.as_ref().is_ok_and(|config| config.get_password().is_some())
+        {
             return Err(InvalidUrl::Password);
         }
-        if config.get_ssl_mode() != SslMode::Prefer {
-            return Err(InvalidUrl::Tls);
+        if let Some(unused) = names.iter().find_map(|name| InvalidUrl::unused(name)) {
+            return Err(unused);
+        }
+        let config = config.map_err(|_| InvalidUrl::Malformed)?;
+        if names.iter().any(|name| !USED.contains(name)) {
+            return Err(InvalidUrl::Malformed);
         }
         let (hosts, addresses) = (config.get_hosts().len(), config.get_hostaddrs().len());
         let servers = hosts.max(addresses);
@@ -236,7 +347,35 @@ mod tests {
         for url in ["", "enjambre", "postgresql://", "postgresql:///enjambre", "http://db/x", "user=u"] {
             assert_eq!(refused(url), InvalidUrl::Malformed, "{url}");
         }
-        assert_eq!(refused("postgresql://u@db/enjambre?sslmode=disable"), InvalidUrl::Tls);
+    }
+
+    #[test]
+    fn a_parameter_that_would_change_nothing_is_refused_by_its_name() {
+        for (names, instead) in UNUSED {
+            for name in names {
+                for url in [
+                    format!("postgresql://u@db/x?application_name=a@b&{name}=1"),
+                    format!("postgres://db?user=u&{name}=disable&application_name=x"),
+                    format!("host=db  user = 'u \\' x=' dbname=a\\ b {name}=1"),
+                ] {
+                    let error = refused(&url);
+                    assert_eq!(error, InvalidUrl::Unused { parameter: name, instead }, "{url}");
+                    let text = error.to_string();
+                    assert!(text.contains(name) && text.contains(instead), "{text}");
+                }
+            }
+        }
+        // What is written in another way is not let through either.
+        for url in ["postgresql://u@db/x?ssl%6Dode=disable", "host=db user=u SSLMODE=disable"] {
+            assert_eq!(refused(url), InvalidUrl::Malformed, "{url}");
+        }
+        let all = "options=-csearch_path%3Dx&application_name=a&channel_binding=require&port=1";
+        for url in [
+            &format!("postgresql://u@/x?host=%2Frun&{all}"),
+            "host=db user=u application_name='a=b sslmode=x'",
+        ] {
+            ServerUrl::try_from((*url).to_owned()).unwrap();
+        }
     }
 
     #[test]

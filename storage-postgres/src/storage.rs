@@ -58,7 +58,18 @@ impl managed::Manager for Readers {
     }
 }
 
-type Pool = managed::Pool<Readers>;
+pub(crate) type Pool = managed::Pool<Readers>;
+
+/// Connections to read on, of which none is made before it is needed.
+pub(crate) fn pool(servers: Arc<Servers>, connections: usize) -> Result<Pool, StorageError> {
+    let patience = servers.patience;
+    Pool::builder(Readers(servers))
+        .max_size(connections.clamp(1, 1000))
+        .wait_timeout(Some(patience))
+        .runtime(Runtime::Tokio1)
+        .build()
+        .map_err(|error| StorageError::backend("make a pool of connections", error))
+}
 
 /// The storage on PostgreSQL.
 pub(crate) struct Postgres {
@@ -72,24 +83,19 @@ pub(crate) struct Postgres {
     bytes: Arc<Semaphore>,
     buffers: BufferPool,
     closing: AtomicBool,
-    closed: watch::Sender<bool>,
+    ended: watch::Receiver<bool>,
 }
 
 impl Postgres {
+    /// `ended` becomes true when the committing tasks have ended.
     pub(crate) fn new(
-        servers: Arc<Servers>,
-        connections: usize,
+        pool: Pool,
         schema: Arc<Schema>,
+        patience: Duration,
         requests: UnboundedSender<Request>,
-    ) -> Result<Self, StorageError> {
-        let patience = servers.patience;
-        let pool = Pool::builder(Readers(servers))
-            .max_size(connections.clamp(1, 1000))
-            .wait_timeout(Some(patience))
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| StorageError::backend("make a pool of connections", error))?;
-        Ok(Self {
+        ended: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
             pool,
             schema,
             patience,
@@ -98,8 +104,8 @@ impl Postgres {
             bytes: Arc::new(Semaphore::new(QUEUED_UNITS as usize)),
             buffers: BufferPool::new(KEPT),
             closing: AtomicBool::new(false),
-            closed: watch::Sender::new(false),
-        })
+            ended,
+        }
     }
 
     fn check_open(&self) -> Result<(), StorageError> {
@@ -310,24 +316,21 @@ impl Storage for Postgres {
     }
 
     async fn close(&self) -> Result<(), StorageError> {
-        let mut closed = self.closed.subscribe();
-        if !self.begin_close() {
-            // The sender lives in `self`, so this waits for the first close and for nothing else.
-            let _ = closed.wait_for(|closed| *closed).await;
-            return Ok(());
-        }
         let (reply, answer) = oneshot::channel();
-        let outcome = match self.requests.send(Request::Close(reply)) {
-            Err(_) => Ok(()),
-            Ok(()) => match timeout(CLOSE, answer).await {
-                Ok(outcome) => outcome.unwrap_or(Ok(())),
-                Err(_) => {
-                    Err(StorageError::Unavailable { reason: format!("it did not close within {CLOSE:?}") })
-                }
-            },
+        // In one step, so that a close which is dropped has asked for the end already, or closed nothing.
+        let asked = self.begin_close() && self.requests.send(Request::Close(reply)).is_ok();
+        let mut ended = self.ended.clone();
+        let end = async {
+            if asked {
+                return answer.await.unwrap_or(Ok(()));
+            }
+            // Whoever was first is told how it went. An error is that the task is gone.
+            let _ = ended.wait_for(|ended| *ended).await;
+            Ok(())
         };
+        let late = || StorageError::Unavailable { reason: format!("it did not close within {CLOSE:?}") };
+        let outcome = timeout(CLOSE, end).await.unwrap_or_else(|_| Err(late()));
         self.pool.close();
-        self.closed.send_replace(true);
         outcome
     }
 }

@@ -1,12 +1,18 @@
 //! One group of batches as one transaction.
 //!
-//! Two round trips and the server's flush: the first locks and reads what the conditions ask for, the second writes and
-//! commits. Locks, not the `SERIALIZABLE` level: that watches whole pages of an index, so that processes which write
+//! Two round trips and the server's flush: the first locks and reads what the batches have to do with, the second writes
+//! and commits. Locks, not the `SERIALIZABLE` level: that watches whole pages of an index, so that processes which write
 //! different keys would be in each other's way. A key that is there is locked by its row. A key that must be absent
 //! is inserted, which nobody else can until the transaction ends. So the conditions still hold at the commit, on every
 //! isolation level; a server that runs on a stronger one than `READ COMMITTED` refuses more, and that is tried again.
+//!
+//! Nobody waits for somebody who waits. First all rows that are there are locked, in the order of spaces and keys, each as
+//! firmly as it will be needed: what is written alone, what a condition asks for and nobody writes together with
+//! others. Then what is not there is inserted, in that order again. A transaction that inserts waits for others that
+//! insert only, and for greater keys than it has inserted; whatever else it writes is locked already. Where somebody
+//! came in between all the same, the server says so, and it is done again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use enjambre_core::storage::error::StorageError;
@@ -14,12 +20,14 @@ use enjambre_core::storage::value::{Batch, Durability, Key, Space};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
-use crate::connection::{Connection, Step, pipelined};
+use crate::connection::{BEGIN_BUFFERED, Connection, Step, pipelined};
 use crate::error::{Class, Failure};
-use crate::group::{Found, SpaceWrites, Verdict, asked, decide};
+use crate::group::{Found, SpaceWrites, Use, Verdict, decide, used};
 use crate::schema::Schema;
 use crate::writer::{Row, Writer};
 
+/// Into how many statements the locks of one space are cut at most.
+const RUNS: usize = 8;
 /// About how many bytes one statement writes.
 const STATEMENT_BYTES: usize = 2 * 1024 * 1024;
 
@@ -49,10 +57,20 @@ pub(crate) struct Transaction<'a> {
 }
 
 impl Transaction<'_> {
-    /// Runs it. Whatever comes of it, nothing is left open on the connection, or the connection is lost.
+    /// Runs it. Whatever comes of it, nothing is left open on the connection, or the connection is lost or abandoned.
     pub(crate) async fn run(&self, connection: &Connection) -> Outcome {
-        let asked = asked(self.batches.iter().copied());
-        let decision = match self.look(connection, &asked).await {
+        let begun = connection.begun();
+        let outcome = self.attempt(connection).await;
+        begun.has_ended();
+        if matches!(outcome, Outcome::Unknown(..)) {
+            connection.abandon();
+        }
+        outcome
+    }
+
+    async fn attempt(&self, connection: &Connection) -> Outcome {
+        let used = used(self.batches.iter().copied());
+        let decision = match self.look(connection, &used).await {
             Ok(Some(found)) => decide(self.batches.iter().copied(), &found),
             Ok(None) => return self.give_up(connection, Outcome::NoWriter).await,
             Err(failure) => return self.give_up(connection, Outcome::Failed(failure)).await,
@@ -82,34 +100,33 @@ impl Transaction<'_> {
     async fn look(
         &self,
         connection: &Connection,
-        asked: &BTreeMap<Space, BTreeSet<Key>>,
+        used: &BTreeMap<Space, BTreeMap<Key, Use>>,
     ) -> Result<Option<Found>, Failure> {
+        let runs: Vec<Run<'_>> = used.iter().flat_map(|(space, keys)| runs_of(*space, keys)).collect();
         let mut sql = vec![self.writer.look()];
-        sql.extend(asked.keys().map(|space| self.schema.lock(*space)));
+        sql.extend(runs.iter().map(|run| run.sql(self.schema)));
         // Before the transaction, so that one of them that is refused leaves nothing open.
         let statements = connection.prepare_all(&sql).await?;
-        let keys: Vec<Vec<&[u8]>> =
-            asked.values().map(|keys| keys.iter().map(Key::as_bytes).collect()).collect();
         let (name, session) = self.writer.parameters();
         let begin = begin(self.durability, self.writer.is_owner());
         let begin = async { connection.step_run(begin).await.map(|_| Vec::new()) };
         let mut steps: Vec<Step<'_, Vec<tokio_postgres::Row>>> = vec![Box::pin(begin)];
         steps.push(connection.step_query(&statements[0], vec![name, session]));
-        for (statement, keys) in statements[1..].iter().zip(&keys) {
-            steps.push(connection.step_query(statement, vec![keys]));
+        for (statement, run) in statements[1..].iter().zip(&runs) {
+            steps.push(connection.step_query(statement, run.parameters()));
         }
         let mut answers = connection.within(pipelined(steps)).await?.into_iter();
         // The first error is the cause of those behind it.
         answers.next().transpose().map_err(Failure::Server)?;
         let own = answers.next().transpose().map_err(Failure::Server)?.unwrap_or_default();
         let mut found = Found::new();
-        for (space, rows) in asked.keys().zip(answers) {
+        for (run, rows) in runs.iter().zip(answers) {
             for row in rows.map_err(Failure::Server)? {
-                let (key, value): (&[u8], &[u8]) =
+                let (key, value): (&[u8], Option<&[u8]>) =
                     (row.try_get(0).map_err(Failure::Server)?, row.try_get(1).map_err(Failure::Server)?);
                 // A key that cannot be ours was not asked for.
                 if let Ok(key) = Key::new(Bytes::copy_from_slice(key)) {
-                    found.insert((*space, key), Bytes::copy_from_slice(value));
+                    found.insert((run.space, key), value.map(Bytes::copy_from_slice));
                 }
             }
         }
@@ -163,9 +180,47 @@ impl Transaction<'_> {
 /// pieces as held once it has synced. So nothing of its commits may go in a crash of the server, which it might not notice.
 const fn begin(durability: Durability, by_owner: bool) -> &'static str {
     match durability {
-        Durability::Buffered if !by_owner => "BEGIN; SET LOCAL synchronous_commit = off",
+        Durability::Buffered if !by_owner => BEGIN_BUFFERED,
         _ => "BEGIN",
     }
+}
+
+/// Keys of a space, one after the other, that are locked by one statement.
+struct Run<'a> {
+    space: Space,
+    keys: Vec<&'a [u8]>,
+    /// Whether the value of each is wanted.
+    asked: Vec<bool>,
+    /// Whether one of them is written.
+    written: bool,
+}
+
+impl Run<'_> {
+    fn sql(&self, schema: &Schema) -> String {
+        if self.written { schema.lock(self.space) } else { schema.share(self.space) }
+    }
+
+    fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
+        if self.written { vec![&self.keys, &self.asked] } else { vec![&self.keys] }
+    }
+}
+
+/// The keys of a space in their order, cut wherever they are to be locked in another way. Where that would be too often,
+/// the rest is locked as what is written is.
+fn runs_of(space: Space, keys: &BTreeMap<Key, Use>) -> Vec<Run<'_>> {
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    for (key, Use { asked, written }) in keys {
+        let cut = runs.last().is_none_or(|run| run.written != *written);
+        if cut && runs.len() < RUNS {
+            runs.push(Run { space, keys: Vec::new(), asked: Vec::new(), written: *written });
+        }
+        if let Some(run) = runs.last_mut() {
+            run.keys.push(key.as_bytes());
+            run.asked.push(*asked);
+            run.written |= *written;
+        }
+    }
+    runs
 }
 
 /// One statement that writes.
@@ -178,8 +233,7 @@ struct Call<'a> {
 /// The statements for a space, none of them very large.
 fn calls_of<'a>(schema: &Schema, space: Space, writes: &'a SpaceWrites) -> Vec<Call<'a>> {
     let mut calls = Vec::new();
-    let valued = [(schema.insert(space), &writes.inserts), (schema.put(space), &writes.puts)];
-    for (sql, entries) in valued {
+    for (sql, entries) in [(schema.insert(space), &writes.inserts), (schema.put(space), &writes.puts)] {
         for part in parts(entries, |(key, value)| key.as_bytes().len() + value.len()) {
             calls.push(Call {
                 sql: sql.clone(),
@@ -188,16 +242,9 @@ fn calls_of<'a>(schema: &Schema, space: Space, writes: &'a SpaceWrites) -> Vec<C
             });
         }
     }
-    let keyed = [(schema.insert(space), &writes.guards, true), (schema.delete(space), &writes.guards, false)];
-    for (sql, keys, with_values) in keyed.into_iter().chain([(schema.delete(space), &writes.deletes, false)])
-    {
-        for part in parts(keys, |key| key.as_bytes().len()) {
-            calls.push(Call {
-                sql: sql.clone(),
-                keys: part.iter().map(Key::as_bytes).collect(),
-                values: with_values.then(|| vec![&[][..]; part.len()]),
-            });
-        }
+    for part in parts(&writes.deletes, |key| key.as_bytes().len()) {
+        let keys = part.iter().map(Key::as_bytes).collect();
+        calls.push(Call { sql: schema.delete(space), keys, values: None });
     }
     calls
 }
@@ -227,6 +274,7 @@ pub(crate) async fn find_out(
     durability: Durability,
 ) -> Result<bool, StorageError> {
     let failed = |failure: Failure| failure.explain("find out what became of a commit");
+    let begun = connection.begun();
     connection.run("BEGIN").await.map_err(failed)?;
     let (name, session) = writer.parameters();
     let rows = connection.query(&writer.look(), &[name, session]).await.map_err(failed)?;
@@ -241,5 +289,6 @@ pub(crate) async fn find_out(
         connection.execute(&writer.note(), &[name, session, &number]).await.map_err(failed)?;
     }
     connection.run("COMMIT").await.map_err(failed)?;
+    begun.has_ended();
     Ok(applied)
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use enjambre_core::storage::error::StorageError;
+use tokio_postgres::types::ToSql;
 
 use crate::connection::Connection;
 use crate::error::Failure;
@@ -59,13 +60,18 @@ impl Writer {
         self.name == OWNER
     }
 
-    /// Signs on, with no commits.
+    /// Signs on, with no commits. Of many writers none waits for the disk or a replica: whose row a crash takes with it
+    /// makes it anew. Only the claim of an owner has to last.
     pub(crate) async fn sign_on(&self, connection: &Connection, schema: &Schema) -> Result<(), StorageError> {
         let failed = |failure: Failure| failure.explain(&format!("open {}", schema.place));
         let table = &self.table;
         if !self.is_owner() {
-            let old = format!("DELETE FROM {table} WHERE seen < now() - INTERVAL '{FORGOTTEN_DAYS} days'");
-            connection.execute(&old, &[]).await.map_err(failed)?;
+            // Others may do so at the same time, and a row may be locked by a session that waits for a replica.
+            let old = format!(
+                "DELETE FROM {table} WHERE name IN (SELECT name FROM {table} \
+                 WHERE seen < now() - INTERVAL '{FORGOTTEN_DAYS} days' FOR UPDATE SKIP LOCKED)"
+            );
+            connection.execute_buffered(&old, &[]).await.map_err(failed)?;
         }
         let sql = format!(
             "INSERT INTO {table} AS held (name, folder, session, commits, seen) VALUES ($1, $2, $3, 0, now()) \
@@ -74,9 +80,13 @@ impl Writer {
              WHERE held.folder = excluded.folder OR held.seen < now() - INTERVAL '{} seconds'",
             CLAIM.as_secs()
         );
-        let claimed =
-            connection.execute(&sql, &[&self.name, &self.folder, &self.session]).await.map_err(failed)?;
-        if claimed == 0 {
+        let parameters: [&(dyn ToSql + Sync); 3] = [&self.name, &self.folder, &self.session];
+        let claimed = if self.is_owner() {
+            connection.execute(&sql, &parameters).await
+        } else {
+            connection.execute_buffered(&sql, &parameters).await
+        };
+        if claimed.map_err(failed)? == 0 {
             return Err(StorageError::Locked { path: schema.place.clone().into() });
         }
         Ok(())
@@ -104,13 +114,13 @@ impl Writer {
     /// Shows that this process lives. Says whether the row is still its own.
     pub(crate) async fn renew(&self, connection: &Connection) -> Result<bool, Failure> {
         let sql = format!("UPDATE {} SET seen = now() WHERE name = $1 AND session = $2", self.table);
-        Ok(connection.execute(&sql, &[&self.name, &self.session]).await? == 1)
+        Ok(connection.execute_buffered(&sql, &[&self.name, &self.session]).await? == 1)
     }
 
-    /// Signs off. As it writes something, everything before it is durable afterwards.
+    /// Signs off.
     pub(crate) async fn sign_off(&self, connection: &Connection) -> Result<(), Failure> {
         let sql = format!("DELETE FROM {} WHERE name = $1 AND session = $2", self.table);
-        connection.execute(&sql, &[&self.name, &self.session]).await.map(drop)
+        connection.execute_buffered(&sql, &[&self.name, &self.session]).await.map(drop)
     }
 }
 

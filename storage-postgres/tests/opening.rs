@@ -83,6 +83,23 @@ async fn formats_roles_and_schemas_of_others_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_may_be_named_by_a_word_of_sql() {
+    let Some(server) = Server::shared("names of schemas in PostgreSQL") else { return };
+    for word in ["user", "select", "table"] {
+        let settings = PostgresSettings { schema: Some(word.to_owned()), ..settings(&server) };
+        let storage = shared(&settings).await.unwrap();
+        for batch in [put("k"), put("k"), Batch::new()] {
+            storage.commit(batch, Durability::Durable).await.unwrap();
+        }
+        assert_eq!(storage.scan(SPACE, KeyRange::all(), 10).await.unwrap().len(), 1);
+        storage.close().await.unwrap();
+        remove(&settings, Path::new("/"), Role::Records, Tenancy::Shared).await.unwrap();
+        let left = server.sql(&format!("SELECT 1 FROM pg_namespace WHERE nspname = '{word}'"));
+        assert_eq!(left.trim(), "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_open_a_new_schema_at_once() {
     let Some(server) = Server::shared("a race for a new schema of PostgreSQL") else { return };
     let settings = settings(&server);

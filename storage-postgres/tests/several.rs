@@ -13,6 +13,8 @@ use enjambre_core::storage::{Role, Storage};
 use enjambre_storage_postgres::{PostgresSettings, Tenancy, open};
 use enjambre_tests::postgres::{Server, fresh_schema};
 use enjambre_tests::wait::LONG;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
 const A: Space = Space::new("a");
@@ -169,6 +171,41 @@ async fn opposite_orders_of_writes_get_through() {
     tasks.join_all().await;
     let page = storages[0].scan(A, KeyRange::all(), 100).await.unwrap();
     assert_eq!(page.len(), 10, "the last batch is there, whole");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_somebody_who_waits() {
+    const KEYS: u8 = 10;
+    let Some(server) = Server::start("locks of PostgreSQL", "deadlock_timeout = 50ms") else { return };
+    let storages = storages(&server, 3).await;
+    let mut tasks = JoinSet::new();
+    for writer in 0..WRITERS {
+        let storage = storages[writer % 3].clone();
+        let mut random = SmallRng::seed_from_u64(writer as u64);
+        tasks.spawn(async move {
+            for _ in 0..25 {
+                let mut batch = Batch::new();
+                for _ in 0..random.random_range(2..8) {
+                    let space = if random.random() { A } else { B };
+                    let key = key([random.random_range(0..KEYS)]);
+                    match random.random_range(0..5) {
+                        0 => batch.require_absent(space, key),
+                        1 => batch.require(space, key, "v"),
+                        2 => batch.delete(space, key),
+                        _ => batch.put(space, key, "v"),
+                    };
+                }
+                let durability = if random.random() { Durability::Durable } else { Durability::Buffered };
+                match storage.commit(batch, durability).await {
+                    Ok(()) | Err(StorageError::Conflict) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+    let log = server.log();
+    assert!(!log.contains("deadlock detected"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

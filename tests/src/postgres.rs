@@ -273,7 +273,7 @@ impl Server {
     pub fn start_again(&self) {
         let mut running = self.running.lock();
         assert!(running.is_none(), "the server runs already");
-        let log = self.folder.path().join("log");
+        let log = self.log_path();
         let (started, start) = channel();
         let (end, ended) = channel();
         let mut postgres = command(&self.programs, "postgres");
@@ -341,6 +341,18 @@ impl Server {
         psql.args(["--set=ON_ERROR_STOP=1", "--username", USER, "--command", statement]);
         psql.arg(format!("--port={}", self.port));
         run(psql)
+    }
+
+    /// What it has written to its log.
+    ///
+    /// # Panics
+    /// If that cannot be read.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).expect("the log can be read")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("log")
     }
 
     /// The port that it listens on, on 127.0.0.1.

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
+use std::process::Command;
+
+use enjambre_tests::binary;
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::node::{World, endpoint_in};
-use enjambre_tests::postgres::{Server, Stop};
+use enjambre_tests::postgres::{PASSWORD, Server, Stop, USER_WITH_PASSWORD, fresh_schema};
 use enjambre_tests::process::Process;
 use enjambre_tests::wait::{LONG, wait_for};
 use rustix::process::Signal;
@@ -88,6 +91,44 @@ fn a_password_is_nowhere_to_be_seen() {
         assert!(output.stderr.contains("password_env"), "{output:?}");
         assert!(!format!("{output:?}").contains("hunter2"), "{output:?}");
     }
+}
+
+#[test]
+fn a_password_from_the_environment_is_nowhere_to_be_seen() {
+    let Some(server) = Server::shared("a password of PostgreSQL from the environment") else { return };
+    let world = World::default();
+    let config = world.path("tracker.toml");
+    let text = format!(
+        "[tracker]\ndata_dir = \"data\"\n[transport]\nlisten = [\"tcp://127.0.0.1:0\"]\n[log]\nlevel = \"trace\"\n\
+         [storage]\nbackend = \"postgres\"\n[storage.postgres]\nurl = \"{}\"\nschema = \"{}\"\n\
+         password_env = \"DB_PASSWORD\"\n",
+        server.url_for(USER_WITH_PASSWORD),
+        fresh_schema()
+    );
+    std::fs::write(&config, text).unwrap();
+    let config = config.to_str().unwrap();
+    let run = |args: &[&str], password: &str| {
+        let mut command = Command::new(binary::enjambre());
+        command.args(args).env("DB_PASSWORD", password);
+        Process::start_command(&world.path(""), command)
+    };
+    let start = ["tracker", "--config", config];
+    for args in [["config", "show", config], ["config", "check", config]] {
+        let output = run(&args, PASSWORD).wait(LONG).ok();
+        assert!(!format!("{output:?}").contains(PASSWORD), "{output:?}");
+    }
+    let mut tracker = run(&start, PASSWORD);
+    tracker.wait_line(LONG, endpoint_in);
+    tracker.signal(Signal::TERM);
+    let output = tracker.wait(LONG).ok();
+    // It was needed, and it tells of everything else.
+    assert!(output.stderr.contains("TRACE"), "{output:?}");
+    assert!(!format!("{output:?}").contains(PASSWORD), "{output:?}");
+    assert!(!server.log().contains(PASSWORD));
+
+    let output = run(&start, "a wrong one").wait(LONG).expect_status(1);
+    assert!(output.stderr.contains(USER_WITH_PASSWORD), "{output:?}");
+    assert!(!format!("{output:?}").contains("a wrong one"), "{output:?}");
 }
 
 #[test]

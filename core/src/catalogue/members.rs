@@ -45,8 +45,12 @@ impl Catalogue {
     /// The authority of the swarm: the same for all trackers on this database, made when it is first asked for.
     pub async fn authority(&self) -> Result<Authority, CatalogueError> {
         let key = layout::authority_key();
+        let mut doubtful = false;
         for _ in 0..ATTEMPTS {
             if let Some(raw) = self.read(AUTHORITY, &key).await? {
+                if doubtful {
+                    self.storage.sync().await?;
+                }
                 let secret = raw[..].try_into().map_err(|_| layout::damaged(AUTHORITY, b"key"))?;
                 return Ok(Authority::new(KeyPair::from_secret(secret)));
             }
@@ -55,7 +59,8 @@ impl Catalogue {
             batch.put(AUTHORITY, key.clone(), Bytes::copy_from_slice(&KeyPair::generate().secret()));
             match self.storage.commit(batch, Durability::Durable).await {
                 // Read back what now counts, whoever wrote it.
-                Ok(()) | Err(StorageError::Conflict | StorageError::Indeterminate { .. }) => {}
+                Ok(()) | Err(StorageError::Conflict) => {}
+                Err(StorageError::Indeterminate { .. }) => doubtful = true,
                 Err(error) => return Err(error.into()),
             }
         }

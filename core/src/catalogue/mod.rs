@@ -34,6 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngExt;
+use tokio::sync::Semaphore;
 
 use crate::machine;
 use crate::protocol::message::CatalogueId;
@@ -52,6 +53,9 @@ use remembered::Remembered;
 const ATTEMPTS: usize = 100;
 /// The entries of one page of a scan over many.
 const PAGE: usize = 500;
+/// How many reads all lists together have under way. A list may need thousands, and a database behind a network has few
+/// connections: a look-up waits for no more than these to end.
+const LIST_READS: usize = 4;
 /// How many numbers for files and peers a tracker takes at once. What it has not given away when it stops is lost.
 const NUMBERS: u64 = 1024;
 
@@ -69,6 +73,8 @@ pub struct Catalogue {
     remembered: Remembered,
     counts: Counts,
     damage: Damage,
+    /// Places for the reads of lists.
+    list_reads: Semaphore,
     /// Numbers that this tracker has taken and not yet given away.
     numbers: tokio::sync::Mutex<Range<u64>>,
     /// No number beyond this one was given away, as far as this tracker knows.
@@ -168,6 +174,7 @@ impl Catalogue {
                 remembered: Remembered::new(rules.cache, rules.fresh),
                 counts: Counts::default(),
                 damage: Damage::default(),
+                list_reads: Semaphore::new(LIST_READS),
                 numbers: tokio::sync::Mutex::new(0..0),
                 highest_number: AtomicU64::new(numbers),
             });
@@ -297,6 +304,8 @@ pub async fn stored_format(storage: &dyn Storage) -> Result<Option<u64>, Storage
 
 #[cfg(test)]
 mod damage_tests;
+#[cfg(test)]
+mod list_tests;
 #[cfg(test)]
 mod members_tests;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::layout::{
 use super::pattern::Pattern;
 use super::peers::Session;
 use super::remembered::Answers;
-use super::{ATTEMPTS, Catalogue};
+use super::{ATTEMPTS, Catalogue, LIST_READS};
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::name::{MAX_NAME, Name};
@@ -30,8 +30,9 @@ const MAX_EXAMINED: usize = 10_000;
 const MAX_PAGE_BYTES: usize = 48 * 1024;
 /// The bytes that a record takes beside its name: field names, two ids and the numbers at their largest.
 const RECORD_BYTES: usize = 200;
-/// Of how many files in a page of a list the providers are counted at a time.
-const COUNTED_AT_ONCE: usize = 16;
+/// How often a publication is tried again of which it is not known what became. A database that keeps it to itself once more
+/// waits for something that does not come soon.
+const DOUBTS: u32 = 1;
 /// The first byte of a cursor: the version of what follows, the last key looked at.
 const CURSOR: u8 = 1;
 
@@ -67,6 +68,7 @@ impl Catalogue {
         PieceLayout::new(*size)?;
         // Most names are not reserved, so it is only looked at where that proves wrong.
         let mut reservation = None;
+        let mut doubts = 0;
         for _ in 0..ATTEMPTS {
             let newest = self.newest(name).await?;
             let file_key = layout::file_key(id);
@@ -130,7 +132,8 @@ impl Catalogue {
                     self.still_valid(session).await?;
                     reservation = self.may_publish(name, by).await?;
                 }
-                Err(StorageError::Indeterminate { source }) => {
+                Err(StorageError::Indeterminate { source }) if doubts < DOUBTS => {
+                    doubts += 1;
                     // Read what became of it. Ours is the version only if all of it is ours.
                     let now_newest = self.newest(name).await?;
                     let ours = now_newest.is_some_and(|(_, record, _)| {
@@ -268,7 +271,7 @@ impl Catalogue {
         let (mut examined, mut bytes) = (0, 0);
         let mut last = None;
         'pages: while examined < MAX_EXAMINED && found.len() < limit {
-            let page = self.storage.scan(VERSIONS, range.clone(), super::PAGE).await?;
+            let page = self.as_list(self.storage.scan(VERSIONS, range.clone(), super::PAGE)).await?;
             let Some((end, _)) = page.last() else {
                 last = None;
                 break;
@@ -294,12 +297,19 @@ impl Catalogue {
             let remembered = self.answers_remembered(&record.id, now);
             let providers = match remembered {
                 Some(answers) => answers.count,
-                None => self.count_claims(record.no, now).await?,
+                None => self.as_list(self.count_claims(record.no, now)).await?,
             };
             Ok::<_, CatalogueError>(file_record(name, version, record, providers))
         });
-        let files = counted.buffered(COUNTED_AT_ONCE).try_collect().await?;
+        let files = counted.buffered(LIST_READS).try_collect().await?;
         Ok(ListPage { files, cursor: last.map(cursor_after) })
+    }
+
+    /// Reads for a list, when it is its turn among the lists.
+    async fn as_list<T>(&self, read: impl Future<Output = T>) -> T {
+        // They are never closed.
+        let _place = self.list_reads.acquire().await;
+        read.await
     }
 
     /// Takes a file, the claims to have it and all names that lead to it out of the catalogue, unless its entry is

@@ -31,8 +31,12 @@ impl Catalogue {
         by: PeerId,
         now: u64,
     ) -> Result<Pin, CatalogueError> {
+        let mut doubtful = false;
         for _ in 0..ATTEMPTS {
             if let Some(pin) = self.pinned(&id).await? {
+                if doubtful {
+                    self.storage.sync().await?;
+                }
                 return Ok(pin);
             }
             let (reserved, mut batch) = self.reserved_with_condition().await?;
@@ -47,8 +51,9 @@ impl Catalogue {
             batch.put(META, layout::meta_key("reserved"), layout::encode(&reserved));
             match self.try_commit(batch, Durability::Durable).await {
                 Ok(true) => return Ok(Pin { id, size, held: false, by }),
+                Ok(false) => {}
                 // After the outcome is known, the next round finds the pin or makes it.
-                Ok(false) | Err(StorageError::Indeterminate { .. }) => {}
+                Err(StorageError::Indeterminate { .. }) => doubtful = true,
                 Err(error) => return Err(error.into()),
             }
         }

@@ -16,6 +16,7 @@ use crate::model::record::{FileKind, FileRecord, Offer, Publication};
 use crate::protocol::message::SessionId;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
+use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
 use crate::storage::layers::prefix::PrefixedStorage;
 use crate::storage::memory::Memory;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
@@ -381,6 +382,34 @@ async fn the_catalogue_takes_no_more_versions_than_it_may_have() {
 }
 
 #[tokio::test]
+async fn what_another_tracker_takes_counts_from_the_next_count_on() {
+    let storage = storage();
+    let rules = CatalogueRules { max_versions: 2, max_peers: 3, ..RULES };
+    let open = async || Catalogue::open(Arc::clone(&storage), rules, START).await.unwrap();
+    let (a, b) = (open().await, open().await);
+    let by = session(&a, 1, START).await;
+    let publish = async |catalogue: &Catalogue, n| {
+        catalogue.publish(&by, &publication(&format!("n{n}"), file(n)), START).await
+    };
+    let hello = async |catalogue: &Catalogue, peer| {
+        catalogue.hello(PeerId::from_bytes([peer; 32]), Vec::new(), START).await
+    };
+    for n in 0..2 {
+        assert!(publish(&a, n).await.unwrap().new);
+        hello(&a, 2 + n as u8).await.unwrap();
+    }
+    assert!(matches!(publish(&a, 2).await, Err(CatalogueError::TooManyFiles)));
+    assert!(matches!(hello(&a, 4).await, Err(CatalogueError::TooManyPeers)));
+    // The other one does not know of it yet.
+    assert!(publish(&b, 2).await.unwrap().new);
+    hello(&b, 4).await.unwrap();
+    b.count().await.unwrap();
+    assert!(matches!(publish(&b, 3).await, Err(CatalogueError::TooManyFiles)));
+    assert!(matches!(hello(&b, 5).await, Err(CatalogueError::TooManyPeers)));
+    hello(&b, 1).await.expect("who is there already may always come back");
+}
+
+#[tokio::test]
 async fn a_pin_grows_within_the_quota_and_frees_all_that_it_took() {
     let catalogue = open(&storage(), START).await;
     let by = PeerId::from_bytes([1; 32]);
@@ -572,6 +601,31 @@ async fn a_commit_of_which_the_outcome_is_not_known_lands_exactly_once() {
         assert!(catalogue.unpin(&file(1)).await.unwrap());
         assert_eq!(catalogue.reserved().await.unwrap().bytes, 0);
     }
+}
+
+#[tokio::test]
+async fn nothing_is_promised_that_may_not_be_durable_and_nobody_waits_for_it_again_and_again() {
+    let faults = Arc::new(FaultyStorage::new(storage(), 1));
+    let storage: Arc<dyn Storage> = faults.clone();
+    let catalogue = open(&storage, START).await;
+    let peer = session(&catalogue, 1, START).await;
+    catalogue.publish(&peer, &publication("a", file(1)), START).await.unwrap();
+    faults.add(Operation::Commit, When::Always, Fault::Indeterminate { applied: true });
+    faults.add(Operation::Sync, When::Always, Fault::Unavailable);
+    let failed = |outcome: Result<(), CatalogueError>| {
+        assert!(matches!(outcome, Err(CatalogueError::Storage(_))), "{outcome:?}");
+    };
+    // A new one, the same again, which adds no version, and what else is to last.
+    failed(catalogue.publish(&peer, &publication("b", file(2)), START).await.map(drop));
+    failed(catalogue.publish(&peer, &publication("b", file(2)), START).await.map(drop));
+    failed(catalogue.pin(file(1), 10, 100, peer.peer, START).await.map(drop));
+    failed(catalogue.authority().await.map(drop));
+    assert!(faults.faults_met() <= 8, "{}", faults.faults_met());
+
+    faults.clear();
+    assert!(!catalogue.publish(&peer, &publication("b", file(2)), START).await.unwrap().new);
+    assert_eq!(catalogue.pin(file(1), 10, 100, peer.peer, START).await.unwrap().size, 10);
+    catalogue.authority().await.unwrap();
 }
 
 #[derive(Debug, Clone, Copy, Default)]

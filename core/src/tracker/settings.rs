@@ -18,9 +18,10 @@ pub struct TrackerSettings {
     pub flush: Duration,
     /// The time between two searches for peers and claims that are out of date.
     pub sweep: Duration,
-    /// How many peers there may be, dead ones that are kept for their return included.
+    /// How many peers there may be, dead ones that are kept for their return included. Of several trackers on one database
+    /// each goes by its own count, which knows what the others added up to the last time that it counted.
     pub max_peers: u64,
-    /// How many versions of names there may be; about 1 KiB of the database each.
+    /// How many versions of names there may be, counted in the same way; about 1 KiB of the database each.
     pub max_versions: u64,
     /// How many bytes of memory may be used to answer look-ups without the database.
     pub cache: usize,
