@@ -14,7 +14,7 @@ use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::Durability;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::group::Verdict;
 use crate::lane::{Failed, Lane};
@@ -185,7 +185,11 @@ impl Committer {
             Err(Failed::Refused(error)) => {
                 tracing::debug!(%error, batches = commits.len(), "a group was refused; one after the other");
                 let mut away: Option<String> = None;
+                let deadline = Instant::now() + self.lane.patience();
                 for commit in commits {
+                    if away.is_none() && Instant::now() > deadline {
+                        away = Some("others in its group were held up for too long".to_owned());
+                    }
                     match &away {
                         None => away = Box::pin(self.serve(vec![commit], Vec::new())).await,
                         // Nothing of it was sent, and each would wait as long as the one before.

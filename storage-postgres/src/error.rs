@@ -28,6 +28,8 @@ pub(crate) enum Class {
     Lost,
     /// Somebody else was in the way; the same transaction may succeed when it is done again.
     Again,
+    /// Somebody else holds what it needs, and it may not wait any longer for that.
+    Held,
     /// The server refused, and goes on.
     Refused,
 }
@@ -51,9 +53,10 @@ impl Failure {
             SqlState::T_R_SERIALIZATION_FAILURE
                 | SqlState::T_R_DEADLOCK_DETECTED
                 | SqlState::UNIQUE_VIOLATION
-                | SqlState::LOCK_NOT_AVAILABLE
         ) {
             Class::Again
+        } else if *code == SqlState::LOCK_NOT_AVAILABLE {
+            Class::Held
         } else {
             Class::Refused
         }
@@ -66,7 +69,7 @@ impl Failure {
 
     /// In the words of the storage; `action` is what was tried.
     pub(crate) fn explain(self, action: &str) -> StorageError {
-        if matches!(self.class(), Class::Lost | Class::Again) {
+        if matches!(self.class(), Class::Lost | Class::Again | Class::Held) {
             return StorageError::Unavailable { reason: self.to_string() };
         }
         let code = match &self {

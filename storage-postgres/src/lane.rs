@@ -70,6 +70,11 @@ impl Lane {
         })
     }
 
+    /// How long a group is tried.
+    pub(crate) fn patience(&self) -> Duration {
+        self.servers.patience
+    }
+
     pub(crate) fn is_owner(&self) -> bool {
         self.writer.is_owner()
     }
@@ -126,6 +131,8 @@ impl Lane {
                         tracing::debug!(%failure, "another process was in the way; the group is tried again");
                         sleep(Duration::from_millis(rand::random_range(1..=AGAIN_MS))).await;
                     }
+                    // Of a group it may be one batch alone that needs it.
+                    Class::Held => return Err(Failed::Refused(failure.explain("commit"))),
                     _ => {
                         return Err(match failure.explain("commit") {
                             // One by one they would only wait one after the other.
@@ -205,7 +212,7 @@ impl Lane {
         // Another process may have changed everything meanwhile that an owner believes to know.
         self.lost = self.writer.is_owner();
         let connection = self.connected().await?;
-        self.writer.sign_on(&connection, &self.schema).await?;
+        self.writer.sign_on(&connection, &self.schema, self.servers.patience).await?;
         self.connection = Some(connection);
         Ok(())
     }

@@ -83,7 +83,7 @@ pub async fn open(
     let (servers, schema) = (Arc::new(servers), Arc::new(schema));
     let connection = first_connection(&servers, &schema, settings.start_timeout).await?;
     let writer = Writer::new(&schema, folder);
-    writer.sign_on(&connection, &schema).await?;
+    writer.sign_on(&connection, &schema, servers.patience).await?;
     let pool = storage::pool(servers.clone(), settings.connections)?;
     let patience = servers.patience;
     let lane = Lane::new(servers, schema.clone(), writer, Some(connection));

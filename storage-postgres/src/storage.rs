@@ -29,7 +29,7 @@ const LIMITS: Limits =
     Limits { max_value: 1024 * 1024, max_batch: 16 * 1024 * 1024, max_page_bytes: 1024 * 1024 };
 /// How many entries a page has at most, whatever was asked for: the server looks at so many to find where it ends.
 const PAGE_ENTRIES: usize = 1024;
-/// How many commits and syncs wait or run at most before callers wait for a place.
+/// How many commits and syncs wait or run in one queue at most before callers wait for a place.
 const QUEUED: usize = 1024;
 /// How many bytes of batches wait or run at most, in units of [`UNIT`]; a larger batch goes alone.
 const QUEUED_UNITS: u32 = 16 * 1024;
@@ -71,16 +71,37 @@ pub(crate) fn pool(servers: Arc<Servers>, connections: usize) -> Result<Pool, St
         .map_err(|error| StorageError::backend("make a pool of connections", error))
 }
 
+/// The places of commits and syncs that wait or run.
+struct Queue {
+    places: Arc<Semaphore>,
+    /// For the bytes of batches.
+    bytes: Arc<Semaphore>,
+}
+
+impl Queue {
+    fn new() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(QUEUED)),
+            bytes: Arc::new(Semaphore::new(QUEUED_UNITS as usize)),
+        }
+    }
+
+    fn close(&self) {
+        self.places.close();
+        self.bytes.close();
+    }
+}
+
 /// The storage on PostgreSQL.
 pub(crate) struct Postgres {
     pool: Pool,
     schema: Arc<Schema>,
     patience: Duration,
     requests: UnboundedSender<Request>,
-    /// Places for commits and syncs.
-    places: Arc<Semaphore>,
-    /// Places for the bytes of batches.
-    bytes: Arc<Semaphore>,
+    /// Where what need not be durable waits.
+    brief: Queue,
+    /// Where everything else waits, which a slow disk or a replica that is away may make long.
+    durable: Queue,
     buffers: BufferPool,
     closing: AtomicBool,
     ended: watch::Receiver<bool>,
@@ -100,8 +121,8 @@ impl Postgres {
             schema,
             patience,
             requests,
-            places: Arc::new(Semaphore::new(QUEUED)),
-            bytes: Arc::new(Semaphore::new(QUEUED_UNITS as usize)),
+            brief: Queue::new(),
+            durable: Queue::new(),
             buffers: BufferPool::new(KEPT),
             closing: AtomicBool::new(false),
             ended,
@@ -229,8 +250,8 @@ impl Postgres {
     fn begin_close(&self) -> bool {
         let first = !self.closing.swap(true, Ordering::AcqRel);
         if first {
-            self.places.close();
-            self.bytes.close();
+            self.brief.close();
+            self.durable.close();
         }
         first
     }
@@ -292,8 +313,12 @@ impl Storage for Postgres {
         self.check_open()?;
         LIMITS.check(&batch)?;
         let units = u32::try_from(batch.size().div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, QUEUED_UNITS);
+        let queue = match durability {
+            Durability::Buffered => &self.brief,
+            Durability::Durable => &self.durable,
+        };
         // In this order for everyone, so that nobody waits for somebody who waits.
-        let places = [self.place(&self.places, 1).await?, self.place(&self.bytes, units).await?];
+        let places = [self.place(&queue.places, 1).await?, self.place(&queue.bytes, units).await?];
         let (reply, answer) = oneshot::channel();
         let turn = Turn::default();
         let commit = Commit { batch, durability, turn: turn.clone(), reply, _places: places };
@@ -303,7 +328,7 @@ impl Storage for Postgres {
 
     async fn sync(&self) -> Result<(), StorageError> {
         self.check_open()?;
-        let place = self.place(&self.places, 1).await?;
+        let place = self.place(&self.durable.places, 1).await?;
         let (reply, answer) = oneshot::channel();
         let turn = Turn::default();
         let sync = Sync { turn: turn.clone(), reply, _place: place };

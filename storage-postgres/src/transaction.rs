@@ -20,7 +20,7 @@ use enjambre_core::storage::value::{Batch, Durability, Key, Space};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
-use crate::connection::{BEGIN_BUFFERED, Connection, Step, pipelined};
+use crate::connection::{BEGIN_BRIEF, BEGIN_BUFFERED, Connection, Step, pipelined};
 use crate::error::{Class, Failure};
 use crate::group::{Found, SpaceWrites, Use, Verdict, decide, used};
 use crate::schema::Schema;
@@ -180,7 +180,7 @@ impl Transaction<'_> {
 /// pieces as held once it has synced. So nothing of its commits may go in a crash of the server, which it might not notice.
 const fn begin(durability: Durability, by_owner: bool) -> &'static str {
     match durability {
-        Durability::Buffered if !by_owner => BEGIN_BUFFERED,
+        Durability::Buffered if !by_owner => BEGIN_BRIEF,
         _ => "BEGIN",
     }
 }
@@ -275,7 +275,12 @@ pub(crate) async fn find_out(
 ) -> Result<bool, StorageError> {
     let failed = |failure: Failure| failure.explain("find out what became of a commit");
     let begun = connection.begun();
-    connection.run("BEGIN").await.map_err(failed)?;
+    let begin = match durability {
+        // To look is to lock, and even the end of that would wait for a replica.
+        Durability::Buffered if !writer.is_owner() => BEGIN_BUFFERED,
+        _ => "BEGIN",
+    };
+    connection.run(begin).await.map_err(failed)?;
     let (name, session) = writer.parameters();
     let rows = connection.query(&writer.look(), &[name, session]).await.map_err(failed)?;
     let applied = match Writer::row(&rows) {

@@ -18,8 +18,9 @@ use crate::connection::Connection;
 use crate::error::Failure;
 use crate::schema::Schema;
 
-/// After so long without a sign of life an owner has lost its claim to whoever comes.
-pub(crate) const CLAIM: Duration = Duration::from_secs(30);
+/// After so long without a sign of life an owner has lost its claim to whoever comes, or after longer where it may be busy for
+/// longer, see [`Writer::sign_on`].
+const CLAIM: Duration = Duration::from_secs(30);
 /// How often an owner shows that it lives.
 pub(crate) const RENEWAL: Duration = Duration::from_secs(10);
 /// Rows of processes that share a schema and did not sign off are removed after so many days. One that lives and comes
@@ -61,8 +62,14 @@ impl Writer {
     }
 
     /// Signs on, with no commits. Of many writers none waits for the disk or a replica: whose row a crash takes with it
-    /// makes it anew. Only the claim of an owner has to last.
-    pub(crate) async fn sign_on(&self, connection: &Connection, schema: &Schema) -> Result<(), StorageError> {
+    /// makes it anew. Only the claim of an owner has to last: it shows no sign of life while it commits a group and
+    /// looks up what became of that, for which it has `patience` each time.
+    pub(crate) async fn sign_on(
+        &self,
+        connection: &Connection,
+        schema: &Schema,
+        patience: Duration,
+    ) -> Result<(), StorageError> {
         let failed = |failure: Failure| failure.explain(&format!("open {}", schema.place));
         let table = &self.table;
         if !self.is_owner() {
@@ -78,7 +85,7 @@ impl Writer {
              ON CONFLICT (name) DO UPDATE \
              SET folder = excluded.folder, session = excluded.session, commits = 0, seen = excluded.seen \
              WHERE held.folder = excluded.folder OR held.seen < now() - INTERVAL '{} seconds'",
-            CLAIM.as_secs()
+            CLAIM.max(patience * 3 + RENEWAL).as_secs()
         );
         let parameters: [&(dyn ToSql + Sync); 3] = [&self.name, &self.folder, &self.session];
         let claimed = if self.is_owner() {

@@ -180,7 +180,7 @@ async fn a_library_has_one_owner_and_a_lost_claim_writes_nothing_more() {
     }
     // As if it had said nothing for too long.
     server.sql(&format!(
-        "UPDATE {}.enjambre_writers SET seen = now() - INTERVAL '31 seconds'",
+        "UPDATE {}.enjambre_writers SET seen = now() - INTERVAL '10 minutes'",
         settings.schema.as_ref().unwrap()
     ));
     let second = open(&there).await.unwrap();

@@ -303,7 +303,7 @@ async fn a_commit_whose_connection_breaks_is_looked_up() {
 async fn a_commit_of_which_nothing_is_to_be_learnt_is_indeterminate_and_the_next_one_goes_on() {
     let Some(server) = Server::shared("a server of PostgreSQL that is cut off") else { return };
     let between = Between::new(server.port()).await;
-    let settings = PostgresSettings { timeout: Duration::from_secs(1), ..settings(&between.url()) };
+    let settings = PostgresSettings { timeout: Duration::from_secs(2), ..settings(&between.url()) };
     let storage = shared(&settings).await;
     let mut number = 0;
     for durability in [Durability::Durable, Durability::Buffered] {
@@ -327,7 +327,7 @@ async fn a_commit_of_which_nothing_is_to_be_learnt_is_indeterminate_and_the_next
 async fn a_close_that_cannot_tell_whether_everything_is_durable_says_so() {
     let Some(server) = Server::shared("a close of PostgreSQL that is cut off") else { return };
     let between = Between::new(server.port()).await;
-    let settings = PostgresSettings { timeout: Duration::from_millis(500), ..settings(&between.url()) };
+    let settings = PostgresSettings { timeout: Duration::from_secs(2), ..settings(&between.url()) };
     let storage = shared(&settings).await;
     storage.commit(once(0), Durability::Buffered).await.unwrap();
     between.break_for_good(Mishap::AnswerLost);
@@ -379,9 +379,8 @@ async fn patience_bridges_an_outage() {
     tokio::task::block_in_place(|| server.stop(Stop::Fast));
 
     let keys = [key(0)];
-    let mut calls = pin!(async {
-        tokio::join!(patient.get(A, &keys), patient.commit(once(1), Durability::Durable), patient.sync())
-    });
+    let mut calls =
+        pin!(async { tokio::join!(patient.get(A, &keys), patient.commit(once(1), Durability::Durable)) });
     for _ in 0..3 {
         tokio::select! {
             biased;
@@ -391,11 +390,13 @@ async fn patience_bridges_an_outage() {
             }
         }
     }
+    let outcome = patient.sync().await;
+    assert!(matches!(outcome, Err(StorageError::Unavailable { .. })), "who asks is told: {outcome:?}");
     tokio::task::block_in_place(|| server.start_again());
-    let (got, committed, synced) = calls.await;
+    let (got, committed) = calls.await;
     assert!(got.unwrap()[0].is_some());
     committed.unwrap();
-    synced.unwrap();
+    patient.sync().await.unwrap();
     assert!(is_there(&*bare, 1).await);
     bare.close().await.unwrap();
 }
@@ -404,7 +405,7 @@ async fn patience_bridges_an_outage() {
 async fn a_server_that_falls_silent_in_mid_commit_holds_nobody_up() {
     let Some(server) = Server::shared("silence of PostgreSQL") else { return };
     let between = Between::new(server.port()).await;
-    let settings = PostgresSettings { timeout: Duration::from_millis(500), ..settings(&between.url()) };
+    let settings = PostgresSettings { timeout: Duration::from_secs(2), ..settings(&between.url()) };
     let storage = shared(&settings).await;
     storage.commit(once(0), Durability::Durable).await.unwrap();
     *between.next.lock() = Some(Mishap::Silence);
@@ -476,6 +477,10 @@ async fn a_commit_that_waits_for_a_replica_holds_up_only_what_must_be_durable_as
         timeout(LONG, buffered).await.expect("it does not wait").unwrap();
         assert!(is_there(&*storage, number).await);
     }
+    let held = storage.commit(once(1), Durability::Buffered);
+    let (held, free) = tokio::join!(held, storage.commit(once(20), Durability::Buffered));
+    assert!(matches!(held, Err(StorageError::Unavailable { .. })), "it needs what is held: {held:?}");
+    free.expect("it has nothing to do with that");
     assert!(!waits.is_finished(), "what must be durable still waits");
     server.sql("ALTER SYSTEM SET synchronous_standby_names = ''");
     server.sql("SELECT pg_reload_conf()");
@@ -493,7 +498,16 @@ async fn a_writer_goes_on_after_a_commit_of_which_it_is_not_known_what_became() 
         assert!(matches!(outcome, Err(StorageError::Indeterminate { .. })), "{number}: {outcome:?}");
         storage.commit(once(number + 10), Durability::Buffered).await.unwrap();
         // Nor does anybody else wait for what it wrote.
-        let again = storage.commit(once(number), Durability::Buffered).await;
+        let again = timeout(LONG, async {
+            loop {
+                match storage.commit(once(number), Durability::Buffered).await {
+                    // The server may not have been told yet.
+                    Err(StorageError::Unavailable { .. }) => {}
+                    outcome => break outcome,
+                }
+            }
+        });
+        let again = again.await.expect("it ends");
         assert!(matches!(again, Err(StorageError::Conflict)), "{number}: {again:?}");
     }
     // The server was told that nobody waits any more.

@@ -30,11 +30,13 @@ pub mod sweep;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::machine;
 use crate::protocol::message::CatalogueId;
@@ -56,6 +58,8 @@ const PAGE: usize = 500;
 /// How many reads all lists together have under way. A list may need thousands, and a database behind a network has few
 /// connections: a look-up waits for no more than these to end.
 const LIST_READS: usize = 4;
+/// How long a list waits for its turn, and a new entry for a block of numbers.
+const TURN: Duration = Duration::from_secs(10);
 /// How many numbers for files and peers a tracker takes at once. What it has not given away when it stops is lost.
 const NUMBERS: u64 = 1024;
 
@@ -189,7 +193,10 @@ impl Catalogue {
 
     /// A number for a file or a peer that nobody had before and nobody will have again.
     async fn next_number(&self) -> Result<u64, CatalogueError> {
-        let mut numbers = self.numbers.lock().await;
+        // Held over a durable commit, so that one block is taken and not one for each who waits; which may take its time.
+        let mut numbers = timeout(TURN, self.numbers.lock())
+            .await
+            .map_err(|_| held_up("numbers for new entries are being taken"))?;
         if let Some(number) = numbers.next() {
             return Ok(number);
         }
@@ -300,6 +307,10 @@ async fn read_all<const N: usize>(
 /// read it.
 pub async fn stored_format(storage: &dyn Storage) -> Result<Option<u64>, StorageError> {
     formats().of(storage).await
+}
+
+fn held_up(by: &str) -> StorageError {
+    StorageError::Unavailable { reason: format!("{by}, for more than {TURN:?}") }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::time::timeout;
 
 use super::error::CatalogueError;
 use super::layout::{
@@ -14,7 +15,7 @@ use super::layout::{
 use super::pattern::Pattern;
 use super::peers::Session;
 use super::remembered::Answers;
-use super::{ATTEMPTS, Catalogue, LIST_READS};
+use super::{ATTEMPTS, Catalogue, LIST_READS, TURN, held_up};
 use crate::model::id::FileId;
 use crate::model::layout::PieceLayout;
 use crate::model::name::{MAX_NAME, Name};
@@ -306,10 +307,14 @@ impl Catalogue {
     }
 
     /// Reads for a list, when it is its turn among the lists.
-    async fn as_list<T>(&self, read: impl Future<Output = T>) -> T {
+    async fn as_list<T, E>(&self, read: impl Future<Output = Result<T, E>>) -> Result<T, CatalogueError>
+    where
+        CatalogueError: From<E>,
+    {
         // They are never closed.
-        let _place = self.list_reads.acquire().await;
-        read.await
+        let place = timeout(TURN, self.list_reads.acquire()).await;
+        let _place = place.map_err(|_| held_up("other lists were being read"))?;
+        Ok(read.await?)
     }
 
     /// Takes a file, the claims to have it and all names that lead to it out of the catalogue, unless its entry is

@@ -289,6 +289,8 @@ impl<'a> Copying<'a> {
     }
 
     async fn copy_records(&mut self) -> Result<Vec<(&'static str, Space, Count)>, Failure> {
+        // Another copy may have begun since, also where nothing is left to write.
+        self.save().await?;
         let store = self.target.content();
         let change = change_to(store.as_ref());
         let mut copied = Vec::new();
