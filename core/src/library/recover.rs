@@ -85,11 +85,13 @@ impl Shared {
         })
         .await?;
         {
-            // A power cut may have taken the bits of a file that got its name already.
+            // A power cut may have taken the bits of a file that got its name already. And of a file of the library's own
+            // every piece may have been synced before it was finished.
             let state = self.state.lock();
             let open = state.slots.iter().filter(|(_, slot)| {
                 let record = &slot.record;
-                !record.complete && !record.withdrawn && record.place.path().is_some()
+                let full = || record.layout().is_ok_and(|layout| layout.count() == slot.have);
+                !record.complete && !record.withdrawn && (record.place.path().is_some() || full())
             });
             dirty.extend(open.map(|(id, _)| *id));
         }

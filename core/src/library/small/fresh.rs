@@ -8,7 +8,7 @@ use crate::library::content::ContentStore;
 use crate::library::content_files;
 use crate::library::error::LibraryError;
 use crate::library::file::Bits;
-use crate::library::layout::{self, DIRTY, Place};
+use crate::library::layout::{self, DIRTY, HAVE, Place};
 use crate::library::shared::Shared;
 use crate::machine::HashMap;
 use crate::model::bitmap::Bitmap;
@@ -152,6 +152,8 @@ impl Shared {
                 slot.stored = false;
             }
             state.put_record(batch, id);
+            // One of the two, where a crash left it unfinished.
+            batch.delete(HAVE, layout::page_key(id, 0));
             batch.delete(DIRTY, layout::page_key(id, 0));
         }
     }

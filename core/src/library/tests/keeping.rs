@@ -1,7 +1,7 @@
 //! Pieces on their way in: hashed by the library, noted ahead, and not hashed or fetched twice after a kill.
 
 use super::*;
-use crate::library::layout::DIRTY;
+use crate::library::layout::{DIRTY, HAVE};
 use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
 use crate::storage::value::KeyRange;
 
@@ -80,6 +80,28 @@ async fn nothing_is_hashed_again_that_was_synced_before_a_kill() {
     let store = ContentStore::Database(content);
     let library = Library::open(Arc::new(rig.index.open()), store, LibrarySettings::default()).await.unwrap();
     assert_eq!(library.entry(&sample.id()).unwrap().have, 6);
+}
+
+#[tokio::test]
+async fn what_was_whole_and_not_finished_is_finished_at_the_next_start() {
+    for len in [0, 7, PIECE, 2 * PIECE] {
+        for in_files in [false, true] {
+            let rig = Rig::new(in_files);
+            let sample = Sample::new(len, 1);
+            let library = rig.open().await;
+            let file = sample.create(&library, "a", Destination::Library).await;
+            file.write_pieces(sample.all()).await.unwrap();
+            file.checkpoint().await.unwrap();
+            drop(file);
+            rig.kill(library).await;
+            let library = rig.open().await;
+            library.checkpoint_all().await.unwrap();
+            assert!(library.shared.holds_itself(&sample.id()), "{len} bytes");
+            for space in [HAVE, DIRTY] {
+                assert!(rig.index.keys(space).is_empty(), "{space:?} of {len} bytes");
+            }
+        }
+    }
 }
 
 #[tokio::test]
