@@ -6,7 +6,7 @@
 //! hash. A directory becomes a collection. Telling the trackers is not done here: the library's list of pending
 //! publications says what they are to know.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -509,17 +509,18 @@ fn slice(content: &Bytes, layout: PieceLayout, piece: PieceIndex) -> Bytes {
 /// Keeps what is imported from being swept until it has its record.
 struct Imports {
     library: Arc<Library>,
-    ids: HashSet<FileId>,
+    ids: BTreeSet<FileId>,
 }
 
 impl Imports {
     /// Whether the content is still to be copied in.
     async fn begin(&mut self, id: FileId) -> Result<bool, LibraryError> {
-        if self.ids.contains(&id) || self.library.shared.holds_itself(&id) {
+        if self.ids.contains(&id) {
             return Ok(false);
         }
-        self.library.shared.begin_import(&id).await?;
-        Ok(self.ids.insert(id))
+        let missing = self.library.shared.begin_import(&id).await?;
+        self.ids.insert(id);
+        Ok(missing)
     }
 
     /// Copies in the files that were hashed and the list of the collection; durable on return.
@@ -581,7 +582,7 @@ async fn add(
     since_ms: u64,
 ) -> Result<(), PublishError> {
     let shared = Arc::clone(&library.shared);
-    let mut imports = Imports { library, ids: HashSet::new() };
+    let mut imports = Imports { library, ids: BTreeSet::new() };
     let stored = if store { &found.files[..] } else { &[] };
     if let Err(error) = imports.take_in(stored, &hashed, collection.as_ref()).await {
         imports.discard().await;

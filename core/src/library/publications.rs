@@ -60,18 +60,19 @@ impl Shared {
     }
 
     /// Whether the library has the whole file in a store of its own.
-    pub(crate) fn holds_itself(&self, id: &FileId) -> bool {
+    pub(super) fn holds_itself(&self, id: &FileId) -> bool {
         let own = self.own_place();
         let state = self.state.lock();
         state.slots.get(id).is_some_and(|slot| slot.record.complete && slot.record.place == own)
     }
 
-    /// Keeps the sweep away from content that has no record yet.
-    pub(crate) async fn begin_import(&self, id: &FileId) -> Result<(), LibraryError> {
+    /// Whether the content of a file that is to be added is still to be copied in. Whatever is removed until
+    /// [`Self::end_import`], the content stays.
+    pub(crate) async fn begin_import(&self, id: &FileId) -> Result<bool, LibraryError> {
         let _guard = self.lock(id).await;
         self.finish_removal(id).await?;
         self.state.lock().begin_import(*id);
-        Ok(())
+        Ok(!self.holds_itself(id))
     }
 
     pub(crate) fn end_import(&self, id: &FileId) {
@@ -105,6 +106,10 @@ impl Shared {
         self.check_open()?;
         let ids = files.iter().map(|file| file.manifest.id()).chain(known.iter().map(|(id, _)| *id));
         let _guards = self.lock_all(ids).await;
+        for file in &files {
+            // A tombstone that is left would have the next start remove it.
+            self.finish_removal(&file.manifest.id()).await?;
+        }
         {
             let state = self.state.lock();
             let whole = |slot: &Slot| slot.record.complete && !slot.record.withdrawn;

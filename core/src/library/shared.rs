@@ -440,9 +440,13 @@ impl Shared {
         result
     }
 
-    /// Removes a file's content. A linked file stays; of one that was being filled the part file goes.
+    /// Removes a file's content. A linked file stays; of one that was being filled the part file goes. What is to be published
+    /// at this moment stays too: who publishes it counts on it.
     pub(super) async fn remove_content(&self, id: &FileId, record: &Record) -> Result<(), LibraryError> {
         let id = *id;
+        if record.place == self.own_place() && self.state.lock().importing.contains_key(&id) {
+            return Ok(());
+        }
         match (&record.place, &self.content) {
             (Place::Database, ContentStore::Database(content)) => {
                 DatabaseContent(Arc::clone(content)).remove(&id, Some(record.layout()?)).await

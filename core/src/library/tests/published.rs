@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
+use crate::library::publications::NewPublished;
 use crate::publish::{PublishOptions, PublishProgress, Published, publish};
+use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 fn pattern(len: usize, step: u8) -> Vec<u8> {
     (0..len).map(|i| (i / 7 % 251) as u8 ^ step).collect()
@@ -80,6 +82,48 @@ async fn what_is_linked_already_and_looks_as_it_did_is_not_read_again() {
     library.remove(&first.id).await.unwrap();
     for member in list.members() {
         assert!(library.entry(&member.id).unwrap().is_complete(), "{}", member.path);
+    }
+}
+
+#[tokio::test]
+async fn what_is_removed_while_it_is_published_is_there_afterwards() {
+    for (held, in_files) in [(false, false), (true, false), (false, true), (true, true)] {
+        let rig = Rig::new(in_files);
+        let index = Arc::new(FaultyStorage::new(Arc::new(rig.index.open()), 1));
+        let library = rig.open_on(index.clone()).await;
+        let sample = Sample::new(2 * PIECE, 1);
+        let (shared, id) = (&library.shared, sample.id());
+        let file = sample.create(&library, "a", Destination::Library).await;
+        let pieces = if held { sample.all() } else { vec![sample.piece(0)] };
+        file.write_pieces(pieces).await.unwrap();
+        if held {
+            file.finish(true).await.unwrap();
+        }
+        drop(file);
+
+        let missing = shared.begin_import(&id).await.unwrap();
+        assert_eq!(missing, !held);
+        if missing {
+            shared.import(&id, sample.all(), sample.layout()).await.unwrap();
+            shared.sync_imports().await.unwrap();
+        }
+        // The tombstone comes, and does not go again.
+        index.add(Operation::Commit, When::Nth(2), Fault::Full);
+        assert!(library.remove(&id).await.is_err());
+        index.clear();
+        let new = NewPublished {
+            manifest: sample.manifest.clone(),
+            kind: FileKind::File,
+            name: Some("b".parse().unwrap()),
+            member_of: None,
+            linked: None,
+            since_ms: 1,
+        };
+        shared.add_published(vec![new], Vec::new()).await.unwrap();
+        shared.end_import(&id);
+        assert_eq!(content_of(&library, &id).await, sample.content);
+        rig.kill(library).await;
+        assert_eq!(content_of(&*rig.open().await, &id).await, sample.content, "held: {held}");
     }
 }
 
