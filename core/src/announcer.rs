@@ -1,6 +1,6 @@
 //! Tells the trackers what changes in the library.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::broadcast::Receiver;
@@ -19,7 +19,7 @@ pub struct Announcer {
     presence: Arc<Presence>,
     events: Receiver<LibraryEvent>,
     /// What was announced, so that a lost event of a removal can be made up for.
-    told: HashSet<FileId>,
+    told: BTreeSet<FileId>,
 }
 
 impl Announcer {
@@ -64,7 +64,7 @@ impl Announcer {
 
     fn compare(&mut self) {
         let offers = self.library.offers();
-        let now: HashSet<_> = offers.iter().map(|offer| offer.id).collect();
+        let now: BTreeSet<_> = offers.iter().map(|offer| offer.id).collect();
         for gone in self.told.difference(&now) {
             self.presence.withdraw(*gone);
         }

@@ -81,11 +81,9 @@ impl HaveWaits {
         let kib = file.layout().count() / (8 * 1024);
         let weight = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(kib);
         let collect = (COLLECT + COLLECT_EACH.saturating_mul(weight)).min(LONGEST_COLLECT);
-        let mut progress = file.progress();
-        let changed = |count: &u32| *count != wait.known;
         loop {
             let look = until.min(Instant::now() + LOOK);
-            let news = timeout_at(look, progress.wait_for(changed)).await.is_ok();
+            let news = timeout_at(look, file.has_other_than(wait.known)).await.is_ok();
             // The whole is worth saying at once.
             if file.is_complete() || (!news && look == until) {
                 return Ok(());

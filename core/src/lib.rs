@@ -20,6 +20,7 @@ mod have_waits;
 pub mod library;
 pub mod machine;
 pub mod model;
+mod news;
 pub mod offering;
 pub mod protocol;
 pub mod publish;

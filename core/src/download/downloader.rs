@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -16,14 +16,41 @@ use super::transfer;
 use super::wanted::{DownloadSettings, Parts, Wanted};
 use crate::library::library::Library;
 use crate::model::id::{FileId, PeerId};
+use crate::news::News;
 use crate::rate::RateLimit;
 use crate::transport::dialer::Dialer;
 
-type Outcome = Option<Result<(), Arc<DownloadError>>>;
+/// What became of a transfer.
+#[derive(Default)]
+struct Outcome {
+    result: OnceLock<Result<(), Arc<DownloadError>>>,
+    known: News,
+}
+
+impl Outcome {
+    fn is_known(&self) -> bool {
+        self.result.get().is_some()
+    }
+
+    fn tell(&self, result: Result<(), Arc<DownloadError>>) {
+        // The first is what counts.
+        let _ = self.result.set(result);
+        self.known.tell();
+    }
+}
+
+/// Tells those who wait that a transfer ended, whatever it ends with.
+struct TellOnDrop(Arc<Outcome>);
+
+impl Drop for TellOnDrop {
+    fn drop(&mut self) {
+        self.0.tell(Err(Arc::new(DownloadError::Cancelled)));
+    }
+}
 
 struct Running {
     progress: watch::Receiver<Progress>,
-    outcome: watch::Receiver<Outcome>,
+    outcome: Arc<Outcome>,
     /// Cancels the transfer when the last who waits for it goes.
     _stop: DropGuard,
 }
@@ -55,11 +82,9 @@ impl Download {
 
     /// Waits until the file is complete in the library or at its destination.
     pub async fn wait(&self) -> Result<(), Arc<DownloadError>> {
-        let mut outcome = self.running.outcome.clone();
-        match outcome.wait_for(Option::is_some).await {
-            Ok(result) => result.clone().unwrap_or_else(|| Err(Arc::new(DownloadError::Cancelled))),
-            Err(_) => Err(Arc::new(DownloadError::Cancelled)),
-        }
+        let outcome = &self.running.outcome;
+        outcome.known.until(|| outcome.is_known()).await;
+        outcome.result.get().cloned().unwrap_or_else(|| Err(Arc::new(DownloadError::Cancelled)))
     }
 }
 
@@ -96,23 +121,24 @@ impl Downloader {
         let entry = running.entry(wanted.id);
         if let Entry::Occupied(entry) = &entry
             && let Some(transfer) = entry.get().upgrade()
-            && transfer.outcome.borrow().is_none()
+            && !transfer.outcome.is_known()
         {
             return Download { running: transfer };
         }
         let cancel = self.shutdown.child_token();
         let (progress, progress_seen) = watch::channel(Progress::default());
-        let (outcome, outcome_seen) = watch::channel(None);
+        let outcome = Arc::new(Outcome::default());
         let transfer = Arc::new(Running {
             progress: progress_seen,
-            outcome: outcome_seen,
+            outcome: Arc::clone(&outcome),
             _stop: cancel.clone().drop_guard(),
         });
         entry.insert_entry(Arc::downgrade(&transfer));
         let parts = Arc::clone(&self.parts);
+        let ending = TellOnDrop(outcome);
         self.tasks.spawn(async move {
             let result = transfer::run(&parts, &wanted, &progress, &cancel).await;
-            outcome.send_replace(Some(result.map(|_| ()).map_err(Arc::new)));
+            ending.0.tell(result.map(|_| ()).map_err(Arc::new));
         });
         Download { running: transfer }
     }
@@ -120,7 +146,7 @@ impl Downloader {
     /// Whether the file is being downloaded.
     pub fn is_running(&self, id: &FileId) -> bool {
         let running = self.running.lock();
-        running.get(id).and_then(Weak::upgrade).is_some_and(|transfer| transfer.outcome.borrow().is_none())
+        running.get(id).and_then(Weak::upgrade).is_some_and(|transfer| !transfer.outcome.is_known())
     }
 
     /// Stops all downloads; returns when what they have is kept.

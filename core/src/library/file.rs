@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{RwLock, watch};
+use tokio::sync::RwLock;
 
 use super::content::DatabaseContent;
 use super::content_files::ContentFile;
@@ -27,6 +27,7 @@ use crate::model::id::FileId;
 use crate::model::layout::{PieceIndex, PieceLayout};
 use crate::model::manifest::Manifest;
 use crate::model::record::FileKind;
+use crate::news::News;
 use crate::storage::value::{Batch, Durability};
 
 /// An open file.
@@ -35,7 +36,8 @@ pub struct LibraryFile {
     pub(super) shared: Arc<Shared>,
     pub(super) manifest: Arc<Manifest>,
     kind: FileKind,
-    progress: watch::Sender<u32>,
+    /// Another number of pieces is here.
+    progress: News,
     pub(super) bits: Mutex<Bits>,
     /// Held shared while pieces are written, alone while the file gets its name.
     pub(super) gate: RwLock<()>,
@@ -125,8 +127,8 @@ impl Bits {
 
 impl LibraryFile {
     pub(super) fn new(shared: Arc<Shared>, manifest: Arc<Manifest>, kind: FileKind, bits: Bits) -> Arc<Self> {
-        let progress = watch::Sender::new(bits.have.count());
-        Arc::new(Self { shared, manifest, kind, progress, bits: Mutex::new(bits), gate: RwLock::new(()) })
+        let (bits, gate) = (Mutex::new(bits), RwLock::new(()));
+        Arc::new(Self { shared, manifest, kind, progress: News::default(), bits, gate })
     }
 
     /// Its id.
@@ -189,9 +191,9 @@ impl LibraryFile {
         self.bits.lock().finished
     }
 
-    /// The number of pieces that are here, as it changes.
-    pub fn progress(&self) -> watch::Receiver<u32> {
-        self.progress.subscribe()
+    /// Returns when another number of pieces is here than this.
+    pub(crate) async fn has_other_than(&self, known: u32) {
+        self.progress.until(|| self.have_count() != known).await;
     }
 
     /// Whether the file of the user, where it is one, still looks as it did.
@@ -322,7 +324,7 @@ impl LibraryFile {
         if let Some(slot) = self.shared.state.lock().slots.get_mut(&self.id()) {
             slot.have = count;
         }
-        self.progress.send_replace(count);
+        self.progress.tell();
     }
 
     /// Makes what was written so far durable.
@@ -562,7 +564,7 @@ impl LibraryFile {
             bits.have = Bitmap::empty(self.layout());
             std::mem::take(&mut bits.unsynced_bytes)
         };
-        self.progress.send_replace(0);
+        self.progress.tell();
         bytes
     }
 

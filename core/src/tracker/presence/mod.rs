@@ -16,7 +16,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,6 +29,7 @@ use crate::model::endpoint::Endpoint;
 use crate::model::id::{FileId, PeerId};
 use crate::model::identity::KeyPair;
 use crate::model::record::{Offer, Publication};
+use crate::news::News;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::message::{CatalogueId, SessionId};
 use state::{Phase, State, WorkerState};
@@ -88,8 +88,8 @@ struct Shared {
     members: Option<Arc<Members>>,
     clients: Vec<Arc<TrackerClient>>,
     state: Mutex<State>,
-    /// Counts the changes of `state`.
-    changed: watch::Sender<u64>,
+    /// The changes of `state`.
+    changed: News,
 }
 
 impl std::fmt::Debug for Shared {
@@ -101,18 +101,13 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut self.state.lock());
-        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        self.changed.tell();
         result
     }
 
     /// Waits until this holds.
-    async fn wait(&self, changed: &mut watch::Receiver<u64>, holds: impl Fn(&State) -> bool) {
-        loop {
-            changed.mark_unchanged();
-            if holds(&self.state.lock()) || changed.changed().await.is_err() {
-                return;
-            }
-        }
+    async fn wait(&self, holds: impl Fn(&State) -> bool) {
+        self.changed.until(|| holds(&self.state.lock())).await;
     }
 
     fn end_session(&self, catalogue: CatalogueId, session: SessionId) {
@@ -205,7 +200,7 @@ impl Presence {
             members,
             clients,
             state: Mutex::new(State { workers, ..State::default() }),
-            changed: watch::Sender::new(0),
+            changed: News::default(),
         });
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         for (at, client) in shared.clients.iter().enumerate() {
@@ -280,7 +275,6 @@ impl Presence {
         F: Future<Output = Result<T, TrackerError>>,
     {
         let until = Instant::now() + PATIENCE;
-        let mut changed = self.shared.changed.subscribe();
         let mut tried = HashSet::new();
         let mut refusal = None;
         loop {
@@ -314,7 +308,7 @@ impl Presence {
                 }
             }
             drop(running);
-            changed.mark_unchanged();
+            let mut seen = self.shared.changed.count();
             if let Some(refusal) = refusal {
                 return Err(refusal);
             }
@@ -322,7 +316,8 @@ impl Presence {
                 return Err(TrackerError::Unreachable { reasons });
             }
             // Looked at again now and then too: there may have been news while the answers were waited for.
-            let _ = timeout_at(until.min(Instant::now() + LOOK_AGAIN), changed.changed()).await;
+            let news = self.shared.changed.beyond(&mut seen);
+            let _ = timeout_at(until.min(Instant::now() + LOOK_AGAIN), news).await;
             if Instant::now() >= until {
                 let late = |client: &Arc<TrackerClient>| Unreached {
                     endpoint: client.endpoint().clone(),
@@ -365,9 +360,8 @@ impl Presence {
     /// Waits until the peer is known to every catalogue that can be reached, at most so long; says whether it is
     /// known to any.
     pub async fn connected(&self, at_most: Duration) -> bool {
-        let mut changed = self.shared.changed.subscribe();
         let settled = |state: &State| state.workers.iter().all(|worker| worker.phase != Phase::Starting);
-        let _ = timeout(at_most, self.shared.wait(&mut changed, settled)).await;
+        let _ = timeout(at_most, self.shared.wait(settled)).await;
         self.shared.state.lock().workers.iter().any(|worker| worker.phase == Phase::Connected)
     }
 

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Shared;
@@ -110,7 +109,6 @@ impl Worker {
 
     async fn attempt(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Stop> {
         let catalogue = self.client.learn_catalogue().await?;
-        let mut changed = self.shared.changed.subscribe();
         loop {
             let mine = self.shared.update(|state| {
                 let active = state.catalogues.entry(catalogue).or_default();
@@ -127,17 +125,17 @@ impl Worker {
             let free = |state: &super::state::State| {
                 state.catalogues.get(&catalogue).is_none_or(|catalogue| catalogue.active.is_none())
             };
-            self.shared.wait(&mut changed, free).await;
+            self.shared.wait(free).await;
         }
-        self.speak(catalogue, changed, backoff).await
+        self.speak(catalogue, backoff).await
     }
 
     async fn speak(
         &self,
         catalogue: CatalogueId,
-        mut changed: watch::Receiver<u64>,
         backoff: &mut Backoff,
     ) -> Result<std::convert::Infallible, Stop> {
+        let mut seen = self.shared.changed.count();
         let mut lease = self.session(catalogue).await?;
         let mut outbox = None;
         loop {
@@ -175,7 +173,7 @@ impl Worker {
                         outbox = None;
                     }
                 }
-                _ = changed.changed() => sleep(COLLECT).await,
+                () = self.shared.changed.beyond(&mut seen) => sleep(COLLECT).await,
             }
         }
     }
