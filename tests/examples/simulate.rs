@@ -5,12 +5,11 @@
 //! COUNT is how many, 500 unless given, from SEED on, 0 unless given. With `--seed` it is this one, and with `--trace`
 //! everything that happens in it is printed. See `docs/SIMULATION.md`.
 
+use std::process::ExitCode;
 use std::time::Instant;
 
-use std::process::ExitCode;
-
-use anyhow::{Context, Result, bail};
-use enjambre_tests::sim::run::run;
+use anyhow::{Context, Result, anyhow, bail};
+use enjambre_tests::sim::run::{Outcome, run, run_many};
 
 fn main() -> Result<ExitCode> {
     let (mut seeds, mut from, mut only, mut trace) = (500, 0, None, false);
@@ -28,22 +27,27 @@ fn main() -> Result<ExitCode> {
             _ => bail!("{arg:?} is not an option; there are --seeds, --from, --seed and --trace"),
         }
     }
-    let (from, seeds) = only.map_or((from, seeds), |seed| (seed, 1));
     let begun = Instant::now();
-    let (mut failed, mut delivered, mut events) = (0, 0, 0);
-    for seed in from..from + seeds {
-        let outcome = run(seed, trace);
-        if let Some(failure) = &outcome.failure {
+    let (mut done, mut failed, mut delivered, mut events) = (0, 0, 0, 0);
+    let mut each = |outcome: Outcome| {
+        if let Some(report) = outcome.report() {
             failed += 1;
-            println!("seed {seed}: {failure}");
+            println!("{report}");
         }
+        done += 1;
         delivered += outcome.delivered;
         events += outcome.events;
-        if only.is_some() {
+    };
+    match only {
+        Some(seed) => {
+            let outcome = run(seed, None, trace);
             println!("trace {} of {} events", outcome.trace, outcome.events);
+            each(outcome);
         }
+        None => run_many(from..from + seeds, None, each)
+            .map_err(|seeds| anyhow!("the worlds of these seeds do not end: {seeds:?}"))?,
     }
     let seconds = begun.elapsed().as_secs_f64();
-    println!("{seeds} seeds, {failed} failed; {delivered} deliveries, {events} events, {seconds:.0} s");
+    println!("{done} seeds, {failed} failed; {delivered} deliveries, {events} events, {seconds:.0} s");
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

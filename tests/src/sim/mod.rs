@@ -8,10 +8,13 @@
 pub mod calm;
 pub mod clock;
 pub mod faults;
+pub mod flaw;
 pub mod line;
 pub mod manners;
 pub mod model;
 pub mod peer;
+pub mod people;
+pub mod rest;
 pub mod run;
 pub mod trace;
 pub mod tracker;

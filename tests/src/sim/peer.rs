@@ -1,5 +1,6 @@
 //! A peer of a simulation: put together as the program does it, on disks that outlive its process.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use enjambre_core::library::file::LibraryFile;
 use enjambre_core::library::library::Library;
 use enjambre_core::library::settings::LibrarySettings;
 use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::id::FileId;
+use enjambre_core::model::id::{FileId, PeerId};
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::record::FileKind;
 use enjambre_core::offering::{LibraryOffers, TrackerProviders};
@@ -32,9 +33,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::faults::{DiskFaults, cut_off};
+use super::flaw::Flaw;
 use super::line::Line;
 use super::manners::Liar;
-use super::model::Original;
+use super::model::{Original, file_id};
 use super::trace::Trace;
 
 /// One peer.
@@ -89,6 +91,11 @@ impl Peer {
         }
     }
 
+    /// Who it is.
+    pub fn id(&self) -> PeerId {
+        self.key.peer_id()
+    }
+
     /// Its process, where it runs.
     pub const fn running(&self) -> Option<&Arc<Running>> {
         self.running.as_ref()
@@ -101,10 +108,13 @@ impl Peer {
         trackers: &[Endpoint],
         trace: &Trace,
         faults: (DiskFaults, Faults),
+        flaw: Option<Flaw>,
         seed: u64,
     ) -> Result<(), String> {
         let open = |at: usize| {
-            let storage = FaultyStorage::new(Arc::new(self.disks[at].open()), seed ^ (at as u64 + 1));
+            let seed = seed ^ (at as u64 + 1);
+            let disk = Flaw::disk(flaw, Arc::new(self.disks[at].open()), seed);
+            let storage = FaultyStorage::new(disk, seed);
             faults.0.apply(&storage);
             Arc::new(storage)
         };
@@ -114,7 +124,7 @@ impl Peer {
         let library = Library::open(index, store, LibrarySettings::default()).await;
         let library = library.map_err(|error| error.to_string())?;
         let ended = CancellationToken::new();
-        let transport = FaultTransport::new(network.transport(), seed, faults.1);
+        let transport = FaultTransport::new(Flaw::network(flaw, network.transport()), seed, faults.1);
         let line: Arc<dyn Transport> =
             Arc::new(Line::new(Arc::new(transport.clone()), &self.name, trace, ended.clone()));
         let dialer = Arc::new(Dialer::new(vec![line]));
@@ -123,7 +133,7 @@ impl Peer {
             Arc::clone(&library),
             Arc::clone(&dialer),
             no_limit(),
-            Some(self.key.peer_id()),
+            Some(self.id()),
             DownloadSettings::default(),
         );
         let seeder = Arc::new(Seeder::new(Arc::clone(&library), no_limit(), SeederSettings::default()));
@@ -268,11 +278,19 @@ impl Running {
         let whole = |id: &FileId| self.library.entry(id).is_some_and(|entry| entry.is_complete());
         let members = || {
             original.kind == FileKind::File
-                || original
-                    .files
-                    .iter()
-                    .all(|(_, content)| whole(&FileId::from_bytes(*blake3::hash(content).as_bytes())))
+                || original.files.iter().all(|(_, content)| whole(&file_id(content)))
         };
         whole(id) && members()
+    }
+
+    /// How many pieces it has of each of its files.
+    pub fn pieces(&self) -> BTreeMap<FileId, u32> {
+        let entries = self.library.entries().into_iter();
+        entries.filter(|entry| entry.have > 0).map(|entry| (entry.id, entry.have)).collect()
+    }
+
+    /// Whether it tells trackers that it has all of a file.
+    pub fn offers_whole(&self, id: &FileId) -> bool {
+        self.library.entry(id).is_some_and(|entry| entry.is_complete() && entry.name.is_some())
     }
 }

@@ -9,7 +9,7 @@ use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::protocol::server;
 use enjambre_core::storage::Storage;
 use enjambre_core::storage::fault::FaultyStorage;
-use enjambre_core::storage::memory::{Disk, Memory};
+use enjambre_core::storage::memory::Disk;
 use enjambre_core::tracker::service::TrackerService;
 use enjambre_core::tracker::settings::TrackerSettings;
 use enjambre_core::transport::Listener;
@@ -19,33 +19,35 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::faults::{DiskFaults, cut_off};
+use super::flaw::Flaw;
 
 /// A database server: several trackers may work on it, and it outlives them.
 #[derive(Debug)]
 pub struct Database {
     /// What survives.
     pub disk: Disk,
-    open: Arc<Memory>,
+    open: Arc<dyn Storage>,
+    flaw: Option<Flaw>,
 }
 
 impl Database {
-    /// An empty one.
-    pub fn new() -> Self {
+    /// An empty one, perhaps on a disk that is broken.
+    pub fn new(flaw: Option<Flaw>) -> Self {
         let disk = Disk::new();
-        let open = Arc::new(disk.open());
-        Self { disk, open }
+        let open = Flaw::disk(flaw, Arc::new(disk.open()), 0);
+        Self { disk, open, flaw }
+    }
+
+    /// What is in it.
+    pub async fn catalogue(&self, now: u64) -> Result<Catalogue, String> {
+        let rules = TrackerSettings::default().rules();
+        Catalogue::open(Arc::clone(&self.open), rules, now).await.map_err(|error| error.to_string())
     }
 
     /// Loses what was not synced but for so many commits. Its trackers have to be started anew.
     pub fn power_cut(&mut self, keeping: usize) {
         self.disk.power_cut_keeping(keeping);
-        self.open = Arc::new(self.disk.open());
-    }
-}
-
-impl Default for Database {
-    fn default() -> Self {
-        Self::new()
+        self.open = Flaw::disk(self.flaw, Arc::new(self.disk.open()), 0);
     }
 }
 

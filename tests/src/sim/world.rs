@@ -1,30 +1,22 @@
 //! Trackers, peers and people who use them, and a generator that decides what happens next.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use enjambre_core::clock::Clock;
-use enjambre_core::download::get::{Get, get};
-use enjambre_core::download::progress::Progress;
 use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::id::FileId;
-use enjambre_core::model::record::{FileRecord, Publication};
-use enjambre_core::publish::{PublishOptions, publish};
-use enjambre_core::tracker::error::TrackerError;
 use enjambre_core::transport::fault::Faults;
 use enjambre_core::transport::memory::MemoryNetwork;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt, SeedableRng};
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::clock::JumpingClock;
 use super::faults::{self, DiskFaults};
-use super::model::{Known, Model, Original};
-use super::peer::{Peer, Running};
+use super::flaw::Flaw;
+use super::model::Model;
+use super::peer::Peer;
 use super::trace::Trace;
 use super::tracker::{Database, Tracker};
 
@@ -52,13 +44,15 @@ pub struct World {
     pub peers: Vec<Peer>,
     /// What must be so.
     pub model: Arc<Mutex<Model>>,
-    folder: tempfile::TempDir,
-    published: u32,
+    /// Where what is published lies first.
+    pub(super) folder: tempfile::TempDir,
+    pub(super) published: u32,
+    flaw: Option<Flaw>,
 }
 
 impl World {
-    /// The world of a seed, with everybody down.
-    pub fn new(seed: u64, print: bool) -> Self {
+    /// The world of a seed, with everybody down, and perhaps with something in it that is broken.
+    pub fn new(seed: u64, flaw: Option<Flaw>, print: bool) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let databases = if random.random_bool(0.2) { 2 } else { 1 };
         let trackers = random.random_range(databases..=2);
@@ -68,12 +62,13 @@ impl World {
             trace: Trace::new(print),
             network: MemoryNetwork::new(),
             clock: Arc::new(JumpingClock::new()),
-            databases: (0..databases).map(|_| Database::new()).collect(),
+            databases: (0..databases).map(|_| Database::new(flaw)).collect(),
             trackers: (0..trackers).map(|number| Tracker::new(number, number % databases)).collect(),
             peers: (0..peers).map(|number| Peer::new(number, number < liars, random.random())).collect(),
             model: Arc::default(),
             folder: tempfile::tempdir().expect("a folder can be made"),
             published: 0,
+            flaw,
             random,
         }
     }
@@ -99,6 +94,20 @@ impl World {
             if let Some(failure) = self.model.lock().failures.first() {
                 return Err(failure.clone());
             }
+            (0..self.peers.len()).try_for_each(|at| self.has_what_is_complete(at))?;
+        }
+        Ok(())
+    }
+
+    /// A peer that runs has everything that it was told to have in whole.
+    fn has_what_is_complete(&self, at: usize) -> Result<(), String> {
+        let Some(running) = self.peers[at].running() else { return Ok(()) };
+        let model = self.model.lock();
+        for id in model.complete_at(at) {
+            let original = &model.known[&id].original;
+            if !running.has_whole(&id, original) {
+                return Err(format!("{} had all of {} and lost it", self.peers[at].name, original.name));
+            }
         }
         Ok(())
     }
@@ -116,7 +125,7 @@ impl World {
             58..62 => self.power_cut_peer(peer).await?,
             62..65 => self.stop_peer(peer).await?,
             65..71 => self.restart_tracker(tracker).await,
-            71..75 => self.power_cut_database(tracker).await,
+            71..75 => self.power_cut_database(tracker).await?,
             75..80 => self.change_weather(peer),
             80..87 => self.change_disk(peer),
             87..91 => {
@@ -158,7 +167,7 @@ impl World {
         self.start_tracker(at, faults).await;
     }
 
-    async fn power_cut_database(&mut self, tracker: usize) {
+    async fn power_cut_database(&mut self, tracker: usize) -> Result<(), String> {
         let database = self.trackers[tracker].database;
         for at in 0..self.trackers.len() {
             if self.trackers[at].database == database {
@@ -168,11 +177,32 @@ impl World {
         let keeping = self.random.random_range(0..=self.databases[database].disk.unsynced());
         self.note(&format!("power cut of database {database}, keeping {keeping}"));
         self.databases[database].power_cut(keeping);
+        self.publications_are_stored(database).await?;
         for at in 0..self.trackers.len() {
             if self.trackers[at].database == database {
                 self.start_tracker(at, DiskFaults::None).await;
             }
         }
+        Ok(())
+    }
+
+    /// A database has every publication that its catalogue acknowledged, before any peer can have told it again.
+    async fn publications_are_stored(&self, database: usize) -> Result<(), String> {
+        let now = self.clock.now_ms();
+        let catalogue = self.databases[database].catalogue(now).await?;
+        let known = self.model.lock().known.clone();
+        for (id, known) in known {
+            for (name, by) in known.acknowledged {
+                if by != catalogue.id() && self.databases.len() > 1 {
+                    continue;
+                }
+                match catalogue.find(&name, now).await {
+                    Ok(file) if file.id == id => {}
+                    other => return Err(format!("{name} was acknowledged, and its catalogue has {other:?}")),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Starts a peer and looks whether it still has what it had. With faults it may stay down.
@@ -185,22 +215,16 @@ impl World {
         let trackers: Vec<Endpoint> = self.trackers.iter().map(|tracker| tracker.endpoint.clone()).collect();
         let seed = self.random.next_u64();
         let peer = &mut self.peers[at];
-        let started = peer.start(&self.network, &trackers, &self.trace, (disk, network), seed).await;
+        let started =
+            peer.start(&self.network, &trackers, &self.trace, (disk, network), self.flaw, seed).await;
         self.trace.note(&peer.name, format_args!("start {disk:?} {started:?}"));
         let Some(running) = peer.running() else {
             return if disk == DiskFaults::None { started } else { Ok(()) };
         };
-        if disk != DiskFaults::None {
-            return Ok(());
+        if let Some(lost) = self.model.lock().lost(at, &running.pieces()) {
+            return Err(format!("{} had more: {lost}", peer.name));
         }
-        let complete = self.model.lock().complete_at(at);
-        for id in complete {
-            let known = self.model.lock().known[&id].clone();
-            if !running.has_whole(&id, &known.original) {
-                return Err(format!("{} had all of {} and lost it", peer.name, known.original.name));
-            }
-        }
-        Ok(())
+        self.has_what_is_complete(at)
     }
 
     async fn crash_peer(&mut self, at: usize) -> Result<(), String> {
@@ -234,132 +258,22 @@ impl World {
     }
 
     async fn kill_peer(&mut self, at: usize) {
+        if let Some(running) = self.peers[at].running() {
+            self.model.lock().ends(at, &running.pieces());
+        }
         self.peers[at].kill().await;
-        self.model.lock().getting.retain(|(peer, _)| *peer != at);
+        let mut model = self.model.lock();
+        model.getting.retain(|(peer, _)| *peer != at);
+        model.publishing.retain(|(peer, _)| *peer != at);
     }
 
     async fn stop_peer(&mut self, at: usize) -> Result<(), String> {
         let peer = &mut self.peers[at];
+        let Some(running) = peer.running() else { return Ok(()) };
         self.trace.note(&peer.name, format_args!("stop"));
+        self.model.lock().ends(at, &running.pieces());
         timeout(PATIENCE, peer.stop()).await.map_err(|_| format!("{} did not stop", peer.name))?;
         if self.random.random_bool(0.5) { Ok(()) } else { self.start_peer(at, false).await }
-    }
-
-    fn publish_something(&mut self, at: usize) {
-        let peer = &mut self.peers[at];
-        let Some(running) = peer.running().cloned().filter(|_| !peer.liar) else { return };
-        let original = Original::draw(format!("name-{}", self.published), &mut self.random);
-        self.published += 1;
-        let path = original.write(self.folder.path()).expect("a file can be written");
-        let (model, trace, name) = (Arc::clone(&self.model), self.trace.clone(), peer.name.clone());
-        trace.note(&name, format_args!("publish {} {:?}", original.name, original.kind));
-        peer.add_task(tokio::spawn(async move {
-            let options = PublishOptions { name: None, store: true };
-            let published = match publish(&running.library, &path, options, |_| ()).await {
-                Ok(published) => published,
-                Err(error) => return trace.note(&name, format_args!("not published: {error}")),
-            };
-            let id = published.id;
-            let Some(entry) = running.library.entry(&id) else {
-                return model.lock().fail(format!("{name} published {} and does not have it", original.name));
-            };
-            {
-                let mut model = model.lock();
-                let original = original.clone();
-                let known =
-                    Known { original, size: entry.size, publisher: at, acknowledged: BTreeSet::new() };
-                model.known.entry(id).or_insert(known);
-                model.completed(at, id, true);
-            }
-            let publication = Publication { name: published.name, id, size: entry.size, kind: entry.kind };
-            let told = running.presence.publish(&publication).await;
-            trace.note(&name, format_args!("published {} {id}: {}", original.name, told.is_ok()));
-            if told.is_ok()
-                && let Some(known) = model.lock().known.get_mut(&id)
-            {
-                known.acknowledged.insert(original.name);
-            }
-        }));
-    }
-
-    /// One of the files that somebody published.
-    fn some_file(&mut self) -> Option<(FileId, Known)> {
-        let model = self.model.lock();
-        let known: Vec<_> = model.known.iter().collect();
-        known.choose(&mut self.random).map(|(id, known)| (**id, (*known).clone()))
-    }
-
-    fn get_something(&mut self, at: usize) {
-        let Some((id, known)) = self.some_file() else { return };
-        let durable = self.random.random_bool(0.5);
-        self.get(at, id, known, durable);
-    }
-
-    /// Has a peer get something, unless it does already.
-    pub fn get(&mut self, at: usize, id: FileId, known: Known, durable: bool) {
-        let peer = &mut self.peers[at];
-        let Some(running) = peer.running().cloned() else { return };
-        if !self.model.lock().getting.insert((at, id)) {
-            return;
-        }
-        let (model, trace, name) = (Arc::clone(&self.model), self.trace.clone(), peer.name.clone());
-        trace.note(&name, format_args!("get {} {id}", known.original.name));
-        peer.add_task(tokio::spawn(async move {
-            let got = deliver(&running, id, &known, durable).await;
-            trace.note(&name, format_args!("got {} {got:?}", known.original.name));
-            let mut model = model.lock();
-            model.getting.remove(&(at, id));
-            match got {
-                Ok(Ok(())) => {
-                    model.delivered += 1;
-                    model.completed(at, id, durable);
-                }
-                Ok(Err(_)) => {}
-                Err(failure) => model.fail(format!("{name}: {failure}")),
-            }
-        }));
-    }
-
-    async fn remove_something(&mut self, at: usize) {
-        let Some(running) = self.peers[at].running().cloned() else { return };
-        let Some((id, _)) = self.some_file() else { return };
-        if self.model.lock().getting.contains(&(at, id)) {
-            return;
-        }
-        self.model.lock().complete.remove(&(at, id));
-        let removed = running.library.remove(&id).await;
-        self.trace.note(&self.peers[at].name, format_args!("remove {id}: {removed:?}"));
-    }
-
-    fn find_something(&mut self, at: usize) {
-        let Some(running) = self.peers[at].running().cloned() else { return };
-        let Some((id, known)) = self.some_file() else { return };
-        let acknowledged: Vec<_> = known.acknowledged.iter().cloned().collect();
-        let Some(name) = acknowledged.choose(&mut self.random).cloned() else { return };
-        let (model, one) = (Arc::clone(&self.model), self.databases.len() == 1);
-        self.peers[at].add_task(tokio::spawn(async move {
-            let found = running.trackers.find(&name).await;
-            if let Err(failure) = is_found(id, &name, found, one) {
-                model.lock().fail(failure);
-            }
-        }));
-    }
-
-    fn checkpoint(&mut self, at: usize) {
-        let peer = &mut self.peers[at];
-        let Some(running) = peer.running().cloned() else { return };
-        let (model, trace, name) = (Arc::clone(&self.model), self.trace.clone(), peer.name.clone());
-        peer.add_task(tokio::spawn(async move {
-            let before = model.lock().complete_at(at);
-            let done = running.library.checkpoint_all().await;
-            trace.note(&name, format_args!("checkpoint {}", done.is_ok()));
-            if done.is_ok() {
-                let mut model = model.lock();
-                let durable =
-                    model.complete.iter_mut().filter(|((peer, id), _)| *peer == at && before.contains(id));
-                durable.for_each(|(_, durable)| *durable = true);
-            }
-        }));
     }
 
     fn change_weather(&mut self, at: usize) {
@@ -396,39 +310,5 @@ impl World {
                 self.peers[at].set_reach(&endpoint, heal);
             }
         }
-    }
-}
-
-/// Gets something as the command line does, and compares it. The inner error is a reason not to have got it, the outer
-/// one is something that must not happen.
-pub async fn deliver(
-    running: &Arc<Running>,
-    id: FileId,
-    known: &Known,
-    durable: bool,
-) -> Result<Result<(), String>, String> {
-    let name = known.original.name.parse().ok();
-    let kind = known.original.kind;
-    let what = Get { id, name, kind, size: known.size, output: None, force: false, durable };
-    let progress = watch::Sender::new(Progress::default());
-    if let Err(error) = get(&running.downloader, &what, running.providers.clone(), &progress).await {
-        return Ok(Err(error.to_string()));
-    }
-    running.compare(id, &known.original).await?;
-    Ok(Ok(()))
-}
-
-/// Whether the answer to a question for an acknowledged name is a possible one.
-pub fn is_found(
-    id: FileId,
-    name: &str,
-    found: Result<FileRecord, TrackerError>,
-    one: bool,
-) -> Result<(), String> {
-    match found {
-        Ok(file) if file.id == id => Ok(()),
-        Ok(file) => Err(format!("{name} is {} instead of {id}", file.id)),
-        Err(TrackerError::NotFound { .. }) if one => Err(format!("{name} was acknowledged and is not found")),
-        Err(_) => Ok(()),
     }
 }
