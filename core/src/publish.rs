@@ -608,7 +608,10 @@ async fn add(
         let kind = FileKind::Collection;
         new.push(NewPublished { manifest, kind, name: Some(name), member_of: None, linked: None, since_ms });
     }
-    shared.add_published(new, known).await?;
+    if let Err(error) = shared.add_published(new, known).await {
+        imports.discard().await;
+        return Err(error.into());
+    }
     Ok(())
 }
 

@@ -51,7 +51,7 @@ impl Outcome {
 /// Runs the worlds of many seeds, on as many threads as there are cores, and tells of each when it has ended.
 ///
 /// # Errors
-/// The seeds of those that do not end.
+/// The seeds of those that do not end, or end the thread that they run on.
 pub fn run_many(
     seeds: impl Iterator<Item = u64> + Send + 'static,
     flaw: Option<Flaw>,
@@ -83,7 +83,10 @@ pub fn run_many(
                 each(outcome);
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) if under_way.is_empty() => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(under_way.into_values().map(|(seed, _)| seed).collect());
+            }
         }
         let hang = under_way.values().filter(|(_, begun)| begun.elapsed() >= HANGS);
         let hang: Vec<u64> = hang.map(|(seed, _)| *seed).collect();
