@@ -608,10 +608,8 @@ async fn add(
         let kind = FileKind::Collection;
         new.push(NewPublished { manifest, kind, name: Some(name), member_of: None, linked: None, since_ms });
     }
-    if let Err(error) = shared.add_published(new, known).await {
-        imports.discard().await;
-        return Err(error.into());
-    }
+    // Where that fails, it may be there all the same; if not, what was copied in goes at the next start.
+    shared.add_published(new, known).await?;
     Ok(())
 }
 

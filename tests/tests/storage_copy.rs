@@ -18,6 +18,7 @@ use enjambre_core::tracker::client::TrackerClient;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_tests::binary;
 use enjambre_tests::content::{MIB, hash_of, read_tree, write_tree};
+use enjambre_tests::mount::Mount;
 use enjambre_tests::node::{Setup, World};
 use enjambre_tests::postgres::{Server, fresh_schema};
 use enjambre_tests::process::{Output, Process};
@@ -314,6 +315,31 @@ fn a_copy_that_is_interrupted_says_so_and_goes_on() {
     let done = copy(&folder, &["--verify", "--json"]).ok().json();
     assert!(is_past(&done[0], 16 * MIB), "{}", done[0]);
     assert_eq!(done.last().unwrap()["verified"], true);
+}
+
+#[test]
+fn a_copy_to_a_disk_without_room_says_so_and_goes_on_once_there_is_some() {
+    for backend in EMBEDDED {
+        let Some(disk) = Mount::in_memory("a copy to a disk without room", 320 * MIB) else { return };
+        let world = World::new(Setup { backend: EMBEDDED[0], ..Setup::default() });
+        let tracker = world.tracker("tracker");
+        let mut a = world.peer("a", &[&tracker]);
+        let (file, hash) = world.file("film.bin", 24 * MIB);
+        a.publish(&file, &["--store"]);
+        let folder = a.folder().to_owned();
+        let new = disk.path().join("new").display().to_string();
+        write_config(&folder, "from.toml", "peer", "data", &embedded(EMBEDDED[0]), "");
+        write_config(&folder, "to.toml", "peer", &new, &embedded(backend), "");
+        let ballast = disk.fill(24 * MIB);
+        let said = copy(&folder, &[]).expect_status(1).stderr;
+        assert!(said.contains("no room left on the disk") && said.contains("it goes on"), "{said}");
+        drop(ballast);
+        copy(&folder, &["--verify"]).ok();
+        a.set(&format!("storage.backend=\"{backend}\""));
+        a.set(&format!("peer.data_dir={new:?}"));
+        a.get_to("film.bin", &world.path("got.bin"));
+        assert_eq!(hash_of(&world.path("got.bin")), hash);
+    }
 }
 
 /// Starts a copy and kills it once a part of the content is noted to be there.

@@ -44,7 +44,7 @@ pub enum ConfigError {
         nearest: String,
     },
     /// A key has a value that it cannot have.
-    #[error("`{key}` = {value} (from {origin}): {problem}")]
+    #[error("`{key}` = {} (from {origin}): {}", in_a_line(.value), in_a_line(.problem))]
     Value {
         /// The key with its section.
         key: String,
@@ -55,4 +55,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+/// A text of several lines is a value, too, and a message has one.
+fn in_a_line(text: &str) -> String {
+    text.replace('\n', "\\n")
 }
