@@ -269,14 +269,7 @@ impl Load {
             next_new: AtomicUsize::new(0),
         };
         let load = Arc::new(load);
-        let next = AtomicUsize::new(0);
-        load.in_parallel(usize::MAX, next, |load, at, connection| async move {
-            match load.peers.get(at) {
-                Some(peer) => hello(&*connection, peer, at).await.map(|()| true),
-                None => Ok(false),
-            }
-        })
-        .await?;
+        load.greet().await?;
         let next = AtomicUsize::new(0);
         load.in_parallel(usize::MAX, next, |load, at, connection| async move {
             let Some(id) = load.ids.get(at) else { return Ok(false) };
@@ -289,7 +282,20 @@ impl Load {
             }
         })
         .await?;
+        // That may have taken longer than a lease, where publications wait for a busy server.
+        load.greet().await?;
         Arc::try_unwrap(load).map_err(|_| anyhow::anyhow!("a task is left"))
+    }
+
+    /// Begins the sessions of all peers.
+    async fn greet(self: &Arc<Self>) -> Result<()> {
+        self.in_parallel(usize::MAX, AtomicUsize::new(0), |load, at, connection| async move {
+            match load.peers.get(at) {
+                Some(peer) => hello(&*connection, peer, at).await.map(|()| true),
+                None => Ok(false),
+            }
+        })
+        .await
     }
 
     /// Runs `work` with the numbers from `next` on, on all connections at once, until it says that there is no more.
