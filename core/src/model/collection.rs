@@ -48,11 +48,6 @@ impl MemberPath {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// The paths of the directories it lies in, the outermost first: `a` and `a/b` for `a/b/c`.
-    pub fn directories(&self) -> impl Iterator<Item = &str> {
-        self.0.match_indices('/').map(|(at, _)| &self.0[..at])
-    }
 }
 
 impl FromStr for MemberPath {
@@ -259,14 +254,12 @@ impl Collection {
             if member.size > MAX_FILE_SIZE {
                 return Err(CollectionError::FileTooLarge { path: member.path.clone(), size: member.size });
             }
-            for directory in member.path.directories() {
-                let found = self.members.binary_search_by(|other| other.path.as_str().cmp(directory));
-                if let Ok(at) = found {
-                    return Err(CollectionError::FileAndDirectory { path: self.members[at].path.clone() });
-                }
-            }
         }
-        Ok(())
+        let paths = self.members.iter().map(|member| &member.path);
+        match file_and_directory(paths, |path, longer| longer.starts_with(path)) {
+            Some(path) => Err(CollectionError::FileAndDirectory { path: path.clone() }),
+            None => Ok(()),
+        }
     }
 
     fn encoded_len(&self) -> usize {
@@ -279,6 +272,34 @@ impl Collection {
             + head_len(self.members.len() as u64)
             + members.sum::<usize>()
     }
+}
+
+/// A path that is also a directory of another one. The paths are sorted; `begins` says whether the second text begins with the
+/// first.
+///
+/// Each text is compared a constant number of times. A path that begins another sorts before it, and everything between
+/// the two begins with it as well: so those that begin the current one are nested, and it is enough to keep the ones in
+/// whose reach it is. And only the longest of them has to be looked at, because the others were when that was the current one.
+fn file_and_directory<'a>(
+    paths: impl Iterator<Item = &'a MemberPath>,
+    mut begins: impl FnMut(&str, &str) -> bool,
+) -> Option<&'a MemberPath> {
+    let mut around: Vec<&MemberPath> = Vec::new();
+    for path in paths {
+        while let Some(longest) = around.last() {
+            if begins(longest.as_str(), path.as_str()) {
+                break;
+            }
+            around.pop();
+        }
+        if let Some(longest) = around.last()
+            && path.as_str().as_bytes().get(longest.as_str().len()) == Some(&b'/')
+        {
+            return Some(longest);
+        }
+        around.push(path);
+    }
+    None
 }
 
 const FALSE: u8 = 0xf4;

@@ -66,6 +66,32 @@ fn duplicates_and_files_that_are_directories_are_refused() {
     assert!(matches!(huge, Err(CollectionError::FileTooLarge { .. })));
 }
 
+/// What is found by looking every directory of every path up.
+fn file_and_directory_by_search(paths: &[MemberPath]) -> bool {
+    let is_file = |directory: &str| paths.iter().any(|path| path.as_str() == directory);
+    paths.iter().map(MemberPath::as_str).any(|path| path.match_indices('/').any(|(at, _)| is_file(&path[..at])))
+}
+
+#[test]
+fn the_check_reads_every_path_a_few_times_however_deep_and_alike_they_are() {
+    let deep = "a/".repeat(1990);
+    let alike = (0..200).map(|number| format!("{deep}{number:03}"));
+    // Each begins the next one.
+    let nested = (1..200).map(|length| format!("x{}", "y".repeat(length)));
+    for paths in [alike.collect::<Vec<_>>(), nested.collect()] {
+        let paths: Vec<MemberPath> = paths.iter().map(|path| path.parse().unwrap()).collect();
+        let (mut compared, mut times) = (0, 0);
+        let found = file_and_directory(paths.iter(), |path, longer| {
+            compared += path.len();
+            times += 1;
+            longer.starts_with(path)
+        });
+        assert_eq!(found, None);
+        let bytes: usize = paths.iter().map(|path| path.as_str().len()).sum();
+        assert!(compared <= 2 * bytes && times <= 2 * paths.len(), "{compared} of {bytes}, {times} times");
+    }
+}
+
 #[test]
 fn a_collision_of_cases_is_found() {
     let collection = Collection::new(vec![member("Read", 1), member("read", 1)]).unwrap();
@@ -132,6 +158,19 @@ fn a_claimed_count_allocates_nothing() {
 }
 
 proptest! {
+    #[test]
+    fn a_file_that_is_a_directory_is_found_wherever_it_sorts(
+        paths in prop::collection::btree_set("[ab.-](/?[ab.-]){0,5}", 0..12)
+    ) {
+        let paths: Vec<MemberPath> = paths.iter().filter_map(|path| path.parse().ok()).collect();
+        let found = file_and_directory(paths.iter(), |path, longer| longer.starts_with(path));
+        prop_assert_eq!(found.is_some(), file_and_directory_by_search(&paths));
+        if let Some(path) = found {
+            let inside = format!("{path}/");
+            prop_assert!(paths.iter().any(|other| other.as_str().starts_with(&inside)));
+        }
+    }
+
     #[test]
     fn a_collection_is_read_back_and_has_one_encoding(
         paths in prop::collection::btree_map("[a-c]{1,3}(/[a-c\u{e9}]{1,30}){0,3}", 0u64..MAX_FILE_SIZE, 0..20)
