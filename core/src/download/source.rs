@@ -59,7 +59,8 @@ pub enum Fault {
 
 /// How long to leave a busy provider alone when it does not say.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
-/// The longest pause that a provider may ask for.
+/// The shortest and the longest pause that a provider may ask for.
+const MIN_BUSY_PAUSE: Duration = Duration::from_millis(50);
 const MAX_BUSY_PAUSE: Duration = Duration::from_secs(30);
 /// How long an endpoint of a provider has for itself before the next one is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(300);
@@ -82,7 +83,7 @@ impl Fault {
                 retry_after: error
                     .retry_after_ms
                     .map_or(BUSY_PAUSE, Duration::from_millis)
-                    .min(MAX_BUSY_PAUSE),
+                    .clamp(MIN_BUSY_PAUSE, MAX_BUSY_PAUSE),
             },
             ErrorCode::NotFound => Self::NotHere,
             _ => Self::Refused(error.to_string()),

@@ -44,6 +44,7 @@ use crate::transport::memory::MemoryNetwork;
 use crate::transport::{Listener, PeerInfo, ReplySink};
 
 mod ends;
+mod hold;
 mod swarm;
 
 /// What a peer does to the pieces that it sends.
@@ -56,6 +57,8 @@ enum Manner {
     Inflates,
     /// Is always busy with pieces.
     Busy,
+    /// The same, and wants to be asked again at once.
+    BusyAtOnce,
     /// Is busy with the first pieces.
     BusyAtFirst,
     /// Never answers a request for a piece.
@@ -122,6 +125,11 @@ impl Handler for Odd {
             match self.manner {
                 Manner::Busy if index + 1 < self.pieces => {
                     return Err(ErrorReply::new(crate::protocol::error::ErrorCode::Busy, "busy"));
+                }
+                Manner::BusyAtOnce if index + 1 < self.pieces => {
+                    self.refused.fetch_add(1, Relaxed);
+                    let busy = ErrorReply::new(crate::protocol::error::ErrorCode::Busy, "busy");
+                    return Err(busy.retry_after(Duration::ZERO));
                 }
                 Manner::BusyAtFirst
                     if index + 1 < self.pieces && self.refused.fetch_add(1, Relaxed) < BUSY_AT_FIRST =>

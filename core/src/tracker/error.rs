@@ -6,6 +6,7 @@ use crate::model::endpoint::Endpoint;
 use crate::model::record::FileRecord;
 use crate::protocol::client::CallError;
 use crate::protocol::error::{ErrorCode, ErrorReply};
+use crate::readable::with_causes;
 
 /// A tracker that could not be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,17 +92,7 @@ impl TrackerError {
 impl Unreached {
     /// A call that failed, with all that is beneath the error.
     pub fn new(endpoint: &Endpoint, error: &dyn std::error::Error) -> Self {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            // A transparent error has the text of its source.
-            if !reason.ends_with(&cause_text) {
-                reason = format!("{reason}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        Self { endpoint: endpoint.clone(), reason }
+        Self { endpoint: endpoint.clone(), reason: with_causes(error) }
     }
 }
 

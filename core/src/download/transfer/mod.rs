@@ -75,6 +75,8 @@ struct Active {
     have_asked: Instant,
     /// No piece is asked of it before this time.
     busy_until: Option<Instant>,
+    /// How often in a row it was busy.
+    busy: u32,
     /// When its last piece came.
     delivered: Instant,
     /// How many pieces in a row it did not send, because it gave them to somebody else.
@@ -342,7 +344,12 @@ impl Transfer<'_> {
     fn out_of_patience(&mut self) -> Option<DownloadError> {
         let now = Instant::now();
         let stalled = self.stalled(now);
-        let owed = self.calls.keys().any(|(provider, _)| !stalled.contains(provider));
+        // Who is always busy may go on with that for ever.
+        let sends = |provider| match self.known.get(provider).map(|known| &known.state) {
+            Some(State::Active(active)) => active.busy == 0 && !stalled.contains(provider),
+            _ => false,
+        };
+        let owed = self.calls.keys().any(|(provider, _)| sends(provider));
         let at_work = owed || self.keeping > 0 || !self.to_keep.is_empty();
         // Without room it is the other transfers that hold it up, not the lack of a provider.
         let busy = at_work || self.waiting_for_room;

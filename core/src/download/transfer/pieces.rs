@@ -184,6 +184,7 @@ impl Transfer<'_> {
                 self.hopeful = Instant::now();
                 if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
                     active.refusals = 0;
+                    active.busy = 0;
                     active.delivered = Instant::now();
                 }
                 self.to_keep.push(Arrived { from: key, piece, content, _permit: permit });

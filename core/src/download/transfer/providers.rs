@@ -42,6 +42,9 @@ const PROBATION: Duration = Duration::from_secs(5);
 /// The first and the longest pause after a provider was away.
 const FIRST_REST: Duration = Duration::from_millis(500);
 const LONGEST_REST: Duration = Duration::from_secs(30);
+/// The pause after a provider was busy, where it does not ask for a longer one: twice as long each time in a row.
+const FIRST_BUSY: Duration = Duration::from_millis(50);
+const LONGEST_BUSY: Duration = Duration::from_millis(500);
 /// Providers that are asked at once to prove the file's size and hashes.
 const PROVERS: usize = 3;
 /// Where few providers are enough, there is one more of them after each of these.
@@ -250,6 +253,7 @@ impl Transfer<'_> {
             have_again: None,
             have_asked: now,
             busy_until: None,
+            busy: 0,
             delivered: now,
             refusals: 0,
         });
@@ -332,7 +336,12 @@ impl Transfer<'_> {
         let now = Instant::now();
         tracing::debug!(peer = %known.peer.short(), %fault, "a provider failed");
         if let (Fault::Busy { retry_after }, State::Active(active)) = (&fault, &mut known.state) {
-            active.busy_until = Some(now + *retry_after);
+            // All that was asked of it at once is refused at once, and counts as one refusal.
+            if active.busy_until.is_none_or(|until| now >= until) {
+                let again = FIRST_BUSY.saturating_mul(1 << active.busy.min(16)).min(LONGEST_BUSY);
+                active.busy += 1;
+                active.busy_until = Some(now + again.max(*retry_after));
+            }
             if let Some(open) = &mut self.open {
                 open.schedule.busy(key);
             }
