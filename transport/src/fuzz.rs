@@ -5,18 +5,24 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use enjambre_fuzz::Target;
+use enjambre_fuzz::form::Form;
+use enjambre_fuzz::items::Layout;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::guard::ending::HangUp;
 use crate::{guard, tcp};
 
+/// The lengths of a header and a payload, and both, again and again.
+const FRAMES: Layout = Layout { before: 0, lengths: &[4, 4], rest: false };
+
 /// All targets.
-const TARGETS: &[enjambre_fuzz::Target] = &[
-    ("zmtp-greeting", guard::fuzz::greeting),
-    ("zmtp-requests", guard::fuzz::requests),
-    ("zmtp-replies", guard::fuzz::replies),
-    ("tcp-preface", tcp::fuzz::preface),
-    ("tcp-frames", tcp::fuzz::frames),
+const TARGETS: &[Target] = &[
+    Target::new("zmtp-greeting", Form::Zmtp(64), guard::fuzz::greeting),
+    Target::new("zmtp-requests", Form::Zmtp(0), guard::fuzz::requests),
+    Target::new("zmtp-replies", Form::Zmtp(0), guard::fuzz::replies),
+    Target::new("tcp-preface", Form::Bytes, tcp::fuzz::preface),
+    Target::new("tcp-frames", Form::Items(FRAMES), tcp::fuzz::frames),
 ];
 
 /// A remote that says this, so many bytes at a time, and then ends; what is said to it is kept.
