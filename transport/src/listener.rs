@@ -151,6 +151,7 @@ impl<W: Wire> Server<W> {
         let reason = tokio::select! {
             biased;
             () = self.kill.cancelled() => CutOff::Local,
+            () = ticket.lost() => CutOff::TooMany("in all, and the most from this address"),
             ended = self.conduct(stream, address) => ended.err().unwrap_or(CutOff::Closed),
         };
         drop(ticket);

@@ -26,7 +26,7 @@ use enjambre_core::transport::budget::ReplyBudget;
 
 use crate::open_files;
 use crate::settings::{InvalidSetting, TransportSettings};
-use admission::Admission;
+use admission::{Admission, LEAVING};
 use cutoff::CutOffLog;
 
 /// What all listeners and connections share.
@@ -47,7 +47,9 @@ impl Guard {
     /// Fails where the settings make no sense.
     pub(crate) fn new(settings: TransportSettings) -> Result<Self, InvalidSetting> {
         settings.validate()?;
-        let connections = settings.connections.min(open_files::connections_allowed());
+        // Those that lost their places are still open for a moment.
+        let allowed = open_files::connections_allowed().saturating_sub(LEAVING).max(1);
+        let connections = settings.connections.min(allowed);
         Ok(Self {
             admission: Admission::new(connections, settings.connections_per_address),
             budget: ReplyBudget::new(settings.queued_in_all, settings.queued_per_connection),
