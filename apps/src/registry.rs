@@ -576,6 +576,7 @@ fn transport_settings(limits: &TransportLimits) -> TransportSettings {
         connections_per_address: limits.connections_per_address,
         handshake: limits.handshake.get(),
         idle: limits.idle.get(),
+        stalled: limits.stalled.get(),
         ..TransportSettings::default()
     }
 }

@@ -27,7 +27,8 @@ pub struct TransportSettings {
     /// The most bytes of replies that wait to be sent on all connections together.
     #[serde(with = "size")]
     pub queued_in_all: usize,
-    /// The most accepted connections in all. The limit on open files may lower it.
+    /// The most accepted connections in all. The limit on open files may lower it. Where all are taken, one more from an
+    /// address with few takes the place of one from the address with the most (for IPv6, from the /48 network).
     pub connections: usize,
     /// The most accepted connections from one address (for IPv6, from one /64 network).
     pub connections_per_address: usize,
@@ -37,7 +38,8 @@ pub struct TransportSettings {
     /// After how long a connection is closed over which nothing goes.
     #[serde(with = "time")]
     pub idle: Duration,
-    /// A connection is closed that takes less than 256 KiB of what waits for it in this time.
+    /// A connection is closed that takes less than 256 KiB of what waits for it in this time, or that has begun to send a
+    /// request and not come to its end.
     #[serde(with = "time")]
     pub stalled: Duration,
     /// The first pause after a failed attempt to connect; each further one is twice as long.

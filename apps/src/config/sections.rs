@@ -186,6 +186,8 @@ pub struct TransportLimits {
     pub handshake: Span,
     /// How long a connection may be silent.
     pub idle: Span,
+    /// How long a connection may take for 256 KiB of what waits for it, and for sending a whole request.
+    pub stalled: Span,
 }
 
 impl Default for TransportLimits {
@@ -200,6 +202,7 @@ impl Default for TransportLimits {
             connections_per_address: 64,
             handshake: Span::seconds(10),
             idle: Span::seconds(300),
+            stalled: Span::seconds(30),
         }
     }
 }

@@ -20,6 +20,8 @@ pub(crate) enum CutOff {
     Idle,
     #[error("it took nothing of what was sent to it for too long")]
     Stalled,
+    #[error("a request took too long to come in")]
+    Dawdling,
     #[error("the handshake took too long")]
     HandshakeTimeout,
     #[error("too many connections ({0})")]

@@ -8,6 +8,8 @@ use tokio::io::Interest;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 
+use super::gate::RequestGate;
+
 /// How often a connection is looked at over which urgent bytes came.
 #[cfg(target_os = "linux")]
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -25,7 +27,18 @@ pub(crate) async fn idle(activity: &Activity, limit: Duration, busy: impl Fn() -
     }
 }
 
-/// The same for the asking side: returns when no call can begin any more. That is well before the remote, which waits
+/// Returns when a request has been coming in for so long and is not whole: who sends a byte now and then is never quiet.
+pub(crate) async fn dawdling(gate: &RequestGate, limit: Duration) {
+    loop {
+        let left = limit.saturating_sub(gate.arriving_for().unwrap_or_default());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left).await;
+    }
+}
+
+/// The same as [`idle`] for the asking side: returns when no call can begin any more. That is well before the remote, which waits
 /// for `limit`, closes the connection, so that no request crosses its closing.
 pub(crate) async fn retire(activity: &Activity, limit: Duration, calls: &Calls) {
     loop {
@@ -118,6 +131,30 @@ mod tests {
         }
         assert_eq!(begin.elapsed(), 2 * HOUR + HOUR / 2);
         assert!(calls.begin(RequestId(2)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_has_as_long_as_it_may_take_whenever_it_begins() {
+        let gate = RequestGate::new(2, 1024);
+        let begin = tokio::time::Instant::now();
+        let traffic = async {
+            for pause in [HOUR / 2, HOUR / 3, HOUR / 4, HOUR / 5] {
+                tokio::time::sleep(pause).await;
+                gate.set_arriving(true);
+                tokio::time::sleep(HOUR / 2).await;
+                gate.set_arriving(true);
+                tokio::time::sleep(HOUR / 3).await;
+                gate.set_arriving(false);
+            }
+            gate.set_arriving(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = dawdling(&gate, HOUR) => {}
+            () = traffic => {}
+        }
+        assert_eq!(gate.arriving_for(), Some(HOUR));
+        assert!(begin.elapsed() > 4 * HOUR, "each of them began anew");
     }
 
     #[cfg(target_os = "linux")]

@@ -1,9 +1,11 @@
 //! How many requests of a connection are in flight, and how many bytes of them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 /// Bounds the requests of a connection that are in flight, and the bytes of them. What is taken here is given back
 /// with [`RequestGate::leave`], or by a [`Slot`], when the reply has left.
@@ -12,8 +14,8 @@ pub(crate) struct RequestGate {
     requests: Semaphore,
     bytes: Semaphore,
     allowed: usize,
-    /// The newest of them has not come in whole.
-    arriving: AtomicBool,
+    /// Since when the newest of them has been coming in, where it has not come in whole.
+    arriving: Mutex<Option<Instant>>,
 }
 
 impl RequestGate {
@@ -23,7 +25,7 @@ impl RequestGate {
             requests: Semaphore::new(in_flight),
             bytes: Semaphore::new(4 * header),
             allowed: in_flight,
-            arriving: AtomicBool::new(false),
+            arriving: Mutex::default(),
         }
     }
 
@@ -58,9 +60,15 @@ impl RequestGate {
         self.bytes.add_permits(bytes);
     }
 
-    /// A request has begun to come in, or has come in whole.
+    /// More of a request is to come in now; or it has come in whole, or waits for room.
     pub(crate) fn set_arriving(&self, arriving: bool) {
-        self.arriving.store(arriving, Ordering::Relaxed);
+        let mut since = self.arriving.lock();
+        *since = arriving.then(|| since.unwrap_or_else(Instant::now));
+    }
+
+    /// For how long a request has been coming in that is not whole.
+    pub(crate) fn arriving_for(&self) -> Option<Duration> {
+        self.arriving.lock().map(|since| since.elapsed())
     }
 
     /// How many requests are in flight.
@@ -70,7 +78,7 @@ impl RequestGate {
 
     /// Whether requests wait for their replies. One that was only begun keeps nobody busy but the remote.
     pub(crate) fn is_busy(&self) -> bool {
-        self.in_flight() > usize::from(self.arriving.load(Ordering::Relaxed))
+        self.in_flight() > usize::from(self.arriving.lock().is_some())
     }
 }
 

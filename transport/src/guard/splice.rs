@@ -147,6 +147,7 @@ where
                         inbound.passed(std::mem::take(&mut messages));
                         write(to, &bytes[run..at], stalled).await?;
                         run = at;
+                        gate.set_arriving(false);
                         tokio::select! {
                             biased;
                             () = from.hung_up() => return Err(CutOff::Closed),

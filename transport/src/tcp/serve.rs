@@ -61,6 +61,7 @@ pub(super) async fn serve(server: &Server<Tcp>, accepted: Accepted) -> Result<()
             ended = requests(server, &remote, from, &activity) => return ended,
             ended = &mut outbound => return ended,
             () = ending::idle(&activity, settings.idle, || remote.gate.is_busy()) => return Err(CutOff::Idle),
+            () = ending::dawdling(&remote.gate, settings.stalled) => return Err(CutOff::Dawdling),
             () = server.stop.cancelled() => {}
         }
         // Stopping: no more requests, and no replies but those that were given.

@@ -141,3 +141,40 @@ pub(super) async fn send_queued<W: AsyncWrite + Unpin, H>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, duplex};
+
+    const STALLED: Duration = Duration::from_secs(30);
+    const PIECE: usize = 4 << 20;
+
+    /// A piece to somebody who takes so much of it each second.
+    async fn taken_at(rate: usize) -> Result<(), CutOff> {
+        let (mut here, mut there) = duplex(64 * 1024);
+        let (to, mut queue) = mpsc::channel(1);
+        let message = Message { header: Bytes::new(), payload: vec![7; PIECE].into() };
+        to.try_send(Frame::new(message, ())).unwrap();
+        drop(to);
+        let (traffic, close) = (Activity::default(), CancellationToken::new());
+        let taking = async {
+            let mut part = vec![0; rate];
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                there.read_exact(&mut part).await.unwrap();
+            }
+        };
+        tokio::select! {
+            sent = send_queued(&mut queue, &mut here, &traffic, STALLED, &close) => sent,
+            () = taking => Ok(()),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_a_thin_line_is_sent_a_piece_and_who_takes_next_to_nothing_is_not() {
+        let readers = (0..40).map(|_| taken_at(40 * 1024));
+        assert!(futures::future::join_all(readers).await.iter().all(Result::is_ok));
+        assert!(matches!(taken_at(4 * 1024).await, Err(CutOff::Stalled)));
+    }
+}

@@ -95,6 +95,7 @@ async fn carry(
                 ended = inbound => return ended,
                 ended = &mut outbound => return ended,
                 () = ending::idle(&activity, settings.idle, busy) => return Err(CutOff::Idle),
+                () = ending::dawdling(&remote.gate, settings.stalled) => return Err(CutOff::Dawdling),
                 () = remote.outlet.failed.cancelled() => return Err(CutOff::Local),
                 () = server.stop.cancelled() => {}
             }
