@@ -1,12 +1,14 @@
 //! Answers other peers: piece hashes, bitmaps, pieces and small files of what the library has.
 //!
 //! Fair among connections: each has a few pieces in preparation at a time, and the connections take turns at the
-//! upload limit. Bounded in memory: a reply's bytes are reserved at the transport before the piece is read. Who
-//! asks while all slots are taken is told `busy` and when to come back.
+//! upload limit; connections from one address take at most half of the slots that others leave. Bounded in memory: a
+//! reply's bytes are reserved at the transport before the piece is read. Who asks while there is no slot for it is told
+//! `busy` and when to come back.
 
 mod small;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -30,12 +32,13 @@ use crate::protocol::message::{MAX_CANCEL, PeerStatus, Reply, Request};
 use crate::protocol::server::Handler;
 use crate::rate::RateLimit;
 use crate::transport::envelope::RequestId;
-use crate::transport::{ConnectionId, PeerInfo, ReplySink};
+use crate::transport::{ConnectionId, PeerInfo, ReplySink, network_of};
 
 /// How much a seeder serves at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeederSettings {
-    /// Connections that may have piece requests waiting or under way; further ones are told `busy`.
+    /// Connections that may have piece requests waiting or under way; further ones are told `busy`, and those from an
+    /// address that has half of what others leave.
     pub slots: usize,
     /// Pieces in preparation for one connection.
     pub per_connection: usize,
@@ -53,6 +56,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// One connection that has piece requests here.
 #[derive(Debug)]
 struct Turn {
+    /// Where it comes from.
+    from: Option<IpAddr>,
     /// Pieces in preparation.
     permits: Arc<Semaphore>,
     /// Requests that wait or are served, so that they can be cancelled.
@@ -133,12 +138,15 @@ impl Seeder {
             .ok_or_else(|| ErrorReply::new(ErrorCode::NotFound, format!("the file {id} is not offered here")))
     }
 
-    fn take_place(&self, connection: ConnectionId, id: RequestId) -> Result<Place<'_>, ErrorReply> {
+    fn take_place(&self, peer: &PeerInfo, id: RequestId) -> Result<Place<'_>, ErrorReply> {
+        let connection = peer.connection;
+        let from = peer.address.map(network_of);
         let mut turns = self.turns.lock();
-        if !turns.contains_key(&connection) && turns.len() >= self.settings.slots {
+        if !turns.contains_key(&connection) && !self.has_slot(&turns, from) {
             return Err(ErrorReply::new(ErrorCode::Busy, "all slots are taken").retry_after(RETRY_AFTER));
         }
         let turn = turns.entry(connection).or_insert_with(|| Turn {
+            from,
             permits: Arc::new(Semaphore::new(self.settings.per_connection.max(1))),
             requests: HashMap::new(),
         });
@@ -148,6 +156,17 @@ impl Seeder {
         let cancelled = CancellationToken::new();
         turn.requests.insert(id, cancelled.clone());
         Ok(Place { seeder: self, connection, id, cancelled, permits: Arc::clone(&turn.permits) })
+    }
+
+    /// Whether there is a slot for one more connection from there.
+    fn has_slot(&self, turns: &HashMap<ConnectionId, Turn>, from: Option<IpAddr>) -> bool {
+        let free = self.settings.slots.saturating_sub(turns.len());
+        if free > self.settings.slots / 2 || from.is_none() {
+            return free > 0;
+        }
+        // However many connections somebody opens, others find a slot.
+        let taken = turns.values().filter(|turn| turn.from == from).count();
+        free > 0 && taken < (free + taken).div_ceil(2)
     }
 
     async fn manifest(
@@ -205,7 +224,7 @@ impl Seeder {
         sink: &mut dyn ReplySink,
     ) -> Result<(Reply, Bytes), ErrorReply> {
         let file = self.open(id).await?;
-        let place = self.take_place(peer.connection, request)?;
+        let place = self.take_place(peer, request)?;
         let work = async {
             let _permit: Option<OwnedSemaphorePermit> = Arc::clone(&place.permits).acquire_owned().await.ok();
             self.piece(&file, index, sparing, sink).await
@@ -283,3 +302,7 @@ impl Handler for Seeder {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "seeder/slots_tests.rs"]
+mod slots_tests;

@@ -74,7 +74,7 @@ impl<O: Outlet> Remote<O> {
             info: PeerInfo { connection, address: Some(address.ip().to_canonical()), identity },
             gate: Arc::new(RequestGate::new(settings.in_flight, settings.header)),
             limits: settings.message_limits(),
-            budget: guard.budget.connection(),
+            budget: guard.budget.connection(Some(address.ip())),
             closed: CancellationToken::new(),
             outlet,
         })

@@ -60,7 +60,10 @@ async fn send(reply: Box<dyn ReplySink>, peer: PeerInfo, message: Message) {
 
 async fn answer(handler: &dyn Handler, incoming: Incoming) {
     let Incoming { header, peer, mut reply } = incoming;
-    let (id, result) = match codec::decode_request(&header) {
+    let decoded = codec::decode_request(&header);
+    // The answer may wait for long, and it may be large.
+    drop(header);
+    let (id, result) = match decoded {
         Ok((id, request)) => (Some(id), handler.handle(id, request, &peer, &mut *reply).await),
         Err(refusal) => (refusal.id, Err(refusal.error)),
     };

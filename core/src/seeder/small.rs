@@ -28,7 +28,7 @@ impl Seeder {
             let message = format!("{} files in one request, more than {MAX_FILES}", ids.len());
             return Err(ErrorReply::new(ErrorCode::TooLarge, message));
         }
-        let place = self.take_place(peer.connection, request)?;
+        let place = self.take_place(peer, request)?;
         let work = async {
             let _permit: Option<OwnedSemaphorePermit> = Arc::clone(&place.permits).acquire_owned().await.ok();
             self.files(ids, sink).await

@@ -5,9 +5,11 @@
 //! I.371): enough for all peers behind a shared address to come back at once, and too few to take every place.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use parking_lot::Mutex;
+
+use crate::transport::network_of;
 
 /// How many addresses are remembered.
 const MAX_ADDRESSES: usize = 10_000;
@@ -31,7 +33,7 @@ impl Pace {
     /// Whether there would be one to take, and otherwise in how many milliseconds.
     pub(super) fn look(&self, address: Option<IpAddr>, now: u64) -> Result<(), u64> {
         let Some(address) = held_up(address) else { return Ok(()) };
-        match self.full_at.lock().get(&network(address)) {
+        match self.full_at.lock().get(&network_of(address)) {
             Some(full_at) => self.next(*full_at, now).1,
             None => Ok(()),
         }
@@ -51,7 +53,7 @@ impl Pace {
     pub(super) fn take(&self, address: Option<IpAddr>, now: u64) -> Result<(), u64> {
         let Some(address) = held_up(address) else { return Ok(()) };
         let mut full_at = self.full_at.lock();
-        let key = network(address);
+        let key = network_of(address);
         if !full_at.contains_key(&key) && full_at.len() >= MAX_ADDRESSES {
             full_at.retain(|_, full| *full > now);
             if full_at.len() >= MAX_ADDRESSES {
@@ -67,17 +69,6 @@ impl Pace {
 
 fn held_up(address: Option<IpAddr>) -> Option<IpAddr> {
     address.map(|address| address.to_canonical()).filter(|ip| !ip.is_loopback())
-}
-
-/// One customer usually has a whole /64 of IPv6.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(ip) => {
-            let prefix = u128::from(ip) >> 64 << 64;
-            IpAddr::V6(Ipv6Addr::from(prefix))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -157,7 +157,7 @@ impl Server {
             peer: PeerInfo { connection: ConnectionId::next(), address: None, identity: *identity },
             calls: Calls::new(),
             activity: activity.clone(),
-            budget: self.budget.connection(),
+            budget: self.budget.connection(None),
             in_flight: Arc::new(Semaphore::new(shared.limits.in_flight)),
             closed: CancellationToken::new(),
         });

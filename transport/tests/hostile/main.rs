@@ -14,6 +14,7 @@ mod zmq;
 mod zmtp;
 
 use std::collections::HashSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +27,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use scene::{LARGE, PATIENCE, Scene, call, closed, greeted, header, listen, short_handshake, soon, until};
+use scene::{
+    LARGE, PATIENCE, Scene, call, closed, greeted, greeted_from, header, listen, short_handshake, soon, until,
+};
 use spoken::{Side, Spoken, requests};
 
 /// Runs each attack over both transports, plain and encrypted.
@@ -59,7 +62,9 @@ attacks! {
     asks_for_much_and_never_reads
     asks_for_little_and_never_reads
     takes_a_byte_now_and_then
+    sends_a_request_a_byte_now_and_then
     many_who_never_read_leave_room_for_others
+    many_who_never_read_leave_room_for_who_comes_from_elsewhere
     a_full_connection_that_is_closed_is_noticed_at_once
     more_connections_than_allowed
     an_idle_connection_is_closed_and_one_in_use_is_not
@@ -209,17 +214,59 @@ async fn takes_a_byte_now_and_then<S: Spoken>() {
     scene.end().await;
 }
 
+async fn sends_a_request_a_byte_now_and_then<S: Spoken>() {
+    let scene = Scene::new::<S>(stalled_after(500), 0).await;
+    let mut stream = greeted::<S>(&scene.address).await;
+    stream.write_all(&S::begun_requests()[0]).await.unwrap();
+    // It would end after seconds at the earliest.
+    let dripping = async {
+        while scene.transport.connections() > 1 && stream.write_all(b"\0").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    soon("cutting off who does not come to an end", dripping).await;
+    closed(&mut stream).await;
+    scene.end().await;
+}
+
+/// Connections that ask for more than there is room for and read nothing.
+async fn greedy<S: Spoken>(scene: &Scene, from: Ipv4Addr) -> Vec<TcpStream> {
+    let mut greedy = Vec::new();
+    for _ in 0..10 {
+        let mut stream = greeted_from::<S>(from, &scene.address).await;
+        stream.write_all(&requests::<S>(0..64)).await.unwrap();
+        greedy.push(stream);
+    }
+    greedy
+}
+
 async fn many_who_never_read_leave_room_for_others<S: Spoken>() {
     let settings = stalled_after(1000);
     let limit = settings.queued_in_all;
     let scene = Scene::new::<S>(settings, 4 << 20).await;
-    let mut greedy = Vec::new();
-    for _ in 0..10 {
-        let mut stream = greeted::<S>(&scene.address).await;
-        stream.write_all(&requests::<S>(0..64)).await.unwrap();
-        greedy.push(stream);
-    }
+    let greedy = greedy::<S>(&scene, Ipv4Addr::LOCALHOST).await;
     // Small replies go to the bystander all the time. Who wants large ones waits until those are cut off at most.
+    let modest = scene.transport.connect(scene.listener.local_endpoint()).await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(soon("a reply", call(&*modest)).await.unwrap().payload.len(), 4 << 20);
+        assert!(scene.transport.queued_reply_bytes() <= limit);
+    }
+    drop(greedy);
+    drop(modest);
+    scene.end().await;
+}
+
+async fn many_who_never_read_leave_room_for_who_comes_from_elsewhere<S: Spoken>() {
+    // Other systems have one loopback address.
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    // Nobody is cut off meanwhile.
+    let settings = TransportSettings { stalled: 10 * PATIENCE, ..TransportSettings::default() };
+    let (limit, half) = (settings.queued_in_all, settings.queued_in_all / 2);
+    let scene = Scene::new::<S>(settings, 4 << 20).await;
+    let greedy = greedy::<S>(&scene, Ipv4Addr::new(127, 0, 0, 2)).await;
+    until("taking what they can", || scene.transport.queued_reply_bytes() > half / 2).await;
     let modest = scene.transport.connect(scene.listener.local_endpoint()).await.unwrap();
     for _ in 0..5 {
         assert_eq!(soon("a reply", call(&*modest)).await.unwrap().payload.len(), 4 << 20);

@@ -1,5 +1,6 @@
 //! A listener that answers, and a client that it keeps serving whatever others do.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -58,8 +59,13 @@ pub(crate) async fn listen(transport: &dyn GuardedTransport) -> (Arc<dyn Listene
 
 /// A client past the greeting.
 pub(crate) async fn greeted<S: Spoken>(address: &str) -> TcpStream {
+    greeted_from::<S>(Ipv4Addr::LOCALHOST, address).await
+}
+
+/// The same from another loopback address.
+pub(crate) async fn greeted_from<S: Spoken>(from: Ipv4Addr, address: &str) -> TcpStream {
     let greeting = async {
-        let mut stream = S::dial(address).await;
+        let mut stream = S::dial(from, address).await;
         stream.write_all(&S::greeting(Side::Client)).await.unwrap();
         S::take_greeting(&mut stream).await.unwrap();
         stream
@@ -77,7 +83,7 @@ fn answer(listener: Arc<dyn Listener>, size: usize) -> mpsc::UnboundedReceiver<S
         let mut first = None;
         while let Ok(mut incoming) = listener.accept().await {
             let connection = incoming.peer.connection;
-            assert_eq!(incoming.peer.address, Some("127.0.0.1".parse().unwrap()));
+            assert!(incoming.peer.address.is_some_and(|address| address.is_ipv4() && address.is_loopback()));
             let size = if *first.get_or_insert(connection) == connection { 0 } else { size };
             let report = report.clone();
             tokio::spawn(async move {
@@ -129,7 +135,7 @@ impl Scene {
 
     /// A client before the greeting.
     pub(crate) async fn connect<S: Spoken>(&self) -> TcpStream {
-        S::dial(&self.address).await
+        S::dial(Ipv4Addr::LOCALHOST, &self.address).await
     }
 
     /// The bystander was served all the time, and still is.

@@ -1,19 +1,29 @@
 //! What an attack has to know of a transport to speak it by hand.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Client,
     Server,
+}
+
+/// A stream from this loopback address.
+pub(crate) async fn connected(from: Ipv4Addr, address: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let stream = socket.connect(address.parse().unwrap()).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
 }
 
 /// A transport as it lies on the stream.
@@ -25,13 +35,9 @@ pub(crate) trait Spoken: Send + 'static {
         format!("{}://{address}", Self::transport(TransportSettings::default()).scheme()).parse().unwrap()
     }
 
-    /// A stream to whoever listens there, over which it can be spoken.
-    fn dial(address: &str) -> impl Future<Output = TcpStream> + Send {
-        async move {
-            let stream = TcpStream::connect(address).await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            stream
-        }
+    /// A stream from this loopback address to whoever listens there, over which it can be spoken.
+    fn dial(from: Ipv4Addr, address: &str) -> impl Future<Output = TcpStream> + Send {
+        connected(from, address)
     }
 
     /// The same of an accepted stream.
@@ -63,7 +69,7 @@ pub(crate) trait Spoken: Send + 'static {
     /// Requests that keep to the framing and mean nothing, and the id that can be read all the same.
     fn malformed_requests() -> Vec<(Vec<u8>, Option<u64>)>;
 
-    /// Requests that are not finished.
+    /// Requests that are not finished; the first lacks dozens of bytes.
     fn begun_requests() -> Vec<Vec<u8>>;
 
     /// Replies that break the framing or a limit, or that nobody asked for.

@@ -96,7 +96,7 @@ impl Spoken for Tcp {
     }
 
     fn begun_requests() -> Vec<Vec<u8>> {
-        vec![vec![0], lengths(100, 0), Self::request(1)[..20].to_vec(), lengths(0, 100)]
+        vec![lengths(100, 0), vec![0], Self::request(1)[..20].to_vec(), lengths(0, 100)]
     }
 
     fn broken_replies() -> Vec<Vec<u8>> {

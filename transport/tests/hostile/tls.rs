@@ -2,6 +2,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::spoken::{Side, Spoken};
+use crate::spoken::{Side, Spoken, connected};
 
 /// What stands before the secret of an Ed25519 key as PKCS #8 (RFC 8410).
 const PKCS8: [u8; 16] =
@@ -73,9 +74,8 @@ impl<S: Spoken> Spoken for Tls<S> {
         secure.parse::<Endpoint>().unwrap().with_id(Some(key().peer_id()))
     }
 
-    async fn dial(address: &str) -> TcpStream {
-        let stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
+    async fn dial(from: Ipv4Addr, address: &str) -> TcpStream {
+        let stream = connected(from, address).await;
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&TLS13])
             .unwrap()
