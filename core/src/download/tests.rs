@@ -59,6 +59,10 @@ enum Manner {
     Busy,
     /// The same, and wants to be asked again at once.
     BusyAtOnce,
+    /// Is always busy with whatever it is asked, and wants to be asked again at once.
+    BusyWithAll,
+    /// Is busy with pieces for long, wants to be asked again at once, and then has time.
+    BusyForLong,
     /// Is busy with the first pieces.
     BusyAtFirst,
     /// Never answers a request for a piece.
@@ -71,6 +75,8 @@ enum Manner {
 
 /// How often that is.
 const BUSY_AT_FIRST: u32 = 20;
+/// And how long: longer than a download waits for somebody.
+const BUSY_FOR: Duration = Duration::from_secs(90);
 
 struct Odd {
     seeder: Seeder,
@@ -79,8 +85,9 @@ struct Odd {
     /// How often it was asked for hashes, and for what it has.
     manifests: AtomicU32,
     haves: AtomicU32,
-    /// How many pieces it refused.
+    /// How many requests it refused.
     refused: AtomicU32,
+    begun: tokio::time::Instant,
 }
 
 #[async_trait]
@@ -93,6 +100,14 @@ impl Handler for Odd {
         sink: &mut dyn ReplySink,
     ) -> Result<(Reply, Bytes), ErrorReply> {
         let asked_piece = if let Request::Piece { index, .. } = request { Some(index) } else { None };
+        let is_busy = || {
+            self.refused.fetch_add(1, Relaxed);
+            let busy = ErrorReply::new(crate::protocol::error::ErrorCode::Busy, "busy");
+            Err(busy.retry_after(Duration::ZERO))
+        };
+        if self.manner == Manner::BusyWithAll {
+            return is_busy();
+        }
         match &request {
             Request::Manifest { .. } => self.manifests.fetch_add(1, Relaxed),
             Request::Have { .. } => {
@@ -126,10 +141,9 @@ impl Handler for Odd {
                 Manner::Busy if index + 1 < self.pieces => {
                     return Err(ErrorReply::new(crate::protocol::error::ErrorCode::Busy, "busy"));
                 }
-                Manner::BusyAtOnce if index + 1 < self.pieces => {
-                    self.refused.fetch_add(1, Relaxed);
-                    let busy = ErrorReply::new(crate::protocol::error::ErrorCode::Busy, "busy");
-                    return Err(busy.retry_after(Duration::ZERO));
+                Manner::BusyAtOnce if index + 1 < self.pieces => return is_busy(),
+                Manner::BusyForLong if index + 1 < self.pieces && self.begun.elapsed() < BUSY_FOR => {
+                    return is_busy();
                 }
                 Manner::BusyAtFirst
                     if index + 1 < self.pieces && self.refused.fetch_add(1, Relaxed) < BUSY_AT_FIRST =>
@@ -229,6 +243,7 @@ impl World {
             manifests: AtomicU32::new(0),
             haves: AtomicU32::new(0),
             refused: AtomicU32::new(0),
+            begun: tokio::time::Instant::now(),
         });
         let serving = place.serve(Arc::clone(&seeder) as Arc<dyn Handler>);
         let Place { listener, provider, .. } = place;

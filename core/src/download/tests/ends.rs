@@ -46,18 +46,33 @@ async fn a_busy_source_is_left_alone_for_as_long_as_it_says_and_then_used() {
 
 #[tokio::test(start_paused = true)]
 async fn who_is_always_busy_and_wants_to_be_asked_at_once_is_asked_seldom_and_is_no_reason_to_wait() {
+    // With pieces, and already with what it is asked first.
+    for manner in [Manner::BusyAtOnce, Manner::BusyWithAll] {
+        let world = World::new(8 * MIB);
+        let busy = world.source("busy", manner, |_| true).await;
+        let node = reader(&world).await;
+        let begun = tokio::time::Instant::now();
+        let download = node.downloader.get(world.wanted());
+        let error = download.wait().await.unwrap_err();
+        assert!(
+            matches!(&*error, DownloadError::Nobody { .. }) && error.to_string().contains("busy"),
+            "{error}"
+        );
+        let settings = DownloadSettings::default();
+        let took = begun.elapsed();
+        assert!(took < 2 * settings.patience + settings.silence, "{took:?}");
+        let refused = busy.seeder.refused.load(Relaxed);
+        assert!((2..500).contains(&refused), "it was asked {refused} times");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_busy_for_long_and_then_has_time_is_waited_for() {
     let world = World::new(8 * MIB);
-    let busy = world.source("busy", Manner::BusyAtOnce, |_| true).await;
+    let _busy = world.source("busy", Manner::BusyForLong, |_| true).await;
     let node = reader(&world).await;
-    let begun = tokio::time::Instant::now();
-    let download = node.downloader.get(world.wanted());
-    let error = download.wait().await.unwrap_err();
-    assert!(matches!(&*error, DownloadError::Nobody { .. }), "{error}");
-    let settings = DownloadSettings::default();
-    let took = begun.elapsed();
-    assert!(took < settings.patience + settings.silence, "{took:?}");
-    let refused = busy.seeder.refused.load(Relaxed);
-    assert!((2..200).contains(&refused), "it was asked {refused} times");
+    node.downloader.get(world.wanted()).wait().await.unwrap();
+    world.assert_complete(&node).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -75,8 +75,6 @@ struct Active {
     have_asked: Instant,
     /// No piece is asked of it before this time.
     busy_until: Option<Instant>,
-    /// How often in a row it was busy.
-    busy: u32,
     /// When its last piece came.
     delivered: Instant,
     /// How many pieces in a row it did not send, because it gave them to somebody else.
@@ -89,6 +87,16 @@ struct Known {
     provider: Provider,
     state: State,
     failures: u32,
+    /// Where the last that it said is that it was busy.
+    busy: Option<Busy>,
+}
+
+/// A provider that was busy, with whatever it was asked.
+#[derive(Debug, Clone, Copy)]
+struct Busy {
+    since: Instant,
+    /// How often in a row.
+    times: u32,
 }
 
 /// A request for a piece.
@@ -343,23 +351,21 @@ impl Transfer<'_> {
     /// Why it makes no sense to wait any longer.
     fn out_of_patience(&mut self) -> Option<DownloadError> {
         let now = Instant::now();
+        let patience = self.parts.settings.patience;
         let stalled = self.stalled(now);
-        // Who is always busy may go on with that for ever.
-        let sends = |provider| match self.known.get(provider).map(|known| &known.state) {
-            Some(State::Active(active)) => active.busy == 0 && !stalled.contains(provider),
-            _ => false,
-        };
-        let owed = self.calls.keys().any(|(provider, _)| sends(provider));
-        let at_work = owed || self.keeping > 0 || !self.to_keep.is_empty();
+        let sends = |key| self.known.get(key).is_some_and(|known| known.busy.is_none());
+        let owed = self.calls.keys().any(|(key, _)| sends(key) && !stalled.contains(key));
+        // Who is busy may have time soon, and may go on with that for ever.
+        let lately = |known: &Known| known.busy.is_some_and(|busy| now < busy.since + patience);
+        let promised = self.known.values().any(lately);
+        let at_work = owed || promised || self.keeping > 0 || !self.to_keep.is_empty();
         // Without room it is the other transfers that hold it up, not the lack of a provider.
         let busy = at_work || self.waiting_for_room;
         if busy {
             self.hopeful = now;
         }
-        (now >= self.hopeful + self.parts.settings.patience).then(|| DownloadError::Nobody {
-            patience: self.parts.settings.patience,
-            reason: self.last_fault.take(),
-        })
+        (now >= self.hopeful + patience)
+            .then(|| DownloadError::Nobody { patience, reason: self.last_fault.take() })
     }
 
     fn report(&self) {

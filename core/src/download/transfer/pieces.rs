@@ -182,9 +182,9 @@ impl Transfer<'_> {
         match result {
             Ok((content, permit)) => {
                 self.hopeful = Instant::now();
-                if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
+                if let Some(Known { state: State::Active(active), busy, .. }) = self.known.get_mut(&key) {
+                    *busy = None;
                     active.refusals = 0;
-                    active.busy = 0;
                     active.delivered = Instant::now();
                 }
                 self.to_keep.push(Arrived { from: key, piece, content, _permit: permit });

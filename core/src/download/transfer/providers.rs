@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::FutureExt;
 use tokio::time::Instant;
 
-use super::{Active, Arrived, Event, Joined, Known, Open, State, Transfer};
+use super::{Active, Arrived, Busy, Event, Joined, Known, Open, State, Transfer};
 use crate::download::DownloadError;
 use crate::download::choice::{self, Candidate};
 use crate::download::schedule::{ProviderKey, Question};
@@ -196,6 +196,7 @@ impl Transfer<'_> {
                         provider: provider.clone(),
                         state: State::Idle { from: now },
                         failures: 0,
+                        busy: None,
                     });
                     // A peer that came back elsewhere need not rest for what it did there.
                     if known.provider.endpoints != provider.endpoints
@@ -253,7 +254,6 @@ impl Transfer<'_> {
             have_again: None,
             have_asked: now,
             busy_until: None,
-            busy: 0,
             delivered: now,
             refusals: 0,
         });
@@ -313,7 +313,8 @@ impl Transfer<'_> {
     /// The provider gave the piece to somebody else, as it did with all of this bitmap.
     pub(super) fn on_elsewhere(&mut self, key: ProviderKey, piece: PieceIndex, given: &[u8]) {
         let Some(Open { schedule, file }) = &mut self.open else { return };
-        if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
+        if let Some(Known { state: State::Active(active), busy, .. }) = self.known.get_mut(&key) {
+            *busy = None;
             active.refusals += 1;
             if active.refusals > REFUSALS {
                 active.busy_until = Some(Instant::now() + REFUSED_PAUSE);
@@ -335,25 +336,26 @@ impl Transfer<'_> {
         }
         let now = Instant::now();
         tracing::debug!(peer = %known.peer.short(), %fault, "a provider failed");
+        self.last_fault = Some(format!("peer {}: {fault}", known.peer.short()));
         if let (Fault::Busy { retry_after }, State::Active(active)) = (&fault, &mut known.state) {
             // All that was asked of it at once is refused at once, and counts as one refusal.
             if active.busy_until.is_none_or(|until| now >= until) {
-                let again = FIRST_BUSY.saturating_mul(1 << active.busy.min(16)).min(LONGEST_BUSY);
-                active.busy += 1;
-                active.busy_until = Some(now + again.max(*retry_after));
+                active.busy_until = Some(now + Busy::again(&mut known.busy, now, *retry_after));
             }
             if let Some(open) = &mut self.open {
                 open.schedule.busy(key);
             }
             return;
         }
-        self.last_fault = Some(format!("peer {}: {fault}", known.peer.short()));
         known.state = match fault {
             Fault::Lie(what) => {
                 tracing::warn!(peer = %known.peer, id = %self.wanted.id, what, "a provider is left out: it lied");
                 State::Banned
             }
-            Fault::Busy { retry_after } => State::Idle { from: now + retry_after },
+            Fault::Busy { retry_after } => {
+                known.failures += 1;
+                State::Idle { from: now + Busy::again(&mut known.busy, now, retry_after) }
+            }
             Fault::Elsewhere(_) => return,
             // A peer that was just announced may have its first piece any moment.
             Fault::NotHere => State::Idle { from: now + HAVE_AGAIN },
@@ -365,6 +367,16 @@ impl Transfer<'_> {
         };
         self.drop_provider(key);
         self.providers_at = self.providers_at.min(now + FIRST_REST);
+    }
+}
+
+impl Busy {
+    /// It was busy once more: for how long it is left alone now.
+    fn again(busy: &mut Option<Self>, now: Instant, retry_after: Duration) -> Duration {
+        let busy = busy.get_or_insert(Self { since: now, times: 0 });
+        let pause = FIRST_BUSY.saturating_mul(1 << busy.times.min(16)).min(LONGEST_BUSY);
+        busy.times = busy.times.saturating_add(1);
+        pause.max(retry_after)
     }
 }
 
