@@ -69,7 +69,10 @@ fn duplicates_and_files_that_are_directories_are_refused() {
 /// What is found by looking every directory of every path up.
 fn file_and_directory_by_search(paths: &[MemberPath]) -> bool {
     let is_file = |directory: &str| paths.iter().any(|path| path.as_str() == directory);
-    paths.iter().map(MemberPath::as_str).any(|path| path.match_indices('/').any(|(at, _)| is_file(&path[..at])))
+    paths
+        .iter()
+        .map(MemberPath::as_str)
+        .any(|path| path.match_indices('/').any(|(at, _)| is_file(&path[..at])))
 }
 
 #[test]

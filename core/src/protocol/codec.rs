@@ -95,6 +95,12 @@ pub fn decode_request(header: &[u8]) -> Result<(RequestId, Request), Refusal> {
 /// Reads the header of a request, however it is written.
 pub(super) fn decode_any_request(header: &[u8]) -> Option<(RequestId, Request)> {
     match read::<RequestHeader<Request>>(header)? {
+        // The serializer takes a map without the value for a kind without fields.
+        RequestHeader { ask: Request::Status, .. }
+            if !read::<RequestHeader<ciborium::Value>>(header).is_some_and(|header| header.ask.is_text()) =>
+        {
+            None
+        }
         RequestHeader { v: PROTOCOL_VERSION, id, ask } => Some((id, ask)),
         _ => None,
     }
@@ -204,6 +210,13 @@ mod tests {
         let mut surplus = encode_request(RequestId(1), &Request::Status).to_vec();
         surplus.push(0);
         assert_eq!(decode_request(&surplus).unwrap_err().error.code, ErrorCode::Malformed);
+        // A map with a key and no value, which takes what follows for its own or is at the end.
+        for cut in [
+            &b"\xa3\x63ask\xa1\x66status\x61v\x01\x62id\x07"[..],
+            b"\xa3\x61v\x01\x62id\x07\x63ask\xa1\x66status",
+        ] {
+            assert_eq!(decode_request(cut).unwrap_err().error.code, ErrorCode::Malformed);
+        }
     }
 
     #[test]

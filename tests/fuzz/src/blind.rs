@@ -5,8 +5,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
 /// Bytes with a meaning of their own in one encoding or another.
-const TELLING: [u8; 14] =
-    [0, 1, 2, 0x17, 0x18, 0x1b, 0x20, 0x5f, 0x7f, 0x80, 0x9b, 0xa1, 0xf6, 0xff];
+const TELLING: [u8; 14] = [0, 1, 2, 0x17, 0x18, 0x1b, 0x20, 0x5f, 0x7f, 0x80, 0x9b, 0xa1, 0xf6, 0xff];
 
 /// One change.
 pub(crate) fn change(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut SmallRng) {

@@ -36,7 +36,18 @@ const NUMBERS: [u64; 22] = [
 const LENGTHS: [usize; 13] = [0, 1, 12, 15, 16, 17, 31, 32, 33, 63, 64, 65, 300];
 /// Texts that mean something somewhere.
 const TEXTS: [&str; 12] = [
-    "", ".", "..", "../x", "a/b", "a\\b", "\0", "\u{1b}[31m", "é", "tcp://[::1]:1", "file", "0123456789abcdef",
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/b",
+    "a\\b",
+    "\0",
+    "\u{1b}[31m",
+    "é",
+    "tcp://[::1]:1",
+    "file",
+    "0123456789abcdef",
 ];
 /// No change goes deeper.
 const DEEP: usize = 40;
@@ -155,7 +166,8 @@ fn within(value: &mut Value, others: &[Value], random: &mut SmallRng) {
             _ => bytes.iter_mut().for_each(|byte| *byte = random.random()),
         },
         Value::Text(text) => {
-            let at = text.char_indices().map(|(at, _)| at).nth(below(random, text.len())).unwrap_or(text.len());
+            let at =
+                text.char_indices().map(|(at, _)| at).nth(below(random, text.len())).unwrap_or(text.len());
             match random.random_range(0..4) {
                 0 => text.insert_str(at, TEXTS.choose(random).unwrap_or(&"x")),
                 1 => text.truncate(at),

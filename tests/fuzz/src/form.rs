@@ -1,8 +1,8 @@
 //! What the inputs of a target are, and how such an input is changed so that it mostly stays one.
 
+use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
-use rand::RngExt;
 
 use crate::items::{Items, Layout};
 use crate::{blind, cbor, text, zmtp};

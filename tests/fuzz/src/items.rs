@@ -133,7 +133,10 @@ mod tests {
         let input = [7, 1, 0, 2, b'a', b'b', b'c', 8, 0, 0, 9];
         let items = Items::read(layout, &input).items;
         assert_eq!(items.len(), 2);
-        assert_eq!((&items[0].before[..], &items[0].parts[..]), (&[7][..], &[vec![b'a'], b"bc".to_vec()][..]));
+        assert_eq!(
+            (&items[0].before[..], &items[0].parts[..]),
+            (&[7][..], &[vec![b'a'], b"bc".to_vec()][..])
+        );
         assert_eq!(items[1].parts, [vec![], b"".to_vec()]);
         let whole = Layout { rest: true, ..layout };
         let items = Items::read(whole, &input).items;

@@ -4,18 +4,30 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
-use crate::below;
+use crate::{LONGEST, below};
 
 /// What means something in one notation or another.
 const TELLING: [&str; 40] = [
-    "\0", "\n", "\r\n", "\t", "\u{1b}", "\"", "'", "\"\"\"", "\\", "/", "//", ".", "..", ":", "::", "@", "#", "=", ",", "[",
-    "]", "[[", "{", "}", "*", "?", "**", "-", "+", "_", "%", " ", "é", "İ", "ß", "🎼", "\u{202e}", "\u{301}", "\\u0000",
-    "\\ud800",
+    "\0", "\n", "\r\n", "\t", "\u{1b}", "\"", "'", "\"\"\"", "\\", "/", "//", ".", "..", ":", "::", "@", "#",
+    "=", ",", "[", "]", "[[", "{", "}", "*", "?", "**", "-", "+", "_", "%", " ", "é", "İ", "ß", "🎼",
+    "\u{202e}", "\u{301}", "\\u0000", "\\ud800",
 ];
 /// Numbers at which something begins or ends.
 const NUMBERS: [&str; 14] = [
-    "0", "1", "-1", "00", "0x10", "1e400", "1.5", "65535", "65536", "4294967296", "9223372036854775807",
-    "9223372036854775808", "18446744073709551615", "18446744073709551616",
+    "0",
+    "1",
+    "-1",
+    "00",
+    "0x10",
+    "1e400",
+    "1.5",
+    "65535",
+    "65536",
+    "4294967296",
+    "9223372036854775807",
+    "9223372036854775808",
+    "18446744073709551615",
+    "18446744073709551616",
 ];
 
 /// Runs of letters and digits, and what is between them character by character.
@@ -60,12 +72,32 @@ pub(crate) fn change(text: &mut String, others: &[String], random: &mut SmallRng
         9 => words.insert(one, known),
         _ => words.insert(one, telling),
     }
-    *text = words.concat();
+    // A few changes one after the other would make it thousands of times as long.
+    let mut length = 0;
+    let kept = words.into_iter().take_while(|word| {
+        length += word.len();
+        length <= LONGEST
+    });
+    *text = kept.collect();
 }
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+
     use super::*;
+
+    #[test]
+    fn no_text_grows_without_end() {
+        let random = &mut SmallRng::seed_from_u64(7);
+        let mut text = "a word and another".to_owned();
+        let mut longest = 0;
+        for _ in 0..10_000 {
+            change(&mut text, &["one more, known".to_owned()], random);
+            longest = longest.max(text.len());
+        }
+        assert!((LONGEST / 2..=LONGEST).contains(&longest), "{longest}");
+    }
 
     #[test]
     fn words_are_the_whole_text() {
