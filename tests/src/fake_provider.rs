@@ -1,4 +1,5 @@
-//! A provider that lies: it speaks the protocol well enough to be announced, and gives out what is not true.
+//! A provider that lies: it speaks the protocol well enough to be announced, and gives out what is not true. Or it tells the
+//! truth about content that nobody should have.
 
 use std::future;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::model::id::FileId;
 use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::layout::PieceLayout;
+use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::model::manifest::hash_piece;
 use enjambre_core::model::record::FileKind;
 use enjambre_core::protocol::client::ask;
@@ -39,6 +40,16 @@ pub enum Lie {
     Size,
     /// That it would answer at all when asked for a piece.
     Silence,
+    /// The content of every piece: it is the right one of another file.
+    OtherFile,
+    /// The content of every piece but the last: it is the one before.
+    OtherPiece,
+    /// The size that comes with the piece hashes: another one than that of what it has.
+    SizeOfManifest,
+    /// That it is busy, with all but the last piece, for ever, and has time at once.
+    Busy,
+    /// Nothing.
+    Nothing,
 }
 
 /// A provider of one file that lies about it, in this process. It is gone when this is dropped.
@@ -54,9 +65,26 @@ impl FakeProvider {
     /// # Errors
     /// If the tracker cannot be reached or refuses.
     pub fn start(tracker: &str, name: &str, content: Vec<u8>, lie: Lie) -> Result<Self> {
+        Self::start_with(tracker, name, content, lie, FileKind::File)
+    }
+
+    /// Publishes the list of a collection, whatever it says, and serves it as it is.
+    ///
+    /// # Errors
+    /// As [`FakeProvider::start`].
+    pub fn collection(tracker: &str, name: &str, list: Vec<u8>) -> Result<Self> {
+        Self::start_with(tracker, name, list, Lie::Nothing, FileKind::Collection)
+    }
+
+    fn start_with(tracker: &str, name: &str, content: Vec<u8>, lie: Lie, kind: FileKind) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let told = Arc::new(AtomicUsize::new(0));
-        runtime.block_on(announce(tracker.parse()?, name, content, lie, Arc::clone(&told)))?;
+        runtime.block_on(announce(
+            tracker.parse()?,
+            name,
+            kind,
+            Liar::new(content, lie, Arc::clone(&told))?,
+        ))?;
         Ok(Self { runtime: Some(runtime), told })
     }
 
@@ -74,18 +102,11 @@ impl Drop for FakeProvider {
     }
 }
 
-async fn announce(
-    tracker: Endpoint,
-    name: &str,
-    content: Vec<u8>,
-    lie: Lie,
-    told: Arc<AtomicUsize>,
-) -> Result<()> {
+async fn announce(tracker: Endpoint, name: &str, kind: FileKind, liar: Liar) -> Result<()> {
     let settings = TransportSettings::default();
     let dialer =
         Dialer::new(vec![enjambre_transport::zmq(settings.clone())?, enjambre_transport::tcp(settings)?]);
     let listener = dialer.bind(&format!("{}://127.0.0.1:0", tracker.scheme()).parse()?).await?;
-    let liar = Liar::new(content, lie, told)?;
     let (id, size) = (liar.id, liar.layout.size());
     let endpoints = vec![listener.local_endpoint().clone()];
     tokio::spawn(serve(Arc::clone(&listener), Arc::new(liar)));
@@ -93,7 +114,7 @@ async fn announce(
     let connection = dialer.connect(&tracker).await?;
     let welcome = hello(&*connection, endpoints).await?;
     let session = welcome.session;
-    let publish = Request::Publish { session, name: name.parse()?, id, size, kind: FileKind::File };
+    let publish = Request::Publish { session, name: name.parse()?, id, size, kind };
     ask(&*connection, &publish, DEADLINE).await?;
     tokio::spawn(stay_alive(connection, listener, session, Duration::from_millis(welcome.lease_ms / 3)));
     Ok(())
@@ -158,17 +179,38 @@ impl Liar {
     async fn piece(&self, index: u32) -> Result<Bytes, ErrorReply> {
         let not_found = || ErrorReply::new(ErrorCode::NotFound, "no such piece");
         let piece = self.layout.piece(index).ok_or_else(not_found)?;
-        let start = self.layout.offset(piece) as usize;
-        let mut bytes = self.content[start..].to_vec();
-        bytes.resize(self.layout.len(piece), 0);
+        let is_last = Some(piece) == self.layout.last();
+        if is_last && matches!(self.lie, Lie::OtherPiece | Lie::Busy) {
+            // It proves the size: without it nothing else is asked for.
+            return Ok(self.content_of(piece).into());
+        }
         self.lied();
+        let mut bytes = self.content_of(piece);
         match self.lie {
             Lie::Content => bytes.iter_mut().for_each(|byte| *byte ^= 0x55),
             Lie::Length => bytes.truncate(bytes.len() - 1),
-            Lie::Manifest | Lie::Size => {}
+            // As it is in the file that has all of this one backwards.
+            Lie::OtherFile => {
+                let start = self.layout.offset(piece) as usize;
+                let backwards = self.content.iter().rev().skip(start).take(bytes.len());
+                bytes = backwards.copied().collect();
+            }
+            Lie::OtherPiece => {
+                let other = self.layout.piece(if index == 0 { 1 } else { index - 1 });
+                bytes = self.content_of(other.ok_or_else(not_found)?);
+            }
+            Lie::Busy => return Err(ErrorReply::new(ErrorCode::Busy, "busy").retry_after(Duration::ZERO)),
             Lie::Silence => future::pending().await,
+            Lie::Manifest | Lie::Size | Lie::SizeOfManifest | Lie::Nothing => {}
         }
         Ok(bytes.into())
+    }
+
+    /// Of the size that is claimed.
+    fn content_of(&self, piece: PieceIndex) -> Vec<u8> {
+        let mut bytes = self.content[self.layout.offset(piece) as usize..].to_vec();
+        bytes.resize(self.layout.len(piece), 0);
+        bytes
     }
 }
 
@@ -188,6 +230,11 @@ impl Handler for Liar {
                 if self.lie == Lie::Manifest {
                     self.lied();
                     hashes.iter_mut().for_each(|byte| *byte ^= 0x55);
+                }
+                let mut size = size;
+                if self.lie == Lie::SizeOfManifest {
+                    self.lied();
+                    size -= 1;
                 }
                 Ok((Reply::Manifest { size }, hashes.into()))
             }

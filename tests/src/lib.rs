@@ -1,7 +1,7 @@
 //! What the end-to-end tests stand on: real processes of the binary `enjambre`, their folders, and content to move.
 //!
 //! Nothing in here knows how the product works inside. The tests see what a user sees: the command line, its
-//! output and exit status, the files, and the wire ([`fake_provider`] speaks it with `enjambre-core`).
+//! output and exit status, the files, and the wire ([`fake_provider`] speaks it with `enjambre-core`, [`raw`] by hand).
 //! Every wait has a deadline; the one place that pauses is [`wait`].
 
 pub mod binary;
@@ -15,6 +15,7 @@ pub mod node;
 pub mod postgres;
 pub mod power_cut;
 pub mod process;
+pub mod raw;
 pub mod resident;
 pub mod sim;
 pub mod torture;
