@@ -63,6 +63,13 @@ struct Grace {
     until: u64,
 }
 
+impl Grace {
+    /// Whether it is under way. One that ends later than a lease from now is from before the clock was put back.
+    const fn is_on(&self, now: u64, rules: LeaseRules) -> bool {
+        now < self.until && self.until - now <= rules.lease
+    }
+}
+
 /// The leases as one tracker sees them, beside what the database says.
 #[derive(Debug)]
 pub struct LeaseTable {
@@ -120,7 +127,7 @@ impl LeaseTable {
         };
         let graced = |grace: &Grace| {
             let alive = grace.stamp < end(record.renewed) && !self.is_impossible(record.renewed, now);
-            alive && now < grace.until
+            alive && grace.is_on(now, self.rules)
         };
         let grace = match self.away {
             Some(stamp) => Some(Grace { stamp, until: now.saturating_add(self.rules.lease) }),
@@ -134,7 +141,7 @@ impl LeaseTable {
     /// was reached last.
     pub fn missed(&mut self) {
         let reached = self.reached;
-        let held = self.grace.filter(|grace| reached < grace.until);
+        let held = self.grace.filter(|grace| grace.is_on(reached, self.rules));
         self.away.get_or_insert_with(|| held.map_or(reached, |grace| grace.stamp.min(reached)));
     }
 
@@ -171,7 +178,7 @@ impl LeaseTable {
         // They stay here until they are written: meanwhile the database does not say that these peers are alive.
         let renewals = self.pending.iter().map(|(peer, renewal)| (*peer, *renewal)).collect();
         // Whoever starts in the middle of a grace gives the same one.
-        let held = self.grace.filter(|grace| now < grace.until).map(|grace| grace.stamp);
+        let held = self.grace.filter(|grace| grace.is_on(now, self.rules)).map(|grace| grace.stamp);
         let stamp = self.away.or(held).map_or(now, |stamp| stamp.min(now));
         Some(Flush { renewals, stamp })
     }
@@ -252,6 +259,16 @@ mod tests {
         assert!(table.is_alive(peer(1), &record(1, 1000), 5029), "alive at the stamp");
         assert!(!table.is_alive(peer(1), &record(1, 1000), 5030), "the grace is one lease");
         assert!(!table.is_alive(peer(1), &record(1, 980), 5000), "dead at the stamp already");
+    }
+
+    #[test]
+    fn a_grace_ends_when_the_clock_is_put_back() {
+        let mut table = LeaseTable::new(RULES, Some(1010), 5000);
+        let lease = record(1, 1000);
+        assert!(table.is_alive(peer(1), &lease, 5000));
+        assert!(!table.is_alive(peer(1), &lease, 2000));
+        table.renew(peer(2), SessionId([2; 16]), 2000);
+        assert_eq!(table.take(2000).unwrap().stamp, 2000);
     }
 
     #[test]
