@@ -34,7 +34,7 @@ pub enum ConfigError {
         problem: String,
     },
     /// There is no such key.
-    #[error("unknown key `{key}` in {origin}; the nearest known key is `{nearest}`")]
+    #[error("unknown key `{}` in {origin}; the nearest known key is `{nearest}`", in_a_line(.key))]
     UnknownKey {
         /// The key with its section.
         key: String,
@@ -44,7 +44,7 @@ pub enum ConfigError {
         nearest: String,
     },
     /// A key has a value that it cannot have.
-    #[error("`{key}` = {} (from {origin}): {}", in_a_line(.value), in_a_line(.problem))]
+    #[error("`{}` = {} (from {origin}): {}", in_a_line(.key), in_a_line(.value), in_a_line(.problem))]
     Value {
         /// The key with its section.
         key: String,

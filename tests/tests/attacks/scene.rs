@@ -74,13 +74,13 @@ impl Scene {
     }
 
     pub(crate) fn targets(&mut self) -> [Target; 2] {
-        let target = |endpoint: &str, pid| Target {
+        let target = |pid, endpoint: &str| Target {
             endpoint: endpoint.to_owned(),
             pid,
             handles: figures::handles(pid).unwrap(),
         };
-        let tracker = target(&self.tracker.endpoint().to_owned(), self.tracker.pid());
-        [tracker, target(&self.peer.endpoint().to_owned(), self.peer.pid())]
+        let tracker = target(self.tracker.pid(), self.tracker.endpoint());
+        [tracker, target(self.peer.pid(), self.peer.endpoint())]
     }
 
     /// Somebody honest, from an address that attacks nobody, looks things up and downloads.
