@@ -24,7 +24,7 @@ use enjambre_core::seeder::{Seeder, SeederSettings};
 use enjambre_core::storage::memory::Memory;
 use enjambre_core::transport::envelope::RequestId;
 use enjambre_core::transport::error::TransportError;
-use enjambre_core::transport::{ConnectionId, Message, PeerInfo, ReplySink};
+use enjambre_core::transport::{ConnectionHandle, ConnectionId, Message, PeerInfo, ReplySink};
 use futures::stream::{self, StreamExt};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -137,7 +137,12 @@ fn seed_128_mib(bencher: Bencher<'_, '_>, from: &str) {
     });
     let upload = Arc::new(RateLimit::new(None));
     let seeder = Arc::new(Seeder::new(Arc::clone(&place.library), upload, SeederSettings::default()));
-    let peer = PeerInfo { connection: ConnectionId::next(), address: None, identity: None };
+    let peer = PeerInfo {
+        connection: ConnectionId::next(),
+        handle: ConnectionHandle::default(),
+        address: None,
+        identity: None,
+    };
     bencher.counter(BytesCount::new(SIZE)).bench_local(|| {
         let pieces = stream::iter(0..count).map(|index| {
             let (seeder, peer) = (Arc::clone(&seeder), peer.clone());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::transport::error::{Source, TransportError};
-use enjambre_core::transport::{Incoming, Listener};
+use enjambre_core::transport::{ConnectionHandle, ConnectionId, Incoming, Listener, PeerInfo};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -44,6 +44,20 @@ pub(crate) struct Accepted {
     pub(crate) address: SocketAddr,
     /// When it must have greeted.
     pub(crate) until: Instant,
+    /// To end it from above.
+    pub(crate) handle: ConnectionHandle,
+}
+
+impl Accepted {
+    /// What those above the transport know of it.
+    pub(crate) fn info(&self, connection: ConnectionId) -> PeerInfo {
+        PeerInfo {
+            connection,
+            handle: self.handle.clone(),
+            address: Some(self.address.ip().to_canonical()),
+            identity: self.stream.identity(),
+        }
+    }
 }
 
 /// Where requests go, and the tasks that a listener waits for when it shuts down.
@@ -148,17 +162,28 @@ impl<W: Wire> Server<W> {
 
     /// One connection from its greeting to its end.
     async fn serve(self: Arc<Self>, stream: TcpStream, address: SocketAddr, ticket: Ticket) {
+        let end = self.kill.child_token();
+        // However it ends, those above learn of it.
+        let ended = end.clone().drop_guard();
+        let handle = ConnectionHandle::new(end.clone());
         let reason = tokio::select! {
             biased;
-            () = self.kill.cancelled() => CutOff::Local,
+            () = end.cancelled() => {
+                if self.kill.is_cancelled() { CutOff::Local } else { CutOff::FromAbove }
+            }
             () = ticket.lost() => CutOff::TooMany("in all, and the most from this address"),
-            ended = self.conduct(stream, address) => ended.err().unwrap_or(CutOff::Closed),
+            ended = self.conduct(stream, address, handle) => ended.err().unwrap_or(CutOff::Closed),
         };
-        drop(ticket);
+        drop((ended, ticket));
         self.guard.log.note(&address, &reason);
     }
 
-    async fn conduct(&self, stream: TcpStream, address: SocketAddr) -> Result<(), CutOff> {
+    async fn conduct(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        handle: ConnectionHandle,
+    ) -> Result<(), CutOff> {
         socket::tune(&stream, self.guard.settings.stalled)?;
         let until = Instant::now() + self.guard.settings.handshake;
         let stream = match &self.security {
@@ -171,6 +196,6 @@ impl<W: Wire> Server<W> {
                 }
             },
         };
-        W::serve(self, Accepted { stream, address, until }).await
+        W::serve(self, Accepted { stream, address, until, handle }).await
     }
 }

@@ -1,17 +1,13 @@
 //! One accepted connection as the answering side sees it, and the way back for its replies.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::model::id::PeerId;
 use enjambre_core::transport::budget::{ConnectionBudget, Reservation};
 use enjambre_core::transport::error::TransportError;
-use enjambre_core::transport::{
-    ConnectionId, Incoming, Message, MessageLimits, PeerInfo, ReplySink, envelope,
-};
+use enjambre_core::transport::{Incoming, Message, MessageLimits, PeerInfo, ReplySink, envelope};
 use tokio_util::sync::CancellationToken;
 
 use crate::guard::Guard;
@@ -30,6 +26,9 @@ pub(crate) trait Outlet: Send + Sync + Sized + 'static {
         message: Message,
         held: Held,
     ) -> impl Future<Output = Result<(), TransportError>> + Send;
+
+    /// The connection has ended: what the replies held that have not left is free again.
+    fn forget(&self) {}
 }
 
 /// What a reply holds until it has left: its bytes of the budget, and its request's place at the gate.
@@ -61,17 +60,11 @@ pub(crate) struct Arrived<Way> {
 }
 
 impl<O: Outlet> Remote<O> {
-    /// A connection from this address, of this node where that is proven, over which replies leave by the outlet.
-    pub(crate) fn new(
-        guard: &Guard,
-        connection: ConnectionId,
-        address: SocketAddr,
-        identity: Option<PeerId>,
-        outlet: O,
-    ) -> Arc<Self> {
+    /// A connection over which replies leave by the outlet.
+    pub(crate) fn new(guard: &Guard, info: PeerInfo, outlet: O) -> Arc<Self> {
         let settings = &guard.settings;
         Arc::new(Self {
-            info: PeerInfo { connection, address: Some(address.ip().to_canonical()), identity },
+            info,
             gate: Arc::new(RequestGate::new(settings.in_flight, settings.header)),
             limits: settings.message_limits(),
             budget: guard.budget.connection(Some(address.ip())),
@@ -150,11 +143,12 @@ impl<O: Outlet> ReplySink for Reply<O> {
     }
 }
 
-/// However a connection ends, nobody waits for room for its replies any more.
-pub(crate) struct ConnectionEnd(pub(crate) CancellationToken);
+/// However a connection ends, nobody waits for room for its replies any more, and those that wait to leave hold nothing.
+pub(crate) struct ConnectionEnd<O: Outlet>(pub(crate) Arc<Remote<O>>);
 
-impl Drop for ConnectionEnd {
+impl<O: Outlet> Drop for ConnectionEnd<O> {
     fn drop(&mut self) {
-        self.0.cancel();
+        self.0.closed.cancel();
+        self.0.outlet.forget();
     }
 }

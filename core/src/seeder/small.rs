@@ -83,7 +83,7 @@ mod tests {
     use crate::seeder::SeederSettings;
     use crate::storage::memory::Disk;
     use crate::transport::error::TransportError;
-    use crate::transport::{ConnectionId, Message, ReplySink};
+    use crate::transport::{ConnectionHandle, ConnectionId, Message, ReplySink};
 
     /// While room is made in it for a reply, a file comes into the library.
     #[derive(Debug)]
@@ -118,7 +118,12 @@ mod tests {
         let early = publish(&library, &early, PublishOptions::default(), |_| {}).await.unwrap().id;
         let no_limit = Arc::new(RateLimit::new(None));
         let seeder = Seeder::new(Arc::clone(&library), no_limit, SeederSettings::default());
-        let peer = PeerInfo { connection: ConnectionId(1), address: None, identity: None };
+        let peer = PeerInfo {
+            connection: ConnectionId(1),
+            handle: ConnectionHandle::default(),
+            address: None,
+            identity: None,
+        };
         let ids = vec![FileId::from_bytes(*blake3::hash(&[2; 900]).as_bytes()), early];
         let mut sink = Sink { library: Arc::clone(&library), late, reserved: 0 };
         let request = Request::Files { ids: ids.clone() };

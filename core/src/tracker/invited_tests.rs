@@ -35,7 +35,7 @@ use crate::transport::dialer::Dialer;
 use crate::transport::envelope::RequestId;
 use crate::transport::error::TransportError;
 use crate::transport::memory::MemoryNetwork;
-use crate::transport::{ConnectionId, Message, PeerInfo, ReplySink};
+use crate::transport::{ConnectionHandle, ConnectionId, Message, PeerInfo, ReplySink};
 
 struct Swarm {
     network: MemoryNetwork,
@@ -275,7 +275,8 @@ async fn join_from(
     identity: Option<PeerId>,
     secret: Secret,
 ) -> Result<(Reply, Bytes), ErrorReply> {
-    let peer = PeerInfo { connection: ConnectionId::next(), address: Some(address.into()), identity };
+    let (connection, handle) = (ConnectionId::next(), ConnectionHandle::default());
+    let peer = PeerInfo { connection, handle, address: Some(address.into()), identity };
     gate.handle(RequestId(1), Request::Join { secret }, &peer, &mut Nowhere).await
 }
 

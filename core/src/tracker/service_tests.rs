@@ -25,7 +25,7 @@ use crate::protocol::server::{Handler, serve};
 use crate::storage::memory::Memory;
 use crate::transport::envelope::RequestId;
 use crate::transport::error::TransportError;
-use crate::transport::{ConnectionId, Message, PeerInfo, ReplySink};
+use crate::transport::{ConnectionHandle, ConnectionId, Message, PeerInfo, ReplySink};
 
 const AT: &str = "memory://tracker:1";
 
@@ -197,9 +197,14 @@ impl ReplySink for Sink {
     }
 }
 
+fn connection(number: u64) -> PeerInfo {
+    let (connection, handle) = (ConnectionId(number), ConnectionHandle::default());
+    PeerInfo { connection, handle, address: None, identity: None }
+}
+
 async fn ask(service: &TrackerService, request: Request, address: &str) -> Result<Reply, ErrorReply> {
     let address: IpAddr = address.parse().unwrap();
-    let peer = PeerInfo { connection: ConnectionId(1), address: Some(address), identity: None };
+    let peer = PeerInfo { address: Some(address), ..connection(1) };
     let (reply, payload) = service.handle(RequestId(1), request, &peer, &mut Sink).await?;
     assert_eq!(payload, Bytes::new());
     Ok(reply)
@@ -259,12 +264,11 @@ async fn a_hello_needs_its_own_nonce_and_key_and_is_worth_nothing_elsewhere() {
     assert_eq!(refused(wrong).await, ErrorCode::Unauthorized);
     let wrong = HelloProof { endpoints: vec![endpoint("zmq://10.0.0.5:7710"); 9], ..good.clone() };
     assert_eq!(refused(wrong).await, ErrorCode::Malformed);
-    let elsewhere = PeerInfo { connection: ConnectionId(2), address: None, identity: None };
+    let elsewhere = connection(2);
     let request = || Request::Hello { proof: Some(good.clone()) };
     let result = service.handle(RequestId(1), request(), &elsewhere, &mut Sink).await;
     assert_eq!(result.unwrap_err().code, ErrorCode::Unauthorized);
-    let authenticated =
-        PeerInfo { connection: ConnectionId(1), address: None, identity: Some(other.peer_id()) };
+    let authenticated = PeerInfo { identity: Some(other.peer_id()), ..connection(1) };
     let result = service.handle(RequestId(1), request(), &authenticated, &mut Sink).await;
     assert_eq!(result.unwrap_err().code, ErrorCode::Unauthorized);
     assert!(ask(service, request(), "10.0.0.5").await.is_ok());

@@ -20,8 +20,8 @@ use super::calls::{Activity, Calls};
 use super::envelope::{self, RequestId};
 use super::error::TransportError;
 use super::{
-    Connection, ConnectionId, Deadline, Incoming, Listener, Message, MessageLimits, PeerInfo, ReplySink,
-    Transport, check_bind, check_dial,
+    Connection, ConnectionHandle, ConnectionId, Deadline, Incoming, Listener, Message, MessageLimits,
+    PeerInfo, ReplySink, Transport, check_bind, check_dial,
 };
 use crate::model::endpoint::Endpoint;
 use crate::model::id::PeerId;
@@ -150,16 +150,18 @@ impl Server {
     fn accept(self: &Arc<Self>, dialler: &MemoryConnection) -> Arc<Link> {
         let MemoryConnection { shared, identity, caller, .. } = dialler;
         let (endpoint, activity) = (caller.endpoint(), caller.activity());
+        let closed = CancellationToken::new();
+        let (connection, handle) = (ConnectionId::next(), ConnectionHandle::new(closed.clone()));
         let link = Arc::new(Link {
             endpoint: endpoint.clone(),
             limits: shared.limits,
             server: Arc::clone(self),
-            peer: PeerInfo { connection: ConnectionId::next(), address: None, identity: *identity },
+            peer: PeerInfo { connection, handle, address: None, identity: *identity },
             calls: Calls::new(),
             activity: activity.clone(),
             budget: self.budget.connection(None),
             in_flight: Arc::new(Semaphore::new(shared.limits.in_flight)),
-            closed: CancellationToken::new(),
+            closed,
         });
         let mut links = self.links.lock();
         links.retain(|link| link.strong_count() > 0);
@@ -184,9 +186,9 @@ struct Link {
 
 impl Link {
     fn close(&self, error: impl Fn() -> TransportError) {
-        self.closed.cancel();
-        self.in_flight.close();
+        // First, so that calls end with this error, and not with that of a link that was ended from above.
         self.calls.fail(error);
+        self.closed.cancel();
     }
 
     fn deliver(&self, reply: Message) {
@@ -329,11 +331,21 @@ impl MemoryConnection {
     async fn exchange(&self, id: RequestId, header: Bytes) -> Result<Message, TransportError> {
         loop {
             let link = self.link()?;
-            // Lost before anything was sent: dial again.
-            let Ok(slot) = Arc::clone(&link.in_flight).acquire_owned().await else { continue };
-            let Some(call) = link.calls.begin(id) else { continue };
+            let slot = tokio::select! {
+                biased;
+                // Lost before anything was sent: dial again.
+                () = link.closed.cancelled() => continue,
+                slot = Arc::clone(&link.in_flight).acquire_owned() => slot,
+            };
+            let (Ok(slot), Some(call)) = (slot, link.calls.begin(id)) else { continue };
             link.request(header, slot);
-            return self.caller.reply(call).await;
+            return tokio::select! {
+                biased;
+                reply = self.caller.reply(call) => reply,
+                () = link.closed.cancelled() => {
+                    Err(TransportError::Lost { endpoint: self.caller.endpoint().clone() })
+                }
+            };
         }
     }
 

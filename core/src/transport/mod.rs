@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 use crate::machine;
 use crate::model::endpoint::Endpoint;
@@ -118,11 +119,41 @@ pub fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
+/// An accepted connection, for those above the transport who want to end it, or to know whether it has ended. Clones are the
+/// same; the default is a connection that nobody is at the other end of.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionHandle(Arc<CancellationToken>);
+
+impl ConnectionHandle {
+    /// For a transport: of a connection that ends when the token is cancelled, and cancels it when it ends.
+    pub fn new(end: CancellationToken) -> Self {
+        Self(Arc::new(end))
+    }
+
+    /// Ends the connection at once: what is being sent over it is cut off, no reply leaves any more, and to the asker its calls
+    /// are [`TransportError::Lost`]. Who is at the other end may dial again.
+    pub fn close(&self) {
+        self.0.cancel();
+    }
+
+    /// Whether it has ended, be it because the remote closed it.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_cancelled()
+    }
+
+    /// Returns when it has ended.
+    pub async fn closed(&self) {
+        self.0.cancelled().await;
+    }
+}
+
 /// What is known of the other side of an accepted connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct PeerInfo {
     /// The connection that a request came over.
     pub connection: ConnectionId,
+    /// The same, to end it.
+    pub handle: ConnectionHandle,
     /// The remote address; none in process.
     pub address: Option<IpAddr>,
     /// The remote's identity where the stream is authenticated.

@@ -16,6 +16,9 @@ pub(crate) enum CutOff {
     /// This side closed it.
     #[error("closed by this side")]
     Local,
+    /// Those above the transport closed it.
+    #[error("its node is not to be talked to any more")]
+    FromAbove,
     #[error("nothing went over it for too long")]
     Idle,
     #[error("it took nothing of what was sent to it for too long")]
@@ -40,7 +43,7 @@ impl CutOff {
     /// Whether the remote did something that it must not do.
     pub(crate) fn is_offence(&self) -> bool {
         match self {
-            Self::Closed | Self::Local | Self::Idle => false,
+            Self::Closed | Self::Local | Self::FromAbove | Self::Idle => false,
             Self::Io(error) => !matches!(
                 error.kind(),
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof

@@ -39,7 +39,8 @@ impl Outlet for Queue {
 
 /// Conducts the connection until it ends.
 pub(super) async fn serve(server: &Server<Tcp>, accepted: Accepted) -> Result<(), CutOff> {
-    let Accepted { mut stream, address, until } = accepted;
+    let info = accepted.info(ConnectionId::next());
+    let Accepted { mut stream, until, .. } = accepted;
     let settings = &server.guard.settings;
     tokio::select! {
         biased;
@@ -49,9 +50,8 @@ pub(super) async fn serve(server: &Server<Tcp>, accepted: Accepted) -> Result<()
         }
     }
     let (frames, mut queue) = mpsc::channel(settings.in_flight);
-    let remote =
-        Remote::new(&server.guard, ConnectionId::next(), address, stream.identity(), Queue { frames });
-    let _end = ConnectionEnd(remote.closed.clone());
+    let remote = Remote::new(&server.guard, info, Queue { frames });
+    let _end = ConnectionEnd(Arc::clone(&remote));
     let activity = Activity::default();
     {
         let (from, mut to) = stream.split();

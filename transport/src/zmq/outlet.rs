@@ -48,12 +48,6 @@ impl Router {
         !self.queued.lock().is_empty()
     }
 
-    /// The connection has ended: what the replies held that have not left is free again.
-    pub(super) fn forget(&self) {
-        let queued = std::mem::take(&mut *self.queued.lock());
-        drop(queued);
-    }
-
     fn frames(&self, delimited: bool, message: &Message) -> ZmqMessage {
         let mut frames = VecDeque::with_capacity(4);
         frames.push_back(self.identity.clone());
@@ -92,6 +86,11 @@ impl Outlet for Router {
             router.failed.cancel();
             TransportError::Closed
         })
+    }
+
+    fn forget(&self) {
+        let queued = std::mem::take(&mut *self.queued.lock());
+        drop(queued);
     }
 }
 
@@ -140,7 +139,7 @@ mod tests {
     use crate::remote::Arrived;
     use crate::settings::TransportSettings;
     use enjambre_core::transport::envelope::{self, RequestId};
-    use enjambre_core::transport::{ConnectionId, Message};
+    use enjambre_core::transport::{ConnectionHandle, ConnectionId, Message, PeerInfo};
     use tokio::sync::mpsc;
     use tokio_util::task::TaskTracker;
     use zeromq::{RouterSocket, Socket};
@@ -151,8 +150,9 @@ mod tests {
         // It knows nobody of this name.
         let (socket, _) = RouterSocket::new().split();
         let router = Router::new(Bytes::from_static(b"c1"), socket);
-        let address = "127.0.0.1:1".parse().unwrap();
-        let remote = ZmqRemote::new(&guard, ConnectionId::next(), address, None, router);
+        let (connection, handle) = (ConnectionId::next(), ConnectionHandle::default());
+        let info = PeerInfo { connection, handle, address: None, identity: None };
+        let remote = ZmqRemote::new(&guard, info, router);
         let (requests, mut received) = mpsc::unbounded_channel();
         let inbox = Inbox { requests, tasks: TaskTracker::new() };
         let header = envelope::malformed_reply(Some(RequestId(1)), "");

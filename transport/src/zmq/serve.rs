@@ -25,8 +25,9 @@ use crate::remote::{Arrived, ConnectionEnd};
 
 /// Conducts the connection until it ends.
 pub(super) async fn serve(server: &Server<Zmq>, accepted: Accepted) -> Result<(), CutOff> {
-    let Accepted { stream: mut public, address, until } = accepted;
     let connection = ConnectionId::next();
+    let info = accepted.info(connection);
+    let Accepted { stream: mut public, until, .. } = accepted;
     // Ours, whatever the remote calls itself: nobody can take another's place.
     let identity = Bytes::copy_from_slice(&[&b"c"[..], &connection.0.to_be_bytes()].concat());
     let greeting = async {
@@ -44,13 +45,10 @@ pub(super) async fn serve(server: &Server<Zmq>, accepted: Accepted) -> Result<()
     };
     let (router, received) = router.split();
     let outlet = Router::new(identity, router);
-    let remote = ZmqRemote::new(&server.guard, connection, address, public.identity(), outlet);
-    let end = ConnectionEnd(remote.closed.clone());
+    let remote = ZmqRemote::new(&server.guard, info, outlet);
+    let _end = ConnectionEnd(Arc::clone(&remote));
     server.inbox.tasks.spawn(receive(Arc::clone(&remote), server.inbox.clone(), received));
-    let ended = carry(server, &remote, &mut public, &mut inner).await;
-    drop(end);
-    remote.outlet.forget();
-    ended
+    carry(server, &remote, &mut public, &mut inner).await
 }
 
 /// Carries messages until the connection ends.

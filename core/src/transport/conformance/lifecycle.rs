@@ -129,6 +129,98 @@ pub async fn a_reply_to_a_remote_that_is_gone_is_refused(subject: Subject) {
     assert_eq!(finished(asked).await.expect("a reply").0, 1);
 }
 
+/// Who answers can end a connection: its calls are lost, no reply leaves over it any more, and nobody else notices. The next
+/// call of the same asker comes over another one.
+pub async fn a_connection_can_be_ended_by_who_answers(subject: Subject) {
+    let (listener, connection) = subject.pair().await;
+    let other = subject.connect(listener.local_endpoint()).await;
+    let others = asking(&other, 100);
+    let others_request = accept(&*listener).await;
+    let first = asking(&connection, 0);
+    answer(accept(&*listener).await, Bytes::new()).await.expect("the remote is there");
+    finished(first).await.expect("a reply");
+
+    let asked = [asking(&connection, 1), asking(&connection, 2)];
+    let held = [accept(&*listener).await, accept(&*listener).await];
+    let ended = held[0].peer.clone();
+    assert!(!ended.handle.is_closed());
+    ended.handle.close();
+    for asked in asked {
+        let result = finished(asked).await;
+        assert!(matches!(result, Err(TransportError::Lost { .. })), "{result:?}");
+    }
+    for mut held in held {
+        assert!(held.peer.handle.is_closed());
+        let refused = async {
+            while held.reply.reserve(0).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon("knowing that the connection has ended", refused).await;
+        assert!(matches!(answer(held, Bytes::new()).await, Err(TransportError::Closed)));
+    }
+    // Once more does nothing.
+    ended.handle.close();
+    assert!(!others_request.peer.handle.is_closed());
+    answer(others_request, Bytes::new()).await.expect("the remote is there");
+    assert_eq!(finished(others).await.expect("a reply").0, 100);
+    let again = asking(&connection, 3);
+    let request = accept(&*listener).await;
+    assert_ne!(request.peer.connection, ended.connection);
+    answer(request, Bytes::new()).await.expect("the remote is there");
+    assert_eq!(finished(again).await.expect("a reply").0, 3);
+}
+
+/// However much waits to be sent over a connection that is ended by who answers, its room is free for others.
+pub async fn what_waits_on_a_connection_that_is_ended_makes_room(subject: Subject) {
+    let (listener, greedy) = subject.pair().await;
+    let size = subject.limits.payload;
+    let asked: Vec<_> = (0..subject.limits.in_flight as u64).map(|number| asking(&greedy, number)).collect();
+    let mut waiting = Vec::new();
+    let mut ended = None;
+    for _ in &asked {
+        let mut incoming = accept(&*listener).await;
+        let handle = incoming.peer.handle.clone();
+        ended.get_or_insert_with(|| handle.clone());
+        waiting.push(tokio::spawn(async move {
+            // Of some there is room for a payload, and the others wait for it.
+            let room = incoming.reply.reserve(size).await;
+            handle.closed().await;
+            drop((room, incoming));
+        }));
+    }
+    ended.expect("a request").close();
+    for waiting in waiting {
+        soon("the end of waiting for room", waiting).await.expect("no panic");
+    }
+    for asked in asked {
+        assert!(matches!(finished(asked).await, Err(TransportError::Lost { .. })));
+    }
+    let modest = subject.connect(listener.local_endpoint()).await;
+    for number in 0..8 {
+        let asked = asking(&modest, number);
+        answer(accept(&*listener).await, payload(number, size)).await.expect("the remote is there");
+        assert!(finished(asked).await.expect("a reply").1 == payload(number, size));
+    }
+}
+
+/// Of a connection that its asker closes, who answers knows that it has ended.
+pub async fn who_answers_knows_when_a_connection_has_ended(subject: Subject) {
+    let (listener, connection) = subject.pair().await;
+    let asked = asking(&connection, 0);
+    let held = accept(&*listener).await;
+    assert!(!held.peer.handle.is_closed());
+    soon("closing", connection.close()).await;
+    soon("knowing that the remote is gone", held.peer.handle.closed()).await;
+    assert!(matches!(finished(asked).await, Err(TransportError::Closed)));
+    let other = subject.connect(listener.local_endpoint()).await;
+    let asked = asking(&other, 1);
+    let held = accept(&*listener).await;
+    soon("shutdown", listener.shutdown(Duration::ZERO)).await;
+    soon("knowing that the listener is gone", held.peer.handle.closed()).await;
+    assert!(matches!(finished(asked).await, Err(TransportError::Lost { .. })));
+}
+
 /// An endpoint of another scheme, and port 0 for dialling, are refused by name.
 pub async fn endpoints_that_cannot_be_used_are_refused(subject: Subject) {
     let other: Endpoint = "surelynot://127.0.0.1:1".parse().expect("an endpoint");

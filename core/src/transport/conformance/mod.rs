@@ -65,6 +65,9 @@ macro_rules! transport_conformance {
             a_reply_given_before_shutdown_arrives
             a_closed_connection_fails_its_calls
             a_reply_to_a_remote_that_is_gone_is_refused
+            a_connection_can_be_ended_by_who_answers
+            what_waits_on_a_connection_that_is_ended_makes_room
+            who_answers_knows_when_a_connection_has_ended
             endpoints_that_cannot_be_used_are_refused
             an_endpoint_is_listened_at_once
             a_header_beyond_the_limit_is_not_sent
