@@ -1,12 +1,10 @@
 //! `enjambre list`: asks the trackers, without the library.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use clap::Args;
 use enjambre_core::model::record::{FileKind, FileRecord};
 
 use super::Context;
-use super::output::{Stdout, size};
+use super::output::{Stdout, size, time};
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
@@ -45,8 +43,7 @@ pub(super) async fn run(context: Context<'_>, Arguments { pattern, json }: Argum
 
 fn line(file: &FileRecord) -> String {
     let mark = if file.kind == FileKind::Collection { "/" } else { "" };
-    let published = UNIX_EPOCH.checked_add(Duration::from_millis(file.published_ms)).unwrap_or(UNIX_EPOCH);
-    let date = humantime::format_rfc3339_seconds(published).to_string();
+    let date = time(file.published_ms);
     let peers = match file.providers {
         1 => "1 peer ".to_owned(),
         count => format!("{count} peers"),

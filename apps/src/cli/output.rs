@@ -1,6 +1,7 @@
 //! Writing to stdout and stderr, which may be closed at any time.
 
 use std::io::{ErrorKind, Write};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 use serde::Serialize;
@@ -58,6 +59,12 @@ pub(crate) fn note(text: &str) {
 /// A number of bytes for people.
 pub(crate) fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
+}
+
+/// A time in milliseconds since 1970-01-01 UTC for people.
+pub(crate) fn time(ms: u64) -> String {
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH);
+    humantime::format_rfc3339_seconds(at).to_string()
 }
 
 /// Bytes per second for people.

@@ -1,10 +1,9 @@
 //! `enjambre peers`
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use clap::Args;
 
-use super::output::Stdout;
+use super::invite::short;
+use super::output::{Stdout, time};
 use super::{Context, drive};
 use crate::control::message::{Command, Event, MemberLine};
 use crate::failure::Failure;
@@ -28,15 +27,13 @@ pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> 
 }
 
 fn line(member: &MemberLine) -> String {
-    let time = |ms| {
-        let at = UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH);
-        humantime::format_rfc3339_seconds(at).to_string()
-    };
     let state = match (member.revoked_ms, member.alive, member.seen_ms) {
         (Some(at), ..) => format!("thrown out {}", time(at)),
         (None, true, _) => "there".to_owned(),
         (None, false, Some(at)) => format!("last seen {}", time(at)),
         (None, false, None) => "away".to_owned(),
     };
-    format!("{}  {:<9}  joined {}  {state}", member.peer, member.rights.to_string(), time(member.joined_ms))
+    let by: String = member.invitations.iter().map(|id| format!(" by {}", short(id))).collect();
+    let joined = time(member.joined_ms);
+    format!("{}  {:<9}  joined {joined}{by}  {state}", member.peer, member.rights.to_string())
 }

@@ -88,6 +88,13 @@ pub enum Command {
         /// Other trackers on the same database, to be told with it.
         trackers: Vec<Endpoint>,
     },
+    /// To a tracker: which invitations still let somebody in.
+    Invitations,
+    /// To a tracker: let nobody in any more by an invitation.
+    CancelInvitation {
+        /// Its id, or the first digits.
+        id: String,
+    },
     /// To a tracker: who is in.
     Peers,
     /// To a tracker: throw a peer out.
@@ -205,10 +212,19 @@ pub enum Event {
     Invitation {
         /// The line with its secret.
         invitation: String,
+        /// What it is called.
+        id: String,
         /// How many may come in.
         uses: u32,
         /// Until when, in milliseconds since 1970-01-01 UTC.
         until_ms: u64,
+    },
+    /// An invitation that still lets somebody in.
+    OpenInvitation(InvitationLine),
+    /// Nobody comes in by an invitation any more.
+    Cancelled {
+        /// What it is called.
+        id: String,
     },
     /// Somebody who is in, or was.
     Member(MemberLine),
@@ -218,6 +234,8 @@ pub enum Event {
         peer: PeerId,
         /// False where it was out already.
         new: bool,
+        /// The invitations that it came by and that were cancelled with it, as they were before.
+        cancelled: Vec<InvitationLine>,
     },
     /// A name is reserved, or free again.
     Reserved {
@@ -260,6 +278,21 @@ pub struct LibraryLine {
     pub withdrawn: bool,
 }
 
+/// An invitation into a swarm. Times are in milliseconds since 1970-01-01 UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InvitationLine {
+    /// What it is called, in hexadecimal digits.
+    pub id: String,
+    /// What those may do who come in by it.
+    pub rights: Rights,
+    /// How many more may come in.
+    pub uses: u32,
+    /// Until when.
+    pub until_ms: u64,
+    /// When it was made.
+    pub made_ms: u64,
+}
+
 /// A member of a swarm by invitation. Times are in milliseconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberLine {
@@ -275,6 +308,8 @@ pub struct MemberLine {
     pub alive: bool,
     /// When it was thrown out.
     pub revoked_ms: Option<u64>,
+    /// What the invitations are called that it came by.
+    pub invitations: Vec<String>,
 }
 
 /// How a peer does.

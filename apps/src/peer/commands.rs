@@ -58,7 +58,12 @@ impl Execute for Node {
                 events.send(Event::Status(self.status())).await;
                 Ok(())
             }
-            Command::Invite { .. } | Command::Peers | Command::Revoke { .. } | Command::Reserve { .. } => {
+            Command::Invite { .. }
+            | Command::Invitations
+            | Command::CancelInvitation { .. }
+            | Command::Peers
+            | Command::Revoke { .. }
+            | Command::Reserve { .. } => {
                 Err(Failure::usage("this is a peer; use the configuration of a tracker"))
             }
         }

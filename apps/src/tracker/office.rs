@@ -6,12 +6,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use enjambre_core::catalogue::Catalogue;
 use enjambre_core::catalogue::error::CatalogueError;
+use enjambre_core::catalogue::members::OpenInvitation;
 use enjambre_core::clock::{Clock, SystemClock};
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::model::id::PeerId;
 use enjambre_core::model::name::Name;
+use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::{Role, Storage};
-use enjambre_core::swarm::invitation::{Invitation, MAX_TRACKERS, Secret};
+use enjambre_core::swarm::invitation::{Invitation, MAX_TRACKERS, Secret, SecretHash};
 use enjambre_core::swarm::membership::Rights;
 use enjambre_core::tracker::admission::Admission;
 use enjambre_core::tracker::settings::TrackerSettings;
@@ -19,13 +21,13 @@ use enjambre_core::tracker::settings::TrackerSettings;
 use super::{noted_endpoints, open_admission};
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
-use crate::control::message::{Command, Event, Events, Execute, MemberLine};
+use crate::control::message::{Command, Event, Events, Execute, InvitationLine, MemberLine};
 use crate::data_dir::DataDir;
 use crate::failure::{Failure, Status};
 use crate::node_key;
 use crate::registry::{Place, Registry};
 
-/// How few digits of an id are enough to name a peer.
+/// How few digits of an id are enough to name a peer or an invitation.
 const FEWEST_DIGITS: usize = 4;
 
 /// What works for the owner of a tracker.
@@ -160,13 +162,37 @@ impl Office {
         }
         let now = SystemClock.now_ms();
         let (secret, until) = (Secret::generate(), now.saturating_add(millis));
-        self.catalogue
-            .invite(secret.hash(), rights, uses, until, now)
-            .await
-            .map_err(|error| Failure::from_error(Status::Failed, &error))?;
+        self.catalogue.invite(secret.hash(), rights, uses, until, now).await.map_err(database)?;
         let authority = *admission.authority().key();
+        let id = secret.hash().to_string();
         let invitation = Invitation { authority, secret, until, trackers }.to_string();
-        events.send(Event::Invitation { invitation, uses, until_ms: until }).await;
+        events.send(Event::Invitation { invitation, id, uses, until_ms: until }).await;
+        Ok(())
+    }
+
+    async fn invitations(&self, events: &Events) -> Result<(), Failure> {
+        self.admission()?;
+        let now = SystemClock.now_ms();
+        let mut after = None;
+        loop {
+            let page = self.catalogue.invitations(after.as_ref(), now).await.map_err(database)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.id);
+            for invitation in page.iter().filter(|invitation| now < invitation.until) {
+                events.send(Event::OpenInvitation(line(invitation))).await;
+            }
+        }
+    }
+
+    async fn cancel_invitation(&self, digits: &str, events: &Events) -> Result<(), Failure> {
+        self.admission()?;
+        let digits = id_digits("invitation", digits)?;
+        let found = self.catalogue.invitations_beginning(&digits).await.map_err(database)?;
+        let id = one_of("invitation", &digits, &found)?;
+        if !self.catalogue.cancel_invitation(id).await.map_err(database)? {
+            return Err(Failure::not_found(format!("the invitation {digits} was used up a moment ago")));
+        }
+        events.send(Event::Cancelled { id: id.to_string() }).await;
         Ok(())
     }
 
@@ -185,6 +211,7 @@ impl Office {
                     seen_ms: member.seen,
                     alive: member.alive,
                     revoked_ms: member.revoked,
+                    invitations: member.invitations.iter().map(SecretHash::to_string).collect(),
                 };
                 events.send(Event::Member(line)).await;
             }
@@ -194,21 +221,38 @@ impl Office {
     async fn revoke(&self, peer: &str, events: &Events) -> Result<(), Failure> {
         let admission = self.admission()?;
         let peer = self.peer(peer).await?;
-        let new = self.catalogue.revoke(&peer, SystemClock.now_ms()).await?;
-        admission.refresh().await?;
-        events.send(Event::Revoked { peer, new }).await;
+        let revoked = self.catalogue.revoke(&peer, SystemClock.now_ms()).await?;
+        if let Err(error) = admission.refresh().await {
+            let error = Failure::from_error(Status::Failed, &error).message;
+            let text = format!(
+                "{peer} is thrown out, but what is open to it here is closed some seconds later: {error}"
+            );
+            events.warn(text).await;
+        }
+        if revoked.came_unnoted {
+            let text = "it is not known by which invitation this peer came in, so none is cancelled; look at `enjambre invite --list`, \
+                        and end those that it may know with `enjambre invite --cancel ID`";
+            events.warn(text).await;
+        }
+        if revoked.ahead {
+            let text = "the list of revocations is of a time more than a day ahead of the clock of this machine, and no peer takes \
+                        such a list: trackers keep this peer out from now on, peers only when its membership ends, within a day. Set \
+                        the clock; where it is right and another one was wrong, see docs/SECURITY.md";
+            events.warn(text).await;
+        }
+        let cancelled = revoked.cancelled.iter().map(line).collect();
+        events.send(Event::Revoked { peer, new: revoked.new, cancelled }).await;
         Ok(())
     }
 
     async fn reserve(&self, name: Name, peer: Option<String>, events: &Events) -> Result<(), Failure> {
-        let storage = |error| Failure::from_error(Status::Failed, &error);
         let by = match peer {
             Some(peer) => {
                 let peer = self.peer(&peer).await?;
-                self.catalogue.reserve(&name, peer, SystemClock.now_ms()).await.map_err(storage)?;
+                self.catalogue.reserve(&name, peer, SystemClock.now_ms()).await.map_err(database)?;
                 Some(peer)
             }
-            None if self.catalogue.release(&name).await.map_err(storage)? => None,
+            None if self.catalogue.release(&name).await.map_err(database)? => None,
             None => return Err(Failure::not_found(format!("the name {name} is not reserved"))),
         };
         events.send(Event::Reserved { name, by }).await;
@@ -220,23 +264,39 @@ impl Office {
         if let Ok(peer) = digits.parse() {
             return Ok(peer);
         }
-        if digits.len() < FEWEST_DIGITS
-            || digits.len() > 64
-            || !digits.bytes().all(|byte| byte.is_ascii_hexdigit())
-        {
-            let text = format!(
-                "{digits:?} is not the id of a peer, and not the first {FEWEST_DIGITS} or more digits of one"
-            );
-            return Err(Failure::usage(text));
-        }
-        let found = self.catalogue.peers_beginning(&digits.to_lowercase()).await;
-        match found.map_err(|error| Failure::from_error(Status::Failed, &error))?.as_slice() {
-            [] => Err(Failure::not_found(format!("no peer has an id that begins with {digits}"))),
-            [peer] => Ok(*peer),
-            _ => Err(Failure::usage(format!(
-                "several peers have ids that begin with {digits}; give more digits"
-            ))),
-        }
+        let digits = id_digits("peer", digits)?;
+        one_of("peer", &digits, &self.catalogue.peers_beginning(&digits).await.map_err(database)?)
+    }
+}
+
+fn database(error: StorageError) -> Failure {
+    Failure::from_error(Status::Failed, &error)
+}
+
+fn line(invitation: &OpenInvitation) -> InvitationLine {
+    let OpenInvitation { id, rights, uses, until, made } = *invitation;
+    InvitationLine { id: id.to_string(), rights, uses, until_ms: until, made_ms: made }
+}
+
+/// The digits of an id, or its first ones, as they are compared.
+fn id_digits(what: &str, digits: &str) -> Result<String, Failure> {
+    let is_one =
+        (FEWEST_DIGITS..=64).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_one {
+        return Ok(digits.to_lowercase());
+    }
+    let text = format!(
+        "{digits:?} is not the id of a {what}, and not the first {FEWEST_DIGITS} or more digits of one"
+    );
+    Err(Failure::usage(text))
+}
+
+/// The one that is meant by some digits.
+fn one_of<T: Copy>(what: &str, digits: &str, found: &[T]) -> Result<T, Failure> {
+    match found {
+        [] => Err(Failure::not_found(format!("no {what} has an id that begins with {digits}"))),
+        [one] => Ok(*one),
+        _ => Err(Failure::usage(format!("several have ids that begin with {digits}; give more digits"))),
     }
 }
 
@@ -258,6 +318,8 @@ impl Execute for Office {
                 let rights = if read_only { Rights::ReadOnly } else { Rights::Full };
                 self.invite((uses, millis), rights, trackers, &events).await
             }
+            Command::Invitations => self.invitations(&events).await,
+            Command::CancelInvitation { id } => self.cancel_invitation(&id, &events).await,
             Command::Peers => self.peers(&events).await,
             Command::Revoke { peer } => self.revoke(&peer, &events).await,
             Command::Reserve { name, peer } => self.reserve(name, peer, &events).await,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::members::{Members, unauthorized};
+use super::members::Members;
 use crate::protocol::codec;
 use crate::protocol::error::ErrorReply;
 use crate::protocol::introduction;
@@ -34,11 +34,11 @@ impl Handler for Door {
     /// before it asks for something.
     fn answer_at_once(&self, header: &[u8], peer: &PeerInfo) -> Option<Bytes> {
         if let Some((id, membership)) = introduction::read(header) {
-            let answer = self.members.introduce(peer, &membership);
+            let answer = self.members.introduce(peer, &membership).map_err(ErrorReply::from);
             let answer = answer.map(|membership| Reply::Introduced { membership });
             return Some(codec::encode_reply(Some(id), answer.as_ref()));
         }
-        self.members.guest(peer.connection)?;
+        self.members.guest(peer).ok()?;
         self.inner.answer_at_once(header, peer)
     }
 
@@ -53,10 +53,6 @@ impl Handler for Door {
             let membership = self.members.introduce(peer, &membership)?;
             return Ok((Reply::Introduced { membership }, Bytes::new()));
         }
-        let Some(guest) = self.members.guest(peer.connection) else {
-            return Err(unauthorized("only members of this swarm are answered; introduce yourself first"));
-        };
-        let answer = guest.thrown_out.run_until_cancelled(self.inner.handle(id, request, peer, sink)).await;
-        answer.unwrap_or_else(|| Err(unauthorized("you were thrown out of this swarm")))
+        self.members.guest(peer)?.attend(&*self.inner, id, request, peer, sink).await
     }
 }

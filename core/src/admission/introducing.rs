@@ -57,8 +57,10 @@ impl Transport for MemberTransport {
             let problem = "in a swarm by invitation an endpoint has the id of its peer".to_owned();
             return Err(TransportError::InvalidEndpoint { endpoint: endpoint.clone(), problem });
         };
+        let inner = self.inner.connect(endpoint).await?;
+        self.members.note_made(remote, &inner);
         Ok(Arc::new(MemberConnection {
-            inner: self.inner.connect(endpoint).await?,
+            inner,
             members: Arc::clone(&self.members),
             remote,
             until: AtomicU64::new(0),

@@ -2,9 +2,8 @@
 //!
 //! It asks nobody: a node that is cut off from all trackers goes on letting in whoever has a membership that did not end.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,35 +12,36 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::admitted::{Admitted, Guest};
-use super::kept::Kept;
+use super::checks::Checks;
+use super::kept::{Kept, News};
+use super::refusal::Refusal;
 use crate::clock::Clock;
 use crate::model::id::PeerId;
 use crate::model::identity::PublicKey;
-use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::protocol::message::KnownSwarm;
 use crate::storage::error::StorageError;
-use crate::swarm::membership::{Invalid, Membership, SKEW_MS, SignedMembership};
-use crate::swarm::revocations::Revocations;
-use crate::transport::{ConnectionId, PeerInfo};
-
-/// How often a connection may show what is not accepted before it is no longer looked at: a signature takes time to check.
-const MAX_FAILURES: u32 = 3;
-/// Of how many connections the failures are remembered.
-const MAX_STRANGERS: usize = 4096;
+use crate::swarm::membership::{Invalid, LIFE_MS, Membership, SKEW_MS, SignedMembership};
+use crate::swarm::revocations::{RevocationPage, Revocations};
+use crate::transport::{Connection, PeerInfo};
 
 /// The swarm of a node.
 #[derive(Debug)]
 pub struct Members {
-    authority: PublicKey,
+    checks: Checks,
     me: PeerId,
     clock: Arc<dyn Clock>,
     kept: Option<Kept>,
     own: watch::Sender<Option<(SignedMembership, Membership)>>,
     revoked: RwLock<Revocations>,
-    /// Another number for each list of revocations.
+    /// The version of the future that was passed over last.
+    future: AtomicU64,
+    /// Another number each time somebody was thrown out.
     generation: AtomicU64,
     admitted: Mutex<Admitted>,
-    strangers: Mutex<BTreeMap<ConnectionId, u32>>,
+    /// The connections that this node made, and to whom.
+    made: Mutex<Vec<(PeerId, Weak<dyn Connection>)>>,
+    /// What is new since the last time that something was kept. Held while that is done: one after the other.
+    unkept: tokio::sync::Mutex<News>,
 }
 
 impl Members {
@@ -52,25 +52,25 @@ impl Members {
         clock: Arc<dyn Clock>,
         kept: Option<Kept>,
     ) -> Result<Arc<Self>, StorageError> {
-        let (membership, revocations) = match &kept {
-            Some(kept) => kept.load().await?,
-            None => (None, None),
+        let (membership, mut revoked) = match &kept {
+            Some(kept) => kept.load(&authority).await?,
+            None => (None, Revocations::default()),
         };
+        let unkept = News { forgotten: revoked.forget(clock.now_ms()), ..News::default() };
         let members = Self {
-            authority,
+            checks: Checks::new(authority),
             me,
             clock,
             kept,
             own: watch::Sender::new(None),
-            revoked: RwLock::default(),
-            generation: AtomicU64::new(0),
+            revoked: RwLock::new(revoked),
+            future: AtomicU64::new(0),
+            generation: AtomicU64::new(1),
             admitted: Mutex::default(),
-            strangers: Mutex::default(),
+            made: Mutex::default(),
+            unkept: tokio::sync::Mutex::new(unkept),
         };
         // What is over, or of another swarm that this node was in before, is of no use any more.
-        if let Some(error) = revocations.and_then(|list| members.take_revocations(&list).err()) {
-            tracing::info!(%error, "the list of revocations that was kept is passed over");
-        }
         if let Some(error) = membership.and_then(|own| members.take_membership(&own).err()) {
             tracing::info!(%error, "the membership that was kept is passed over");
         }
@@ -93,7 +93,7 @@ impl Members {
         KnownSwarm { revocations: self.revoked.read().version(), until }
     }
 
-    /// Takes what a tracker told, and keeps it durably.
+    /// Takes what a tracker told, and keeps it durably. What is open to somebody on a new list is closed.
     ///
     /// # Errors
     /// Why it is not accepted.
@@ -102,26 +102,32 @@ impl Members {
         membership: Option<&SignedMembership>,
         revocations: Option<&Bytes>,
     ) -> Result<(), Invalid> {
-        let revocations = match revocations {
-            Some(list) => self.take_revocations(list)?.then_some(list),
-            None => None,
-        };
-        let membership = match membership {
-            Some(own) => self.take_membership(own)?.then_some(own),
-            None => None,
-        };
-        if let Some(kept) = &self.kept
-            && let Err(error) = kept.keep(membership, revocations).await
+        let mut unkept = self.unkept.lock().await;
+        if let Some(page) = revocations
+            && self.take_revocations(page, &mut unkept)?
         {
-            // It counts from now on; after a restart a tracker is asked again.
-            tracing::warn!(%error, "what is known of the swarm could not be kept");
+            self.hang_up().await;
+        }
+        if let Some(own) = membership
+            && self.take_membership(own)?
+        {
+            unkept.membership = Some(*own);
+        }
+        match &self.kept {
+            Some(kept) if !unkept.is_empty() => match kept.keep(self.checks.authority(), &unkept).await {
+                Ok(()) => *unkept = News::default(),
+                // It counts from now on, and is written with what comes next; after a restart a tracker is asked again.
+                Err(error) => tracing::warn!(%error, "what is known of the swarm could not be kept"),
+            },
+            Some(_) => {}
+            None => *unkept = News::default(),
         }
         Ok(())
     }
 
     /// True where it is newer than the one that there was.
     fn take_membership(&self, signed: &SignedMembership) -> Result<bool, Invalid> {
-        let own = signed.verify(&self.authority, self.now())?;
+        let own = signed.verify(self.checks.authority(), self.now())?;
         if own.peer != self.me {
             return Err(Invalid::OtherPeer);
         }
@@ -135,15 +141,30 @@ impl Members {
         }))
     }
 
-    /// True where it is newer than the one that there was.
-    fn take_revocations(&self, bytes: &[u8]) -> Result<bool, Invalid> {
-        let list = Revocations::verify(bytes, &self.authority)?;
+    /// True where it says something new.
+    fn take_revocations(&self, bytes: &[u8], unkept: &mut News) -> Result<bool, Invalid> {
+        let page = RevocationPage::verify(bytes, self.checks.authority())?;
+        let now = self.now();
+        // Versions are times. Who took one of the future would pass over whatever comes until then.
+        if page.version() > now.saturating_add(LIFE_MS) {
+            if self.future.swap(page.version(), Ordering::Relaxed) != page.version() {
+                tracing::warn!(
+                    "a tracker tells of revocations more than a day ahead of the clock of this machine, which are passed over: \
+                     one of the two clocks is wrong, or was"
+                );
+            }
+            return Ok(false);
+        }
         {
             let mut known = self.revoked.write();
-            if list.version() <= known.version() {
+            unkept.forgotten.extend(known.forget(now));
+            if !known.add(&page)? {
                 return Ok(false);
             }
-            *known = list;
+            unkept.forgotten.extend(known.forget(now));
+            unkept.version = Some(known.version());
+            unkept.revoked.extend(page.revocations());
+            unkept.revoked.retain(|revocation| !revocation.is_over(now));
         }
         self.generation.fetch_add(1, Ordering::Release);
         // In this order everywhere.
@@ -152,11 +173,36 @@ impl Members {
         if known.contains(&self.me) {
             self.own.send_replace(None);
         }
-        admitted.throw_out(|peer| known.contains(peer));
+        let closed = admitted.throw_out(|peer| known.contains(peer));
+        tracing::info!(revoked = known.len(), closed, "who was thrown out of the swarm has changed");
         Ok(true)
     }
 
-    /// Changes with each list of revocations.
+    /// Notes a connection that this node made, so that it is closed when the remote is thrown out.
+    pub(super) fn note_made(&self, remote: PeerId, connection: &Arc<dyn Connection>) {
+        let mut made = self.made.lock();
+        if made.len() == made.capacity() {
+            made.retain(|(_, connection)| connection.strong_count() > 0);
+        }
+        made.push((remote, Arc::downgrade(connection)));
+    }
+
+    /// Closes the connections that this node made to somebody who was thrown out: calls under way over them end.
+    async fn hang_up(&self) {
+        let gone: Vec<_> = {
+            let revoked = self.revoked.read();
+            let made = self.made.lock();
+            made.iter()
+                .filter(|(remote, _)| revoked.contains(remote))
+                .filter_map(|(_, made)| made.upgrade())
+                .collect()
+        };
+        for connection in gone {
+            connection.close().await;
+        }
+    }
+
+    /// Changes whenever somebody was thrown out.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -179,68 +225,44 @@ impl Members {
         found.ok()?.ok()?.map(|(signed, _)| signed)
     }
 
-    /// Whether what a remote shows makes it a member; until when.
+    /// What a remote shows, if it makes it a member.
     ///
     /// # Errors
-    /// Why not.
+    /// Why it does not.
     pub fn check(&self, shown: &SignedMembership, remote: PeerId) -> Result<Membership, Invalid> {
-        if shown.claim()?.peer != remote {
-            return Err(Invalid::OtherPeer);
-        }
-        let membership = shown.verify(&self.authority, self.now())?;
+        let membership = self.checks.check(shown, remote, self.now())?;
         if self.is_revoked(&remote) { Err(Invalid::Revoked) } else { Ok(membership) }
     }
 
-    /// Answers who introduces itself: with this node's own membership.
+    /// Lets in who introduces itself, and answers with this node's own membership.
     ///
     /// # Errors
-    /// `unauthorized` to a stranger.
+    /// Why it is not let in.
     pub fn introduce(
         &self,
-        peer: &PeerInfo,
+        over: &PeerInfo,
         shown: &SignedMembership,
-    ) -> Result<Option<SignedMembership>, ErrorReply> {
-        let Some(remote) = peer.identity else {
-            return Err(unauthorized("nobody can be introduced over a connection without an identity"));
-        };
-        if self.failures(peer.connection) >= MAX_FAILURES {
-            return Err(unauthorized("this connection has shown too much that is not accepted"));
-        }
-        let checked = {
-            // A list that comes in between finds the guest and throws it out.
+    ) -> Result<Option<SignedMembership>, Refusal> {
+        let remote = over.identity.ok_or(Refusal::NoIdentity)?;
+        let membership = self.checks.check_over(over, shown, remote, self.now())?;
+        {
             let mut admitted = self.admitted.lock();
-            self.check(shown, remote).map(|membership| {
-                let until = membership.until.saturating_add(SKEW_MS);
-                admitted.admit(peer.connection, remote, membership.rights, until);
-            })
-        };
-        match checked {
-            Ok(()) => Ok(self.own()),
-            Err(error) => {
-                self.note_failure(peer.connection);
-                Err(unauthorized(&format!("the membership is not accepted: {error}")))
+            // A list that comes from here on finds the guest and throws it out.
+            if self.is_revoked(&remote) {
+                return Err(Refusal::ThrownOut);
             }
+            let until = membership.until.saturating_add(SKEW_MS);
+            admitted.admit(over, remote, membership.rights, until);
         }
+        Ok(self.own())
     }
 
-    /// Who is behind a connection, if it was let in.
-    pub fn guest(&self, connection: ConnectionId) -> Option<Guest> {
-        self.admitted.lock().get(connection, self.now())
+    /// Who is behind a connection.
+    ///
+    /// # Errors
+    /// Why it is not answered, where it was not let in.
+    pub fn guest(&self, over: &PeerInfo) -> Result<Arc<Guest>, Refusal> {
+        let remote = over.identity.ok_or(Refusal::NoIdentity)?;
+        self.admitted.lock().get(over.connection, self.now()).ok_or(Refusal::Stranger(remote))
     }
-
-    fn failures(&self, connection: ConnectionId) -> u32 {
-        self.strangers.lock().get(&connection).copied().unwrap_or_default()
-    }
-
-    fn note_failure(&self, connection: ConnectionId) {
-        let mut strangers = self.strangers.lock();
-        if strangers.len() >= MAX_STRANGERS && !strangers.contains_key(&connection) {
-            strangers.pop_first();
-        }
-        *strangers.entry(connection).or_default() += 1;
-    }
-}
-
-pub(super) fn unauthorized(problem: &str) -> ErrorReply {
-    ErrorReply::new(ErrorCode::Unauthorized, problem)
 }

@@ -14,16 +14,20 @@ use super::introducing::MemberTransport;
 use super::kept::Kept;
 use super::members::Members;
 use crate::clock::{Clock, TimerClock};
+use crate::library::{SWARM, revoked_keys, swarm_key};
 use crate::model::endpoint::Endpoint;
 use crate::model::identity::KeyPair;
 use crate::protocol::client::{CallError, ask};
 use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::protocol::message::{PeerStatus, Reply, Request};
 use crate::protocol::server::{Handler, serve};
+use crate::storage::Storage;
+use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
 use crate::storage::memory::Disk;
+use crate::storage::value::{Batch, Durability};
 use crate::swarm::authority::Authority;
 use crate::swarm::membership::{LIFE_MS, Rights, SKEW_MS, SignedMembership};
-use crate::swarm::revocations::Revocations;
+use crate::swarm::revocations::{LISTED_MS, Revocation, Revocations};
 use crate::transport::dialer::Dialer;
 use crate::transport::envelope::RequestId;
 use crate::transport::error::TransportError;
@@ -56,6 +60,7 @@ impl Handler for Counter {
 struct World {
     network: MemoryNetwork,
     clock: Arc<dyn Clock>,
+    begun: u64,
     authority: Authority,
 }
 
@@ -71,16 +76,23 @@ struct Peer {
 impl World {
     fn new() -> Self {
         let authority = Authority::new(KeyPair::generate());
-        Self { network: MemoryNetwork::new(), clock: Arc::new(TimerClock::new()), authority }
+        let clock = Arc::new(TimerClock::new());
+        Self { network: MemoryNetwork::new(), begun: clock.now_ms(), clock, authority }
     }
 
     fn membership(&self, key: &KeyPair) -> SignedMembership {
         self.authority.admit(key.peer_id(), Rights::Full, self.clock.now_ms())
     }
 
-    fn revoked(&self, version: u64, keys: &[&KeyPair]) -> Bytes {
-        let peers = keys.iter().map(|key| key.peer_id()).collect();
-        self.authority.sign_revocations(&Revocations::new(version, peers))
+    /// A version of the list of revocations.
+    fn version(&self, number: u64) -> u64 {
+        self.begun + number
+    }
+
+    fn revoked(&self, number: u64, keys: &[&KeyPair]) -> Bytes {
+        let version = self.version(number);
+        let revocations = keys.iter().map(|key| Revocation { peer: key.peer_id(), version });
+        self.authority.sign_revocations(&Revocations::new(version, revocations).pages()[0])
     }
 
     async fn members(&self, key: &KeyPair) -> Arc<Members> {
@@ -201,15 +213,33 @@ async fn what_is_open_to_somebody_who_is_thrown_out_is_closed_on_both_sides() {
     while peer.answered() < 2 {
         tokio::task::yield_now().await;
     }
+    let (to_gone, gone_at) = (peer.dialer.connect(&gone.at).await.unwrap(), gone.answered());
+    let asking =
+        tokio::spawn(async move { ask(&*to_gone, &Request::Cancel { ids: Vec::new() }, LIMIT).await });
+    while gone.answered() == gone_at {
+        tokio::task::yield_now().await;
+    }
     peer.members.take(None, Some(&world.revoked(1, &[&gone.key]))).await.unwrap();
-    assert!(waiting.await.unwrap().is_err(), "what was under way has ended");
+    let under_way = waiting.await.unwrap();
+    assert!(matches!(under_way, Err(CallError::Transport(TransportError::Lost { .. }))), "{under_way:?}");
+    let asked = asking.await.unwrap();
+    assert!(matches!(asked, Err(CallError::Transport(TransportError::Closed))), "{asked:?}");
     let answered = peer.answered();
-    assert!(gone.ask(&peer).await.is_err(), "over the open connection");
+    not_admitted(gone.ask(&peer).await, "thrown out");
     assert_eq!(peer.answered(), answered);
     not_admitted(peer.ask(&gone).await, "thrown out");
     // An older list, as from a tracker that lags behind, changes nothing.
+    let other = KeyPair::generate();
+    peer.members.take(None, Some(&world.revoked(2, &[&other]))).await.unwrap();
     peer.members.take(None, Some(&world.revoked(1, &[]))).await.unwrap();
-    assert!(gone.ask(&peer).await.is_err());
+    assert_eq!(peer.members.known().revocations, world.version(2));
+    assert!(gone.ask(&peer).await.is_err() && peer.members.is_revoked(&other.peer_id()));
+    // Nor does one of a time that is not yet: whatever comes until then would be passed over. What comes with it counts.
+    advance(Duration::from_secs(1)).await;
+    let renewed = world.membership(&peer.key);
+    let future = world.revoked(LIFE_MS + 60_000, &[&other]);
+    peer.members.take(Some(&renewed), Some(&future)).await.unwrap();
+    assert_eq!((peer.members.own(), peer.members.known().revocations), (Some(renewed), world.version(2)));
     assert!(peer.members.take(None, Some(&Bytes::from_static(b"nonsense"))).await.is_err());
 }
 
@@ -283,6 +313,7 @@ async fn who_was_forgotten_introduces_itself_again() {
 async fn what_is_known_of_the_swarm_survives_a_restart() {
     let world = World::new();
     let (key, gone) = (KeyPair::generate(), KeyPair::generate());
+    let late = KeyPair::generate();
     let disk = Disk::new();
     let open = async |authority: &Authority| {
         let kept = Some(Kept::new(Arc::new(disk.open())));
@@ -292,10 +323,79 @@ async fn what_is_known_of_the_swarm_survives_a_restart() {
     open(&world.authority).await.take(Some(&membership), Some(&world.revoked(3, &[&gone]))).await.unwrap();
     let again = open(&world.authority).await;
     assert_eq!(again.own(), Some(membership));
-    assert_eq!(again.known().revocations, 3);
+    assert_eq!(again.known().revocations, world.version(3));
     assert!(again.is_revoked(&gone.peer_id()));
-    let elsewhere = open(&Authority::new(KeyPair::generate())).await;
-    assert_eq!((elsewhere.own(), elsewhere.known().revocations), (None, 0), "of another swarm");
+    // A page of later ones comes on top.
+    again.take(None, Some(&world.revoked(5, &[&late]))).await.unwrap();
+    let again = open(&world.authority).await;
+    assert!(again.is_revoked(&gone.peer_id()) && again.is_revoked(&late.peer_id()));
     advance(Duration::from_millis(LIFE_MS)).await;
     assert_eq!(open(&world.authority).await.own(), None, "it is over");
+    advance(Duration::from_millis(LISTED_MS)).await;
+    let later = open(&world.authority).await;
+    assert!(!later.is_revoked(&gone.peer_id()), "its memberships are over everywhere");
+    later.take(None, Some(&world.revoked(2 * LIFE_MS, &[]))).await.unwrap();
+    let kept = disk.open().scan(SWARM, revoked_keys(), 10).await.unwrap();
+    assert_eq!(kept, [], "nothing is kept for ever");
+    assert_eq!(later.known().revocations, world.version(2 * LIFE_MS));
+    let elsewhere = open(&Authority::new(KeyPair::generate())).await;
+    assert_eq!((elsewhere.own(), elsewhere.known().revocations), (None, 0), "of another swarm");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_with_another_authority_or_an_older_head_forgets_the_list_and_its_version() {
+    let world = World::new();
+    let (key, gone) = (KeyPair::generate(), KeyPair::generate());
+    let other = Authority::new(KeyPair::generate());
+    for cut_short in [false, true] {
+        let disk = Disk::new();
+        let open = async |authority: &Authority, index: Arc<dyn Storage>| {
+            let kept = Some(Kept::new(index));
+            Members::open(*authority.key(), key.peer_id(), Arc::clone(&world.clock), kept).await
+        };
+        let list = world.revoked(3, &[&gone]);
+        let members = open(&world.authority, Arc::new(disk.open())).await.unwrap();
+        members.take(None, Some(&list)).await.unwrap();
+        // Also where the start does not come to its end.
+        let faulty = FaultyStorage::new(Arc::new(disk.open()), 1);
+        if cut_short {
+            faulty.add(Operation::Commit, When::Nth(2), Fault::Unavailable);
+        }
+        assert_eq!(open(&other, Arc::new(faulty)).await.is_err(), cut_short);
+        let again = open(&world.authority, Arc::new(disk.open())).await.unwrap();
+        assert_eq!(again.known().revocations, 0, "it is told the whole list");
+        again.take(None, Some(&list)).await.unwrap();
+        assert!(again.is_revoked(&gone.peer_id()));
+
+        let mut batch = Batch::new();
+        batch.put(SWARM, swarm_key("revocations"), Bytes::from_static(&[1; 100]));
+        disk.open().commit(batch, Durability::Durable).await.unwrap();
+        let again = open(&world.authority, Arc::new(disk.open())).await.unwrap();
+        assert_eq!((again.known().revocations, again.is_revoked(&gone.peer_id())), (0, false));
+        assert_eq!(disk.open().get(SWARM, &[swarm_key("revocations")]).await.unwrap(), [None]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_kept_is_kept_with_what_comes_next() {
+    let world = World::new();
+    let (key, first, second) = (KeyPair::generate(), KeyPair::generate(), KeyPair::generate());
+    let disk = Disk::new();
+    let faulty = Arc::new(FaultyStorage::new(Arc::new(disk.open()), 1));
+    let kept = |index: Arc<dyn Storage>| Some(Kept::new(index));
+    let open = async |index| {
+        Members::open(*world.authority.key(), key.peer_id(), Arc::clone(&world.clock), kept(index))
+            .await
+            .unwrap()
+    };
+    let members = open(faulty.clone() as Arc<dyn Storage>).await;
+    faulty.add(Operation::Commit, When::Always, Fault::Full);
+    members.take(None, Some(&world.revoked(1, &[&first]))).await.unwrap();
+    assert!(members.is_revoked(&first.peer_id()), "it counts all the same");
+    faulty.clear();
+    assert_eq!(faulty.scan(SWARM, revoked_keys(), 10).await.unwrap(), []);
+    members.take(None, Some(&world.revoked(2, &[&second]))).await.unwrap();
+    let again = open(Arc::new(disk.open())).await;
+    assert_eq!(again.known().revocations, world.version(2));
+    assert!(again.is_revoked(&first.peer_id()) && again.is_revoked(&second.peer_id()));
 }

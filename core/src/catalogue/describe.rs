@@ -105,17 +105,21 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
             ]
         }
         MEMBERS => {
-            let MemberRecord { rights, joined, revoked, .. } = layout::decode(space, value)?;
+            let MemberRecord { rights, joined, revoked, invitations, .. } = layout::decode(space, value)?;
             let mut fields = vec![
                 ("peer", peer_id(key)?),
                 ("rights", Field::text(rights)),
                 ("joined", Field::Time(joined)),
             ];
             fields.extend(revoked.map(|revoked| ("revoked", Field::Time(revoked))));
+            if !invitations.is_empty() {
+                let invitations = invitations.iter().map(|id| Field::secret(&id.0)).collect();
+                fields.push(("invitations", Field::List(invitations)));
+            }
             fields
         }
         REVOKED => {
-            vec![("peer", peer_id(key)?), ("revoked", Field::Time(layout::read_number(space, value)?))]
+            vec![("peer", peer_id(key)?), ("version", Field::Time(layout::read_number(space, value)?))]
         }
         RESERVATIONS => {
             let name = std::str::from_utf8(key).map_err(|_| odd())?;

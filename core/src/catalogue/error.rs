@@ -37,7 +37,7 @@ pub enum CatalogueError {
     #[error("the session is not valid any more; say hello again")]
     Unauthorized,
     /// Nobody comes in by this invitation.
-    #[error("this invitation is used up, over, or none of this swarm")]
+    #[error("this invitation is used up, over, cancelled, or none of this swarm")]
     NoInvitation,
     /// The peer was thrown out.
     #[error("this peer was thrown out of the swarm; it cannot come back with the same key")]
@@ -51,7 +51,10 @@ pub enum CatalogueError {
         by: PeerId,
     },
     /// As many were thrown out of late as a list of them holds.
-    #[error("{MAX_REVOKED} peers were thrown out in the last day, which is as many as peers can be told of")]
+    #[error(
+        "{MAX_REVOKED} peers were thrown out in the last day, which is as many as peers keep; where so many have to go, make \
+         another authority and invite those who stay"
+    )]
     TooManyRevoked,
     /// Others changed the same entries again and again.
     #[error("others changed the same entry at the same time, again and again")]

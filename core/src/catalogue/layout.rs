@@ -28,7 +28,7 @@
 //! | `authority` | `key` | the secret of the swarm's authority, 32 bytes of an Ed25519 seed |
 //! | `invitations` | hash of the secret, 32 bytes | [`InvitationRecord`] |
 //! | `members` | peer id | [`MemberRecord`] |
-//! | `revoked` | peer id | u64: when a member was thrown out, while it may have a membership that did not end, ms since 1970 |
+//! | `revoked` | peer id | u64: the version of the list with which a member was thrown out, while it may have a membership that did not end |
 //! | `reservations` | name | [`ReservationRecord`] |
 
 use bytes::Bytes;
@@ -308,7 +308,7 @@ pub struct InvitationRecord {
 }
 
 /// Somebody who came in by invitation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRecord {
     /// The version of the record.
     pub v: u8,
@@ -319,6 +319,9 @@ pub struct MemberRecord {
     /// When it was thrown out, in ms since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<u64>,
+    /// What it came by: the hash of the secret of its invitation, and of a later one that let it do more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub invitations: Vec<SecretHash>,
 }
 
 /// A name that only one peer may publish.
@@ -467,6 +470,11 @@ pub fn peer_key(peer: PeerNumber) -> Key {
 /// The key of an invitation.
 pub fn invitation_key(secret: SecretHash) -> Key {
     key(&[&secret.0])
+}
+
+/// Reads the key of an invitation.
+pub fn read_invitation_key(bytes: &[u8]) -> Result<SecretHash, StorageError> {
+    bytes.try_into().map(SecretHash).map_err(|_| damaged(INVITATIONS, bytes))
 }
 
 /// The key of the authority's secret.

@@ -30,10 +30,34 @@ pub struct Member {
     pub joined: u64,
     /// When it was thrown out.
     pub revoked: Option<u64>,
+    /// The invitations that it came by; the second let it do more than the first.
+    pub invitations: Vec<SecretHash>,
     /// Its last sign of life that was written down; none where it has not been there for long.
     pub seen: Option<u64>,
     /// Whether it is alive.
     pub alive: bool,
+}
+
+/// An invitation that is not used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenInvitation {
+    /// What it is called.
+    pub id: SecretHash,
+    /// What those may do who come in by it.
+    pub rights: Rights,
+    /// How many more may come in.
+    pub uses: u32,
+    /// Until when, in milliseconds since 1970-01-01 UTC.
+    pub until: u64,
+    /// When it was made.
+    pub made: u64,
+}
+
+impl OpenInvitation {
+    pub(super) const fn new(id: SecretHash, record: &InvitationRecord) -> Self {
+        let InvitationRecord { rights, uses, until, at: made, .. } = *record;
+        Self { id, rights, uses, until, made }
+    }
 }
 
 impl Catalogue {
@@ -95,7 +119,7 @@ impl Catalogue {
             let known = self.read(MEMBERS, &member_key).await?;
             let member =
                 known.as_ref().map(|raw| layout::decode::<MemberRecord>(MEMBERS, raw)).transpose()?;
-            if member.is_some_and(|member| member.revoked.is_some()) {
+            if member.as_ref().is_some_and(|member| member.revoked.is_some()) {
                 return Err(CatalogueError::Revoked);
             }
             let stored = self.read(INVITATIONS, &invitation_key).await?;
@@ -104,17 +128,20 @@ impl Catalogue {
                 None => None,
             };
             let invitation = invitation.filter(|invitation| invitation.uses > 0 && now < invitation.until);
-            let (invitation, stored) = match (member, invitation.zip(stored)) {
+            let (invitation, stored) = match (&member, invitation.zip(stored)) {
                 (Some(member), Some((invitation, _))) if invitation.rights <= member.rights => {
-                    return self.settled(member).await;
+                    return self.settled(member.clone(), secret).await;
                 }
-                (Some(member), None) => return self.settled(member).await,
+                (Some(member), None) => return self.settled(member.clone(), secret).await,
                 (None, None) => return Err(CatalogueError::NoInvitation),
                 (_, Some(invitation)) => invitation,
             };
             let mut batch = Batch::new();
-            let joined = member.map_or(now, |member| member.joined);
-            let member = MemberRecord { v: RECORD, rights: invitation.rights, joined, revoked: None };
+            let (joined, mut invitations) =
+                member.map_or((now, Vec::new()), |member| (member.joined, member.invitations));
+            invitations.push(secret);
+            let rights = invitation.rights;
+            let member = MemberRecord { v: RECORD, rights, joined, revoked: None, invitations };
             match known {
                 Some(raw) => batch.require(MEMBERS, member_key.clone(), raw),
                 None => batch.require_absent(MEMBERS, member_key.clone()),
@@ -137,9 +164,15 @@ impl Catalogue {
         Err(CatalogueError::Conflict)
     }
 
-    /// It may have been written a moment ago by a commit of which the outcome was not known.
-    async fn settled(&self, member: MemberRecord) -> Result<MemberRecord, CatalogueError> {
-        self.storage.sync().await?;
+    /// What came of this secret may have been written a moment ago by a commit of which the outcome was not known.
+    async fn settled(
+        &self,
+        member: MemberRecord,
+        secret: SecretHash,
+    ) -> Result<MemberRecord, CatalogueError> {
+        if member.invitations.contains(&secret) {
+            self.storage.sync().await?;
+        }
         Ok(member)
     }
 
@@ -158,13 +191,13 @@ impl Catalogue {
         let mut members = Vec::with_capacity(page.len());
         for ((key, raw), number) in page.iter().zip(self.storage.get(PEERS, &keys).await?) {
             let peer = layout::read_peer_id(MEMBERS, key.as_bytes())?;
-            let MemberRecord { rights, joined, revoked, .. } = layout::decode(MEMBERS, raw)?;
+            let MemberRecord { rights, joined, revoked, invitations, .. } = layout::decode(MEMBERS, raw)?;
             let number = number.map(|raw| layout::read_peer(PEERS, &raw)).transpose()?;
             let (seen, alive) = match number {
                 Some(number) => self.last_seen(number, now).await?,
                 None => (None, false),
             };
-            members.push(Member { peer, rights, joined, revoked, seen, alive });
+            members.push(Member { peer, rights, joined, revoked, invitations, seen, alive });
         }
         Ok(members)
     }
@@ -190,6 +223,51 @@ impl Catalogue {
             }
         }
         Ok(found)
+    }
+
+    /// One page of the invitations that are not used up, after `after`; some may be over. An empty page is the end.
+    pub async fn invitations(
+        &self,
+        after: Option<&SecretHash>,
+        now: u64,
+    ) -> Result<Vec<OpenInvitation>, StorageError> {
+        let mut range = KeyRange::all();
+        if let Some(after) = after {
+            range = range.after(&layout::invitation_key(*after));
+        }
+        loop {
+            let page = self.storage.scan(INVITATIONS, range.clone(), super::PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(Vec::new()) };
+            range = range.after(last);
+            let mut read = Vec::with_capacity(page.len());
+            for (key, raw) in &page {
+                let record = self.damage.pass_over(layout::decode(INVITATIONS, raw), now)?;
+                if let Some(record) = record {
+                    read.push(OpenInvitation::new(layout::read_invitation_key(key.as_bytes())?, &record));
+                }
+            }
+            // One of damaged invitations alone is not the end.
+            if !read.is_empty() {
+                return Ok(read);
+            }
+        }
+    }
+
+    /// The invitations that are called so, by the first hexadecimal digits; at most two, which is one too many.
+    pub async fn invitations_beginning(&self, digits: &str) -> Result<Vec<SecretHash>, StorageError> {
+        let found = self.storage.scan(INVITATIONS, names::id_range(digits), 2).await?;
+        found.iter().map(|(key, _)| layout::read_invitation_key(key.as_bytes())).collect()
+    }
+
+    /// From now on nobody comes in by this invitation, durably. False where it was used up, over or cancelled already.
+    pub async fn cancel_invitation(&self, id: SecretHash) -> Result<bool, StorageError> {
+        let key = layout::invitation_key(id);
+        let known = self.read(INVITATIONS, &key).await?.is_some();
+        let mut batch = Batch::new();
+        // Who comes in by it at this moment has the condition that it is there.
+        batch.delete(INVITATIONS, key);
+        self.storage.commit(batch, Durability::Durable).await?;
+        Ok(known)
     }
 
     /// Takes invitations away that are over.

@@ -50,6 +50,7 @@ use layout::{FORMAT, FormatRecord, MAX_NUMBER, META};
 use leases::{LeaseRules, LeaseTable};
 use peers::PeerCache;
 use remembered::Remembered;
+use revocations::ListedAt;
 
 /// How often a conditional commit is tried again after somebody else was faster.
 const ATTEMPTS: usize = 100;
@@ -79,6 +80,8 @@ pub struct Catalogue {
     damage: Damage,
     /// Places for the reads of lists.
     list_reads: Semaphore,
+    /// Who was thrown out, as it was read last.
+    listed: Mutex<Option<ListedAt>>,
     /// Numbers that this tracker has taken and not yet given away.
     numbers: tokio::sync::Mutex<Range<u64>>,
     /// No number beyond this one was given away, as far as this tracker knows.
@@ -179,6 +182,7 @@ impl Catalogue {
                 counts: Counts::default(),
                 damage: Damage::default(),
                 list_reads: Semaphore::new(LIST_READS),
+                listed: Mutex::default(),
                 numbers: tokio::sync::Mutex::new(0..0),
                 highest_number: AtomicU64::new(numbers),
             });

@@ -2,6 +2,7 @@
 
 use super::content;
 use super::layout::{self, ACKS, DIRTY, FILES, HASHES, HAVE, MEMBERS, META, Place, Record, SWARM, TOMBS};
+use crate::model::identity::PublicKey;
 use crate::model::record::FileKind;
 use crate::readable::{Field, Fields};
 use crate::storage::error::StorageError;
@@ -64,7 +65,21 @@ pub fn describe(space: Space, key: &Key, value: &[u8]) -> Result<Fields, Storage
             ]
         }
         SWARM if *key == layout::swarm_key("revocations") => {
-            vec![("revocations", Field::Number(value.len() as u64))]
+            let head = value.split_first_chunk::<32>();
+            match head.and_then(|(authority, version)| Some((authority, <[u8; 8]>::try_from(version).ok()?)))
+            {
+                Some((authority, version)) => vec![
+                    ("authority", Field::text(PublicKey::from_bytes(*authority))),
+                    ("revocations", Field::Number(u64::from_be_bytes(version))),
+                ],
+                // A whole list, as it was kept before; the next start as a peer takes it away.
+                None => vec![("obsolete", Field::Number(value.len() as u64))],
+            }
+        }
+        SWARM => {
+            let peer = layout::read_revoked_key(key).ok_or_else(odd)?;
+            let version = u64::from_be_bytes(value.try_into().map_err(|_| odd())?);
+            vec![("revoked", Field::text(peer)), ("version", Field::Time(version))]
         }
         _ if content::SPACES.contains(&space) => {
             let (id, rest) = layout::split_id(space, key)?;
@@ -119,6 +134,17 @@ mod tests {
             key in prop::collection::vec(any::<u8>(), 1..60), value in prop::collection::vec(any::<u8>(), 0..70),
         ) {
             let _ = describe(space, &Key::new(key).unwrap(), &value);
+        }
+    }
+
+    #[test]
+    fn what_is_known_of_a_swarm_is_told_also_as_it_was_kept_before() {
+        let key = layout::swarm_key("revocations");
+        let now = [&[1; 32][..], &7_u64.to_be_bytes()].concat();
+        assert_eq!(describe(SWARM, &key, &now).unwrap()[1], ("revocations", Field::Number(7)));
+        for before in [&[][..], &[1; 39], &[1; 110]] {
+            let length = Field::Number(before.len() as u64);
+            assert_eq!(describe(SWARM, &key, before).unwrap(), [("obsolete", length)]);
         }
     }
 

@@ -10,7 +10,9 @@
 //! | `library_members` | member, collection | empty record of 1 byte |
 //! | `library_tombs` | id | what remains to be removed: the file's [`Record`] |
 //! | `library_acks` | catalogue (16), id, name | 1 byte: the catalogue acknowledged the name |
-//! | `library_swarm` | `membership`, `revocations` | what trackers signed, see [`crate::swarm`]; only in swarms by invitation |
+//! | `library_swarm` | `membership` | the node's newest membership as a tracker signed it; only in swarms by invitation, as what follows |
+//! | `library_swarm` | `revocations` | the authority's public key (32) and up to which version all revocations are known (8) |
+//! | `library_swarm` | `revoked`, peer id | the version with which the peer was thrown out (8) |
 //!
 //! Numbers in keys are big-endian, so that pages follow each other.
 
@@ -26,13 +28,13 @@ use super::error::LibraryError;
 use super::linked::Fingerprint;
 use crate::machine;
 use crate::model::bitmap::Bitmap;
-use crate::model::id::FileId;
+use crate::model::id::{FileId, PeerId};
 use crate::model::layout::{PieceIndex, PieceLayout};
 use crate::model::manifest::PieceHash;
 use crate::model::name::Name;
 use crate::model::record::FileKind;
 use crate::storage::error::StorageError;
-use crate::storage::value::{Batch, Key, Space};
+use crate::storage::value::{Batch, Key, KeyRange, Space};
 
 pub(super) const META: Space = Space::new("library_meta");
 pub(super) const FILES: Space = Space::new("library_files");
@@ -154,6 +156,23 @@ pub(super) fn format_key() -> Key {
 /// A key of [`SWARM`].
 pub fn swarm_key(name: &'static str) -> Key {
     key(&[name.as_bytes()])
+}
+
+const REVOKED: &[u8] = b"revoked";
+
+/// The key in [`SWARM`] of a peer that was thrown out.
+pub fn revoked_key(peer: &PeerId) -> Key {
+    key(&[REVOKED, peer.as_bytes()])
+}
+
+/// The keys in [`SWARM`] of all peers that were thrown out.
+pub fn revoked_keys() -> KeyRange {
+    KeyRange::prefix(REVOKED)
+}
+
+/// The peer of a key that [`revoked_key`] made.
+pub fn read_revoked_key(key: &Key) -> Option<PeerId> {
+    PeerId::try_from(key.as_bytes().strip_prefix(REVOKED)?).ok()
 }
 
 pub(super) fn id_key(id: &FileId) -> Key {

@@ -39,7 +39,7 @@ pub mod stamp;
 mod whole;
 
 pub use formats::stored_format;
-pub use layout::{FORMAT, SPACES, SWARM, swarm_key};
+pub use layout::{FORMAT, SPACES, SWARM, read_revoked_key, revoked_key, revoked_keys, swarm_key};
 
 #[cfg(test)]
 mod tests;

@@ -229,7 +229,7 @@ pub enum Request {
 /// What a peer knows of its swarm.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownSwarm {
-    /// The version of the list of revocations that it has; 0 for none.
+    /// Up to which version it has all revocations; 0 for none.
     pub revocations: u64,
     /// When its own membership ends, in milliseconds since 1970-01-01 UTC; 0 where it has none.
     pub until: u64,
@@ -278,9 +278,12 @@ pub enum Reply {
         /// Its next membership, long before the one that it has ends.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         membership: Option<SignedMembership>,
-        /// The signed list of revocations, see [`crate::swarm::revocations::Revocations::verify`].
+        /// The next signed page of revocations, see [`crate::swarm::revocations::RevocationPage::verify`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
         revocations: Option<Bytes>,
+        /// Whether there is another page behind it: the sender need not wait to ask for that.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
     },
     /// To `join`.
     Joined {

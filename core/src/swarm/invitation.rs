@@ -46,9 +46,16 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The hash of a secret.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct SecretHash(pub [u8; 32]);
+/// The hash of a secret, which is what an invitation is called: it lets nobody in. [`Display`](fmt::Display) gives all of its
+/// hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretHash(#[serde(with = "serde_bytes")] pub [u8; 32]);
+
+impl fmt::Display for SecretHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
 
 impl fmt::Debug for SecretHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,9 +108,14 @@ impl fmt::Display for Invitation {
             body.extend(u16::try_from(text.len()).map_err(|_| fmt::Error)?.to_be_bytes());
             body.extend(text.as_bytes());
         }
-        body.extend(checksum(&body));
-        write!(f, "{NAME}{VERSION}.{}", URL_SAFE_NO_PAD.encode(body))
+        f.write_str(&line_of(body))
     }
+}
+
+/// The line with this in it.
+pub(super) fn line_of(mut body: Vec<u8>) -> String {
+    body.extend(checksum(&body));
+    format!("{NAME}{VERSION}.{}", URL_SAFE_NO_PAD.encode(body))
 }
 
 impl FromStr for Invitation {

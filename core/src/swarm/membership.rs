@@ -75,6 +75,12 @@ pub enum Invalid {
     /// The peer was thrown out.
     #[error("the peer was thrown out of the swarm")]
     Revoked,
+    /// It does not go on from what is known.
+    #[error("there are revocations missing in front of it")]
+    Gap,
+    /// It would be more than anybody keeps.
+    #[error("it has more revocations than can be kept")]
+    TooMany,
 }
 
 impl Membership {

@@ -4,6 +4,7 @@
 //! those that any tracker of the catalogue throws out. It signs with the authority's key of the catalogue.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::pace::Pace;
 use crate::admission::admitted::{Admitted, Guest};
+use crate::admission::by_connection::ByConnection;
+use crate::admission::checks::Checks;
+use crate::admission::refusal::Refusal;
 use crate::catalogue::Catalogue;
 use crate::catalogue::error::CatalogueError;
 use crate::clock::Clock;
@@ -21,7 +25,7 @@ use crate::protocol::error::{ErrorCode, ErrorReply};
 use crate::protocol::message::{KnownSwarm, Reply};
 use crate::swarm::authority::Authority;
 use crate::swarm::invitation::Secret;
-use crate::swarm::membership::{LIFE_MS, Rights, SignedMembership};
+use crate::swarm::membership::{LIFE_MS, Rights, SKEW_MS, SignedMembership};
 use crate::swarm::revocations::Revocations;
 use crate::transport::PeerInfo;
 
@@ -29,6 +33,8 @@ use crate::transport::PeerInfo;
 const SWEEP: Duration = Duration::from_secs(600);
 /// A membership is renewed when less than this is left of it, in milliseconds.
 const RENEWED_MS: u64 = LIFE_MS / 2;
+/// For how long whoever was refused is refused again without a look at the database, in milliseconds.
+const REFUSED_MS: u64 = 1000;
 /// So many joins may fail at once from one address, and one more in each of these milliseconds.
 const FAILED_JOINS: u64 = 10;
 const FAILED_JOIN_MS: u64 = 10_000;
@@ -37,7 +43,8 @@ const FAILED_JOIN_MS: u64 = 10_000;
 #[derive(Debug, Default)]
 struct Listed {
     revocations: Revocations,
-    signed: Bytes,
+    /// Each with the version that it ends with.
+    pages: Vec<(u64, Bytes)>,
 }
 
 /// Decides who may come in at a tracker.
@@ -45,10 +52,15 @@ struct Listed {
 pub struct Admission {
     catalogue: Arc<Catalogue>,
     authority: Authority,
+    checks: Checks,
     me: PeerId,
     clock: Arc<dyn Clock>,
     admitted: Mutex<Admitted>,
+    /// Who was not let in over which connection, and when.
+    refused: Mutex<ByConnection<(u64, Refusal)>>,
     listed: RwLock<Listed>,
+    /// The version of an older list that was found in the database, of which was told already.
+    set_back: AtomicU64,
     failed: Pace,
 }
 
@@ -62,11 +74,14 @@ impl Admission {
         let authority = catalogue.authority().await?;
         let admission = Self {
             catalogue,
+            checks: Checks::new(*authority.key()),
             authority,
             me,
             clock,
             admitted: Mutex::default(),
+            refused: Mutex::default(),
             listed: RwLock::default(),
+            set_back: AtomicU64::new(u64::MAX),
             failed: Pace::new(FAILED_JOIN_MS, FAILED_JOINS),
         };
         admission.refresh().await?;
@@ -115,27 +130,53 @@ impl Admission {
 
     /// Looks whether somebody was thrown out, by whichever tracker, and closes what is open for them.
     pub async fn refresh(&self) -> Result<(), CatalogueError> {
-        let known = self.listed.read().revocations.version();
-        if self.catalogue.revocations_version().await? == known {
+        let (known, signed) = {
+            let listed = self.listed.read();
+            (listed.revocations.version(), listed.pages.clone())
+        };
+        let stored = self.catalogue.revocations_version().await?;
+        if stored <= known {
+            if stored < known && self.set_back.swap(stored, Ordering::Relaxed) != stored {
+                tracing::warn!(
+                    "the list of revocations in the database is older than the one that this tracker knows: was an old copy \
+                     of the database put back? Who was thrown out since that copy is kept out until this tracker stops; throw \
+                     them out anew"
+                );
+            }
             return Ok(());
         }
         let revocations = self.catalogue.revocations(self.clock.now_ms()).await?;
-        let signed = self.authority.sign_revocations(&revocations);
+        let mut pages = Vec::new();
+        for page in revocations.pages() {
+            let same =
+                signed.iter().find(|(version, signed)| *version == page.version() && page.is_in(signed));
+            pages.push(match same {
+                Some(same) => same.clone(),
+                None => (page.version(), self.authority.sign_revocations(&page)),
+            });
+            // Many take some time.
+            tokio::task::yield_now().await;
+        }
         {
             let mut listed = self.listed.write();
             if revocations.version() > listed.revocations.version() {
-                *listed = Listed { revocations, signed };
+                *listed = Listed { revocations, pages };
             }
         }
         // In this order everywhere.
         let mut admitted = self.admitted.lock();
         let listed = self.listed.read();
-        admitted.throw_out(|peer| listed.revocations.contains(peer));
+        let closed = admitted.throw_out(|peer| listed.revocations.contains(peer));
+        tracing::info!(
+            revoked = listed.revocations.len(),
+            closed,
+            "who was thrown out of the swarm has changed"
+        );
         Ok(())
     }
 
     /// Who is behind a connection, if that was asked before.
-    pub fn guest(&self, peer: &PeerInfo) -> Option<Guest> {
+    pub fn guest(&self, peer: &PeerInfo) -> Option<Arc<Guest>> {
         self.admitted.lock().get(peer.connection, self.clock.now_ms())
     }
 
@@ -143,39 +184,86 @@ impl Admission {
     ///
     /// # Errors
     /// `unauthorized` for who is no member.
-    pub async fn admit(&self, peer: &PeerInfo) -> Result<Guest, ErrorReply> {
-        let id = identity(peer)?;
-        let rights = self.rights(&id).await?;
-        self.remember(peer, id, rights)
+    pub async fn admit(&self, peer: &PeerInfo) -> Result<Arc<Guest>, ErrorReply> {
+        let id = peer.identity.ok_or(Refusal::NoIdentity)?;
+        let rights = self.rights_over(peer, &id).await??;
+        self.remember(peer, id, rights, LIFE_MS)
     }
 
-    fn remember(&self, peer: &PeerInfo, id: PeerId, rights: Rights) -> Result<Guest, ErrorReply> {
-        let until = self.clock.now_ms().saturating_add(LIFE_MS);
+    /// Lets in who introduces itself. Peers need not; but the other trackers of the swarm, which keep copies like peers, are known
+    /// by nothing else than that the authority signed their memberships. The answer has this tracker's own.
+    ///
+    /// # Errors
+    /// `unauthorized` for who is no member.
+    pub async fn introduce(&self, peer: &PeerInfo, shown: &SignedMembership) -> Result<Reply, ErrorReply> {
+        let id = peer.identity.ok_or(Refusal::NoIdentity)?;
+        if self.guest(peer).is_none() {
+            // What the database says comes first: it knows who was thrown out, however long ago.
+            match self.rights_over(peer, &id).await? {
+                Ok(rights) => self.remember(peer, id, rights, LIFE_MS)?,
+                Err(Refusal::Stranger(_)) => {
+                    let now = self.clock.now_ms();
+                    let membership = self.checks.check_over(peer, shown, id, now)?;
+                    let left = membership.until.saturating_add(SKEW_MS).saturating_sub(now);
+                    self.remember(peer, id, membership.rights, left)?
+                }
+                Err(refusal) => return Err(refusal.into()),
+            };
+        }
+        Ok(Reply::Introduced { membership: Some(self.own_membership()) })
+    }
+
+    fn remember(
+        &self,
+        peer: &PeerInfo,
+        id: PeerId,
+        rights: Rights,
+        millis: u64,
+    ) -> Result<Arc<Guest>, ErrorReply> {
+        let until = self.clock.now_ms().saturating_add(millis);
         // Who is thrown out at this moment is either on the list here, or found when the list comes.
         let mut admitted = self.admitted.lock();
         if self.listed.read().revocations.contains(&id) {
-            return Err(CatalogueError::Revoked.into());
+            return Err(Refusal::ThrownOut.into());
         }
-        Ok(admitted.admit(peer.connection, id, rights, until))
+        Ok(admitted.admit(peer, id, rights, until))
     }
 
-    async fn rights(&self, peer: &PeerId) -> Result<Rights, ErrorReply> {
+    /// The same as [`Admission::rights`], but for who was refused over this connection a moment ago: it still is.
+    async fn rights_over(
+        &self,
+        peer: &PeerInfo,
+        id: &PeerId,
+    ) -> Result<Result<Rights, Refusal>, CatalogueError> {
+        let now = self.clock.now_ms();
+        let refused = self.refused.lock().get(peer.connection).copied();
+        if let Some((at, refusal)) = refused
+            && now.checked_sub(at).is_some_and(|age| age < REFUSED_MS)
+        {
+            return Ok(Err(refusal));
+        }
+        let rights = self.rights(id).await?;
+        if let Err(refusal) = rights {
+            self.refused.lock().insert(peer, (now, refusal));
+        }
+        Ok(rights)
+    }
+
+    /// What a peer may do, or why it may nothing.
+    async fn rights(&self, peer: &PeerId) -> Result<Result<Rights, Refusal>, CatalogueError> {
         if *peer == self.me {
-            return Ok(Rights::Full);
+            return Ok(Ok(Rights::Full));
         }
-        match self.catalogue.member(peer).await? {
-            Some(member) if member.revoked.is_some() => Err(CatalogueError::Revoked.into()),
+        Ok(match self.catalogue.member(peer).await? {
+            Some(member) if member.revoked.is_some() => Err(Refusal::ThrownOut),
             Some(member) => Ok(member.rights),
-            None => {
-                let message = format!("{peer} is no member of this swarm; it comes in with an invitation");
-                Err(ErrorReply::new(ErrorCode::Unauthorized, message))
-            }
-        }
+            None => Err(Refusal::Stranger(*peer)),
+        })
     }
 
     /// Lets a peer in that has the secret of an invitation.
     pub async fn join(&self, secret: &Secret, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
-        let id = identity(peer)?;
+        let id = peer.identity.ok_or(Refusal::NoIdentity)?;
         let now = self.clock.now_ms();
         let busy = |wait| {
             let busy =
@@ -193,14 +281,20 @@ impl Admission {
                 return Err(error.into());
             }
         };
-        self.remember(peer, id, member.rights)?;
+        if !member.invitations.contains(&secret.hash()) {
+            // It was in already, and asks for what does not get it any further.
+            self.failed.take(peer.address, now).map_err(busy)?;
+        }
+        self.remember(peer, id, member.rights, LIFE_MS)?;
+        // Also over the other connections that it has.
+        self.refused.lock().retain(|_, (_, refusal)| *refusal != Refusal::Stranger(id));
         tracing::info!(peer = %id, rights = %member.rights, "a peer came in by invitation");
         Ok(Reply::Joined { membership: self.authority.admit(id, member.rights, now) })
     }
 
     /// A membership for somebody who is in, by what the database says now.
     pub async fn membership(&self, peer: &PeerId) -> Result<SignedMembership, ErrorReply> {
-        let rights = self.rights(peer).await?;
+        let rights = self.rights(peer).await??;
         Ok(self.authority.admit(*peer, rights, self.clock.now_ms()))
     }
 
@@ -209,14 +303,8 @@ impl Admission {
         let soon = self.clock.now_ms().saturating_add(RENEWED_MS);
         let membership = if known.until < soon { Some(self.membership(peer).await?) } else { None };
         let listed = self.listed.read();
-        let newer = listed.revocations.version() > known.revocations;
-        Ok(Reply::Renewed { membership, revocations: newer.then(|| listed.signed.clone()) })
+        let mut newer = listed.pages.iter().filter(|(version, _)| *version > known.revocations);
+        let revocations = newer.next().map(|(_, page)| page.clone());
+        Ok(Reply::Renewed { membership, revocations, more: newer.next().is_some() })
     }
-}
-
-fn identity(peer: &PeerInfo) -> Result<PeerId, ErrorReply> {
-    peer.identity.ok_or_else(|| {
-        let message = "this swarm is by invitation: come over a connection that is authenticated";
-        ErrorReply::new(ErrorCode::Unauthorized, message)
-    })
 }

@@ -43,8 +43,10 @@ pub struct TrackerClient {
 pub struct SwarmNews {
     /// The next membership.
     pub membership: Option<SignedMembership>,
-    /// The signed list of revocations.
+    /// The next signed page of revocations.
     pub revocations: Option<Bytes>,
+    /// Whether there is another one behind it.
+    pub more: bool,
 }
 
 macro_rules! expect {
@@ -231,7 +233,9 @@ impl TrackerClient {
     ) -> Result<SwarmNews, TrackerError> {
         let request = Request::Renew { session, known: Some(known) };
         self.call(&request, |at, reply| match reply {
-            Reply::Renewed { membership, revocations } => Ok(SwarmNews { membership, revocations }),
+            Reply::Renewed { membership, revocations, more } => {
+                Ok(SwarmNews { membership, revocations, more })
+            }
             // One that lets everybody in.
             Reply::Done => Ok(SwarmNews::default()),
             _ => Err(unexpected(at)),

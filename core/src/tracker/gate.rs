@@ -44,6 +44,9 @@ impl Handler for Gate {
         match &request {
             Request::Hello { proof: None } => return self.inner.handle(id, request, peer, sink).await,
             Request::Join { secret } => return Ok((self.admission.join(secret, peer).await?, Bytes::new())),
+            Request::Introduce { membership } => {
+                return Ok((self.admission.introduce(peer, membership).await?, Bytes::new()));
+            }
             _ => {}
         }
         let guest = match self.admission.guest(peer) {
@@ -51,11 +54,6 @@ impl Handler for Gate {
             None => self.admission.admit(peer).await?,
         };
         let known = match &request {
-            // Who is behind the connection is known without it; the asker wants to know who is here.
-            Request::Introduce { .. } => {
-                let membership = Some(self.admission.own_membership());
-                return Ok((Reply::Introduced { membership }, Bytes::new()));
-            }
             Request::Publish { .. } | Request::Pin { .. } | Request::Unpin { .. }
                 if guest.rights == Rights::ReadOnly =>
             {
@@ -65,12 +63,7 @@ impl Handler for Gate {
             Request::Renew { known, .. } => *known,
             _ => None,
         };
-        let answer = guest.thrown_out.run_until_cancelled(self.inner.handle(id, request, peer, sink)).await;
-        let Some(answer) = answer else {
-            let message = "this peer was thrown out of the swarm";
-            return Err(ErrorReply::new(ErrorCode::Unauthorized, message));
-        };
-        let (mut reply, payload) = answer?;
+        let (mut reply, payload) = guest.attend(&*self.inner, id, request, peer, sink).await?;
         match &mut reply {
             Reply::Done => {
                 if let Some(known) = known {

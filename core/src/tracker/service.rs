@@ -150,8 +150,14 @@ impl TrackerService {
         })
     }
 
-    async fn session(&self, session: SessionId) -> Result<Session, ErrorReply> {
-        Ok(self.catalogue.authorize(session, self.clock.now_ms()).await?)
+    /// The session that somebody shows. Where it is known who that is, it has to be its own: others that get to know one can do
+    /// nothing with it.
+    async fn session(&self, session: SessionId, asker: &PeerInfo) -> Result<Session, ErrorReply> {
+        let session = self.catalogue.authorize(session, self.clock.now_ms()).await?;
+        if asker.identity.is_some_and(|identity| identity != session.peer) {
+            return Err(unauthorized("the session belongs to another key than the connection"));
+        }
+        Ok(session)
     }
 
     async fn hello(&self, proof: Option<HelloProof>, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
@@ -193,23 +199,21 @@ impl TrackerService {
         Ok(Reply::Providers { providers })
     }
 
-    async fn pin(&self, session: SessionId, id: FileId) -> Result<Reply, ErrorReply> {
-        let by = self.session(session).await?.peer;
+    async fn pin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
         let store = self.store()?;
         let now = self.clock.now_ms();
         let file = self.catalogue.file(&id, now).await?;
         let file = file
             .ok_or_else(|| ErrorReply::new(ErrorCode::NotFound, format!("{id} is not in the catalogue")))?;
-        let pin = self.catalogue.pin(id, file.size, store.quota(), by, now).await?;
+        let pin = self.catalogue.pin(id, file.size, store.quota(), by.peer, now).await?;
         let have = store.keep(&file, pin).await?;
         Ok(Reply::Pin { have, held: pin.held })
     }
 
-    async fn unpin(&self, session: SessionId, id: FileId) -> Result<Reply, ErrorReply> {
-        let by = self.session(session).await?.peer;
+    async fn unpin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
         let store = self.store()?;
         // Anybody may look for ids; nobody may take away what another one asked to be kept.
-        if self.catalogue.pinned(&id).await?.is_none_or(|pin| pin.by != by) {
+        if self.catalogue.pinned(&id).await?.is_none_or(|pin| pin.by != by.peer) {
             return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not pinned by this peer")));
         }
         // In this order the room is free only once it is really free.
@@ -261,7 +265,7 @@ impl TrackerService {
         match request {
             Request::Hello { proof } => self.hello(proof, peer).await,
             Request::Publish { session, name, id, size, kind } => {
-                let session = self.session(session).await?;
+                let session = self.session(session, peer).await?;
                 let publication = Publication { name, id, size, kind };
                 let published = self.catalogue.publish(&session, &publication, now).await?;
                 tracing::debug!(
@@ -272,25 +276,27 @@ impl TrackerService {
             }
             Request::Announce { session, offers } => {
                 check_count(offers.len())?;
-                let session = self.session(session).await?;
+                let session = self.session(session, peer).await?;
                 Ok(Reply::Announced { unknown: self.catalogue.announce(&session, &offers, now).await? })
             }
             Request::Withdraw { session, ids } => {
                 check_count(ids.len())?;
-                let session = self.session(session).await?;
+                let session = self.session(session, peer).await?;
                 self.catalogue.withdraw(&session, &ids).await?;
                 Ok(Reply::Done)
             }
             Request::Renew { session, .. } => {
-                self.catalogue.renew(session, now).await?;
+                let session = self.session(session, peer).await?;
+                self.catalogue.renew(session.id, now).await?;
                 Ok(Reply::Done)
             }
             Request::Leave { session } => {
-                self.catalogue.leave(session, now).await?;
+                let session = self.session(session, peer).await?;
+                self.catalogue.leave(session.id, now).await?;
                 Ok(Reply::Done)
             }
-            Request::Pin { session, id } => self.pin(session, id).await,
-            Request::Unpin { session, id } => self.unpin(session, id).await,
+            Request::Pin { session, id } => self.pin(self.session(session, peer).await?, id).await,
+            Request::Unpin { session, id } => self.unpin(self.session(session, peer).await?, id).await,
             Request::Find { query } => {
                 check_length(&query)?;
                 Ok(Reply::Find { file: self.catalogue.find(&query, now).await? })

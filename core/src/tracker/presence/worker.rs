@@ -235,14 +235,19 @@ impl Worker {
     }
 
     async fn renew(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {
+        while self.renew_once(catalogue, lease).await? {}
+        Ok(())
+    }
+
+    /// Renews; true where the tracker has more to tell.
+    async fn renew_once(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<bool, Stop> {
         let begun = Instant::now();
         // Silence must not use up the lease: another tracker may take the renewal, and in time even if the silent one did
         // not write down the one before.
         let limit = (lease.third / 2).max(SHORTEST_WAIT);
-        let renewed = match &self.shared.members {
-            Some(members) => {
-                timeout(limit, self.client.renew_membership(lease.session, members.known())).await
-            }
+        let known = self.shared.members.as_ref().map(|members| members.known());
+        let renewed = match known {
+            Some(known) => timeout(limit, self.client.renew_membership(lease.session, known)).await,
             None => timeout(limit, self.client.renew(lease.session))
                 .await
                 .map(|renewed| renewed.map(|()| SwarmNews::default())),
@@ -253,11 +258,11 @@ impl Worker {
             Err(TrackerError::Unreachable { reasons: vec![Unreached { endpoint, reason }] })
         };
         let news = self.check(catalogue, lease.session, renewed.unwrap_or_else(silent))?;
-        if let Some(members) = &self.shared.members {
-            members.take(news.membership.as_ref(), news.revocations.as_ref()).await?;
-        }
         lease.due = begun + lease.third;
-        Ok(())
+        let (Some(members), Some(known)) = (&self.shared.members, known) else { return Ok(false) };
+        members.take(news.membership.as_ref(), news.revocations.as_ref()).await?;
+        // Whatever a tracker says: each page has to be signed, and newer than the one before.
+        Ok(news.more && members.known().revocations > known.revocations)
     }
 
     async fn renew_if_due(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), Stop> {

@@ -46,6 +46,12 @@ pub(super) struct Copied {
 }
 
 impl Copied {
+    pub(super) fn has_authority(&self) -> bool {
+        self.records
+            .iter()
+            .any(|(_, space, count)| *space == catalogue::layout::AUTHORITY && count.entries > 0)
+    }
+
     pub(super) fn tell(&self, meter: &mut Meter, verify: bool) {
         let (mut entries, mut bytes) = (0, 0);
         let mut names: Vec<&'static str> = self.records.iter().map(|(name, ..)| *name).collect();

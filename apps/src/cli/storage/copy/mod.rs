@@ -141,7 +141,27 @@ async fn copy_all(
         let folder = target_path.display();
         note(&format!("the key came along: {folder} is the same node now, so start only one of the two"));
     }
+    if copied.has_authority() {
+        tell_of_swarm(to, &arguments.to, target_dir.is_some());
+    }
     Ok(())
+}
+
+/// Who is in came along with who decides that.
+fn tell_of_swarm(to: &Loaded, config: &Path, moved: bool) {
+    if moved {
+        note(
+            "the swarm is by invitation and its authority came along: who is thrown out by one of the two is not thrown \
+             out by the other, so delete the old database once the new one is good",
+        );
+    }
+    if !to.is_by_invitation() {
+        note(&format!(
+            "the swarm of this catalogue is by invitation, and no tracker starts on it without swarm.admission = \
+             \"invited\", which {} does not say",
+            config.display()
+        ));
+    }
 }
 
 fn is_same_folder(one: &Path, other: &Path) -> bool {
