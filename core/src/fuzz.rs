@@ -5,7 +5,7 @@ use enjambre_fuzz::Target;
 use enjambre_fuzz::form::Form;
 use enjambre_fuzz::items::Layout;
 
-use crate::{catalogue, download, library, model, protocol};
+use crate::{catalogue, download, library, model, protocol, swarm};
 
 /// A byte for a space, a byte for the length of a key, the key and a value.
 const RECORD: Layout = Layout { before: 1, lengths: &[1], rest: true };
@@ -32,6 +32,9 @@ const TARGETS: &[Target] = &[
     Target::new("library-records", Form::Items(RECORD), library::fuzz::records),
     Target::new("library-mark", Form::Bytes, library::fuzz::mark),
     Target::new("provider", Form::Items(MESSAGE), download::fuzz::provider),
+    Target::new("invitation", Form::Text, swarm::fuzz::invitation),
+    Target::new("membership", Form::Bytes, swarm::fuzz::membership),
+    Target::new("revocations", Form::Bytes, swarm::fuzz::revocations),
 ];
 
 #[test]

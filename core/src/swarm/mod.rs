@@ -7,6 +7,8 @@
 //! [`crate::admission`].
 
 pub mod authority;
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub mod invitation;
 pub mod membership;
 pub mod revocations;
