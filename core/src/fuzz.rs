@@ -32,7 +32,7 @@ const TARGETS: &[Target] = &[
     Target::new("library-records", Form::Items(RECORD), library::fuzz::records),
     Target::new("library-mark", Form::Bytes, library::fuzz::mark),
     Target::new("provider", Form::Items(MESSAGE), download::fuzz::provider),
-    Target::new("invitation", Form::Text, swarm::fuzz::invitation),
+    Target::new("invitation", Form::Bytes, swarm::fuzz::invitation),
     Target::new("membership", Form::Bytes, swarm::fuzz::membership),
     Target::new("revocations", Form::Bytes, swarm::fuzz::revocations),
 ];

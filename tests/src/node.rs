@@ -195,6 +195,18 @@ impl World {
         Peer { node: self.node(name, "peer", &[]) }
     }
 
+    /// A peer that came in by an invitation, listening at a port that the system chose, and not yet running; and its id.
+    ///
+    /// # Panics
+    /// If it is not let in.
+    #[track_caller]
+    pub fn joined(&self, name: &str, invitation: &str) -> (Peer, String) {
+        let peer = self.newcomer(name);
+        let output = peer.run(["join", invitation, "--listen", "tcps://127.0.0.1:0", "--json"]).ok();
+        let id = output.json()[0]["peer"].as_str().expect("its id").to_owned();
+        (peer, id)
+    }
+
     fn listen(&self, kind: &str, host: &str) -> Vec<String> {
         self.setup.wire.schemes(kind).iter().map(|scheme| format!("{scheme}://{host}:0")).collect()
     }
@@ -400,6 +412,30 @@ pub struct Tracker {
 }
 
 lifecycle!(Tracker);
+
+impl Tracker {
+    /// Makes an invitation with these options.
+    ///
+    /// # Panics
+    /// If that is not one line.
+    #[track_caller]
+    pub fn invite(&self, options: &[&str]) -> String {
+        let output = self.run([&["invite"], options].concat()).ok();
+        let line = output.stdout.trim().to_owned();
+        assert!(line.starts_with("enjambre1.") && !line.contains(char::is_whitespace), "{line}");
+        line
+    }
+
+    /// What `peers --json` says of a peer.
+    ///
+    /// # Panics
+    /// If it is not among them.
+    #[track_caller]
+    pub fn member(&self, id: &str) -> Value {
+        let members = self.run(["peers", "--json"]).ok().json();
+        members.into_iter().find(|member| member["peer"] == id).expect("a member with this id")
+    }
+}
 
 /// A peer: the daemon, when it runs, and the commands on the same folder.
 #[derive(Debug)]

@@ -2,40 +2,28 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
+use std::fs;
+
+#[cfg(target_os = "linux")]
+use enjambre_core::protocol::error::ErrorCode;
+#[cfg(target_os = "linux")]
+use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_tests::content::{MIB, hash_of};
-use enjambre_tests::node::{Peer, Tracker, Wire, World};
+use enjambre_tests::node::{Tracker, Wire, World};
+#[cfg(target_os = "linux")]
+use enjambre_tests::outsider::{Outsider, open_connections_to};
 use enjambre_tests::wait::{LONG, wait_for};
 use rustix::process::Signal;
 
 const INVITED: &str = "swarm.admission=\"invited\"";
 
-fn invite(tracker: &Tracker, arguments: &[&str]) -> String {
-    let output = tracker.run([&["invite"], arguments].concat()).ok();
-    let line = output.stdout.trim().to_owned();
-    assert!(line.starts_with("enjambre1.") && !line.contains(char::is_whitespace), "{line}");
-    line
-}
-
-/// A peer that came in, listening somewhere.
-fn joined(world: &World, name: &str, invitation: &str) -> (Peer, String) {
-    let peer = world.newcomer(name);
-    let output = peer.run(["join", invitation, "--listen", "tcps://127.0.0.1:0", "--json"]).ok();
-    let id = output.json()[0]["peer"].as_str().unwrap().to_owned();
-    (peer, id)
-}
-
-fn member(tracker: &Tracker, id: &str) -> serde_json::Value {
-    let members = tracker.run(["peers", "--json"]).ok().json();
-    members.into_iter().find(|member| member["peer"] == id).unwrap()
-}
-
 #[test]
 fn who_was_invited_publishes_and_gets_and_who_is_thrown_out_does_neither() {
     let world = World::over(Wire::Secure);
     let tracker = world.tracker_with("tracker", &[INVITED]);
-    let invitation = invite(&tracker, &["--uses", "2"]);
-    let (mut a, id_a) = joined(&world, "a", &invitation);
-    let (b, id_b) = joined(&world, "b", &invitation);
+    let invitation = tracker.invite(&["--uses", "2"]);
+    let (mut a, id_a) = world.joined("a", &invitation);
+    let (b, id_b) = world.joined("b", &invitation);
     // It is used up, and who is in already may come again from the same folder.
     let late = world.newcomer("late");
     let output = late.run(["join", &invitation]).expect_status(1);
@@ -55,11 +43,12 @@ fn who_was_invited_publishes_and_gets_and_who_is_thrown_out_does_neither() {
     let path = world.path("got.bin");
     b.get_to("film.bin", &path);
     assert_eq!(hash_of(&path), hash);
-    assert_eq!(member(&tracker, &id_a)["rights"], "full");
-    wait_for("a is seen", LONG, || member(&tracker, &id_a)["alive"] == true);
+    assert_eq!(tracker.member(&id_a)["rights"], "full");
+    wait_for("a is seen", LONG, || tracker.member(&id_a)["alive"] == true);
 
-    tracker.run(["revoke", &id_b[..8]]).ok();
-    assert!(member(&tracker, &id_b)["revoked_ms"].is_u64());
+    let output = tracker.run(["revoke", &id_b[..8]]).ok();
+    assert_eq!(output.stdout.trim(), format!("threw out {id_b}"), "its invitation is used up");
+    assert!(tracker.member(&id_b)["revoked_ms"].is_u64());
     let output = b.run(["list"]).expect_status(1);
     assert!(output.stderr.contains("thrown out"), "{}", output.stderr);
     let output = b.run(["publish", file.to_str().unwrap(), "--name", "other"]).expect_status(4);
@@ -68,12 +57,46 @@ fn who_was_invited_publishes_and_gets_and_who_is_thrown_out_does_neither() {
 }
 
 #[test]
+fn invitations_are_listed_and_cancelled_and_go_with_who_came_by_them() {
+    let world = World::over(Wire::Secure);
+    let mut tracker = world.tracker_with("tracker", &[INVITED]);
+    let made = tracker.run(["invite", "--uses", "3", "--json"]).ok().json();
+    let (id, line) = (made[0]["id"].as_str().unwrap(), made[0]["invitation"].as_str().unwrap());
+    let other = tracker.invite(&["--read-only"]);
+    let listed = |tracker: &Tracker| tracker.run(["invite", "--list", "--json"]).ok().json();
+    assert_eq!(listed(&tracker).len(), 2);
+    let (_thief, thief_id) = world.joined("thief", line);
+    let left = listed(&tracker).into_iter().find(|invitation| invitation["id"] == id).unwrap();
+    assert_eq!((&left["uses"], &left["rights"]), (&2.into(), &"full".into()));
+    assert_eq!(tracker.member(&thief_id)["invitations"][0], id);
+    let text = tracker.run(["invite", "--list"]).ok().stdout;
+    assert!(text.contains(&id[..16]) && !text.contains("enjambre1."), "{text}");
+
+    let output = tracker.run(["revoke", &thief_id]).ok();
+    assert!(output.stdout.contains("cancelled") && output.stdout.contains(&id[..16]), "{}", output.stdout);
+    let again = world.newcomer("again");
+    let output = again.run(["join", line]).expect_status(1);
+    assert!(output.stderr.contains("used up, over, cancelled"), "{}", output.stderr);
+
+    // The same on the database alone.
+    let left = listed(&tracker);
+    assert_eq!(left.len(), 1);
+    tracker.kill();
+    tracker.run(["invite", "--cancel", &left[0]["id"].as_str().unwrap()[..8]]).ok();
+    assert_eq!(listed(&tracker), Vec::<serde_json::Value>::new());
+    tracker.run(["invite", "--cancel", &left[0]["id"].as_str().unwrap()[..8]]).expect_status(3);
+    tracker.run(["invite", "--list", "--uses", "3"]).expect_status(2);
+    tracker.start();
+    again.run(["join", &other]).expect_status(1);
+}
+
+#[test]
 fn a_reader_gets_and_does_not_publish_and_a_reserved_name_is_its_owner_s() {
     let world = World::over(Wire::Secure);
     let tracker = world.tracker_with("tracker", &[INVITED]);
-    let (mut writer, writer_id) = joined(&world, "writer", &invite(&tracker, &[]));
-    let (other, _) = joined(&world, "other", &invite(&tracker, &[]));
-    let (reader, _) = joined(&world, "reader", &invite(&tracker, &["--read-only", "--expires", "1h"]));
+    let (mut writer, writer_id) = world.joined("writer", &tracker.invite(&[]));
+    let (other, _) = world.joined("other", &tracker.invite(&[]));
+    let (reader, _) = world.joined("reader", &tracker.invite(&["--read-only", "--expires", "1h"]));
     writer.start();
     let (file, hash) = world.file("film.bin", MIB);
     let path = file.to_str().unwrap();
@@ -90,19 +113,66 @@ fn a_reader_gets_and_does_not_publish_and_a_reserved_name_is_its_owner_s() {
     tracker.run(["reserve", "film.bin", "--release"]).expect_status(3);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn who_is_thrown_out_in_the_middle_of_a_download_is_cut_off_by_the_tracker_and_by_peers() {
+    let world = World::over(Wire::Secure);
+    let tracker = world.tracker_with("tracker", &[INVITED, "tracker.lease=\"3s\""]);
+    let (mut a, _) = world.joined("a", &tracker.invite(&[]));
+    // Slow enough that nothing of this ends by itself.
+    a.set("limits.upload=\"256KB/s\"");
+    a.start();
+    let (file, hash) = world.file("film.bin", 128 * MIB);
+    a.publish(&file, &[]);
+    let (mut b, b_id) = world.joined("b", &tracker.invite(&[]));
+    b.set("download.patience=\"15s\"");
+    let got = world.path("got.bin");
+    let mut get = b.spawn(["get", "film.bin", "--json", "-o", got.to_str().unwrap()]);
+    get.wait_event(|event| (event["done"].as_u64()? > 0).then_some(()));
+
+    // One that would go on asking over what is open, whatever it is told.
+    let outsider = Outsider::new().unwrap();
+    let membership = outsider.join(&tracker.invite(&[])).unwrap();
+    let (at_tracker, at_a) =
+        (outsider.connect(tracker.endpoint()).unwrap(), outsider.connect(a.endpoint()).unwrap());
+    at_tracker.ask(&Request::Status).unwrap();
+    let introduction = Request::Introduce { membership };
+    assert!(matches!(at_a.ask(&introduction), Ok(Reply::Introduced { membership: Some(_) })));
+    let piece = |index| Request::Piece { id: hash.parse().unwrap(), index, sparing: false };
+    let mut under_way: Vec<_> = (0..32).map(|index| at_a.asking(piece(index))).collect();
+    at_a.ask(&Request::Status).expect("and so the pieces before it were asked for");
+    wait_for("that over which it came in is closed", LONG, || {
+        open_connections_to(tracker.endpoint()).unwrap() == 1
+    });
+
+    for id in [&outsider.peer().to_string(), &b_id] {
+        tracker.run(["revoke", id]).ok();
+    }
+    wait_for("the tracker closes", LONG, || open_connections_to(tracker.endpoint()).unwrap() == 0);
+    assert!(at_a.is_lost(under_way.pop().unwrap()).unwrap(), "what was under way is cut off");
+    assert_eq!(open_connections_to(a.endpoint()).unwrap(), 0);
+    // Over a new connection it is a stranger.
+    assert_eq!(at_tracker.refused(&Request::Status).unwrap(), ErrorCode::Unauthorized);
+    assert_eq!(at_a.refused(&introduction).unwrap(), ErrorCode::Unauthorized);
+    assert_eq!(at_a.refused(&piece(0)).unwrap(), ErrorCode::Unauthorized);
+    let output = get.wait(LONG).expect_status(4);
+    assert!(output.stderr.contains("thrown out"), "{}", output.stderr);
+    assert!(!got.exists());
+}
+
 #[test]
 fn a_tracker_that_does_not_run_is_looked_after_on_its_database_alone() {
     let world = World::over(Wire::Secure);
     let mut tracker = world.tracker_with("tracker", &[INVITED]);
-    let (mut peer, id) = joined(&world, "peer", &invite(&tracker, &[]));
+    let (mut peer, id) = world.joined("peer", &tracker.invite(&[]));
     tracker.kill();
-    let before = invite(&tracker, &[]);
-    assert_eq!(member(&tracker, &id)["rights"], "full");
+    let before = tracker.invite(&[]);
+    assert_eq!(tracker.member(&id)["rights"], "full");
     tracker.run(["revoke", &id]).ok();
     let dump = tracker.run(["storage", "dump"]).ok();
     assert!(dump.stdout.contains("\"authority\""), "{}", dump.stdout);
     tracker.start();
-    let (second, _) = joined(&world, "second", &before);
+    let (second, _) = world.joined("second", &before);
     second.run(["list"]).ok();
     peer.start();
     peer.wait_stderr("thrown out");
@@ -120,6 +190,22 @@ fn plain_endpoints_are_refused_at_the_start_also_on_loopback() {
         "{}",
         output.stderr
     );
+    let trackers = "peer.trackers=[\"zmq://127.0.0.1:7700\"]";
+    let output = peer.run(["peer", "--set", &authority, "--set", trackers]).expect_status(2);
+    assert!(
+        output.stderr.contains("peer.trackers") && output.stderr.contains("zmqs://"),
+        "{}",
+        output.stderr
+    );
+    let tracker = world.tracker("closed");
+    let plain = "transport.advertise=[\"zmqs://127.0.0.1:7701\", \"zmq://127.0.0.1:7702\"]";
+    let output = tracker.run(["config", "check", "--set", INVITED, "--set", plain]).expect_status(2);
+    assert!(output.stderr.contains("advertise") && output.stderr.contains("zmqs://"), "{}", output.stderr);
+    // Beyond this machine where everybody is let in, too, unless it is asked for; the error names both ways out.
+    let beyond = "transport.listen=[\"zmq://0.0.0.0:7700\"]";
+    let output = peer.run(["config", "check", "--set", beyond]).expect_status(2);
+    assert!(output.stderr.contains("open = true") && output.stderr.contains("zmqs://"), "{}", output.stderr);
+    peer.run(["config", "check", "--set", beyond, "--set", "transport.open=true"]).ok();
     let open = world.tracker("open");
     let output = open.run(["invite"]).expect_status(2);
     assert!(output.stderr.contains("swarm.admission"), "{}", output.stderr);
@@ -131,6 +217,16 @@ fn plain_endpoints_are_refused_at_the_start_also_on_loopback() {
 fn a_swarm_by_invitation_is_not_opened_by_a_setting_that_is_missing() {
     let world = World::over(Wire::Secure);
     let mut tracker = world.tracker_with("tracker", &[INVITED]);
+    // A peer that lost the setting would serve anybody.
+    let (mut member, _) = world.joined("member", &tracker.invite(&[]));
+    let config = member.folder().join("enjambre.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let without: String =
+        text.lines().filter(|line| !line.starts_with("authority")).map(|line| format!("{line}\n")).collect();
+    assert_ne!(without.lines().count(), text.lines().count());
+    fs::write(&config, without).unwrap();
+    member.start();
+    member.wait_stderr("swarm.authority is not set");
     tracker.stop(Signal::TERM, LONG).ok();
     tracker.set("swarm.admission=\"open\"");
     let output = tracker.run(["tracker"]).expect_status(2);
