@@ -4,7 +4,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,10 +12,16 @@ use enjambre_core::model::identity::KeyPair;
 use enjambre_core::transport::{Deadline, Message, envelope};
 use enjambre_transport::settings::TransportSettings;
 use enjambre_transport::{GuardedTransport, Shared};
-use tokio::sync::Mutex;
+use tokio::runtime::Builder;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-static ALONE: Mutex<()> = Mutex::const_new(());
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Runs a test while no other one has so much as a runtime, which has open files too.
+fn alone(test: impl Future<Output = ()>) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test);
+}
 
 /// One of each scheme. None shares its limits with another, so what one counts is its own.
 fn transports() -> [Arc<dyn GuardedTransport>; 4] {
@@ -29,12 +35,13 @@ fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_come_and_go_leave_nothing_open() {
-    let _alone = ALONE.lock().await;
-    for transport in transports() {
-        come_and_go(transport).await;
-    }
+#[test]
+fn connections_that_come_and_go_leave_nothing_open() {
+    alone(async {
+        for transport in transports() {
+            come_and_go(transport).await;
+        }
+    });
 }
 
 /// Bytes of memory that this process has at the moment.
@@ -44,38 +51,43 @@ fn resident() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_carried_large_payloads_keeps_no_buffers_of_their_size() {
+#[test]
+fn a_connection_that_carried_large_payloads_keeps_no_buffers_of_their_size() {
+    alone(async {
+        for transport in transports() {
+            carry_much(transport).await;
+        }
+    });
+}
+
+async fn carry_much(transport: Arc<dyn GuardedTransport>) {
     const CONNECTIONS: usize = 48;
     const PAYLOAD: usize = 4 << 20;
-    let _alone = ALONE.lock().await;
-    for transport in transports() {
-        let endpoint = format!("{}://127.0.0.1:0", transport.scheme()).parse().unwrap();
-        let listener = transport.bind(&endpoint).await.unwrap();
-        let endpoint = listener.local_endpoint().clone();
-        let payload = Bytes::from(vec![1; PAYLOAD]);
-        let before = resident();
-        let service = tokio::spawn(async move {
-            while let Ok(incoming) = listener.accept().await {
-                let reply = Message { header: incoming.header, payload: payload.clone() };
-                incoming.reply.send(reply).await.unwrap();
-            }
-        });
-        let mut idle = Vec::new();
-        for _ in 0..CONNECTIONS {
-            let connection = transport.connect(&endpoint).await.unwrap();
-            let id = connection.next_id();
-            let header = envelope::malformed_reply(Some(id), "");
-            let reply = connection.call(id, header, Deadline::Total(PATIENCE)).await.unwrap();
-            assert_eq!(reply.payload.len(), PAYLOAD);
-            idle.push(connection);
+    let endpoint = format!("{}://127.0.0.1:0", transport.scheme()).parse().unwrap();
+    let listener = transport.bind(&endpoint).await.unwrap();
+    let endpoint = listener.local_endpoint().clone();
+    let payload = Bytes::from(vec![1; PAYLOAD]);
+    let before = resident();
+    let service = tokio::spawn(async move {
+        while let Ok(incoming) = listener.accept().await {
+            let reply = Message { header: incoming.header, payload: payload.clone() };
+            incoming.reply.send(reply).await.unwrap();
         }
-        assert_eq!(transport.connections(), CONNECTIONS);
-        let more = resident().saturating_sub(before);
-        assert!(more < CONNECTIONS * PAYLOAD / 2, "{}: {more} bytes", transport.scheme());
-        drop(idle);
-        service.abort();
+    });
+    let mut idle = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let connection = transport.connect(&endpoint).await.unwrap();
+        let id = connection.next_id();
+        let header = envelope::malformed_reply(Some(id), "");
+        let reply = connection.call(id, header, Deadline::Total(PATIENCE)).await.unwrap();
+        assert_eq!(reply.payload.len(), PAYLOAD);
+        idle.push(connection);
     }
+    assert_eq!(transport.connections(), CONNECTIONS);
+    let more = resident().saturating_sub(before);
+    assert!(more < CONNECTIONS * PAYLOAD / 2, "{}: {more} bytes", transport.scheme());
+    drop(idle);
+    service.abort();
 }
 
 async fn come_and_go(transport: Arc<dyn GuardedTransport>) {
