@@ -63,11 +63,12 @@ impl<O: Outlet> Remote<O> {
     /// A connection over which replies leave by the outlet.
     pub(crate) fn new(guard: &Guard, info: PeerInfo, outlet: O) -> Arc<Self> {
         let settings = &guard.settings;
+        let budget = guard.budget.connection(info.address);
         Arc::new(Self {
             info,
             gate: Arc::new(RequestGate::new(settings.in_flight, settings.header)),
             limits: settings.message_limits(),
-            budget: guard.budget.connection(Some(address.ip())),
+            budget,
             closed: CancellationToken::new(),
             outlet,
         })

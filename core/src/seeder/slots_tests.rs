@@ -6,6 +6,7 @@ use super::*;
 use crate::library::content::ContentStore;
 use crate::library::settings::LibrarySettings;
 use crate::storage::memory::Disk;
+use crate::transport::ConnectionHandle;
 
 const SLOTS: usize = 16;
 
@@ -20,7 +21,8 @@ async fn seeder() -> Seeder {
 /// A connection from an address, or from nowhere.
 fn connection(number: u64, from: Option<u8>) -> PeerInfo {
     let address = from.map(|last| IpAddr::from([10, 0, 0, last]));
-    PeerInfo { connection: ConnectionId(number), address, identity: None }
+    let handle = ConnectionHandle::default();
+    PeerInfo { connection: ConnectionId(number), handle, address, identity: None }
 }
 
 #[tokio::test]
