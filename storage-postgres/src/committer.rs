@@ -9,6 +9,7 @@
 //! in one order.
 
 use std::fs::File;
+use std::time::Duration;
 
 use enjambre_core::storage::error::StorageError;
 use enjambre_core::storage::value::Durability;
@@ -25,6 +26,13 @@ use crate::writer::RENEWAL;
 const GROUP_BATCHES: usize = 256;
 /// From how many bytes on a group takes no more batches.
 const GROUP_BYTES: usize = 16 * 1024 * 1024;
+
+/// How long what need not be durable waits for somebody who holds what it needs.
+const HELD: Duration = Duration::from_millis(500);
+/// The same, while others wait behind it.
+const GLANCE: Duration = Duration::from_millis(20);
+/// Why a batch was not even tried.
+const OTHERS: &str = "others hold what it needs, and did so for too long";
 
 /// What was queued when the task came to look.
 #[derive(Default)]
@@ -163,69 +171,96 @@ impl Committer {
         if commits.is_empty() && syncs.is_empty() {
             return None;
         }
-        let alone = commits.len() + syncs.len() == 1;
-        match self.lane.commit(&commits, !syncs.is_empty()).await {
-            Ok(verdicts) => {
-                for (commit, verdict) in commits.into_iter().zip(verdicts) {
-                    let applied = verdict == Verdict::Applied;
-                    let _ = commit.reply.send(if applied { Ok(()) } else { Err(StorageError::Conflict) });
-                }
-                for sync in syncs {
-                    let _ = sync.reply.send(Ok(()));
-                }
-                None
-            }
-            Err(Failed::Refused(error)) if alone => {
-                let replies = commits.into_iter().map(|commit| commit.reply);
-                for reply in replies.chain(syncs.into_iter().map(|sync| sync.reply)) {
-                    let _ = reply.send(Err(copy(&error)));
-                }
-                None
-            }
-            Err(Failed::Refused(error)) => {
+        let outcome = self.lane.commit(&commits, !syncs.is_empty(), HELD).await;
+        match outcome {
+            Err(Failed::Refused(error) | Failed::Held(error)) if commits.len() + syncs.len() > 1 => {
                 tracing::debug!(%error, batches = commits.len(), "a group was refused; one after the other");
-                let mut away: Option<String> = None;
-                let deadline = Instant::now() + self.lane.patience();
-                for commit in commits {
-                    if away.is_none() && Instant::now() > deadline {
-                        away = Some("others in its group were held up for too long".to_owned());
-                    }
-                    match &away {
-                        None => away = Box::pin(self.serve(vec![commit], Vec::new())).await,
-                        // Nothing of it was sent, and each would wait as long as the one before.
-                        Some(reason) => _ = commit.reply.send(Err(unavailable(reason))),
-                    }
-                }
-                for sync in syncs {
-                    match &away {
-                        None => away = Box::pin(self.serve(Vec::new(), vec![sync])).await,
-                        Some(reason) => _ = sync.reply.send(Err(unavailable(reason))),
-                    }
-                }
-                away
+                self.one_by_one(commits, syncs).await
             }
-            Err(Failed::Away(error)) => {
-                let replies = commits.into_iter().map(|commit| commit.reply);
-                for reply in replies.chain(syncs.into_iter().map(|sync| sync.reply)) {
-                    let _ = reply.send(Err(copy(&error)));
-                }
-                Some(error.to_string())
+            outcome => answer(outcome, commits, syncs),
+        }
+    }
+
+    /// Commits a group that was refused batch by batch. Those that somebody else holds up come last, and get little time.
+    async fn one_by_one(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) -> Option<String> {
+        let deadline = Instant::now() + self.lane.patience();
+        let (mut away, mut held) = (None::<String>, Vec::new());
+        for commit in commits {
+            if let Some(reason) = &away {
+                // Nothing of it was sent, and each would wait as long as the one before.
+                _ = commit.reply.send(Err(unavailable(reason)));
+                continue;
             }
-            Err(Failed::Unknown(reason, verdicts)) => {
-                for (commit, verdict) in commits.into_iter().zip(verdicts) {
-                    let _ = commit.reply.send(Err(match verdict {
-                        Verdict::Applied => StorageError::Indeterminate { source: reason.clone().into() },
-                        Verdict::Conflict => StorageError::Conflict,
-                        // Only if the ones before it are applied.
-                        Verdict::ConflictInGroup => unavailable(&reason),
-                    }));
-                }
-                for sync in syncs {
-                    let _ = sync.reply.send(Err(unavailable(&reason)));
-                }
-                Some(reason)
+            match self.lane.commit(std::slice::from_ref(&commit), false, GLANCE).await {
+                Err(Failed::Held(_)) => held.push(commit),
+                outcome => away = answer(outcome, vec![commit], Vec::new()),
             }
         }
+        for commit in held {
+            match &away {
+                Some(reason) => _ = commit.reply.send(Err(unavailable(reason))),
+                None if Instant::now() > deadline => _ = commit.reply.send(Err(unavailable(OTHERS))),
+                None => {
+                    let outcome = self.lane.commit(std::slice::from_ref(&commit), false, HELD).await;
+                    away = answer(outcome, vec![commit], Vec::new());
+                }
+            }
+        }
+        for sync in syncs {
+            match &away {
+                Some(reason) => _ = sync.reply.send(Err(unavailable(reason))),
+                None => {
+                    let outcome = self.lane.commit(&[], true, HELD).await;
+                    away = answer(outcome, Vec::new(), vec![sync]);
+                }
+            }
+        }
+        away
+    }
+}
+
+/// Answers everybody in a group, which is one alone where it was refused. Gives the reason where the server is away.
+fn answer(outcome: Result<Vec<Verdict>, Failed>, commits: Vec<Commit>, syncs: Vec<Sync>) -> Option<String> {
+    match outcome {
+        Ok(verdicts) => {
+            for (commit, verdict) in commits.into_iter().zip(verdicts) {
+                let applied = verdict == Verdict::Applied;
+                let _ = commit.reply.send(if applied { Ok(()) } else { Err(StorageError::Conflict) });
+            }
+            for sync in syncs {
+                let _ = sync.reply.send(Ok(()));
+            }
+            None
+        }
+        Err(Failed::Refused(error) | Failed::Held(error)) => {
+            refuse(&error, commits, syncs);
+            None
+        }
+        Err(Failed::Away(error)) => {
+            refuse(&error, commits, syncs);
+            Some(error.to_string())
+        }
+        Err(Failed::Unknown(reason, verdicts)) => {
+            for (commit, verdict) in commits.into_iter().zip(verdicts) {
+                let _ = commit.reply.send(Err(match verdict {
+                    Verdict::Applied => StorageError::Indeterminate { source: reason.clone().into() },
+                    Verdict::Conflict => StorageError::Conflict,
+                    // Only if the ones before it are applied.
+                    Verdict::ConflictInGroup => unavailable(&reason),
+                }));
+            }
+            for sync in syncs {
+                let _ = sync.reply.send(Err(unavailable(&reason)));
+            }
+            Some(reason)
+        }
+    }
+}
+
+fn refuse(error: &StorageError, commits: Vec<Commit>, syncs: Vec<Sync>) {
+    let replies = commits.into_iter().map(|commit| commit.reply);
+    for reply in replies.chain(syncs.into_iter().map(|sync| sync.reply)) {
+        let _ = reply.send(Err(copy(error)));
     }
 }
 

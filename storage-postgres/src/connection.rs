@@ -23,10 +23,6 @@ use crate::error::Failure;
 const LATER: Duration = Duration::from_millis(500);
 /// How a transaction begins whose commit waits neither for the disk nor for a replica.
 pub(crate) const BEGIN_BUFFERED: &str = "BEGIN; SET LOCAL synchronous_commit = off";
-/// The same, where it does not wait for long either for somebody who holds what it needs: that may be a transaction which waits
-/// for a replica, and the commits behind this one have nothing to do with it.
-pub(crate) const BEGIN_BRIEF: &str =
-    "BEGIN; SET LOCAL synchronous_commit = off; SET LOCAL lock_timeout = 500";
 
 /// A session at the server. Dropping it ends the session; one that was abandoned is told to stop what it is doing.
 pub(crate) struct Connection {

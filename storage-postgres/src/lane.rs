@@ -33,6 +33,8 @@ pub(crate) enum Failed {
     Away(StorageError),
     /// Nothing of it is applied, because of one of the batches or of their number.
     Refused(StorageError),
+    /// Nothing of it is applied, because somebody held what one of the batches needs.
+    Held(StorageError),
     /// It is not known whether it is applied.
     Unknown(String, Vec<Verdict>),
 }
@@ -79,8 +81,13 @@ impl Lane {
         self.writer.is_owner()
     }
 
-    /// Commits the batches as one.
-    pub(crate) async fn commit(&mut self, commits: &[Commit], sync: bool) -> Result<Vec<Verdict>, Failed> {
+    /// Commits the batches as one. `patience` is how long what need not be durable waits for what others hold.
+    pub(crate) async fn commit(
+        &mut self,
+        commits: &[Commit],
+        sync: bool,
+        patience: Duration,
+    ) -> Result<Vec<Verdict>, Failed> {
         let batches: Vec<&Batch> = commits.iter().map(|commit| &commit.batch).collect();
         let strongest = commits.iter().map(|commit| commit.durability).max();
         let durability = if sync { Durability::Durable } else { strongest.unwrap_or(Durability::Buffered) };
@@ -103,6 +110,7 @@ impl Lane {
                         number: self.number,
                         batches: &batches,
                         durability,
+                        patience,
                         sync,
                     };
                     transaction.run(&connection).await
@@ -131,8 +139,7 @@ impl Lane {
                         tracing::debug!(%failure, "another process was in the way; the group is tried again");
                         sleep(Duration::from_millis(rand::random_range(1..=AGAIN_MS))).await;
                     }
-                    // Of a group it may be one batch alone that needs it.
-                    Class::Held => return Err(Failed::Refused(failure.explain("commit"))),
+                    Class::Held => return Err(Failed::Held(failure.explain("commit"))),
                     _ => {
                         return Err(match failure.explain("commit") {
                             // One by one they would only wait one after the other.
@@ -236,9 +243,11 @@ impl Lane {
         }
         let end = async {
             if self.unsynced {
-                match self.commit(&[], true).await {
+                match self.commit(&[], true, CLOSE).await {
                     Ok(_) => {}
-                    Err(Failed::Away(error) | Failed::Refused(error)) => return Err(error),
+                    Err(Failed::Away(error) | Failed::Refused(error) | Failed::Held(error)) => {
+                        return Err(error);
+                    }
                     Err(Failed::Unknown(reason, _)) => return Err(StorageError::Unavailable { reason }),
                 }
             }

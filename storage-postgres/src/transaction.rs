@@ -13,6 +13,7 @@
 //! came in between all the same, the server says so, and it is done again.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use enjambre_core::storage::error::StorageError;
@@ -20,7 +21,7 @@ use enjambre_core::storage::value::{Batch, Durability, Key, Space};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
-use crate::connection::{BEGIN_BRIEF, BEGIN_BUFFERED, Connection, Step, pipelined};
+use crate::connection::{BEGIN_BUFFERED, Connection, Step, pipelined};
 use crate::error::{Class, Failure};
 use crate::group::{Found, SpaceWrites, Use, Verdict, decide, used};
 use crate::schema::Schema;
@@ -51,6 +52,9 @@ pub(crate) struct Transaction<'a> {
     pub(crate) number: i64,
     pub(crate) batches: &'a [&'a Batch],
     pub(crate) durability: Durability,
+    /// How long what need not be durable waits for somebody who holds what it needs. That may be a transaction which waits
+    /// for a replica, and the commits behind this one have nothing to do with it.
+    pub(crate) patience: Duration,
     /// Whether something is to be committed also where the batches write nothing, because everything before is to be
     /// made durable.
     pub(crate) sync: bool,
@@ -108,8 +112,8 @@ impl Transaction<'_> {
         // Before the transaction, so that one of them that is refused leaves nothing open.
         let statements = connection.prepare_all(&sql).await?;
         let (name, session) = self.writer.parameters();
-        let begin = begin(self.durability, self.writer.is_owner());
-        let begin = async { connection.step_run(begin).await.map(|_| Vec::new()) };
+        let begin = self.begin();
+        let begin = async { connection.step_run(&begin).await.map(|_| Vec::new()) };
         let mut steps: Vec<Step<'_, Vec<tokio_postgres::Row>>> = vec![Box::pin(begin)];
         steps.push(connection.step_query(&statements[0], vec![name, session]));
         for (statement, run) in statements[1..].iter().zip(&runs) {
@@ -166,6 +170,17 @@ impl Transaction<'_> {
         }
     }
 
+    /// How it begins. An owner relies on it that what was committed is there until it is told otherwise: it marks pieces as
+    /// held once it has synced. So nothing of its commits may go in a crash of the server, which it might not notice.
+    fn begin(&self) -> String {
+        match self.durability {
+            Durability::Buffered if !self.writer.is_owner() => {
+                format!("{BEGIN_BUFFERED}; SET LOCAL lock_timeout = {}", self.patience.as_millis().max(1))
+            }
+            _ => "BEGIN".to_owned(),
+        }
+    }
+
     /// Ends the transaction without a commit.
     async fn give_up(&self, connection: &Connection, outcome: Outcome) -> Outcome {
         if matches!(&outcome, Outcome::Failed(failure) if failure.class() == Class::Lost) {
@@ -173,15 +188,6 @@ impl Transaction<'_> {
         }
         connection.roll_back().await;
         outcome
-    }
-}
-
-/// How a transaction begins. An owner relies on it that what was committed is there until it is told otherwise: it marks
-/// pieces as held once it has synced. So nothing of its commits may go in a crash of the server, which it might not notice.
-const fn begin(durability: Durability, by_owner: bool) -> &'static str {
-    match durability {
-        Durability::Buffered if !by_owner => BEGIN_BRIEF,
-        _ => "BEGIN",
     }
 }
 
@@ -275,12 +281,7 @@ pub(crate) async fn find_out(
 ) -> Result<bool, StorageError> {
     let failed = |failure: Failure| failure.explain("find out what became of a commit");
     let begun = connection.begun();
-    let begin = match durability {
-        // To look is to lock, and even the end of that would wait for a replica.
-        Durability::Buffered if !writer.is_owner() => BEGIN_BUFFERED,
-        _ => "BEGIN",
-    };
-    connection.run(begin).await.map_err(failed)?;
+    connection.run("BEGIN").await.map_err(failed)?;
     let (name, session) = writer.parameters();
     let rows = connection.query(&writer.look(), &[name, session]).await.map_err(failed)?;
     let applied = match Writer::row(&rows) {
@@ -292,8 +293,11 @@ pub(crate) async fn find_out(
     if applied && durability == Durability::Durable {
         // It may have been cut off while it waited for the disk or for a replica. This waits for the same.
         connection.execute(&writer.note(), &[name, session, &number]).await.map_err(failed)?;
+        connection.run("COMMIT").await.map_err(failed)?;
+    } else {
+        // To look was to lock, and even a commit of that would wait for a replica.
+        connection.roll_back().await;
     }
-    connection.run("COMMIT").await.map_err(failed)?;
     begun.has_ended();
     Ok(applied)
 }

@@ -62,8 +62,8 @@ impl Writer {
     }
 
     /// Signs on, with no commits. Of many writers none waits for the disk or a replica: whose row a crash takes with it
-    /// makes it anew. Only the claim of an owner has to last: it shows no sign of life while it commits a group and
-    /// looks up what became of that, for which it has `patience` each time.
+    /// makes it anew. Only the claim of an owner has to last: it shows no sign of life while it commits a group, tries that
+    /// again, looks up what became of it and splits it, for which it has `patience` each time.
     pub(crate) async fn sign_on(
         &self,
         connection: &Connection,
@@ -85,7 +85,7 @@ impl Writer {
              ON CONFLICT (name) DO UPDATE \
              SET folder = excluded.folder, session = excluded.session, commits = 0, seen = excluded.seen \
              WHERE held.folder = excluded.folder OR held.seen < now() - INTERVAL '{} seconds'",
-            CLAIM.max(patience * 3 + RENEWAL).as_secs()
+            CLAIM.max(patience * 6 + RENEWAL).as_secs()
         );
         let parameters: [&(dyn ToSql + Sync); 3] = [&self.name, &self.folder, &self.session];
         let claimed = if self.is_owner() {

@@ -103,9 +103,9 @@ impl Members {
         revocations: Option<&Bytes>,
     ) -> Result<(), Invalid> {
         let mut unkept = self.unkept.lock().await;
-        if let Some(page) = revocations
-            && self.take_revocations(page, &mut unkept)?
-        {
+        // A list that cannot be taken is no reason to do without the membership that came with it.
+        let told = revocations.map_or(Ok(false), |page| self.take_revocations(page, &mut unkept));
+        if told == Ok(true) {
             self.hang_up().await;
         }
         if let Some(own) = membership
@@ -122,7 +122,7 @@ impl Members {
             Some(_) => {}
             None => *unkept = News::default(),
         }
-        Ok(())
+        told.map(drop)
     }
 
     /// True where it is newer than the one that there was.

@@ -64,9 +64,10 @@ struct Grace {
 }
 
 impl Grace {
-    /// Whether it is under way. One that ends later than a lease from now is from before the clock was put back.
+    /// Whether it is under way. One that ends much later than a lease from now is from before the clock was put back: by
+    /// a little it always may be, and who asks may have looked at the clock before it began.
     const fn is_on(&self, now: u64, rules: LeaseRules) -> bool {
-        now < self.until && self.until - now <= rules.lease
+        now < self.until && self.until - now <= rules.lease.saturating_mul(2)
     }
 }
 
@@ -172,13 +173,15 @@ impl LeaseTable {
 
     /// What is to be written down; none where there is neither a renewal nor a lease that a stamp could matter for.
     pub fn take(&mut self, now: u64) -> Option<Flush> {
+        // Over for good, also if the clock gets to where it was.
+        self.grace = self.grace.filter(|grace| grace.is_on(now, self.rules));
         if self.pending.is_empty() && self.stamped >= self.quiet_from {
             return None;
         }
         // They stay here until they are written: meanwhile the database does not say that these peers are alive.
         let renewals = self.pending.iter().map(|(peer, renewal)| (*peer, *renewal)).collect();
         // Whoever starts in the middle of a grace gives the same one.
-        let held = self.grace.filter(|grace| grace.is_on(now, self.rules)).map(|grace| grace.stamp);
+        let held = self.grace.map(|grace| grace.stamp);
         let stamp = self.away.or(held).map_or(now, |stamp| stamp.min(now));
         Some(Flush { renewals, stamp })
     }
@@ -266,9 +269,11 @@ mod tests {
         let mut table = LeaseTable::new(RULES, Some(1010), 5000);
         let lease = record(1, 1000);
         assert!(table.is_alive(peer(1), &lease, 5000));
+        assert!(table.is_alive(peer(1), &lease, 4990), "a clock may be put right by a little");
         assert!(!table.is_alive(peer(1), &lease, 2000));
         table.renew(peer(2), SessionId([2; 16]), 2000);
         assert_eq!(table.take(2000).unwrap().stamp, 2000);
+        assert!(!table.is_alive(peer(1), &lease, 5000), "it is over");
     }
 
     #[test]

@@ -714,6 +714,6 @@ proptest::proptest! {
     fn whatever_happens_in_whatever_order_the_living_are_named_and_no_others(
         steps in proptest::collection::vec((0u8..9, 0usize..3, 0usize..3), 1..60),
     ) {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(any_order(steps));
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(any_order(steps));
     }
 }

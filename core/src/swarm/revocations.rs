@@ -77,8 +77,19 @@ impl Revocations {
         self.peers.is_empty()
     }
 
-    /// All of it in pages, of which each begins where the one before ends.
-    pub fn pages(&self) -> Vec<RevocationPage> {
+    /// Adds those of another list that are not over.
+    pub fn keep(&mut self, others: &Self, now: u64) {
+        for (peer, version) in &others.peers {
+            if !(Revocation { peer: *peer, version: *version }).is_over(now) {
+                self.peers.entry(*peer).or_insert(*version);
+            }
+        }
+    }
+
+    /// All of it in pages, of which each begins where the one before ends. Those of a future that nobody takes, because a clock was
+    /// wrong, are on pages of their own.
+    pub fn pages(&self, now: u64) -> Vec<RevocationPage> {
+        let credible = now.saturating_add(LIFE_MS);
         let of = |(peer, version): (&PeerId, &u64)| Revocation { peer: *peer, version: *version };
         let mut revocations: Vec<Revocation> = self.peers.iter().map(of).collect();
         revocations.sort_unstable_by_key(|revocation| (revocation.version, revocation.peer));
@@ -91,6 +102,10 @@ impl Revocations {
                 let whole = rest.partition_point(|revocation| revocation.version < version);
                 version = rest[..whole].last().map_or(version, |last| last.version);
             }
+            let past = rest.partition_point(|revocation| revocation.version <= credible);
+            if let Some(last) = past.checked_sub(1).and_then(|last| rest.get(last)) {
+                version = version.min(last.version);
+            }
             let (page, more) =
                 rest.split_at(rest.partition_point(|revocation| revocation.version <= version));
             // That more than a page are of one version does not happen: each has its own.
@@ -100,11 +115,13 @@ impl Revocations {
         }
         match pages.last_mut() {
             // The newest may be so old that they are off the list.
-            Some(last) => last.version = last.version.max(self.version),
-            None if self.version > 0 => {
+            Some(last) if last.version > credible || self.version <= credible => {
+                last.version = last.version.max(self.version);
+            }
+            _ if self.version > after => {
                 pages.push(RevocationPage { after, version: self.version, revocations: Vec::new() });
             }
-            None => {}
+            _ => {}
         }
         pages
     }
@@ -239,15 +256,15 @@ mod tests {
     #[test]
     fn the_longest_page_fits_a_header_beside_a_membership() {
         let list = list(PAGE as u64);
-        let signed = authority().sign_revocations(&list.pages()[0]);
+        let signed = authority().sign_revocations(&list.pages(NOW)[0]);
         assert!(signed.len() <= 48 * 1024);
-        assert_eq!(RevocationPage::verify(&signed, authority().key()).as_ref(), Ok(&list.pages()[0]));
+        assert_eq!(RevocationPage::verify(&signed, authority().key()).as_ref(), Ok(&list.pages(NOW)[0]));
     }
 
     #[test]
     fn page_by_page_everybody_gets_the_whole_list_wherever_it_begins() {
         let list = list(2 * PAGE as u64 + 7);
-        let pages = list.pages();
+        let pages = list.pages(NOW);
         assert_eq!(pages.len(), 3);
         for known in [0, 1, 500, PAGE, PAGE + 1, 2 * PAGE, 2 * PAGE + 6] {
             let mut have = Revocations::new(
@@ -261,7 +278,7 @@ mod tests {
             assert_eq!(have, list, "from {known} on");
         }
         assert_eq!(Revocations::default().add(&pages[1]), Err(Invalid::Gap), "nothing is left out");
-        assert_eq!(Revocations::default().pages(), []);
+        assert_eq!(Revocations::default().pages(NOW), []);
     }
 
     #[test]
@@ -271,7 +288,7 @@ mod tests {
         assert!(!list.contains(&peer(5)) && list.contains(&peer(6)));
         list.forget(u64::MAX);
         assert_eq!((list.len(), list.version()), (0, NOW + 10));
-        let [page] = &list.pages()[..] else { panic!("an empty page tells the version") };
+        let [page] = &list.pages(NOW)[..] else { panic!("an empty page tells the version") };
         let mut have = Revocations::default();
         assert_eq!((have.add(page), have.version(), have.len()), (Ok(true), NOW + 10, 0));
     }
@@ -296,10 +313,31 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_takes_because_a_clock_was_wrong_is_on_pages_of_its_own() {
+        let far = NOW + 2 * LIFE_MS;
+        let at = |n: u64, version| Revocation { peer: peer(n), version };
+        let list = Revocations::new(far, [at(1, NOW), at(2, NOW + 1), at(3, far)]);
+        let told = |list: &Revocations, now| {
+            let pages = list.pages(now);
+            pages.iter().map(|page| (page.version, page.revocations.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&list, NOW), [(NOW + 1, 2), (far, 1)]);
+        assert_eq!(told(&list, far), [(far, 3)]);
+        let mut gone = list.clone();
+        gone.peers.remove(&peer(3));
+        assert_eq!(told(&gone, NOW), [(NOW + 1, 2), (far, 0)]);
+        let mut have = Revocations::default();
+        for page in list.pages(NOW) {
+            assert_eq!(have.add(&page), Ok(true));
+        }
+        assert_eq!(have, list);
+    }
+
+    #[test]
     fn those_of_one_version_are_on_one_page() {
         let at = |n: u64| Revocation { peer: peer(n), version: NOW + if n < 990 { n } else { 990 } };
         let list = Revocations::new(NOW + 990, (1..1010).map(at));
-        let pages = list.pages();
+        let pages = list.pages(NOW);
         let lengths: Vec<_> = pages.iter().map(|page| page.revocations.len()).collect();
         assert_eq!(lengths, [989, 20]);
         let mut have = Revocations::default();
@@ -310,7 +348,7 @@ mod tests {
         }
         assert_eq!(have, list);
         let many = (0..PAGE as u64 + 5).map(|n| Revocation { peer: peer(n), version: NOW });
-        assert_eq!(Revocations::new(NOW + 1, many).pages().len(), 1, "and a page is never too long");
+        assert_eq!(Revocations::new(NOW + 1, many).pages(NOW).len(), 1, "and a page is never too long");
     }
 
     proptest! {
@@ -320,7 +358,7 @@ mod tests {
         ) {
             let revocations = peers.iter().map(|(id, at)| Revocation { peer: PeerId::from_bytes(*id), version: at % version + 1 });
             let list = Revocations::new(version, revocations);
-            let signed = authority().sign_revocations(&list.pages()[0]);
+            let signed = authority().sign_revocations(&list.pages(u64::MAX)[0]);
             let page = RevocationPage::verify(&signed, authority().key()).unwrap();
             let mut read = Revocations::default();
             read.add(&page).unwrap();

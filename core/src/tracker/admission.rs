@@ -145,9 +145,12 @@ impl Admission {
             }
             return Ok(());
         }
-        let revocations = self.catalogue.revocations(self.clock.now_ms()).await?;
+        let now = self.clock.now_ms();
+        let mut revocations = self.catalogue.revocations(now).await?;
+        // An old copy of the database does not know of all.
+        revocations.keep(&self.listed.read().revocations, now);
         let mut pages = Vec::new();
-        for page in revocations.pages() {
+        for page in revocations.pages(now) {
             let same =
                 signed.iter().find(|(version, signed)| *version == page.version() && page.is_in(signed));
             pages.push(match same {

@@ -425,6 +425,13 @@ async fn an_old_copy_of_the_database_lets_nobody_in_who_was_thrown_out_since() {
     tracker.admission.refresh().await.unwrap();
     swarm.storage.clear();
     assert_eq!(code(swarm.client(&key, &tracker).status().await), Some(ErrorCode::Unauthorized));
+    // Nor when somebody else is thrown out, and the list is newer again.
+    let another = swarm.member(&tracker, Rights::Full).await;
+    tracker.catalogue.revoke(&another.peer_id(), swarm.clock.now_ms() + 1).await.unwrap();
+    tracker.admission.refresh().await.unwrap();
+    for key in [&key, &another] {
+        assert_eq!(code(swarm.client(key, &tracker).status().await), Some(ErrorCode::Unauthorized));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,7 +41,8 @@ fn ten_thousand_connections() {
         std::io::stderr().write_all(note.as_bytes()).unwrap();
     }
     // A node has the same limit.
-    let places = PLACES.min((limit.saturating_sub(KEPT_FREE) / HANDLES).saturating_sub(LEAVING));
+    let allowed = limit.saturating_sub(KEPT_FREE) / HANDLES;
+    let places = PLACES.min(allowed.saturating_sub(LEAVING).max(allowed / 2).max(1));
     let mut scene = Scene::new(Wire::Stock, &[]);
     for target in scene.targets() {
         let held: Vec<Raw> = (0..count as usize)

@@ -28,7 +28,7 @@ const MEMORY: u64 = 160;
 /// Nobody is cut off while an attack goes on: room is shared from the beginning.
 const PATIENT: &str = "transport.limits.stalled=10min";
 /// Everybody is who may be.
-const IMPATIENT: &str = "transport.limits.stalled=2s";
+const IMPATIENT: &str = "transport.limits.stalled=5s";
 
 /// A connection that has asked for many pieces and reads none.
 fn greedy(endpoint: &str, from: Ipv4Addr, id: FileId) -> Option<Raw> {

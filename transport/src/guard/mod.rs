@@ -48,8 +48,8 @@ impl Guard {
     pub(crate) fn new(settings: TransportSettings) -> Result<Self, InvalidSetting> {
         settings.validate()?;
         // Those that lost their places are still open for a moment.
-        let allowed = open_files::connections_allowed().saturating_sub(LEAVING).max(1);
-        let connections = settings.connections.min(allowed);
+        let allowed = open_files::connections_allowed();
+        let connections = settings.connections.min(allowed.saturating_sub(LEAVING).max(allowed / 2).max(1));
         Ok(Self {
             admission: Admission::new(connections, settings.connections_per_address),
             budget: ReplyBudget::new(settings.queued_in_all, settings.queued_per_connection),

@@ -80,6 +80,11 @@ impl Outlet for Router {
             return Err(TransportError::Closed);
         }
         router.queued.lock().push_back(Queued { payload: message.payload, _held: held });
+        if remote.closed.is_cancelled() {
+            // It ended in between, and nobody else forgets it.
+            router.forget();
+            return Err(TransportError::Closed);
+        }
         // The crate fails where it has noticed already that the connection is gone; so has the guard. And it would not
         // do to go on: the payload waits for a place that never comes, and would take the next one.
         socket.send(frames).await.map_err(|_| {

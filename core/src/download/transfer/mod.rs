@@ -172,6 +172,8 @@ pub(super) struct Transfer<'a> {
     room: Option<OwnedSemaphorePermit>,
     /// When there was last a sign that the download will go on.
     hopeful: Instant,
+    /// When a piece came last, or it began.
+    arrived: Instant,
     /// When to look again whether somebody at work is in the way of another.
     review_at: Instant,
     last_fault: Option<String>,
@@ -208,6 +210,7 @@ pub(super) async fn run(
         waiting_for_room: false,
         room: None,
         hopeful: now,
+        arrived: now,
         review_at: now,
         last_fault: None,
         cancelled: false,
@@ -354,10 +357,14 @@ impl Transfer<'_> {
         let patience = self.parts.settings.patience;
         let stalled = self.stalled(now);
         let sends = |key| self.known.get(key).is_some_and(|known| known.busy.is_none());
-        let owed = self.calls.keys().any(|(key, _)| sends(key) && !stalled.contains(key));
-        // Who is busy may have time soon, and may go on with that for ever.
+        // A call that lasts so long is one over which something comes.
+        let silence = self.parts.settings.silence;
+        let lasts = |call: &Call| call.sent.get().is_some_and(|&sent| now >= sent + silence);
+        let owes = |key, call| (sends(key) || lasts(call)) && !stalled.contains(key);
+        let owed = self.calls.iter().any(|((key, _), call)| owes(key, call));
+        // Who is busy may have time soon, and may go on with that for ever, or others like it may.
         let lately = |known: &Known| known.busy.is_some_and(|busy| now < busy.since + patience);
-        let promised = self.known.values().any(lately);
+        let promised = now < self.arrived + patience * 2 && self.known.values().any(lately);
         let at_work = owed || promised || self.keeping > 0 || !self.to_keep.is_empty();
         // Without room it is the other transfers that hold it up, not the lack of a provider.
         let busy = at_work || self.waiting_for_room;

@@ -182,6 +182,7 @@ impl Transfer<'_> {
         match result {
             Ok((content, permit)) => {
                 self.hopeful = Instant::now();
+                self.arrived = self.hopeful;
                 if let Some(Known { state: State::Active(active), busy, .. }) = self.known.get_mut(&key) {
                     *busy = None;
                     active.refusals = 0;

@@ -313,8 +313,7 @@ impl Transfer<'_> {
     /// The provider gave the piece to somebody else, as it did with all of this bitmap.
     pub(super) fn on_elsewhere(&mut self, key: ProviderKey, piece: PieceIndex, given: &[u8]) {
         let Some(Open { schedule, file }) = &mut self.open else { return };
-        if let Some(Known { state: State::Active(active), busy, .. }) = self.known.get_mut(&key) {
-            *busy = None;
+        if let Some(Known { state: State::Active(active), .. }) = self.known.get_mut(&key) {
             active.refusals += 1;
             if active.refusals > REFUSALS {
                 active.busy_until = Some(Instant::now() + REFUSED_PAUSE);
