@@ -32,7 +32,7 @@ const HELD: Duration = Duration::from_millis(500);
 /// The same, while others wait behind it.
 const GLANCE: Duration = Duration::from_millis(20);
 /// Why a batch was not even tried.
-const OTHERS: &str = "others hold what it needs, and did so for too long";
+const OTHERS: &str = "others before it were held up for too long";
 
 /// What was queued when the task came to look.
 #[derive(Default)]
@@ -186,6 +186,9 @@ impl Committer {
         let deadline = Instant::now() + self.lane.patience();
         let (mut away, mut held) = (None::<String>, Vec::new());
         for commit in commits {
+            if away.is_none() && Instant::now() > deadline {
+                away = Some(OTHERS.to_owned());
+            }
             if let Some(reason) = &away {
                 // Nothing of it was sent, and each would wait as long as the one before.
                 _ = commit.reply.send(Err(unavailable(reason)));

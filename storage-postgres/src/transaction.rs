@@ -290,7 +290,7 @@ pub(crate) async fn find_out(
             return Err(StorageError::backend("find out what became of a commit", "its note is gone"));
         }
     };
-    if applied && durability == Durability::Durable {
+    if applied && (durability == Durability::Durable || writer.is_owner()) {
         // It may have been cut off while it waited for the disk or for a replica. This waits for the same.
         connection.execute(&writer.note(), &[name, session, &number]).await.map_err(failed)?;
         connection.run("COMMIT").await.map_err(failed)?;

@@ -81,8 +81,15 @@ impl Outlet for Router {
         }
         router.queued.lock().push_back(Queued { payload: message.payload, _held: held });
         if remote.closed.is_cancelled() {
-            // It ended in between, and nobody else forgets it.
-            router.forget();
+            // It ended in between, and nobody else forgets it. Those before it may still be on their way.
+            let (own, empty) = {
+                let mut queued = router.queued.lock();
+                (queued.pop_back(), queued.is_empty())
+            };
+            drop(own);
+            if empty {
+                router.emptied.signal();
+            }
             return Err(TransportError::Closed);
         }
         // The crate fails where it has noticed already that the connection is gone; so has the guard. And it would not

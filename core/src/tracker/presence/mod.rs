@@ -120,8 +120,16 @@ impl Shared {
         });
     }
 
+    /// The worker of the catalogue is to find out whether somebody is there. Wakes nobody where it is to do so already: several
+    /// who ask in vain would else wake each other without end.
     fn suspect(&self, catalogue: CatalogueId) {
-        self.update(|state| state.catalogues.entry(catalogue).or_default().suspect = true);
+        let suspect = |state: &mut State| {
+            std::mem::replace(&mut state.catalogues.entry(catalogue).or_default().suspect, true)
+        };
+        let already = suspect(&mut self.state.lock());
+        if !already {
+            self.changed.tell();
+        }
     }
 
     /// The sessions that can be used now, and the trackers that have them.
@@ -317,8 +325,10 @@ impl Presence {
             }
             // Looked at again now and then too: there may have been news while the answers were waited for.
             let news = self.shared.changed.beyond(&mut seen);
-            let _ = timeout_at(until.min(Instant::now() + LOOK_AGAIN), news).await;
-            if Instant::now() >= until {
+            let news = timeout_at(until.min(Instant::now() + LOOK_AGAIN), news);
+            // Where the peer leaves, nobody finds out anything more.
+            let left = self.shutdown.run_until_cancelled(news).await.is_none();
+            if left || Instant::now() >= until {
                 let late = |client: &Arc<TrackerClient>| Unreached {
                     endpoint: client.endpoint().clone(),
                     reason: format!("{} did not answer in time", client.endpoint()),
