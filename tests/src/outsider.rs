@@ -122,13 +122,18 @@ impl Line<'_> {
         Asked(self.outsider.runtime.spawn(asked))
     }
 
-    /// Whether the connection is lost before this is answered.
+    /// Whether the connection is lost before this is answered, or it is refused because the asker was thrown out.
     ///
     /// # Errors
     /// If asking panics.
     pub fn is_lost(&self, asked: Asked) -> Result<bool> {
         let answer = self.outsider.runtime.block_on(asked.0)?;
-        Ok(matches!(answer, Err(CallError::Transport(TransportError::Lost { .. }))))
+        Ok(match answer {
+            Err(CallError::Transport(TransportError::Lost { .. } | TransportError::Closed)) => true,
+            // The word of it may just get out before the connection is closed.
+            Err(error) => error.remote().is_some_and(|error| error.code == ErrorCode::Unauthorized),
+            Ok(_) => false,
+        })
     }
 }
 

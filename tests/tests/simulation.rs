@@ -8,7 +8,7 @@ use enjambre_tests::sim::flaw::Flaw;
 use enjambre_tests::sim::run::{Outcome, run_many};
 
 /// Seeds in which something was wrong once. What was is tested by itself where it was mended.
-const REGRESSIONS: &[u64] = &[602, 1142, 2239, 2603];
+const REGRESSIONS: &[u64] = &[602, 1142, 2239, 2603, 5866, 9873];
 /// Within so many seeds what is broken has to be found.
 const FOUND_WITHIN: u64 = 40;
 

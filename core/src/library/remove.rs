@@ -86,12 +86,21 @@ impl Shared {
         for member in &members {
             batch.delete(MEMBERS, layout::member_key(member, collection));
         }
-        self.commit_in_parts(batch, Durability::Buffered).await?;
-        let mut state = self.state.lock();
-        for member in &members {
-            state.members.remove(&(*member, *collection));
+        let parts = self.is_in_parts(&batch);
+        let disbanded = self.commit_in_parts(batch, Durability::Buffered).await;
+        // Where nobody knows whether they are taken out they count as such: then a collection that has them again says so.
+        match &disbanded {
+            Ok(()) | Err(LibraryError::Storage(StorageError::Indeterminate { .. })) => {}
+            Err(_) if parts => {}
+            Err(_) => return disbanded.map(|()| Vec::new()),
         }
-        Ok(members)
+        {
+            let mut state = self.state.lock();
+            for member in &members {
+                state.members.remove(&(*member, *collection));
+            }
+        }
+        disbanded.map(|()| members)
     }
 
     async fn bury(&self, ids: &[FileId], only_garbage: bool) -> Result<(), LibraryError> {
