@@ -10,6 +10,7 @@ pub mod announcer;
 pub mod buffers;
 pub mod catalogue;
 mod cbor;
+mod cell_rate;
 pub mod clock;
 pub mod download;
 pub mod format;

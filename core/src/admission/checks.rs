@@ -9,14 +9,14 @@ use parking_lot::Mutex;
 
 use super::by_connection::ByConnection;
 use super::refusal::Refusal;
+use crate::cell_rate::CellRate;
 use crate::model::id::PeerId;
 use crate::model::identity::PublicKey;
 use crate::swarm::membership::{Invalid, Membership, SignedMembership};
 use crate::transport::PeerInfo;
 
-/// So many signatures are checked at once for a connection, and one more in each of these milliseconds.
-const CHECKS: u64 = 3;
-const CHECK_MS: u64 = 60_000;
+/// How many signatures are checked for a connection.
+const CHECKS: CellRate = CellRate { burst: 3, interval: 60_000 };
 /// Of how many peers the membership is remembered.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -83,18 +83,13 @@ impl Checks {
         good.get(&remote).filter(|(signed, _)| signed == shown).map(|(_, membership)| *membership)
     }
 
-    /// Takes one of the checks that a connection has, as [`crate::tracker`] counts sessions.
+    /// Takes one of the checks that a connection has.
     fn take(&self, over: &PeerInfo, now: u64) -> Result<(), Refusal> {
         let mut full_at = self.full_at.lock();
-        let room = now.saturating_add(CHECKS * CHECK_MS);
-        // A clock that was put back locks nobody out for longer.
-        let from = full_at.get(over.connection).map_or(now, |full_at| (*full_at).clamp(now, room));
-        let full = from.saturating_add(CHECK_MS);
-        if full > room {
-            return Err(Refusal::TooMany);
-        }
+        let known = full_at.get(over.connection).copied().unwrap_or(now);
+        let (full, free) = CHECKS.take(known, now);
         full_at.insert(over, full);
-        Ok(())
+        free.map_err(|_| Refusal::TooMany)
     }
 }
 
@@ -157,15 +152,20 @@ mod tests {
             let signed = authority.admit(peer(1), Rights::Full, from);
             checks.check_over(&connection, &signed, peer(1), NOW)
         };
-        for n in 0..CHECKS {
+        for n in 0..CHECKS.burst {
             show(NOW - n).unwrap();
         }
-        assert_eq!(show(NOW - CHECKS), Err(Refusal::TooMany));
-        show(NOW - CHECKS + 1).expect("that one is remembered");
+        assert_eq!(show(NOW - CHECKS.burst), Err(Refusal::TooMany));
+        show(NOW - CHECKS.burst + 1).expect("that one is remembered");
         let forged = Authority::new(KeyPair::generate()).admit(peer(1), Rights::Full, NOW);
         assert_eq!(checks.check_over(&connection, &forged, peer(1), NOW), Err(Refusal::TooMany));
-        let later = checks.check_over(&connection, &forged, peer(1), NOW + CHECK_MS);
+        let later = checks.check_over(&connection, &forged, peer(1), NOW + CHECKS.interval);
         assert_eq!(later, Err(Refusal::Membership(Invalid::OtherAuthority)));
+        // Nor for longer where the clock was put back.
+        let back = NOW - LIFE_MS;
+        assert_eq!(checks.check_over(&connection, &forged, peer(1), back), Err(Refusal::TooMany));
+        let later = checks.check_over(&connection, &forged, peer(1), back + CHECKS.interval);
+        assert_eq!(later, Err(Refusal::Membership(Invalid::NotYet)), "it is looked at");
         let other = checks.check_over(&over(2), &forged, peer(1), NOW);
         assert_eq!(
             other,

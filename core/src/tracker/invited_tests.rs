@@ -155,6 +155,20 @@ impl Swarm {
     async fn members(&self, authority: &PublicKey, key: &KeyPair) -> Arc<Members> {
         Members::open(*authority, key.peer_id(), Arc::clone(&self.clock), None).await.unwrap()
     }
+
+    /// The presence of a member at a tracker, connected.
+    async fn presence(&self, tracker: &Tracker, key: &KeyPair, members: &Arc<Members>) -> Presence {
+        let trackers = Trackers::new(&self.dialer(key), [tracker.at.clone()]);
+        let presence = Presence::start_in(
+            Some(Arc::clone(members)),
+            key.clone(),
+            vec![endpoint("memory://peer:1")],
+            &trackers,
+            Arc::new(Shelf::default()),
+        );
+        assert!(presence.connected(Duration::from_secs(5)).await);
+        presence
+    }
 }
 
 fn code<T: std::fmt::Debug>(result: Result<T, TrackerError>) -> Option<ErrorCode> {
@@ -441,15 +455,7 @@ async fn a_presence_keeps_the_membership_new_and_hears_of_revocations_within_a_l
     let key = swarm.member(&tracker, Rights::Full).await;
     let gone = swarm.member(&tracker, Rights::Full).await.peer_id();
     let members = swarm.members(tracker.admission.authority().key(), &key).await;
-    let trackers = Trackers::new(&swarm.dialer(&key), [tracker.at.clone()]);
-    let presence = Presence::start_in(
-        Some(Arc::clone(&members)),
-        key.clone(),
-        vec![endpoint("memory://peer:1")],
-        &trackers,
-        Arc::new(Shelf::default()),
-    );
-    assert!(presence.connected(Duration::from_secs(5)).await);
+    let presence = swarm.presence(&tracker, &key, &members).await;
     assert!(members.own_within(Duration::from_secs(1)).await.is_some());
     tracker.catalogue.revoke(&gone, swarm.clock.now_ms()).await.unwrap();
     assert!(!members.is_revoked(&gone));
@@ -471,15 +477,7 @@ async fn however_many_are_thrown_out_everybody_hears_of_all_within_a_lease() {
     let tracker = swarm.tracker("tracker").await;
     let key = swarm.member(&tracker, Rights::Full).await;
     let members = swarm.members(tracker.admission.authority().key(), &key).await;
-    let trackers = Trackers::new(&swarm.dialer(&key), [tracker.at.clone()]);
-    let presence = Presence::start_in(
-        Some(Arc::clone(&members)),
-        key.clone(),
-        vec![endpoint("memory://peer:1")],
-        &trackers,
-        Arc::new(Shelf::default()),
-    );
-    assert!(presence.connected(Duration::from_secs(5)).await);
+    let _presence = swarm.presence(&tracker, &key, &members).await;
     // More pages than there are renewals in a lease.
     let now = swarm.clock.now_ms();
     let mut gone: Vec<PeerId> = (0..4 * PAGE).map(|_| PeerId::from_bytes(rand::random())).collect();

@@ -1,14 +1,15 @@
 //! How fast something may be done from one address: sessions begun, invitations tried in vain.
 //!
 //! Each session writes to the database, and each new key takes one of the places for peers until it is forgotten. So
-//! one address has a supply of sessions that fills up again with time (the generic cell rate algorithm, ITU-T
-//! I.371): enough for all peers behind a shared address to come back at once, and too few to take every place.
+//! one address has a supply of sessions that fills up again with time ([`crate::cell_rate`]): enough for all peers behind a
+//! shared address to come back at once, and too few to take every place.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use parking_lot::Mutex;
 
+use crate::cell_rate::CellRate;
 use crate::transport::network_of;
 
 /// How many addresses are remembered.
@@ -17,35 +18,23 @@ const MAX_ADDRESSES: usize = 10_000;
 /// When the supply of each address is full again.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// The time in milliseconds in which there is one more.
-    interval: u64,
-    /// How many there may be at once.
-    burst: u64,
+    rate: CellRate,
     full_at: Mutex<HashMap<IpAddr, u64>>,
 }
 
 impl Pace {
     /// A supply of `burst` for each address, and of one more in each interval of so many milliseconds.
     pub(super) fn new(interval: u64, burst: u64) -> Self {
-        Self { interval, burst, full_at: Mutex::default() }
+        Self { rate: CellRate { burst, interval }, full_at: Mutex::default() }
     }
 
     /// Whether there would be one to take, and otherwise in how many milliseconds.
     pub(super) fn look(&self, address: Option<IpAddr>, now: u64) -> Result<(), u64> {
         let Some(address) = held_up(address) else { return Ok(()) };
         match self.full_at.lock().get(&network_of(address)) {
-            Some(full_at) => self.next(*full_at, now).1,
+            Some(full_at) => self.rate.take(*full_at, now).1,
             None => Ok(()),
         }
-    }
-
-    /// When the supply is full again, whatever the clock did meanwhile; and whether one can be taken.
-    fn next(&self, full_at: u64, now: u64) -> (u64, Result<(), u64>) {
-        let room = self.burst * self.interval;
-        // A clock that was put back must not lock anybody out.
-        let from = full_at.clamp(now, now.saturating_add(room));
-        let late = (from + self.interval).saturating_sub(now.saturating_add(room));
-        (from, if late > 0 { Err(late) } else { Ok(()) })
     }
 
     /// Takes one of the address's supply at the time `now`, or says in how many milliseconds there will be one.
@@ -61,8 +50,8 @@ impl Pace {
             }
         }
         let entry = full_at.entry(key).or_insert(now);
-        let (from, free) = self.next(*entry, now);
-        *entry = if free.is_ok() { from + self.interval } else { from };
+        let (full_at, free) = self.rate.take(*entry, now);
+        *entry = full_at;
         free
     }
 }
