@@ -1,74 +1,110 @@
-//! The program as a value: its name, its plug-ins, its command line, its exit code.
+//! A program with its plug-ins, command line and exit code.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::storage::Storage;
-use enjambre_core::transport::Transport;
+use enjambre_core::{Place, Role, Storage, Transport};
 use serde::de::DeserializeOwned;
 
-use crate::cli::{self, Cli, Program};
+use crate::cli::output;
+use crate::cli::program::Program;
+use crate::cli::{self, Cli};
 use crate::logging;
-use crate::registry::{MakeError, Place, PluginError, Registry, Security, TransportParts};
+use crate::registry::{InvalidLimit, PluginError, Registry, Security, TransportParts};
 use crate::shutdown;
 
-/// How long threads that block may go on after the command has ended.
-const LINGER: Duration = Duration::from_millis(200);
+/// Time for which blocking threads can continue after the end of a command.
+const BLOCKING_GRACE: Duration = Duration::from_millis(200);
 
-/// Enjambre with a choice of plug-ins.
+/// The program `enjambre` with a selection of plug-ins.
+///
+/// # Examples
+///
+/// A program with an additional storage backend:
+///
+/// ```
+/// use std::ffi::OsString;
+/// use std::process::ExitCode;
+/// use std::sync::Arc;
+///
+/// use enjambre::App;
+/// use enjambre::registry::NoSettings;
+/// use enjambre_core::storage::Role;
+/// use enjambre_core::storage::location::Place;
+/// use enjambre_core::storage::memory::Memory;
+///
+/// let mut app = App::named("my-enjambre", "1.0.0");
+/// app.register_storage("mine", |NoSettings {}, _place: Place, _role: Role| async {
+///     Ok(Arc::new(Memory::new()) as _)
+/// });
+/// // A `main` function calls `app.main()` instead.
+/// let arguments = ["my-enjambre", "config", "check", "--set", "storage.backend=mine"];
+/// let exit_code = app.run(arguments.map(OsString::from));
+/// assert_eq!(format!("{exit_code:?}"), format!("{:?}", ExitCode::SUCCESS));
+/// ```
 #[derive(Debug)]
 pub struct App {
     program: Program,
     registry: Registry,
 }
 
+impl Default for App {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl App {
-    /// The program `enjambre`, with everything that it brings along.
-    pub fn stock() -> Self {
-        Self { program: Program::stock(), registry: Registry::stock() }
+    /// Creates the program `enjambre` with its built-in plug-ins.
+    pub fn new() -> Self {
+        Self { program: Program::enjambre(), registry: Registry::with_builtins() }
     }
 
-    /// The same as a program of another name, which its help and its version tell: usually the
-    /// `env!("CARGO_PKG_NAME")` and the `env!("CARGO_PKG_VERSION")` of the crate with the `main` function.
+    /// Creates a program with another name and version, which appear in its help, and with the built-in plug-ins.
+    ///
+    /// Name and version are usually `env!("CARGO_PKG_NAME")` and `env!("CARGO_PKG_VERSION")` of the crate with the
+    /// `main` function.
     pub fn named(name: &str, version: &str) -> Self {
-        Self { program: Program::named(name, version), registry: Registry::stock() }
+        Self { program: Program::named(name, version), registry: Registry::with_builtins() }
     }
 
-    /// Adds a storage backend under a name, see [`Registry::register_storage`]: `open` is given what stands in the table
-    /// `[storage.NAME]`, and the place that the storage is for.
+    /// Registers a storage backend. See [`Registry::register_storage`].
+    ///
+    /// `open` receives the table `[storage.NAME]` of the configuration, and the place and the role of the storage.
     pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F) -> &mut Self
     where
         S: DeserializeOwned,
-        F: Fn(S, Place) -> Fut + Send + Sync + 'static,
+        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Arc<dyn Storage>, PluginError>> + Send + 'static,
     {
         self.registry.register_storage(name, open);
         self
     }
 
-    /// Says how a storage backend removes a scratch, see [`Registry::remove_scratch_with`].
+    /// Registers a function that removes a scratch place of a backend. See [`Registry::remove_scratch_with`].
     pub fn remove_scratch_with<S, F, Fut>(&mut self, name: &str, remove: F) -> &mut Self
     where
         S: DeserializeOwned,
-        F: Fn(S, Place) -> Fut + Send + Sync + 'static,
+        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), PluginError>> + Send + 'static,
     {
         self.registry.remove_scratch_with(name, remove);
         self
     }
 
-    /// Adds the transport of a scheme, see [`Registry::register_transport`]. `make` is given `[transport.limits]` and
-    /// the key of the node.
+    /// Registers the transport of a scheme. See [`Registry::register_transport`].
+    ///
+    /// `create` receives the section `[transport.limits]` and the key of the node.
     ///
     /// ```
     /// use enjambre::App;
     /// use enjambre::registry::Security;
     /// use enjambre_core::transport::memory::MemoryNetwork;
     ///
-    /// let mut app = App::stock();
-    /// // From now on nodes can listen at memory://127.0.0.1:1, which ends with the process.
+    /// let mut app = App::new();
+    /// // Nodes of this process can listen on memory://127.0.0.1:1.
     /// let network = MemoryNetwork::new();
     /// app.register_transport("memory", Security::Authenticated, move |parts| {
     ///     Ok(network.transport_of(parts.key.peer_id()))
@@ -78,27 +114,27 @@ impl App {
         &mut self,
         scheme: impl Into<String>,
         security: Security,
-        make: F,
+        create: F,
     ) -> &mut Self
     where
-        F: Fn(TransportParts<'_>) -> Result<Arc<dyn Transport>, MakeError> + Send + Sync + 'static,
+        F: Fn(TransportParts<'_>) -> Result<Arc<dyn Transport>, InvalidLimit> + Send + Sync + 'static,
     {
-        self.registry.register_transport(scheme, security, make);
+        self.registry.register_transport(scheme, security, create);
         self
     }
 
-    /// Does what the command line of the process says. The whole of a `main` function.
+    /// Runs the command line of the process. This is the whole body of a `main` function.
     pub fn main(self) -> ExitCode {
-        logging::hush_engines();
+        logging::silence_engine_panics();
         self.run(std::env::args_os())
     }
 
-    /// Does what these arguments say; the first is the name of the program.
+    /// Runs a command line. The first argument is the name of the program.
     pub fn run(self, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-        let cli = match Cli::read(self.program.command(&self.registry), arguments) {
+        let cli = match Cli::parse_arguments(self.program.command(&self.registry), arguments) {
             Ok(cli) => cli,
             Err(error) => {
-                // Help and version are such an "error" as well. Nobody is left to tell if this fails.
+                // Includes `--help` and `--version`.
                 let _ = error.print();
                 return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
             }
@@ -106,7 +142,7 @@ impl App {
         let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                cli::complain(&format!("error: cannot start: {error}"));
+                output::notice(&format!("error: cannot start: {error}"));
                 return ExitCode::FAILURE;
             }
         };
@@ -114,11 +150,11 @@ impl App {
             let stop = shutdown::on_signal()?;
             cli::run(&self.registry, cli, stop).await
         });
-        runtime.shutdown_timeout(LINGER);
+        runtime.shutdown_timeout(BLOCKING_GRACE);
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
-                cli::complain(&format!("error: {failure}"));
+                output::notice(&format!("error: {failure}"));
                 failure.exit_code()
             }
         }

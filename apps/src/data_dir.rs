@@ -1,4 +1,4 @@
-//! The data folder of a node, and the lock that says who owns it.
+//! The data directory of a node and its lock.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
-/// A data folder that this process owns, until it is dropped or the process ends, however that happens.
+/// A data directory that is locked by this process until the value is dropped or the process ends.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
@@ -14,13 +14,13 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Makes the folder where it is missing and takes its lock; none if another process has it. Blocks shortly.
-    pub fn try_own(path: &Path) -> Result<Option<Self>, Failure> {
+    /// Creates the directory if necessary and locks it. Returns `None` if another process holds the lock. Blocks briefly.
+    pub fn try_lock(path: &Path) -> Result<Option<Self>, Failure> {
         let context = |error: std::io::Error| {
-            Failure::from(error).context(format!("the data folder {} cannot be used", path.display()))
+            Failure::from(error).context(format!("cannot use data directory {}", path.display()))
         };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(context)?;
-        // A link in the way would otherwise change what a relative database path means to another process.
+        // Resolves links, so that a relative database path means the same to all processes.
         let path = path.canonicalize().map_err(context)?;
         let lock = OpenOptions::new()
             .write(true)
@@ -36,7 +36,7 @@ impl DataDir {
         }
     }
 
-    /// The folder, without links in its path.
+    /// Returns the canonical path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -47,20 +47,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_owner_at_a_time() {
+    fn data_directory_is_locked_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
-        let owner = DataDir::try_own(&path).unwrap().unwrap();
-        assert!(DataDir::try_own(&path).unwrap().is_none());
-        drop(owner);
-        assert!(DataDir::try_own(&path).unwrap().is_some());
+        let lock = DataDir::try_lock(&path).unwrap().unwrap();
+        assert!(DataDir::try_lock(&path).unwrap().is_none());
+        drop(lock);
+        assert!(DataDir::try_lock(&path).unwrap().is_some());
     }
 
     #[test]
-    fn a_file_in_the_way_is_an_error_that_names_it() {
+    fn file_in_place_of_directory_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, "").unwrap();
-        assert!(DataDir::try_own(&path).unwrap_err().message.contains(path.to_str().unwrap()));
+        assert!(DataDir::try_lock(&path).unwrap_err().message.contains(path.to_str().unwrap()));
     }
 }

@@ -1,7 +1,7 @@
-//! The program `enjambre`, as a library for those who add a storage backend or a transport of their own.
+//! The program `enjambre` as a library, for programs with additional storage backends or transports.
 //!
-//! A program of one's own is a name, a factory for each plug-in, and [`App::main`]; it has the whole command line and
-//! configuration of the stock one.
+//! Such a program consists of a name, a factory for each plug-in, and [`App::main`]. It has the complete command line
+//! and configuration of `enjambre`.
 //!
 //! ```no_run
 //! use std::path::PathBuf;
@@ -9,7 +9,8 @@
 //! use std::sync::Arc;
 //!
 //! use enjambre::App;
-//! use enjambre::registry::Place;
+//! use enjambre_core::storage::Role;
+//! use enjambre_core::storage::location::Place;
 //! use enjambre_core::storage::memory::Memory;
 //!
 //! /// The table `[storage.mine]` of the configuration.
@@ -21,17 +22,17 @@
 //!
 //! fn main() -> ExitCode {
 //!     let mut app = App::named(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-//!     app.register_storage("mine", |settings: Settings, place: Place| async move {
-//!         let path = place.database(settings.path.as_deref(), "mine");
-//!         println!("{:?} would lie at {}", place.role, path.display());
+//!     app.register_storage("mine", |settings: Settings, place: Place, role: Role| async move {
+//!         let path = place.database(settings.path.as_deref(), "mine", role);
+//!         println!("path of the {role:?} database: {}", path.display());
 //!         Ok(Arc::new(Memory::new()) as _)
 //!     });
 //!     app.main()
 //! }
 //! ```
 //!
-//! `docs/WRITING-A-BACKEND.md` goes from an empty crate to a storage that passes the conformance kit; `examples/redb` is
-//! one on a real engine. What the factory of a transport is given is in [`registry::Registry::register_transport`].
+//! `docs/WRITING-A-BACKEND.md` is a tutorial that ends with a backend that passes the conformance kit. `examples/redb`
+//! is a complete backend. See [`App::register_transport`] for transports.
 
 mod app;
 mod cli;
@@ -46,18 +47,17 @@ pub mod logging;
 pub mod node_key;
 pub mod peer;
 pub mod registry;
-pub mod scratch;
 pub mod shutdown;
 pub mod tracker;
 
 pub use app::App;
 
-/// Runs what blocks on a thread for that.
+/// Runs a blocking function on a blocking thread.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, failure::Failure> + Send + 'static,
 ) -> Result<T, failure::Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(failure::Failure::failed(format!("an internal error: {error}"))),
+        Err(error) => Err(failure::Failure::failed(format!("internal error: {error}"))),
     }
 }

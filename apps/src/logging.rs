@@ -1,4 +1,4 @@
-//! Logs on stderr, by `tracing`.
+//! Log output on stderr, with `tracing`.
 
 use std::io::IsTerminal;
 
@@ -8,13 +8,13 @@ use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// What tells of the parameters of its statements, which hold keys and content, to whoever looks closely.
-const TALKATIVE: [&str; 2] = ["tokio_postgres", "tokio_postgres::query"];
+/// Targets that log the parameters of SQL statements, which contain keys and content, at level `debug`.
+const CAPPED_TARGETS: [&str; 2] = ["tokio_postgres", "tokio_postgres::query"];
 
-/// The filter of a `[log] level`. Whatever it says, secrets and content do not get into a log.
+/// Parses the filter of `[log] level`. Targets that log secrets or content are capped at level `info`.
 pub fn filter(level: &str) -> Result<Targets, ParseError> {
     let mut filter: Targets = level.parse()?;
-    for target in TALKATIVE {
+    for target in CAPPED_TARGETS {
         if filter.would_enable(target, &Level::DEBUG) {
             filter = filter.with_target(target, LevelFilter::INFO);
         }
@@ -22,26 +22,26 @@ pub fn filter(level: &str) -> Result<Targets, ParseError> {
     Ok(filter)
 }
 
-/// Keeps quiet about panics of a storage engine: they become errors, and whoever called it tells of those.
-pub fn hush_engines() {
-    let told = std::panic::take_hook();
+/// Replaces the panic message of a storage engine by a debug event. The caller of the engine reports the panic as an error.
+pub fn silence_engine_panics() {
+    let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if is_guarded() {
-            tracing::debug!("an engine failed: {panic}");
+            tracing::debug!(%panic, "storage engine panicked");
         } else {
-            told(panic);
+            default_hook(panic);
         }
     }));
 }
 
-/// Begins to log. A second call changes nothing.
+/// Starts log output. Further calls have no effect.
 pub fn start(level: &str) {
     let filter = filter(level).unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
-        // It would tell of them on stderr, and panic where that is what is gone: in the midst of a shutdown, for one.
+        // Internal errors would be reported on stderr, which panics if stderr is closed, for example during shutdown.
         .log_internal_errors(false);
     let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
 }
@@ -51,12 +51,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parameters_of_statements_are_logged_at_no_level() {
+    fn statement_parameters_are_never_logged() {
         for level in ["debug", "trace", "tokio_postgres=trace", "info,tokio_postgres::query=debug"] {
             let filter = filter(level).unwrap();
             assert!(!filter.would_enable("tokio_postgres::query", &Level::DEBUG), "{level}");
         }
         assert!(filter("debug").unwrap().would_enable("enjambre_core", &Level::DEBUG));
-        assert!(!filter("warn").unwrap().would_enable("tokio_postgres", &Level::INFO), "a cap adds nothing");
+        assert!(
+            !filter("warn").unwrap().would_enable("tokio_postgres", &Level::INFO),
+            "the cap enables nothing"
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! The program `enjambre` with the plug-ins that it brings along.
+//! The program `enjambre` with its built-in plug-ins.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    enjambre::App::stock().main()
+    enjambre::App::new().main()
 }

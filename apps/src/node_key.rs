@@ -1,4 +1,4 @@
-//! The key of a node, in the file `key` of its data folder: the 32 bytes of an Ed25519 secret.
+//! The Ed25519 key of a node: 32 bytes in the file `key` of the data directory.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 
 const NAME: &str = "key";
 
-/// Reads the key, or makes one at the first start. Whoever calls this holds the lock of the data folder. Blocks.
+/// Reads the key, or creates one at the first start. The caller holds the lock of the data directory. Blocks.
 pub fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
     if let Some(pair) = load(data_dir)? {
         return Ok(pair);
@@ -21,14 +21,14 @@ pub fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
     Ok(pair)
 }
 
-/// Reads the key; none where this node was never started. Whoever calls this holds the lock of the data folder. Blocks.
+/// Reads the key. Returns `None` if the node was never started. The caller holds the lock of the data directory. Blocks.
 pub fn load(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
     let path = data_dir.join(NAME);
     match std::fs::read(&path) {
         Ok(secret) => {
             let secret: [u8; 32] = secret.as_slice().try_into().map_err(|_| {
                 Failure::failed(format!(
-                    "{} is not a key of 32 bytes; restore it, or delete it and this node gets a new identity",
+                    "{} is not a key of 32 bytes; restore it from a backup, or delete it to create a new identity",
                     path.display()
                 ))
             })?;
@@ -36,29 +36,28 @@ pub fn load(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
             Ok(Some(KeyPair::from_secret(&secret)))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::from(error).context(format!("the key {} cannot be read", path.display()))),
+        Err(error) => Err(Failure::from(error).context(format!("cannot read node key {}", path.display()))),
     }
 }
 
-/// Gives a node this key. Whoever calls this holds the lock of the data folder. Blocks.
+/// Stores the key of a node. The caller holds the lock of the data directory. Blocks.
 pub fn write(data_dir: &Path, pair: &KeyPair) -> Result<(), Failure> {
     let path = data_dir.join(NAME);
-    create(data_dir, &path, pair).map_err(|error| {
-        Failure::from(error).context(format!("the key {} cannot be written", path.display()))
-    })
+    create(data_dir, &path, pair)
+        .map_err(|error| Failure::from(error).context(format!("cannot write node key {}", path.display())))
 }
 
-/// Only its owner may read a key, whatever became of its permissions.
+/// Restores the permissions of a key that other users can read.
 fn restrict(path: &Path) -> Result<(), Failure> {
     let mode = std::fs::metadata(path)?.permissions().mode();
     if mode & 0o077 != 0 {
-        tracing::warn!("{} could be read by others; now only by its owner", path.display());
+        tracing::warn!(path = %path.display(), "node key was readable by other users, permissions corrected");
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
     }
     Ok(())
 }
 
-/// Written in whole under another name first, so that a crash leaves no part of a key.
+/// Writes a temporary file and renames it, so that a crash leaves no partial key.
 fn create(data_dir: &Path, path: &Path, pair: &KeyPair) -> std::io::Result<()> {
     let draft = data_dir.join(format!("{NAME}.new"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
@@ -74,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_is_made_once_and_only_its_owner_reads_it() {
+    fn key_is_created_once_and_private() {
         let folder = tempfile::tempdir().unwrap();
         let first = load_or_create(folder.path()).unwrap();
         let path = folder.path().join(NAME);
@@ -86,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_key_is_not_replaced() {
+    fn damaged_key_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(NAME), b"short").unwrap();
         assert!(load_or_create(folder.path()).unwrap_err().message.contains("32 bytes"));

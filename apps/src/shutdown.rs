@@ -1,17 +1,17 @@
-//! From a signal to the end of the process: asked for politely, forced after five seconds.
+//! Graceful shutdown after a signal, forced after five seconds.
 
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// How long an orderly end may take after a signal.
+/// Maximum duration of a graceful shutdown.
 pub const LIMIT: Duration = Duration::from_secs(5);
-/// What is left for the runtime and the process itself.
+/// Share of [`LIMIT`] reserved for the end of the runtime and of the process.
 const RESERVE: Duration = Duration::from_millis(300);
 
-/// A token that is cancelled by SIGINT or SIGTERM. The process ends within [`LIMIT`] after it, if need be by force;
-/// a second signal forces it at once.
+/// Returns a token that SIGINT or SIGTERM cancels. The process exits within [`LIMIT`] after that signal, forcibly if
+/// necessary. A second signal exits immediately.
 pub fn on_signal() -> std::io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -24,14 +24,14 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
         next().await;
         tracing::info!("shutting down");
         cancelled.cancel();
-        // A thread, because the runtime itself may be what hangs.
+        // A thread, because the runtime itself can hang.
         std::thread::spawn(|| {
             std::thread::sleep(LIMIT - RESERVE);
-            tracing::error!("the shutdown took too long");
+            tracing::error!("graceful shutdown timed out");
             std::process::exit(1);
         });
         next().await;
-        tracing::error!("stopped by a second signal");
+        tracing::error!("second signal received, exiting immediately");
         std::process::exit(1);
     });
     Ok(token)

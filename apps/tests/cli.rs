@@ -1,4 +1,4 @@
-//! Exit statuses and error lines of the real program, where nothing else has to run.
+//! Exit statuses and error messages of the program, without other processes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +13,7 @@ struct Run {
     stderr: String,
 }
 
-/// Runs the program in a folder of its own, without the configuration of whoever runs the tests.
+/// Runs the program in a directory, without the configuration of the user.
 fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_enjambre"));
     for (variable, _) in std::env::vars_os() {
@@ -22,7 +22,7 @@ fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Run 
         }
     }
     command.args(arguments).current_dir(folder).env("XDG_CONFIG_HOME", folder.join("none"));
-    // An error is one line even for who asks for more.
+    // An error is one line even if backtraces are enabled.
     command.env("RUST_BACKTRACE", "1");
     command.envs(variables.iter().copied()).stdin(Stdio::null());
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -35,11 +35,11 @@ fn run(arguments: &[&str]) -> Run {
     run_in(folder.path(), arguments, &[])
 }
 
-/// One line that begins with `error: ` and has these parts.
+/// Asserts that stderr is a single line that starts with `error: ` and contains `parts`.
 fn assert_error(run: &Run, status: i32, parts: &[&str]) {
     assert_eq!(run.status, status, "{}", run.stderr);
     let lines: Vec<_> = run.stderr.lines().collect();
-    let [line] = lines.as_slice() else { panic!("one line is expected: {}", run.stderr) };
+    let [line] = lines.as_slice() else { panic!("expected one line: {}", run.stderr) };
     assert!(line.starts_with("error: "), "{line}");
     for part in parts {
         assert!(line.contains(part), "{part:?} is missing in {line}");
@@ -47,7 +47,7 @@ fn assert_error(run: &Run, status: i32, parts: &[&str]) {
 }
 
 #[test]
-fn a_command_line_that_is_wrong_is_status_2() {
+fn invalid_command_line_exits_with_2() {
     for arguments in
         [&["nonsense"][..], &["get"], &["publish"], &["export", "x"], &["list", "--nonsense"], &[]]
     {
@@ -67,7 +67,7 @@ fn a_command_line_that_is_wrong_is_status_2() {
 }
 
 #[test]
-fn a_configuration_that_is_wrong_is_status_2_and_names_key_value_and_place() {
+fn invalid_configuration_exits_with_2() {
     assert_error(
         &run(&["--set", "peer.trakers=[]", "library"]),
         2,
@@ -83,28 +83,28 @@ fn a_configuration_that_is_wrong_is_status_2_and_names_key_value_and_place() {
     assert_error(&limit, 2, &["transport.limits.payload", "1KiB"]);
     assert_error(&run(&["list", "--config", "missing.toml"]), 2, &["missing.toml"]);
     let folder = TempDir::new().unwrap();
-    let variable = [("ENJAMBRE__DOWNLOAD__PATIENCE", "soon")];
+    let variable = [("ENJAMBRE__DOWNLOAD__PROVIDER_TIMEOUT", "soon")];
     let soon = run_in(folder.path(), &["library"], &variable);
-    assert_error(&soon, 2, &["download.patience", "soon", "ENJAMBRE__DOWNLOAD__PATIENCE"]);
+    assert_error(&soon, 2, &["download.provider_timeout", "soon", "ENJAMBRE__DOWNLOAD__PROVIDER_TIMEOUT"]);
 }
 
 #[test]
-fn an_endpoint_that_others_reach_has_to_be_asked_for() {
+fn exposed_plaintext_endpoint_requires_a_setting() {
     let listen = "transport.listen=[\"zmq://0.0.0.0:0\"]";
     for command in ["tracker", "peer"] {
         let refused = run(&[command, "--set", listen]);
         assert_error(
             &refused,
             2,
-            &["transport.listen", "zmq://0.0.0.0:0", "transport.open = true", "127.0.0.1"],
+            &["transport.listen", "zmq://0.0.0.0:0", "transport.allow_plaintext = true", "127.0.0.1"],
         );
     }
-    let open = run(&["config", "check", "--set", listen, "--set", "transport.open=true"]);
+    let open = run(&["config", "check", "--set", listen, "--set", "transport.allow_plaintext=true"]);
     assert_eq!(open.status, 0, "{}", open.stderr);
 }
 
 #[test]
-fn config_show_tells_each_value_and_its_origin() {
+fn config_show_prints_values_and_origins() {
     let folder = TempDir::new().unwrap();
     let file = "[peer]\ndata_dir = \"here\"\n[limits]\nupload = \"1MB/s\"\n[log]\nlevel = \"info\"\n";
     std::fs::write(folder.path().join("enjambre.toml"), file).unwrap();
@@ -123,19 +123,19 @@ fn config_show_tells_each_value_and_its_origin() {
 }
 
 #[test]
-fn config_check_reads_the_file_it_is_given() {
+fn config_check_validates_the_file() {
     let folder = TempDir::new().unwrap();
     for (text, words) in [
         (&b"[tracker]\nleese = \"1s\"\n"[..], &["tracker.leese", "tracker.lease"][..]),
         (b"[librery]\ncontent = \"files\"\n", &["librery", "library"]),
-        (b"[tracker\n", &["x.toml:1", "not valid TOML"]),
+        (b"[tracker\n", &["x.toml:1", "invalid TOML"]),
         (b"[tracker]\ndata_dir = \"\xff\"\n", &["UTF-8"]),
     ] {
         std::fs::write(folder.path().join("x.toml"), text).unwrap();
         let wrong = run_in(folder.path(), &["config", "check", "x.toml"], &[]);
         assert_error(&wrong, 2, &[&["x.toml"], words].concat());
     }
-    assert_error(&run_in(folder.path(), &["config", "check", "."], &[]), 2, &["cannot be read"]);
+    assert_error(&run_in(folder.path(), &["config", "check", "."], &[]), 2, &["cannot read"]);
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
     for name in ["tracker.toml", "peer.toml"] {
         let path = shipped.join(name);
@@ -145,7 +145,7 @@ fn config_check_reads_the_file_it_is_given() {
 }
 
 #[test]
-fn without_a_tracker_the_status_is_4() {
+fn unreachable_tracker_exits_with_4() {
     // Nothing listens at port 1 of loopback.
     let tracker = "peer.trackers=[\"zmq://127.0.0.1:1\"]";
     assert_error(&run(&["list", "--set", tracker]), 4, &["zmq://127.0.0.1:1"]);
@@ -156,7 +156,7 @@ fn without_a_tracker_the_status_is_4() {
 }
 
 #[test]
-fn what_the_library_does_not_have_is_status_3() {
+fn unknown_file_exits_with_3() {
     let nothing = run(&["library", "--json"]);
     assert_eq!((nothing.status, nothing.stdout.as_str()), (0, ""), "{}", nothing.stderr);
     assert_error(&run(&["remove", "nothing"]), 3, &["nothing"]);

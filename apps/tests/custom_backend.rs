@@ -1,4 +1,4 @@
-//! A program with a storage backend and a transport of its own.
+//! A program with a custom storage backend and a custom transport.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,9 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use enjambre::App;
-use enjambre::registry::{MakeError, Place, Security};
-use enjambre_core::storage::Role;
-use enjambre_core::storage::memory::Memory;
+use enjambre::registry::{InvalidLimit, Security};
+use enjambre_core::{Memory, Place, Role};
 use enjambre_core::transport::memory::MemoryNetwork;
 use parking_lot::Mutex;
 
@@ -20,14 +19,14 @@ struct Settings {
 }
 
 #[test]
-fn a_registered_backend_is_opened_with_its_own_table() {
+fn custom_backend_receives_its_settings() {
     let folder = tempfile::tempdir().unwrap();
     let opened = Arc::new(Mutex::new(Vec::new()));
     let run = |table: &str| {
-        let mut app = App::stock();
+        let mut app = App::new();
         let seen = Arc::clone(&opened);
-        app.register_storage("mine", move |settings: Settings, place: Place| {
-            seen.lock().push((settings.colour, place.role, place.data_dir));
+        app.register_storage("mine", move |settings: Settings, place: Place, role: Role| {
+            seen.lock().push((settings.colour, role, place.data_dir));
             async { Ok(Arc::new(Memory::new()) as _) }
         });
         let data_dir = format!("peer.data_dir={}", folder.path().display());
@@ -40,18 +39,18 @@ fn a_registered_backend_is_opened_with_its_own_table() {
     let expected = [Role::Records, Role::Content].map(|role| ("blue".to_owned(), role, path.clone()));
     assert_eq!(*opened.lock(), expected);
     assert_eq!(run("storage.mine.color=blue"), format!("{:?}", ExitCode::from(2)), "an unknown key");
-    assert_eq!(opened.lock().len(), 2, "it was not opened with an unknown key");
+    assert_eq!(opened.lock().len(), 2, "the backend is not opened with an unknown key");
 }
 
 #[test]
-fn a_registered_transport_is_made_with_the_limits_and_its_scheme_is_known() {
+fn custom_transport_receives_the_limits() {
     let folder = tempfile::tempdir().unwrap();
     let run = |is_registered: bool, limit: &str| {
         let mut app = App::named("mine", "1.0");
         if is_registered {
             app.register_transport("memory", Security::Authenticated, |parts| match parts.limits.in_flight {
                 0..3 => Ok(MemoryNetwork::new().transport()),
-                _ => Err(MakeError { key: "in_flight".to_owned(), problem: "too many".to_owned() }),
+                _ => Err(InvalidLimit { key: "in_flight".to_owned(), problem: "too many".to_owned() }),
             });
         }
         let data_dir = format!("peer.data_dir={}", folder.path().display());

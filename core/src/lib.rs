@@ -1,34 +1,39 @@
-//! Values, plug-in traits and domain of Enjambre, a self-hosted peer-to-peer download service.
+//! Plug-in traits and shared values of Enjambre, a self-hosted peer-to-peer file distribution service.
 //!
-//! This crate names no database and no socket. Storage and transport come in through two traits,
-//! [`storage::Storage`] and [`transport::Transport`]; everything that a file, a provider, a lease or a piece
-//! means is written once, here, on top of them. The arrows point one way: applications and plug-ins depend on
-//! this crate, it depends on neither.
+//! A storage plug-in implements [`Storage`], or [`Engine`] for an embedded database, which [`Embedded`] adapts. A transport
+//! plug-in implements [`Transport`]. The crate `enjambre-testkit` contains conformance tests for both. This crate also
+//! contains ids and records ([`model`]), the wire protocol ([`protocol`]) and sources of nondeterminism ([`runtime`]). It depends
+//! on no database and no socket library.
+//!
+//! # Stability
+//!
+//! The versions are 0.x. The traits and values at the root of this crate are the API for plug-ins: they change only with a
+//! minor version (0.x to 0.y), and the change is announced in the change log. All other items, including the public items of
+//! the modules, may change in any release. Errors and settings marked `#[non_exhaustive]` may gain variants and fields in any
+//! release.
 
-pub mod admission;
-pub mod announcer;
-pub mod buffers;
-pub mod catalogue;
-mod cbor;
-mod cell_rate;
-pub mod clock;
-pub mod download;
-pub mod format;
 #[cfg(test)]
 mod fuzz;
-mod given;
-mod have_waits;
-pub mod library;
-pub mod machine;
 pub mod model;
-mod news;
-pub mod offering;
 pub mod protocol;
-pub mod publish;
-pub mod rate;
-pub mod readable;
-pub mod seeder;
+pub mod runtime;
 pub mod storage;
-pub mod swarm;
-pub mod tracker;
 pub mod transport;
+
+pub use model::endpoint::Endpoint;
+pub use model::id::{FileId, PeerId};
+pub use model::time::UnixMillis;
+pub use storage::Storage;
+pub use storage::embedded::{Embedded, EmbeddedSettings};
+pub use storage::engine::{ApplyError, Engine, ReadError, Reader};
+pub use storage::error::StorageError;
+pub use storage::location::{Place, Scratch, Tenancy};
+pub use storage::memory::Memory;
+pub use storage::pages::StorageExt;
+pub use storage::value::{Batch, Condition, Durability, Key, KeyRange, Limits, Role, Space, Write};
+pub use transport::envelope::RequestId;
+pub use transport::error::TransportError;
+pub use transport::{
+    Connection, ConnectionHandle, ConnectionId, Deadline, Incoming, Listener, Message, MessageLimits,
+    PeerInfo, ReplySink, Transport,
+};

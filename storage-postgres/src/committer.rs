@@ -1,102 +1,101 @@
-//! The task that commits: it gathers what is queued, and has it committed as one transaction.
+//! The commit task: collects the queued requests into groups and commits each group in one transaction.
 //!
-//! What the server refuses as a whole is tried batch by batch, so that a batch fails alone; only where what became of a
-//! commit is not to be learnt in time, callers get `Indeterminate`.
+//! If the server rejects a group, its batches are committed one by one, so that only invalid ones fail. Callers receive
+//! `Indeterminate` only if the outcome of a commit cannot be looked up in time.
 //!
-//! Where a process is one of many that write, it has two such tasks, each with a [`Lane`] of its own. The first one takes
-//! everything in the order in which it was asked for, commits what need not be durable, and then hands on what must be. So
-//! a publication that waits for a slow disk, or for a replica that is away, holds up no renewal. Who owns a schema writes
-//! in one order.
+//! A shared schema has two commit tasks, each with its own [`Lane`]. The first task receives all requests in order, commits the
+//! buffered ones, and then forwards the durable ones to the second task. So a publication that waits for a slow disk or an
+//! unreachable replica does not delay renewals of leases. The owner of a schema has one task, which keeps the order of all
+//! commits.
 
 use std::fs::File;
 use std::time::Duration;
 
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::Durability;
+use enjambre_core::{Durability, StorageError};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::group::Verdict;
-use crate::lane::{Failed, Lane};
+use crate::lane::{CommitError, Lane};
 use crate::request::{Commit, Reply, Request, Sync};
 use crate::writer::RENEWAL;
 
-/// How many batches are committed as one at most.
+/// The maximum number of batches in a group.
 const GROUP_BATCHES: usize = 256;
-/// From how many bytes on a group takes no more batches.
+/// The size in bytes from which a group takes no further batch.
 const GROUP_BYTES: usize = 16 * 1024 * 1024;
 
-/// How long what need not be durable waits for somebody who holds what it needs.
-const HELD: Duration = Duration::from_millis(500);
-/// The same, while others wait behind it.
-const GLANCE: Duration = Duration::from_millis(20);
-/// Why a batch was not even tried.
-const OTHERS: &str = "others before it were held up for too long";
+/// The lock timeout of a buffered commit.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+/// The lock timeout of a buffered commit while other batches of its group wait.
+const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(20);
+/// The error of a batch that was not attempted.
+const OVERLOADED: &str = "earlier commits took too long";
 
-/// What was queued when the task came to look.
+/// The requests of one transaction, and those that follow it.
 #[derive(Default)]
 struct Group {
     commits: Vec<Commit>,
     syncs: Vec<Sync>,
-    /// What is for the other task, which comes behind the commits.
-    handed_on: Vec<Request>,
+    /// Requests for the second task, which are forwarded after the commits.
+    forwarded: Vec<Request>,
     close: Option<Reply>,
 }
 
-/// How a task ended, for whoever asked it to.
-struct Farewell {
+/// The outcome of a task, and the reply channel of the close request that ended it.
+struct Shutdown {
     reply: Option<Reply>,
     outcome: Result<(), StorageError>,
 }
 
-impl Farewell {
-    fn tell(self) {
+impl Shutdown {
+    fn report(self) {
         match (self.reply, self.outcome) {
             (Some(reply), outcome) => _ = reply.send(outcome),
             (None, Ok(())) => {}
             (None, Err(error)) => {
-                tracing::warn!(storage = "postgres", %error, "the database was left without a goodbye");
+                tracing::warn!(storage = "postgres", %error, "closing the database failed");
             }
         }
     }
 }
 
-/// One of the tasks.
+/// A commit task.
 pub(crate) struct Committer {
     requests: UnboundedReceiver<Request>,
     lane: Lane,
-    /// The task that commits what must be durable; none where this one does.
+    /// The task for durable commits, if it is a separate one.
     durable: Option<UnboundedSender<Request>>,
     /// Held until the task ends.
     _lock: Option<File>,
 }
 
 impl Committer {
-    /// Starts the task. What is returned becomes true when it has ended and let go of everything.
+    /// Starts the tasks. The returned value becomes true when the first task has ended and released its resources.
     pub(crate) fn start(
         lane: Lane,
         requests: UnboundedReceiver<Request>,
         lock: Option<File>,
     ) -> watch::Receiver<bool> {
-        let durable = lane.beside().map(|lane| {
+        let durable = lane.second().map(|lane| {
             let (durable, received) = unbounded_channel();
             let committer = Self { requests: received, lane, durable: None, _lock: None };
-            tokio::spawn(async move { committer.run().await.tell() });
+            tokio::spawn(async move { committer.run().await.report() });
             durable
         });
         let committer = Self { requests, lane, durable, _lock: lock };
         let (ended, receiver) = watch::channel(false);
         tokio::spawn(async move {
-            let farewell = committer.run().await;
+            let shutdown = committer.run().await;
             ended.send_replace(true);
-            farewell.tell();
+            shutdown.report();
         });
         receiver
     }
 
-    /// The life of the task: ends with a close, or when the storage is gone.
-    async fn run(mut self) -> Farewell {
+    /// Runs until a close request, or until the storage is dropped.
+    async fn run(mut self) -> Shutdown {
         let mut renewal = interval(RENEWAL);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let reply = loop {
@@ -108,11 +107,11 @@ impl Committer {
                 }
             };
             let Some(first) = first else { break None };
-            let Group { commits, syncs, handed_on, close } = self.gather(first);
+            let Group { commits, syncs, forwarded, close } = self.gather(first);
             self.serve(commits, syncs).await;
             if let Some(durable) = &self.durable {
-                for request in handed_on {
-                    // Where that task is gone, whoever asked sees that nobody takes it.
+                for request in forwarded {
+                    // If the task has ended, the dropped reply channel tells the caller.
                     let _ = durable.send(request);
                 }
             }
@@ -120,18 +119,19 @@ impl Committer {
                 break close;
             }
         };
-        // Callers behind it see that nobody takes their requests.
+        // Later requests fail at once.
         self.requests.close();
-        let (told, durable) = oneshot::channel();
-        if let Some(lane) = self.durable.take() {
-            let _ = lane.send(Request::Close(told));
+        let (reply_durable, durable) = oneshot::channel();
+        if let Some(task) = self.durable.take() {
+            let _ = task.send(Request::Close(reply_durable));
         } else {
-            let _ = told.send(Ok(()));
+            let _ = reply_durable.send(Ok(()));
         }
         let (own, durable) = tokio::join!(self.lane.finish(), durable);
-        Farewell { reply, outcome: own.and(durable.unwrap_or(Ok(()))) }
+        Shutdown { reply, outcome: own.and(durable.unwrap_or(Ok(()))) }
     }
 
+    /// Collects the queued requests without waiting.
     fn gather(&mut self, first: Request) -> Group {
         let mut group = Group::default();
         let mut bytes = 0;
@@ -141,16 +141,16 @@ impl Committer {
                 Request::Commit(Commit { durability: Durability::Durable, .. }) | Request::Sync(_)
                     if self.durable.is_some() =>
                 {
-                    group.handed_on.push(request);
+                    group.forwarded.push(request);
                 }
                 Request::Commit(commit) => {
-                    if commit.turn.take() {
+                    if commit.ticket.take() {
                         bytes += commit.batch.size();
                         group.commits.push(commit);
                     }
                 }
                 Request::Sync(sync) => {
-                    if sync.turn.take() {
+                    if sync.ticket.take() {
                         group.syncs.push(sync);
                     }
                 }
@@ -159,71 +159,71 @@ impl Committer {
                     break;
                 }
             }
-            let many = group.commits.len() >= GROUP_BATCHES || group.handed_on.len() >= GROUP_BATCHES;
+            let many = group.commits.len() >= GROUP_BATCHES || group.forwarded.len() >= GROUP_BATCHES;
             let full = many || bytes >= GROUP_BYTES;
             next = if full { None } else { self.requests.try_recv().ok() };
         }
         group
     }
 
-    /// Commits a group and answers everybody in it. Gives the reason where the server is away.
-    async fn serve(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) -> Option<String> {
+    /// Commits a group and replies to its callers.
+    async fn serve(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) {
         if commits.is_empty() && syncs.is_empty() {
-            return None;
+            return;
         }
-        let outcome = self.lane.commit(&commits, !syncs.is_empty(), HELD).await;
-        match outcome {
-            Err(Failed::Refused(error) | Failed::Held(error)) if commits.len() + syncs.len() > 1 => {
-                tracing::debug!(%error, batches = commits.len(), "a group was refused; one after the other");
-                self.one_by_one(commits, syncs).await
+        match self.lane.commit(&commits, !syncs.is_empty(), LOCK_TIMEOUT).await {
+            Err(CommitError::Rejected(error) | CommitError::LockTimeout(error))
+                if commits.len() + syncs.len() > 1 =>
+            {
+                tracing::debug!(%error, batches = commits.len(), "group rejected, committing one by one");
+                self.serve_one_by_one(commits, syncs).await;
             }
-            outcome => answer(outcome, commits, syncs),
+            outcome => _ = reply(outcome, commits, syncs),
         }
     }
 
-    /// Commits a group that was refused batch by batch. Those that somebody else holds up come last, and get little time.
-    async fn one_by_one(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) -> Option<String> {
-        let deadline = Instant::now() + self.lane.patience();
-        let (mut away, mut held) = (None::<String>, Vec::new());
+    /// Commits the batches of a rejected group one by one. Batches that wait for a row lock come last.
+    async fn serve_one_by_one(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) {
+        let deadline = Instant::now() + self.lane.retry_timeout();
+        let overloaded = || (Instant::now() > deadline).then(|| OVERLOADED.to_owned());
+        // Once the server is unavailable, the remaining requests would time out as well.
+        let (mut unavailable, mut locked) = (None::<String>, Vec::new());
         for commit in commits {
-            if away.is_none() && Instant::now() > deadline {
-                away = Some(OTHERS.to_owned());
-            }
-            if let Some(reason) = &away {
-                // Nothing of it was sent, and each would wait as long as the one before.
-                _ = commit.reply.send(Err(unavailable(reason)));
+            unavailable = unavailable.or_else(overloaded);
+            if let Some(reason) = &unavailable {
+                _ = commit.reply.send(Err(unavailable_error(reason)));
                 continue;
             }
-            match self.lane.commit(std::slice::from_ref(&commit), false, GLANCE).await {
-                Err(Failed::Held(_)) => held.push(commit),
-                outcome => away = answer(outcome, vec![commit], Vec::new()),
+            match self.lane.commit(std::slice::from_ref(&commit), false, SHORT_LOCK_TIMEOUT).await {
+                Err(CommitError::LockTimeout(_)) => locked.push(commit),
+                outcome => unavailable = reply(outcome, vec![commit], Vec::new()),
             }
         }
-        for commit in held {
-            match &away {
-                Some(reason) => _ = commit.reply.send(Err(unavailable(reason))),
-                None if Instant::now() > deadline => _ = commit.reply.send(Err(unavailable(OTHERS))),
-                None => {
-                    let outcome = self.lane.commit(std::slice::from_ref(&commit), false, HELD).await;
-                    away = answer(outcome, vec![commit], Vec::new());
-                }
+        for commit in locked {
+            if let Some(reason) = unavailable.clone().or_else(overloaded) {
+                _ = commit.reply.send(Err(unavailable_error(&reason)));
+                continue;
             }
+            let outcome = self.lane.commit(std::slice::from_ref(&commit), false, LOCK_TIMEOUT).await;
+            unavailable = reply(outcome, vec![commit], Vec::new());
         }
         for sync in syncs {
-            match &away {
-                Some(reason) => _ = sync.reply.send(Err(unavailable(reason))),
-                None => {
-                    let outcome = self.lane.commit(&[], true, HELD).await;
-                    away = answer(outcome, Vec::new(), vec![sync]);
-                }
+            if let Some(reason) = &unavailable {
+                _ = sync.reply.send(Err(unavailable_error(reason)));
+                continue;
             }
+            let outcome = self.lane.commit(&[], true, LOCK_TIMEOUT).await;
+            unavailable = reply(outcome, Vec::new(), vec![sync]);
         }
-        away
     }
 }
 
-/// Answers everybody in a group, which is one alone where it was refused. Gives the reason where the server is away.
-fn answer(outcome: Result<Vec<Verdict>, Failed>, commits: Vec<Commit>, syncs: Vec<Sync>) -> Option<String> {
+/// Replies to the callers of a group. Returns the reason if the server is unavailable.
+fn reply(
+    outcome: Result<Vec<Verdict>, CommitError>,
+    commits: Vec<Commit>,
+    syncs: Vec<Sync>,
+) -> Option<String> {
     match outcome {
         Ok(verdicts) => {
             for (commit, verdict) in commits.into_iter().zip(verdicts) {
@@ -235,43 +235,43 @@ fn answer(outcome: Result<Vec<Verdict>, Failed>, commits: Vec<Commit>, syncs: Ve
             }
             None
         }
-        Err(Failed::Refused(error) | Failed::Held(error)) => {
-            refuse(&error, commits, syncs);
+        Err(CommitError::Rejected(error) | CommitError::LockTimeout(error)) => {
+            fail_all(&error, commits, syncs);
             None
         }
-        Err(Failed::Away(error)) => {
-            refuse(&error, commits, syncs);
+        Err(CommitError::Unavailable(error)) => {
+            fail_all(&error, commits, syncs);
             Some(error.to_string())
         }
-        Err(Failed::Unknown(reason, verdicts)) => {
+        Err(CommitError::Unknown(reason, verdicts)) => {
             for (commit, verdict) in commits.into_iter().zip(verdicts) {
                 let _ = commit.reply.send(Err(match verdict {
                     Verdict::Applied => StorageError::Indeterminate { source: reason.clone().into() },
                     Verdict::Conflict => StorageError::Conflict,
-                    // Only if the ones before it are applied.
-                    Verdict::ConflictInGroup => unavailable(&reason),
+                    // It is a conflict only if the earlier batches are applied.
+                    Verdict::ConflictInGroup => unavailable_error(&reason),
                 }));
             }
             for sync in syncs {
-                let _ = sync.reply.send(Err(unavailable(&reason)));
+                let _ = sync.reply.send(Err(unavailable_error(&reason)));
             }
             Some(reason)
         }
     }
 }
 
-fn refuse(error: &StorageError, commits: Vec<Commit>, syncs: Vec<Sync>) {
+fn fail_all(error: &StorageError, commits: Vec<Commit>, syncs: Vec<Sync>) {
     let replies = commits.into_iter().map(|commit| commit.reply);
     for reply in replies.chain(syncs.into_iter().map(|sync| sync.reply)) {
         let _ = reply.send(Err(copy(error)));
     }
 }
 
-fn unavailable(reason: &str) -> StorageError {
+fn unavailable_error(reason: &str) -> StorageError {
     StorageError::Unavailable { reason: reason.to_owned() }
 }
 
-/// The same error for another caller.
+/// Copies an error for another caller.
 fn copy(error: &StorageError) -> StorageError {
     match error {
         StorageError::Unavailable { reason } => StorageError::Unavailable { reason: reason.clone() },

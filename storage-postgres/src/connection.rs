@@ -1,5 +1,4 @@
-//! One session at the server: statements that are prepared once, deadlines, and requests that are sent without
-//! waiting for the answers to the ones before.
+//! One session at the server, with prepared statements, timeouts and pipelined requests.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,46 +12,46 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{FromSql, ToSql};
 use tokio_postgres::{CancelToken, Client, Error, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::error::Failure;
 
-/// How much longer the client waits than the server, whose answer says more.
-const LATER: Duration = Duration::from_millis(500);
-/// How a transaction begins whose commit waits neither for the disk nor for a replica.
+/// The additional timeout of the client, so that the server times out first: its error is more specific.
+const CLIENT_GRACE: Duration = Duration::from_millis(500);
+/// Begins a transaction whose commit waits neither for the disk nor for a replica.
 pub(crate) const BEGIN_BUFFERED: &str = "BEGIN; SET LOCAL synchronous_commit = off";
 
-/// A session at the server. Dropping it ends the session; one that was abandoned is told to stop what it is doing.
+/// A session at the server. Dropping it ends the session. Dropping an abandoned session also cancels its current statement.
 pub(crate) struct Connection {
     client: Client,
     task: JoinHandle<()>,
     statements: Mutex<HashMap<String, Statement>>,
-    /// Something may be under way that nobody waits for.
+    /// A statement without a waiting caller may be running.
     abandoned: AtomicBool,
-    patience: Duration,
+    statement_timeout: Duration,
     canceller: Canceller,
 }
 
-/// What is needed to tell the server to stop what a session is doing.
+/// Cancels the current statement of a session over a connection of its own.
 pub(crate) struct Canceller {
     pub(crate) token: CancelToken,
     pub(crate) tls: MakeRustlsConnect,
-    /// How long that may take.
-    pub(crate) limit: Duration,
+    pub(crate) timeout: Duration,
 }
 
-/// Abandons the connection unless what was begun has ended.
-pub(crate) struct Begun<'a>(Option<&'a AtomicBool>);
+/// Abandons the connection if it is dropped, for example because the caller's future was dropped, before
+/// [`TransactionGuard::disarm`].
+pub(crate) struct TransactionGuard<'a>(Option<&'a AtomicBool>);
 
-impl Begun<'_> {
-    pub(crate) fn has_ended(mut self) {
+impl TransactionGuard<'_> {
+    pub(crate) fn disarm(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for TransactionGuard<'_> {
     fn drop(&mut self) {
         if let Some(abandoned) = self.0 {
             abandoned.store(true, Ordering::Relaxed);
@@ -60,115 +59,114 @@ impl Drop for Begun<'_> {
     }
 }
 
-/// A request to the server as one of several.
+/// A request in a pipeline, see [`pipelined`].
 pub(crate) type Step<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
 impl Connection {
     pub(crate) fn new(
         client: Client,
         task: JoinHandle<()>,
-        patience: Duration,
+        statement_timeout: Duration,
         canceller: Canceller,
     ) -> Self {
         let abandoned = AtomicBool::new(false);
-        Self { client, task, statements: Mutex::default(), abandoned, patience, canceller }
+        Self { client, task, statements: Mutex::default(), abandoned, statement_timeout, canceller }
     }
 
-    /// Whether the session has ended, or is not to be used any more.
+    /// Returns whether the session has ended or was abandoned.
     pub(crate) fn is_closed(&self) -> bool {
         self.client.is_closed() || self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// To be held for as long as a transaction is open, or waits to be committed.
-    pub(crate) const fn begun(&self) -> Begun<'_> {
-        Begun(Some(&self.abandoned))
+    /// Returns a guard to hold while a transaction is open.
+    pub(crate) const fn guard(&self) -> TransactionGuard<'_> {
+        TransactionGuard(Some(&self.abandoned))
     }
 
-    /// Nobody waits for what is under way any more, and the session is not to be used again. When this is dropped, the
-    /// server is told: a commit that waits for a replica would otherwise wait, and hold all that it has locked, for as
-    /// long as the replica is away, whether or not there still is a client.
+    /// Marks the session as unusable. Its current statement is cancelled on drop: without that, a commit that waits for an
+    /// unreachable replica keeps its row locks until the replica returns, even after the client has disconnected.
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the transaction that is open. Where that fails, the session is not to be used any more.
+    /// Rolls back the open transaction. Abandons the session if that fails.
     pub(crate) async fn roll_back(&self) {
         if let Err(failure) = self.run("ROLLBACK").await {
-            tracing::debug!(%failure, "a transaction was not ended in order");
+            tracing::debug!(%failure, "rollback failed");
             self.abandon();
         }
     }
 
-    /// Sets the deadlines that the server itself keeps, also when this process is gone, and the isolation that the
-    /// locks of a commit are made for. What exists already is no news: notices are not sent.
+    /// Sets the timeouts that the server enforces even after this process has ended, the isolation level that the row locks of
+    /// a commit require, and the log level, because `IF NOT EXISTS` sends notices.
     pub(crate) async fn prepare_session(&self) -> Result<(), Failure> {
-        let limit = self.patience.as_millis();
-        // Shorter: when a connection breaks unnoticed by the server, its locks are gone before others give up.
-        let idle = (limit / 2).max(1);
+        let timeout = self.statement_timeout.as_millis();
+        // Shorter, so that the locks of a lost connection are released before other transactions time out.
+        let idle = (timeout / 2).max(1);
         self.run(&format!(
-            "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {idle}; \
+            "SET statement_timeout = {timeout}; SET idle_in_transaction_session_timeout = {idle}; \
              SET default_transaction_isolation = 'read committed'; SET client_min_messages = warning"
         ))
         .await?;
-        // A server may be set to acknowledge before it, or its replica, has written. Stronger settings are left as they are.
+        // Weaker settings acknowledge a commit before the server or its replica has written it. Stronger ones are kept.
         let rows = self.query("SHOW synchronous_commit", &[]).await?;
-        let set = rows.first().and_then(|row| row.try_get::<_, &str>(0).ok());
-        if matches!(set, Some("off" | "local")) {
+        let current = rows.first().and_then(|row| row.try_get::<_, &str>(0).ok());
+        if matches!(current, Some("off" | "local")) {
             self.run("SET synchronous_commit = on").await?;
         }
         Ok(())
     }
 
-    /// Waits for an answer, not for ever.
-    pub(crate) async fn within<T>(&self, answer: impl Future<Output = T>) -> Result<T, Failure> {
-        timeout(self.patience + LATER, answer).await.map_err(|_| {
+    /// Waits for an answer. Abandons the session after the timeout.
+    pub(crate) async fn with_timeout<T>(&self, answer: impl Future<Output = T>) -> Result<T, Failure> {
+        timeout(self.statement_timeout + CLIENT_GRACE, answer).await.map_err(|_| {
             self.abandon();
-            Failure::Silent(self.patience)
+            Failure::Timeout(self.statement_timeout)
         })
     }
 
-    /// Statements without parameters and results.
+    /// Runs statements without parameters and results.
     pub(crate) async fn run(&self, sql: &str) -> Result<(), Failure> {
-        self.within(self.client.batch_execute(sql)).await?.map_err(Failure::Server)
+        self.with_timeout(self.client.batch_execute(sql)).await?.map_err(Failure::Server)
     }
 
-    /// The rows that a statement gives.
+    /// Runs a query and returns its rows.
     pub(crate) async fn query(
         &self,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
         let statement = self.prepared(sql).await?;
-        self.within(self.client.query(&statement, parameters)).await?.map_err(Failure::Server)
+        self.with_timeout(self.client.query(&statement, parameters)).await?.map_err(Failure::Server)
     }
 
-    /// How many rows a statement changed.
+    /// Runs a statement and returns the number of changed rows.
     pub(crate) async fn execute(
         &self,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, Failure> {
         let statement = self.prepared(sql).await?;
-        self.within(self.client.execute(&statement, parameters)).await?.map_err(Failure::Server)
+        self.with_timeout(self.client.execute(&statement, parameters)).await?.map_err(Failure::Server)
     }
 
-    /// How many rows a statement changed that is committed without waiting for the disk or a replica: for what may be lost
-    /// when the server crashes.
+    /// Like [`Connection::execute`], but commits without waiting for the disk or a replica. A crash of the server may lose the
+    /// change.
     pub(crate) async fn execute_buffered(
         &self,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, Failure> {
         let statement = self.prepared(sql).await?;
-        let begun = self.begun();
+        let guard = self.guard();
         let steps = vec![
             self.step_run(BEGIN_BUFFERED),
             self.step_execute(&statement, parameters.to_vec()),
-            // Where one before it fails, the server makes a rollback of it.
+            // After an error the server rolls back instead.
             self.step_run("COMMIT"),
         ];
-        let answers = self.within(pipelined(steps)).await?;
-        begun.has_ended();
+        let answers = self.with_timeout(pipelined(steps)).await?;
+        guard.disarm();
         let mut changed = 0;
         for answer in answers {
             changed += answer.map_err(Failure::Server)?;
@@ -176,27 +174,28 @@ impl Connection {
         Ok(changed)
     }
 
+    /// Returns a prepared statement. Prepares it on its first use.
     pub(crate) async fn prepared(&self, sql: &str) -> Result<Statement, Failure> {
         let known = self.statements.lock().get(sql).cloned();
         if let Some(statement) = known {
             return Ok(statement);
         }
-        let statement = self.within(self.client.prepare(sql)).await?.map_err(Failure::Server)?;
+        let statement = self.with_timeout(self.client.prepare(sql)).await?.map_err(Failure::Server)?;
         self.statements.lock().insert(sql.to_owned(), statement.clone());
         Ok(statement)
     }
 
-    /// Prepares several statements with one wait.
+    /// Prepares several statements in one round trip.
     pub(crate) async fn prepare_all(&self, statements: &[String]) -> Result<Vec<Statement>, Failure> {
         join_all(statements.iter().map(|sql| self.prepared(sql))).await.into_iter().collect()
     }
 
-    /// A statement without parameters, as a step.
+    /// Returns a step that runs a statement without parameters.
     pub(crate) fn step_run<'a>(&'a self, sql: &'a str) -> Step<'a, u64> {
         Box::pin(async move { self.client.batch_execute(sql).await.map(|()| 0) })
     }
 
-    /// A statement that changes rows, as a step.
+    /// Returns a step that runs a statement and returns the number of changed rows.
     pub(crate) fn step_execute<'a>(
         &'a self,
         statement: &'a Statement,
@@ -205,7 +204,7 @@ impl Connection {
         Box::pin(async move { self.client.execute(statement, &parameters).await })
     }
 
-    /// A statement that gives rows, as a step.
+    /// Returns a step that runs a query.
     pub(crate) fn step_query<'a>(
         &'a self,
         statement: &'a Statement,
@@ -221,13 +220,13 @@ impl Drop for Connection {
         if self.abandoned.load(Ordering::Relaxed)
             && let Ok(runtime) = Handle::try_current()
         {
-            let Canceller { token, tls, limit } = &self.canceller;
+            let Canceller { token, tls, timeout: limit } = &self.canceller;
             let (token, tls, limit) = (token.clone(), tls.clone(), *limit);
             runtime.spawn(async move {
                 match timeout(limit, token.cancel_query(tls)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!(%error, "an abandoned session was not stopped"),
-                    Err(_) => tracing::debug!("an abandoned session was not stopped within {limit:?}"),
+                    Ok(Err(error)) => tracing::debug!(%error, "cancelling an abandoned session failed"),
+                    Err(_) => tracing::debug!(timeout = ?limit, "cancelling an abandoned session timed out"),
                 }
             });
         }
@@ -240,8 +239,8 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Sends the steps in their order, one behind the other, and waits for all answers. The client sends a request
-/// when its future is first polled, so the order of the first round of polls is what the server sees.
+/// Sends all steps in order without waiting for the answers, then waits for all answers. The client sends a request when its
+/// future is first polled, so the first round of polls determines the order at the server.
 pub(crate) async fn pipelined<T>(mut steps: Vec<Step<'_, T>>) -> Vec<Result<T, Error>> {
     let mut answers: Vec<Option<Result<T, Error>>> = steps.iter().map(|_| None).collect();
     std::future::poll_fn(|context| {
@@ -258,4 +257,10 @@ pub(crate) async fn pipelined<T>(mut steps: Vec<Step<'_, T>>) -> Vec<Result<T, E
     })
     .await;
     answers.into_iter().flatten().collect()
+}
+
+/// Returns the first two columns of a row: a key and its value.
+pub(crate) fn key_and_value<'a, V: FromSql<'a>>(row: &'a Row) -> Result<(&'a [u8], V), Failure> {
+    let column = |row: &'a Row| Ok((row.try_get(0)?, row.try_get(1)?));
+    column(row).map_err(Failure::Server)
 }

@@ -1,80 +1,80 @@
-//! What a failure on the way to the server or back means for the caller.
+//! Failures of requests to the server, and their conversion to [`StorageError`].
 
+use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
-use enjambre_core::storage::error::StorageError;
+use enjambre_core::StorageError;
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
-/// Why a conversation with the server failed.
+/// A failed request.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// There was no answer in time.
+    /// The server did not answer in time.
     #[error("the server did not answer within {0:?}")]
-    Silent(Duration),
-    /// It is not known where the server is.
-    #[error("no address is known for its name: {0}")]
-    Nameless(#[source] io::Error),
-    /// The server, or the connection to it, said so.
-    #[error("{}", said(.0))]
+    Timeout(Duration),
+    /// The name of the server could not be resolved.
+    #[error("cannot resolve the name of the server: {0}")]
+    Resolve(#[source] io::Error),
+    /// The server reported an error, or the connection failed.
+    #[error("{}", describe(.0))]
     Server(#[source] Error),
 }
 
-/// What can be done about a failure.
+/// The possible reactions to a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// The connection is of no use any more, and whatever had no answer may have been done or not.
-    Lost,
-    /// Somebody else was in the way; the same transaction may succeed when it is done again.
-    Again,
-    /// Somebody else holds what it needs, and it may not wait any longer for that.
-    Held,
-    /// The server refused, and goes on.
-    Refused,
+    /// The connection is unusable. The outcome of requests without an answer is unknown.
+    ConnectionLost,
+    /// A concurrent transaction interfered. The same transaction may succeed when it is retried.
+    Retryable,
+    /// The wait for a row lock timed out.
+    LockTimeout,
+    /// The server rejected the request. The connection stays usable.
+    Rejected,
 }
 
 impl Failure {
     pub(crate) fn class(&self) -> Class {
-        let Self::Server(error) = self else { return Class::Lost };
+        let Self::Server(error) = self else { return Class::ConnectionLost };
         let Some(code) = error.code() else {
-            return if is_broken(error) { Class::Lost } else { Class::Refused };
+            return if is_connection_error(error) { Class::ConnectionLost } else { Class::Rejected };
         };
-        // Connections: 08. A shutdown, a crash, a start, a session that was idle for too long: 57P. A timeout within
-        // a transaction: 25P03. A server that may only be read, because another one took its place: 25006. A commit
-        // of which the server itself does not know: 40003.
+        // 08: connection errors. 57P: shutdown, crash, start, or idle timeout of the server. 25P03: timeout of an idle
+        // transaction. 25006: read-only server, after a failover. 40003: the server does not know the outcome of the commit.
         if code.code().starts_with("08")
             || code.code().starts_with("57P")
             || matches!(code.code(), "25P03" | "25006" | "40003")
         {
-            Class::Lost
+            Class::ConnectionLost
         } else if matches!(
             *code,
             SqlState::T_R_SERIALIZATION_FAILURE
                 | SqlState::T_R_DEADLOCK_DETECTED
                 | SqlState::UNIQUE_VIOLATION
         ) {
-            Class::Again
+            Class::Retryable
         } else if *code == SqlState::LOCK_NOT_AVAILABLE {
-            Class::Held
+            Class::LockTimeout
         } else {
-            Class::Refused
+            Class::Rejected
         }
     }
 
-    /// Whether the server itself said what became of the statement.
+    /// Returns whether the server reported that the statement failed, so its outcome is known.
     pub(crate) fn is_answer(&self) -> bool {
-        matches!(self, Self::Server(error) if error.code().is_some()) && self.class() != Class::Lost
+        matches!(self, Self::Server(error) if error.code().is_some()) && self.class() != Class::ConnectionLost
     }
 
-    /// In the words of the storage; `action` is what was tried.
+    /// Converts the failure of `action`, a verb phrase.
     pub(crate) fn explain(self, action: &str) -> StorageError {
-        if matches!(self.class(), Class::Lost | Class::Again | Class::Held) {
+        if self.class() != Class::Rejected {
             return StorageError::Unavailable { reason: self.to_string() };
         }
         let code = match &self {
             Self::Server(error) => error.code().cloned(),
-            Self::Silent(_) | Self::Nameless(_) => None,
+            Self::Timeout(_) | Self::Resolve(_) => None,
         };
         match code {
             Some(SqlState::DISK_FULL) => StorageError::Full { source: self.into() },
@@ -93,21 +93,21 @@ impl Failure {
     }
 }
 
-/// The client's errors say little themselves; what happened is in their sources.
-fn said(error: &Error) -> String {
+/// Includes the cause, because the errors of the client are unspecific.
+fn describe(error: &Error) -> String {
     if let Some(error) = error.as_db_error() {
-        return format!("the server says: {} ({})", error.message(), error.code().code());
+        return format!("{} (SQLSTATE {})", error.message(), error.code().code());
     }
-    match std::error::Error::source(error) {
+    match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }
 }
 
-/// Of an error that no server sent: whether it is the connection's. Certificates, encodings and settings do not
-/// mend themselves.
-fn is_broken(error: &Error) -> bool {
-    let Some(source) = std::error::Error::source(error) else { return true };
+/// Returns whether an error without an SQLSTATE is an error of the connection, and not of a certificate, an encoding or a
+/// setting, for which a retry is useless.
+fn is_connection_error(error: &Error) -> bool {
+    let Some(source) = error.source() else { return true };
     let io = source.downcast_ref::<io::Error>();
     io.is_some_and(|io| !matches!(io.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput))
 }

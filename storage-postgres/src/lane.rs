@@ -1,14 +1,14 @@
-//! One way of a process to write to the schema: a row that says what it committed, a connection, and the last number.
+//! A commit lane: a writer with a connection, on which groups of batches are committed one after the other.
 //!
-//! It commits a group of batches as one transaction. Where somebody else was in the way it is tried again for a while.
-//! When the connection breaks in the middle of a commit, the lane connects anew and looks what became of it.
+//! A group is one transaction. It is retried for a limited time if a concurrent transaction interferes. If the connection fails
+//! during a commit, the lane reconnects and looks up the outcome.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::{Batch, Condition, Durability, Space};
+use enjambre_core::runtime::backoff::Backoff;
+use enjambre_core::{Batch, Condition, Durability, Space, StorageError};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::connection::Connection;
@@ -17,29 +17,31 @@ use crate::group::Verdict;
 use crate::request::Commit;
 use crate::schema::Schema;
 use crate::server::Servers;
-use crate::transaction::{Outcome, Transaction, find_out};
+use crate::transaction::{Outcome, Transaction, was_applied};
 use crate::writer::Writer;
 
-/// How long the last commit and the goodbye may take.
-const CLOSE: Duration = Duration::from_secs(4);
-/// The longest pause before a group is tried again that met somebody else's.
-const AGAIN_MS: u64 = 20;
-/// The pause between attempts to learn what became of a commit.
-const LOOK: Duration = Duration::from_millis(100);
+/// The timeout of the last commit and the removal of the writer's row.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
+/// The delays before a retry after a conflict with a concurrent transaction.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(5);
+const MAX_RETRY_DELAY: Duration = Duration::from_millis(20);
+/// The delays between attempts to look up the outcome of a commit.
+const MIN_LOOKUP_DELAY: Duration = Duration::from_millis(50);
+const MAX_LOOKUP_DELAY: Duration = Duration::from_millis(200);
 
-/// How a group ended that is not committed.
-pub(crate) enum Failed {
-    /// Nothing of it is applied, and none of the batches is to blame.
-    Away(StorageError),
-    /// Nothing of it is applied, because of one of the batches or of their number.
-    Refused(StorageError),
-    /// Nothing of it is applied, because somebody held what one of the batches needs.
-    Held(StorageError),
-    /// It is not known whether it is applied.
+/// The error of a group. Nothing is applied, except possibly for [`CommitError::Unknown`].
+pub(crate) enum CommitError {
+    /// The server is unavailable, whatever the batches.
+    Unavailable(StorageError),
+    /// The server rejected one of the batches or their total size.
+    Rejected(StorageError),
+    /// A concurrent transaction holds the lock of a row.
+    LockTimeout(StorageError),
+    /// The outcome is unknown, for the given reason. The verdicts are those of the batches if the group is applied.
     Unknown(String, Vec<Verdict>),
 }
 
-/// A writer of the schema with its connection.
+/// A commit lane.
 pub(crate) struct Lane {
     servers: Arc<Servers>,
     schema: Arc<Schema>,
@@ -47,14 +49,14 @@ pub(crate) struct Lane {
     connection: Option<Connection>,
     /// The number of the last commit.
     number: i64,
-    /// Something was committed since the last commit that was made durable.
+    /// Whether commits since the last durable one may not be durable yet.
     unsynced: bool,
-    /// Another process has claimed the schema.
+    /// Whether another process has taken over the schema.
     lost: bool,
 }
 
 impl Lane {
-    /// A lane of this writer. Where it has a connection, the writer has signed on.
+    /// A lane of a writer. A lane without a connection connects and registers its writer on first use.
     pub(crate) fn new(
         servers: Arc<Servers>,
         schema: Arc<Schema>,
@@ -64,43 +66,41 @@ impl Lane {
         Self { servers, schema, writer, connection, number: 0, unsynced: false, lost: false }
     }
 
-    /// Another one beside it, which connects and signs on when it is first used. None where there is but one writer.
-    pub(crate) fn beside(&self) -> Option<Self> {
+    /// Returns a second lane, or `None` if the schema has an owner.
+    pub(crate) fn second(&self) -> Option<Self> {
         (!self.is_owner()).then(|| {
             let writer = Writer::new(&self.schema, None);
             Self::new(self.servers.clone(), self.schema.clone(), writer, None)
         })
     }
 
-    /// How long a group is tried.
-    pub(crate) fn patience(&self) -> Duration {
-        self.servers.patience
+    /// The time limit for the retries of a group.
+    pub(crate) fn retry_timeout(&self) -> Duration {
+        self.servers.statement_timeout
     }
 
     pub(crate) fn is_owner(&self) -> bool {
         self.writer.is_owner()
     }
 
-    /// Commits the batches as one. `patience` is how long what need not be durable waits for what others hold.
+    /// Commits the batches in one transaction. `lock_timeout` limits how long a buffered commit waits for row locks.
     pub(crate) async fn commit(
         &mut self,
         commits: &[Commit],
         sync: bool,
-        patience: Duration,
-    ) -> Result<Vec<Verdict>, Failed> {
+        lock_timeout: Duration,
+    ) -> Result<Vec<Verdict>, CommitError> {
         let batches: Vec<&Batch> = commits.iter().map(|commit| &commit.batch).collect();
         let strongest = commits.iter().map(|commit| commit.durability).max();
         let durability = if sync { Durability::Durable } else { strongest.unwrap_or(Durability::Buffered) };
-        let mut spaces = BTreeSet::new();
-        for batch in &batches {
-            spaces.extend(spaces_of(batch));
-        }
-        let deadline = Instant::now() + self.servers.patience;
-        // A connection that was there before may have ended unnoticed; one that is new is not tried twice.
+        let spaces: BTreeSet<Space> = batches.iter().copied().flat_map(spaces_of).collect();
+        let deadline = Instant::now() + self.retry_timeout();
+        let mut backoff = Backoff::new(MIN_RETRY_DELAY, MAX_RETRY_DELAY);
+        // An existing connection may have failed unnoticed, so it is replaced once. A failure of a new connection is final.
         let mut may_be_stale = self.connection.is_some();
         loop {
-            let connection = self.connected().await.map_err(Failed::Away)?;
-            let outcome = match make_tables(&self.schema, &connection, &spaces).await {
+            let connection = self.take_connection().await.map_err(CommitError::Unavailable)?;
+            let outcome = match ensure_tables(&self.schema, &connection, &spaces).await {
                 Err(failure) => Outcome::Failed(failure),
                 Ok(()) => {
                     self.number += 1;
@@ -110,7 +110,7 @@ impl Lane {
                         number: self.number,
                         batches: &batches,
                         durability,
-                        patience,
+                        lock_timeout,
                         sync,
                     };
                     transaction.run(&connection).await
@@ -127,40 +127,40 @@ impl Lane {
                     };
                     return Ok(verdicts);
                 }
-                Outcome::NoWriter => self.sign_on_again().await.map_err(Failed::Away)?,
+                Outcome::NotRegistered => self.register_again().await.map_err(CommitError::Unavailable)?,
                 Outcome::Failed(failure) => match failure.class() {
-                    Class::Lost => {
+                    Class::ConnectionLost => {
                         self.connection = None;
-                        if !std::mem::take(&mut may_be_stale) || matches!(failure, Failure::Silent(_)) {
-                            return Err(Failed::Away(failure.explain("commit")));
+                        if !std::mem::take(&mut may_be_stale) || matches!(failure, Failure::Timeout(_)) {
+                            return Err(CommitError::Unavailable(failure.explain("commit")));
                         }
                     }
-                    Class::Again if Instant::now() < deadline => {
-                        tracing::debug!(%failure, "another process was in the way; the group is tried again");
-                        sleep(Duration::from_millis(rand::random_range(1..=AGAIN_MS))).await;
+                    Class::Retryable if Instant::now() < deadline => {
+                        tracing::debug!(%failure, "concurrent transaction, retrying commit");
+                        sleep(backoff.next_jittered()).await;
                     }
-                    Class::Held => return Err(Failed::Held(failure.explain("commit"))),
+                    Class::LockTimeout => return Err(CommitError::LockTimeout(failure.explain("commit"))),
                     _ => {
                         return Err(match failure.explain("commit") {
-                            // One by one they would only wait one after the other.
-                            error @ StorageError::Unavailable { .. } => Failed::Away(error),
-                            error => Failed::Refused(error),
+                            // Not `Rejected`: each batch of the group would fail in the same way.
+                            error @ StorageError::Unavailable { .. } => CommitError::Unavailable(error),
+                            error => CommitError::Rejected(error),
                         });
                     }
                 },
                 Outcome::Unknown(failure, verdicts) => {
-                    // Dropped, so that the server gives up what it waits for, and what it holds meanwhile.
+                    // The drop cancels the transaction, which releases its locks.
                     self.connection = None;
-                    match self.settle(durability).await {
+                    match self.look_up_outcome(durability).await {
                         Ok(true) => {
                             self.unsynced |= durability == Durability::Buffered;
                             return Ok(verdicts);
                         }
-                        Ok(false) => return Err(Failed::Away(failure.explain("commit"))),
+                        Ok(false) => return Err(CommitError::Unavailable(failure.explain("commit"))),
                         Err(error) => {
-                            self.begin_anew();
-                            let reason = format!("{failure}; and afterwards: {error}");
-                            return Err(Failed::Unknown(reason, verdicts));
+                            self.replace_writer();
+                            let reason = format!("{failure}; looking up the outcome failed: {error}");
+                            return Err(CommitError::Unknown(reason, verdicts));
                         }
                     }
                 }
@@ -168,22 +168,20 @@ impl Lane {
         }
     }
 
-    /// What became of the last commit. Waits for the server to come back, not for ever.
-    async fn settle(&mut self, durability: Durability) -> Result<bool, StorageError> {
-        let deadline = Instant::now() + self.servers.patience;
-        let mut reason = "the server did not come back".to_owned();
+    /// Returns whether the last commit was applied. Waits for the server up to the retry timeout.
+    async fn look_up_outcome(&mut self, durability: Durability) -> Result<bool, StorageError> {
+        let deadline = Instant::now() + self.retry_timeout();
+        let mut backoff = Backoff::new(MIN_LOOKUP_DELAY, MAX_LOOKUP_DELAY);
+        let mut reason = "the server did not respond".to_owned();
         loop {
-            let found = async {
+            let lookup = async {
                 let connection = self.servers.connect().await?;
-                let applied = find_out(&connection, &self.writer, self.number, durability).await?;
+                let applied = was_applied(&connection, &self.writer, self.number, durability).await?;
                 Ok((connection, applied))
             };
-            match timeout_at(deadline, found).await {
+            match timeout_at(deadline, lookup).await {
                 Ok(Ok((connection, applied))) => {
-                    tracing::info!(
-                        applied,
-                        "a connection broke in the middle of a commit, which was looked up"
-                    );
+                    tracing::info!(applied, "connection lost during a commit, outcome looked up");
                     self.connection = Some(connection);
                     return Ok(applied);
                 }
@@ -191,22 +189,22 @@ impl Lane {
                 Ok(Err(error)) => return Err(error),
                 Err(_) => return Err(StorageError::Unavailable { reason }),
             }
-            sleep(LOOK).await;
+            sleep(backoff.next_delay()).await;
         }
     }
 
-    /// After the outcome of a commit was not to be learnt: it may be under way at the server for as long as that likes, with
-    /// the row of this writer. So the next commit makes a row of its own. An owner has only the one, and waits for it.
-    fn begin_anew(&mut self) {
+    /// Replaces the writer after an unknown outcome: the transaction may continue at the server and keep the writer's row locked.
+    /// An owner has to wait for its row.
+    fn replace_writer(&mut self) {
         if !self.writer.is_owner() {
             self.writer = Writer::new(&self.schema, None);
         }
     }
 
-    /// The connection, made anew where it has ended. Whoever takes it puts it back if it is of use any longer.
-    async fn connected(&mut self) -> Result<Connection, StorageError> {
+    /// Takes the connection, or reconnects if it is closed. The caller puts it back while it is usable.
+    async fn take_connection(&mut self) -> Result<Connection, StorageError> {
         if self.lost {
-            return Err(StorageError::Locked { path: self.schema.place.clone().into() });
+            return Err(StorageError::Locked { path: self.schema.description.clone().into() });
         }
         match self.connection.take().filter(|connection| !connection.is_closed()) {
             Some(connection) => Ok(connection),
@@ -214,28 +212,29 @@ impl Lane {
         }
     }
 
-    /// After the row of this writer was found gone.
-    async fn sign_on_again(&mut self) -> Result<(), StorageError> {
-        // Another process may have changed everything meanwhile that an owner believes to know.
+    /// Registers the writer again after its row was removed. An owner stops instead, because another process may have changed
+    /// the records that it caches.
+    async fn register_again(&mut self) -> Result<(), StorageError> {
         self.lost = self.writer.is_owner();
-        let connection = self.connected().await?;
-        self.writer.sign_on(&connection, &self.schema, self.servers.patience).await?;
+        let connection = self.take_connection().await?;
+        self.writer.register(&connection, &self.schema, self.servers.statement_timeout).await?;
         self.connection = Some(connection);
         Ok(())
     }
 
+    /// Renews the row of the owner.
     pub(crate) async fn renew(&mut self) {
-        let Ok(connection) = self.connected().await else { return };
+        let Ok(connection) = self.take_connection().await else { return };
         match self.writer.renew(&connection).await {
-            Ok(ours) => {
-                self.lost = !ours;
+            Ok(is_owned) => {
+                self.lost = !is_owned;
                 self.connection = Some(connection);
             }
-            Err(failure) => tracing::debug!(%failure, "the claim to the database could not be renewed"),
+            Err(failure) => tracing::debug!(%failure, "renewing the ownership of the schema failed"),
         }
     }
 
-    /// Makes everything durable and signs off.
+    /// Makes all commits durable and removes the row of the writer.
     pub(crate) async fn finish(&mut self) -> Result<(), StorageError> {
         let never_used = self.number == 0 && self.connection.is_none();
         if self.lost || never_used {
@@ -243,35 +242,40 @@ impl Lane {
         }
         let end = async {
             if self.unsynced {
-                match self.commit(&[], true, CLOSE).await {
+                match self.commit(&[], true, CLOSE_TIMEOUT).await {
                     Ok(_) => {}
-                    Err(Failed::Away(error) | Failed::Refused(error) | Failed::Held(error)) => {
-                        return Err(error);
+                    Err(
+                        CommitError::Unavailable(error)
+                        | CommitError::Rejected(error)
+                        | CommitError::LockTimeout(error),
+                    ) => return Err(error),
+                    Err(CommitError::Unknown(reason, _)) => {
+                        return Err(StorageError::Unavailable { reason });
                     }
-                    Err(Failed::Unknown(reason, _)) => return Err(StorageError::Unavailable { reason }),
                 }
             }
-            // Nothing is lost without it; whoever comes next may have to wait.
-            if let Ok(connection) = self.connected().await
-                && let Err(failure) = self.writer.sign_off(&connection).await
+            // Optional: without it, another data directory waits until the lease of the owner has expired.
+            if let Ok(connection) = self.take_connection().await
+                && let Err(failure) = self.writer.deregister(&connection).await
             {
-                tracing::debug!(%failure, "no goodbye to the database");
+                tracing::debug!(%failure, "removing the writer failed");
             }
             Ok(())
         };
-        let late =
-            || StorageError::Unavailable { reason: format!("the server did not answer within {CLOSE:?}") };
-        timeout(CLOSE, end).await.unwrap_or_else(|_| Err(late()))
+        let late = || StorageError::Unavailable {
+            reason: format!("the server did not answer within {CLOSE_TIMEOUT:?}"),
+        };
+        timeout(CLOSE_TIMEOUT, end).await.unwrap_or_else(|_| Err(late()))
     }
 }
 
-async fn make_tables(
+async fn ensure_tables(
     schema: &Schema,
     connection: &Connection,
     spaces: &BTreeSet<Space>,
 ) -> Result<(), Failure> {
     for space in spaces {
-        schema.make_sure(connection, *space).await?;
+        schema.ensure_table(connection, *space).await?;
     }
     Ok(())
 }

@@ -1,36 +1,35 @@
-//! Storage on PostgreSQL: for several trackers on one database, and for whoever has a server anyway.
+//! Storage on PostgreSQL, for several trackers on one database or a single node.
 //!
-//! The client is `tokio-postgres`: well kept, asynchronous throughout, able to send statements without waiting for the
-//! answers to those before, and small. `sqlx` would bring macros, a layer over several databases and an own way to
-//! pool; `deadpool` only pools. Its companion `deadpool-postgres` is left out, because each of several servers is to have a
-//! deadline of its own until its connection is ready.
+//! Each space is a table of one schema. The SQL uses tables, `ON CONFLICT`, `FOR UPDATE`, arrays and one window function, but no
+//! stored functions, extensions or session locks. PostgreSQL-compatible distributed databases support it (not tested). The module
+//! `transaction` describes atomicity and isolation of batches between processes, `lane` and `writer` the handling of connections
+//! that fail during a commit.
 //!
-//! Each space is a table of one schema. The SQL is plain: tables, `ON CONFLICT`, `FOR UPDATE`, arrays, one window
-//! function. PostgreSQL-compatible distributed databases know all of it (untested there), and no function, extension or lock of a
-//! session is needed at the server. How batches keep their promises with several processes at once is told in
-//! `transaction`; what becomes of a commit in whose middle the connection breaks, in `lane` and `writer`.
+//! The client is `tokio-postgres`, which pipelines statements. `deadpool-postgres` is not used, because it has no timeout for each
+//! server of the URL.
 
 mod committer;
 mod connection;
+mod credentials;
 mod error;
 mod group;
 mod lane;
 mod request;
 mod schema;
 mod server;
+mod server_url;
 mod settings;
 mod storage;
 mod transaction;
 mod writer;
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::place::{lock, path_for};
-use enjambre_core::storage::{Role, Storage};
+use enjambre_core::runtime::backoff::Backoff;
+use enjambre_core::storage::database_file::{create_parent_dir, lock, path_for};
+use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::{Instant, sleep};
 
@@ -39,28 +38,18 @@ use connection::Connection;
 use lane::Lane;
 use schema::Schema;
 use server::Servers;
-pub use settings::{InvalidUrl, PostgresSettings, ServerUrl, TlsMode};
+pub use server_url::{InvalidUrl, ServerUrl};
+pub use settings::{PostgresSettings, TlsMode};
 use storage::Postgres;
 use writer::Writer;
 
-/// The pause between two looks for a server that is away.
-const PAUSE: Duration = Duration::from_millis(500);
-/// The file in the data folder beside which the lock lies.
+/// The delays between attempts to connect at the start.
+const MIN_CONNECT_DELAY: Duration = Duration::from_millis(250);
+const MAX_CONNECT_DELAY: Duration = Duration::from_secs(1);
+/// The name of the lock file in the data directory, without its extension.
 const LOCK: &str = "postgres";
 
-/// Who uses a schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tenancy {
-    /// Any number of processes at once: the catalogue of trackers that are one tracker.
-    Shared,
-    /// One process at a time: the library of a peer.
-    Single,
-    /// One process at a time, each data folder in a schema of its own: what a tracker keeps beside a shared catalogue.
-    /// `_store_` and the beginning of the folder's id are put behind the name of the schema.
-    PerFolder,
-}
-
-/// What is read from files before there is a connection.
+/// The result of the blocking part of an opening.
 struct Prepared {
     servers: Servers,
     schema: Schema,
@@ -68,97 +57,87 @@ struct Prepared {
     lock: Option<File>,
 }
 
-/// Opens the schema for a role, or makes it. Relative paths begin at `base`, the data folder.
+/// Opens the schema for a role. Creates it if it does not exist.
 pub async fn open(
     settings: &PostgresSettings,
-    base: &Path,
+    place: &Place,
     role: Role,
-    tenancy: Tenancy,
 ) -> Result<Arc<dyn Storage>, StorageError> {
     let prepared = {
-        let (settings, base) = (settings.clone(), base.to_owned());
-        blocking(move || prepare(&settings, &base, role, tenancy)).await?
+        let (settings, place) = (settings.clone(), place.clone());
+        blocking(move || prepare(&settings, &place, role)).await?
     };
     let Prepared { servers, schema, folder, lock } = prepared;
     let (servers, schema) = (Arc::new(servers), Arc::new(schema));
     let connection = first_connection(&servers, &schema, settings.start_timeout).await?;
     let writer = Writer::new(&schema, folder);
-    writer.sign_on(&connection, &schema, servers.patience).await?;
+    writer.register(&connection, &schema, settings.timeout).await?;
     let pool = storage::pool(servers.clone(), settings.connections)?;
-    let patience = servers.patience;
     let lane = Lane::new(servers, schema.clone(), writer, Some(connection));
     let (requests, received) = unbounded_channel();
     let ended = Committer::start(lane, received, lock);
-    Ok(Arc::new(Postgres::new(pool, schema, patience, requests, ended)))
+    Ok(Arc::new(Postgres::new(pool, schema, settings.timeout, requests, ended)))
 }
 
-/// A connection to tables that are there. A server that is away is waited for: whoever starts everything at once, or after
-/// a power cut, need not keep an order.
+/// Connects and prepares the schema. Waits for an unreachable server, so that nodes and servers can be started in any order.
 async fn first_connection(
     servers: &Servers,
     schema: &Schema,
-    patience: Duration,
+    start_timeout: Duration,
 ) -> Result<Connection, StorageError> {
-    let until = Instant::now() + patience;
-    let mut told = false;
+    let deadline = Instant::now() + start_timeout;
+    let mut backoff = Backoff::new(MIN_CONNECT_DELAY, MAX_CONNECT_DELAY);
+    let mut is_logged = false;
     loop {
+        let delay = backoff.next_jittered();
         let prepared = async {
             let connection = servers.connect().await?;
             schema.prepare(&connection).await?;
             Ok(connection)
         };
         let error = match prepared.await {
-            Err(error @ StorageError::Unavailable { .. }) if Instant::now() + PAUSE < until => error,
+            Err(error @ StorageError::Unavailable { .. }) if Instant::now() + delay < deadline => error,
             prepared => return prepared,
         };
-        if !told {
-            told = true;
-            tracing::warn!(%error, database = servers.name, "waiting for the database for up to {patience:?}");
+        if !is_logged {
+            is_logged = true;
+            tracing::warn!(%error, database = servers.description, timeout = ?start_timeout, "waiting for the database");
         }
-        sleep(PAUSE).await;
+        sleep(delay).await;
     }
 }
 
-/// Removes what [`open`] made at the server for a role: the schema with everything in it. One that is not Enjambre's is
-/// left alone and refused.
-pub async fn remove(
-    settings: &PostgresSettings,
-    base: &Path,
-    role: Role,
-    tenancy: Tenancy,
-) -> Result<(), StorageError> {
+/// Removes the schema of a role with all its tables. Refuses a schema that does not belong to Enjambre.
+pub async fn remove(settings: &PostgresSettings, place: &Place, role: Role) -> Result<(), StorageError> {
     let prepared = {
-        let (settings, base) = (settings.clone(), base.to_owned());
-        blocking(move || prepare(&settings, &base, role, tenancy)).await?
+        let (settings, place) = (settings.clone(), place.clone());
+        blocking(move || prepare(&settings, &place, role)).await?
     };
     schema::remove(&prepared.servers.connect().await?, &prepared.schema).await
 }
 
-fn prepare(
-    settings: &PostgresSettings,
-    base: &Path,
-    role: Role,
-    tenancy: Tenancy,
-) -> Result<Prepared, StorageError> {
-    let mut name = settings.schema.clone().unwrap_or_else(|| match tenancy {
+fn prepare(settings: &PostgresSettings, place: &Place, role: Role) -> Result<Prepared, StorageError> {
+    let configured = || settings.schema.clone();
+    // A scratch place has a schema of its own.
+    let scratch = place.scratch.as_ref().map(|scratch| scratch.name().to_owned());
+    let mut name = scratch.or_else(configured).unwrap_or_else(|| match place.tenancy {
         Tenancy::Shared | Tenancy::PerFolder => "enjambre_catalogue".to_owned(),
         Tenancy::Single => "enjambre_library".to_owned(),
     });
-    if !schema::is_name(&name) {
+    if !schema::is_valid_name(&name) {
         return Err(StorageError::backend(
             format!("use the schema {name:?}"),
-            "its name has 1 to 32 lower-case letters, digits and underscores, a letter first, and does not begin with pg_",
+            "invalid name; use 1 to 32 lower-case letters, digits and underscores, starting with a letter and not with pg_",
         ));
     }
-    let servers = Servers::new(settings, base)?;
-    let (mut folder, mut held) = (None, None);
-    if tenancy != Tenancy::Shared {
-        std::fs::create_dir_all(base)
-            .map_err(|error| StorageError::backend(format!("make the folder {}", base.display()), error))?;
-        // Before the id, so that only one process makes one.
-        held = Some(lock(&path_for(role, &base.join(LOCK)))?);
-        let id = writer::folder_id(base)?;
-        if tenancy == Tenancy::PerFolder {
+    let servers = Servers::new(settings, place)?;
+    let (mut folder, mut lock_file) = (None, None);
+    if place.tenancy != Tenancy::Shared {
+        let path = place.data_dir.join(LOCK);
+        create_parent_dir(&path)?;
+        lock_file = Some(lock(&path_for(role, &path))?);
+        let id = writer::folder_id(&place.data_dir)?;
+        if place.tenancy == Tenancy::PerFolder {
             name = format!("{name}_store_{}", id.get(..8).unwrap_or_default());
         }
         folder = Some(id);
@@ -166,8 +145,8 @@ fn prepare(
     if role == Role::Content {
         name.push_str("_content");
     }
-    let schema = Schema::new(name, role, &servers.name);
-    Ok(Prepared { servers, schema, folder, lock: held })
+    let schema = Schema::new(name, role, &servers.description);
+    Ok(Prepared { servers, schema, folder, lock: lock_file })
 }
 
 async fn blocking<T: Send + 'static>(

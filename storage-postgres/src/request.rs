@@ -1,10 +1,9 @@
-//! What the committing task is asked for.
+//! The requests to the commit task.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::{Batch, Durability};
+use enjambre_core::{Batch, Durability, StorageError};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 pub(crate) type Reply = oneshot::Sender<Result<(), StorageError>>;
@@ -12,33 +11,32 @@ pub(crate) type Reply = oneshot::Sender<Result<(), StorageError>>;
 pub(crate) enum Request {
     Commit(Commit),
     Sync(Sync),
-    /// The last request that is served.
+    /// The last request that is processed.
     Close(Reply),
 }
 
-/// A batch that waits, with its place in the queue.
+/// A queued batch.
 pub(crate) struct Commit {
     pub(crate) batch: Batch,
     pub(crate) durability: Durability,
-    pub(crate) turn: Turn,
+    pub(crate) ticket: Ticket,
     pub(crate) reply: Reply,
-    pub(crate) _places: [OwnedSemaphorePermit; 2],
+    pub(crate) _permits: [OwnedSemaphorePermit; 2],
 }
 
-/// A sync that waits, with its place in the queue.
+/// A queued sync.
 pub(crate) struct Sync {
-    pub(crate) turn: Turn,
+    pub(crate) ticket: Ticket,
     pub(crate) reply: Reply,
-    pub(crate) _place: OwnedSemaphorePermit,
+    pub(crate) _permit: OwnedSemaphorePermit,
 }
 
-/// Whose turn it is: the task takes a request, or the caller takes it back because it has waited for too long. Whoever is
-/// first.
+/// Decides between the commit task, which starts a request, and its caller, which withdraws it after a timeout.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Turn(Arc<AtomicBool>);
+pub(crate) struct Ticket(Arc<AtomicBool>);
 
-impl Turn {
-    /// Says whether this call was the first.
+impl Ticket {
+    /// Returns whether this call was the first.
     pub(crate) fn take(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }

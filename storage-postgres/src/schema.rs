@@ -1,29 +1,35 @@
-//! What a schema looks like: its mark with the format version, the processes that write to it, and a table for each space.
+//! The schema: the format version, the writers, and one table for each space.
 //!
-//! A table for each space, not one for all: the server cleans up after changes table by table, and leases change all
-//! the time while millions of claims lie still.
+//! Spaces have separate tables because the server vacuums table by table: leases change all the time, while millions of other
+//! records do not change.
 
 use std::collections::HashSet;
 use std::ops::Bound;
+use std::time::Duration;
 
-use enjambre_core::storage::Role;
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::{KeyRange, Space};
+use enjambre_core::runtime::backoff::Backoff;
+use enjambre_core::storage::format::check_version;
+use enjambre_core::{KeyRange, Role, Space, StorageError};
 use parking_lot::RwLock;
 use tokio_postgres::error::SqlState;
 
 use crate::connection::Connection;
 use crate::error::Failure;
 
-/// The version of the tables that this program writes.
+/// The format version that this program writes.
 pub(crate) const FORMAT: u64 = 1;
-/// The longest name of a schema in the settings, in bytes. PostgreSQL cuts names after 63, and something is put behind it.
+/// The table that contains the format version and the role.
+const FORMAT_TABLE: &str = "enjambre_format";
+/// The maximum length of a configured name in bytes. PostgreSQL truncates names after 63 bytes, and suffixes are appended.
 const MAX_NAME: usize = 32;
-/// How often something is made anew that another process made at the same time.
+/// The maximum number of attempts to create an object that another process creates at the same time.
 const ATTEMPTS: usize = 20;
+/// The delays between these attempts.
+const MIN_DELAY: Duration = Duration::from_millis(5);
+const MAX_DELAY: Duration = Duration::from_millis(20);
 
-/// Whether the settings may name a schema so.
-pub(crate) fn is_name(name: &str) -> bool {
+/// Returns whether a configured name is valid.
+pub(crate) fn is_valid_name(name: &str) -> bool {
     name.len() <= MAX_NAME
         && name.starts_with(|first: char| first.is_ascii_lowercase())
         && !name.starts_with("pg_")
@@ -37,61 +43,61 @@ const fn purpose(role: Role) -> &'static str {
     }
 }
 
-/// A schema, and which of its tables are known to exist.
+/// A schema and its tables that are known to exist.
 #[derive(Debug)]
 pub(crate) struct Schema {
-    /// The name, a checked identifier, which may be a word of SQL.
+    /// The name. It is a valid identifier, but may be a reserved word, so it is always quoted.
     name: String,
     role: Role,
     /// The schema and its database, for messages.
-    pub(crate) place: String,
+    pub(crate) description: String,
     known: RwLock<HashSet<Space>>,
 }
 
 impl Schema {
     pub(crate) fn new(name: String, role: Role, database: &str) -> Self {
-        let place = format!("the schema {name} of the database {database}");
-        Self { name, role, place, known: RwLock::default() }
+        let description = format!("the schema {name} of the database {database}");
+        Self { name, role, description, known: RwLock::default() }
     }
 
-    /// A table that is not a space's.
-    pub(crate) fn own_table(&self, name: &str) -> String {
+    /// Returns the name of a table for metadata.
+    pub(crate) fn meta_table(&self, name: &str) -> String {
         format!("\"{}\".enjambre_{name}", self.name)
     }
 
-    /// The table of a space. The name of a space is a checked identifier, and the prefix keeps it off words of SQL.
+    /// Returns the name of the table of a space. The name of a space is a valid identifier, and the prefix avoids reserved words.
     pub(crate) fn table(&self, space: Space) -> String {
         format!("\"{}\".space_{}", self.name, space.name())
     }
 
-    /// Checks that the schema is ours and of a format that we know, or makes a new one ours. Any number of processes may
-    /// do so at the same time.
+    /// Checks that the schema belongs to Enjambre and has a supported format, or initialises a new one. Several processes may do
+    /// so at the same time.
     pub(crate) async fn prepare(&self, connection: &Connection) -> Result<(), StorageError> {
-        let failed = |failure: Failure| failure.explain(&format!("open {}", self.place));
+        let failed = |failure: Failure| failure.explain(&format!("open {}", self.description));
         let found = connection
             .query("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1", &[&self.name])
             .await
             .map_err(failed)?;
         if found.is_empty() {
-            self.make(connection, &format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", self.name))
+            self.create(connection, &format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", self.name))
                 .await
                 .map_err(failed)?;
         }
         let tables = self.tables(connection).await.map_err(failed)?;
-        let marked = tables.iter().any(|table| table == "enjambre_format");
-        if !marked && !tables.is_empty() {
-            return Err(self.is_not_ours());
+        let has_format = tables.iter().any(|table| table == FORMAT_TABLE);
+        if !has_format && !tables.is_empty() {
+            return Err(self.foreign());
         }
-        if !marked {
+        if !has_format {
             let columns = "(only_one INT PRIMARY KEY, purpose TEXT NOT NULL, format BIGINT NOT NULL)";
-            self.make_table(connection, &self.own_table("format"), columns).await.map_err(failed)?;
+            self.create_table(connection, &self.meta_table("format"), columns).await.map_err(failed)?;
         }
-        let select = format!("SELECT purpose, format FROM {}", self.own_table("format"));
+        let select = format!("SELECT purpose, format FROM {}", self.meta_table("format"));
         let mut rows = connection.query(&select, &[]).await.map_err(failed)?;
         if rows.is_empty() {
             let insert = format!(
                 "INSERT INTO {} (only_one, purpose, format) VALUES (0, $1, $2) ON CONFLICT (only_one) DO NOTHING",
-                self.own_table("format")
+                self.meta_table("format")
             );
             connection.execute(&insert, &[&purpose(self.role), &(FORMAT as i64)]).await.map_err(failed)?;
             rows = connection.query(&select, &[]).await.map_err(failed)?;
@@ -99,32 +105,26 @@ impl Schema {
         let row = rows
             .first()
             .and_then(|row| Some((row.try_get::<_, &str>(0).ok()?, row.try_get::<_, i64>(1).ok()?)));
-        let Some((found_purpose, format)) = row else { return Err(self.is_not_ours()) };
+        let Some((found_purpose, format)) = row else { return Err(self.foreign()) };
         let format = u64::try_from(format).unwrap_or(u64::MAX);
-        if format > FORMAT {
-            return Err(StorageError::NewerFormat {
-                path: self.place.clone().into(),
-                found: format,
-                supported: FORMAT,
-            });
-        }
+        check_version(&self.description, format, FORMAT)?;
         if found_purpose != purpose(self.role) {
-            return Err(self.is_not_ours());
+            return Err(self.foreign());
         }
         let columns = "(name TEXT PRIMARY KEY, folder TEXT NOT NULL, session TEXT NOT NULL, commits BIGINT NOT NULL, \
                        seen TIMESTAMPTZ NOT NULL)";
         if !tables.iter().any(|table| table == "enjambre_writers") {
-            self.make_table(connection, &self.own_table("writers"), columns).await.map_err(failed)?;
+            self.create_table(connection, &self.meta_table("writers"), columns).await.map_err(failed)?;
         }
         let spaces = tables.iter().filter_map(|table| Space::parse(table.strip_prefix("space_")?));
         self.known.write().extend(spaces);
         Ok(())
     }
 
-    fn is_not_ours(&self) -> StorageError {
+    fn foreign(&self) -> StorageError {
         StorageError::corrupt(format!(
-            "{} holds tables, but not those of Enjambre's {}; choose another schema",
-            self.place,
+            "{} has tables, but is not an Enjambre database for {}; choose another schema",
+            self.description,
             purpose(self.role)
         ))
     }
@@ -135,8 +135,8 @@ impl Schema {
         Ok(rows.iter().filter_map(|row| row.try_get(0).ok()).collect())
     }
 
-    /// Whether a space has a table. Where it was never written, by whatever process, it has none.
-    pub(crate) async fn exists(&self, connection: &Connection, space: Space) -> Result<bool, Failure> {
+    /// Returns whether a space has a table. It has none until a process writes to it.
+    pub(crate) async fn has_table(&self, connection: &Connection, space: Space) -> Result<bool, Failure> {
         if self.known.read().contains(&space) {
             return Ok(true);
         }
@@ -149,19 +149,20 @@ impl Schema {
         Ok(found)
     }
 
-    /// Makes the table of a space where it is missing. To be called outside of a transaction: a table that nothing is
-    /// written to in the end does no harm.
-    pub(crate) async fn make_sure(&self, connection: &Connection, space: Space) -> Result<(), Failure> {
-        if self.exists(connection, space).await? {
+    /// Creates the table of a space if it is missing. Must be called outside a transaction. A table that stays empty is harmless.
+    pub(crate) async fn ensure_table(&self, connection: &Connection, space: Space) -> Result<(), Failure> {
+        if self.has_table(connection, space).await? {
             return Ok(());
         }
-        self.make_table(connection, &self.table(space), "(key BYTEA PRIMARY KEY, value BYTEA NOT NULL)")
+        self.create_table(connection, &self.table(space), "(key BYTEA PRIMARY KEY, value BYTEA NOT NULL)")
             .await?;
         if self.role == Role::Content {
-            // Content does not get smaller by compression. A server that knows nothing of this stores it in its own way.
+            // Content is usually compressed already. A compatible database may not support the option.
             let sql = format!("ALTER TABLE {} ALTER COLUMN value SET STORAGE EXTERNAL", self.table(space));
-            match self.make(connection, &sql).await {
-                Err(failure) if failure.is_answer() => tracing::debug!(%failure, "values may be compressed"),
+            match self.create(connection, &sql).await {
+                Err(failure) if failure.is_answer() => {
+                    tracing::debug!(%failure, "disabling compression of content failed");
+                }
                 outcome => outcome?,
             }
         }
@@ -169,17 +170,18 @@ impl Schema {
         Ok(())
     }
 
-    async fn make_table(&self, connection: &Connection, table: &str, columns: &str) -> Result<(), Failure> {
-        self.make(connection, &format!("CREATE TABLE IF NOT EXISTS {table} {columns}")).await
+    async fn create_table(&self, connection: &Connection, table: &str, columns: &str) -> Result<(), Failure> {
+        self.create(connection, &format!("CREATE TABLE IF NOT EXISTS {table} {columns}")).await
     }
 
-    /// `IF NOT EXISTS` does not wait for another process that makes the same thing: that one's success is our error.
-    async fn make(&self, connection: &Connection, sql: &str) -> Result<(), Failure> {
+    /// Creates an object, with retries: if another process creates it at the same time, `IF NOT EXISTS` fails.
+    async fn create(&self, connection: &Connection, sql: &str) -> Result<(), Failure> {
+        let mut backoff = Backoff::new(MIN_DELAY, MAX_DELAY);
         for _ in 1..ATTEMPTS {
             match connection.run(sql).await {
                 Err(Failure::Server(error))
                     if error.code().is_some_and(|code| {
-                        // The last one: two processes changed the same entry of the server's catalogue.
+                        // The last one: a concurrent update of the system catalogue.
                         [
                             SqlState::UNIQUE_VIOLATION,
                             SqlState::DUPLICATE_TABLE,
@@ -192,33 +194,33 @@ impl Schema {
                     }) => {}
                 outcome => return outcome,
             }
-            tokio::time::sleep(std::time::Duration::from_millis(rand::random_range(1..20))).await;
+            tokio::time::sleep(backoff.next_jittered()).await;
         }
         connection.run(sql).await
     }
 
-    /// Everything that one of several keys has.
+    /// Returns the query for the entries of several keys.
     pub(crate) fn select(&self, space: Space) -> String {
         format!("SELECT key, value FROM {} WHERE key = ANY($1::BYTEA[])", self.table(space))
     }
 
-    /// The same, and nobody else changes or removes them before the transaction ends.
-    pub(crate) fn share(&self, space: Space) -> String {
+    /// Like [`Schema::select`], with locks that prevent changes until the transaction ends.
+    pub(crate) fn select_for_share(&self, space: Space) -> String {
         format!("{} ORDER BY key FOR SHARE", self.select(space))
     }
 
-    /// Which of several keys are there, with the values of those for which $2 says so; and nobody else locks, changes or
-    /// removes them before the transaction ends.
-    pub(crate) fn lock(&self, space: Space) -> String {
+    /// Returns the query for the existing keys among several, with exclusive locks until the transaction ends. $2 selects the
+    /// keys whose values are returned.
+    pub(crate) fn select_for_update(&self, space: Space) -> String {
         format!(
-            "SELECT held.key, CASE WHEN used.asked THEN held.value END \
-             FROM unnest($1::BYTEA[], $2::BOOLEAN[]) AS used (key, asked) \
-             JOIN {} AS held ON held.key = used.key ORDER BY held.key FOR UPDATE OF held",
+            "SELECT stored.key, CASE WHEN wanted.with_value THEN stored.value END \
+             FROM unnest($1::BYTEA[], $2::BOOLEAN[]) AS wanted (key, with_value) \
+             JOIN {} AS stored ON stored.key = wanted.key ORDER BY stored.key FOR UPDATE OF stored",
             self.table(space)
         )
     }
 
-    /// Fails where one of the keys is there, also where another transaction is about to write it.
+    /// Returns the statement that inserts entries. It fails if a key exists or a concurrent transaction inserts it.
     pub(crate) fn insert(&self, space: Space) -> String {
         format!(
             "INSERT INTO {} (key, value) SELECT * FROM unnest($1::BYTEA[], $2::BYTEA[])",
@@ -234,8 +236,8 @@ impl Schema {
         format!("DELETE FROM {} WHERE key = ANY($1::BYTEA[])", self.table(space))
     }
 
-    /// The entries of a range: $1 and $2 are its bounds, of which those that it does not have are not looked at, $3 is the
-    /// limit in entries and $4 that in bytes, which one entry may go beyond.
+    /// Returns the query for a page of a range. $1 and $2 are the bounds and NULL if there is none, $3 is the limit in entries
+    /// and $4 the limit in bytes, which the last entry may exceed.
     pub(crate) fn scan(&self, space: Space, range: &KeyRange) -> String {
         let start = match range.start {
             Bound::Included(_) => "key >= $1::BYTEA",
@@ -247,7 +249,7 @@ impl Schema {
             Bound::Excluded(_) => "key < $2::BYTEA",
             Bound::Unbounded => "$2::BYTEA IS NULL",
         };
-        // The length of a large value is known without reading it.
+        // `octet_length` does not read a large value.
         format!(
             "SELECT key, value FROM (
                  SELECT key, value, sum(octet_length(key) + octet_length(value))
@@ -259,15 +261,15 @@ impl Schema {
     }
 }
 
-/// Removes a schema with everything in it, if it is one of ours.
+/// Removes a schema with all tables. Refuses a schema that does not belong to Enjambre.
 pub(crate) async fn remove(connection: &Connection, schema: &Schema) -> Result<(), StorageError> {
-    let failed = |failure: Failure| failure.explain(&format!("remove {}", schema.place));
+    let failed = |failure: Failure| failure.explain(&format!("remove {}", schema.description));
     let tables = schema.tables(connection).await.map_err(failed)?;
     if tables.is_empty() {
         return Ok(());
     }
-    if !tables.iter().any(|table| table == "enjambre_format") {
-        return Err(schema.is_not_ours());
+    if !tables.iter().any(|table| table == FORMAT_TABLE) {
+        return Err(schema.foreign());
     }
     connection.run(&format!("DROP SCHEMA \"{}\" CASCADE", schema.name)).await.map_err(failed)
 }

@@ -1,4 +1,4 @@
-//! The storage as callers see it: reads on a pool of connections, commits through the committing task.
+//! The implementation of [`Storage`]: reads use a pool of connections, commits and syncs go through the commit task.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,37 +11,35 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
-use enjambre_core::buffers::BufferPool;
-use enjambre_core::storage::Storage;
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
+use enjambre_core::runtime::buffers::BufferPool;
+use enjambre_core::{Batch, Durability, Key, KeyRange, Limits, Space, Storage, StorageError};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::timeout;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, key_and_value};
 use crate::error::{Class, Failure};
-use crate::request::{Commit, Request, Sync, Turn};
+use crate::request::{Commit, Request, Sync, Ticket};
 use crate::schema::Schema;
 use crate::server::Servers;
 
 const LIMITS: Limits =
     Limits { max_value: 1024 * 1024, max_batch: 16 * 1024 * 1024, max_page_bytes: 1024 * 1024 };
-/// How many entries a page has at most, whatever was asked for: the server looks at so many to find where it ends.
+/// The maximum number of entries of a page: the server reads this many to find the end of the page.
 const PAGE_ENTRIES: usize = 1024;
-/// How many commits and syncs wait or run in one queue at most before callers wait for a place.
+/// The maximum number of requests in one queue.
 const QUEUED: usize = 1024;
-/// How many bytes of batches wait or run at most, in units of [`UNIT`]; a larger batch goes alone.
+/// The maximum size of the batches in one queue, in units of [`UNIT`]. A larger batch is queued alone.
 const QUEUED_UNITS: u32 = 16 * 1024;
 const UNIT: usize = 1024;
-/// Values of this length on are copied into buffers that are used again.
+/// The size in bytes from which a value is copied to a reusable buffer.
 const LARGE: usize = 32 * 1024;
-/// How many bytes of such buffers are kept.
-const KEPT: usize = 8 * 1024 * 1024;
-/// How long a close may take, with what is queued before it.
-const CLOSE: Duration = Duration::from_secs(10);
+/// The bytes of buffers for large values that are kept for reuse.
+const KEPT_BUFFERS: usize = 8 * 1024 * 1024;
+/// The timeout of a close, including the requests queued before it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes connections for the pool.
+/// Creates the connections of the pool.
 #[derive(Debug)]
 pub(crate) struct Readers(pub(crate) Arc<Servers>);
 
@@ -54,40 +52,41 @@ impl managed::Manager for Readers {
     }
 
     async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<StorageError> {
-        if connection.is_closed() { Err(RecycleError::message("the connection has ended")) } else { Ok(()) }
+        if connection.is_closed() { Err(RecycleError::message("the connection is closed")) } else { Ok(()) }
     }
 }
 
 pub(crate) type Pool = managed::Pool<Readers>;
 
-/// Connections to read on, of which none is made before it is needed.
+/// Returns a pool of connections for reads. They are opened on demand.
 pub(crate) fn pool(servers: Arc<Servers>, connections: usize) -> Result<Pool, StorageError> {
-    let patience = servers.patience;
+    let timeout = servers.statement_timeout;
     Pool::builder(Readers(servers))
         .max_size(connections.clamp(1, 1000))
-        .wait_timeout(Some(patience))
+        .wait_timeout(Some(timeout))
         .runtime(Runtime::Tokio1)
         .build()
-        .map_err(|error| StorageError::backend("make a pool of connections", error))
+        .map_err(|error| StorageError::backend("create the connection pool", error))
 }
 
-/// The places of commits and syncs that wait or run.
+/// The limits of a queue of commits and syncs.
 struct Queue {
-    places: Arc<Semaphore>,
-    /// For the bytes of batches.
+    /// One permit for each request.
+    requests: Arc<Semaphore>,
+    /// One permit for each [`UNIT`] of a batch.
     bytes: Arc<Semaphore>,
 }
 
 impl Queue {
     fn new() -> Self {
         Self {
-            places: Arc::new(Semaphore::new(QUEUED)),
+            requests: Arc::new(Semaphore::new(QUEUED)),
             bytes: Arc::new(Semaphore::new(QUEUED_UNITS as usize)),
         }
     }
 
     fn close(&self) {
-        self.places.close();
+        self.requests.close();
         self.bytes.close();
     }
 }
@@ -96,11 +95,11 @@ impl Queue {
 pub(crate) struct Postgres {
     pool: Pool,
     schema: Arc<Schema>,
-    patience: Duration,
+    timeout: Duration,
     requests: UnboundedSender<Request>,
-    /// Where what need not be durable waits.
-    brief: Queue,
-    /// Where everything else waits, which a slow disk or a replica that is away may make long.
+    /// The queue of buffered commits.
+    buffered: Queue,
+    /// The queue of durable commits and syncs, which may wait for a slow disk or an unreachable replica.
     durable: Queue,
     buffers: BufferPool,
     closing: AtomicBool,
@@ -108,22 +107,22 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// `ended` becomes true when the committing tasks have ended.
+    /// `ended` becomes true when the commit tasks have ended.
     pub(crate) fn new(
         pool: Pool,
         schema: Arc<Schema>,
-        patience: Duration,
+        timeout: Duration,
         requests: UnboundedSender<Request>,
         ended: watch::Receiver<bool>,
     ) -> Self {
         Self {
             pool,
             schema,
-            patience,
+            timeout,
             requests,
-            brief: Queue::new(),
+            buffered: Queue::new(),
             durable: Queue::new(),
-            buffers: BufferPool::new(KEPT),
+            buffers: BufferPool::new(KEPT_BUFFERS),
             closing: AtomicBool::new(false),
             ended,
         }
@@ -133,32 +132,44 @@ impl Postgres {
         if self.closing.load(Ordering::Acquire) { Err(StorageError::Closed) } else { Ok(()) }
     }
 
-    /// A connection to read on, for as long as it is held.
+    /// Takes a connection from the pool.
     async fn reader(&self) -> Result<Object<Readers>, StorageError> {
         self.check_open()?;
         self.pool.get().await.map_err(|error| match error {
             PoolError::Backend(error) => error,
             PoolError::Closed => StorageError::Closed,
-            PoolError::Timeout(_) => StorageError::Unavailable {
-                reason: format!("none of its connections became free within {:?}", self.patience),
-            },
+            PoolError::Timeout(_) => {
+                StorageError::Unavailable { reason: format!("no free connection within {:?}", self.timeout) }
+            }
             PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
-                StorageError::backend("take a connection", "the pool is not set up")
+                StorageError::backend("take a connection", "the pool has no runtime")
             }
         })
     }
 
-    /// After a read failed: whether it is to be tried again on another connection, because this one had ended before.
-    fn again(&self, reader: Object<Readers>, failure: Failure, first: bool) -> Result<(), StorageError> {
-        let lost = failure.class() == Class::Lost;
-        if lost {
-            drop(Object::take(reader));
+    /// Runs a read on a connection of the pool. Retries it once if the connection failed, because a pooled connection may
+    /// have been closed unnoticed.
+    async fn read<T, F>(&self, read: impl Fn(Object<Readers>) -> F) -> Result<T, StorageError>
+    where
+        F: Future<Output = (Object<Readers>, Result<T, Failure>)>,
+    {
+        let mut may_retry = true;
+        loop {
+            let (reader, result) = read(self.reader().await?).await;
+            let failure = match result {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
+            };
+            let lost = failure.class() == Class::ConnectionLost;
+            if lost {
+                drop(Object::take(reader));
+            }
+            if !lost || !may_retry || matches!(failure, Failure::Timeout(_)) {
+                self.check_open()?;
+                return Err(failure.explain("read"));
+            }
+            may_retry = false;
         }
-        if lost && first && !matches!(failure, Failure::Silent(_)) {
-            return Ok(());
-        }
-        self.check_open()?;
-        Err(failure.explain("read"))
     }
 
     async fn get_from(
@@ -167,18 +178,17 @@ impl Postgres {
         space: Space,
         keys: &[Key],
     ) -> Result<Vec<Option<Bytes>>, Failure> {
-        if !self.schema.exists(reader, space).await? {
+        if !self.schema.has_table(reader, space).await? {
             return Ok(vec![None; keys.len()]);
         }
-        let asked: Vec<&[u8]> = keys.iter().map(Key::as_bytes).collect();
-        let rows = reader.query(&self.schema.select(space), &[&asked]).await?;
+        let keys: Vec<&[u8]> = keys.iter().map(Key::as_bytes).collect();
+        let rows = reader.query(&self.schema.select(space), &[&keys]).await?;
         let mut found = HashMap::with_capacity(rows.len());
         for row in &rows {
-            let (key, value): (&[u8], &[u8]) =
-                (row.try_get(0).map_err(Failure::Server)?, row.try_get(1).map_err(Failure::Server)?);
+            let (key, value) = key_and_value(row)?;
             found.insert(key, self.copy(value));
         }
-        Ok(asked.into_iter().map(|key| found.get(key).cloned()).collect())
+        Ok(keys.into_iter().map(|key| found.get(key).cloned()).collect())
     }
 
     async fn scan_from(
@@ -188,7 +198,7 @@ impl Postgres {
         range: &KeyRange,
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, Failure> {
-        if !self.schema.exists(reader, space).await? {
+        if !self.schema.has_table(reader, space).await? {
             return Ok(Vec::new());
         }
         let limit = limit.min(PAGE_ENTRIES) as i64;
@@ -197,8 +207,7 @@ impl Postgres {
         let rows = reader.query(&sql, &[&bound(&range.start), &bound(&range.end), &limit, &bytes]).await?;
         let mut page = Vec::with_capacity(rows.len());
         for row in &rows {
-            let (key, value): (&[u8], &[u8]) =
-                (row.try_get(0).map_err(Failure::Server)?, row.try_get(1).map_err(Failure::Server)?);
+            let (key, value) = key_and_value(row)?;
             page.push((Bytes::copy_from_slice(key), self.copy(value)));
         }
         Ok(page)
@@ -213,44 +222,46 @@ impl Postgres {
         copy.freeze()
     }
 
-    /// Waits for a place in the queue.
-    async fn place(&self, places: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphorePermit, StorageError> {
-        match timeout(self.patience, places.clone().acquire_many_owned(count)).await {
-            Ok(permit) => permit.map_err(|_| StorageError::Closed),
-            Err(_) => Err(self.no_turn()),
-        }
-    }
-
-    fn no_turn(&self) -> StorageError {
-        StorageError::Unavailable {
-            reason: format!("other commits were waited for longer than {:?}", self.patience),
-        }
-    }
-
-    /// Waits for the answer of the committing task. It bounds its own time; what is bounded here is the wait for it.
-    async fn answer(
+    /// Waits for permits of a queue.
+    async fn permit(
         &self,
-        turn: &Turn,
-        mut answer: oneshot::Receiver<Result<(), StorageError>>,
+        semaphore: &Arc<Semaphore>,
+        count: u32,
+    ) -> Result<OwnedSemaphorePermit, StorageError> {
+        match timeout(self.timeout, semaphore.clone().acquire_many_owned(count)).await {
+            Ok(permit) => permit.map_err(|_| StorageError::Closed),
+            Err(_) => Err(self.queue_timeout()),
+        }
+    }
+
+    fn queue_timeout(&self) -> StorageError {
+        StorageError::Unavailable { reason: format!("earlier commits took longer than {:?}", self.timeout) }
+    }
+
+    /// Waits for the reply of the commit task. The timeout only covers the time in the queue: the task limits its own work.
+    async fn wait_for_reply(
+        &self,
+        ticket: &Ticket,
+        mut reply: oneshot::Receiver<Result<(), StorageError>>,
     ) -> Result<(), StorageError> {
-        let outcome = match timeout(self.patience, &mut answer).await {
+        let outcome = match timeout(self.timeout, &mut reply).await {
             Ok(outcome) => outcome,
-            Err(_) if turn.take() => return Err(self.no_turn()),
-            Err(_) => answer.await,
+            Err(_) if ticket.take() => return Err(self.queue_timeout()),
+            Err(_) => reply.await,
         };
         match outcome {
             Ok(outcome) => outcome,
-            // The queue behind a close is dropped unseen.
+            // Requests after a close are dropped without a reply.
             Err(_) if self.closing.load(Ordering::Acquire) => Err(StorageError::Closed),
-            Err(_) => Err(StorageError::Indeterminate { source: "the committing task ended".into() }),
+            Err(_) => Err(StorageError::Indeterminate { source: "the commit task has ended".into() }),
         }
     }
 
-    /// Closes the doors, once; says whether it was this call.
+    /// Refuses further requests. Returns whether this was the first call.
     fn begin_close(&self) -> bool {
         let first = !self.closing.swap(true, Ordering::AcqRel);
         if first {
-            self.brief.close();
+            self.buffered.close();
             self.durable.close();
         }
         first
@@ -271,15 +282,11 @@ impl Storage for Postgres {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let mut first = true;
-        loop {
-            let reader = self.reader().await?;
-            match self.get_from(&reader, space, keys).await {
-                Ok(values) => return Ok(values),
-                Err(failure) => self.again(reader, failure, first)?,
-            }
-            first = false;
-        }
+        self.read(|reader| async {
+            let values = self.get_from(&reader, space, keys).await;
+            (reader, values)
+        })
+        .await
     }
 
     async fn scan(
@@ -292,21 +299,15 @@ impl Storage for Postgres {
         if limit == 0 || range.is_empty() {
             return Ok(Vec::new());
         }
-        let mut first = true;
-        loop {
-            let reader = self.reader().await?;
-            match self.scan_from(&reader, space, &range, limit).await {
-                Ok(page) => {
-                    let impossible =
-                        |_| StorageError::corrupt(format!("{} has an impossible key", self.schema.place));
-                    let entries =
-                        page.into_iter().map(|(key, value)| Ok((Key::new(key).map_err(impossible)?, value)));
-                    return entries.collect();
-                }
-                Err(failure) => self.again(reader, failure, first)?,
-            }
-            first = false;
-        }
+        let page = self
+            .read(|reader| async {
+                let page = self.scan_from(&reader, space, &range, limit).await;
+                (reader, page)
+            })
+            .await?;
+        let invalid =
+            |_| StorageError::corrupt(format!("{} contains an invalid key", self.schema.description));
+        page.into_iter().map(|(key, value)| Ok((Key::new(key).map_err(invalid)?, value))).collect()
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
@@ -314,26 +315,26 @@ impl Storage for Postgres {
         LIMITS.check(&batch)?;
         let units = u32::try_from(batch.size().div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, QUEUED_UNITS);
         let queue = match durability {
-            Durability::Buffered => &self.brief,
+            Durability::Buffered => &self.buffered,
             Durability::Durable => &self.durable,
         };
-        // In this order for everyone, so that nobody waits for somebody who waits.
-        let places = [self.place(&queue.places, 1).await?, self.place(&queue.bytes, units).await?];
-        let (reply, answer) = oneshot::channel();
-        let turn = Turn::default();
-        let commit = Commit { batch, durability, turn: turn.clone(), reply, _places: places };
+        // Always in this order, which prevents a deadlock.
+        let permits = [self.permit(&queue.requests, 1).await?, self.permit(&queue.bytes, units).await?];
+        let (reply, received) = oneshot::channel();
+        let ticket = Ticket::default();
+        let commit = Commit { batch, durability, ticket: ticket.clone(), reply, _permits: permits };
         self.requests.send(Request::Commit(commit)).map_err(|_| StorageError::Closed)?;
-        self.answer(&turn, answer).await
+        self.wait_for_reply(&ticket, received).await
     }
 
     async fn sync(&self) -> Result<(), StorageError> {
         self.check_open()?;
-        let place = self.place(&self.durable.places, 1).await?;
-        let (reply, answer) = oneshot::channel();
-        let turn = Turn::default();
-        let sync = Sync { turn: turn.clone(), reply, _place: place };
+        let permit = self.permit(&self.durable.requests, 1).await?;
+        let (reply, received) = oneshot::channel();
+        let ticket = Ticket::default();
+        let sync = Sync { ticket: ticket.clone(), reply, _permit: permit };
         self.requests.send(Request::Sync(sync)).map_err(|_| StorageError::Closed)?;
-        self.answer(&turn, answer).await
+        self.wait_for_reply(&ticket, received).await
     }
 
     fn limits(&self) -> Limits {
@@ -341,20 +342,21 @@ impl Storage for Postgres {
     }
 
     async fn close(&self) -> Result<(), StorageError> {
-        let (reply, answer) = oneshot::channel();
-        // In one step, so that a close which is dropped has asked for the end already, or closed nothing.
-        let asked = self.begin_close() && self.requests.send(Request::Close(reply)).is_ok();
+        let (reply, received) = oneshot::channel();
+        // Without an await in between: a call whose future is dropped has either requested the close or changed nothing.
+        let is_first = self.begin_close() && self.requests.send(Request::Close(reply)).is_ok();
         let mut ended = self.ended.clone();
         let end = async {
-            if asked {
-                return answer.await.unwrap_or(Ok(()));
+            if is_first {
+                return received.await.unwrap_or(Ok(()));
             }
-            // Whoever was first is told how it went. An error is that the task is gone.
+            // The first call receives the outcome. An error means that the task has ended.
             let _ = ended.wait_for(|ended| *ended).await;
             Ok(())
         };
-        let late = || StorageError::Unavailable { reason: format!("it did not close within {CLOSE:?}") };
-        let outcome = timeout(CLOSE, end).await.unwrap_or_else(|_| Err(late()));
+        let late =
+            || StorageError::Unavailable { reason: format!("the close took longer than {CLOSE_TIMEOUT:?}") };
+        let outcome = timeout(CLOSE_TIMEOUT, end).await.unwrap_or_else(|_| Err(late()));
         self.pool.close();
         outcome
     }
@@ -362,6 +364,6 @@ impl Storage for Postgres {
 
 impl fmt::Debug for Postgres {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Postgres").field("place", &self.schema.place).finish_non_exhaustive()
+        f.debug_struct("Postgres").field("schema", &self.schema.description).finish_non_exhaustive()
     }
 }

@@ -1,37 +1,38 @@
-//! The row that a process has in `enjambre_writers`: who may write, and which commits came to be.
+//! The row of a writer in the table `enjambre_writers`. It grants the right to write and records the last commit.
 //!
-//! Every commit counts up `commits` in the row of its writer, in the same transaction. When the connection breaks in the
-//! middle of a commit, the row says later whether it came to be. Where only one process may write, all of them claim
-//! the same row: a claim takes effect in every transaction at once, so whoever lost it writes nothing more. It belongs to
-//! a data folder, so that a process that was killed and started again goes on at once; another folder gets it when the
-//! owner has closed, or has said nothing for the time of [`CLAIM`]. No lock of a session is needed for it, which not every
-//! distributed database has, and which would keep a connection for itself.
+//! Every transaction stores its number in the column `commits` of its writer. If the connection fails during a commit, the
+//! row shows whether the commit was applied.
+//!
+//! If only one process may write, its writer uses the row `owner`. Every transaction locks the row and checks its session, so
+//! a process that lost the row cannot write any more. The row belongs to a data directory: a restarted process with the same
+//! directory takes it over at once, another directory only after the owner has closed, or has not renewed it for
+//! [`OWNER_LEASE`]. Session locks are not used, because not every compatible database supports them and they would occupy a
+//! connection.
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use enjambre_core::storage::error::StorageError;
+use enjambre_core::StorageError;
 use tokio_postgres::types::ToSql;
 
 use crate::connection::Connection;
 use crate::error::Failure;
 use crate::schema::Schema;
 
-/// After so long without a sign of life an owner has lost its claim to whoever comes, or after longer where it may be busy for
-/// longer, see [`Writer::sign_on`].
-const CLAIM: Duration = Duration::from_secs(30);
-/// How often an owner shows that it lives.
+/// The time after the last renewal until another data directory may take over the owner's row. Longer statement timeouts extend
+/// it, see [`Writer::register`].
+const OWNER_LEASE: Duration = Duration::from_secs(30);
+/// The interval at which an owner renews its row.
 pub(crate) const RENEWAL: Duration = Duration::from_secs(10);
-/// Rows of processes that share a schema and did not sign off are removed after so many days. One that lives and comes
-/// back later makes its row anew.
-const FORGOTTEN_DAYS: u32 = 7;
-/// The file in the data folder that holds its id.
+/// The time after which rows of shared writers that did not close are removed. A writer that still runs creates its row again.
+const RETENTION_DAYS: u32 = 7;
+/// The file in the data directory that contains its id.
 const FOLDER_ID: &str = "postgres.id";
-/// The row that owners claim.
+/// The name of the row of an owner.
 const OWNER: &str = "owner";
 
-/// This process as a writer of one schema.
+/// A writer of one schema.
 #[derive(Debug)]
 pub(crate) struct Writer {
     name: String,
@@ -40,72 +41,68 @@ pub(crate) struct Writer {
     table: String,
 }
 
-/// What the row says about the last commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Row {
-    /// It counts this many commits, and nobody changes it before the transaction ends.
-    Ours(i64),
-    /// It is gone, or another process has claimed it.
-    Gone,
-}
-
 impl Writer {
-    /// One of many writers, or the only one where `folder` is the id of the folder that it owns.
+    /// One of several writers, or the owner of the schema if `folder` is the id of its data directory.
     pub(crate) fn new(schema: &Schema, folder: Option<String>) -> Self {
         let session = random_id();
         let name = if folder.is_some() { OWNER.to_owned() } else { session.clone() };
-        Self { name, folder: folder.unwrap_or_default(), session, table: schema.own_table("writers") }
+        Self { name, folder: folder.unwrap_or_default(), session, table: schema.meta_table("writers") }
     }
 
     pub(crate) fn is_owner(&self) -> bool {
         self.name == OWNER
     }
 
-    /// Signs on, with no commits. Of many writers none waits for the disk or a replica: whose row a crash takes with it
-    /// makes it anew. Only the claim of an owner has to last: it shows no sign of life while it commits a group, tries that
-    /// again, looks up what became of it and splits it, for which it has `patience` each time.
-    pub(crate) async fn sign_on(
+    /// Creates the row with zero commits, or takes over that of the owner.
+    ///
+    /// Only the row of an owner is durable: a shared writer whose row was lost in a crash creates it again. An owner does not
+    /// renew its row while it commits, retries, looks up and splits a group, and each of these steps takes up to
+    /// `statement_timeout`.
+    ///
+    /// # Errors
+    /// [`StorageError::Locked`] if another data directory owns the schema.
+    pub(crate) async fn register(
         &self,
         connection: &Connection,
         schema: &Schema,
-        patience: Duration,
+        statement_timeout: Duration,
     ) -> Result<(), StorageError> {
-        let failed = |failure: Failure| failure.explain(&format!("open {}", schema.place));
+        let failed = |failure: Failure| failure.explain(&format!("open {}", schema.description));
         let table = &self.table;
         if !self.is_owner() {
-            // Others may do so at the same time, and a row may be locked by a session that waits for a replica.
-            let old = format!(
+            // Locked rows are skipped: their sessions may wait for a replica.
+            let sql = format!(
                 "DELETE FROM {table} WHERE name IN (SELECT name FROM {table} \
-                 WHERE seen < now() - INTERVAL '{FORGOTTEN_DAYS} days' FOR UPDATE SKIP LOCKED)"
+                 WHERE seen < now() - INTERVAL '{RETENTION_DAYS} days' FOR UPDATE SKIP LOCKED)"
             );
-            connection.execute_buffered(&old, &[]).await.map_err(failed)?;
+            connection.execute_buffered(&sql, &[]).await.map_err(failed)?;
         }
         let sql = format!(
             "INSERT INTO {table} AS held (name, folder, session, commits, seen) VALUES ($1, $2, $3, 0, now()) \
              ON CONFLICT (name) DO UPDATE \
              SET folder = excluded.folder, session = excluded.session, commits = 0, seen = excluded.seen \
              WHERE held.folder = excluded.folder OR held.seen < now() - INTERVAL '{} seconds'",
-            CLAIM.max(patience * 6 + RENEWAL).as_secs()
+            OWNER_LEASE.max(statement_timeout * 6 + RENEWAL).as_secs()
         );
         let parameters: [&(dyn ToSql + Sync); 3] = [&self.name, &self.folder, &self.session];
-        let claimed = if self.is_owner() {
+        let changed = if self.is_owner() {
             connection.execute(&sql, &parameters).await
         } else {
             connection.execute_buffered(&sql, &parameters).await
         };
-        if claimed.map_err(failed)? == 0 {
-            return Err(StorageError::Locked { path: schema.place.clone().into() });
+        if changed.map_err(failed)? == 0 {
+            return Err(StorageError::Locked { path: schema.description.clone().into() });
         }
         Ok(())
     }
 
-    /// Reads and locks the row; $1 and $2 are [`Writer::parameters`].
-    pub(crate) fn look(&self) -> String {
+    /// Returns the statement that reads and locks the row. $1 and $2 are [`Writer::parameters`].
+    pub(crate) fn lock_row(&self) -> String {
         format!("SELECT commits FROM {} WHERE name = $1 AND session = $2 FOR UPDATE", self.table)
     }
 
-    /// Notes a commit in the row; $3 is its number.
-    pub(crate) fn note(&self) -> String {
+    /// Returns the statement that stores the number of a commit, $3, in the row.
+    pub(crate) fn record_commit(&self) -> String {
         format!("UPDATE {} SET commits = $3, seen = now() WHERE name = $1 AND session = $2", self.table)
     }
 
@@ -113,19 +110,20 @@ impl Writer {
         (&self.name, &self.session)
     }
 
-    /// What the row says, from what [`Writer::look`] gave.
-    pub(crate) fn row(rows: &[tokio_postgres::Row]) -> Row {
-        rows.first().and_then(|row| row.try_get(0).ok()).map_or(Row::Gone, Row::Ours)
+    /// Returns the number of the last commit from the rows of [`Writer::lock_row`], or `None` if the row was removed or taken
+    /// over.
+    pub(crate) fn last_commit(rows: &[tokio_postgres::Row]) -> Option<i64> {
+        rows.first().and_then(|row| row.try_get(0).ok())
     }
 
-    /// Shows that this process lives. Says whether the row is still its own.
+    /// Renews the row and returns whether it still exists.
     pub(crate) async fn renew(&self, connection: &Connection) -> Result<bool, Failure> {
         let sql = format!("UPDATE {} SET seen = now() WHERE name = $1 AND session = $2", self.table);
         Ok(connection.execute_buffered(&sql, &[&self.name, &self.session]).await? == 1)
     }
 
-    /// Signs off.
-    pub(crate) async fn sign_off(&self, connection: &Connection) -> Result<(), Failure> {
+    /// Removes the row.
+    pub(crate) async fn deregister(&self, connection: &Connection) -> Result<(), Failure> {
         let sql = format!("DELETE FROM {} WHERE name = $1 AND session = $2", self.table);
         connection.execute_buffered(&sql, &[&self.name, &self.session]).await.map(drop)
     }
@@ -135,18 +133,20 @@ fn random_id() -> String {
     hex::encode(rand::random::<[u8; 16]>())
 }
 
-/// The id of a data folder, made when it is first asked for. Blocks for as long as a small file takes.
-pub(crate) fn folder_id(base: &Path) -> Result<String, StorageError> {
-    let path = base.join(FOLDER_ID);
-    let failed = |error: io::Error| StorageError::backend(format!("keep an id in {}", path.display()), error);
+/// Returns the id of a data directory. Creates it if it does not exist. Blocks.
+pub(crate) fn folder_id(data_dir: &Path) -> Result<String, StorageError> {
+    let path = data_dir.join(FOLDER_ID);
+    let failed = |error: io::Error| {
+        StorageError::backend(format!("read or create the id file {}", path.display()), error)
+    };
     let read = || match std::fs::read_to_string(&path) {
         Ok(text) => {
             let id = text.trim_end();
-            let valid = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if valid {
+            let is_valid = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if is_valid {
                 Ok(Some(id.to_owned()))
             } else {
-                Err(io::Error::other("it holds something else; remove it"))
+                Err(io::Error::other("the file does not contain a valid id; remove it"))
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -155,15 +155,15 @@ pub(crate) fn folder_id(base: &Path) -> Result<String, StorageError> {
     if let Some(id) = read().map_err(failed)? {
         return Ok(id);
     }
-    let draft = base.join(format!("{FOLDER_ID}.{}", random_id()));
-    let made = write_synced(&draft, &format!("{}\n", random_id()))
-        // Of several at once the first one counts.
+    let draft = data_dir.join(format!("{FOLDER_ID}.{}", random_id()));
+    let created = write_synced(&draft, &format!("{}\n", random_id()))
+        // If several processes create the file, the first one wins.
         .and_then(|()| match std::fs::hard_link(&draft, &path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(()),
         });
     let _ = std::fs::remove_file(&draft);
-    made.map_err(failed)?;
+    created.map_err(failed)?;
     read().map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
 }
 

@@ -1,14 +1,14 @@
-//! sled's errors in the words of the storage.
+//! Conversion of sled's errors to [`StorageError`].
 
 use std::any::Any;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use enjambre_core::storage::error::StorageError;
+use enjambre_core::StorageError;
 use sled::Error;
 
-/// What an error of sled on the database `path` means for the caller who tried to do `action`.
+/// Converts an error of sled during `action` on the database `path`.
 pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
     match error {
         Error::Corruption { .. } => StorageError::damaged(path, error),
@@ -17,26 +17,26 @@ pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
     }
 }
 
-/// sled gave up with a panic, as it does where what it reads makes no sense to it; what it said.
+/// A panic of sled, with its message. sled panics if it reads inconsistent data.
 #[derive(Debug, thiserror::Error)]
-#[error("sled gave up on it: {0}")]
-struct GaveUp(String);
+#[error("sled panicked: {0}")]
+struct Panicked(String);
 
-/// Runs sled where it reads what may be damaged, and turns a panic into [`StorageError::Corrupt`].
-pub(crate) fn sane<T>(
+/// Runs an operation that may read damaged data and converts a panic to [`StorageError::Corrupt`].
+pub(crate) fn catch_panic<T>(
     path: &Path,
     read: impl FnOnce() -> Result<T, StorageError>,
 ) -> Result<T, StorageError> {
     catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|payload| Err(StorageError::damaged(path, GaveUp(describe(&*payload)))))
+        .unwrap_or_else(|payload| Err(StorageError::damaged(path, Panicked(describe(&*payload)))))
 }
 
 fn describe(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason").to_owned()
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
 }
 
-/// Whether sled found its file locked. It says so in words only.
+/// Returns whether sled found its file locked. sled reports it in the message only.
 pub(crate) fn is_locked(error: &Error) -> bool {
     matches!(error, Error::Io(io)
         if io.kind() == ErrorKind::WouldBlock || io.to_string().contains("could not acquire lock"))

@@ -11,36 +11,29 @@ mod format;
 mod settings;
 mod storage;
 
-use std::path::Path;
 use std::sync::Arc;
 
-use enjambre_core::storage::embedded::{Embedded, EmbeddedSettings};
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::place::path_for;
-use enjambre_core::storage::{Role, Storage};
+use enjambre_core::{Embedded, EmbeddedSettings, Place, Role, Storage, StorageError};
 
 pub use settings::SledSettings;
 use storage::{Options, Sled};
 
-/// Opens the database for a role, or makes it. A relative path begins at `base`, the data directory.
+/// Opens the database for a role. Creates it if it does not exist.
 pub async fn open(
     settings: &SledSettings,
-    base: &Path,
+    place: &Place,
     role: Role,
 ) -> Result<Arc<dyn Storage>, StorageError> {
     let name = match role {
         Role::Records => "sled",
         Role::Content => "sled-content",
     };
-    let adapter = EmbeddedSettings {
-        name: name.to_owned(),
-        readers: settings.readers.clamp(1, 64),
-        group_bytes: storage::GROUP_BYTES,
-        close_timeout: storage::CLOSE_TIMEOUT * 2,
-        ..EmbeddedSettings::default()
-    };
+    let mut adapter = EmbeddedSettings::new(name);
+    adapter.readers = settings.readers.clamp(1, 64);
+    adapter.group_bytes = storage::GROUP_BYTES;
+    adapter.close_timeout = storage::CLOSE_TIMEOUT * 2;
     let options = Options {
-        path: path_for(role, &base.join(&settings.path)),
+        path: place.database(settings.path.as_deref(), "sled", role),
         role,
         cache_bytes: u64::from(settings.cache_mib.clamp(1, 4096)) * 1024 * 1024,
     };

@@ -1,17 +1,17 @@
-//! SQLite's errors in the words of the storage.
+//! Conversion of SQLite's errors to [`StorageError`].
 
 use std::path::Path;
 
-use enjambre_core::storage::error::StorageError;
+use enjambre_core::StorageError;
 use rusqlite::{Error, ErrorCode};
 
-/// What an error of SQLite on the database `path` means for the caller who tried to do `action`.
+/// Converts an error of SQLite during `action` on the database `path`.
 pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
-    // The index of the log found no room when a connection was opened.
-    let no_room =
+    // A connection could not be opened because the index of the log did not fit on the disk.
+    let no_space =
         error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE);
     match error.sqlite_error_code() {
-        _ if no_room => StorageError::Full { source: error.into() },
+        _ if no_space => StorageError::Full { source: error.into() },
         Some(ErrorCode::DiskFull) => StorageError::Full { source: error.into() },
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StorageError::damaged(path, error),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
@@ -21,7 +21,7 @@ pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
     }
 }
 
-/// Whether the disk had no room.
+/// Returns whether the disk was full.
 pub(crate) fn is_full(error: &Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }

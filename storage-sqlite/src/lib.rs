@@ -1,9 +1,9 @@
 //! Storage on SQLite: one database file for records, one beside it for content.
 //!
-//! Each space is a table. Records lie in 4 KiB pages and tables without row ids; content lies in 64 KiB pages
-//! and tables whose last column is the value, so that a key is found without passing over content. Records have a
-//! write-ahead log (<https://sqlite.org/wal.html>): readers go on while a commit is written. Content has a rollback
-//! journal (<https://sqlite.org/atomiccommit.html>), because a log would write everything twice.
+//! Each space is a table. Records use 4 KiB pages and tables without row ids. Content uses 64 KiB pages and tables whose
+//! last column is the value, so that a key lookup does not read content. Records use a write-ahead log
+//! (<https://sqlite.org/wal.html>): readers continue during a commit. Content uses a rollback journal
+//! (<https://sqlite.org/atomiccommit.html>), because a log would write everything twice.
 
 mod create;
 mod error;
@@ -11,34 +11,27 @@ mod schema;
 mod settings;
 mod storage;
 
-use std::path::Path;
 use std::sync::Arc;
 
-use enjambre_core::storage::embedded::{Embedded, EmbeddedSettings};
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::place::path_for;
-use enjambre_core::storage::{Role, Storage};
+use enjambre_core::{Embedded, EmbeddedSettings, Place, Role, Storage, StorageError};
 
 pub use settings::SqliteSettings;
 use storage::Sqlite;
 
-/// Opens the database for a role, or makes it. A relative path begins at `base`, the data directory.
+/// Opens the database for a role. Creates it if it does not exist.
 pub async fn open(
     settings: &SqliteSettings,
-    base: &Path,
+    place: &Place,
     role: Role,
 ) -> Result<Arc<dyn Storage>, StorageError> {
-    let path = path_for(role, &base.join(&settings.path));
+    let path = place.database(settings.path.as_deref(), "db", role);
     let name = match role {
         Role::Records => "sqlite",
         Role::Content => "sqlite-content",
     };
-    let adapter = EmbeddedSettings {
-        name: name.to_owned(),
-        readers: settings.readers.clamp(1, 64),
-        group_bytes: storage::GROUP_BYTES,
-        ..EmbeddedSettings::default()
-    };
+    let mut adapter = EmbeddedSettings::new(name);
+    adapter.readers = settings.readers.clamp(1, 64);
+    adapter.group_bytes = storage::GROUP_BYTES;
     let options = storage::Options {
         path,
         role,

@@ -1,20 +1,19 @@
-//! What a database file looks like: its name, its format version, and the table of a space.
+//! The schema of a database file: application id, format version and the table of a space.
 
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::path::Path;
 
-use enjambre_core::storage::Role;
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::{KeyRange, Space};
+use enjambre_core::storage::format::check_version;
+use enjambre_core::{KeyRange, Role, Space, StorageError};
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::error::explain;
 
-/// The version of the tables that this program writes.
+/// The format version that this program writes.
 pub(crate) const FORMAT: u64 = 1;
 
-/// What marks a file as ours, by role: `EjmR` and `EjmC` in the header (<https://sqlite.org/fileformat2.html>).
+/// Returns the application id in the file header: `EjmR` or `EjmC` (<https://sqlite.org/fileformat2.html>).
 const fn application_id(role: Role) -> i64 {
     match role {
         Role::Records => 0x456a_6d52,
@@ -22,7 +21,7 @@ const fn application_id(role: Role) -> i64 {
     }
 }
 
-/// The size of the pages of a new file.
+/// Returns the page size in bytes of a new file.
 pub(crate) const fn page_size(role: Role) -> i64 {
     match role {
         Role::Records => 4096,
@@ -30,17 +29,14 @@ pub(crate) const fn page_size(role: Role) -> i64 {
     }
 }
 
-/// Checks that the file is ours and of a format that we know, or makes a new file ours.
+/// Checks that the file belongs to Enjambre and has a supported format, or initialises a new one.
 pub(crate) fn prepare(connection: &mut Connection, path: &Path, role: Role) -> Result<(), StorageError> {
     let failed = |error| explain(path, "open", error);
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (id, version) = (number("application_id").map_err(failed)?, number("user_version").map_err(failed)?);
     if id == application_id(role) {
         let found = u64::try_from(version).unwrap_or(u64::MAX);
-        if found > FORMAT {
-            return Err(StorageError::NewerFormat { path: path.to_path_buf(), found, supported: FORMAT });
-        }
-        return Ok(());
+        return check_version(&path.display().to_string(), found, FORMAT);
     }
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
@@ -50,12 +46,12 @@ pub(crate) fn prepare(connection: &mut Connection, path: &Path, role: Role) -> R
             Role::Content => "content",
         };
         return Err(StorageError::corrupt(format!(
-            "{} is a database, but not one of Enjambre's {purpose}; choose another path",
+            "{} is a database, but not an Enjambre database for {purpose}; choose another path",
             path.display()
         )));
     }
-    // Both or neither: a file without them is a new one.
-    let mut mark = || {
+    // In one transaction: a file without both is a new one.
+    let mut initialise = || {
         let transaction = connection.transaction()?;
         transaction.execute_batch(
             "CREATE TABLE enjambre_sync (only INTEGER PRIMARY KEY, count INTEGER NOT NULL);
@@ -65,7 +61,7 @@ pub(crate) fn prepare(connection: &mut Connection, path: &Path, role: Role) -> R
         transaction.pragma_update(None, "user_version", FORMAT as i64)?;
         transaction.commit()
     };
-    mark().map_err(failed)
+    initialise().map_err(failed)
 }
 
 /// The statements of one space.
@@ -80,9 +76,9 @@ pub(crate) struct Statements {
 
 impl Statements {
     fn new(space: Space, role: Role) -> Self {
-        // The name of a space is a checked identifier; the prefix keeps it off SQLite's own names.
+        // The name of a space is a valid identifier. The prefix avoids the reserved names of SQLite.
         let table = format!("space_{}", space.name());
-        // In a table without row ids and other indexes REPLACE is one step: it looks for the place once, and writes there.
+        // In a table without row ids and other indexes, REPLACE needs one search.
         let (columns, put) = match role {
             Role::Records => (
                 "(key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
@@ -105,7 +101,7 @@ impl Statements {
         }
     }
 
-    /// The entries of a range; ?1 and ?2 are its bounds, ?3 is the limit.
+    /// Returns the query for a range: ?1 and ?2 are its bounds, ?3 is the limit.
     pub(crate) fn scan(&self, range: &KeyRange) -> String {
         let start = match range.start {
             Bound::Included(_) => "key >= ?1",
@@ -121,7 +117,7 @@ impl Statements {
     }
 }
 
-/// The spaces whose table is known to exist.
+/// The spaces whose tables exist.
 #[derive(Debug)]
 pub(crate) struct Tables {
     role: Role,
@@ -133,7 +129,7 @@ impl Tables {
         Self { role, known: HashMap::new() }
     }
 
-    /// The statements of a space that has a table; `None` where it was never written.
+    /// Returns the statements of a space, or `None` if it was never written.
     pub(crate) fn existing(
         &mut self,
         connection: &Connection,
@@ -153,8 +149,8 @@ impl Tables {
         Ok(self.known.get(&space))
     }
 
-    /// The statements of a space whose table is made where it is missing, within the transaction under way.
-    pub(crate) fn made(
+    /// Returns the statements of a space and creates its table if it is missing, within the current transaction.
+    pub(crate) fn create_missing(
         &mut self,
         connection: &Connection,
         space: Space,
@@ -169,8 +165,8 @@ impl Tables {
         }
     }
 
-    /// Forgets what a transaction made that was rolled back.
-    pub(crate) fn forget(&mut self) {
+    /// Discards the tables of a transaction that was rolled back.
+    pub(crate) fn clear(&mut self) {
         self.known.clear();
     }
 }

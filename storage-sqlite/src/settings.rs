@@ -1,4 +1,4 @@
-//! The table `[storage.sqlite]` of the configuration.
+//! The section `[storage.sqlite]` of the configuration.
 
 use std::path::PathBuf;
 
@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SqliteSettings {
-    /// The database file, relative to the data directory. Content goes into a file of its own beside it, with
-    /// `-content` behind the name: `catalogue.db` and `catalogue-content.db`.
-    pub path: PathBuf,
-    /// The page cache of each database file in MiB, shared out among its connections.
+    /// The database file, relative to the data directory. Content is stored in a second file with the suffix
+    /// `-content`: `catalogue.db` and `catalogue-content.db`.
+    pub path: Option<PathBuf>,
+    /// The page cache of each database file in MiB, divided among its connections.
     pub cache_mib: u32,
-    /// How many threads read each database file.
+    /// The number of reader threads of each database file.
     pub readers: usize,
 }
 
 impl Default for SqliteSettings {
     fn default() -> Self {
-        Self { path: "enjambre.db".into(), cache_mib: 8, readers: 2 }
+        Self { path: None, cache_mib: 8, readers: 2 }
     }
 }

@@ -1,13 +1,12 @@
-//! The engine: one connection that writes, and one for each reader.
+//! The SQLite engine: one connection for the writer and one for each reader.
 //!
 //! Records: `Durable` commits run with `synchronous = FULL`, which syncs the log at each commit, `Buffered` ones with
-//! `NORMAL`, which does not (<https://sqlite.org/pragma.html#pragma_synchronous>). A sync is a small commit with
-//! `FULL`: an empty one would sync nothing. The log is kept short by checkpoints, and cut where readers kept it from
-//! being reused.
+//! `NORMAL`, which does not (<https://sqlite.org/pragma.html#pragma_synchronous>). A sync is a small commit with `FULL`,
+//! because an empty commit syncs nothing. Checkpoints keep the log short; it is truncated if readers prevent its reuse.
 //!
-//! Content: every commit runs with `FULL`, because behind a rollback journal a weaker one lets a power cut damage the
-//! database. Pages that a database grows by need no journal, so a commit costs what it takes to write them once.
-//! Readers wait while a commit runs, and a commit waits until they have read, in the order in which they came.
+//! Content: every commit runs with `FULL`, because with a rollback journal a weaker level lets a power cut damage the
+//! database. New pages need no journal, so a commit writes them once. Readers and commits exclude each other, in order
+//! of arrival.
 
 #[cfg(test)]
 mod tests;
@@ -19,12 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::buffers::BufferPool;
-use enjambre_core::storage::Role;
-use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader};
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::place;
-use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
+use enjambre_core::runtime::buffers::BufferPool;
+use enjambre_core::storage::database_file;
+use enjambre_core::{
+    ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Role, Space, StorageError,
+    Write,
+};
 use parking_lot::{RwLock, RwLockWriteGuard};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
@@ -36,42 +35,42 @@ use crate::schema::{self, Tables};
 const MAX_VALUE: usize = 1024 * 1024;
 /// The largest batch in bytes.
 const MAX_BATCH: usize = 16 * 1024 * 1024;
-/// From how many bytes on a group commit takes no more batches.
+/// The size in bytes from which a group commit takes no further batch.
 pub(crate) const GROUP_BYTES: usize = 8 * 1024 * 1024;
-/// About how many bytes a page of a scan has.
+/// The approximate size in bytes of a scan page.
 const MAX_PAGE: usize = 1024 * 1024;
-/// From how many bytes on the log of records is written back into the database after a commit.
+/// The log size in bytes from which a commit of records is followed by a checkpoint.
 const CHECKPOINT: i64 = 16 * 1024 * 1024;
-/// To how many bytes the journal of content is cut after a commit that took more. It is kept, because writing over
-/// what is there costs the disk less than making it anew.
+/// The size in bytes to which a longer journal of content is truncated after a commit. The journal is kept because
+/// overwriting a file is cheaper than creating one.
 const KEPT_JOURNAL: i64 = 4 * 1024 * 1024;
-/// From how many bytes on a transaction writes content into the database before it commits, which takes two more syncs.
+/// The size in bytes from which a transaction writes content to the database before the commit, with two more syncs.
 const HELD_BACK: i64 = 8 * 1024 * 1024;
-/// Leaves a log from an earlier version, which is written back; lets SQLite remove the journal of an earlier process;
-/// and keeps the next one. A kill may have come between the end of the old one and its sync. Were it written over, a
-/// power cut could leave the old beginning before new pages, and it would be played back in part.
+/// Journal modes that delete the journal of an earlier process and keep the next one. SQLite deletes it when the mode
+/// changes from `persist` to `delete`, which is the initial mode. A kill may have prevented the sync of the old journal.
+/// If it were overwritten, a power cut could leave its header before new pages, and SQLite would roll back a part of it.
 const FRESH_JOURNAL: &[&str] = &["persist", "delete", "persist"];
-/// From how many bytes on the log is cut; with the largest group on top it stays below 64 MiB.
-const CUT_LOG: u64 = 40 * 1024 * 1024;
-/// How many bytes of the disk are left to small writes: deleting what fills it takes some room, too.
+/// The size in bytes from which the log is truncated. With the largest group it stays below 64 MiB.
+const TRUNCATE_LOG: u64 = 40 * 1024 * 1024;
+/// The free bytes reserved for small writes: a deletion also needs some space.
 const RESERVE: u64 = 8 * 1024 * 1024;
-/// Up to how many bytes writes may use the reserve.
+/// The size in bytes up to which writes may use the reserve.
 const SMALL: u64 = 64 * 1024;
-/// How long a checkpoint that cuts the log waits for readers, and whatever else for another process that reads.
+/// The wait of a truncating checkpoint for readers, and of other statements for another process that reads.
 const BUSY: Duration = Duration::from_secs(2);
-/// Waits for another process that reads content before anything is written, and never later. To records it makes no
-/// difference: behind a log nobody waits for readers.
+/// Waits for other processes that read content at the start of a transaction and never later. It has no effect on
+/// records: with a log, writers do not wait for readers.
 const BEGIN: &str = "BEGIN EXCLUSIVE";
-/// Changes something, so that there is something to sync.
+/// Writes a row so that the commit is synced.
 const COUNT_SYNC: &str = "UPDATE enjambre_sync SET count = count + 1";
-/// From how many bytes on a value is read into a buffer that is used again.
+/// The size in bytes from which a value is read into a reusable buffer.
 const LARGE: usize = 32 * 1024;
-/// How many bytes of buffers for large values wait to be used again.
+/// The bytes of buffers for large values that are kept for reuse.
 const KEPT_BUFFERS: usize = 4 * 1024 * 1024;
-/// How many statements a connection keeps prepared.
+/// The number of prepared statements that a connection keeps.
 const STATEMENTS: usize = 64;
 
-/// What the engine is opened with.
+/// The options of the engine.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) path: PathBuf,
@@ -80,11 +79,10 @@ pub(crate) struct Options {
     pub(crate) cache_kib: u64,
 }
 
-/// Keeps the readers of content and its writer apart; records need none of it. Neither side can starve the other: whoever
-/// waits for the lock is before all who come later.
-type Turns = Option<Arc<RwLock<()>>>;
+/// Excludes readers of content during a commit; `None` for records. The lock is fair: neither side starves the other.
+type ReadWriteLock = Option<Arc<RwLock<()>>>;
 
-/// The writing side.
+/// The writer.
 #[derive(Debug)]
 pub(crate) struct Sqlite {
     connection: Connection,
@@ -92,27 +90,27 @@ pub(crate) struct Sqlite {
     options: Options,
     /// The write-ahead log of records, the rollback journal of content.
     log: PathBuf,
-    turns: Turns,
-    /// The setting of `synchronous` that is in force, if it is known.
+    read_write: ReadWriteLock,
+    /// The current setting of `synchronous`, if known.
     synchronous: Option<Durability>,
-    /// Whether something was committed that may not be durable yet.
+    /// Whether a commit may not be durable yet.
     unsynced: bool,
-    /// What its readers read large values into.
+    /// The buffers of its readers for large values.
     buffers: BufferPool,
-    /// Last, so that it goes after the connection.
+    /// The last field: dropped after the connection.
     lock: Arc<File>,
 }
 
 impl Sqlite {
     pub(crate) fn open(options: &Options) -> Result<Self, StorageError> {
         let path = options.path.as_path();
-        place::make_folder(path)?;
-        let lock = Arc::new(place::lock(path)?);
-        create::where_missing(path, options.role)?;
+        database_file::create_parent_dir(path)?;
+        let lock = Arc::new(database_file::lock(path)?);
+        create::if_missing(path, options.role)?;
         let mut connection = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        // Before anything is changed in a file that may be somebody else's.
+        // Before any change: the file may be a foreign database.
         schema::prepare(&mut connection, path, options.role)?;
-        let (modes, wanted, name, turns) = match options.role {
+        let (modes, wanted, suffix, read_write) = match options.role {
             Role::Records => (&["wal"][..], "wal", "-wal", None),
             Role::Content => (FRESH_JOURNAL, "persist", "-journal", Some(Arc::new(RwLock::new(())))),
         };
@@ -136,71 +134,58 @@ impl Sqlite {
         if mode != wanted {
             return Err(StorageError::backend(
                 format!("open {}", path.display()),
-                format!("its journal cannot be changed from {mode} to {wanted}; choose a local disk"),
+                format!("cannot change its journal mode from {mode} to {wanted}; use a local disk"),
             ));
         }
         Ok(Self {
             connection,
             tables: Tables::new(options.role),
-            log: place::beside(path, name),
-            turns,
+            log: database_file::with_suffix(path, suffix),
+            read_write,
             options: options.clone(),
             synchronous: None,
-            // What another process committed before it was killed may not be.
+            // The last commit of a killed process may not be durable.
             unsynced: true,
             buffers: BufferPool::new(KEPT_BUFFERS),
             lock,
         })
     }
 
-    /// Refuses writes that could fill the disk to the brim.
-    fn check_room(&self, writes: &[Write]) -> Result<(), StorageError> {
+    /// Refuses writes that could fill the disk completely.
+    fn check_free_space(&self, writes: &[Write]) -> Result<(), StorageError> {
         let bytes: u64 = writes.iter().filter_map(Write::value).map(|value| value.len() as u64).sum();
         if bytes <= SMALL {
             return Ok(());
         }
-        if self.missing_room(bytes)? == 0 {
-            return Ok(());
-        }
-        // What was deleted is free for use once the log is written back.
-        if self.options.role == Role::Records {
-            let _ = self.checkpoint();
-        }
-        match self.missing_room(bytes)? {
-            0 => Ok(()),
-            missing => {
-                let source = format!("the disk has {missing} bytes too few to go on safely");
-                Err(StorageError::Full { source: source.into() })
-            }
-        }
-    }
-
-    /// How many free bytes the disk lacks.
-    fn missing_room(&self, bytes: u64) -> Result<u64, StorageError> {
-        // A file system that does not tell is taken as large enough; SQLite finds out in time.
-        let Ok(stat) = rustix::fs::statvfs(self.options.path.parent().unwrap_or(&self.options.path)) else {
-            return Ok(0);
+        let check = || {
+            let path = &self.options.path;
+            let needed =
+                self.required_space(bytes).map_err(|error| explain(path, "determine the size of", error))?;
+            database_file::check_free_space(path, needed)
         };
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let needed =
-            self.room_for(bytes).map_err(|error| explain(&self.options.path, "look for room in", error))?;
-        Ok(needed.saturating_sub(free))
+        match check() {
+            // A checkpoint frees the pages of deleted entries.
+            Err(StorageError::Full { .. }) if self.options.role == Role::Records => {
+                let _ = self.checkpoint();
+                check()
+            }
+            outcome => outcome,
+        }
     }
 
-    /// How many free bytes of the disk it takes to write this many, and a reserve behind them.
-    fn room_for(&self, bytes: u64) -> rusqlite::Result<u64> {
+    /// Returns the free bytes required to write `bytes` bytes, with a reserve.
+    fn required_space(&self, bytes: u64) -> rusqlite::Result<u64> {
         let number = |name: &str| {
             self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
         };
         let page_size = number("page_size")?;
         let length = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-        // What lies in the log only, and has its place in the database file still to come.
-        let to_come = (number("page_count")? * page_size).saturating_sub(length(&self.options.path));
+        // Pages that are in the log only and still need space in the database file.
+        let unwritten = (number("page_count")? * page_size).saturating_sub(length(&self.options.path));
         let growth = bytes.saturating_sub(number("freelist_count")? * page_size);
-        // The log is used again once it is written back, which `to_come` makes sure that it can be. A journal takes what
-        // is written over.
+        // The log is reused after a checkpoint, whose space is part of `unwritten`. A journal holds overwritten pages.
         let log = (RESERVE + bytes).saturating_sub(length(&self.log));
-        Ok(to_come + growth + log)
+        Ok(unwritten + growth + log)
     }
 
     fn set_synchronous(&mut self, durability: Durability) -> rusqlite::Result<()> {
@@ -216,17 +201,17 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Everything before the commit point.
+    /// Runs the transaction up to the commit point.
     fn write(&mut self, writes: &[Write], durability: Durability) -> rusqlite::Result<()> {
         self.set_synchronous(durability)?;
         self.connection.prepare_cached(BEGIN)?.execute([])?;
         match self.options.role {
-            // Small records of many batches fall onto the same pages, so they are written page by page.
-            Role::Records => self.write_all(&in_order(writes))?,
-            // Large values are written as they came.
+            // Small records of many batches share pages, so they are written in key order.
+            Role::Records => self.write_all(&last_writes_in_key_order(writes))?,
+            // Large values are written in the order of the batch.
             Role::Content => self.write_all(&writes.iter().collect::<Vec<_>>())?,
         }
-        // A transaction that finds nothing to change is not written, and would leave what is before it unsynced.
+        // SQLite does not write a transaction without changes and would leave earlier commits unsynced.
         if durability == Durability::Durable && self.unsynced {
             self.connection.prepare_cached(COUNT_SYNC)?.execute([])?;
         }
@@ -234,14 +219,14 @@ impl Sqlite {
     }
 
     fn write_all(&mut self, writes: &[&Write]) -> rusqlite::Result<()> {
-        // One statement after the other, each for as many writes as it serves.
+        // Each statement runs for as many consecutive writes as it fits.
         let same = |a: &&Write, b: &&Write| {
             a.target().0 == b.target().0 && a.value().is_some() == b.value().is_some()
         };
         for run in writes.chunk_by(same) {
             let space = run[0].target().0;
             if run[0].value().is_some() {
-                let sql = &self.tables.made(&self.connection, space)?.put;
+                let sql = &self.tables.create_missing(&self.connection, space)?.put;
                 let mut put = self.connection.prepare_cached(sql)?;
                 for write in run {
                     let value = write.value().map_or(&[][..], |value| &value[..]);
@@ -257,13 +242,13 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Undoes what was written; whether that went well.
+    /// Rolls the transaction back and returns whether that succeeded.
     fn roll_back(&mut self) -> bool {
-        self.tables.forget();
+        self.tables.clear();
         if !self.connection.is_autocommit() {
             let _ = self.connection.execute_batch("ROLLBACK");
         }
-        // To read, it must have played back what a journal still has; a reader could not.
+        // A read forces the playback of a remaining journal, which a reader could not do.
         let read = "SELECT count FROM enjambre_sync";
         self.connection.is_autocommit()
             && self.connection.query_row(read, [], |row| row.get::<_, i64>(0)).is_ok()
@@ -277,13 +262,13 @@ impl Sqlite {
         }
     }
 
-    /// Cuts the log where readers, always one somewhere, kept SQLite from beginning it anew.
-    fn bound_log(&self) {
+    /// Truncates the log if overlapping readers prevented SQLite from restarting it.
+    fn limit_log(&self) {
         let length = std::fs::metadata(&self.log).map_or(0, |metadata| metadata.len());
-        if length >= CUT_LOG
+        if length >= TRUNCATE_LOG
             && let Err(error) = self.checkpoint()
         {
-            tracing::debug!(log = %self.log.display(), %error, "the log could not be cut; it is tried again");
+            tracing::debug!(log = %self.log.display(), %error, "truncating the log failed; retried after the next commit");
         }
     }
 
@@ -291,8 +276,8 @@ impl Sqlite {
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
     }
 
-    /// How strongly a commit is made that has to be so durable.
-    fn strength(&self, durability: Durability) -> Durability {
+    /// Returns the durability that a commit is made with.
+    fn commit_durability(&self, durability: Durability) -> Durability {
         match self.options.role {
             Role::Records => durability,
             Role::Content => Durability::Durable,
@@ -306,7 +291,7 @@ impl Sqlite {
         let committed = self.connection.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
         match committed {
             Ok(_) => Ok(()),
-            // There was no room for the whole transaction, so what makes it count was not written.
+            // The transaction did not fit, so its commit record was not written.
             Err(error) if is_full(&error) => Err(self.refuse(error)),
             Err(error) => Err(ApplyError::Uncertain(error.into())),
         }
@@ -323,26 +308,26 @@ impl Engine for Sqlite {
             tables: Tables::new(self.options.role),
             path: self.options.path.clone(),
             buffers: self.buffers.clone(),
-            turns: self.turns.clone(),
+            read_write: self.read_write.clone(),
             _lock: self.lock.clone(),
         })
     }
 
     fn apply(&mut self, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
-        self.check_room(writes).map_err(ApplyError::Refused)?;
-        let durability = self.strength(durability);
-        let turns = self.turns.clone();
-        // From the beginning: a large transaction writes into the database before it commits.
-        let turn = turns.as_ref().map(|turns| turns.write());
+        self.check_free_space(writes).map_err(ApplyError::Refused)?;
+        let durability = self.commit_durability(durability);
+        let read_write = self.read_write.clone();
+        // From the start: a large transaction writes to the database before the commit.
+        let guard = read_write.as_ref().map(|lock| lock.write());
         let outcome = self.commit(writes, durability);
-        // To those who wait, also where the next commit is there already.
-        if let Some(turn) = turn {
-            RwLockWriteGuard::unlock_fair(turn);
+        // Waiting readers precede the next commit.
+        if let Some(guard) = guard {
+            RwLockWriteGuard::unlock_fair(guard);
         }
         outcome?;
         self.unsynced = durability == Durability::Buffered;
         if self.options.role == Role::Records {
-            self.bound_log();
+            self.limit_log();
         }
         Ok(())
     }
@@ -351,8 +336,8 @@ impl Engine for Sqlite {
         if !self.unsynced {
             return Ok(());
         }
-        let turns = self.turns.clone();
-        let _turn = turns.as_ref().map(|turns| turns.write());
+        let read_write = self.read_write.clone();
+        let _guard = read_write.as_ref().map(|lock| lock.write());
         self.set_synchronous(Durability::Durable)
             .and_then(|()| self.connection.prepare_cached(COUNT_SYNC))
             .and_then(|mut update| update.execute([]))
@@ -368,7 +353,7 @@ impl Engine for Sqlite {
     fn close(mut self) -> Result<(), StorageError> {
         self.sync()?;
         if self.options.role == Role::Records {
-            // Only a shorter start the next time: everything is durable in the log.
+            // Optional: the log is durable, and a checkpoint shortens the next start.
             let _ = self.checkpoint();
         }
         self.connection.flush_prepared_statement_cache();
@@ -376,21 +361,21 @@ impl Engine for Sqlite {
     }
 }
 
-/// A reading side: a connection of its own.
+/// A reader with its own connection.
 #[derive(Debug)]
 pub(crate) struct SqliteReader {
     connection: Connection,
     tables: Tables,
     path: PathBuf,
     buffers: BufferPool,
-    turns: Turns,
-    /// Held until the last connection is gone.
+    read_write: ReadWriteLock,
+    /// Held until the last connection is closed.
     _lock: Arc<File>,
 }
 
 impl Reader for SqliteReader {
     fn get(&mut self, space: Space, key: &Key) -> Result<Option<Bytes>, ReadError> {
-        let _turn = self.turns.as_ref().map(|turns| turns.read());
+        let _guard = self.read_write.as_ref().map(|lock| lock.read());
         let mut read = || {
             let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(None) };
             self.connection
@@ -410,7 +395,7 @@ impl Reader for SqliteReader {
     ) -> Result<Vec<(Key, Bytes)>, ReadError> {
         let mut page = Vec::new();
         let mut damaged = false;
-        let _turn = self.turns.as_ref().map(|turns| turns.read());
+        let _guard = self.read_write.as_ref().map(|lock| lock.read());
         let mut read = || {
             let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(()) };
             let mut select = self.connection.prepare_cached(&statements.scan(range))?;
@@ -434,7 +419,7 @@ impl Reader for SqliteReader {
         read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error))?;
         if damaged {
             return Err(
-                StorageError::corrupt(format!("{} has an impossible key", self.path.display())).into()
+                StorageError::corrupt(format!("{} contains an invalid key", self.path.display())).into()
             );
         }
         Ok(page)
@@ -450,10 +435,10 @@ fn copy(buffers: &BufferPool, value: &[u8]) -> Bytes {
     copy.freeze()
 }
 
-/// The last write to each key, in the order of spaces and keys.
-fn in_order(writes: &[Write]) -> Vec<&Write> {
+/// Returns the last write to each key, ordered by space and key.
+fn last_writes_in_key_order(writes: &[Write]) -> Vec<&Write> {
     let mut sorted: Vec<&Write> = writes.iter().collect();
-    // Stable: of several writes to a key the last one is behind the others.
+    // The sort is stable: the last write to a key stays last.
     sorted.sort_by(|a, b| a.target().cmp(&b.target()));
     let mut last: Vec<&Write> = Vec::with_capacity(sorted.len());
     for write in sorted {
@@ -477,7 +462,7 @@ fn connect(options: &Options, flags: OpenFlags) -> Result<Connection, StorageErr
         let connection = Connection::open_with_flags(&options.path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.busy_timeout(BUSY)?;
-        // Negative: KiB, not pages.
+        // A negative value is in KiB, a positive one in pages.
         connection.pragma_update(None, "cache_size", -(options.cache_kib as i64))?;
         connection.pragma_update(None, "mmap_size", 0)?;
         connection.pragma_update(None, "cell_size_check", true)?;

@@ -1,28 +1,28 @@
-//! Damages databases and content in many places, one seed after the other: see `enjambre_tests::damage`.
+//! Damages databases and content at random locations; see `enjambre_tests::damage`.
 //!
 //!     cargo run --release -p enjambre-tests --example damage -- [--seeds 500] [--from 0] [--setups sqlite,sled]
 //!
-//! A panic, a hang, an unclear error or a wrong byte ends the run with a panic that names the seed.
+//! Panics with the seed if the program panics, hangs, prints an invalid error message or delivers a wrong byte.
 
 use std::time::Instant;
 
 use anyhow::{Error, Result};
 use clap::Parser;
 use enjambre_tests::damage::{self, Target};
-use enjambre_tests::node::Setup;
+use enjambre_tests::setup::Setup;
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// How many seeds for each setup and each kind of database
+    /// Number of seeds per setup and kind of data
     #[arg(long, default_value_t = 500)]
     seeds: u64,
-    /// The first seed
+    /// First seed
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// sqlite, sqlite+files, sled, sled+files
+    /// Setups: sqlite, sqlite+files, sled, sled+files
     #[arg(long, value_delimiter = ',', default_value = "sqlite,sqlite+files,sled,sled+files")]
     setups: Vec<String>,
-    /// Tell of each seed
+    /// Print every seed
     #[arg(long)]
     verbose: bool,
 }
@@ -32,19 +32,19 @@ fn main() -> Result<()> {
     for name in &options.setups {
         let setup: Setup = name.parse().map_err(Error::msg)?;
         for target in Target::ALL {
-            // The index and the catalogue are the same wherever content is.
+            // Library and catalogue do not depend on the content location.
             if setup.content == "files" && target != Target::Content {
                 continue;
             }
-            let begun = Instant::now();
+            let started = Instant::now();
             let seeds = options.from..options.from + options.seeds;
-            let tell = |what: &str| {
+            let print = |damage: &str| {
                 if options.verbose {
-                    println!("{what}");
+                    println!("{damage}");
                 }
             };
-            let tally = damage::run(setup, target, seeds, tell);
-            println!("{name}, {target:?}: {tally:?} in {:.0} s", begun.elapsed().as_secs_f64());
+            let tally = damage::run(setup, target, seeds, print);
+            println!("{name}, {target:?}: {tally:?} in {:.0} s", started.elapsed().as_secs_f64());
         }
     }
     Ok(())

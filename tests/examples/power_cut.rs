@@ -1,4 +1,4 @@
-//! Cuts the power again and again: see `enjambre_tests::power_cut`. It takes root, to mount a file system in a file.
+//! Simulates power cuts; see `enjambre_tests::power_cut`. Requires root to mount a file system.
 //!
 //!     cargo run --release -p enjambre-tests --example power_cut -- [--cuts 50] [--setups sqlite,sled] [--seed N]
 
@@ -6,18 +6,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Error, Result};
 use clap::Parser;
-use enjambre_tests::node::Setup;
 use enjambre_tests::power_cut;
+use enjambre_tests::setup::Setup;
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// How many cuts for each setup
+    /// Number of power cuts per setup
     #[arg(long, default_value_t = 50)]
     cuts: u32,
-    /// sqlite, sqlite+files, sled, sled+files
+    /// Setups: sqlite, sqlite+files, sled, sled+files
     #[arg(long, value_delimiter = ',', default_value = "sqlite,sqlite+files,sled,sled+files")]
     setups: Vec<String>,
-    /// What the choices are made from; told at the start
+    /// Seed of the run; random by default, printed at the start
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -28,10 +28,10 @@ fn main() -> Result<()> {
     for name in &options.setups {
         let setup: Setup = name.parse().map_err(Error::msg)?;
         println!("{name}, seed {seed}");
-        let begun = Instant::now();
+        let started = Instant::now();
         let tally =
-            power_cut::run(name, setup, options.cuts, seed, |_| {}).context("nothing can be mounted")?;
-        println!("{name}: nothing lost in {:.0} s: {tally:?}", begun.elapsed().as_secs_f64());
+            power_cut::run(name, setup, options.cuts, seed, |_| {}).context("cannot mount a file system")?;
+        println!("{name}: no data lost in {:.0} s: {tally:?}", started.elapsed().as_secs_f64());
     }
     Ok(())
 }

@@ -1,35 +1,35 @@
-//! Simulates swarms, a seed each, and prints the seeds of those in which something was not as it has to be.
+//! Runs simulations, one per seed, and prints the seeds that violate a guarantee. See `docs/SIMULATION.md`.
 //!
 //!     cargo run --release -p enjambre-tests --example simulate -- [--seeds COUNT] [--from SEED] [--seed SEED [--trace]]
-//!
-//! COUNT is how many, 500 unless given, from SEED on, 0 unless given. With `--seed` it is this one, and with `--trace`
-//! everything that happens in it is printed. See `docs/SIMULATION.md`.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow};
+use clap::Parser;
 use enjambre_tests::sim::run::{Outcome, run, run_many};
 
+#[derive(Debug, Parser)]
+struct Options {
+    /// Number of seeds
+    #[arg(long, default_value_t = 500)]
+    seeds: u64,
+    /// First seed
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Run only this seed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print all events of the seed
+    #[arg(long, requires = "seed")]
+    trace: bool,
+}
+
 fn main() -> Result<ExitCode> {
-    let (mut seeds, mut from, mut only, mut trace) = (500, 0, None, false);
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut number = || -> Result<u64> {
-            let value = args.next().with_context(|| format!("{arg} needs a number"))?;
-            value.parse().with_context(|| format!("{arg} needs a number, and {value:?} is none"))
-        };
-        match arg.as_str() {
-            "--seeds" => seeds = number()?,
-            "--from" => from = number()?,
-            "--seed" => only = Some(number()?),
-            "--trace" => trace = true,
-            _ => bail!("{arg:?} is not an option; there are --seeds, --from, --seed and --trace"),
-        }
-    }
-    let begun = Instant::now();
+    let options = Options::parse();
+    let started = Instant::now();
     let (mut done, mut failed, mut delivered, mut events) = (0, 0, 0, 0);
-    let mut each = |outcome: Outcome| {
+    let mut record = |outcome: Outcome| {
         if let Some(report) = outcome.report() {
             failed += 1;
             println!("{report}");
@@ -38,16 +38,16 @@ fn main() -> Result<ExitCode> {
         delivered += outcome.delivered;
         events += outcome.events;
     };
-    match only {
+    match options.seed {
         Some(seed) => {
-            let outcome = run(seed, None, trace);
+            let outcome = run(seed, None, options.trace);
             println!("trace {} of {} events", outcome.trace, outcome.events);
-            each(outcome);
+            record(outcome);
         }
-        None => run_many(from..from + seeds, None, each)
-            .map_err(|seeds| anyhow!("the worlds of these seeds do not end: {seeds:?}"))?,
+        None => run_many(options.from..options.from + options.seeds, None, record)
+            .map_err(|seeds| anyhow!("simulations of these seeds do not end: {seeds:?}"))?,
     }
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     println!("{done} seeds, {failed} failed; {delivered} deliveries, {events} events, {seconds:.0} s");
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -1,9 +1,9 @@
-"""A client for Enjambre in another language: lists, finds, downloads and verifies a file.
+"""Protocol client in Python: lists the catalogue, and finds, downloads and verifies a file.
 
     python client.py [--socket dealer|req] TRACKER NAME PATH
 
-TRACKER is an endpoint such as zmq://127.0.0.1:7700. Everything here follows from docs/PROTOCOL.md alone. ZMTP
-heartbeats are on, and with a DEALER many pieces are asked for at once and taken in the order in which they come.
+TRACKER is an endpoint such as zmq://127.0.0.1:7700. The client is written from docs/PROTOCOL.md alone. It enables ZMTP
+heartbeats. With a DEALER socket it requests several pieces at the same time and accepts replies in any order.
 """
 
 import argparse
@@ -21,11 +21,11 @@ MIN_PIECE, MAX_PIECE = 256 * 1024, 4 * 1024 * 1024
 
 
 class Refused(Exception):
-    """The other side answered with an error."""
+    """An error reply."""
 
 
 class Connection:
-    """Requests and replies over one socket, matched by id."""
+    """A socket with requests and replies, matched by id."""
 
     def __init__(self, context, endpoint, kind):
         self.kind = kind
@@ -38,20 +38,20 @@ class Connection:
         self.socket.connect(endpoint.replace("zmq://", "tcp://", 1))
         self.last_id = 0
 
-    def rest(self):
-        """Says nothing for several heartbeats. Without an answer to them the connection would be lost and made anew."""
-        surplus = self.socket.poll(5 * HEARTBEAT_MS)
-        assert not surplus, "a message that nobody asked for"
-        assert not self.lost.poll(0), "the connection was lost"
+    def idle(self):
+        """Stays idle for several heartbeats and checks that the connection survives."""
+        unexpected = self.socket.poll(5 * HEARTBEAT_MS)
+        assert not unexpected, "unsolicited message"
+        assert not self.lost.poll(0), "connection lost"
 
-    def send(self, ask):
+    def send(self, request):
         """Sends a request and returns its id."""
         self.last_id += 1
-        self.socket.send(cbor2.dumps({"v": VERSION, "id": self.last_id, "ask": ask}))
+        self.socket.send(cbor2.dumps({"v": VERSION, "id": self.last_id, "request": request}))
         return self.last_id
 
     def receive(self):
-        """The next reply: its id, its fields, and its payload."""
+        """Returns the id, the fields and the payload of the next reply."""
         frames = self.socket.recv_multipart()
         header = cbor2.loads(frames[0])
         payload = frames[1] if len(frames) > 1 else b""
@@ -60,23 +60,23 @@ class Connection:
         return header["id"], header["reply"], payload
 
     def call(self, kind, **fields):
-        """One request and its reply."""
-        asked = self.send({kind: fields})
-        answered, reply, payload = self.receive()
-        assert answered == asked, f"the reply to {answered} came for {asked}"
+        """Sends a request and returns the fields and the payload of its reply."""
+        request_id = self.send({kind: fields})
+        reply_id, reply, payload = self.receive()
+        assert reply_id == request_id, f"expected a reply to {request_id}, got one to {reply_id}"
         return reply[kind], payload
 
 
 def piece_size(size):
-    """How large the pieces of a file are: the next power of two that makes at most 8192 of them, within bounds."""
-    wanted = 1
-    while wanted * 8192 < size:
-        wanted *= 2
-    return min(max(wanted, MIN_PIECE), MAX_PIECE)
+    """Returns the piece size: the smallest power of two for which a file has at most 8192 pieces, within bounds."""
+    length = 1
+    while length * 8192 < size:
+        length *= 2
+    return min(max(length, MIN_PIECE), MAX_PIECE)
 
 
 def list_files(tracker):
-    """All files of the catalogue, page by page."""
+    """Yields all files of the catalogue, page by page."""
     cursor = None
     while True:
         fields = {"pattern": "", "limit": 1}
@@ -90,30 +90,30 @@ def list_files(tracker):
 
 
 def piece_count(peer, file):
-    """The number of pieces, after the list of their hashes was fetched and its length checked."""
-    wanted = -(-file["size"] // piece_size(file["size"]))
+    """Fetches the piece hashes of a file, checks their number and returns it."""
+    count = -(-file["size"] // piece_size(file["size"]))
     hashes = b""
-    while len(hashes) < 32 * wanted:
+    while len(hashes) < 32 * count:
         reply, payload = peer.call("manifest", id=file["id"], first=len(hashes) // 32)
-        assert reply["size"] == file["size"] and payload, "the peer knows another file"
+        assert reply["size"] == file["size"] and payload, "manifest of another file"
         hashes += payload
-    assert len(hashes) == 32 * wanted
-    return wanted
+    assert len(hashes) == 32 * count
+    return count
 
 
 def download(peer, file, path):
-    """Fetches all pieces into `path`."""
+    """Downloads all pieces of a file to `path`."""
     count = piece_count(peer, file)
     size = piece_size(file["size"])
     window = 1 if peer.kind == "req" else WINDOW
-    waiting, asked = list(range(count)), {}
+    waiting, pending = list(range(count)), {}
     with open(path, "wb") as out:
-        while waiting or asked:
-            while waiting and len(asked) < window:
+        while waiting or pending:
+            while waiting and len(pending) < window:
                 index = waiting.pop(0)
-                asked[peer.send({"piece": {"id": file["id"], "index": index}})] = index
-            answered, reply, payload = peer.receive()
-            index = asked.pop(answered)
+                pending[peer.send({"piece": {"id": file["id"], "index": index}})] = index
+            request_id, reply, payload = peer.receive()
+            index = pending.pop(request_id)
             assert reply == "piece", reply
             assert len(payload) == min(size, file["size"] - index * size)
             out.seek(index * size)
@@ -136,12 +136,12 @@ def main():
     found, _ = tracker.call("find", query=options.name)
     file = found["file"]
     assert file["name"] == options.name
-    answer, _ = tracker.call("providers", id=file["id"])
-    for provider in answer["providers"]:
-        # A peer may be reachable in other ways, too.
+    reply, _ = tracker.call("providers", id=file["id"])
+    for provider in reply["providers"]:
+        # A peer may also have endpoints of other transports.
         endpoint = next(endpoint for endpoint in provider["endpoints"] if endpoint.startswith("zmq://"))
         peer = Connection(context, endpoint, options.socket)
-        # What is not known is answered with an error, and does no harm to what comes after it.
+        # Invalid requests get an error reply and leave the connection usable.
         for kind, code in [("dance", "unsupported"), ("piece", "malformed")]:
             try:
                 peer.call(kind)
@@ -149,19 +149,19 @@ def main():
                 assert str(refused).startswith(code), refused
             else:
                 raise AssertionError(f"{kind} was not refused")
-        peer.rest()
+        peer.idle()
         download(peer, file, options.path)
-        peer.rest()
+        peer.idle()
         break
     else:
-        sys.exit("nobody offers it now")
+        sys.exit("no provider offers the file")
 
     hasher = blake3.blake3()
-    with open(options.path, "rb") as got:
-        while block := got.read(1 << 20):
+    with open(options.path, "rb") as content:
+        while block := content.read(1 << 20):
             hasher.update(block)
     if hasher.digest() != file["id"]:
-        sys.exit("the content is not what the id says")
+        sys.exit("the content does not match the id")
     print(f"complete  {file['id'].hex()}  {options.path}")
 
 

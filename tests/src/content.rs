@@ -1,4 +1,4 @@
-//! Files and folders to publish, the same in every run, and ways to compare what arrived.
+//! Reproducible test files and directories, and functions that compare them after a transfer.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,32 +12,31 @@ use rand::{Rng, SeedableRng};
 /// One MiB in bytes.
 pub const MIB: u64 = 1 << 20;
 
-/// Writes a file of `size` random bytes that depend on the seed alone, and returns its BLAKE3 hash in hexadecimal
-/// digits.
+/// Writes a file of `size` random bytes derived from the seed. Returns its BLAKE3 hash in hexadecimal digits.
 ///
 /// # Panics
-/// If the file cannot be written.
+/// Panics if the file cannot be written.
 pub fn write_file(path: &Path, size: u64, seed: u64) -> String {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut hasher = blake3::Hasher::new();
-    let mut file = BufWriter::new(File::create(path).expect("a test's folder can be written"));
+    let mut file = BufWriter::new(File::create(path).expect("cannot create a test file"));
     let mut block = vec![0; 256 * 1024];
-    let mut rest = size;
-    while rest > 0 {
-        let len = usize::try_from(rest).map_or(block.len(), |rest| rest.min(block.len()));
+    let mut remaining = size;
+    while remaining > 0 {
+        let len = usize::try_from(remaining).map_or(block.len(), |remaining| remaining.min(block.len()));
         random.fill_bytes(&mut block[..len]);
         hasher.update(&block[..len]);
-        file.write_all(&block[..len]).expect("a test's folder has room");
-        rest -= len as u64;
+        file.write_all(&block[..len]).expect("cannot write a test file");
+        remaining -= len as u64;
     }
-    file.flush().expect("a test's folder has room");
+    file.flush().expect("cannot write a test file");
     hasher.finalize().to_hex().to_string()
 }
 
-/// The BLAKE3 hash of a file in hexadecimal digits.
+/// Returns the BLAKE3 hash of a file in hexadecimal digits.
 ///
 /// # Panics
-/// If there is no such file; the message names it.
+/// Panics if the file cannot be read; the message contains its path.
 #[track_caller]
 pub fn hash_of(path: &Path) -> String {
     let mut hasher = blake3::Hasher::new();
@@ -46,11 +45,11 @@ pub fn hash_of(path: &Path) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// Makes a folder with nested folders, an empty file, names beyond ASCII, an executable file, and a file of several
-/// pieces.
+/// Creates a directory that contains nested directories, an empty file, non-ASCII names, an executable file and a file of
+/// several pieces.
 ///
 /// # Panics
-/// If it cannot be written.
+/// Panics if the directory cannot be written.
 pub fn write_tree(root: &Path, seed: u64) {
     let files = [
         ("notes.txt", 1_000),
@@ -66,27 +65,28 @@ pub fn write_tree(root: &Path, seed: u64) {
     ];
     for (number, (path, size)) in files.into_iter().enumerate() {
         let path = root.join(path);
-        fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("the folder can be made");
+        fs::create_dir_all(path.parent().expect("a file has a parent")).expect("cannot create a directory");
         write_file(&path, size, seed + number as u64);
     }
-    // The same content twice is one file of the library and two of the folder.
-    fs::copy(root.join("same/one"), root.join("same/two")).expect("the file can be copied");
-    fs::set_permissions(root.join("bin/tool.sh"), fs::Permissions::from_mode(0o755)).expect("own file");
+    // Duplicate content: one file in the library, two files in the directory.
+    fs::copy(root.join("same/one"), root.join("same/two")).expect("cannot copy a test file");
+    fs::set_permissions(root.join("bin/tool.sh"), fs::Permissions::from_mode(0o755))
+        .expect("cannot set permissions");
 }
 
-/// What is at a path of a folder, as far as a collection keeps it.
+/// A file of a directory, with the attributes that a collection preserves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeFile {
     /// The BLAKE3 hash of the content.
     pub hash: String,
-    /// Whether its owner may execute it.
+    /// Whether the owner may execute the file.
     pub executable: bool,
 }
 
-/// All files below a folder by their paths relative to it.
+/// Returns all files below a directory by their relative paths.
 ///
 /// # Panics
-/// If the folder cannot be read.
+/// Panics if the directory cannot be read.
 #[track_caller]
 pub fn read_tree(root: &Path) -> BTreeMap<String, TreeFile> {
     let mut files = BTreeMap::new();
@@ -94,14 +94,14 @@ pub fn read_tree(root: &Path) -> BTreeMap<String, TreeFile> {
     while let Some(folder) = folders.pop() {
         let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         for entry in entries {
-            let entry = entry.expect("the folder can be read");
-            let metadata = entry.metadata().expect("the file is there");
+            let entry = entry.expect("cannot read a directory entry");
+            let metadata = entry.metadata().expect("cannot read file metadata");
             if metadata.is_dir() {
                 folders.push(entry.path());
                 continue;
             }
             let path = entry.path();
-            let relative = path.strip_prefix(root).expect("it is below the root");
+            let relative = path.strip_prefix(root).expect("the path is below the root");
             let executable = metadata.permissions().mode() & 0o100 != 0;
             files.insert(
                 relative.to_string_lossy().into_owned(),

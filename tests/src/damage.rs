@@ -1,9 +1,8 @@
-//! Databases and content with flipped bytes, lost blocks and missing tails: each start gives a clear error or works, and
-//! what it then delivers is right.
+//! Fault injection in stored data: flipped bits, lost blocks and truncated files in databases and content.
 //!
-//! Where the damage lies is decided by the seed. Nothing says that damage must be noticed at the start: SQLite has no
-//! checksums, and a flipped byte in a name is another name. But no content leaves that is not what its id says, nothing
-//! panics or hangs, and what is refused is refused with one line.
+//! A node either refuses to start, with an error of one line, or starts. A running node never delivers content that does
+//! not match its id, never panics and never hangs. It need not detect damage at startup: SQLite has no checksums, and a
+//! flipped bit in a name is a different valid name. The seed determines the location and kind of the damage.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,26 +16,27 @@ use rand::{Rng, RngExt, SeedableRng};
 use rustix::process::Signal;
 
 use crate::content::{hash_of, write_file};
-use crate::node::{Peer, Setup, Tracker, World};
+use crate::node::{Peer, Tracker, World};
 use crate::process::Output;
-use crate::wait::LONG;
+use crate::setup::Setup;
+use crate::wait::TIMEOUT;
 
-/// What is damaged.
+/// The data to damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// The database of a tracker.
     Catalogue,
-    /// The index of a peer.
+    /// The library index of a peer.
     Library,
-    /// The content that a peer keeps, in a database or in files.
+    /// The stored content of a peer, in a database or in files.
     Content,
 }
 
 impl Target {
-    /// All of them.
+    /// All targets.
     pub const ALL: [Self; 3] = [Self::Catalogue, Self::Library, Self::Content];
 
-    /// Whether a file below the data folder belongs to it.
+    /// Whether a file of the data directory belongs to this target.
     fn is_part(self, path: &Path) -> bool {
         let name = path.components().next().map(|first| first.as_os_str().to_string_lossy().into_owned());
         let name = name.unwrap_or_default();
@@ -51,257 +51,261 @@ impl Target {
     }
 }
 
-/// What came of the damage.
+/// The numbers of outcomes.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Tally {
-    /// Starts that were refused with a clear error.
+    /// Starts that failed with a valid error message.
     pub refused: u32,
-    /// Starts that worked.
+    /// Starts that succeeded.
     pub started: u32,
-    /// Files that were delivered, all of them right.
-    pub right: u32,
-    /// Files that were refused.
-    pub withheld: u32,
+    /// Files that were delivered, with correct content.
+    pub delivered: u32,
+    /// Files whose delivery failed with an error.
+    pub undelivered: u32,
 }
 
-/// A node that was stopped, and what it had.
-struct Scene {
+/// A stopped node, copies of its data, and a peer that queries it.
+struct DamageTest {
     world: World,
     tracker: Tracker,
-    keeper: Peer,
-    asker: Peer,
+    provider: Peer,
+    reader: Peer,
     target: Target,
-    /// Where a copy of the folder is that is damaged next: as it is after a stop, and after a kill.
+    /// Copies of the data directory after a clean shutdown and after `kill -9`.
     originals: [PathBuf; 2],
+    /// Hashes of the published files by name.
     files: BTreeMap<String, String>,
 }
 
-/// Damages what these seeds say, one after the other; `each` is told of every one.
+/// Runs one round per seed: damages a fresh copy of the data, starts the node and reads all files. Calls `each` with a
+/// description of the damage.
 ///
 /// # Panics
-/// On a panic of the program, a hang, an unclear error, or a wrong byte.
+/// Panics if the program panics, hangs, prints an invalid error message or delivers a wrong byte.
 pub fn run(
     setup: Setup,
     target: Target,
     seeds: impl IntoIterator<Item = u64>,
     mut each: impl FnMut(&str),
 ) -> Tally {
-    let mut scene = Scene::new(setup, target);
+    let mut state = DamageTest::new(setup, target);
     let mut tally = Tally::default();
     for seed in seeds {
         let mut random = SmallRng::seed_from_u64(seed);
-        let what = scene.damage(&mut random);
-        each(&format!("seed {seed}: {what}"));
-        scene.look(&format!("{target:?} of {setup:?}, seed {seed}: {what}"), &mut tally);
+        let damage = state.damage(&mut random);
+        each(&format!("seed {seed}: {damage}"));
+        state.start_and_read(&format!("{target:?} of {setup:?}, seed {seed}: {damage}"), &mut tally);
     }
     tally
 }
 
-impl Scene {
+impl DamageTest {
     fn new(setup: Setup, target: Target) -> Self {
         let world = World::new(setup);
         let mut tracker = world.tracker_with("tracker", &["tracker.lease=1s"]);
-        let mut keeper = world.running_peer("keeper", &[&tracker]);
-        let asker = world.peer_with("asker", &[&tracker], &["download.patience=500ms"]);
+        let mut provider = world.running_peer("provider", &[&tracker]);
+        let reader = world.peer_with("reader", &[&tracker], &["download.provider_timeout=500ms"]);
         let mut files = BTreeMap::new();
         for (number, size) in [0, 1, 900, 40_000, 200_000, 262_144, 300_000, 900_000].into_iter().enumerate()
         {
             let name = format!("file-{number}");
             let path = world.path(&name);
             files.insert(name, write_file(&path, size, 1 + number as u64));
-            keeper.publish(&path, &["--store"]);
+            provider.publish(&path, &["--store"]);
         }
         let originals = [world.path("stopped"), world.path("killed")];
         for (number, original) in originals.iter().enumerate() {
             match (target, number) {
-                (Target::Catalogue, 0) => drop(tracker.stop(Signal::TERM, LONG)),
+                (Target::Catalogue, 0) => drop(tracker.stop(Signal::TERM, TIMEOUT)),
                 (Target::Catalogue, _) => tracker.kill(),
-                (_, 0) => drop(keeper.stop(Signal::TERM, LONG)),
-                (_, _) => keeper.kill(),
+                (_, 0) => drop(provider.stop(Signal::TERM, TIMEOUT)),
+                (_, _) => provider.kill(),
             }
             let data = match target {
                 Target::Catalogue => tracker.folder().join("data"),
-                _ => keeper.folder().join("data"),
+                _ => provider.folder().join("data"),
             };
-            copy_folder(&data, original);
+            copy_directory(&data, original);
             if number == 0 {
                 match target {
                     Target::Catalogue => tracker.start(),
-                    _ => keeper.start(),
+                    _ => provider.start(),
                 }
             }
         }
-        Self { world, tracker, keeper, asker, target, originals, files }
+        Self { world, tracker, provider, reader, target, originals, files }
     }
 
     fn data(&self) -> PathBuf {
         match self.target {
             Target::Catalogue => self.tracker.folder().join("data"),
-            _ => self.keeper.folder().join("data"),
+            _ => self.provider.folder().join("data"),
         }
     }
 
-    /// Takes a fresh copy and damages it; says how.
+    /// Restores a copy of the data and damages one file of it. Returns a description of the damage.
     fn damage(&self, random: &mut SmallRng) -> String {
         let data = self.data();
         let _ = fs::remove_dir_all(&data);
-        let original = self.originals.choose(random).expect("there are two");
-        copy_folder(original, &data);
+        let original = self.originals.choose(random).expect("there are two originals");
+        copy_directory(original, &data);
         let mut parts = Vec::new();
         list_files(&data, &data, &mut parts);
         parts.retain(|(path, length)| self.target.is_part(path) && *length > 0);
         parts.sort();
-        let (path, length) = parts.choose(random).expect("there is something to damage").clone();
-        let file = OpenOptions::new().read(true).write(true).open(data.join(&path)).expect("own file");
+        let (path, length) = parts.choose(random).expect("the target has files").clone();
+        let file =
+            OpenOptions::new().read(true).write(true).open(data.join(&path)).expect("cannot open the file");
         let from = original.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let place = format!("{} of {length} bytes, {from}", path.display());
+        let location = format!("{} of {length} bytes, {from}", path.display());
         match random.random_range(0..4) {
             0 => {
                 let left = random.random_range(0..length);
-                file.set_len(left).expect("own file");
-                format!("{place}: only {left} bytes are left")
+                file.set_len(left).expect("cannot modify the file");
+                format!("{location}: truncated to {left} bytes")
             }
             1 => {
                 let start = random.random_range(0..length) / 4096 * 4096;
                 let lost = vec![0; (length - start).min(4096) as usize];
-                file.write_all_at(&lost, start).expect("own file");
-                format!("{place}: zeros at {start}")
+                file.write_all_at(&lost, start).expect("cannot modify the file");
+                format!("{location}: zeros at {start}")
             }
             2 => {
                 let start = random.random_range(0..length) / 512 * 512;
                 let mut noise = vec![0; (length - start).min(512) as usize];
                 random.fill_bytes(&mut noise);
-                file.write_all_at(&noise, start).expect("own file");
-                format!("{place}: noise at {start}")
+                file.write_all_at(&noise, start).expect("cannot modify the file");
+                format!("{location}: random bytes at {start}")
             }
             _ => {
-                let places: Vec<u64> =
+                let offsets: Vec<u64> =
                     (0..random.random_range(1..=16)).map(|_| random.random_range(0..length)).collect();
-                for at in &places {
+                for at in &offsets {
                     let mut byte = [0];
-                    file.read_exact_at(&mut byte, *at).expect("own file");
-                    file.write_all_at(&[byte[0] ^ 1 << random.random_range(0..8)], *at).expect("own file");
+                    file.read_exact_at(&mut byte, *at).expect("cannot modify the file");
+                    file.write_all_at(&[byte[0] ^ 1 << random.random_range(0..8)], *at)
+                        .expect("cannot modify the file");
                 }
-                format!("{place}: flips at {places:?}")
+                format!("{location}: bit flips at {offsets:?}")
             }
         }
     }
 
-    /// Starts the node on what is there now, and asks it for everything.
-    fn look(&mut self, context: &str, tally: &mut Tally) {
+    /// Starts the node on the damaged data and reads everything from it.
+    fn start_and_read(&mut self, context: &str, tally: &mut Tally) {
         let started = match self.target {
             Target::Catalogue => self.tracker.try_start(),
-            _ => self.keeper.try_start(),
+            _ => self.provider.try_start(),
         };
         if let Err(output) = started {
-            check_refusal(context, &output);
+            check_failed_start(context, &output);
             tally.refused += 1;
             return;
         }
         tally.started += 1;
         match self.target {
-            Target::Catalogue => self.ask_the_tracker(context),
-            _ => self.ask_the_keeper(context, tally),
+            Target::Catalogue => self.query_tracker(context),
+            _ => self.read_provider(context, tally),
         }
-        let (said, end) = match self.target {
-            Target::Catalogue => (self.tracker.stderr_text(), self.tracker.stop(Signal::TERM, LONG)),
-            _ => (self.keeper.stderr_text(), self.keeper.stop(Signal::TERM, LONG)),
+        let (log, end) = match self.target {
+            Target::Catalogue => (self.tracker.stderr_text(), self.tracker.stop(Signal::TERM, TIMEOUT)),
+            _ => (self.provider.stderr_text(), self.provider.stop(Signal::TERM, TIMEOUT)),
         };
         assert!(end.status.is_some_and(|status| status <= 1), "{context}: {end:?}");
-        check_words(context, &said);
-        check_words(context, &end.stderr);
+        check_no_panic(context, &log);
+        check_no_panic(context, &end.stderr);
     }
 
-    fn ask_the_tracker(&self, context: &str) {
+    fn query_tracker(&self, context: &str) {
         for args in [&["list", "--json"][..], &["status", "--json"], &["get", "file-2"]] {
-            check_words(context, &self.asker.run(args).stderr);
+            check_no_panic(context, &self.reader.run(args).stderr);
         }
-        // It takes what is published, or says why not.
+        // A publication succeeds or fails with an error.
         let path = self.world.path("file-3");
-        let published = self.asker.run([OsStr::new("publish"), path.as_os_str()]);
-        check_words(context, &published.stderr);
+        let published = self.reader.run([OsStr::new("publish"), path.as_os_str()]);
+        check_no_panic(context, &published.stderr);
         for name in self.files.keys() {
-            let _ = self.asker.run(["remove", name]);
+            let _ = self.reader.run(["remove", name]);
         }
     }
 
-    fn ask_the_keeper(&self, context: &str, tally: &mut Tally) {
+    fn read_provider(&self, context: &str, tally: &mut Tally) {
         let out = self.world.path("out");
-        let library = self.keeper.run(["library", "--json"]);
-        check_words(context, &library.stderr);
+        let library = self.provider.run(["library", "--json"]);
+        check_no_panic(context, &library.stderr);
         for (number, (name, hash)) in self.files.iter().enumerate() {
             let mut delivered = vec![];
             let args = [OsStr::new("export"), OsStr::new(name), OsStr::new("-o"), out.as_os_str()];
-            // Half of them to another peer first: what is served is looked at when it is served.
+            // Download every second file before exporting it: the provider verifies pieces when it reads them.
             if number % 2 == 0 {
                 let args = [OsStr::new("get"), OsStr::new(hash), OsStr::new("-o"), out.as_os_str()];
-                delivered.push(self.asker.run(args));
+                delivered.push(self.reader.run(args));
                 check_content(context, name, hash, &out, &delivered[0], tally);
-                let _ = self.asker.run(["remove", hash]);
+                let _ = self.reader.run(["remove", hash]);
             }
-            let output = self.keeper.run(args);
+            let output = self.provider.run(args);
             check_content(context, name, hash, &out, &output, tally);
         }
-        let verified = self.keeper.run(["verify"]);
+        let verified = self.provider.run(["verify"]);
         assert!(matches!(verified.status, Some(0 | 1)), "{context}: {verified:?}");
-        check_words(context, &verified.stderr);
-        // What was wrong is no longer claimed, so the second time nothing is.
-        if self.target == Target::Content && verified.stderr.contains("are not what they were") {
-            self.keeper.run(["verify"]).ok();
+        check_no_panic(context, &verified.stderr);
+        // `verify` marks damaged pieces as missing, so the second run finds none.
+        if self.target == Target::Content && verified.stderr.contains("files are damaged") {
+            self.provider.run(["verify"]).ok();
         }
     }
 }
 
 fn check_content(context: &str, name: &str, hash: &str, out: &Path, output: &Output, tally: &mut Tally) {
-    check_words(context, &output.stderr);
+    check_no_panic(context, &output.stderr);
     if output.status == Some(0) {
-        assert_eq!(hash_of(out), hash, "{context}: {name} was delivered as another file");
-        fs::remove_file(out).expect("it was just made");
-        tally.right += 1;
+        assert_eq!(hash_of(out), hash, "{context}: wrong content for {name}");
+        fs::remove_file(out).expect("cannot remove the output");
+        tally.delivered += 1;
     } else {
         assert!(matches!(output.status, Some(1 | 3 | 4)), "{context}: {output:?}");
-        assert!(!out.exists(), "{context}: {name} failed and left something: {output:?}");
-        tally.withheld += 1;
+        assert!(!out.exists(), "{context}: failed delivery of {name} left an output file: {output:?}");
+        tally.undelivered += 1;
     }
 }
 
-/// One clear line, and an exit status.
-fn check_refusal(context: &str, output: &Output) {
+/// Checks the exit status and the error message of a failed start.
+fn check_failed_start(context: &str, output: &Output) {
     assert_eq!(output.status, Some(1), "{context}: {output:?}");
-    check_words(context, &output.stderr);
+    check_no_panic(context, &output.stderr);
     let last = output.stderr.lines().last().unwrap_or_default();
-    assert!(!last.is_empty(), "{context}: it says nothing: {output:?}");
+    assert!(!last.is_empty(), "{context}: no error message: {output:?}");
 }
 
-/// Nobody is shown how the program is made.
-fn check_words(context: &str, text: &str) {
+/// Checks that a text contains no traces of a panic or an abort.
+fn check_no_panic(context: &str, text: &str) {
     for word in ["panicked", "RUST_BACKTRACE", "unwrap()", "memory allocation of"] {
         assert!(!text.contains(word), "{context}:\n{text}");
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("the folder can be made");
-    for entry in fs::read_dir(from).expect("it is there") {
-        let entry = entry.expect("it can be read");
-        let kind = entry.file_type().expect("it is there");
+fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("cannot create a directory");
+    for entry in fs::read_dir(from).expect("cannot read a directory") {
+        let entry = entry.expect("cannot read a directory entry");
+        let kind = entry.file_type().expect("cannot read file metadata");
         let target = to.join(entry.file_name());
         if kind.is_dir() {
-            copy_folder(&entry.path(), &target);
+            copy_directory(&entry.path(), &target);
         } else if kind.is_file() {
-            fs::copy(entry.path(), &target).expect("it can be copied");
+            fs::copy(entry.path(), &target).expect("cannot copy a file");
         }
     }
 }
 
 fn list_files(root: &Path, folder: &Path, files: &mut Vec<(PathBuf, u64)>) {
-    for entry in fs::read_dir(folder).expect("it is there") {
-        let entry = entry.expect("it can be read");
-        let metadata = entry.metadata().expect("it is there");
+    for entry in fs::read_dir(folder).expect("cannot read a directory") {
+        let entry = entry.expect("cannot read a directory entry");
+        let metadata = entry.metadata().expect("cannot read file metadata");
         if metadata.is_dir() {
             list_files(root, &entry.path(), files);
         } else if metadata.is_file() {
-            let path = entry.path().strip_prefix(root).expect("it is below").to_owned();
+            let path = entry.path().strip_prefix(root).expect("the path is below the root").to_owned();
             files.push((path, metadata.len()));
         }
     }

@@ -1,5 +1,5 @@
-//! A provider that lies: it speaks the protocol well enough to be announced, and gives out what is not true. Or it tells the
-//! truth about content that nobody should have.
+//! An in-process provider that publishes a file and misbehaves when peers download it, or that serves malformed content
+//! correctly.
 
 use std::future;
 use std::sync::Arc;
@@ -9,88 +9,92 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::id::FileId;
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::model::manifest::hash_piece;
 use enjambre_core::model::record::FileKind;
-use enjambre_core::protocol::client::ask;
+use enjambre_core::model::session::SessionId;
+use enjambre_core::protocol::client::call;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
-use enjambre_core::protocol::message::{HelloProof, Reply, Request, SessionId, Welcome};
+use enjambre_core::protocol::message::{Reply, Request, SessionGrant, SessionProof};
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::transport::envelope::RequestId;
-use enjambre_core::transport::{Connection, Deadline, Listener, PeerInfo, ReplySink};
+use enjambre_core::{Connection, Deadline, Endpoint, FileId, Listener, PeerInfo, ReplySink, RequestId};
 use enjambre_transport::settings::TransportSettings;
 use tokio::runtime::Runtime;
 
 const DEADLINE: Deadline = Deadline::Total(Duration::from_secs(20));
 
-/// What is not true.
+/// The misbehavior of a [`FakeProvider`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lie {
-    /// The content of every piece; the manifest is right.
+pub enum Misbehavior {
+    /// Sends wrong content in every piece, with a correct manifest.
     Content,
-    /// Every piece is one byte short.
+    /// Sends every piece one byte short.
     Length,
-    /// The piece hashes.
+    /// Sends wrong piece hashes.
     Manifest,
-    /// The size of the file: one byte more than it has, also in the catalogue.
+    /// Publishes and sends a file size that is one byte too large.
     Size,
-    /// That it would answer at all when asked for a piece.
+    /// Never replies to piece requests.
     Silence,
-    /// The content of every piece: it is the right one of another file.
+    /// Sends the pieces of another file of the same size.
     OtherFile,
-    /// The content of every piece but the last: it is the one before.
+    /// Sends the preceding piece for every piece except the last.
     OtherPiece,
-    /// The size that comes with the piece hashes: another one than that of what it has.
-    SizeOfManifest,
-    /// That it is busy, with all but the last piece, for ever, and has time at once.
+    /// Sends a file size that is one byte too small with the piece hashes.
+    ManifestSize,
+    /// Replies `busy` with a retry time of zero to requests for every piece except the last.
     Busy,
-    /// Nothing.
-    Nothing,
+    /// Replies correctly.
+    None,
 }
 
-/// A provider of one file that lies about it, in this process. It is gone when this is dropped.
+/// A provider of one file. Dropping it stops the provider.
 #[derive(Debug)]
 pub struct FakeProvider {
     runtime: Option<Runtime>,
-    told: Arc<AtomicUsize>,
+    count: Arc<AtomicUsize>,
 }
 
 impl FakeProvider {
-    /// Publishes `content` under `name` at the tracker, and serves it with a lie.
+    /// Publishes `content` under `name` at the tracker and serves it.
     ///
     /// # Errors
-    /// If the tracker cannot be reached or refuses.
-    pub fn start(tracker: &str, name: &str, content: Vec<u8>, lie: Lie) -> Result<Self> {
-        Self::start_with(tracker, name, content, lie, FileKind::File)
+    /// Returns an error if the tracker cannot be reached or refuses the publication.
+    pub fn start(tracker: &str, name: &str, content: Vec<u8>, misbehavior: Misbehavior) -> Result<Self> {
+        Self::start_with(tracker, name, content, misbehavior, FileKind::File)
     }
 
-    /// Publishes the list of a collection, whatever it says, and serves it as it is.
+    /// Publishes an encoded collection, valid or not, and serves it correctly.
     ///
     /// # Errors
-    /// As [`FakeProvider::start`].
+    /// Returns the errors of [`FakeProvider::start`].
     pub fn collection(tracker: &str, name: &str, list: Vec<u8>) -> Result<Self> {
-        Self::start_with(tracker, name, list, Lie::Nothing, FileKind::Collection)
+        Self::start_with(tracker, name, list, Misbehavior::None, FileKind::Collection)
     }
 
-    fn start_with(tracker: &str, name: &str, content: Vec<u8>, lie: Lie, kind: FileKind) -> Result<Self> {
+    fn start_with(
+        tracker: &str,
+        name: &str,
+        content: Vec<u8>,
+        misbehavior: Misbehavior,
+        kind: FileKind,
+    ) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let told = Arc::new(AtomicUsize::new(0));
+        let count = Arc::new(AtomicUsize::new(0));
         runtime.block_on(announce(
             tracker.parse()?,
             name,
             kind,
-            Liar::new(content, lie, Arc::clone(&told))?,
+            MisbehavingProvider::new(content, misbehavior, Arc::clone(&count))?,
         ))?;
-        Ok(Self { runtime: Some(runtime), told })
+        Ok(Self { runtime: Some(runtime), count })
     }
 
-    /// How many lies it has told so far.
-    pub fn told(&self) -> usize {
-        self.told.load(Ordering::Relaxed)
+    /// Returns the number of requests to which the provider has misbehaved.
+    pub fn misbehavior_count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 }
 
@@ -102,37 +106,44 @@ impl Drop for FakeProvider {
     }
 }
 
-async fn announce(tracker: Endpoint, name: &str, kind: FileKind, liar: Liar) -> Result<()> {
+async fn announce(
+    tracker: Endpoint,
+    name: &str,
+    kind: FileKind,
+    provider: MisbehavingProvider,
+) -> Result<()> {
     let settings = TransportSettings::default();
     let dialer =
         Dialer::new(vec![enjambre_transport::zmq(settings.clone())?, enjambre_transport::tcp(settings)?]);
     let listener = dialer.bind(&format!("{}://127.0.0.1:0", tracker.scheme()).parse()?).await?;
-    let (id, size) = (liar.id, liar.layout.size());
+    let (id, size) = (provider.id, provider.layout.size());
     let endpoints = vec![listener.local_endpoint().clone()];
-    tokio::spawn(serve(Arc::clone(&listener), Arc::new(liar)));
+    tokio::spawn(serve(Arc::clone(&listener), Arc::new(provider)));
 
     let connection = dialer.connect(&tracker).await?;
-    let welcome = hello(&*connection, endpoints).await?;
-    let session = welcome.session;
+    let grant = open_session(&*connection, endpoints).await?;
+    let session = grant.session;
     let publish = Request::Publish { session, name: name.parse()?, id, size, kind };
-    ask(&*connection, &publish, DEADLINE).await?;
-    tokio::spawn(stay_alive(connection, listener, session, Duration::from_millis(welcome.lease_ms / 3)));
+    call(&*connection, &publish, DEADLINE).await?;
+    tokio::spawn(renew_lease(connection, listener, session, Duration::from_millis(grant.lease_ms / 3)));
     Ok(())
 }
 
-async fn hello(connection: &dyn Connection, endpoints: Vec<Endpoint>) -> Result<Welcome> {
+async fn open_session(connection: &dyn Connection, endpoints: Vec<Endpoint>) -> Result<SessionGrant> {
     let pair = KeyPair::generate();
-    let (reply, _) = ask(connection, &Request::Hello { proof: None }, DEADLINE).await?;
-    let Reply::Hello { catalogue, nonce, .. } = reply else { bail!("no nonce: {reply:?}") };
-    let signature = pair.sign(&HelloProof::signed_bytes(catalogue, nonce, &endpoints));
-    let proof = HelloProof { key: pair.public(), nonce, signature, endpoints };
-    let (reply, _) = ask(connection, &Request::Hello { proof: Some(proof) }, DEADLINE).await?;
-    let Reply::Hello { welcome, .. } = reply else { bail!("no welcome: {reply:?}") };
-    welcome.context("the tracker gave no session")
+    let (reply, _) = call(connection, &Request::OpenSession { proof: None }, DEADLINE).await?;
+    let Reply::OpenSession { catalogue, nonce, .. } = reply else {
+        bail!("reply without a nonce: {reply:?}")
+    };
+    let signature = pair.sign(&SessionProof::signed_bytes(catalogue, nonce, &endpoints));
+    let proof = SessionProof { key: pair.public(), nonce, signature, endpoints };
+    let (reply, _) = call(connection, &Request::OpenSession { proof: Some(proof) }, DEADLINE).await?;
+    let Reply::OpenSession { grant, .. } = reply else { bail!("unexpected reply: {reply:?}") };
+    grant.context("the tracker did not grant a session")
 }
 
-/// Renews the lease for as long as the runtime lives; holds the listener for as long.
-async fn stay_alive(
+/// Renews the lease and keeps the listener open until the runtime shuts down.
+async fn renew_lease(
     connection: Arc<dyn Connection>,
     _listener: Arc<dyn Listener>,
     session: SessionId,
@@ -140,73 +151,76 @@ async fn stay_alive(
 ) {
     loop {
         tokio::time::sleep(every).await;
-        if ask(&*connection, &Request::Renew { session, known: None }, DEADLINE).await.is_err() {
+        if call(&*connection, &Request::Renew { session, membership: None }, DEADLINE).await.is_err() {
             return;
         }
     }
 }
 
 #[derive(Debug)]
-struct Liar {
+struct MisbehavingProvider {
     id: FileId,
     content: Vec<u8>,
-    /// Of the size that is claimed.
+    /// The layout for the claimed file size.
     layout: PieceLayout,
     hashes: Vec<u8>,
-    lie: Lie,
-    told: Arc<AtomicUsize>,
+    misbehavior: Misbehavior,
+    count: Arc<AtomicUsize>,
 }
 
-impl Liar {
-    fn new(content: Vec<u8>, lie: Lie, told: Arc<AtomicUsize>) -> Result<Self> {
+impl MisbehavingProvider {
+    fn new(content: Vec<u8>, misbehavior: Misbehavior, count: Arc<AtomicUsize>) -> Result<Self> {
         let id = FileId::from_bytes(*blake3::hash(&content).as_bytes());
-        let truth = PieceLayout::new(content.len() as u64)?;
-        let hashes = truth
+        let actual = PieceLayout::new(content.len() as u64)?;
+        let hashes = actual
             .pieces()
             .flat_map(|piece| {
-                let start = truth.offset(piece) as usize;
-                hash_piece(truth, piece, &content[start..start + truth.len(piece)])
+                let start = actual.offset(piece) as usize;
+                hash_piece(actual, piece, &content[start..start + actual.len(piece)])
             })
             .collect();
-        let layout = if lie == Lie::Size { PieceLayout::new(truth.size() + 1)? } else { truth };
-        Ok(Self { id, content, layout, hashes, lie, told })
+        let layout =
+            if misbehavior == Misbehavior::Size { PieceLayout::new(actual.size() + 1)? } else { actual };
+        Ok(Self { id, content, layout, hashes, misbehavior, count })
     }
 
-    fn lied(&self) {
-        self.told.fetch_add(1, Ordering::Relaxed);
+    fn count_misbehavior(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn piece(&self, index: u32) -> Result<Bytes, ErrorReply> {
         let not_found = || ErrorReply::new(ErrorCode::NotFound, "no such piece");
         let piece = self.layout.piece(index).ok_or_else(not_found)?;
         let is_last = Some(piece) == self.layout.last();
-        if is_last && matches!(self.lie, Lie::OtherPiece | Lie::Busy) {
-            // It proves the size: without it nothing else is asked for.
+        if is_last && matches!(self.misbehavior, Misbehavior::OtherPiece | Misbehavior::Busy) {
+            // A valid last piece proves the file size. Without it, downloaders request no other piece.
             return Ok(self.content_of(piece).into());
         }
-        self.lied();
+        self.count_misbehavior();
         let mut bytes = self.content_of(piece);
-        match self.lie {
-            Lie::Content => bytes.iter_mut().for_each(|byte| *byte ^= 0x55),
-            Lie::Length => bytes.truncate(bytes.len() - 1),
-            // As it is in the file that has all of this one backwards.
-            Lie::OtherFile => {
+        match self.misbehavior {
+            Misbehavior::Content => bytes.iter_mut().for_each(|byte| *byte ^= 0x55),
+            Misbehavior::Length => bytes.truncate(bytes.len() - 1),
+            // The other file contains the bytes of this one in reverse order.
+            Misbehavior::OtherFile => {
                 let start = self.layout.offset(piece) as usize;
-                let backwards = self.content.iter().rev().skip(start).take(bytes.len());
-                bytes = backwards.copied().collect();
+                let reversed = self.content.iter().rev().skip(start).take(bytes.len());
+                bytes = reversed.copied().collect();
             }
-            Lie::OtherPiece => {
+            Misbehavior::OtherPiece => {
                 let other = self.layout.piece(if index == 0 { 1 } else { index - 1 });
                 bytes = self.content_of(other.ok_or_else(not_found)?);
             }
-            Lie::Busy => return Err(ErrorReply::new(ErrorCode::Busy, "busy").retry_after(Duration::ZERO)),
-            Lie::Silence => future::pending().await,
-            Lie::Manifest | Lie::Size | Lie::SizeOfManifest | Lie::Nothing => {}
+            Misbehavior::Busy => {
+                return Err(ErrorReply::new(ErrorCode::Busy, "busy").retry_after(Duration::ZERO));
+            }
+            Misbehavior::Silence => future::pending().await,
+            Misbehavior::Manifest | Misbehavior::Size | Misbehavior::ManifestSize | Misbehavior::None => {}
         }
         Ok(bytes.into())
     }
 
-    /// Of the size that is claimed.
+    /// Returns a piece in the layout of the claimed size, padded with zeros.
     fn content_of(&self, piece: PieceIndex) -> Vec<u8> {
         let mut bytes = self.content[self.layout.offset(piece) as usize..].to_vec();
         bytes.resize(self.layout.len(piece), 0);
@@ -215,7 +229,7 @@ impl Liar {
 }
 
 #[async_trait]
-impl Handler for Liar {
+impl Handler for MisbehavingProvider {
     async fn handle(
         &self,
         _id: RequestId,
@@ -227,13 +241,13 @@ impl Handler for Liar {
         match request {
             Request::Manifest { id, first } if id == self.id => {
                 let mut hashes = self.hashes.get(first as usize * 32..).unwrap_or_default().to_vec();
-                if self.lie == Lie::Manifest {
-                    self.lied();
+                if self.misbehavior == Misbehavior::Manifest {
+                    self.count_misbehavior();
                     hashes.iter_mut().for_each(|byte| *byte ^= 0x55);
                 }
                 let mut size = size;
-                if self.lie == Lie::SizeOfManifest {
-                    self.lied();
+                if self.misbehavior == Misbehavior::ManifestSize {
+                    self.count_misbehavior();
                     size -= 1;
                 }
                 Ok((Reply::Manifest { size }, hashes.into()))
@@ -243,7 +257,7 @@ impl Handler for Liar {
             }
             Request::Piece { id, index, .. } if id == self.id => Ok((Reply::Piece, self.piece(index).await?)),
             Request::Cancel { .. } => Ok((Reply::Done, Bytes::new())),
-            _ => Err(ErrorReply::new(ErrorCode::NotFound, "not here")),
+            _ => Err(ErrorReply::new(ErrorCode::NotFound, "not found")),
         }
     }
 }

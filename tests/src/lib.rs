@@ -1,24 +1,25 @@
-//! What the end-to-end tests stand on: real processes of the binary `enjambre`, their folders, and content to move.
+//! Support code of the end-to-end tests: processes of the binary `enjambre`, their directories, and test content.
 //!
-//! Nothing in here knows how the product works inside. The tests see what a user sees: the command line, its
-//! output and exit status, the files, and the wire ([`fake_provider`] and [`outsider`] speak it with `enjambre-core`, [`raw`]
-//! by hand).
-//! Every wait has a deadline; the one place that pauses is [`wait`].
+//! The process tests use only external interfaces: command line, output, exit status, files and wire protocol.
+//! [`fake_provider`] and [`outsider`] encode messages with `enjambre-core`; [`raw`] writes them byte by byte. [`sim`] runs
+//! the library crates in one process. Every wait has a timeout.
 
 pub mod binary;
 pub mod content;
 pub mod damage;
 pub mod fake_provider;
-pub mod figures;
 pub mod fixture;
+pub mod in_process_peer;
 pub mod mount;
 pub mod node;
 pub mod outsider;
 pub mod postgres;
 pub mod power_cut;
 pub mod process;
+pub mod process_stats;
 pub mod raw;
-pub mod resident;
+pub mod setup;
+pub mod several_trackers;
 pub mod sim;
 pub mod torture;
 pub mod trend;

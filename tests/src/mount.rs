@@ -1,7 +1,7 @@
-//! File systems of a test's own: small ones that fill up, and ones in a file that can be copied while they are in use.
+//! File systems for tests: small ones that fill up, and disk images that can be copied while they are mounted.
 //!
-//! They are mounted, which takes root and a kernel that lets root do so; most containers do not. Where it cannot be done
-//! the test says so and is left out, unless `CI=true` and root: there it fails.
+//! Mounting requires root and the permission to mount, which most containers lack. Without it a test prints a message and
+//! is skipped; with `CI=true` and root it fails.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,16 +11,16 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// What nobody asked to be synced stays in memory for as long as it can.
+/// Mount options that delay the write-back of data without `fsync` for as long as possible.
 const IMAGE_OPTIONS: &[&str] = &["-t", "ext4", "-o", "loop,commit=300"];
 
-/// A mounted file system, taken away when this is dropped.
+/// A mounted file system. Dropping it unmounts the file system.
 #[derive(Debug)]
 pub struct Mount {
     point: TempDir,
 }
 
-/// A file that takes what was left of a file system; removed when dropped.
+/// A file that occupies the free space of a file system. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Ballast {
     path: PathBuf,
@@ -33,61 +33,65 @@ impl Drop for Ballast {
 }
 
 impl Mount {
-    /// A file system in memory. None where nothing can be mounted; then it was said that `test` is left out.
+    /// Mounts a file system in memory. Returns `None`, and prints that `test` is skipped, if it cannot be mounted.
     pub fn in_memory(test: &str, bytes: u64) -> Option<Self> {
         let options = format!("size={bytes},mode=0700");
         Self::try_new(test, &["-t", "tmpfs", "-o", &options, "tmpfs"])
     }
 
-    /// The ext4 file system in a file. None where nothing can be mounted; then it was said that `test` is left out.
+    /// Mounts the ext4 file system of an image file. Returns `None`, and prints that `test` is skipped, if it cannot be
+    /// mounted.
     pub fn image(test: &str, image: &Path) -> Option<Self> {
         let image = image.display().to_string();
         Self::try_new(test, &[IMAGE_OPTIONS, &[&image]].concat())
     }
 
-    /// Puts the file system in another file in its place. Nobody may use it.
+    /// Unmounts the file system and mounts another image at the same path. No process may use the file system.
     ///
     /// # Panics
-    /// If that fails.
+    /// Panics if a mount command fails.
     pub fn replace(&mut self, image: &Path) {
-        run(Command::new("umount").arg(self.path())).unwrap_or_else(|why| panic!("{why}"));
+        run(Command::new("umount").arg(self.path())).unwrap_or_else(|error| panic!("{error}"));
         run(Command::new("mount").args(IMAGE_OPTIONS).arg(image).arg(self.path()))
-            .unwrap_or_else(|why| panic!("{why}"));
+            .unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn try_new(test: &str, args: &[&str]) -> Option<Self> {
-        let point = tempfile::Builder::new().prefix("enj-mnt-").tempdir().expect("a temporary folder");
+        let point = tempfile::Builder::new()
+            .prefix("enj-mnt-")
+            .tempdir()
+            .expect("cannot create a temporary directory");
         match run(Command::new("mount").args(args).arg(point.path())) {
             Ok(()) => Some(Self { point }),
-            Err(why) => {
-                leave_out(test, &why);
+            Err(error) => {
+                skip(test, &error);
                 None
             }
         }
     }
 
-    /// Where it is.
+    /// Returns the mount point.
     pub fn path(&self) -> &Path {
         self.point.path()
     }
 
-    /// Takes all that is free there but this many bytes.
+    /// Fills the file system until `free` bytes are free.
     ///
     /// # Panics
-    /// If less is free.
-    pub fn fill(&self, leave: u64) -> Ballast {
+    /// Panics if fewer bytes are free.
+    pub fn fill(&self, free: u64) -> Ballast {
         let path = self.path().join("ballast");
-        let file = File::create(&path).expect("it can be written");
-        let stat = rustix::fs::statvfs(self.path()).expect("it is mounted");
-        let free = stat.f_bavail * stat.f_frsize;
-        let length = free.checked_sub(leave).expect("so much is free");
-        // Really written: a file system counts only what it had to keep.
+        let file = File::create(&path).expect("cannot create the ballast file");
+        let stat = rustix::fs::statvfs(self.path()).expect("cannot read the free space");
+        let available = stat.f_bavail * stat.f_frsize;
+        let length = available.checked_sub(free).expect("too few bytes are free");
+        // Written in full, because a sparse file does not occupy space.
         let block = vec![1; 1 << 20];
         let mut at = 0;
         while at < length {
             let len = (length - at).min(block.len() as u64);
             if file.write_all_at(&block[..len as usize], at).is_err() {
-                // Its own records take some of it.
+                // File system metadata occupies part of the free space.
                 break;
             }
             at += len;
@@ -95,52 +99,52 @@ impl Mount {
         Ballast { path }
     }
 
-    /// How many bytes are free.
+    /// Returns the number of free bytes.
     ///
     /// # Panics
-    /// If it is not mounted.
+    /// Panics if the file system is not mounted.
     pub fn free(&self) -> u64 {
-        let stat = rustix::fs::statvfs(self.path()).expect("it is mounted");
+        let stat = rustix::fs::statvfs(self.path()).expect("cannot read the free space");
         stat.f_bavail * stat.f_frsize
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: a process that is about to go may still have a file open there.
-        if let Err(why) = run(Command::new("umount").arg("--lazy").arg(self.path())) {
-            eprintln!("{why}");
+        // Lazy, because a process that is exiting may still have open files.
+        if let Err(error) = run(Command::new("umount").arg("--lazy").arg(self.path())) {
+            eprintln!("{error}");
         }
     }
 }
 
-/// Makes an empty ext4 file system in a file. False where there is no program for it; then it was said that `test` is
-/// left out.
+/// Creates an image file with an empty ext4 file system. Returns `false`, and prints that `test` is skipped, if
+/// `mkfs.ext4` fails.
 ///
 /// # Panics
-/// If the file cannot be made.
+/// Panics if the file cannot be created.
 pub fn make_ext4(test: &str, image: &Path, bytes: u64) -> bool {
-    let file = File::create(image).expect("the folder can be written");
-    file.set_len(bytes).expect("a file without content takes no room");
-    // Everything is written at once, so that no thread of the kernel changes it later.
-    let lazy = "lazy_itable_init=0,lazy_journal_init=0";
-    let made = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-E", lazy]).arg(image));
-    made.map_err(|why| leave_out(test, &why)).is_ok()
+    let file = File::create(image).expect("cannot create the image file");
+    file.set_len(bytes).expect("cannot set the size of the image file");
+    // Without lazy initialization no kernel thread writes to the image later.
+    let options = "lazy_itable_init=0,lazy_journal_init=0";
+    let created = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-E", options]).arg(image));
+    created.map_err(|error| skip(test, &error)).is_ok()
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}", said.trim_end())) }
+    let message = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}", message.trim_end())) }
 }
 
-fn leave_out(test: &str, why: &str) {
+fn skip(test: &str, reason: &str) {
     let in_ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
     let root = rustix::process::geteuid().is_root();
-    assert!(!(in_ci && root), "{test}: {why}");
-    // Beside what the test harness captures: nobody sees what a test says that passes.
+    assert!(!(in_ci && root), "{test}: {reason}");
+    // Bypasses the output capture of the test harness, which hides the output of tests that pass.
     let _ = writeln!(
         std::io::stderr().lock(),
-        "\n***** {test} WAS LEFT OUT: no file system can be mounted here, which takes root ({why}) *****"
+        "\n***** {test} SKIPPED: cannot mount a file system, which requires root: {reason} *****"
     );
 }

@@ -1,9 +1,9 @@
-//! Trackers and peers: a folder, a configuration file, and the process that runs on them.
+//! Trackers and peers under test: a directory, a configuration file and a process each.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -13,71 +13,10 @@ use tempfile::TempDir;
 
 use crate::content;
 use crate::process::{Output, Process};
-use crate::wait::{LONG, wait_until};
+use crate::setup::{Setup, Wire};
+use crate::wait::{TIMEOUT, wait_until};
 
-/// How the nodes of a test reach each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wire {
-    /// As it is by default: trackers over ZeroMQ, peers over both, of which the better is used.
-    Stock,
-    /// All over ZeroMQ.
-    Zmq,
-    /// All over plain TCP.
-    Tcp,
-    /// Encrypted and authenticated: trackers over ZeroMQ, peers over both.
-    Secure,
-}
-
-impl Wire {
-    /// At which schemes the nodes of a kind listen.
-    fn schemes(self, kind: &str) -> &'static [&'static str] {
-        match (self, kind) {
-            (Self::Zmq, _) | (Self::Stock, "tracker") => &["zmq"],
-            (Self::Tcp, _) => &["tcp"],
-            (Self::Secure, "tracker") => &["zmqs"],
-            (Self::Secure, _) => &["tcps", "zmqs"],
-            (Self::Stock, _) => &["tcp", "zmq"],
-        }
-    }
-}
-
-/// Which database, which place for content and which transport the nodes of a test have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Setup {
-    /// The name of the storage backend, for trackers and peers.
-    pub backend: &'static str,
-    /// Where peers keep content: `database` or `files`.
-    pub content: &'static str,
-    /// How they reach each other.
-    pub wire: Wire,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self { backend: "sqlite", content: "database", wire: Wire::Stock }
-    }
-}
-
-impl FromStr for Setup {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let (backend, content) = match name {
-            "sqlite" => ("sqlite", "database"),
-            "sqlite+files" => ("sqlite", "files"),
-            "sled" => ("sled", "database"),
-            "sled+files" => ("sled", "files"),
-            _ => {
-                return Err(format!(
-                    "{name:?} is not a setup; there are sqlite, sqlite+files, sled and sled+files"
-                ));
-            }
-        };
-        Ok(Self { backend, content, ..Self::default() })
-    }
-}
-
-/// A temporary folder with everything of one test in it.
+/// A temporary directory that contains all nodes and files of a test.
 #[derive(Debug)]
 pub struct World {
     folder: TempDir,
@@ -91,77 +30,80 @@ impl Default for World {
 }
 
 impl World {
-    /// An empty one.
+    /// Creates an empty temporary directory.
     ///
     /// # Panics
-    /// If no folder can be made.
+    /// Panics if the directory cannot be created.
     pub fn new(setup: Setup) -> Self {
         Self::new_in(&std::env::temp_dir(), setup)
     }
 
-    /// An empty one inside of another folder.
+    /// Creates an empty directory in another directory.
     ///
     /// # Panics
-    /// If no folder can be made.
+    /// Panics if the directory cannot be created.
     pub fn new_in(parent: &Path, setup: Setup) -> Self {
-        let folder = tempfile::Builder::new().prefix("enj-").tempdir_in(parent).expect("a temporary folder");
+        let folder = tempfile::Builder::new()
+            .prefix("enj-")
+            .tempdir_in(parent)
+            .expect("cannot create a temporary directory");
         Self { folder, setup }
     }
 
-    /// An empty one whose nodes reach each other so.
+    /// Creates an empty temporary directory for nodes with the given transports.
     ///
     /// # Panics
-    /// If no folder can be made.
+    /// Panics if the directory cannot be created.
     pub fn over(wire: Wire) -> Self {
         Self::new(Setup { wire, ..Setup::default() })
     }
 
-    /// Leaves it where it is, to be looked into, and says where that is.
+    /// Disables the removal of the directory and prints its path.
     pub fn keep(&mut self) {
         self.folder.disable_cleanup(true);
-        eprintln!("everything is still in {}", self.folder.path().display());
+        eprintln!("test data is kept in {}", self.folder.path().display());
     }
 
-    /// A path inside of it.
+    /// Returns a path in the directory.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Writes a file of random content that depends on `size` alone; returns its path and its hash.
+    /// Writes a file of pseudorandom content derived from `size`. Returns its path and its hash.
     pub fn file(&self, name: &str, size: u64) -> (PathBuf, String) {
         let path = self.path(name);
         let hash = content::write_file(&path, size, size);
         (path, hash)
     }
 
-    /// A running tracker.
+    /// Starts a tracker.
     #[track_caller]
     pub fn tracker(&self, name: &str) -> Tracker {
         self.tracker_with(name, &[])
     }
 
-    /// A running tracker with some `KEY=VALUE` of its own.
+    /// Starts a tracker with additional `KEY=VALUE` settings.
     ///
     /// # Panics
-    /// If it is not ready in time.
+    /// Panics if the tracker is not ready before the timeout.
     #[track_caller]
     pub fn tracker_with(&self, name: &str, settings: &[&str]) -> Tracker {
         let mut node = self.node(name, "tracker", settings);
         node.write_config(&format!(
             "[tracker]\ndata_dir = \"data\"\n[transport]\nlisten = {:?}\n[storage]\nbackend = \"{}\"\n",
-            self.listen("tracker", &own_address()),
+            self.listen("tracker", &unique_loopback_address()),
             self.setup.backend
         ));
         node.start();
         Tracker { node }
     }
 
-    /// A peer of these trackers, not yet running.
+    /// Configures a peer without starting it.
     pub fn peer(&self, name: &str, trackers: &[&Tracker]) -> Peer {
         self.peer_with(name, trackers, &[])
     }
 
-    /// A peer with some `KEY=VALUE` of its own, not yet running.
+    /// Configures a peer with additional `KEY=VALUE` settings without starting it.
     pub fn peer_with(&self, name: &str, trackers: &[&Tracker], settings: &[&str]) -> Peer {
         let endpoints: Vec<&str> = trackers.iter().map(|tracker| tracker.endpoint()).collect();
         let node = self.node(name, "peer", settings);
@@ -176,13 +118,13 @@ impl World {
         Peer { node }
     }
 
-    /// A running peer.
+    /// Starts a peer.
     #[track_caller]
     pub fn running_peer(&self, name: &str, trackers: &[&Tracker]) -> Peer {
         self.running_peer_with(name, trackers, &[])
     }
 
-    /// A running peer with some `KEY=VALUE` of its own.
+    /// Starts a peer with additional `KEY=VALUE` settings.
     #[track_caller]
     pub fn running_peer_with(&self, name: &str, trackers: &[&Tracker], settings: &[&str]) -> Peer {
         let mut peer = self.peer_with(name, trackers, settings);
@@ -190,20 +132,20 @@ impl World {
         peer
     }
 
-    /// A peer without a configuration, which `enjambre join` is to write.
-    pub fn newcomer(&self, name: &str) -> Peer {
+    /// Creates a peer without a configuration file; `enjambre join` writes one.
+    pub fn unconfigured_peer(&self, name: &str) -> Peer {
         Peer { node: self.node(name, "peer", &[]) }
     }
 
-    /// A peer that came in by an invitation, listening at a port that the system chose, and not yet running; and its id.
+    /// Joins an invite-only swarm. Returns the peer, which is not running, and its id.
     ///
     /// # Panics
-    /// If it is not let in.
+    /// Panics if the tracker refuses the peer.
     #[track_caller]
     pub fn joined(&self, name: &str, invitation: &str) -> (Peer, String) {
-        let peer = self.newcomer(name);
+        let peer = self.unconfigured_peer(name);
         let output = peer.run(["join", invitation, "--listen", "tcps://127.0.0.1:0", "--json"]).ok();
-        let id = output.json()[0]["peer"].as_str().expect("its id").to_owned();
+        let id = output.json()[0]["peer"].as_str().expect("`join` prints the peer id").to_owned();
         (peer, id)
     }
 
@@ -213,15 +155,14 @@ impl World {
 
     fn node(&self, name: &str, kind: &'static str, settings: &[&str]) -> Node {
         let folder = self.path(name);
-        fs::create_dir(&folder).expect("each node of a test has a name of its own");
+        fs::create_dir(&folder).expect("cannot create the node directory; node names must be unique");
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
         Node { folder, kind, settings, process: None, endpoint: String::new() }
     }
 }
 
-/// A loopback address for a tracker alone. A tracker that is started again needs the same port, and at an address
-/// of its own no other process of the machine can have taken it in between.
-fn own_address() -> String {
+/// Returns a loopback address that no other process uses. A restarted tracker must get the port that it had before.
+fn unique_loopback_address() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     if !cfg!(target_os = "linux") {
         return "127.0.0.1".to_owned();
@@ -231,8 +172,9 @@ fn own_address() -> String {
     format!("127.{}.{high}.{low}", 1 + number % 250)
 }
 
+/// The parts that trackers and peers have in common.
 #[derive(Debug)]
-struct Node {
+pub struct Node {
     folder: PathBuf,
     kind: &'static str,
     settings: Vec<String>,
@@ -246,14 +188,14 @@ impl Node {
     }
 
     fn write_config(&self, text: &str) {
-        fs::write(self.config(), text).expect("a test's folder can be written");
+        fs::write(self.config(), text).expect("cannot write the configuration file");
     }
 
     fn args<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Vec<OsString> {
         let mut all: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         all.extend(["--config".into(), self.config().into()]);
         all.extend(self.settings.iter().flat_map(|setting| ["--set".into(), setting.into()]));
-        // A tracker that has been given a port keeps it, and can be asked there.
+        // A restarted tracker must listen at the endpoint that the peers have in their configuration.
         if self.kind == "tracker" && !self.endpoint.is_empty() {
             all.extend(["--set".into(), format!("transport.listen=[\"{}\"]", self.endpoint).into()]);
         }
@@ -261,148 +203,139 @@ impl Node {
     }
 
     #[track_caller]
-    fn start(&mut self) {
-        assert!(self.process.is_none(), "it runs already");
-        let args = self.args([self.kind]);
-        let mut process = Process::start(&self.folder, args);
-        self.endpoint = process.wait_line(LONG, endpoint_in);
-        self.process = Some(process);
+    fn spawn_daemon(&self) -> Process {
+        assert!(self.process.is_none(), "the {} is already running", self.kind);
+        self.spawn([self.kind])
     }
 
     #[track_caller]
     fn process(&mut self) -> &mut Process {
-        self.process.as_mut().expect("it runs")
+        self.process.as_mut().expect("the node is not running")
     }
 
     #[track_caller]
-    fn take(&mut self) -> Process {
-        self.process.take().expect("it runs")
+    fn take_process(&mut self) -> Process {
+        self.process.take().expect("the node is not running")
+    }
+
+    /// Starts the process and waits until it is ready.
+    ///
+    /// # Panics
+    /// Panics if the node is already running or is not ready before the timeout.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let mut process = self.spawn_daemon();
+        self.endpoint = process.wait_line(TIMEOUT, endpoint_in);
+        self.process = Some(process);
+    }
+
+    /// Starts the process and waits until it is ready or has exited. Returns the output of a process that has exited.
+    ///
+    /// # Panics
+    /// Panics if the node is already running or neither happens before the timeout.
+    #[track_caller]
+    pub fn try_start(&mut self) -> Result<(), Output> {
+        let mut process = self.spawn_daemon();
+        match process.find_line(TIMEOUT, endpoint_in) {
+            Ok(endpoint) => {
+                self.endpoint = endpoint;
+                self.process = Some(process);
+                Ok(())
+            }
+            Err(_) => Err(process.wait(TIMEOUT)),
+        }
+    }
+
+    /// Starts the process and kills it after this time, during its startup or later.
+    ///
+    /// # Panics
+    /// Panics if the node is already running.
+    #[track_caller]
+    pub fn start_and_kill(&mut self, after: Duration) {
+        let process = self.spawn_daemon();
+        std::thread::sleep(after);
+        process.kill();
+    }
+
+    /// Kills the process with `SIGKILL`.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        self.take_process().kill();
+    }
+
+    /// Sends a signal that ends the process, and waits for its exit.
+    ///
+    /// # Panics
+    /// Panics if the process has not exited at the deadline.
+    #[track_caller]
+    pub fn stop(&mut self, signal: Signal, deadline: Duration) -> Output {
+        let mut process = self.take_process();
+        process.signal(signal);
+        process.wait(deadline)
+    }
+
+    /// Sends a signal to the process.
+    #[track_caller]
+    pub fn signal(&mut self, signal: Signal) {
+        self.process().signal(signal);
+    }
+
+    /// Returns the standard error output of the running process so far.
+    ///
+    /// # Panics
+    /// Panics if the node is not running.
+    #[track_caller]
+    pub fn stderr_text(&mut self) -> String {
+        self.process().stderr_text()
+    }
+
+    /// Waits until the running process has written this text to standard error.
+    #[track_caller]
+    pub fn wait_stderr(&mut self, text: &str) {
+        let process = self.process();
+        wait_until(text, TIMEOUT, || process.stderr_text().contains(text).then_some(()));
+    }
+
+    /// Returns the id of the running process.
+    #[track_caller]
+    pub fn pid(&mut self) -> u32 {
+        self.process().pid()
+    }
+
+    /// Returns the first endpoint at which the node listens, or listened in its last run.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Returns the directory that contains the data directory and the configuration file.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Adds a `KEY=VALUE` setting for later commands and starts.
+    pub fn set(&mut self, setting: &str) {
+        self.settings.push(setting.to_owned());
+    }
+
+    /// Runs a command with the configuration of the node, and waits for its exit.
+    #[track_caller]
+    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Output {
+        self.spawn(args).wait(TIMEOUT)
+    }
+
+    /// Starts a command with the configuration of the node.
+    #[track_caller]
+    pub fn spawn<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Process {
+        Process::start(&self.folder, self.args(args))
     }
 }
 
-/// The endpoint that a line of output tells, if it does.
+/// Returns the first endpoint in a line of output.
 pub fn endpoint_in(line: &str) -> Option<String> {
-    let begin = ["zmqs://", "tcps://", "zmq://", "tcp://"].iter().find_map(|scheme| line.find(scheme))?;
-    let rest = &line[begin..];
+    let start = ["zmqs://", "tcps://", "zmq://", "tcp://"].iter().find_map(|scheme| line.find(scheme))?;
+    let rest = &line[start..];
     let end = rest.find(|c: char| c.is_whitespace() || matches!(c, ',' | '"' | ']')).unwrap_or(rest.len());
     Some(rest[..end].to_owned())
-}
-
-macro_rules! lifecycle {
-    ($type:ident) => {
-        impl $type {
-            /// Starts the process, and waits until it is ready.
-            ///
-            /// # Panics
-            /// If it runs already, or is not ready in time.
-            #[track_caller]
-            pub fn start(&mut self) {
-                self.node.start();
-            }
-
-            /// `kill -9`.
-            #[track_caller]
-            pub fn kill(&mut self) {
-                self.node.take().kill();
-            }
-
-            /// Starts the process, and waits until it is ready or has ended; then what it said.
-            ///
-            /// # Panics
-            /// If it runs already, or neither happens in time.
-            #[track_caller]
-            pub fn try_start(&mut self) -> Result<(), Output> {
-                assert!(self.node.process.is_none(), "it runs already");
-                let mut process = Process::start(&self.node.folder, self.node.args([self.node.kind]));
-                match process.find_line(LONG, endpoint_in) {
-                    Ok(endpoint) => {
-                        self.node.endpoint = endpoint;
-                        self.node.process = Some(process);
-                        Ok(())
-                    }
-                    Err(_) => Err(process.wait(LONG)),
-                }
-            }
-
-            /// What the running process wrote to standard error so far.
-            ///
-            /// # Panics
-            /// If it does not run.
-            #[track_caller]
-            pub fn stderr_text(&mut self) -> String {
-                self.node.process().stderr_text()
-            }
-
-            /// Starts the process and kills it after this time, wherever its start has come by then.
-            ///
-            /// # Panics
-            /// If it runs already.
-            #[track_caller]
-            pub fn start_and_kill(&mut self, after: Duration) {
-                assert!(self.node.process.is_none(), "it runs already");
-                let process = Process::start(&self.node.folder, self.node.args([self.node.kind]));
-                std::thread::sleep(after);
-                process.kill();
-            }
-
-            /// Asks it to end with a signal, and waits for that.
-            ///
-            /// # Panics
-            /// If it has not ended at the deadline.
-            #[track_caller]
-            pub fn stop(&mut self, signal: Signal, deadline: Duration) -> Output {
-                let mut process = self.node.take();
-                process.signal(signal);
-                process.wait(deadline)
-            }
-
-            /// Sends a signal.
-            #[track_caller]
-            pub fn signal(&mut self, signal: Signal) {
-                self.node.process().signal(signal);
-            }
-
-            /// Waits until what runs has written this to standard error.
-            #[track_caller]
-            pub fn wait_stderr(&mut self, text: &str) {
-                let process = self.node.process();
-                wait_until(text, LONG, || process.stderr_text().contains(text).then_some(()));
-            }
-
-            /// The process id of what runs.
-            #[track_caller]
-            pub fn pid(&mut self) -> u32 {
-                self.node.process().pid()
-            }
-
-            /// The first endpoint where it listens, or did when it ran last.
-            pub fn endpoint(&self) -> &str {
-                &self.node.endpoint
-            }
-
-            /// Its folder, in which its data folder and its configuration file are.
-            pub fn folder(&self) -> &Path {
-                &self.node.folder
-            }
-
-            /// From now on it is started with this `KEY=VALUE` too.
-            pub fn set(&mut self, setting: &str) {
-                self.node.settings.push(setting.to_owned());
-            }
-
-            /// Runs a command on its configuration, and waits for its end.
-            #[track_caller]
-            pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Output {
-                self.spawn(args).wait(LONG)
-            }
-
-            /// Starts a command on its configuration.
-            #[track_caller]
-            pub fn spawn<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Process {
-                Process::start(&self.node.folder, self.node.args(args))
-            }
-        }
-    };
 }
 
 /// A tracker.
@@ -411,13 +344,25 @@ pub struct Tracker {
     node: Node,
 }
 
-lifecycle!(Tracker);
+impl Deref for Tracker {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl DerefMut for Tracker {
+    fn deref_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
+}
 
 impl Tracker {
-    /// Makes an invitation with these options.
+    /// Creates an invitation with the given command-line options.
     ///
     /// # Panics
-    /// If that is not one line.
+    /// Panics if the output is not one invitation.
     #[track_caller]
     pub fn invite(&self, options: &[&str]) -> String {
         let output = self.run([&["invite"], options].concat()).ok();
@@ -426,30 +371,42 @@ impl Tracker {
         line
     }
 
-    /// What `peers --json` says of a peer.
+    /// Returns the entry of a peer in the output of `peers --json`.
     ///
     /// # Panics
-    /// If it is not among them.
+    /// Panics if the output does not contain the peer.
     #[track_caller]
     pub fn member(&self, id: &str) -> Value {
         let members = self.run(["peers", "--json"]).ok().json();
-        members.into_iter().find(|member| member["peer"] == id).expect("a member with this id")
+        members.into_iter().find(|member| member["peer"] == id).expect("no member has this id")
     }
 }
 
-/// A peer: the daemon, when it runs, and the commands on the same folder.
+/// A peer: a daemon and commands that use the same directory.
 #[derive(Debug)]
 pub struct Peer {
     node: Node,
 }
 
-lifecycle!(Peer);
+impl Deref for Peer {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl DerefMut for Peer {
+    fn deref_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
+}
 
 impl Peer {
-    /// Publishes a path with these options.
+    /// Publishes a path with the given command-line options.
     ///
     /// # Panics
-    /// If that fails.
+    /// Panics if the command fails.
     #[track_caller]
     pub fn publish(&self, path: &Path, options: &[&str]) -> Output {
         let mut args = vec![OsStr::new("publish"), path.as_os_str()];
@@ -457,62 +414,62 @@ impl Peer {
         self.run(args).ok()
     }
 
-    /// What `list --json` prints.
+    /// Returns the output of `list --json`.
     ///
     /// # Panics
-    /// If that fails.
+    /// Panics if the command fails.
     #[track_caller]
     pub fn list(&self) -> Vec<Value> {
         self.run(["list", "--json"]).ok().json()
     }
 
-    /// What `list` says of a name (its newest version).
+    /// Returns the newest version of a name according to `list`.
     #[track_caller]
     pub fn listed(&self, name: &str) -> Option<Value> {
         self.list().into_iter().find(|file| file["name"] == name)
     }
 
-    /// How many providers `list` says a name has; none where the name is not listed.
+    /// Returns the number of providers of a name according to `list`, or `None` if the name is not listed.
     #[track_caller]
     pub fn providers(&self, name: &str) -> Option<u64> {
-        self.listed(name).map(|file| file["providers"].as_u64().expect("a number of providers"))
+        self.listed(name).map(|file| file["providers"].as_u64().expect("`providers` is a number"))
     }
 
-    /// Waits until a name has this many providers.
+    /// Waits until a name has this number of providers.
     #[track_caller]
-    pub fn wait_providers(&self, name: &str, wanted: u64, deadline: Duration) {
-        wait_until(&format!("{wanted} providers of {name}"), deadline, || {
+    pub fn wait_providers(&self, name: &str, wanted: u64, timeout: Duration) {
+        wait_until(&format!("{wanted} providers of {name}"), timeout, || {
             (self.providers(name) == Some(wanted)).then_some(())
         });
     }
 
-    /// Downloads to a path.
+    /// Downloads a file to a path.
     ///
     /// # Panics
-    /// If that fails.
+    /// Panics if the command fails.
     #[track_caller]
     pub fn get_to(&self, name: &str, path: &Path) -> Output {
         self.run([OsStr::new("get"), OsStr::new(name), OsStr::new("-o"), path.as_os_str()]).ok()
     }
 
-    /// What `library --json` says of a name.
+    /// Returns the entry of a name in the output of `library --json`.
     #[track_caller]
     pub fn in_library(&self, name: &str) -> Option<Value> {
         self.run(["library", "--json"]).ok().json().into_iter().find(|file| file["name"] == name)
     }
 
-    /// Bytes of pieces that the running daemon has sent since it was started.
+    /// Returns the number of piece bytes that the running daemon has sent since it was started.
     ///
     /// # Panics
-    /// If its status does not tell.
+    /// Panics if the status does not contain the number.
     #[track_caller]
     pub fn sent(&self) -> u64 {
         let status = self.run(["status", "--json"]).ok().json();
-        find_number(&status[0], "sent").unwrap_or_else(|| panic!("no `sent` in {status:?}"))
+        find_number(&status[0], "sent_bytes").unwrap_or_else(|| panic!("no `sent_bytes` in {status:?}"))
     }
 }
 
-/// The first number under this key anywhere in the value.
+/// Returns the first number with this key, at any depth.
 fn find_number(value: &Value, key: &str) -> Option<u64> {
     match value {
         Value::Object(fields) => fields

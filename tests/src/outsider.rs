@@ -1,4 +1,4 @@
-//! Somebody with a key of its own who asks nodes directly, as no program of ours would.
+//! A client with its own key that sends arbitrary requests to nodes over encrypted connections.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,18 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::id::PeerId;
 use enjambre_core::model::identity::KeyPair;
-use enjambre_core::protocol::client::{CallError, ask};
+use enjambre_core::model::membership::SignedMembership;
+use enjambre_core::model::session::SessionId;
+use enjambre_core::protocol::client::{CallError, call};
 use enjambre_core::protocol::error::ErrorCode;
-use enjambre_core::protocol::message::{Reply, Request, SessionId};
-use enjambre_core::swarm::invitation::Invitation;
-use enjambre_core::swarm::membership::SignedMembership;
-use enjambre_core::tracker::client::TrackerClient;
+use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::transport::error::TransportError;
-use enjambre_core::transport::{Connection, Deadline, Transport};
+use enjambre_core::{Connection, Deadline, Endpoint, PeerId, Transport, TransportError};
+use enjambre_swarm::membership::credentials::invitation::Invitation;
+use enjambre_swarm::tracker_client::client::TrackerClient;
 use enjambre_transport::Shared;
 use enjambre_transport::settings::TransportSettings;
 use tokio::runtime::Runtime;
@@ -26,7 +24,7 @@ use tokio::task::JoinHandle;
 
 const DEADLINE: Deadline = Deadline::Total(Duration::from_secs(120));
 
-/// Asks over encrypted connections, in this process.
+/// A client that is not a member of any swarm until it joins one.
 #[derive(Debug)]
 pub struct Outsider {
     runtime: Runtime,
@@ -35,10 +33,10 @@ pub struct Outsider {
 }
 
 impl Outsider {
-    /// Somebody whom nobody knows.
+    /// Creates a client with a new key.
     ///
     /// # Errors
-    /// If there is no runtime to be had.
+    /// Returns an error if the runtime or the transports cannot be created.
     pub fn new() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let key = KeyPair::generate();
@@ -47,117 +45,118 @@ impl Outsider {
         Ok(Self { runtime, key, transports })
     }
 
-    /// One that shares no connection with others: each is somebody new to the node that is asked.
+    /// Returns a dialer that shares no connection with earlier ones, so that the node sees a new connection.
     fn dialer(&self) -> Arc<Dialer> {
         Arc::new(Dialer::new(self.transports.clone()))
     }
 
-    /// Its id.
+    /// Returns the peer id of the client.
     pub fn peer(&self) -> PeerId {
         self.key.peer_id()
     }
 
-    /// Comes in by an invitation.
+    /// Joins a swarm with an invitation.
     ///
     /// # Errors
-    /// If that is none, or the tracker does not let it in.
+    /// Returns an error if the invitation is malformed or the tracker refuses it.
     pub fn join(&self, invitation: &str) -> Result<SignedMembership> {
         let invitation: Invitation = invitation.parse()?;
-        let tracker = invitation.trackers.first().context("an invitation names a tracker")?;
+        let tracker = invitation.trackers.first().context("the invitation contains no tracker")?;
         let client = TrackerClient::new(self.dialer(), tracker.clone());
         Ok(self.runtime.block_on(client.join(invitation.secret))?)
     }
 
-    /// A session at a tracker where it is in, as somebody who offers nothing.
+    /// Opens a session at a tracker, without endpoints.
     ///
     /// # Errors
-    /// If the tracker does not give it one.
+    /// Returns an error if the tracker does not grant a session.
     pub fn session(&self, tracker: &str) -> Result<SessionId> {
         let client = TrackerClient::new(self.dialer(), tracker.parse()?);
-        Ok(self.runtime.block_on(client.hello(&self.key, &[]))?.1.session)
+        Ok(self.runtime.block_on(client.open_session(&self.key, &[]))?.1.session)
     }
 
-    /// A new connection to a node.
+    /// Opens a new connection to a node.
     ///
     /// # Errors
-    /// If that is not an endpoint that can be dialled.
-    pub fn connect(&self, endpoint: &str) -> Result<Line<'_>> {
+    /// Returns an error if the endpoint is invalid or the connection fails.
+    pub fn connect(&self, endpoint: &str) -> Result<OutsiderConnection<'_>> {
         let endpoint: Endpoint = endpoint.parse()?;
         let connection = self.runtime.block_on(self.dialer().connect(&endpoint))?;
-        Ok(Line { outsider: self, connection })
+        Ok(OutsiderConnection { outsider: self, connection })
     }
 }
 
 /// A connection of an [`Outsider`].
 #[derive(Debug)]
-pub struct Line<'a> {
+pub struct OutsiderConnection<'a> {
     outsider: &'a Outsider,
     connection: Arc<dyn Connection>,
 }
 
-impl Line<'_> {
-    /// What the node answers.
+impl OutsiderConnection<'_> {
+    /// Sends a request and returns the reply.
     ///
     /// # Errors
-    /// What went wrong, or how it refused.
-    pub fn ask(&self, request: &Request) -> Result<Reply, CallError> {
-        self.outsider.runtime.block_on(ask(&*self.connection, request, DEADLINE)).map(|(reply, _)| reply)
+    /// Returns a transport error or the error reply of the node.
+    pub fn request(&self, request: &Request) -> Result<Reply, CallError> {
+        self.outsider.runtime.block_on(call(&*self.connection, request, DEADLINE)).map(|(reply, _)| reply)
     }
 
-    /// How the node refuses.
+    /// Sends a request and returns the code of the error reply.
     ///
     /// # Errors
-    /// If it answers, or cannot be asked.
-    pub fn refused(&self, request: &Request) -> Result<ErrorCode> {
-        match self.ask(request) {
+    /// Returns an error if the node does not reply with an error.
+    pub fn refusal(&self, request: &Request) -> Result<ErrorCode> {
+        match self.request(request) {
             Err(CallError::Remote { error, .. }) => Ok(error.code),
-            other => bail!("{request:?} is not refused: {other:?}"),
+            other => bail!("{request:?} was not refused: {other:?}"),
         }
     }
 
-    /// Asks in the background.
-    pub fn asking(&self, request: Request) -> Asked {
+    /// Sends a request in the background.
+    pub fn spawn_request(&self, request: Request) -> PendingReply {
         let connection = Arc::clone(&self.connection);
-        let asked = async move { ask(&*connection, &request, DEADLINE).await.map(|(reply, _)| reply) };
-        Asked(self.outsider.runtime.spawn(asked))
+        let reply = async move { call(&*connection, &request, DEADLINE).await.map(|(reply, _)| reply) };
+        PendingReply(self.outsider.runtime.spawn(reply))
     }
 
-    /// Whether the connection is lost before this is answered, or it is refused because the asker was thrown out.
+    /// Waits for a pending reply. Returns whether the connection was lost, or the request was refused because the membership
+    /// was revoked.
     ///
     /// # Errors
-    /// If asking panics.
-    pub fn is_lost(&self, asked: Asked) -> Result<bool> {
-        let answer = self.outsider.runtime.block_on(asked.0)?;
-        Ok(match answer {
+    /// Returns an error if the request task panics.
+    pub fn is_connection_lost(&self, pending: PendingReply) -> Result<bool> {
+        let result = self.outsider.runtime.block_on(pending.0)?;
+        Ok(match result {
             Err(CallError::Transport(TransportError::Lost { .. } | TransportError::Closed)) => true,
-            // The word of it may just get out before the connection is closed.
+            // The error reply may be sent before the connection is closed.
             Err(error) => error.remote().is_some_and(|error| error.code == ErrorCode::Unauthorized),
             Ok(_) => false,
         })
     }
 }
 
-/// A request that may still be under way.
+/// The reply to a request that was sent in the background.
 #[derive(Debug)]
-pub struct Asked(JoinHandle<Result<Reply, CallError>>);
+pub struct PendingReply(JoinHandle<Result<Reply, CallError>>);
 
-/// How many connections of this process to an endpoint with an IPv4 address are open, as Linux sees it.
+/// Returns the number of open connections of this process to an IPv4 endpoint (Linux only).
 ///
 /// # Errors
-/// If that cannot be found out.
+/// Returns an error if `/proc` cannot be read or the endpoint is invalid.
 pub fn open_connections_to(endpoint: &str) -> Result<usize> {
     let endpoint: Endpoint = endpoint.parse()?;
     let address: SocketAddrV4 = format!("{}:{}", endpoint.host(), endpoint.port()).parse()?;
     let remote = format!("{:08X}:{:04X}", u32::from_ne_bytes(address.ip().octets()), address.port());
-    let ours: HashSet<String> = fs::read_dir("/proc/self/fd")?
+    let own_sockets: HashSet<String> = fs::read_dir("/proc/self/fd")?
         .flatten()
         .filter_map(|entry| fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok())
         .filter_map(|link| Some(link.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
         .collect();
     let open = |line: &&str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        // The remote address, the state (01: established), and the inode.
-        matches!(&fields[..], [_, _, to, "01", _, _, _, _, _, inode, ..] if *to == remote && ours.contains(*inode))
+        // Remote address, state (01: established) and inode.
+        matches!(&fields[..], [_, _, to, "01", _, _, _, _, _, inode, ..] if *to == remote && own_sockets.contains(*inode))
     };
     Ok(fs::read_to_string("/proc/self/net/tcp")?.lines().skip(1).filter(open).count())
 }

@@ -1,9 +1,8 @@
-//! A private PostgreSQL server for tests: made in a temporary folder, listening on a free port of this machine, and
-//! gone with the test.
+//! PostgreSQL servers for tests: each in a temporary directory, on a free loopback port, stopped at the end of the test.
 //!
-//! The server's programs are those of the system ([`OVERRIDE`] names others). A server refuses to run as root; then it
-//! runs as the user `postgres`. Where there are no programs, [`Server::start`] says so past the test harness and gives
-//! nothing, and the test passes without having tested.
+//! The server programs are those installed on the system, or those in the directory [`OVERRIDE`]. PostgreSQL refuses to
+//! run as root, so root runs it as the user `postgres`. If the programs are not installed, [`Server::start`] prints that
+//! the test is skipped and returns `None`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -21,25 +20,25 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
-use crate::wait::{LONG, wait_until};
+use crate::wait::{TIMEOUT, wait_until};
 
-/// The environment variable that names the folder of the server's programs.
+/// The environment variable with the directory of the server programs.
 pub const OVERRIDE: &str = "ENJAMBRE_POSTGRES_BIN";
-/// The superuser, who needs no password.
+/// The superuser, without a password.
 pub const USER: &str = "enjambre";
-/// A user who needs [`PASSWORD`].
+/// A user with the password [`PASSWORD`].
 pub const USER_WITH_PASSWORD: &str = "guarded";
 /// The password of [`USER_WITH_PASSWORD`].
 pub const PASSWORD: &str = "correct horse battery staple";
-/// The user that servers run as where this is root.
+/// The system user that runs servers if the test runs as root.
 const SYSTEM_USER: &str = "postgres";
 
-/// How a server is stopped.
+/// Shutdown modes of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// Sessions are ended, and everything is written.
+    /// Ends all sessions and writes all data.
     Fast,
-    /// As in a crash: nothing is written any more.
+    /// Exits without a checkpoint, as in a crash.
     Immediate,
 }
 
@@ -52,25 +51,25 @@ impl Stop {
     }
 }
 
-/// A server that runs.
+/// A running server process.
 #[derive(Debug)]
 struct Running {
     pid: Pid,
     ended: Receiver<()>,
 }
 
-/// A server with a folder of its own. It is ended, and its data removed, when this is dropped.
+/// A server with its own directory. Dropping it stops the server and removes the data.
 #[derive(Debug)]
 pub struct Server {
     programs: PathBuf,
-    /// More lines for `postgresql.conf`.
+    /// Additional lines for `postgresql.conf`.
     settings: String,
     running: Mutex<Option<Running>>,
     port: u16,
     folder: TempDir,
 }
 
-/// Where the server's programs are; none where it is not installed.
+/// Returns the directory of the server programs, or `None` if PostgreSQL is not installed.
 fn programs() -> Option<PathBuf> {
     let has = |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
     if let Some(folder) = std::env::var_os(OVERRIDE) {
@@ -86,12 +85,12 @@ fn programs() -> Option<PathBuf> {
     installed.or_else(|| std::env::split_paths(&std::env::var_os("PATH")?).find(has))
 }
 
-/// Runs a program of the server, as the user that it may run as.
+/// Returns the command for a server program, as a user other than root.
 fn command(programs: &Path, program: &str) -> Command {
     let path = programs.join(program);
     let mut command = if cfg!(target_os = "linux") {
         let mut command = Command::new("setpriv");
-        // Ended as well when this process is killed. The signal comes when the thread ends that started it.
+        // Stops the server if this process is killed. The kernel sends the signal when the parent thread exits.
         command.args(["--pdeathsig", "QUIT"]);
         if geteuid().is_root() {
             command.args(["--reuid", SYSTEM_USER, "--regid", SYSTEM_USER, "--clear-groups"]);
@@ -111,29 +110,29 @@ fn run(mut command: Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Gives a path to the user that servers run as.
-fn give(path: &Path) {
+/// Changes the owner of a path to the user that runs servers.
+fn change_owner(path: &Path) {
     if geteuid().is_root() {
         let id = |flag: &str| {
             let mut command = Command::new("id");
             command.args([flag, SYSTEM_USER]);
-            run(command).trim().parse::<u32>().expect("a number")
+            run(command).trim().parse::<u32>().expect("`id` prints a number")
         };
-        chown(path, Some(id("-u")), Some(id("-g"))).expect("root may give files away");
+        chown(path, Some(id("-u")), Some(id("-g"))).expect("cannot change the owner");
     }
 }
 
 fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there is a free port");
-    listener.local_addr().expect("it has an address").port()
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("no free port");
+    listener.local_addr().expect("the listener has an address").port()
 }
 
 impl Server {
-    /// The server of this process, shared by the tests that run at the same time; each takes a schema of its own.
-    /// `None`, said loudly, where there is no server to start.
+    /// Returns the server that concurrent tests of this process share; each test uses its own schema. Returns `None`, and
+    /// prints that the test is skipped, if PostgreSQL is not installed.
     ///
     /// # Panics
-    /// If it does not start.
+    /// Panics if the server does not start.
     pub fn shared(test: &str) -> Option<Arc<Self>> {
         static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock();
@@ -145,17 +144,17 @@ impl Server {
         Some(server)
     }
 
-    /// A server of one's own, for tests that stop it or need other settings, lines of `postgresql.conf`. `None`, said
-    /// loudly, where there is no server to start.
+    /// Starts a server for one test, with additional lines for `postgresql.conf`. Returns `None`, and prints that the test
+    /// is skipped, if PostgreSQL is not installed.
     ///
     /// # Panics
-    /// If it does not start.
+    /// Panics if the server does not start.
     pub fn start(test: &str, settings: &str) -> Option<Self> {
         let Some(programs) = programs() else {
-            // Past the test harness, which would keep it to itself.
+            // Bypasses the output capture of the test harness, which hides the output of tests that pass.
             let _ = writeln!(
                 std::io::stderr().lock(),
-                "\n***** {test} WAS LEFT OUT: there is no PostgreSQL server (Debian: apt-get install postgresql) *****"
+                "\n***** {test} SKIPPED: PostgreSQL is not installed (Debian: apt-get install postgresql) *****"
             );
             return None;
         };
@@ -186,10 +185,10 @@ impl Server {
         Some(server)
     }
 
-    /// A replica of this server that follows it until [`Server::promote`].
+    /// Starts a streaming replica of this server, read-only until [`Server::promote`].
     ///
     /// # Panics
-    /// If it does not start.
+    /// Panics if the replica does not start.
     pub fn replica(&self, name: &str) -> Self {
         let folder = Self::folder();
         let replica = Self {
@@ -216,12 +215,12 @@ impl Server {
     }
 
     fn folder() -> TempDir {
-        let folder = TempDir::new().expect("a temporary folder");
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("the folder is ours");
+        let folder = TempDir::new().expect("cannot create a temporary directory");
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("cannot set permissions");
         let data = folder.path().join("data");
-        fs::create_dir(&data).expect("the folder can be written");
-        fs::set_permissions(&data, Permissions::from_mode(0o700)).expect("the folder is ours");
-        give(&data);
+        fs::create_dir(&data).expect("cannot create the data directory");
+        fs::set_permissions(&data, Permissions::from_mode(0o700)).expect("cannot set permissions");
+        change_owner(&data);
         folder
     }
 
@@ -230,104 +229,103 @@ impl Server {
     }
 
     fn configure(&self) {
-        let ours = format!(
+        let added = format!(
             "\nlisten_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = ''\nshared_buffers = '32MB'\n\
              max_connections = 200\ntimezone = 'UTC'\n{}\n",
             self.port, self.settings
         );
         let path = self.data().join("postgresql.conf");
-        let default = fs::read_to_string(&path).expect("initdb wrote the configuration");
-        fs::write(&path, default + &ours).expect("the configuration can be written");
+        let default = fs::read_to_string(&path).expect("cannot read the configuration");
+        fs::write(&path, default + &added).expect("cannot write the configuration");
         let rules = format!(
             "host all {USER_WITH_PASSWORD} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n\
              host replication all 127.0.0.1/32 trust\nlocal all all trust\n"
         );
-        fs::write(self.data().join("pg_hba.conf"), rules).expect("the rules can be written");
+        fs::write(self.data().join("pg_hba.conf"), rules).expect("cannot write pg_hba.conf");
     }
 
-    /// Puts a file into the server's data folder, readable for the server alone, for settings that name one.
+    /// Writes a file that only the server can read into the data directory, such as a TLS key.
     ///
     /// # Panics
-    /// If it cannot be written.
+    /// Panics if the file cannot be written.
     pub fn put_file(&self, name: &str, content: &str) {
         let path = self.data().join(name);
-        fs::write(&path, content).expect("the file can be written");
-        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("the file is ours");
-        give(&path);
+        fs::write(&path, content).expect("cannot write the file");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("cannot set permissions");
+        change_owner(&path);
     }
 
-    /// Adds lines to `postgresql.conf`; they count from the next start on.
+    /// Appends lines to `postgresql.conf`, effective after the next start.
     ///
     /// # Panics
-    /// If it cannot be written.
+    /// Panics if the file cannot be written.
     pub fn set(&self, settings: &str) {
         let path = self.data().join("postgresql.conf");
-        let before = fs::read_to_string(&path).expect("the configuration can be read");
-        fs::write(&path, format!("{before}\n{settings}\n")).expect("the configuration can be written");
+        let before = fs::read_to_string(&path).expect("cannot read the configuration");
+        fs::write(&path, format!("{before}\n{settings}\n")).expect("cannot write the configuration");
     }
 
-    /// Starts the server on the data that it has, and waits until it answers.
+    /// Starts the server with its existing data and waits until it is ready.
     ///
     /// # Panics
-    /// If it does not start.
+    /// Panics if the server is already running or does not start.
     pub fn start_again(&self) {
         let mut running = self.running.lock();
-        assert!(running.is_none(), "the server runs already");
+        assert!(running.is_none(), "the server is already running");
         let log = self.log_path();
         let (started, start) = channel();
         let (end, ended) = channel();
         let mut postgres = command(&self.programs, "postgres");
         postgres.arg("-D").arg(self.data()).stdin(Stdio::null()).stdout(Stdio::null());
-        postgres
-            .stderr(File::options().append(true).create(true).open(&log).expect("the log can be written"));
-        // A thread that lives as long as the server, see `command`.
+        postgres.stderr(File::options().append(true).create(true).open(&log).expect("cannot open the log"));
+        // The parent thread must live as long as the server; see `command`.
         thread::spawn(move || {
             let mut child: Child = postgres.spawn().unwrap_or_else(|error| panic!("{postgres:?}: {error}"));
             let _ = started.send(child.id());
             let _ = child.wait();
             let _ = end.send(());
         });
-        let id = start.recv_timeout(LONG).expect("the server's program can be started");
+        let id = start.recv_timeout(TIMEOUT).expect("cannot start the server");
         let pid = i32::try_from(id).ok().and_then(Pid::from_raw).expect("a process id is positive");
-        let note = self.data().join("postmaster.pid");
-        wait_until("the database server is ready", LONG, || {
-            let over = !matches!(ended.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
-            assert!(!over, "the server ended: {}", fs::read_to_string(&log).unwrap_or_default());
-            let text = fs::read_to_string(&note).ok()?;
+        let pid_file = self.data().join("postmaster.pid");
+        wait_until("the database server is ready", TIMEOUT, || {
+            let exited = !matches!(ended.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+            assert!(!exited, "the server exited: {}", fs::read_to_string(&log).unwrap_or_default());
+            let text = fs::read_to_string(&pid_file).ok()?;
             let mut lines = text.lines();
-            let ours = lines.next()? == id.to_string();
-            (ours && lines.nth(6)?.trim() == "ready").then_some(())
+            let is_own = lines.next()? == id.to_string();
+            (is_own && lines.nth(6)?.trim() == "ready").then_some(())
         });
         *running = Some(Running { pid, ended });
     }
 
-    /// Stops the server and waits until it is gone. Nothing happens where it does not run.
+    /// Stops the server and waits for its exit. Does nothing if the server is not running.
     ///
     /// # Panics
-    /// If it does not end.
-    pub fn stop(&self, how: Stop) {
+    /// Panics if the server does not exit.
+    pub fn stop(&self, mode: Stop) {
         let Some(Running { pid, ended }) = self.running.lock().take() else { return };
         if ended.try_recv().is_err() {
-            let _ = kill_process(pid, how.signal());
-            if ended.recv_timeout(LONG) == Err(RecvTimeoutError::Timeout) {
+            let _ = kill_process(pid, mode.signal());
+            if ended.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout) {
                 let _ = kill_process(pid, Signal::KILL);
-                panic!("the database server does not end");
+                panic!("the database server does not exit");
             }
         }
     }
 
-    /// Makes a replica a server that takes writes.
+    /// Promotes a replica to a primary server.
     ///
     /// # Panics
-    /// If it does not.
+    /// Panics if the promotion fails.
     pub fn promote(&self) {
         self.sql("SELECT pg_promote()");
     }
 
-    /// What a statement gives, as the superuser, in lines.
+    /// Executes a statement as the superuser and returns the output of `psql`.
     ///
     /// # Panics
-    /// If it fails.
+    /// Panics if the statement fails.
     pub fn sql(&self, statement: &str) -> String {
         let mut psql = command(&self.programs, "psql");
         psql.args([
@@ -343,35 +341,35 @@ impl Server {
         run(psql)
     }
 
-    /// What it has written to its log.
+    /// Returns the server log.
     ///
     /// # Panics
-    /// If that cannot be read.
+    /// Panics if the log cannot be read.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).expect("the log can be read")
+        fs::read_to_string(self.log_path()).expect("cannot read the log")
     }
 
     fn log_path(&self) -> PathBuf {
         self.folder.path().join("log")
     }
 
-    /// The port that it listens on, on 127.0.0.1.
+    /// Returns the port at 127.0.0.1.
     pub const fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its URL for [`USER`].
+    /// Returns the URL for [`USER`].
     pub fn url(&self) -> String {
         self.url_for(USER)
     }
 
-    /// Its URL for a user.
+    /// Returns the URL for a user.
     pub fn url_for(&self, user: impl AsRef<OsStr>) -> String {
         format!("postgresql://{}@127.0.0.1:{}/postgres", user.as_ref().to_string_lossy(), self.port)
     }
 }
 
-/// A name for a schema that no other test has.
+/// Returns a unique schema name.
 pub fn fresh_schema() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     format!("test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
@@ -383,7 +381,7 @@ impl Drop for Server {
             && ended.try_recv().is_err()
         {
             let _ = kill_process(pid, Signal::QUIT);
-            if ended.recv_timeout(LONG).is_err() {
+            if ended.recv_timeout(TIMEOUT).is_err() {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }

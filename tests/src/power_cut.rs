@@ -1,9 +1,9 @@
-//! A tracker and two peers on a file system in a file, which is copied while they work. What the copy has is what a disk
-//! would have after a power cut: they go on with it, and what was acknowledged as durable must be there.
+//! Power cuts: a tracker and two peers run on a file system in an image file, which is copied while they work. After a
+//! restart from the copy, all data that was acknowledged as durable must be present.
 //!
-//! The processes are stopped (SIGSTOP) while the file is copied, so that nobody is told anything in between. What was not
-//! synced by then is mostly not in the file: the file system writes back seldom. Everything is killed then, and the copy
-//! is mounted in the place of the original.
+//! The processes are stopped with SIGSTOP during the copy, so they acknowledge nothing that the copy lacks. Most data
+//! without `fsync` is not in the image, because the file system delays its write-back. After the copy the processes are
+//! killed and the copy is mounted in place of the original.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -18,24 +18,25 @@ use rustix::process::Signal;
 
 use crate::content::{MIB, hash_of, write_file};
 use crate::mount::{Mount, make_ext4};
-use crate::node::{Peer, Setup, Tracker, World};
+use crate::node::{Peer, Tracker, World};
 use crate::process::Process;
-use crate::wait::LONG;
+use crate::setup::Setup;
+use crate::wait::TIMEOUT;
 
-const DISK: u64 = 1024 * MIB;
+const DISK_SIZE: u64 = 1024 * MIB;
 
-/// What was done.
+/// The numbers of checked operations.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Tally {
-    /// Cuts.
+    /// Power cuts.
     pub cuts: u32,
-    /// Publications that were acknowledged before a cut, and were there after it.
+    /// Publications that were acknowledged before a power cut and present after it.
     pub published: u32,
-    /// Downloads that were said to be durable before a cut, and were there after it.
+    /// Downloads that were acknowledged as durable before a power cut and present after it.
     pub fetched: u32,
 }
 
-struct Scene {
+struct PowerCutTest {
     world: World,
     disk: Mount,
     images: [PathBuf; 2],
@@ -49,29 +50,42 @@ struct Scene {
     tally: Tally,
 }
 
-enum Doing {
+/// A command in progress.
+struct Command {
+    name: String,
+    hash: String,
+    action: Action,
+    process: Process,
+}
+
+enum Action {
     Publish,
     Fetch(Option<PathBuf>),
 }
 
-/// Cuts the power so often. None where no file system can be mounted, which was said then.
+/// Runs this number of power cuts. Calls `each` after every power cut. Returns `None`, and prints that `test` is skipped, if
+/// no file system can be mounted.
 ///
 /// # Panics
-/// When something is not there that was acknowledged as durable, or something is claimed that is wrong.
+/// Panics if data that was acknowledged as durable is missing, or if `verify` finds an error.
 pub fn run(test: &str, setup: Setup, cuts: u32, seed: u64, mut each: impl FnMut(Tally)) -> Option<Tally> {
     let world = World::new(setup);
     let images = [world.path("disk-0"), world.path("disk-1")];
-    if !make_ext4(test, &images[0], DISK) {
+    if !make_ext4(test, &images[0], DISK_SIZE) {
         return None;
     }
     let disk = Mount::image(test, &images[0])?;
-    let data = |kind: &str, name: &str| format!("{kind}.data_dir={:?}", disk.path().join(name));
-    let tracker = world.tracker_with("tracker", &[&data("tracker", "tracker"), "tracker.lease=1s"]);
-    let patience = "download.patience=10s";
-    let publisher =
-        world.running_peer_with("publisher", &[&tracker], &[&data("peer", "publisher"), patience]);
-    let fetcher = world.running_peer_with("fetcher", &[&tracker], &[&data("peer", "fetcher"), patience]);
-    let mut scene = Scene {
+    let data_dir = |kind: &str, name: &str| format!("{kind}.data_dir={:?}", disk.path().join(name));
+    let tracker = world.tracker_with("tracker", &[&data_dir("tracker", "tracker"), "tracker.lease=1s"]);
+    let provider_timeout = "download.provider_timeout=10s";
+    let publisher = world.running_peer_with(
+        "publisher",
+        &[&tracker],
+        &[&data_dir("peer", "publisher"), provider_timeout],
+    );
+    let fetcher =
+        world.running_peer_with("fetcher", &[&tracker], &[&data_dir("peer", "fetcher"), provider_timeout]);
+    let mut state = PowerCutTest {
         random: SmallRng::seed_from_u64(seed),
         images,
         disk,
@@ -85,15 +99,15 @@ pub fn run(test: &str, setup: Setup, cuts: u32, seed: u64, mut each: impl FnMut(
         world,
     };
     for cut in 0..cuts {
-        scene.work();
-        scene.cut(cut as usize);
-        scene.check();
-        each(scene.tally);
+        state.work();
+        state.cut(cut as usize);
+        state.check();
+        each(state.tally);
     }
-    Some(scene.tally)
+    Some(state.tally)
 }
 
-impl Drop for Scene {
+impl Drop for PowerCutTest {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.world.keep();
@@ -101,46 +115,46 @@ impl Drop for Scene {
     }
 }
 
-impl Scene {
-    /// Publishes and fetches for a while; the last commands are cut off.
+impl PowerCutTest {
+    /// Publishes and downloads for a while. The power cut interrupts the last commands.
     fn work(&mut self) {
         let steps = self.random.random_range(1..5);
-        let mut under_way = Vec::new();
+        let mut running = Vec::new();
         for step in 0..steps {
-            under_way
-                .extend((0..self.random.random_range(1..=3)).map(|_| self.publish()).collect::<Vec<_>>());
-            under_way.extend(self.fetch());
+            running.extend((0..self.random.random_range(1..=3)).map(|_| self.publish()).collect::<Vec<_>>());
+            running.extend(self.fetch());
             if step + 1 < steps {
-                for (name, hash, doing, process) in std::mem::take(&mut under_way) {
-                    process.wait(LONG).ok();
-                    self.note(name, hash, doing);
+                for command in std::mem::take(&mut running) {
+                    self.finish(command);
                 }
             }
         }
         sleep(Duration::from_millis(self.random.random_range(0..150)));
-        for (name, hash, doing, mut process) in under_way {
-            // What has ended has acknowledged; the others go with the power.
-            if !process.is_running() {
-                process.wait(LONG).ok();
-                self.note(name, hash, doing);
+        for mut command in running {
+            // A command that has exited has acknowledged its work.
+            if !command.process.is_running() {
+                self.finish(command);
             } else {
-                process.kill();
+                command.process.kill();
             }
         }
     }
 
-    fn note(&mut self, name: String, hash: String, doing: Doing) {
-        match doing {
-            Doing::Publish => {
+    /// Waits for a command to succeed and records its result.
+    fn finish(&mut self, command: Command) {
+        let Command { name, hash, action, process } = command;
+        process.wait(TIMEOUT).ok();
+        match action {
+            Action::Publish => {
                 self.published.insert(name, hash);
             }
-            Doing::Fetch(path) => {
+            Action::Fetch(path) => {
                 self.fetched.insert(name, (hash, path));
             }
         }
     }
 
-    fn publish(&mut self) -> (String, String, Doing, Process) {
+    fn publish(&mut self) -> Command {
         let size = match self.random.random_range(0..10) {
             0..5 => self.random.random_range(1..64 * 1024),
             5..8 => self.random.random_range(256 * 1024..MIB),
@@ -151,10 +165,10 @@ impl Scene {
         let path = self.world.path(&name);
         let hash = write_file(&path, size, self.next);
         let process = self.publisher.spawn([OsStr::new("publish"), OsStr::new("--store"), path.as_os_str()]);
-        (name, hash, Doing::Publish, process)
+        Command { name, hash, action: Action::Publish, process }
     }
 
-    fn fetch(&mut self) -> Option<(String, String, Doing, Process)> {
+    fn fetch(&mut self) -> Option<Command> {
         let wanted = self.published.iter().find(|(name, _)| !self.fetched.contains_key(*name));
         let (name, hash) = wanted.map(|(name, hash)| (name.clone(), hash.clone()))?;
         let path = self.random.random_bool(0.3).then(|| self.disk.path().join(format!("got-{name}")));
@@ -163,14 +177,14 @@ impl Scene {
             args.extend([OsStr::new("-o"), path.as_os_str()]);
         }
         let process = self.fetcher.spawn(args);
-        Some((name, hash, Doing::Fetch(path), process))
+        Some(Command { name, hash, action: Action::Fetch(path), process })
     }
 
     fn cut(&mut self, number: usize) {
         for signal in [Signal::STOP, Signal::KILL] {
             if signal == Signal::KILL {
                 let [from, to] = [&self.images[number % 2], &self.images[(number + 1) % 2]];
-                fs::copy(from, to).expect("there is room for a copy");
+                fs::copy(from, to).expect("cannot copy the disk image");
             }
             self.tracker.signal(signal);
             self.publisher.signal(signal);
@@ -196,16 +210,16 @@ impl Scene {
             })
             .collect();
         for (name, hash) in &self.published {
-            assert_eq!(listed.get(name), Some(hash), "{name} was acknowledged");
+            assert_eq!(listed.get(name), Some(hash), "{name} was acknowledged and is not listed");
         }
-        // Nothing is claimed that is not there.
+        // The libraries claim no pieces that they lost.
         self.publisher.run(["verify"]).ok();
         self.fetcher.run(["verify"]).ok();
         let out = self.world.path("exported");
         let export = |peer: &Peer, name: &str, hash: &str| {
             peer.run([OsStr::new("export"), OsStr::new(name), OsStr::new("-o"), out.as_os_str()]).ok();
-            assert_eq!(hash_of(&out), hash, "{name}");
-            fs::remove_file(&out).expect("it was just made");
+            assert_eq!(hash_of(&out), hash, "wrong content for {name}");
+            fs::remove_file(&out).expect("cannot remove the output");
         };
         for (name, hash) in &self.published {
             export(&self.publisher, name, hash);
@@ -213,7 +227,7 @@ impl Scene {
         }
         for (name, (hash, path)) in &self.fetched {
             match path {
-                Some(path) => assert_eq!(&hash_of(path), hash, "{name}"),
+                Some(path) => assert_eq!(&hash_of(path), hash, "wrong content for {name}"),
                 None => export(&self.fetcher, name, hash),
             }
             self.tally.fetched += 1;

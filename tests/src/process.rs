@@ -1,4 +1,4 @@
-//! A process of the product: started, watched line by line, signalled, and gone when its guard is.
+//! Processes under test: start, read output line by line, signal and wait. Dropping a [`Process`] kills it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::binary;
-use crate::wait::{LONG, wait_until};
+use crate::wait::{TIMEOUT, wait_until};
 
 #[derive(Debug, Default)]
 struct Lines {
@@ -29,7 +29,7 @@ struct LinesState {
     ended: bool,
 }
 
-/// A running process. It is killed when this is dropped; if that is because a test failed, what it said is shown.
+/// A running process. Dropping it kills the process; in a failing test this also prints its standard error.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -37,37 +37,37 @@ pub struct Process {
     stdout: Arc<Lines>,
     stderr: PathBuf,
     next: usize,
-    ended: Option<ExitStatus>,
+    exited: Option<ExitStatus>,
 }
 
-/// What a process that has ended said.
+/// The exit status and output of a process.
 #[derive(Debug)]
 pub struct Output {
-    /// The exit status; `None` when it was ended by a signal.
+    /// The exit status; `None` if a signal ended the process.
     pub status: Option<i32>,
-    /// All of its standard output.
+    /// The standard output.
     pub stdout: String,
-    /// All of its standard error.
+    /// The standard error output.
     pub stderr: String,
-    /// The command, for messages.
+    /// The command line, for messages.
     pub title: String,
 }
 
 impl Process {
-    /// Starts `enjambre` with these arguments. Its standard error is kept in a file of `folder`.
+    /// Starts `enjambre` with these arguments. Standard error is written to a file in `folder`.
     ///
     /// # Panics
-    /// If it cannot be started.
+    /// Panics if the process cannot be started.
     pub fn start<A: AsRef<OsStr>>(folder: &Path, args: impl IntoIterator<Item = A>) -> Self {
         let mut command = Command::new(binary::enjambre());
         command.args(args);
         Self::start_command(folder, command)
     }
 
-    /// Starts any command. Its standard error is kept in a file of `folder`.
+    /// Starts a command without `ENJAMBRE_*` environment variables. Standard error is written to a file in `folder`.
     ///
     /// # Panics
-    /// If it cannot be started.
+    /// Panics if the process cannot be started.
     pub fn start_command(folder: &Path, mut command: Command) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -81,42 +81,42 @@ impl Process {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(File::create(&stderr).expect("a test's folder can be written"))
+            .stderr(File::create(&stderr).expect("cannot create the log file"))
             .spawn()
             .unwrap_or_else(|error| panic!("{title}: {error}"));
         let stdout = Arc::new(Lines::default());
-        let pipe = child.stdout.take().expect("the pipe was asked for");
+        let pipe = child.stdout.take().expect("standard output is a pipe");
         thread::spawn({
             let stdout = Arc::clone(&stdout);
             move || read_lines(pipe, &stdout)
         });
-        Self { child, title, stdout, stderr, next: 0, ended: None }
+        Self { child, title, stdout, stderr, next: 0, exited: None }
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The next line of standard output that `wanted` makes something of; the lines before it are passed over.
+    /// Reads lines of standard output until `wanted` returns a value for a line, and returns that value.
     ///
     /// # Panics
-    /// When there is none within the deadline or before the end of the output.
+    /// Panics if no line matches before the timeout or the end of the output.
     #[track_caller]
-    pub fn wait_line<T>(&mut self, deadline: Duration, wanted: impl FnMut(&str) -> Option<T>) -> T {
-        self.find_line(deadline, wanted).unwrap_or_else(|why| {
+    pub fn wait_line<T>(&mut self, timeout: Duration, wanted: impl FnMut(&str) -> Option<T>) -> T {
+        self.find_line(timeout, wanted).unwrap_or_else(|reason| {
             let lines = self.stdout.state.lock().lines.join("\n");
-            panic!("{}: {why} before the line came\n{lines}\n{}", self.title, self.log_tail());
+            panic!("{}: {reason} before a line matched\n{lines}\n{}", self.title, self.log_tail());
         })
     }
 
-    /// As [`Process::wait_line`], with the reason where there is none.
+    /// Like [`Process::wait_line`], but returns a reason if no line matches.
     pub fn find_line<T>(
         &mut self,
-        deadline: Duration,
+        timeout: Duration,
         mut wanted: impl FnMut(&str) -> Option<T>,
     ) -> Result<T, &'static str> {
-        let until = Instant::now() + deadline;
+        let until = Instant::now() + timeout;
         let mut state = self.stdout.state.lock();
         loop {
             while let Some(line) = state.lines.get(self.next) {
@@ -125,48 +125,51 @@ impl Process {
                     return Ok(found);
                 }
             }
-            let late = !state.ended && self.stdout.changed.wait_until(&mut state, until).timed_out();
-            let nothing_new = state.lines.len() == self.next;
-            if nothing_new && (state.ended || late) {
-                return Err(if state.ended { "the output ended" } else { "the time was over" });
+            let timed_out = !state.ended && self.stdout.changed.wait_until(&mut state, until).timed_out();
+            let all_read = state.lines.len() == self.next;
+            if all_read && (state.ended || timed_out) {
+                return Err(if state.ended { "the output ended" } else { "the wait timed out" });
             }
         }
     }
 
-    /// The next event of `--json` output that `wanted` makes something of.
+    /// Reads events of `--json` output until `wanted` returns a value for an event, and returns that value.
     ///
     /// # Panics
-    /// As [`Process::wait_line`], and when a line is not JSON.
+    /// Panics like [`Process::wait_line`], and if a line is not JSON.
     #[track_caller]
     pub fn wait_event<T>(&mut self, mut wanted: impl FnMut(&Value) -> Option<T>) -> T {
-        self.wait_line(LONG, |line| wanted(&parse(line)))
+        self.wait_line(TIMEOUT, |line| wanted(&parse(line)))
     }
 
-    /// Whether it still runs.
+    /// Whether the process is running.
     pub fn is_running(&mut self) -> bool {
-        self.ended().is_none()
+        self.exit_status().is_none()
     }
 
-    fn ended(&mut self) -> Option<ExitStatus> {
-        if self.ended.is_none() {
-            self.ended = self.child.try_wait().expect("the child is ours");
+    fn exit_status(&mut self) -> Option<ExitStatus> {
+        if self.exited.is_none() {
+            self.exited = self.child.try_wait().expect("cannot query the child process");
         }
-        self.ended
+        self.exited
     }
 
-    /// Waits for its end.
+    /// Waits for the exit of the process.
     ///
     /// # Panics
-    /// When it still runs at the deadline.
+    /// Panics if the process is still running after the timeout.
     #[track_caller]
-    pub fn wait(mut self, deadline: Duration) -> Output {
+    pub fn wait(mut self, timeout: Duration) -> Output {
         let title = self.title.clone();
-        let status = wait_until(&format!("end of {title}"), deadline, || self.ended());
+        let status = wait_until(&format!("exit of {title}"), timeout, || self.exit_status());
         let mut state = self.stdout.state.lock();
-        let until = Instant::now() + LONG;
+        let until = Instant::now() + TIMEOUT;
         while !state.ended {
-            // A grandchild that holds the pipe would keep it open for ever.
-            assert!(!self.stdout.changed.wait_until(&mut state, until).timed_out(), "{title}: output open");
+            // A child of the process may still have the pipe open.
+            assert!(
+                !self.stdout.changed.wait_until(&mut state, until).timed_out(),
+                "{title}: standard output is still open"
+            );
         }
         let stdout = state.lines.iter().flat_map(|line| [line, "\n"]).collect();
         drop(state);
@@ -176,24 +179,24 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Panics
-    /// If it has ended already and was waited for.
+    /// Panics if the process has exited.
     #[track_caller]
     pub fn signal(&mut self, signal: Signal) {
-        assert!(self.is_running(), "{} has ended already\n{}", self.title, self.log_tail());
-        kill_process(Pid::from_child(&self.child), signal).expect("the child is ours");
+        assert!(self.is_running(), "{} has already exited\n{}", self.title, self.log_tail());
+        kill_process(Pid::from_child(&self.child), signal).expect("cannot send the signal");
     }
 
-    /// `kill -9`, and waits until it is gone. It may have ended before.
+    /// Kills the process with `SIGKILL`, unless it has exited, and waits for its exit.
     #[track_caller]
     pub fn kill(mut self) -> Output {
         if self.is_running() {
-            // It may end at this moment, and is not gone before it is waited for.
+            // The process may exit on its own. Its id stays valid until it is waited for.
             let _ = kill_process(Pid::from_child(&self.child), Signal::KILL);
         }
-        self.wait(LONG)
+        self.wait(TIMEOUT)
     }
 
-    /// What it wrote to standard error so far.
+    /// Returns the standard error output so far.
     pub fn stderr_text(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
     }
@@ -209,7 +212,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.is_running() {
-            // Killing what has just ended fails, and that is fine.
+            // Fails if the process has just exited.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
@@ -220,19 +223,19 @@ impl Drop for Process {
 }
 
 impl Output {
-    /// The same, when the exit status is 0.
+    /// Returns the output of a successful process.
     ///
     /// # Panics
-    /// When it is another.
+    /// Panics if the exit status is not 0.
     #[track_caller]
     pub fn ok(self) -> Self {
         self.expect_status(0)
     }
 
-    /// The same, when the exit status is this one.
+    /// Returns the output of a process with this exit status.
     ///
     /// # Panics
-    /// When it is another.
+    /// Panics if the exit status differs.
     #[track_caller]
     pub fn expect_status(self, status: i32) -> Self {
         assert_eq!(
@@ -246,10 +249,10 @@ impl Output {
         self
     }
 
-    /// Each line of standard output as JSON.
+    /// Parses each line of standard output as JSON.
     ///
     /// # Panics
-    /// When a line is not.
+    /// Panics if a line is not valid JSON.
     #[track_caller]
     pub fn json(&self) -> Vec<Value> {
         self.stdout.lines().map(parse).collect()
@@ -258,7 +261,7 @@ impl Output {
 
 #[track_caller]
 fn parse(line: &str) -> Value {
-    serde_json::from_str(line).unwrap_or_else(|error| panic!("not JSON ({error}): {line}"))
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("invalid JSON: {error}: {line}"))
 }
 
 fn title_of(command: &Command) -> String {

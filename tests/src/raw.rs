@@ -1,51 +1,51 @@
-//! A client that speaks the wire by hand, byte by byte, so that it can break every rule, from any address of this machine.
+//! A client that writes protocol messages byte by byte, so that it can send invalid ones, from any loopback address.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 #[cfg(target_os = "linux")]
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use enjambre_core::RequestId;
 use enjambre_core::protocol::codec::{decode_reply, encode_request};
 use enjambre_core::protocol::error::ErrorReply;
 use enjambre_core::protocol::message::{Reply, Request};
-use enjambre_core::transport::envelope::RequestId;
 #[cfg(target_os = "linux")]
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 #[cfg(target_os = "linux")]
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
-use crate::wait::LONG;
+use crate::wait::TIMEOUT;
 
-/// How a plain TCP connection begins.
+/// The preface of a plain TCP connection.
 pub const PREFACE: [u8; 8] = *b"\x8aENJTCP\x01";
-/// The flag of a ZMTP frame that is not the last of its message.
+/// The ZMTP flag of a frame that is not the last of its message.
 pub const MORE: u8 = 1;
-/// The flag of a ZMTP frame with 8 bytes of length.
+/// The ZMTP flag of a frame with a length of 8 bytes.
 pub const LONG_FRAME: u8 = 2;
-/// The flag of a ZMTP command.
+/// The ZMTP flag of a command.
 pub const COMMAND: u8 = 4;
 
-/// The most bytes of a message that are read.
-const LARGEST: u64 = 4 << 20;
+/// The maximum size in bytes of a received header, payload or frame.
+const MAX_SIZE: u64 = 4 << 20;
 
-/// How messages lie on a stream.
+/// The encoding of messages on a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Framing {
     /// ZMTP 3.0, <https://rfc.zeromq.org/spec/23/>.
     Zmtp,
-    /// Lengths of header and payload.
+    /// The lengths of header and payload, followed by both.
     Plain,
 }
 
-/// A connection that says what it is told to.
+/// A connection for arbitrary bytes.
 #[derive(Debug)]
-pub struct Raw {
-    /// The stream, to say on it whatever one likes.
+pub struct RawConnection {
+    /// The underlying stream.
     pub stream: TcpStream,
     framing: Framing,
 }
 
-/// The 64 bytes with which ZMTP begins.
+/// Returns the ZMTP greeting.
 pub fn zmtp_greeting() -> [u8; 64] {
     let mut bytes = [0; 64];
     (bytes[0], bytes[9], bytes[10]) = (0xff, 0x7f, 3);
@@ -67,81 +67,81 @@ fn zmtp_frame(flags: u8, body: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Where an endpoint is: without its scheme and the id of its node.
+/// Returns the address of an endpoint, without its scheme and node id.
 fn address_of(endpoint: &str) -> &str {
     let (_, rest) = endpoint.split_once("://").expect("an endpoint has a scheme");
     rest.split_once('@').map_or(rest, |(_, address)| address)
 }
 
-impl Raw {
-    fn over(endpoint: &str, stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(LONG)).expect("the stream is open");
-        stream.set_write_timeout(Some(LONG)).expect("the stream is open");
+impl RawConnection {
+    fn new(endpoint: &str, stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(TIMEOUT)).expect("cannot set a socket timeout");
+        stream.set_write_timeout(Some(TIMEOUT)).expect("cannot set a socket timeout");
         Self { stream, framing: if endpoint.starts_with("tcp") { Framing::Plain } else { Framing::Zmtp } }
     }
 
-    /// A connection on which nothing was said.
+    /// Opens a connection without a handshake.
     ///
     /// # Panics
-    /// If nobody listens there.
+    /// Panics if the connection is refused.
     #[track_caller]
     pub fn connect(endpoint: &str) -> Self {
-        Self::over(endpoint, TcpStream::connect(address_of(endpoint)).expect("somebody listens there"))
+        Self::new(endpoint, TcpStream::connect(address_of(endpoint)).expect("cannot connect"))
     }
 
-    /// The same from this loopback address, with room for so few bytes that come, where a number is given.
+    /// Opens a connection from a loopback address without a handshake, optionally with a receive buffer of this many bytes.
     ///
     /// # Errors
-    /// If nobody listens there, or takes no more connections.
+    /// Returns an error if the connection is refused.
     ///
     /// # Panics
-    /// If the endpoint is none of IPv4.
+    /// Panics if the endpoint has no IPv4 address.
     #[cfg(target_os = "linux")]
-    pub fn connect_from(endpoint: &str, from: Ipv4Addr, room: Option<usize>) -> io::Result<Self> {
-        // Close-on-exec, or the processes that the test starts would hold it open.
+    pub fn connect_from(endpoint: &str, from: Ipv4Addr, receive_buffer: Option<usize>) -> io::Result<Self> {
+        // Close-on-exec, so that processes started by the test do not keep the connection open.
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        if let Some(room) = room {
-            set_socket_recv_buffer_size(&socket, room)?;
+        if let Some(size) = receive_buffer {
+            set_socket_recv_buffer_size(&socket, size)?;
         }
         bind(&socket, &SocketAddrV4::new(from, 0))?;
-        let to: SocketAddrV4 = address_of(endpoint).parse().expect("an address of IPv4");
+        let to: SocketAddrV4 = address_of(endpoint).parse().expect("an IPv4 address");
         connect(&socket, &to)?;
-        Ok(Self::over(endpoint, socket.into()))
+        Ok(Self::new(endpoint, socket.into()))
     }
 
-    /// A connection that can ask.
+    /// Opens a connection that is ready for requests.
     ///
     /// # Panics
-    /// If the other side does not greet.
+    /// Panics if the handshake fails.
     #[track_caller]
-    pub fn greeted(endpoint: &str) -> Self {
+    pub fn connect_and_handshake(endpoint: &str) -> Self {
         let mut raw = Self::connect(endpoint);
-        raw.greet().expect("it is greeted");
+        raw.handshake().expect("the handshake failed");
         raw
     }
 
-    /// What this side says before its first message.
-    pub fn greeting(&self) -> Vec<u8> {
+    /// Returns the bytes that a client sends before its first message.
+    pub fn handshake_bytes(&self) -> Vec<u8> {
         match self.framing {
             Framing::Plain => PREFACE.to_vec(),
             Framing::Zmtp => [&zmtp_greeting()[..], &ready()].concat(),
         }
     }
 
-    /// Says the greeting and takes that of the other side.
+    /// Performs the handshake.
     ///
     /// # Errors
-    /// If the other side closes the connection.
+    /// Returns an error if the peer closes the connection.
     ///
     /// # Panics
-    /// If it says something else.
-    pub fn greet(&mut self) -> io::Result<()> {
-        self.stream.write_all(&self.greeting())?;
+    /// Panics if the peer sends an invalid handshake.
+    pub fn handshake(&mut self) -> io::Result<()> {
+        self.stream.write_all(&self.handshake_bytes())?;
         match self.framing {
             Framing::Plain => {
-                let mut theirs = [0; PREFACE.len()];
-                self.stream.read_exact(&mut theirs)?;
-                assert_eq!(theirs, PREFACE);
+                let mut preface = [0; PREFACE.len()];
+                self.stream.read_exact(&mut preface)?;
+                assert_eq!(preface, PREFACE);
             }
             Framing::Zmtp => {
                 self.stream.read_exact(&mut [0; 64])?;
@@ -155,13 +155,13 @@ impl Raw {
     /// Sends a ZMTP frame.
     ///
     /// # Errors
-    /// If the connection is closed, or the other side takes nothing for long.
-    pub fn frame(&mut self, flags: u8, body: &[u8]) -> io::Result<()> {
+    /// Returns an error if the connection is closed or the write times out.
+    pub fn send_frame(&mut self, flags: u8, body: &[u8]) -> io::Result<()> {
         self.stream.write_all(&zmtp_frame(flags, body))
     }
 
-    /// A message with this header and no payload.
-    pub fn message(&self, header: &[u8]) -> Vec<u8> {
+    /// Encodes a message with this header and no payload.
+    pub fn encode_message(&self, header: &[u8]) -> Vec<u8> {
         match self.framing {
             Framing::Zmtp => zmtp_frame(0, header),
             Framing::Plain => {
@@ -171,20 +171,20 @@ impl Raw {
         }
     }
 
-    /// Sends a message with this header, whatever it is.
+    /// Sends a message with this header, valid or not, and no payload.
     ///
     /// # Errors
-    /// As [`Raw::frame`].
-    pub fn say(&mut self, header: &[u8]) -> io::Result<()> {
-        self.stream.write_all(&self.message(header))
+    /// Returns the errors of [`RawConnection::send_frame`].
+    pub fn send_header(&mut self, header: &[u8]) -> io::Result<()> {
+        self.stream.write_all(&self.encode_message(header))
     }
 
     /// Sends a request.
     ///
     /// # Errors
-    /// As [`Raw::frame`].
-    pub fn ask(&mut self, id: u64, request: &Request) -> io::Result<()> {
-        self.say(&encode_request(RequestId(id), request))
+    /// Returns the errors of [`RawConnection::send_frame`].
+    pub fn send_request(&mut self, id: u64, request: &Request) -> io::Result<()> {
+        self.send_header(&encode_request(RequestId(id), request))
     }
 
     fn read_frame(&mut self) -> io::Result<(u8, Vec<u8>)> {
@@ -205,20 +205,20 @@ impl Raw {
     }
 
     fn read_bytes(&mut self, length: u64) -> io::Result<Vec<u8>> {
-        assert!(length <= LARGEST, "{length} bytes are announced");
+        assert!(length <= MAX_SIZE, "{length} bytes exceed the maximum size");
         let mut bytes = vec![0; length as usize];
         self.stream.read_exact(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// Takes the header and the payload of the next message.
+    /// Reads the header and the payload of the next message.
     ///
     /// # Errors
-    /// If the connection is closed, or nothing comes for long.
+    /// Returns an error if the connection is closed or the read times out.
     ///
     /// # Panics
-    /// If what comes is no message.
-    pub fn hear(&mut self) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    /// Panics if the received bytes are not a valid message.
+    pub fn read_message(&mut self) -> io::Result<(Vec<u8>, Vec<u8>)> {
         if self.framing == Framing::Plain {
             let [header, payload] = [self.read_array()?, self.read_array()?].map(u32::from_be_bytes);
             return Ok((self.read_bytes(header.into())?, self.read_bytes(payload.into())?));
@@ -233,20 +233,20 @@ impl Raw {
         Ok((header, payload))
     }
 
-    /// Takes the next reply.
+    /// Reads the next reply.
     ///
     /// # Panics
-    /// If none comes.
+    /// Panics if no valid reply arrives.
     #[track_caller]
-    pub fn reply(&mut self) -> Result<Reply, ErrorReply> {
-        let (header, _) = self.hear().expect("a reply");
-        decode_reply(&header).expect("it can be read")
+    pub fn read_reply(&mut self) -> Result<Reply, ErrorReply> {
+        let (header, _) = self.read_message().expect("cannot read a reply");
+        decode_reply(&header).expect("malformed reply")
     }
 
-    /// Waits until the other side has closed the connection.
+    /// Waits until the peer closes the connection.
     ///
     /// # Panics
-    /// If it does not for long.
+    /// Panics if the peer does not close the connection before the timeout.
     #[track_caller]
     pub fn wait_closed(&mut self) {
         let mut buffer = [0; 4096];
@@ -255,7 +255,7 @@ impl Raw {
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
-                Err(error) => panic!("it is not closed: {error}"),
+                Err(error) => panic!("the connection is not closed: {error}"),
             }
         }
     }

@@ -1,10 +1,9 @@
-//! A tracker and two peers that are killed at random moments while they publish, fetch, remove, renew, sweep and start.
+//! Random `kill -9` of a tracker and two peers while they publish, download, remove, renew, sweep and start.
 //!
-//! What was acknowledged is written down here, outside of them, and has to be there after every restart: each
-//! publication is listed with its id, each download that was reported complete is complete and right, `verify` finds
-//! nothing, what a download had reported as written is not fetched again, and nothing is left behind that belongs to
-//! nobody. A difference ends the run with a panic. The choices are those of the seed; where a process is hit depends on
-//! the machine as well.
+//! The test records what the processes acknowledged. After every restart each acknowledged publication is listed with its
+//! id, each completed download has the correct content, `verify` finds no errors, an interrupted download has all pieces
+//! that it reported as written, and no orphaned data remains. A violation panics. The seed determines the operations; the
+//! exact moment of a kill also depends on the machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -20,38 +19,39 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::content::{MIB, hash_of, write_file};
-use crate::node::{Peer, Setup, Tracker, World};
+use crate::node::{Peer, Tracker, World};
 use crate::process::{Output, Process};
-use crate::wait::{LONG, wait_for, wait_until};
+use crate::setup::Setup;
+use crate::wait::{TIMEOUT, wait_for, wait_until};
 
-/// How many rounds lie between two looks at everything.
-const ROUNDS: u32 = 20;
-/// How many files the downloading peer keeps; older ones are removed.
-const KEPT: usize = 30;
-const PIECE: u64 = 256 * 1024;
-const BIG: u64 = 24 * MIB;
-const BIG_NAME: &str = "big";
+/// The number of rounds between two complete checks.
+const ROUNDS_PER_CHECK: u32 = 20;
+/// The number of downloaded files from which the downloading peer also removes files.
+const MIN_FILES_TO_REMOVE: usize = 30;
+const PIECE_SIZE: u64 = 256 * 1024;
+const LARGE_SIZE: u64 = 24 * MIB;
+const LARGE_NAME: &str = "large";
 
-/// What was done.
+/// The numbers of operations.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Tally {
-    /// Daemons that were killed while they worked.
+    /// Kills of a daemon at work.
     pub kills: u32,
-    /// Daemons that were killed while they started.
-    pub starts: u32,
-    /// Publications that were acknowledged.
+    /// Kills of a daemon during startup.
+    pub startup_kills: u32,
+    /// Acknowledged publications.
     pub published: u32,
-    /// Downloads that were reported complete.
+    /// Completed downloads.
     pub fetched: u32,
-    /// Removals that were reported done.
+    /// Completed removals.
     pub removed: u32,
-    /// Restarts after which a download under way had all that it had reported.
+    /// Restarts after which an interrupted download had all reported bytes.
     pub resumed: u32,
 }
 
 struct Fetched {
     hash: String,
-    /// Where it is, if it was fetched to a path.
+    /// The output path of a download that was not into the library.
     path: Option<PathBuf>,
 }
 
@@ -62,15 +62,15 @@ struct Torture {
     publisher: Peer,
     fetcher: Peer,
     next: u64,
-    /// Names and hashes of what was acknowledged.
+    /// Hashes of acknowledged publications by name.
     published: BTreeMap<String, String>,
-    /// What the publisher said that it will publish when it reaches a tracker.
-    promised: BTreeMap<String, String>,
+    /// Hashes by name of files in the library of the publisher that it has yet to publish at the tracker.
+    pending: BTreeMap<String, String>,
     fetched: BTreeMap<String, Fetched>,
-    /// Files of which a removal was begun and not reported.
-    doubtful: BTreeSet<String>,
-    /// The download under way and where to.
-    big: Option<(Process, Option<PathBuf>)>,
+    /// Files whose removal was started and not acknowledged.
+    removing: BTreeSet<String>,
+    /// The download of the large file in progress, and its output path.
+    large: Option<(Process, Option<PathBuf>)>,
     tally: Tally,
 }
 
@@ -82,21 +82,21 @@ impl Drop for Torture {
     }
 }
 
-/// A command under way, and what it means when it succeeds.
-enum Doing {
+/// A command in progress.
+enum Action {
     Publish { name: String, hash: String },
     Fetch { name: String, hash: String, path: Option<PathBuf> },
     Remove { name: String },
 }
 
-/// Kills daemons so often, or a little more; `each` is told how far it is.
+/// Runs rounds until there were at least this many kills. Calls `each` after every complete check.
 ///
 /// # Panics
-/// When something that was acknowledged is not there.
+/// Panics if acknowledged data is missing or wrong.
 pub fn run(setup: Setup, kills: u32, seed: u64, mut each: impl FnMut(Tally)) -> Tally {
     let world = World::new(setup);
     let tracker = world.tracker_with("tracker", &["tracker.lease=400ms"]);
-    let settings = ["download.patience=3s"];
+    let settings = ["download.provider_timeout=3s"];
     let publisher =
         world.running_peer_with("publisher", &[&tracker], &[settings[0], "limits.upload=\"64MB/s\""]);
     let fetcher = world.running_peer_with("fetcher", &[&tracker], &settings);
@@ -107,30 +107,30 @@ pub fn run(setup: Setup, kills: u32, seed: u64, mut each: impl FnMut(Tally)) -> 
         fetcher,
         next: 0,
         published: BTreeMap::new(),
-        promised: BTreeMap::new(),
+        pending: BTreeMap::new(),
         fetched: BTreeMap::new(),
-        doubtful: BTreeSet::new(),
-        big: None,
+        removing: BTreeSet::new(),
+        large: None,
         tally: Tally::default(),
         world,
     };
-    let (big, hash) = torture.world.file(BIG_NAME, BIG);
-    torture.publisher.publish(&big, &[]);
-    torture.published.insert(BIG_NAME.to_owned(), hash);
-    // Before anybody is killed, so that there is something to lose however slow the machine is.
+    let (path, hash) = torture.world.file(LARGE_NAME, LARGE_SIZE);
+    torture.publisher.publish(&path, &[]);
+    torture.published.insert(LARGE_NAME.to_owned(), hash);
+    // Before the first kill, so that there is acknowledged data even on a slow machine.
     for _ in 0..3 {
-        let (doing, process) = torture.publish();
-        torture.note(doing, false, &process.wait(LONG));
+        let (action, process) = torture.publish();
+        torture.record(action, false, &process.wait(TIMEOUT));
     }
     while torture.fetched.len() < 2 {
-        let (doing, process) = torture.fetch().expect("more than two are published");
-        torture.note(doing, false, &process.wait(LONG));
+        let (action, process) = torture.fetch().expect("at least two files are published");
+        torture.record(action, false, &process.wait(TIMEOUT));
     }
     let mut round = 0;
-    while torture.tally.kills + torture.tally.starts < kills {
+    while torture.tally.kills + torture.tally.startup_kills < kills {
         torture.round();
         round += 1;
-        if round % ROUNDS == 0 {
+        if round % ROUNDS_PER_CHECK == 0 {
             torture.check();
             each(torture.tally);
         }
@@ -149,24 +149,24 @@ impl Torture {
         }
         work.extend(self.fetch());
         work.extend(self.remove());
-        self.go_on_with_the_big_one();
+        self.download_large_file();
         sleep(self.delay());
 
         let [tracker, publisher, fetcher] = loop {
-            let victims: [bool; 3] = std::array::from_fn(|_| self.random.random_bool(0.5));
-            if victims.contains(&true) {
-                break victims;
+            let targets: [bool; 3] = std::array::from_fn(|_| self.random.random_bool(0.5));
+            if targets.contains(&true) {
+                break targets;
             }
         };
-        // The commands first: one whose daemon is gone would take its place.
-        let mut over = Vec::new();
-        for (doing, process) in work {
-            let hit = if matches!(doing, Doing::Publish { .. }) { publisher } else { fetcher };
-            over.push((doing, hit, if hit { Err(process.kill()) } else { Ok(process) }));
+        // Kill commands before their daemon: a command without a running daemon does the work itself.
+        let mut interrupted = Vec::new();
+        for (action, process) in work {
+            let killed = if matches!(action, Action::Publish { .. }) { publisher } else { fetcher };
+            interrupted.push((action, killed, if killed { Err(process.kill()) } else { Ok(process) }));
         }
-        let mut big_done = None;
-        if fetcher && let Some((process, path)) = self.big.take() {
-            big_done = Some((process.kill(), path));
+        let mut large_output = None;
+        if fetcher && let Some((process, path)) = self.large.take() {
+            large_output = Some((process.kill(), path));
         }
         if tracker {
             self.tracker.kill();
@@ -179,8 +179,8 @@ impl Torture {
         }
         self.tally.kills += u32::from(tracker) + u32::from(publisher) + u32::from(fetcher);
 
-        for (hit, node) in [(tracker, 0), (publisher, 1), (fetcher, 2)] {
-            if hit {
+        for (killed, node) in [(tracker, 0), (publisher, 1), (fetcher, 2)] {
+            if killed {
                 while self.random.random_bool(0.3) {
                     let after = Duration::from_micros(self.random.random_range(0..60_000));
                     match node {
@@ -188,7 +188,7 @@ impl Torture {
                         1 => self.publisher.start_and_kill(after),
                         _ => self.fetcher.start_and_kill(after),
                     }
-                    self.tally.starts += 1;
+                    self.tally.startup_kills += 1;
                 }
                 match node {
                     0 => self.tracker.start(),
@@ -197,32 +197,32 @@ impl Torture {
                 }
             }
         }
-        for (doing, hit, process) in over {
+        for (action, killed, process) in interrupted {
             let output = match process {
-                Ok(process) => process.wait(LONG * 2),
+                Ok(process) => process.wait(TIMEOUT * 2),
                 Err(output) => output,
             };
-            self.note(doing, hit || tracker, &output);
+            self.record(action, killed || tracker, &output);
         }
-        if let Some((output, path)) = big_done {
-            self.note_big(&output, path);
+        if let Some((output, path)) = large_output {
+            self.check_large_file(&output, path);
         }
     }
 
-    /// How long the daemons work before they are hit: mostly in the middle of something, now and then after it.
+    /// Returns the time until the next kill, mostly short enough to interrupt the commands of the round.
     fn delay(&mut self) -> Duration {
-        let most = match self.random.random_range(0..10) {
+        let max_micros = match self.random.random_range(0..10) {
             0..5 => 30_000,
             5..9 => 150_000,
             _ => 500_000,
         };
-        Duration::from_micros(self.random.random_range(0..most))
+        Duration::from_micros(self.random.random_range(0..max_micros))
     }
 
-    fn publish(&mut self) -> (Doing, Process) {
+    fn publish(&mut self) -> (Action, Process) {
         let size = match self.random.random_range(0..10) {
             0..7 => self.random.random_range(1..64 * 1024),
-            7..9 => self.random.random_range(PIECE..MIB),
+            7..9 => self.random.random_range(PIECE_SIZE..MIB),
             _ => self.random.random_range(MIB..4 * MIB),
         };
         let name = format!("file-{}", self.next);
@@ -234,14 +234,13 @@ impl Torture {
             args.push(OsStr::new("--store"));
         }
         let process = self.publisher.spawn(args);
-        (Doing::Publish { name, hash }, process)
+        (Action::Publish { name, hash }, process)
     }
 
-    fn fetch(&mut self) -> Option<(Doing, Process)> {
+    fn fetch(&mut self) -> Option<(Action, Process)> {
         let wanted = |name: &&String| {
-            *name != BIG_NAME && !self.fetched.contains_key(*name) && !self.doubtful.contains(*name)
+            *name != LARGE_NAME && !self.fetched.contains_key(*name) && !self.removing.contains(*name)
         };
-        // The newest, as it may not be announced again by who has just come back.
         let wanted: Vec<_> = self.published.keys().filter(wanted).cloned().collect();
         let name = wanted.choose(&mut self.random)?.clone();
         let hash = self.published[&name].clone();
@@ -251,69 +250,69 @@ impl Torture {
             args.extend([OsStr::new("-o"), path.as_os_str()]);
         }
         let process = self.fetcher.spawn(args);
-        Some((Doing::Fetch { name, hash, path }, process))
+        Some((Action::Fetch { name, hash, path }, process))
     }
 
-    fn remove(&mut self) -> Option<(Doing, Process)> {
-        if self.fetched.len() < KEPT {
+    fn remove(&mut self) -> Option<(Action, Process)> {
+        if self.fetched.len() < MIN_FILES_TO_REMOVE {
             return None;
         }
         let names: Vec<_> = self.fetched.keys().cloned().collect();
         let name = names.choose(&mut self.random)?.clone();
         self.fetched.remove(&name);
-        self.doubtful.insert(name.clone());
+        self.removing.insert(name.clone());
         let process = self.fetcher.spawn(["remove", &name]);
-        Some((Doing::Remove { name }, process))
+        Some((Action::Remove { name }, process))
     }
 
-    fn go_on_with_the_big_one(&mut self) {
-        if self.big.is_some() || self.random.random_bool(0.5) {
+    fn download_large_file(&mut self) {
+        if self.large.is_some() || self.random.random_bool(0.5) {
             return;
         }
-        // To the same path until it is there, so that it can go on.
-        let path = (self.tally.removed % 2 == 1).then(|| self.world.path("got-big"));
-        let mut args = vec![OsStr::new("get"), OsStr::new(BIG_NAME), OsStr::new("--json")];
+        // The same destination until the download is complete, so that it is resumed.
+        let path = (self.tally.removed % 2 == 1).then(|| self.world.path("got-large"));
+        let mut args = vec![OsStr::new("get"), OsStr::new(LARGE_NAME), OsStr::new("--json")];
         if let Some(path) = &path {
             args.extend([OsStr::new("-o"), path.as_os_str()]);
         }
-        self.big = Some((self.fetcher.spawn(args), path));
+        self.large = Some((self.fetcher.spawn(args), path));
     }
 
-    fn note(&mut self, doing: Doing, hit: bool, output: &Output) {
+    fn record(&mut self, action: Action, killed: bool, output: &Output) {
         let done = output.status == Some(0);
-        assert!(done || hit || output.status == Some(4), "nobody was killed, and yet: {output:?}");
-        match doing {
-            Doing::Publish { name, hash } if done => {
+        assert!(done || killed || output.status == Some(4), "unexpected failure without a kill: {output:?}");
+        match action {
+            Action::Publish { name, hash } if done => {
                 self.published.insert(name, hash);
                 self.tally.published += 1;
             }
-            Doing::Publish { name, hash } => {
+            Action::Publish { name, hash } => {
                 if output.status == Some(4) && output.stderr.contains("is in the library") {
-                    self.promised.insert(name, hash);
+                    self.pending.insert(name, hash);
                 }
             }
-            Doing::Fetch { name, hash, path } if done => {
+            Action::Fetch { name, hash, path } if done => {
                 if let Some(path) = &path {
-                    assert_eq!(hash_of(path), hash, "{name} arrived as another file");
+                    assert_eq!(hash_of(path), hash, "wrong content for {name}");
                 }
                 self.fetched.insert(name, Fetched { hash, path });
                 self.tally.fetched += 1;
             }
-            Doing::Fetch { name, .. } => {
-                assert_ne!(output.status, Some(3), "what was published is not found: {name} {output:?}");
+            Action::Fetch { name, .. } => {
+                assert_ne!(output.status, Some(3), "published file {name} is not found: {output:?}");
             }
-            Doing::Remove { name } if done => {
-                self.doubtful.remove(&name);
+            Action::Remove { name } if done => {
+                self.removing.remove(&name);
                 self.tally.removed += 1;
             }
-            Doing::Remove { .. } => {}
+            Action::Remove { .. } => {}
         }
     }
 
-    /// What the download under way had reported must be there after the restart.
-    fn note_big(&mut self, output: &Output, path: Option<PathBuf>) {
+    /// Checks that an interrupted download of the large file has all bytes that it reported as written.
+    fn check_large_file(&mut self, output: &Output, path: Option<PathBuf>) {
         if output.status == Some(0) {
-            self.end_big(path);
+            self.finish_large_file(path);
             return;
         }
         let done = |line: &str| serde_json::from_str::<Value>(line).ok()?["done"].as_u64();
@@ -321,20 +320,21 @@ impl Torture {
         if reported == 0 {
             return;
         }
-        let entry = self.fetcher.in_library(BIG_NAME);
-        let have = entry.and_then(|entry| entry["have"].as_u64()).unwrap_or(0) * PIECE;
-        assert!(have >= reported, "{reported} bytes were reported as written, and {have} are there");
+        let entry = self.fetcher.in_library(LARGE_NAME);
+        let have = entry.and_then(|entry| entry["available_pieces"].as_u64()).unwrap_or(0) * PIECE_SIZE;
+        assert!(have >= reported, "{reported} bytes were reported as written, but only {have} are present");
         self.tally.resumed += 1;
     }
 
-    fn end_big(&mut self, path: Option<PathBuf>) {
+    /// Compares the complete large file with the original, and removes it.
+    fn finish_large_file(&mut self, path: Option<PathBuf>) {
         if let Some(path) = path {
-            assert_eq!(hash_of(&path), self.published[BIG_NAME]);
-            self.fetcher.run(["remove", BIG_NAME]).ok();
-            fs::remove_file(&path).expect("it is there");
+            assert_eq!(hash_of(&path), self.published[LARGE_NAME]);
+            self.fetcher.run(["remove", LARGE_NAME]).ok();
+            fs::remove_file(&path).expect("cannot remove the output");
         } else {
-            self.export_and_compare(BIG_NAME, &self.published[BIG_NAME].clone());
-            self.fetcher.run(["remove", BIG_NAME]).ok();
+            self.export_and_compare(LARGE_NAME, &self.published[LARGE_NAME].clone());
+            self.fetcher.run(["remove", LARGE_NAME]).ok();
         }
         self.tally.removed += 1;
     }
@@ -343,54 +343,54 @@ impl Torture {
         let path = self.world.path("exported");
         let args = [OsStr::new("export"), OsStr::new(name), OsStr::new("-o"), path.as_os_str()];
         self.fetcher.run(args).ok();
-        assert_eq!(hash_of(&path), hash, "{name} is another file");
-        fs::remove_file(&path).expect("it was just made");
+        assert_eq!(hash_of(&path), hash, "wrong content for {name}");
+        fs::remove_file(&path).expect("cannot remove the output");
     }
 
     fn check(&mut self) {
-        if let Some((process, path)) = self.big.take() {
-            let output = process.wait(LONG * 2);
-            // Who had it may just have come back, so that it was not found or not reached.
+        if let Some((process, path)) = self.large.take() {
+            let output = process.wait(TIMEOUT * 2);
+            // The provider may have just restarted, so the file may have been unavailable.
             if output.status == Some(0) {
-                self.end_big(path);
+                self.finish_large_file(path);
             }
         }
-        // No publication is lost, and what was promised comes.
-        let promised = std::mem::take(&mut self.promised);
-        let listed = wait_until("all that was promised", LONG, || {
+        // No publication is lost, and pending ones are published.
+        let pending = std::mem::take(&mut self.pending);
+        let listed = wait_until("publication of all pending files", TIMEOUT, || {
             let listed: BTreeMap<String, String> =
                 self.fetcher.list().iter().map(|file| (text(file, "name"), text(file, "id"))).collect();
-            promised.keys().all(|name| listed.contains_key(name)).then_some(listed)
+            pending.keys().all(|name| listed.contains_key(name)).then_some(listed)
         });
         for (name, hash) in &self.published {
-            assert_eq!(listed.get(name), Some(hash), "{name} was acknowledged");
+            assert_eq!(listed.get(name), Some(hash), "{name} was acknowledged and is not listed");
         }
-        for (name, hash) in promised {
-            assert_eq!(listed.get(&name), Some(&hash), "{name} was promised");
+        for (name, hash) in pending {
+            assert_eq!(listed.get(&name), Some(&hash), "{name} was pending");
             self.published.insert(name, hash);
         }
-        // Complete stays complete, and right.
+        // Complete files remain complete and correct.
         self.publisher.run(["verify"]).ok();
         self.fetcher.run(["verify"]).ok();
         let library = self.fetcher.run(["library", "--json"]).ok().json();
         let entries: BTreeMap<String, &Value> =
             library.iter().map(|entry| (text(entry, "name"), entry)).collect();
         for name in self.fetched.keys() {
-            let entry = entries.get(name).unwrap_or_else(|| panic!("{name} was complete and is gone"));
-            assert_eq!(entry["have"], entry["pieces"], "{entry}");
+            let entry = entries.get(name).unwrap_or_else(|| panic!("complete file {name} is missing"));
+            assert_eq!(entry["available_pieces"], entry["pieces"], "{entry}");
         }
-        self.doubtful.retain(|name| entries.contains_key(name));
+        self.removing.retain(|name| entries.contains_key(name));
         let sample: Vec<_> = self.fetched.iter().collect();
         for (name, Fetched { hash, path }) in sample.sample(&mut self.random, 5) {
             match path {
-                Some(path) => assert_eq!(&hash_of(path), hash, "{name}"),
+                Some(path) => assert_eq!(&hash_of(path), hash, "wrong content for {name}"),
                 None => self.export_and_compare(name, hash),
             }
         }
         for node in [self.publisher.folder(), self.fetcher.folder()] {
             let content = node.join("data/content");
             let peer = if node == self.publisher.folder() { &self.publisher } else { &self.fetcher };
-            wait_for("an end of the sweep", LONG, || {
+            wait_for("removal of orphaned content files", TIMEOUT, || {
                 let library = peer.run(["library", "--json"]).ok().json();
                 let files = library.iter().filter(|entry| entry["content"] == "files").count();
                 count_files(&content) <= files
@@ -398,23 +398,26 @@ impl Torture {
         }
     }
 
-    /// With everybody stopped in order: nothing is in the databases that belongs to nobody.
+    /// Stops all nodes and checks that the content databases contain no orphaned data.
     fn finish(&mut self) {
-        let leftover = self.fetcher.run(["remove", BIG_NAME]);
+        let leftover = self.fetcher.run(["remove", LARGE_NAME]);
         assert!(matches!(leftover.status, Some(0 | 3)), "{leftover:?}");
         for peer in [&mut self.publisher, &mut self.fetcher] {
             let library = peer.run(["library", "--json"]).ok().json();
             let in_database = library.iter().filter(|entry| entry["content"] == "database");
             let expected: u64 = in_database.map(|entry| entry["size"].as_u64().unwrap_or(0)).sum();
-            peer.stop(Signal::TERM, LONG).ok();
+            peer.stop(Signal::TERM, TIMEOUT).ok();
             let stats = peer.run(["storage", "stats", "--json"]).ok().json();
             let Some(content) = stats.iter().find(|stats| stats["database"] == "content") else { continue };
             let number = |key: &str| content[key].as_u64().unwrap_or(0);
-            // Each entry has a key beside its value.
-            let most = expected + 64 * number("entries");
-            assert!(number("bytes") <= most, "{expected} bytes are known, and there are more: {content}");
+            // Up to 64 bytes per entry for its key.
+            let limit = expected + 64 * number("entries");
+            assert!(
+                number("bytes") <= limit,
+                "orphaned content: {expected} bytes belong to the library, found {content}"
+            );
         }
-        self.tracker.stop(Signal::TERM, LONG).ok();
+        self.tracker.stop(Signal::TERM, TIMEOUT).ok();
     }
 }
 

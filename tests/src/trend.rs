@@ -1,38 +1,39 @@
-//! Whether a figure that was sampled over time grows.
+//! Growth of a sampled value over time, such as the memory of a process.
 //!
-//! The slope is that of Theil and Sen, the median of the slopes between all pairs of samples: a few samples far off, such
-//! as a peak during a download, change nothing, and a steady leak is seen however small the steps are.
+//! The slope is the Theil-Sen estimator, the median of the slopes between all pairs of samples. It ignores outliers, such
+//! as a memory peak during a download, and detects a steady leak of any rate.
 
-/// Samples of one figure: when, in seconds, and what.
+/// Samples of one value: pairs of time in seconds and value.
 #[derive(Debug, Clone, Default)]
 pub struct Trend {
     samples: Vec<(f64, f64)>,
 }
 
-/// What came of the samples from some moment on.
+/// Statistics of the samples since a point in time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Growth {
-    /// The median.
+    /// The median value.
     pub median: f64,
-    /// The largest.
-    pub most: f64,
-    /// By how much it grew from the first sample to the last, along the slope.
-    pub grown: f64,
+    /// The maximum value.
+    pub max: f64,
+    /// The increase from the first to the last sample according to the estimated slope.
+    pub increase: f64,
 }
 
-/// With more samples than this only every so many are taken: the pairs are their square.
-const MOST_SAMPLES: usize = 600;
+/// The maximum number of samples to evaluate, because the number of pairs is quadratic. More samples are thinned out
+/// evenly.
+const MAX_SAMPLES: usize = 600;
 
 impl Trend {
-    /// Takes a sample.
+    /// Adds a sample.
     pub fn push(&mut self, seconds: f64, value: f64) {
         self.samples.push((seconds, value));
     }
 
-    /// What came of the samples since a moment; none with less than three of them.
+    /// Returns the statistics of the samples since a point in time, or `None` for fewer than three samples.
     pub fn since(&self, seconds: f64) -> Option<Growth> {
         let samples: Vec<_> = self.samples.iter().filter(|(at, _)| *at >= seconds).copied().collect();
-        let step = samples.len().div_ceil(MOST_SAMPLES).max(1);
+        let step = samples.len().div_ceil(MAX_SAMPLES).max(1);
         let samples: Vec<_> = samples.into_iter().step_by(step).collect();
         let ([first, .., last], 3..) = (samples.as_slice(), samples.len()) else { return None };
         let mut slopes = Vec::new();
@@ -45,17 +46,17 @@ impl Trend {
         }
         let values: Vec<f64> = samples.iter().map(|(_, value)| *value).collect();
         Some(Growth {
-            most: values.iter().copied().fold(f64::MIN, f64::max),
+            max: values.iter().copied().fold(f64::MIN, f64::max),
             median: median(values)?,
-            grown: median(slopes)? * (last.0 - first.0),
+            increase: median(slopes)? * (last.0 - first.0),
         })
     }
 }
 
 impl Growth {
-    /// Whether it grew by less than this share of the median, or by less than what counts as nothing.
-    pub fn is_flat(&self, share: f64, nothing: f64) -> bool {
-        self.grown <= (self.median * share).max(nothing)
+    /// Whether the increase is at most `share` of the median, or at most `tolerance`.
+    pub fn is_flat(&self, share: f64, tolerance: f64) -> bool {
+        self.increase <= (self.median * share).max(tolerance)
     }
 }
 
@@ -75,19 +76,19 @@ mod tests {
     }
 
     #[test]
-    fn a_leak_is_seen_through_a_saw_and_peaks_are_not_one() {
-        let saw = |second: u32| 100.0 + f64::from(second % 7);
-        let peaks = trend(|second| if second % 10 == 9 { 900.0 } else { saw(second) });
+    fn leak_in_noise_is_detected_and_peaks_are_ignored() {
+        let sawtooth = |second: u32| 100.0 + f64::from(second % 7);
+        let peaks = trend(|second| if second % 10 == 9 { 900.0 } else { sawtooth(second) });
         assert!(peaks.since(50.0).unwrap().is_flat(0.1, 0.0), "{:?}", peaks.since(50.0));
-        let leak = trend(|second| saw(second) + f64::from(second));
+        let leak = trend(|second| sawtooth(second) + f64::from(second));
         let growth = leak.since(50.0).unwrap();
         assert!(!growth.is_flat(0.1, 0.0), "{growth:?}");
-        assert!((growth.grown - 49.0).abs() < 8.0, "{growth:?}");
-        assert!(growth.is_flat(0.1, 60.0), "so little counts as nothing");
+        assert!((growth.increase - 49.0).abs() < 8.0, "{growth:?}");
+        assert!(growth.is_flat(0.1, 60.0), "increase within the tolerance");
     }
 
     #[test]
-    fn what_was_before_is_not_looked_at_and_two_samples_tell_nothing() {
+    fn growth_uses_only_samples_since_start_and_needs_three() {
         let start = trend(|second| f64::from(second.min(50)));
         assert!(start.since(51.0).unwrap().is_flat(0.0, 0.0));
         assert!(!start.since(0.0).unwrap().is_flat(0.0, 0.0));

@@ -1,34 +1,34 @@
-//! The one place where a test waits for something that it is not told of.
+//! Polling with a timeout, for conditions without a notification.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Long enough for anything that works, even on a loaded machine.
-pub const LONG: Duration = Duration::from_secs(60);
+/// The default timeout of a wait. Sufficient for any successful operation on a loaded machine.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-const PAUSE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Asks until there is an answer, and returns it.
+/// Polls until `poll` returns a value, and returns that value.
 ///
 /// # Panics
-/// When there is none by the deadline; the message says what was waited for.
+/// Panics after the timeout; the message contains `what`.
 #[track_caller]
-pub fn wait_until<T>(what: &str, deadline: Duration, mut answer: impl FnMut() -> Option<T>) -> T {
+pub fn wait_until<T>(what: &str, timeout: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
-        if let Some(found) = answer() {
+        if let Some(found) = poll() {
             return found;
         }
-        assert!(started.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
-        thread::sleep(PAUSE);
+        assert!(started.elapsed() < timeout, "no result after {timeout:?}: {what}");
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Asks until the condition holds.
+/// Polls until the condition is true.
 ///
 /// # Panics
-/// When it does not by the deadline; the message says what was waited for.
+/// Panics after the timeout; the message contains `what`.
 #[track_caller]
-pub fn wait_for(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool) {
-    wait_until(what, deadline, || condition().then_some(()));
+pub fn wait_for(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
+    wait_until(what, timeout, || condition().then_some(()));
 }

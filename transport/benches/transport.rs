@@ -1,5 +1,5 @@
-//! Both transports over loopback, plain and encrypted, both sides in one process: small round trips, and bulk with a window
-//! of 32 requests.
+//! All schemes over loopback, with both sides in one process: small round trips, and bulk transfer with a window of 32
+//! requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use enjambre_core::model::identity::KeyPair;
-use enjambre_core::transport::envelope::{self, RequestId};
-use enjambre_core::transport::{Connection, Deadline, Listener, Message};
+use enjambre_core::transport::envelope;
+use enjambre_core::{Connection, Deadline, Listener, Message};
 use enjambre_transport::Shared;
 use enjambre_transport::settings::TransportSettings;
 use futures::stream::{self, StreamExt};
@@ -22,32 +22,27 @@ fn main() {
     divan::main();
 }
 
-/// Some header with an id.
-fn header(id: RequestId) -> Bytes {
-    envelope::malformed_reply(Some(id), "")
-}
-
 struct Pair {
     runtime: Runtime,
     connection: Arc<dyn Connection>,
     _listener: Arc<dyn Listener>,
 }
 
-/// A listener that answers everything with `payload`, and a connection to it.
+/// A listener that answers all requests with `payload`, and a connection to it.
 fn pair(scheme: &str, payload: Bytes) -> Pair {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
-    let shared = Shared::new(TransportSettings::default()).expect("good settings");
+    let shared = Shared::new(TransportSettings::default()).expect("valid settings");
     let secure = shared.secure(&KeyPair::generate());
     let all = secure.into_iter().chain([shared.tcp(), shared.zmq()]);
     let transport = all.into_iter().find(|transport| transport.scheme() == scheme).expect("a scheme");
-    let endpoint = format!("{scheme}://127.0.0.1:0").parse().expect("an endpoint");
+    let endpoint = format!("{scheme}://127.0.0.1:0").parse().expect("a valid endpoint");
     let (listener, connection) = runtime.block_on(async {
         let listener = transport.bind(&endpoint).await.expect("a free port");
-        let connection = transport.connect(listener.local_endpoint()).await.expect("an endpoint");
+        let connection = transport.connect(listener.local_endpoint()).await.expect("a valid endpoint");
         (listener, connection)
     });
     let serving = Arc::clone(&listener);
@@ -55,10 +50,10 @@ fn pair(scheme: &str, payload: Bytes) -> Pair {
         while let Ok(mut incoming) = serving.accept().await {
             let payload = payload.clone();
             tokio::spawn(async move {
-                let id = envelope::read(&incoming.header).and_then(|envelope| envelope.id).expect("an id");
-                incoming.reply.reserve(payload.len() + 64).await.expect("the remote is there");
-                let reply = Message { header: header(id), payload };
-                incoming.reply.send(reply).await.expect("the remote is there");
+                incoming.reply.reserve(payload.len() + 64).await.expect("the remote is connected");
+                let header = envelope::encode_reply(Some(incoming.request.id()), &"done");
+                let reply = Message { header, payload };
+                incoming.reply.send(reply).await.expect("the remote is connected");
             });
         }
     });
@@ -72,7 +67,10 @@ impl Pair {
             stream::iter(0..calls)
                 .map(|_| async move {
                     let id = connection.next_id();
-                    connection.call(id, header(id), DEADLINE).await.expect("a reply")
+                    connection
+                        .call(id, envelope::encode_request(id, &"status"), DEADLINE)
+                        .await
+                        .expect("a reply")
                 })
                 .buffer_unordered(WINDOW)
                 .for_each(|reply| async { drop(divan::black_box(reply)) })

@@ -1,8 +1,8 @@
-//! Enjambre's transports over guarded TCP streams: `zmq://HOST:PORT` speaks ZeroMQ, `tcp://HOST:PORT` plain frames; `zmqs://`
-//! and `tcps://` are the same inside of TLS 1.3, both sides authenticated by their keys.
+//! Enjambre's transports over TCP: `zmq://HOST:PORT` for ZeroMQ, `tcp://HOST:PORT` for length-prefixed frames, and `zmqs://`
+//! and `tcps://` for the same inside TLS 1.3, with both sides authenticated by their keys.
 //!
-//! Every public socket belongs to the guarded stream layer (`guard`), which bounds what a remote can do. The `zeromq`
-//! crate speaks ZMTP on private Unix sockets only. What goes over the wire is described in `docs/PROTOCOL.md`.
+//! The guarded stream layer (`guard`) owns all public sockets and enforces the limits on remotes. The `zeromq` crate only
+//! uses private Unix sockets behind it. `docs/PROTOCOL.md` specifies the wire formats.
 
 mod connection;
 #[cfg(test)]
@@ -11,7 +11,10 @@ mod guard;
 mod listener;
 pub mod open_files;
 mod remote;
+#[cfg(test)]
+mod scripted_remote;
 pub mod settings;
+mod stream_transport;
 mod tcp;
 mod wire;
 mod zmq;
@@ -19,45 +22,37 @@ mod zmq;
 use std::sync::Arc;
 
 use enjambre_core::model::identity::KeyPair;
-use enjambre_core::transport::Transport;
 
 use guard::Guard;
 use guard::secure::Security;
 use settings::{InvalidSetting, TransportSettings};
-use wire::StreamTransport;
+use stream_transport::StreamTransport;
 
-/// A transport that tells how much it is used, together with those that it shares its limits with.
-pub trait GuardedTransport: Transport {
-    /// How many connections are accepted at the moment.
-    fn connections(&self) -> usize;
+pub use stream_transport::GuardedTransport;
 
-    /// How many bytes of replies are reserved or wait to be sent at the moment.
-    fn queued_reply_bytes(&self) -> usize;
-}
-
-/// What the transports of a process share, so that its limits hold for all of them together.
+/// The limits that the transports of a process share.
 #[derive(Debug, Clone)]
 pub struct Shared {
     guard: Arc<Guard>,
 }
 
 impl Shared {
-    /// Fails where the settings make no sense.
+    /// Validates the settings.
     pub fn new(settings: TransportSettings) -> Result<Self, InvalidSetting> {
         Ok(Self { guard: Arc::new(Guard::new(settings)?) })
     }
 
-    /// The transport with the scheme `zmq`.
+    /// Returns a transport with the scheme `zmq`.
     pub fn zmq(&self) -> Arc<dyn GuardedTransport> {
         Arc::new(StreamTransport::<zmq::Zmq>::new(Arc::clone(&self.guard), None))
     }
 
-    /// The transport with the scheme `tcp`.
+    /// Returns a transport with the scheme `tcp`.
     pub fn tcp(&self) -> Arc<dyn GuardedTransport> {
         Arc::new(StreamTransport::<tcp::Tcp>::new(Arc::clone(&self.guard), None))
     }
 
-    /// The transports with the schemes `tcps` and `zmqs`, for the node that has this key.
+    /// Returns transports with the schemes `tcps` and `zmqs` for the node with this key.
     pub fn secure(&self, key: &KeyPair) -> [Arc<dyn GuardedTransport>; 2] {
         let security = Security::new(key);
         let tcp = StreamTransport::<tcp::Tcp>::new(Arc::clone(&self.guard), Some(security.clone()));
@@ -65,12 +60,12 @@ impl Shared {
     }
 }
 
-/// The transport with the scheme `zmq`, alone. Fails where the settings make no sense.
+/// Returns a transport with the scheme `zmq` and its own limits.
 pub fn zmq(settings: TransportSettings) -> Result<Arc<dyn GuardedTransport>, InvalidSetting> {
     Ok(Shared::new(settings)?.zmq())
 }
 
-/// The transport with the scheme `tcp`, alone. Fails where the settings make no sense.
+/// Returns a transport with the scheme `tcp` and its own limits.
 pub fn tcp(settings: TransportSettings) -> Result<Arc<dyn GuardedTransport>, InvalidSetting> {
     Ok(Shared::new(settings)?.tcp())
 }
@@ -82,7 +77,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     #[tokio::test]
-    async fn the_limits_hold_for_both_transports_together() {
+    async fn limits_apply_to_all_transports_together() {
         let settings = TransportSettings { connections: 1, ..TransportSettings::default() };
         let shared = Shared::new(settings).unwrap();
         let (tcp, zmq) = (shared.tcp(), shared.zmq());
@@ -91,7 +86,7 @@ mod tests {
         let mut admitted = TcpStream::connect(("127.0.0.1", plain.local_endpoint().port())).await.unwrap();
         admitted.read_u8().await.expect("a greeting");
         let mut refused = TcpStream::connect(("127.0.0.1", zmtp.local_endpoint().port())).await.unwrap();
-        assert!(refused.read_u8().await.is_err(), "closed before any greeting");
+        assert!(refused.read_u8().await.is_err(), "closed before the greeting");
         assert_eq!((tcp.connections(), zmq.connections()), (1, 1));
     }
 }

@@ -1,4 +1,4 @@
-//! The answering side of every transport over guarded streams: accepts, and ends in order.
+//! The answering side: accepts connections and shuts down.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -6,66 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::transport::error::{Source, TransportError};
-use enjambre_core::transport::{ConnectionHandle, ConnectionId, Incoming, Listener, PeerInfo};
+use enjambre_core::{ConnectionHandle, Endpoint, Incoming, Listener, TransportError};
+use enjambre_core::transport::error::Source;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::guard::Guard;
-use crate::guard::admission::Ticket;
-use crate::guard::cutoff::CutOff;
+use crate::guard::connection_limiter::Ticket;
+use crate::guard::disconnect::Disconnect;
 use crate::guard::secure::Security;
 use crate::guard::socket;
 use crate::guard::stream::Stream;
-use crate::wire::{Parts, Wire};
+use crate::wire::{Accepted, Inbox, Parts, Server, Wire};
 
-/// How long accepting pauses when the system refuses another connection, for want of descriptors above all.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The part of a listener that its connections see.
-pub(crate) struct Server<W> {
-    pub(crate) guard: Arc<Guard>,
-    pub(crate) wire: Arc<W>,
-    security: Option<Security>,
-    pub(crate) inbox: Inbox,
-    /// No more connections and requests; replies that were given are still sent.
-    pub(crate) stop: CancellationToken,
-    /// Everything ends now.
-    kill: CancellationToken,
-}
-
-/// A connection that was just accepted.
-pub(crate) struct Accepted {
-    pub(crate) stream: Stream,
-    pub(crate) address: SocketAddr,
-    /// When it must have greeted.
-    pub(crate) until: Instant,
-    /// To end it from above.
-    pub(crate) handle: ConnectionHandle,
-}
-
-impl Accepted {
-    /// What those above the transport know of it.
-    pub(crate) fn info(&self, connection: ConnectionId) -> PeerInfo {
-        PeerInfo {
-            connection,
-            handle: self.handle.clone(),
-            address: Some(self.address.ip().to_canonical()),
-            identity: self.stream.identity(),
-        }
-    }
-}
-
-/// Where requests go, and the tasks that a listener waits for when it shuts down.
-#[derive(Debug, Clone)]
-pub(crate) struct Inbox {
-    pub(crate) requests: mpsc::UnboundedSender<Incoming>,
-    pub(crate) tasks: TaskTracker,
-}
+/// Delay after a failed `accept`, which mostly means that the process has no free file descriptor.
+const ACCEPT_DELAY: Duration = Duration::from_millis(100);
 
 pub(crate) struct GuardedListener<W> {
     endpoint: Endpoint,
@@ -85,7 +42,7 @@ impl<W: Wire> GuardedListener<W> {
         let tcp = TcpListener::bind((endpoint.host(), endpoint.port())).await?;
         let id = security.as_ref().map(Security::id);
         let endpoint = endpoint.with_port(tcp.local_addr()?.port()).with_id(id);
-        // Bounded by the requests in flight of all connections.
+        // Bounded by the outstanding requests of all connections.
         let (sender, receiver) = mpsc::unbounded_channel();
         let server = Arc::new(Server {
             guard,
@@ -134,7 +91,7 @@ impl<W> Drop for GuardedListener<W> {
 }
 
 impl<W: Wire> Server<W> {
-    /// Admits connections until the listener stops.
+    /// Accepts connections until the listener stops.
     async fn accept(self: Arc<Self>, tcp: TcpListener) {
         loop {
             let accepted = tokio::select! {
@@ -143,59 +100,59 @@ impl<W: Wire> Server<W> {
                 accepted = tcp.accept() => accepted,
             };
             match accepted {
-                Ok((stream, address)) => match self.guard.admission.admit(address.ip()) {
+                Ok((stream, address)) => match self.guard.limiter.admit(address.ip()) {
                     Ok(ticket) => {
                         self.inbox.tasks.spawn(Arc::clone(&self).serve(stream, address, ticket));
                     }
-                    Err(reason) => self.guard.log.note(&address, &reason),
+                    Err(reason) => self.guard.log.record(&address, &reason),
                 },
                 Err(error) => {
-                    self.guard.log.note(&"a new connection", &CutOff::Io(error));
+                    self.guard.log.record(&"unknown", &Disconnect::Io(error));
                     tokio::select! {
                         () = self.stop.cancelled() => return,
-                        () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+                        () = tokio::time::sleep(ACCEPT_DELAY) => {}
                     }
                 }
             }
         }
     }
 
-    /// One connection from its greeting to its end.
+    /// Serves a connection from its TLS handshake to its end.
     async fn serve(self: Arc<Self>, stream: TcpStream, address: SocketAddr, ticket: Ticket) {
         let end = self.kill.child_token();
-        // However it ends, those above learn of it.
+        // Notifies the service of the end in every case.
         let ended = end.clone().drop_guard();
         let handle = ConnectionHandle::new(end.clone());
         let reason = tokio::select! {
             biased;
             () = end.cancelled() => {
-                if self.kill.is_cancelled() { CutOff::Local } else { CutOff::FromAbove }
+                if self.kill.is_cancelled() { Disconnect::Local } else { Disconnect::ByService }
             }
-            () = ticket.lost() => CutOff::TooMany("in all, and the most from this address"),
-            ended = self.conduct(stream, address, handle) => ended.err().unwrap_or(CutOff::Closed),
+            () = ticket.revoked() => Disconnect::TooManyConnections("in total, and most of them from this address"),
+            ended = self.serve_stream(stream, address, handle) => ended.err().unwrap_or(Disconnect::Closed),
         };
         drop((ended, ticket));
-        self.guard.log.note(&address, &reason);
+        self.guard.log.record(&address, &reason);
     }
 
-    async fn conduct(
+    async fn serve_stream(
         &self,
         stream: TcpStream,
         address: SocketAddr,
         handle: ConnectionHandle,
-    ) -> Result<(), CutOff> {
-        socket::tune(&stream, self.guard.settings.stalled)?;
-        let until = Instant::now() + self.guard.settings.handshake;
+    ) -> Result<(), Disconnect> {
+        socket::configure(&stream, self.guard.settings.stall_timeout)?;
+        let deadline = Instant::now() + self.guard.settings.handshake_timeout;
         let stream = match &self.security {
             None => Stream::Plain(stream),
             Some(security) => tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Err(CutOff::Local),
-                secured = timeout_at(until, security.accept(stream)) => {
-                    secured.map_err(|_| CutOff::HandshakeTimeout)??
+                () = self.stop.cancelled() => return Err(Disconnect::Local),
+                secured = timeout_at(deadline, security.accept(stream)) => {
+                    secured.map_err(|_| Disconnect::HandshakeTimeout)??
                 }
             },
         };
-        W::serve(self, Accepted { stream, address, until, handle }).await
+        W::serve(self, Accepted { stream, address, deadline, handle }).await
     }
 }

@@ -1,15 +1,15 @@
-//! The limit on open files. A connection over ZeroMQ costs three, the public socket and both ends of a private one; a
-//! plain one costs one.
+//! The limit on open files. A ZeroMQ connection needs three: the public socket and both ends of a private stream. Any other
+//! connection needs one.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What the rest of the program needs: databases, listeners, files being published.
-const KEPT_FREE: u64 = 256;
-/// What the dearer kind costs.
+/// Reserved for the rest of the program: databases, listeners, published files.
+const RESERVED: u64 = 256;
+/// The number of files of a ZeroMQ connection.
 const PER_CONNECTION: u64 = 3;
 
-/// Raises the soft limit on open files to the hard one, and returns the limit that is in force; none where there is
-/// no limit. To be called once, at the start of the program.
+/// Raises the soft limit on open files to the hard limit. Returns the new limit, or `None` if there is none. Called once, at
+/// the start of the program.
 pub fn raise_open_file_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -18,17 +18,17 @@ pub fn raise_open_file_limit() -> Option<u64> {
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum,
         Err(error) => {
-            tracing::warn!(%error, "the limit on open files stays at {current:?}");
+            tracing::warn!(%error, limit = ?current, "cannot raise the limit on open files");
             current
         }
     }
 }
 
-/// How many connections the limit on open files allows.
+/// The number of connections that the limit on open files allows.
 pub(crate) fn connections_allowed() -> usize {
     let allowed = getrlimit(Resource::Nofile)
         .current
-        .map_or(u64::MAX, |limit| (limit.saturating_sub(KEPT_FREE) / PER_CONNECTION).max(1));
+        .map_or(u64::MAX, |limit| (limit.saturating_sub(RESERVED) / PER_CONNECTION).max(1));
     usize::try_from(allowed).unwrap_or(usize::MAX)
 }
 
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_is_the_hard_one_afterwards() {
+    fn soft_limit_is_raised_to_the_hard_limit() {
         let limit = raise_open_file_limit();
         assert_eq!(limit, getrlimit(Resource::Nofile).maximum);
         assert!(connections_allowed() >= 1);

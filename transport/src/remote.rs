@@ -1,4 +1,4 @@
-//! One accepted connection as the answering side sees it, and the way back for its replies.
+//! An accepted connection as the answering side sees it, and the sinks for its replies.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,61 +6,60 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::transport::budget::{ConnectionBudget, Reservation};
-use enjambre_core::transport::error::TransportError;
-use enjambre_core::transport::{Incoming, Message, MessageLimits, PeerInfo, ReplySink, envelope};
+use enjambre_core::transport::envelope::{self, EncodedRequest};
+use enjambre_core::{Incoming, Message, MessageLimits, PeerInfo, ReplySink, TransportError};
 use tokio_util::sync::CancellationToken;
 
 use crate::guard::Guard;
 use crate::guard::gate::{RequestGate, Slot};
-use crate::listener::Inbox;
+use crate::wire::Inbox;
 
-/// Where the replies of a connection leave it.
+/// The queue of the replies of a connection.
 pub(crate) trait Outlet: Send + Sync + Sized + 'static {
-    /// What has to be known of a request to answer it.
-    type Way: Send + Sync + 'static;
+    /// The routing data that a reply takes over from its request.
+    type Route: Send + Sync + 'static;
 
-    /// Queues a reply. It is refused once `remote.closed` is cancelled.
+    /// Queues a reply. Fails once `remote.closed` is cancelled.
     fn send(
         remote: &Remote<Self>,
-        way: Self::Way,
+        route: Self::Route,
         message: Message,
-        held: Held,
+        permit: ReplyPermit,
     ) -> impl Future<Output = Result<(), TransportError>> + Send;
 
-    /// The connection has ended: what the replies held that have not left is free again.
-    fn forget(&self) {}
+    /// Drops the queued replies and their permits after the end of the connection.
+    fn clear(&self) {}
 }
 
-/// What a reply holds until it has left: its bytes of the budget, and its request's place at the gate.
+/// The resources that a reply holds until it is sent: reserved bytes, and the slot of its request.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct ReplyPermit {
     _reserved: Reservation,
     _slot: Slot,
 }
 
-/// An accepted connection. Its task and every unanswered request hold it.
+/// An accepted connection. Shared by its task and its outstanding requests.
 pub(crate) struct Remote<O> {
     info: PeerInfo,
     pub(crate) gate: Arc<RequestGate>,
     limits: MessageLimits,
     budget: ConnectionBudget,
-    /// The connection is gone, or takes no more replies.
+    /// Cancelled when the connection has ended or accepts no further replies.
     pub(crate) closed: CancellationToken,
     pub(crate) outlet: O,
 }
 
-/// A request as it came from a stream.
-pub(crate) struct Arrived<Way> {
+/// A request as received from a stream.
+pub(crate) struct ReceivedRequest<Route> {
     pub(crate) header: Bytes,
-    /// With how many bytes it entered the gate.
+    /// The bytes that the request has acquired at the gate.
     pub(crate) bytes: usize,
-    /// Whether more than a header came.
+    /// Whether the request has a payload, which is malformed.
     pub(crate) has_payload: bool,
-    pub(crate) way: Way,
+    pub(crate) route: Route,
 }
 
 impl<O: Outlet> Remote<O> {
-    /// A connection over which replies leave by the outlet.
     pub(crate) fn new(guard: &Guard, info: PeerInfo, outlet: O) -> Arc<Self> {
         let settings = &guard.settings;
         let budget = guard.budget.connection(info.address);
@@ -74,34 +73,35 @@ impl<O: Outlet> Remote<O> {
         })
     }
 
-    /// Hands a request over to the listener; one that is malformed is answered here.
-    pub(crate) fn receive(self: &Arc<Self>, inbox: &Inbox, arrived: Arrived<O::Way>) {
-        let Arrived { header, bytes, has_payload, way } = arrived;
+    /// Passes a request to the listener, or answers it if its header is invalid.
+    pub(crate) fn receive(self: &Arc<Self>, inbox: &Inbox, received: ReceivedRequest<O::Route>) {
+        let ReceivedRequest { header, bytes, has_payload, route } = received;
         let slot = Slot::new(&self.gate, bytes);
-        let reply = Box::new(Reply { remote: Arc::clone(self), way, slot, reserved: None });
-        let id = envelope::read(&header).and_then(|envelope| envelope.id);
-        let problem = if has_payload {
-            "a request has no payload"
-        } else if id.is_none() {
-            "the header is not a CBOR map with v and id"
+        let reply = Box::new(Reply { remote: Arc::clone(self), route, slot, reserved: None });
+        let parsed = if has_payload {
+            Err(envelope::malformed_reply(envelope::id_of(&header), "a request has no payload"))
         } else {
-            // A listener that is gone answers nothing.
-            let _ = inbox.requests.send(Incoming { header, peer: self.info.clone(), reply });
-            return;
+            EncodedRequest::parse(&header)
         };
-        let answer = Message { header: envelope::malformed_reply(id, problem), payload: Bytes::new() };
-        // Bounded by the requests in flight, and ends with the connection. In a task of its own, for there may be no
-        // room for it yet.
-        inbox.tasks.spawn(async move {
-            let _ = reply.send(answer).await;
-        });
+        match parsed {
+            Ok(request) => {
+                // Fails if the listener was dropped.
+                let _ = inbox.requests.send(Incoming { request, peer: self.info.clone(), reply });
+            }
+            Err(header) => {
+                // In a task, because the reply may have to wait for budget. Bounded by the outstanding requests, and ends
+                // with the connection.
+                let refusal = Message { header, payload: Bytes::new() };
+                inbox.tasks.spawn(async move { drop(reply.send(refusal).await) });
+            }
+        }
     }
 }
 
-/// The way back for the reply to one request; dropping it ends the request.
+/// The sink for the reply to a request. Dropping it frees the slot of the request.
 struct Reply<O: Outlet> {
     remote: Arc<Remote<O>>,
-    way: O::Way,
+    route: O::Route,
     slot: Slot,
     reserved: Option<Reservation>,
 }
@@ -136,20 +136,20 @@ impl<O: Outlet> ReplySink for Reply<O> {
         let bytes = message.header.len() + message.payload.len();
         let before = self.reserved.as_ref().map_or(0, Reservation::bytes);
         self.reserve(bytes.saturating_sub(before)).await?;
-        let Self { remote, way, slot, reserved } = *self;
+        let Self { remote, route, slot, reserved } = *self;
         let mut reserved = reserved.ok_or(TransportError::Closed)?;
         reserved.shrink_to(bytes);
-        O::send(&remote, way, message, Held { _reserved: reserved, _slot: slot }).await?;
+        O::send(&remote, route, message, ReplyPermit { _reserved: reserved, _slot: slot }).await?;
         fits
     }
 }
 
-/// However a connection ends, nobody waits for room for its replies any more, and those that wait to leave hold nothing.
-pub(crate) struct ConnectionEnd<O: Outlet>(pub(crate) Arc<Remote<O>>);
+/// Closes a connection when dropped: wakes all waiting reservations and drops the queued replies.
+pub(crate) struct CloseOnDrop<O: Outlet>(pub(crate) Arc<Remote<O>>);
 
-impl<O: Outlet> Drop for ConnectionEnd<O> {
+impl<O: Outlet> Drop for CloseOnDrop<O> {
     fn drop(&mut self) {
         self.0.closed.cancel();
-        self.0.outlet.forget();
+        self.0.outlet.clear();
     }
 }

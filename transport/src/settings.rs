@@ -1,51 +1,50 @@
-//! What a remote may do before it is cut off, and how long things may take.
+//! Limits and timeouts.
 //!
-//! Sizes are numbers of bytes or texts like `"64KiB"`, times texts like `"10s"`.
+//! Sizes are numbers of bytes or texts such as `"64KiB"`. Durations are texts such as `"10s"`.
 
 use std::time::Duration;
 
-use enjambre_core::transport::MessageLimits;
+use enjambre_core::MessageLimits;
 use serde::Deserialize;
 
-/// The limits of a transport; the defaults are safe on an open network.
+/// The limits and timeouts of a transport. The defaults are safe for public networks.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TransportSettings {
-    /// The largest header in bytes.
+    /// Maximum size of a header in bytes.
     #[serde(with = "size")]
     pub header: usize,
-    /// The largest payload in bytes. At least the largest piece, 4 MiB.
+    /// Maximum size of a payload in bytes, at least that of the largest piece, 4 MiB.
     #[serde(with = "size")]
     pub payload: usize,
-    /// The most frames in a message.
+    /// Maximum number of frames per ZeroMQ message.
     pub frames: usize,
-    /// The most requests in flight per connection, in each direction.
+    /// Maximum number of outstanding requests per connection, in each direction.
     pub in_flight: usize,
-    /// The most bytes of replies that wait to be sent on one connection.
+    /// Maximum number of queued reply bytes per connection.
     #[serde(with = "size")]
     pub queued_per_connection: usize,
-    /// The most bytes of replies that wait to be sent on all connections together.
+    /// Maximum number of queued reply bytes of all connections.
     #[serde(with = "size")]
-    pub queued_in_all: usize,
-    /// The most accepted connections in all. The limit on open files may lower it. Where all are taken, one more from an
-    /// address with few takes the place of one from the address with the most (for IPv6, from the /48 network).
+    pub queued_total: usize,
+    /// Maximum number of accepted connections; the limit on open files may lower it. If all are in use, a connection from an
+    /// address with few connections replaces one from the address (for IPv6, the /48 network) with the most.
     pub connections: usize,
-    /// The most accepted connections from one address (for IPv6, from one /64 network).
+    /// Maximum number of accepted connections per address (for IPv6, per /64 network).
     pub connections_per_address: usize,
-    /// How long connecting and the greeting may take.
+    /// Maximum duration of connecting and the handshake.
     #[serde(with = "time")]
-    pub handshake: Duration,
-    /// After how long a connection is closed over which nothing goes.
+    pub handshake_timeout: Duration,
+    /// The time without traffic after which a connection is closed.
     #[serde(with = "time")]
-    pub idle: Duration,
-    /// A connection is closed that takes less than 256 KiB of what waits for it in this time, or that has begun to send a
-    /// request and not come to its end.
+    pub idle_timeout: Duration,
+    /// Maximum time for a remote to read 256 KiB of its queued replies, and to send a complete request.
     #[serde(with = "time")]
-    pub stalled: Duration,
-    /// The first pause after a failed attempt to connect; each further one is twice as long.
+    pub stall_timeout: Duration,
+    /// The delay after the first failed connection attempt. It doubles with each further failure.
     #[serde(with = "time")]
     pub reconnect_first: Duration,
-    /// The longest pause between two attempts to connect.
+    /// Maximum delay between connection attempts.
     #[serde(with = "time")]
     pub reconnect_longest: Duration,
 }
@@ -59,32 +58,32 @@ impl Default for TransportSettings {
             frames: 8,
             in_flight: limits.in_flight,
             queued_per_connection: 8 << 20,
-            queued_in_all: 32 << 20,
+            queued_total: 32 << 20,
             connections: 1024,
             connections_per_address: 64,
-            handshake: Duration::from_secs(10),
-            idle: Duration::from_secs(5 * 60),
-            stalled: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(5 * 60),
+            stall_timeout: Duration::from_secs(30),
             reconnect_first: Duration::from_millis(100),
             reconnect_longest: Duration::from_secs(10),
         }
     }
 }
 
-/// A setting that cannot be used.
+/// An invalid setting.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("transport.{key} = {value} cannot be used: {problem}")]
+#[error("invalid setting transport.limits.{key} = {value}: {problem}")]
 pub struct InvalidSetting {
-    /// Which setting.
+    /// The name of the setting.
     pub key: &'static str,
     /// Its value.
     pub value: String,
-    /// What is wrong, and what would be right.
+    /// The problem and the valid values.
     pub problem: String,
 }
 
 impl TransportSettings {
-    /// Checks that the values make sense.
+    /// Checks the values.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         let refuse = |key, value: String, problem: String| Err(InvalidSetting { key, value, problem });
         let counts = [
@@ -95,30 +94,30 @@ impl TransportSettings {
             ("header", self.header, 1024, 16 << 20),
             ("payload", self.payload, MessageLimits::default().payload, 1 << 30),
             ("queued_per_connection", self.queued_per_connection, self.header + self.payload, 1 << 40),
-            ("queued_in_all", self.queued_in_all, 2 * (self.header + self.payload), 1 << 40),
+            ("queued_total", self.queued_total, 2 * (self.header + self.payload), 1 << 40),
         ];
         for (key, value, least, most) in counts {
             if value < least || value > most {
-                return refuse(key, value.to_string(), format!("it must be from {least} to {most}"));
+                return refuse(key, value.to_string(), format!("the value must be from {least} to {most}"));
             }
         }
         let times = [
-            ("handshake", self.handshake),
-            ("idle", self.idle),
-            ("stalled", self.stalled),
+            ("handshake_timeout", self.handshake_timeout),
+            ("idle_timeout", self.idle_timeout),
+            ("stall_timeout", self.stall_timeout),
             ("reconnect_first", self.reconnect_first),
             ("reconnect_longest", self.reconnect_longest),
         ];
         for (key, value) in times {
-            // A day and more is meant as "never", and sums of times must not overflow.
+            // Sums of durations must not overflow.
             if value < Duration::from_millis(1) || value > Duration::from_secs(366 * 86_400) {
-                return refuse(key, format!("{value:?}"), "it must be from 1ms to 366days".to_owned());
+                return refuse(key, format!("{value:?}"), "the value must be from 1ms to 366days".to_owned());
             }
         }
         Ok(())
     }
 
-    /// The part that every transport has.
+    /// Returns the limits on messages.
     pub fn message_limits(&self) -> MessageLimits {
         MessageLimits { header: self.header, payload: self.payload, in_flight: self.in_flight }
     }
@@ -159,29 +158,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_valid_and_sizes_and_times_are_read_as_people_write_them() {
+    fn defaults_are_valid_and_units_are_parsed() {
         TransportSettings::default().validate().unwrap();
-        let text = "header = 32768\npayload = \"8MiB\"\nidle = \"1m 30s\"";
+        let text = "header = 32768\npayload = \"8MiB\"\nidle_timeout = \"1m 30s\"";
         let settings: TransportSettings = toml::from_str(text).unwrap();
         let expected = TransportSettings {
             header: 32_768,
             payload: 8 << 20,
-            idle: Duration::from_secs(90),
+            idle_timeout: Duration::from_secs(90),
             ..TransportSettings::default()
         };
         assert_eq!(settings, expected);
         assert!(toml::from_str::<TransportSettings>("headers = 1").is_err());
-        assert!(toml::from_str::<TransportSettings>("idle = \"long\"").is_err());
+        assert!(toml::from_str::<TransportSettings>("idle_timeout = \"long\"").is_err());
     }
 
     #[test]
-    fn values_that_make_no_sense_are_named() {
+    fn invalid_values_are_reported_with_their_key() {
         let refused = |settings: TransportSettings| settings.validate().unwrap_err().key;
         let default = TransportSettings::default;
         assert_eq!(refused(TransportSettings { in_flight: 0, ..default() }), "in_flight");
         assert_eq!(refused(TransportSettings { payload: 1 << 20, ..default() }), "payload");
-        assert_eq!(refused(TransportSettings { queued_in_all: 1 << 20, ..default() }), "queued_in_all");
-        assert_eq!(refused(TransportSettings { idle: Duration::ZERO, ..default() }), "idle");
-        assert_eq!(refused(TransportSettings { stalled: Duration::MAX, ..default() }), "stalled");
+        assert_eq!(refused(TransportSettings { queued_total: 1 << 20, ..default() }), "queued_total");
+        assert_eq!(refused(TransportSettings { idle_timeout: Duration::ZERO, ..default() }), "idle_timeout");
+        assert_eq!(refused(TransportSettings { stall_timeout: Duration::MAX, ..default() }), "stall_timeout");
     }
 }

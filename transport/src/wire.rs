@@ -1,82 +1,65 @@
-//! What tells one transport over guarded TCP streams from another: how requests and replies lie on the stream.
+//! The interface between the generic stream transport and a wire format.
 //!
-//! Everything else is written once: dialling and dialling again ([`crate::connection`]), accepting
-//! ([`crate::listener`]), and answering ([`crate::remote`]).
+//! A wire format ([`Wire`]) defines how messages are encoded on a stream. Connecting and reconnecting
+//! ([`crate::connection`]), accepting ([`crate::listener`]) and answering ([`crate::remote`]) are the same for all formats.
 
 use std::fmt::Debug;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::id::PeerId;
+use enjambre_core::{ConnectionHandle, ConnectionId, Endpoint, Incoming, PeerInfo};
 use enjambre_core::transport::calls::{Activity, Calls};
-use enjambre_core::transport::error::TransportError;
-use enjambre_core::transport::{Connection, Listener, Transport, check_bind, check_dial};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::GuardedTransport;
-use crate::connection::GuardedConnection;
 use crate::guard::Guard;
-use crate::guard::cutoff::CutOff;
+use crate::guard::disconnect::Disconnect;
 use crate::guard::secure::Security;
 use crate::guard::stream::Stream;
-use crate::listener::{Accepted, GuardedListener, Server};
 
-/// How requests and replies lie on a stream. The value is what all connections of a transport share.
+/// A wire format. The value is shared by all connections of a transport.
 pub(crate) trait Wire: Debug + Default + Send + Sync + 'static {
-    /// The scheme of its endpoints on plain streams.
+    /// The scheme of endpoints without encryption.
     const PLAIN: &'static str;
-    /// The same on encrypted ones.
+    /// The scheme of endpoints with encryption.
     const SECURE: &'static str;
-    /// One established connection of the asking side.
+    /// An established connection of the requesting side.
     type Link: Link;
 
-    /// Greets the other side, and starts to carry messages. The caller sets the time limit.
-    fn dialled(
+    /// Performs the handshake and starts the transfer of messages. The caller limits the time.
+    fn establish(
         self: Arc<Self>,
         dialled: Dialled,
-    ) -> impl Future<Output = Result<Arc<Self::Link>, CutOff>> + Send;
+    ) -> impl Future<Output = Result<Arc<Self::Link>, Disconnect>> + Send;
 
-    /// Serves one accepted connection from its greeting to its end.
-    fn serve(server: &Server<Self>, accepted: Accepted) -> impl Future<Output = Result<(), CutOff>> + Send;
+    /// Serves an accepted connection from the handshake to its end.
+    fn serve(
+        server: &Server<Self>,
+        accepted: Accepted,
+    ) -> impl Future<Output = Result<(), Disconnect>> + Send;
 }
 
-/// A stream that was just made, and what is known of the connection that it is for.
-pub(crate) struct Dialled {
-    pub(crate) guard: Arc<Guard>,
-    pub(crate) stream: Stream,
-    pub(crate) endpoint: Endpoint,
-    /// Is told of every byte that comes.
-    pub(crate) activity: Activity,
-    /// Ends the link.
-    pub(crate) kill: CancellationToken,
-}
-
-/// One established connection of the asking side. It is thrown away when it ends.
+/// An established connection of the requesting side. Discarded when it ends.
 pub(crate) trait Link: Debug + Send + Sync + 'static {
-    /// The calls under way over it.
+    /// The outstanding calls.
     fn calls(&self) -> &Arc<Calls>;
 
-    /// Whether it can still be used.
+    /// Returns whether the link is usable.
     fn is_up(&self) -> bool;
 
-    /// Sends a request; one that cannot be sent ends the link, and with it the call.
+    /// Sends a request. A failure ends the link, and thereby the call.
     fn send(&self, header: Bytes) -> impl Future<Output = ()> + Send;
 }
 
-/// A transport over guarded streams. Its limits hold for all its listeners together.
-#[derive(Debug)]
-pub(crate) struct StreamTransport<W> {
-    parts: Parts<W>,
-}
-
-/// What the listeners and connections of a transport share.
+/// The parts that the listeners and connections of a transport share.
 #[derive(Debug)]
 pub(crate) struct Parts<W> {
     pub(crate) guard: Arc<Guard>,
     pub(crate) wire: Arc<W>,
-    /// None on plain streams.
+    /// `None` without encryption.
     pub(crate) security: Option<Security>,
 }
 
@@ -86,42 +69,54 @@ impl<W> Clone for Parts<W> {
     }
 }
 
-impl<W: Wire> StreamTransport<W> {
-    pub(crate) fn new(guard: Arc<Guard>, security: Option<Security>) -> Self {
-        Self { parts: Parts { guard, wire: Arc::default(), security } }
-    }
+/// A new stream of the requesting side, before the handshake.
+pub(crate) struct Dialled {
+    pub(crate) guard: Arc<Guard>,
+    pub(crate) stream: Stream,
+    pub(crate) endpoint: Endpoint,
+    /// Updated for each received byte.
+    pub(crate) activity: Activity,
+    /// Ends the link.
+    pub(crate) kill: CancellationToken,
 }
 
-impl<W: Wire> GuardedTransport for StreamTransport<W> {
-    fn connections(&self) -> usize {
-        self.parts.guard.admission.connections()
-    }
-
-    fn queued_reply_bytes(&self) -> usize {
-        self.parts.guard.budget.taken()
-    }
+/// A new stream of the answering side, before the handshake.
+pub(crate) struct Accepted {
+    pub(crate) stream: Stream,
+    pub(crate) address: SocketAddr,
+    /// The deadline of the handshake.
+    pub(crate) deadline: Instant,
+    /// Closes the connection on behalf of the service.
+    pub(crate) handle: ConnectionHandle,
 }
 
-#[async_trait]
-impl<W: Wire> Transport for StreamTransport<W> {
-    fn scheme(&self) -> &'static str {
-        if self.parts.security.is_some() { W::SECURE } else { W::PLAIN }
-    }
-
-    fn identity(&self) -> Option<PeerId> {
-        self.parts.security.as_ref().map(Security::id)
-    }
-
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        check_dial(self, endpoint)?;
-        Ok(Arc::new(GuardedConnection::new(self.parts.clone(), endpoint.clone())))
-    }
-
-    async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
-        check_bind(self, endpoint)?;
-        match GuardedListener::bind(self.parts.clone(), endpoint).await {
-            Ok(listener) => Ok(Arc::new(listener)),
-            Err(source) => Err(TransportError::Bind { endpoint: endpoint.clone(), source }),
+impl Accepted {
+    /// The connection as services see it.
+    pub(crate) fn info(&self, connection: ConnectionId) -> PeerInfo {
+        PeerInfo {
+            connection,
+            handle: self.handle.clone(),
+            address: Some(self.address.ip().to_canonical()),
+            identity: self.stream.identity(),
         }
     }
+}
+
+/// The part of a listener that its connections share.
+pub(crate) struct Server<W> {
+    pub(crate) guard: Arc<Guard>,
+    pub(crate) wire: Arc<W>,
+    pub(crate) security: Option<Security>,
+    pub(crate) inbox: Inbox,
+    /// Refuses new connections and requests. Queued replies are still sent.
+    pub(crate) stop: CancellationToken,
+    /// Ends all connections immediately.
+    pub(crate) kill: CancellationToken,
+}
+
+/// The queue of accepted requests, and the tasks that the shutdown of a listener waits for.
+#[derive(Debug, Clone)]
+pub(crate) struct Inbox {
+    pub(crate) requests: mpsc::UnboundedSender<Incoming>,
+    pub(crate) tasks: TaskTracker,
 }

@@ -17,14 +17,14 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Print every value that is in effect, and where it came from
+    /// Print all effective values and their origins
     Show {
-        /// The configuration file, as with --config
+        /// Configuration file, same as --config
         file: Option<PathBuf>,
     },
-    /// Say whether the configuration can be used
+    /// Check whether the configuration is valid
     Check {
-        /// The configuration file, as with --config
+        /// Configuration file, same as --config
         file: Option<PathBuf>,
     },
 }
@@ -34,18 +34,17 @@ pub(super) fn run(registry: &Registry, mut sources: Sources, arguments: &Argumen
     if let Some(file) = file {
         sources.file = Some(file.clone());
     }
-    let loaded = sources.load(None, &registry.backends())?;
-    registry.check(&loaded)?;
+    let loaded = registry.load(&sources, None)?;
     let mut stdout = Stdout::default();
     match arguments.action {
         Action::Show { .. } => stdout.line(loaded.show().trim_end()),
         Action::Check { .. } => {
-            let what = loaded
+            let name = loaded
                 .file
                 .as_ref()
-                .map_or_else(|| "the configuration".to_owned(), |file| file.display().to_string());
-            stdout.line(&format!("{what} can be used"));
+                .map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
+            stdout.line(&format!("{name} is valid"));
         }
     }
-    stdout.end()
+    stdout.finish()
 }

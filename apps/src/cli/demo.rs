@@ -1,4 +1,4 @@
-//! `enjambre demo`: the whole of it on this machine, with real processes, real sockets and a source that dies.
+//! `enjambre demo`: a tracker and three peers on this machine, one of which fails during a download.
 
 mod node;
 mod sample;
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use enjambre_core::model::id::FileId;
+use enjambre_core::FileId;
 use enjambre_core::model::name::Name;
 use enjambre_core::model::record::FileKind;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::output::{Stdout, plain, rate, size};
+use super::output::{Stdout, notice, plain, rate, size};
 use super::progress::Bar;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
@@ -21,37 +21,37 @@ use node::Node;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The file or folder to publish; 256 MiB of random bytes where it is left out
+    /// File or directory to publish [default: a file with 256 MiB of random data]
     path: Option<PathBuf>,
 }
 
-/// How long the last download lasts at least, so that there is a half-way.
-const SECONDS: u64 = 4;
+/// Minimum duration of the second download, so that a peer can fail halfway.
+const SLOW_DOWNLOAD_SECONDS: u64 = 4;
 
-/// Everything that is started lives in a temporary folder and ends with this call.
+/// Runs the demonstration in a temporary directory. All processes end with this call.
 pub(super) async fn run(arguments: &Arguments, stop: CancellationToken) -> Result<(), Failure> {
     let folder = tempfile::Builder::new().prefix("enjambre-demo-").tempdir()?;
     let mut nodes = Vec::new();
     let root = folder.path().canonicalize()?;
     let result = match stop.run_until_cancelled(show(arguments, &root, &mut nodes)).await {
         Some(result) => result,
-        None => Err(Failure::failed("interrupted")),
+        None => Err(Failure::interrupted()),
     };
     let mut stdout = Stdout::default();
     if let Err(failure) = &result
         && !stop.is_cancelled()
     {
-        super::output::note(&format!("the demo failed: {failure}; the last lines of the logs:"));
+        notice(&format!("demo failed: {failure}; last lines of the logs:"));
         nodes.iter().for_each(Node::show_log);
     }
     futures::future::join_all(nodes.iter_mut().map(Node::stop)).await;
     let path = folder.path().to_owned();
     crate::blocking(move || Ok(folder.close()?)).await?;
     if !path.exists() {
-        stdout.line("cleaned up: all processes have ended, the temporary folder is gone");
+        stdout.line("all processes stopped, temporary directory removed");
     }
     result?;
-    stdout.end()
+    stdout.finish()
 }
 
 async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Result<(), Failure> {
@@ -59,10 +59,10 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
     let source = match &arguments.path {
         Some(path) => std::path::absolute(path)?,
         None => {
-            stdout.line("making a file of 256 MiB of random bytes");
+            stdout.line("creating a file with 256 MiB of random data");
             let path = folder.join("demo.bin");
-            let made = path.clone();
-            crate::blocking(move || sample::make(&made)).await?;
+            let target = path.clone();
+            crate::blocking(move || sample::create(&target)).await?;
             path
         }
     };
@@ -74,7 +74,7 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
     let tracker = Node::tracker(folder).await?;
     let endpoint = tracker.endpoint.clone();
     nodes.push(tracker);
-    let slow = (total / SECONDS).max(1 << 20);
+    let slow = (total / SLOW_DOWNLOAD_SECONDS).max(1 << 20);
     for (number, limit) in [(1, None), (2, None), (3, Some(slow))] {
         nodes.push(Node::peer(folder, number, &endpoint, limit).await?);
     }
@@ -95,7 +95,7 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
     if let ([file], FileKind::File) = (expected.as_slice(), published.kind)
         && file.hash != *published.id.as_bytes()
     {
-        return Err(Failure::failed("the id is not the BLAKE3 hash of the file"));
+        return Err(Failure::failed("the id differs from the BLAKE3 hash of the file"));
     }
 
     let query = published.id.to_string();
@@ -103,12 +103,11 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
     let seconds = get(&nodes[2], &query, &second, None).await?.seconds;
     stdout.line(&format!("peer 2 downloaded it in {seconds:.2} s, {}", rate(total, seconds)));
 
-    stdout
-        .line(&format!("peer 3 downloads it as well, held to {}/s so that there is a half-way", size(slow)));
+    stdout.line(&format!("peer 3 downloads it, limited to {}/s", size(slow)));
     let third = folder.join("copy-3");
-    let (half_way, mut reached) = mpsc::channel(1);
+    let (halfway, mut reached) = mpsc::channel(1);
     let (left, right) = nodes.split_at_mut(3);
-    let downloading = get(&right[0], &query, &third, Some(half_way));
+    let downloading = get(&right[0], &query, &third, Some(halfway));
     let killing = async {
         let Some((done, providers)) = reached.recv().await else { return Ok(None) };
         left[1].kill().await?;
@@ -117,28 +116,28 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
     let (downloaded, killed) = tokio::try_join!(downloading, killing)?;
     match killed {
         Some((done, providers)) => stdout.line(&format!(
-            "  with {} of {} here, from {providers} sources: peer 1 was killed (kill -9 of process {})",
+            "  after {} of {}, from {providers} providers: killed peer 1 (SIGKILL to process {})",
             size(done),
             size(total),
             left[1].pid
         )),
-        None => stdout.line("  it was there before there was a half-way, so peer 1 was not killed"),
+        None => stdout.line("  the download completed before peer 1 could be killed"),
     }
     let seconds = downloaded.seconds;
-    stdout.line(&format!("peer 3 has it after {seconds:.2} s all the same, {}", rate(total, seconds)));
+    stdout.line(&format!("peer 3 downloaded it in {seconds:.2} s, {}", rate(total, seconds)));
 
     for copy in [second, third] {
         let found = crate::blocking(move || sample::hashes(&copy)).await?;
         if found != expected {
-            return Err(Failure::failed("a copy is not what was published"));
+            return Err(Failure::failed("a downloaded copy differs from the published file"));
         }
     }
     let files = match expected.len() {
         1 => "1 file".to_owned(),
         count => format!("{count} files"),
     };
-    stdout.line(&format!("verified: both copies have the BLAKE3 hashes of what was published ({files})"));
-    stdout.end()
+    stdout.line(&format!("verified: the BLAKE3 hashes of both copies match ({files})"));
+    stdout.finish()
 }
 
 struct Published {
@@ -153,19 +152,19 @@ async fn publish(node: &Node, source: &Path) -> Result<Published, Failure> {
     let started = Instant::now();
     let mut found = None;
     let mut show = |event| match event {
-        Event::Hashing { done, total, .. } => bar.show("peer 1 reads it", done, total, None),
+        Event::Hashing { done, total, .. } => bar.show("peer 1 reads the file", done, total, None),
         Event::Published { name, id, kind, .. } => found = Some((plain(name.as_str()), id, kind)),
         _ => {}
     };
-    // A name that cannot be one in a catalogue is replaced.
+    // A file name that is not a valid catalogue name is replaced.
     let own: Option<Name> =
         source.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-    let name = own.is_none().then(|| "demo".parse().expect("it is a name"));
+    let name = own.is_none().then(|| "demo".parse().expect("`demo` is a valid name"));
     let command = Command::Publish { paths: vec![source.to_owned()], name, store: false, pin: false };
     let result = node.run(command, &mut show).await;
     bar.clear();
     result?;
-    let (name, id, kind) = found.ok_or_else(|| Failure::failed("nothing was published"))?;
+    let (name, id, kind) = found.ok_or_else(|| Failure::failed("the file was not published"))?;
     Ok(Published { name, id, kind, seconds: started.elapsed().as_secs_f64() })
 }
 
@@ -173,27 +172,27 @@ struct Downloaded {
     seconds: f64,
 }
 
-/// Downloads on a node; tells `half_way` once when half of it is there, and from how many sources it comes.
+/// Downloads on a node. Sends progress and number of providers to `halfway` once half of the file is complete.
 async fn get(
     node: &Node,
     query: &str,
     output: &Path,
-    mut half_way: Option<mpsc::Sender<(u64, u32)>>,
+    mut halfway: Option<mpsc::Sender<(u64, u32)>>,
 ) -> Result<Downloaded, Failure> {
     let mut bar = Bar::new();
-    let mut took = None;
-    let label = format!("{} downloads it", node.name);
+    let mut duration = None;
+    let label = format!("{} downloads", node.name);
     let mut show = |event| match event {
         Event::Progress { done, total, providers } => {
             bar.show(&label, done, total, Some(providers));
             if done >= total / 2
                 && done < total
-                && let Some(half_way) = half_way.take()
+                && let Some(halfway) = halfway.take()
             {
-                let _ = half_way.try_send((done, providers));
+                let _ = halfway.try_send((done, providers));
             }
         }
-        Event::Complete { seconds, .. } => took = Some(seconds),
+        Event::Complete { seconds, .. } => duration = Some(seconds),
         _ => {}
     };
     let command =
@@ -201,6 +200,6 @@ async fn get(
     let result = node.run(command, &mut show).await;
     bar.clear();
     result.map_err(|failure| failure.context(&node.name))?;
-    let seconds = took.ok_or_else(|| Failure::failed("the download did not complete"))?;
+    let seconds = duration.ok_or_else(|| Failure::failed("the download did not complete"))?;
     Ok(Downloaded { seconds })
 }

@@ -4,21 +4,22 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::context::Context;
 use super::output::{Stdout, size};
-use super::{Context, drive};
+use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
 use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A name, an id, or the first 8 or more digits of one
+    /// Name, id, or a prefix of an id with at least 8 digits
     #[arg(value_name = "NAME|ID")]
     query: String,
-    /// Where to write it
+    /// Path of the exported file or directory
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
-    /// Replace what is at PATH
+    /// Replace an existing file or directory at PATH
     #[arg(long)]
     force: bool,
 }
@@ -32,6 +33,6 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
             stdout.line(&format!("{} ({})", path.display(), size(bytes)));
         }
     };
-    drive::run(&context, command, Reach::Command, &mut show).await?;
-    stdout.end()
+    runner::run(&context, command, Reach::Command, &mut show).await?;
+    stdout.finish()
 }

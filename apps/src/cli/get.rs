@@ -5,28 +5,29 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::output::{Stdout, note, plain, rate, size};
+use super::context::Context;
+use super::output::{Stdout, plain, rate, size, warn};
 use super::progress::Bar;
-use super::{Context, drive};
+use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
 use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A name (its newest version), an id, or the first 8 or more digits of one
+    /// Name (selects its newest version), id, or a prefix of an id with at least 8 digits
     #[arg(value_name = "NAME|ID")]
     query: String,
-    /// Write it to PATH, and link that, instead of keeping it in the library
+    /// Write the download to PATH and seed it from there, instead of storing it in the library
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
-    /// Replace what is at PATH
+    /// Replace an existing file or directory at PATH
     #[arg(long)]
     force: bool,
-    /// Return only when the content survives a power cut
+    /// Sync the content to disk before returning
     #[arg(long)]
     sync: bool,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -43,19 +44,19 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
             bar.show(&label, done, total, Some(providers));
         }
         Event::Complete { name, id, path, bytes, seconds } => {
-            let place = path.map_or_else(|| "in the library".to_owned(), |path| path.display().to_string());
+            let place = path.map_or_else(|| "library".to_owned(), |path| path.display().to_string());
             let figures = format!("{} in {seconds:.1} s, {}", size(bytes), rate(bytes, seconds));
             bar.suspend(|| stdout.line(&format!("{name}: {place} ({figures})  {id}")));
         }
-        Event::Warning { message } => bar.suspend(|| note(&format!("warning: {message}"))),
+        Event::Warning { message } => bar.suspend(|| warn(&message)),
         _ => {}
     };
     let command = Command::Get { query, output, force, sync };
-    let result = drive::run(&context, command, Reach::Command, &mut show).await;
+    let result = runner::run(&context, command, Reach::Command, &mut show).await;
     bar.clear();
     if let (Err(failure), true) = (&result, json) {
         stdout.json(&json!({ "event": "error", "message": failure.message }));
     }
     result?;
-    stdout.end()
+    stdout.finish()
 }

@@ -3,15 +3,16 @@
 use clap::Args;
 use enjambre_core::model::record::FileKind;
 
+use super::context::Context;
 use super::output::{Stdout, plain, size};
-use super::{Context, drive};
+use super::runner;
 use crate::control::message::{Command, Event, LibraryLine};
 use crate::failure::Failure;
 use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -23,16 +24,18 @@ pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> 
         Event::File(file) => stdout.line(&line(&file)),
         _ => {}
     };
-    drive::run(&context, Command::Library, Reach::Offline, &mut show).await?;
-    stdout.end()
+    runner::run(&context, Command::Library, Reach::Offline, &mut show).await?;
+    stdout.finish()
 }
 
 fn line(file: &LibraryLine) -> String {
     let mark = if file.kind == FileKind::Collection { "/" } else { "" };
-    let state = match (file.withdrawn, file.have, file.pieces) {
+    let state = match (file.withdrawn, file.available_pieces, file.pieces) {
         (true, ..) => "changed on disk".to_owned(),
-        (false, have, pieces) if have == pieces => "complete".to_owned(),
-        (false, have, pieces) => format!("{:.0} %", 100.0 * f64::from(have) / f64::from(pieces.max(1))),
+        (false, available, pieces) if available == pieces => "complete".to_owned(),
+        (false, available, pieces) => {
+            format!("{:.0} %", 100.0 * f64::from(available) / f64::from(pieces.max(1)))
+        }
     };
     let place = match &file.path {
         Some(path) => plain(&path.display().to_string()),

@@ -1,18 +1,18 @@
-//! `enjambre list`: asks the trackers, without the library.
+//! `enjambre list`: lists the catalogue of the trackers.
 
 use clap::Args;
 use enjambre_core::model::record::{FileKind, FileRecord};
 
-use super::Context;
+use super::context::Context;
 use super::output::{Stdout, size, time};
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Names that contain this text, or match it as a whole where it has a * or ?
-    #[arg(default_value = "")]
+    /// Text that the names contain, or a pattern for the whole name if it has * or ? [default: all names]
+    #[arg(default_value = "", hide_default_value = true)]
     pattern: String,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -34,11 +34,8 @@ pub(super) async fn run(context: Context<'_>, Arguments { pattern, json }: Argum
         }
         Ok(())
     };
-    match context.stop.run_until_cancelled(print()).await {
-        Some(result) => result?,
-        None => return Err(Failure::failed("interrupted")),
-    }
-    stdout.end()
+    context.run(print()).await?;
+    stdout.finish()
 }
 
 fn line(file: &FileRecord) -> String {
@@ -48,8 +45,8 @@ fn line(file: &FileRecord) -> String {
         1 => "1 peer ".to_owned(),
         count => format!("{count} peers"),
     };
-    // A folder's size is that of its list, which says nothing.
-    let size = if mark.is_empty() { size(file.size) } else { "folder".to_owned() };
+    // The size of a directory entry is that of its file list.
+    let size = if mark.is_empty() { size(file.size) } else { "directory".to_owned() };
     let id = &file.id.to_string()[..16];
     let (date, by) = (date.get(..10).unwrap_or(&date), file.publisher.short());
     format!("{id}  {size:>10}  {peers:>8}  {date}  by {by}  {}{mark}", file.name)

@@ -1,23 +1,24 @@
-//! The command line: one file per command.
+//! The command line, with one file per command.
 
 mod config;
+mod context;
 mod demo;
-mod drive;
 mod export;
 mod get;
 mod invite;
 mod join;
 mod library;
 mod list;
-mod output;
+pub(crate) mod output;
 mod peer;
 mod peers;
-mod program;
+pub(crate) mod program;
 mod progress;
 mod publish;
 mod remove;
 mod reserve;
 mod revoke;
+mod runner;
 mod status;
 mod storage;
 mod tracker;
@@ -25,28 +26,20 @@ mod verify;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
-
-pub(crate) use output::note as complain;
-pub(crate) use program::Program;
 
 use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::tracker::trackers::Trackers;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::load::{Loaded, Sources};
+use crate::config::load::Sources;
 use crate::config::sections::NodeKind;
 use crate::failure::Failure;
 use crate::logging;
-use crate::node_key;
 use crate::registry::Registry;
-use crate::tracker::noted_endpoints;
+use context::Context;
 
-/// Share files with other machines of yours, directly and verified.
+/// Self-hosted peer-to-peer file distribution
 #[derive(Debug, Parser)]
-#[command(name = "enjambre", version, about, disable_help_subcommand = true)]
+#[command(name = "enjambre", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     global: Global,
@@ -55,9 +48,11 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
-    /// Reads the arguments of the process. `clap` forgets the values of a list in front of the command when there are
-    /// some behind it, so those in front are moved behind.
-    pub(crate) fn read(
+    /// Parses the arguments of the process.
+    ///
+    /// `clap` discards the values of a global list option before the subcommand if the option also occurs after it.
+    /// Values of `--set` before the subcommand are therefore extracted first.
+    pub(crate) fn parse_arguments(
         command: clap::Command,
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<Self, clap::Error> {
@@ -87,16 +82,16 @@ impl Cli {
     }
 }
 
-/// What every command takes.
+/// The options of all commands.
 #[derive(Debug, Args)]
 struct Global {
-    /// The configuration file [default: $ENJAMBRE_CONFIG, ./enjambre.toml, the user's configuration folder]
+    /// Configuration file [default: $ENJAMBRE_CONFIG, ./enjambre.toml, ~/.config/enjambre/enjambre.toml]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set a value of the configuration: section.key=VALUE, where VALUE is TOML or a bare word
+    /// Override a configuration value: section.key=VALUE, with a TOML value or a bare word; can be repeated
     #[arg(long, global = true, value_name = "KEY=VALUE", action = ArgAction::Append)]
     set: Vec<String>,
-    /// Log more; twice for even more
+    /// Log more; repeat for even more detail
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
     /// Log errors only
@@ -106,83 +101,45 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Keep the catalogue of files and of who offers them
+    /// Run a tracker, which stores the catalogue of files and providers
     Tracker,
-    /// Publish, download and offer files until stopped
+    /// Run a peer, which publishes, downloads and seeds files
     Peer,
-    /// Put files or folders into the catalogue
+    /// Publish files or directories in the catalogue
     Publish(publish::Arguments),
-    /// List the catalogue
+    /// List files in the catalogue
     List(list::Arguments),
-    /// Download a file or folder
+    /// Download a file or directory
     Get(get::Arguments),
-    /// List what this peer has
+    /// List files in the library of this peer
     Library(library::Arguments),
-    /// Write a file or folder of the library to a path
+    /// Export a file or directory from the library to a path
     Export(export::Arguments),
-    /// Take a file or folder out of the library; a linked file stays where it is
+    /// Remove a file or directory from the library; linked files are not deleted
     Remove(remove::Arguments),
-    /// Hash what this peer has again
+    /// Verify the hashes of files in the library
     Verify(verify::Arguments),
-    /// How the peer and its trackers do
+    /// Show the status of the peer and its trackers
     Status(status::Arguments),
-    /// Come into a swarm by invitation
+    /// Join an invite-only swarm
     Join(join::Arguments),
-    /// Let somebody into the swarm of a tracker: prints one line for them
+    /// Create, list or cancel invitations to the swarm
     Invite(invite::Arguments),
-    /// List who is in the swarm of a tracker
+    /// List members of the swarm
     Peers(peers::Arguments),
-    /// Throw a peer out of the swarm of a tracker
+    /// Revoke a peer's membership
     Revoke(revoke::Arguments),
-    /// Let only one peer publish a name at a tracker
+    /// Reserve a name for one peer
     Reserve(reserve::Arguments),
-    /// Look after the databases of a tracker or peer, check a storage backend and measure it
+    /// Inspect, copy, check and benchmark databases
     Storage(storage::Arguments),
     /// Show or check the configuration
     Config(config::Arguments),
-    /// Show it all on this machine: a tracker, three peers, and a source that dies
+    /// Run a demonstration on this machine: a tracker, three peers, one of which fails
     Demo(demo::Arguments),
 }
 
-/// What a command works with.
-struct Context<'a> {
-    registry: &'a Registry,
-    loaded: Loaded,
-    /// Where the configuration came from, for a process that is to have the same.
-    sources: Sources,
-    /// Cancelled by a signal.
-    stop: CancellationToken,
-}
-
-impl Context<'_> {
-    /// The trackers to ask. With the configuration of a tracker that is this tracker itself.
-    async fn trackers(&self) -> Result<Arc<Trackers>, Failure> {
-        let config = &self.loaded.config;
-        let folder = self.loaded.data_dir(self.loaded.kind);
-        // A node that was never started asks as somebody whom nobody knows.
-        let key = crate::blocking(move || node_key::load(&folder)).await?.unwrap_or_else(KeyPair::generate);
-        let dialer = self.registry.dialer(&self.loaded, &key)?;
-        let own: Vec<Endpoint> = match self.loaded.kind {
-            NodeKind::Peer => config.peer.trackers.clone(),
-            NodeKind::Tracker => {
-                // With port 0 only the tracker itself knows where it listens.
-                let noted = noted_endpoints(&self.loaded.data_dir(NodeKind::Tracker));
-                let listen = &config.transport.listen;
-                let fixed = listen.iter().all(|endpoint| endpoint.port() != 0);
-                let listening = if fixed || noted.is_empty() { listen } else { &noted };
-                let dialled: Vec<Endpoint> = listening.iter().map(dialled).collect();
-                dialer.preferred(key.peer_id(), &dialled)
-            }
-        };
-        Ok(Arc::new(Trackers::new(&dialer, own)))
-    }
-}
-
-fn dialled(listen: &Endpoint) -> Endpoint {
-    if listen.is_unspecified() { listen.with_address([127, 0, 0, 1].into()) } else { listen.clone() }
-}
-
-/// Runs a command to its end.
+/// Runs a command.
 pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     let sources = Sources { file: global.config, set: global.set };
@@ -211,13 +168,12 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
         Command::List(_) | Command::Status(_) | Command::Storage(_) => None,
         _ => Some(NodeKind::Peer),
     };
-    let loaded = sources.load(kind, &registry.backends())?;
-    registry.check(&loaded)?;
-    // A command that is soon done only tells what goes wrong, unless somebody asked for more.
-    let asked = loaded.values().get("log.level").is_some_and(|level| level.origin != "default");
+    let loaded = registry.load(&sources, kind)?;
+    // By default, short commands log warnings only.
+    let is_configured = loaded.values().get("log.level").is_some_and(|level| level.origin != "default");
     let is_daemon = matches!(command, Command::Tracker | Command::Peer);
-    let usual = if asked || is_daemon { loaded.config.log.level.as_str() } else { "warn" };
-    logging::start(&level(usual, global.verbose, global.quiet));
+    let default_level = if is_configured || is_daemon { loaded.config.log.level.as_str() } else { "warn" };
+    logging::start(&level(default_level, global.verbose, global.quiet));
     registry.prepare_process();
     let context = Context { registry, loaded, sources, stop };
     match command {
@@ -240,11 +196,13 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
     }
 }
 
-fn level(usual: &str, verbose: u8, quiet: bool) -> String {
+fn level(default_level: &str, verbose: u8, quiet: bool) -> String {
     match (quiet, verbose) {
         (true, _) => "error".to_owned(),
-        (false, 0) => usual.to_owned(),
-        (false, 1) => "info,enjambre=debug,enjambre_core=debug,enjambre_transport=debug".to_owned(),
+        (false, 0) => default_level.to_owned(),
+        (false, 1) => {
+            "info,enjambre=debug,enjambre_core=debug,enjambre_swarm=debug,enjambre_transport=debug".to_owned()
+        }
         (false, 2) => "debug".to_owned(),
         (false, _) => "trace".to_owned(),
     }
@@ -252,20 +210,20 @@ fn level(usual: &str, verbose: u8, quiet: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
-    fn values_are_set_in_front_of_the_command_and_behind_it() {
-        let read = |arguments: &[&str]| {
-            let command = Program::stock().command(&Registry::default());
-            Cli::read(command, arguments.iter().map(OsString::from))
-        };
+    fn set_is_accepted_before_and_after_the_command() {
+        let parse =
+            |arguments: &[&str]| Cli::parse_arguments(Cli::command(), arguments.iter().map(OsString::from));
         let arguments =
             ["x", "--set", "a=1", "-v", "--set=b=2", "--config", "f", "get", "--set", "c=3", "name"];
-        let cli = read(&arguments).unwrap();
+        let cli = parse(&arguments).unwrap();
         assert_eq!(cli.global.set, ["a=1", "b=2", "c=3"]);
         assert_eq!((cli.global.verbose, cli.global.config), (1, Some("f".into())));
-        assert!(read(&["x", "get", "--", "--set"]).is_ok(), "a name is no option");
-        assert!(read(&["x", "--set"]).is_err());
+        assert!(parse(&["x", "get", "--", "--set"]).is_ok(), "arguments after `--` are not options");
+        assert!(parse(&["x", "--set"]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Writing to stdout and stderr, which may be closed at any time.
+//! Output on stdout and stderr, which can be closed at any time.
 
 use std::io::{ErrorKind, Write};
 use std::time::{Duration, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
-/// What a command prints. A reader that went away (`| head`) is no failure; nothing more is written to it then.
+/// The output of a command on stdout. A closed pipe (`| head`) is not an error; further output is discarded.
 #[derive(Debug, Default)]
 pub(crate) struct Stdout {
     closed: bool,
@@ -16,7 +16,7 @@ pub(crate) struct Stdout {
 }
 
 impl Stdout {
-    /// Prints a line at once.
+    /// Prints a line and flushes it.
     pub(crate) fn line(&mut self, text: &str) {
         if self.closed {
             return;
@@ -25,7 +25,7 @@ impl Stdout {
         if let Err(error) = writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
             self.closed = true;
             if error.kind() != ErrorKind::BrokenPipe {
-                self.failed = Some(Failure::from(error).context("the output cannot be written"));
+                self.failed = Some(Failure::from(error).context("cannot write to stdout"));
             }
         }
     }
@@ -35,44 +35,49 @@ impl Stdout {
         match serde_json::to_string(value) {
             Ok(text) => self.line(&text),
             Err(error) => {
-                self.failed = Some(Failure::failed(format!("the output cannot be written as JSON: {error}")));
+                self.failed = Some(Failure::failed(format!("cannot format the output as JSON: {error}")));
             }
         }
     }
 
-    /// Whether nobody reads any more.
+    /// Returns whether the reader has closed the pipe.
     pub(crate) const fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// The failure to write something, if there was one.
-    pub(crate) fn end(self) -> Result<(), Failure> {
+    /// Returns the error of a failed write, if any.
+    pub(crate) fn finish(self) -> Result<(), Failure> {
         self.failed.map_or(Ok(()), Err)
     }
 }
 
-/// Prints a line for people to stderr.
-pub(crate) fn note(text: &str) {
+/// Prints a line to stderr.
+pub(crate) fn notice(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// A number of bytes for people.
+/// Prints a warning to stderr.
+pub(crate) fn warn(message: &str) {
+    notice(&format!("warning: {message}"));
+}
+
+/// Formats a number of bytes.
 pub(crate) fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }
 
-/// A time in milliseconds since 1970-01-01 UTC for people.
+/// Formats a time in milliseconds since 1970-01-01 UTC.
 pub(crate) fn time(ms: u64) -> String {
     let at = UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH);
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
-/// Bytes per second for people.
+/// Formats a rate in bytes per second.
 pub(crate) fn rate(bytes: u64, seconds: f64) -> String {
     format!("{:.0} MB/s", bytes as f64 / 1e6 / seconds.max(1e-6))
 }
 
-/// Text from elsewhere without what would move the cursor or change colours.
+/// Replaces control characters in text from a remote.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -2,15 +2,16 @@
 
 use clap::Args;
 
+use super::context::Context;
 use super::invite::short;
 use super::output::{Stdout, time};
-use super::{Context, drive};
+use super::runner;
 use crate::control::message::{Command, Event, MemberLine};
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -22,18 +23,18 @@ pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> 
         Event::Member(member) => stdout.line(&line(&member)),
         _ => {}
     };
-    drive::run_at_tracker(&context, Command::Peers, &mut show).await?;
-    stdout.end()
+    runner::run_at_tracker(&context, Command::Peers, &mut show).await?;
+    stdout.finish()
 }
 
 fn line(member: &MemberLine) -> String {
-    let state = match (member.revoked_ms, member.alive, member.seen_ms) {
-        (Some(at), ..) => format!("thrown out {}", time(at)),
-        (None, true, _) => "there".to_owned(),
+    let state = match (member.revoked_ms, member.online, member.last_seen_ms) {
+        (Some(at), ..) => format!("revoked {}", time(at)),
+        (None, true, _) => "online".to_owned(),
         (None, false, Some(at)) => format!("last seen {}", time(at)),
-        (None, false, None) => "away".to_owned(),
+        (None, false, None) => "offline".to_owned(),
     };
-    let by: String = member.invitations.iter().map(|id| format!(" by {}", short(id))).collect();
+    let invitations: String = member.invitations.iter().map(|id| format!(" with {}", short(id))).collect();
     let joined = time(member.joined_ms);
-    format!("{}  {:<9}  joined {joined}{by}  {state}", member.peer, member.rights.to_string())
+    format!("{}  {:<9}  joined {joined}{invitations}  {state}", member.peer, member.rights.to_string())
 }

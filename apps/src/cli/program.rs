@@ -1,4 +1,4 @@
-//! What the program says of itself: its name, its version, and which plug-ins it has.
+//! Name, version and plug-ins of the program, as shown by its help.
 
 use clap::CommandFactory;
 
@@ -16,17 +16,17 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// The program that Enjambre brings along.
-    pub(crate) fn stock() -> Self {
+    /// The program `enjambre`.
+    pub(crate) fn enjambre() -> Self {
         Self { name: "enjambre".to_owned(), version: VERSION.to_owned() }
     }
 
-    /// A program of somebody else, on top of this Enjambre.
+    /// A program that is built on this version of Enjambre.
     pub(crate) fn named(name: &str, version: &str) -> Self {
         Self { name: name.to_owned(), version: format!("{version} (enjambre {VERSION})") }
     }
 
-    /// The command line under this name.
+    /// Returns the command line with this name and version.
     pub(crate) fn command(&self, registry: &Registry) -> clap::Command {
         let plugins = format!(
             "Storage backends: {}\nTransports: {}",
@@ -42,14 +42,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn help_and_version_tell_the_name_of_the_program_and_its_plug_ins() {
-        let mut command = Program::named("mine", "7.1.2").command(&Registry::stock());
+    fn help_contains_name_version_and_plugins() {
+        let mut command = Program::named("mine", "7.1.2").command(&Registry::with_builtins());
         let version = format!("mine 7.1.2 (enjambre {VERSION})\n");
         assert_eq!(command.render_version().to_string(), version);
         let help = command.render_help().to_string();
         assert!(help.contains("Usage: mine "), "{help}");
-        assert!(help.contains("sqlite") && help.contains("zmq"), "{help}");
-        let stock = Program::stock().command(&Registry::stock());
-        assert_eq!(stock.render_version().to_string(), format!("enjambre {VERSION}\n"));
+        assert!(help.contains("memory") && help.contains("zmq"), "{help}");
+        let enjambre = Program::enjambre().command(&Registry::with_builtins());
+        assert_eq!(enjambre.render_version().to_string(), format!("enjambre {VERSION}\n"));
     }
 }

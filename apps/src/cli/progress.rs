@@ -1,18 +1,18 @@
-//! A progress bar on stderr, where that is a terminal.
+//! A progress bar on stderr, if that is a terminal.
 
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// One bar that is shown once there is something to show.
+/// A progress bar that is shown at the first update.
 #[derive(Debug)]
 pub(super) struct Bar {
     bar: ProgressBar,
 }
 
 impl Bar {
-    /// A bar, or none where stderr is no terminal.
+    /// Creates a bar. It is hidden if stderr is not a terminal.
     pub(super) fn new() -> Self {
         if !std::io::stderr().is_terminal() {
             return Self::hidden();
@@ -25,33 +25,33 @@ impl Bar {
         Self { bar }
     }
 
-    /// A bar that is never shown.
+    /// Creates a bar that is never shown.
     pub(super) fn hidden() -> Self {
         Self { bar: ProgressBar::hidden() }
     }
 
-    /// Shows how far it is.
-    pub(super) fn show(&mut self, what: &str, done: u64, total: u64, sources: Option<u32>) {
-        if self.bar.message() != what {
+    /// Updates the bar.
+    pub(super) fn show(&mut self, label: &str, done: u64, total: u64, providers: Option<u32>) {
+        if self.bar.message() != label {
             self.bar.reset();
-            self.bar.set_message(what.to_owned());
+            self.bar.set_message(label.to_owned());
             self.bar.enable_steady_tick(Duration::from_millis(200));
         }
         self.bar.set_length(total);
         self.bar.set_position(done);
-        self.bar.set_prefix(match sources {
+        self.bar.set_prefix(match providers {
             None => String::new(),
-            Some(1) => "  1 source".to_owned(),
-            Some(count) => format!("  {count} sources"),
+            Some(1) => "  1 provider".to_owned(),
+            Some(count) => format!("  {count} providers"),
         });
     }
 
-    /// Does something else on the terminal while the bar is out of the way.
+    /// Hides the bar while `print` writes to the terminal.
     pub(super) fn suspend(&self, print: impl FnOnce()) {
         self.bar.suspend(print);
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(super) fn clear(&self) {
         self.bar.finish_and_clear();
     }

@@ -6,29 +6,29 @@ use clap::Args;
 use enjambre_core::model::name::Name;
 use enjambre_core::model::record::FileKind;
 
-use super::Context;
-use super::drive::{Ran, run_and_stay};
-use super::output::{Stdout, note, plain, size};
+use super::context::Context;
+use super::output::{Stdout, notice, plain, size, warn};
 use super::progress::Bar;
+use super::runner::{Executor, run_and_stay};
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
 use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Files and folders
+    /// Files and directories to publish
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Publish under another name; for one PATH
+    /// Publish under this name instead of the file name; requires a single PATH
     #[arg(long)]
     name: Option<String>,
-    /// Copy the content into the library instead of linking the file
+    /// Copy the content into the library instead of seeding the original file
     #[arg(long)]
     store: bool,
-    /// Let a tracker keep a copy, and wait until it does
+    /// Store a replica on a tracker and wait until it is complete
     #[arg(long)]
     pin: bool,
-    /// Go on offering it until stopped, where no peer runs
+    /// Keep seeding until interrupted; has no effect if a peer is running
     #[arg(long)]
     serve: bool,
 }
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     let Arguments { paths, name, store, pin, serve } = arguments;
     if name.is_some() && paths.len() > 1 {
-        return Err(Failure::usage("--name gives one name, so it goes with one PATH only"));
+        return Err(Failure::usage("--name requires a single PATH"));
     }
     let name = name.map(|name| name.parse::<Name>()).transpose().map_err(Failure::usage)?;
     let paths = paths.iter().map(std::path::absolute).collect::<Result<Vec<_>, _>>()?;
@@ -47,35 +47,37 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
             bar.show(&format!("reading {}", path.display()), done, total, None);
         }
         Event::Pinning { name, done, total } => {
-            bar.show(&format!("a tracker fetches {}", plain(name.as_str())), done, total, None);
+            bar.show(&format!("replicating {}", plain(name.as_str())), done, total, None);
         }
         Event::Published { name, id, size: bytes, kind, version, new } => {
             let mark = if kind == FileKind::Collection { "/" } else { "" };
-            let what = if new { "published" } else { "already published" };
-            let text = format!("{what} {name}{mark} (version {version}, {})  {id}", size(bytes));
+            let action = if new { "published" } else { "already published" };
+            let text = format!("{action} {name}{mark} (version {version}, {})  {id}", size(bytes));
             bar.suspend(|| stdout.line(&text));
         }
-        Event::Pinned { name } => bar.suspend(|| stdout.line(&format!("a tracker keeps a copy of {name}"))),
-        Event::Warning { message } => bar.suspend(|| note(&format!("warning: {message}"))),
+        Event::Pinned { name } => {
+            bar.suspend(|| stdout.line(&format!("replica of {name} stored on a tracker")));
+        }
+        Event::Warning { message } => bar.suspend(|| warn(&message)),
         _ => {}
     };
     let command = Command::Publish { paths, name, store, pin };
-    let ran = run_and_stay(&context, command, Reach::Command, &mut show).await;
+    let executor = run_and_stay(&context, command, Reach::Command, &mut show).await;
     bar.clear();
-    if let Ran::Here(node) = ran? {
+    if let Executor::Local(node) = executor? {
         if serve {
             match node.endpoints() {
-                [] => note("warning: nothing is offered, because the port is taken"),
+                [] => warn("the files are not seeded because the port is in use"),
                 endpoints => {
-                    let places: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
-                    stdout.line(&format!("offering it on {} until stopped", places.join(", ")));
+                    let endpoints: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+                    stdout.line(&format!("seeding on {} until interrupted", endpoints.join(", ")));
                 }
             }
             context.stop.cancelled().await;
         } else if !pin {
-            note("nobody serves it yet: start the peer, or publish with --serve or --pin");
+            notice("no peer seeds the files yet: run `enjambre peer`, or publish with --serve or --pin");
         }
         node.stop().await;
     }
-    stdout.end()
+    stdout.finish()
 }

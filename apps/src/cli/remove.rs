@@ -2,15 +2,16 @@
 
 use clap::Args;
 
+use super::context::Context;
 use super::output::Stdout;
-use super::{Context, drive};
+use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
 use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A name, an id, or the first 8 or more digits of one
+    /// Name, id, or a prefix of an id with at least 8 digits
     #[arg(value_name = "NAME|ID")]
     query: String,
 }
@@ -25,7 +26,7 @@ pub(super) async fn run(context: Context<'_>, Arguments { query }: Arguments) ->
             });
         }
     };
-    // The trackers hear of it when the peer runs next, if it does not run now: it then announces what it has.
-    drive::run(&context, Command::Remove { query }, Reach::Offline, &mut show).await?;
-    stdout.end()
+    // If no peer is running, the trackers learn of the removal when the peer starts and announces its files.
+    runner::run(&context, Command::Remove { query }, Reach::Offline, &mut show).await?;
+    stdout.finish()
 }

@@ -4,19 +4,20 @@ use clap::Args;
 use enjambre_core::model::name::Name;
 use serde_json::json;
 
+use super::context::Context;
 use super::output::Stdout;
-use super::{Context, drive};
+use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The name
+    /// Name of the file or directory
     name: Name,
-    /// Who alone publishes it from now on: the id of a peer, or the first digits of one
+    /// Id, or a prefix of the id, of the only peer that can publish the name
     #[arg(required_unless_present = "release", conflicts_with = "release")]
     peer: Option<String>,
-    /// Everybody publishes it from now on
+    /// Release the name, so that all peers can publish it
     #[arg(long)]
     release: bool,
     /// Print a JSON object
@@ -28,11 +29,11 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     let Arguments { name, peer, json, .. } = arguments;
     let mut stdout = Stdout::default();
     let mut show = |event| match event {
-        Event::Reserved { name, by } if json => stdout.json(&json!({ "name": name, "by": by })),
-        Event::Reserved { name, by: Some(by) } => stdout.line(&format!("only {by} publishes {name}")),
-        Event::Reserved { name, by: None } => stdout.line(&format!("everybody publishes {name}")),
+        Event::Reserved { name, peer } if json => stdout.json(&json!({ "name": name, "peer": peer })),
+        Event::Reserved { name, peer: Some(peer) } => stdout.line(&format!("reserved {name} for {peer}")),
+        Event::Reserved { name, peer: None } => stdout.line(&format!("released {name}")),
         _ => {}
     };
-    drive::run_at_tracker(&context, Command::Reserve { name, peer }, &mut show).await?;
-    stdout.end()
+    runner::run_at_tracker(&context, Command::Reserve { name, peer }, &mut show).await?;
+    stdout.finish()
 }

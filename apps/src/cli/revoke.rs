@@ -3,15 +3,16 @@
 use clap::Args;
 use serde_json::json;
 
+use super::context::Context;
 use super::invite::short;
-use super::output::{Stdout, time};
-use super::{Context, drive};
+use super::output::{Stdout, time, warn};
+use super::runner;
 use crate::control::message::{Command, Event, InvitationLine};
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The id of a peer, or the first digits of one
+    /// Id of the peer, or a prefix of it
     peer: String,
     /// Print a JSON object
     #[arg(long)]
@@ -26,21 +27,22 @@ pub(super) async fn run(context: Context<'_>, Arguments { peer, json }: Argument
             stdout.json(&json!({ "peer": peer, "new": new, "cancelled": cancelled }));
         }
         Event::Revoked { peer, new: true, cancelled } => {
-            stdout.line(&format!("threw out {peer}"));
+            stdout.line(&format!("revoked {peer}"));
             cancelled.iter().for_each(|invitation| stdout.line(&line(invitation)));
         }
-        Event::Revoked { peer, new: false, .. } => stdout.line(&format!("{peer} was thrown out before")),
+        Event::Revoked { peer, new: false, .. } => stdout.line(&format!("{peer} is already revoked")),
+        Event::Warning { message } => warn(&message),
         _ => {}
     };
-    drive::run_at_tracker(&context, Command::Revoke { peer }, &mut show).await?;
-    stdout.end()
+    runner::run_at_tracker(&context, Command::Revoke { peer }, &mut show).await?;
+    stdout.finish()
 }
 
 fn line(invitation: &InvitationLine) -> String {
-    let InvitationLine { id, uses, until_ms, .. } = invitation;
+    let InvitationLine { id, uses, expires_ms, .. } = invitation;
     format!(
-        "cancelled the invitation {} that it came by, for {uses} more until {}; whoever else has it needs another",
+        "cancelled invitation {} of this peer (uses left: {uses}, expires {}); other holders need a new invitation",
         short(id),
-        time(*until_ms)
+        time(*expires_ms)
     )
 }

@@ -1,44 +1,41 @@
-//! `enjambre status`: the peer, if one runs, and the trackers.
+//! `enjambre status`: the status of the running peer and of the trackers.
 
 use clap::Args;
-use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::Endpoint;
 use enjambre_core::protocol::message::TrackerStatus;
-use enjambre_core::tracker::error::TrackerError;
+use enjambre_swarm::tracker_client::error::TrackerError;
 use serde_json::{Value, json};
 
-use super::Context;
+use super::context::Context;
 use super::output::{Stdout, size};
 use crate::config::sections::NodeKind;
-use crate::control::client::{Outcome, attach};
+use crate::control::client::{Outcome, connect};
 use crate::control::message::{Command, Event, NodeStatus};
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> Result<(), Failure> {
-    let ask = async {
+    let query = async {
         let node = match context.loaded.kind {
-            NodeKind::Peer => node(&context).await?,
+            NodeKind::Peer => running_peer(&context).await?,
             NodeKind::Tracker => None,
         };
-        Ok::<_, Failure>((node, context.trackers().await?.status().await))
+        Ok((node, context.trackers().await?.status().await))
     };
-    let Some(answer) = context.stop.run_until_cancelled(ask).await else {
-        return Err(Failure::failed("interrupted"));
-    };
-    let (node, trackers) = answer?;
+    let (node, trackers) = context.run(query).await?;
     let mut stdout = Stdout::default();
     if context.loaded.kind == NodeKind::Peer {
         match (&node, json) {
             (Some(node), true) => stdout.json(&with(json!({ "node": "peer", "running": true }), json!(node))),
             (None, true) => stdout.json(&json!({ "node": "peer", "running": false })),
             (Some(node), false) => peer_text(node, &mut stdout),
-            (None, false) => stdout.line("no peer is running"),
+            (None, false) => stdout.line("peer: not running"),
         }
     }
     for (endpoint, status) in &trackers {
@@ -54,27 +51,27 @@ pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> 
             (Err(error), false) => stdout.line(&format!("tracker {endpoint}: {error}")),
         }
     }
-    stdout.end()?;
-    let unreached =
+    stdout.finish()?;
+    let is_unreachable =
         |(_, status): &(_, Result<_, TrackerError>)| matches!(status, Err(TrackerError::Unreachable { .. }));
-    if node.is_none() && trackers.iter().all(unreached) {
-        return Err(Failure::unreachable("neither a running peer nor a tracker can be reached"));
+    if node.is_none() && trackers.iter().all(is_unreachable) {
+        return Err(Failure::unreachable("no peer is running and no tracker is reachable"));
     }
     Ok(())
 }
 
-/// What the owner of the data folder says of itself, if there is one.
-async fn node(context: &Context<'_>) -> Result<Option<NodeStatus>, Failure> {
-    let Ok(attached) = attach(&context.loaded.data_dir(NodeKind::Peer)).await else { return Ok(None) };
+/// Returns the status of the process that uses the data directory, if any.
+async fn running_peer(context: &Context<'_>) -> Result<Option<NodeStatus>, Failure> {
+    let Ok(connection) = connect(&context.loaded.data_dir(NodeKind::Peer)).await else { return Ok(None) };
     let mut found = None;
     let mut show = |event| {
         if let Event::Status(status) = event {
             found = Some(status);
         }
     };
-    match attached.run(Command::Status, &mut show).await {
+    match connection.run(Command::Status, &mut show).await {
         Outcome::Ended(result) => result?,
-        Outcome::OwnerGone => {}
+        Outcome::ConnectionClosed => {}
     }
     Ok(found)
 }
@@ -87,34 +84,34 @@ fn with(mut head: Value, rest: Value) -> Value {
 }
 
 fn peer_text(node: &NodeStatus, stdout: &mut Stdout) {
-    let what = if node.daemon { "peer" } else { "a command that is part of the swarm" };
-    stdout.line(&format!("{what} {}, process {}, up {:.0} s", node.peer, node.pid, node.uptime));
+    let kind = if node.daemon { "peer" } else { "command" };
+    stdout.line(&format!("{kind} {}: process {}, up {:.0} s", node.peer, node.pid, node.uptime_seconds));
     for endpoint in &node.listen {
-        stdout.line(&format!("  listens on {endpoint}"));
+        stdout.line(&format!("  listening on {endpoint}"));
     }
     stdout.line(&format!(
-        "  has {} files ({} published by itself), {}; sent {} since the start",
+        "  {} files ({} published by this peer), {}; sent {} since start",
         node.files,
         node.published,
-        size(node.bytes),
-        size(node.sent)
+        size(node.content_bytes),
+        size(node.sent_bytes)
     ));
     for tracker in &node.trackers {
-        let state = if tracker.connected { "known to" } else { "not known to" };
+        let state = if tracker.connected { "connected to" } else { "not connected to" };
         let problem = tracker.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
-        stdout.line(&format!("  {state} {}{problem}", tracker.endpoint));
+        stdout.line(&format!("  {state} tracker {}{problem}", tracker.endpoint));
     }
 }
 
 fn tracker_text(endpoint: &Endpoint, status: &TrackerStatus, stdout: &mut Stdout) {
     let TrackerStatus { program, uptime_ms, files, peers, store, .. } = status;
     stdout.line(&format!(
-        "tracker {endpoint}: {files} files, {peers} living peers, up {} s, version {program}",
+        "tracker {endpoint}: {files} files, {peers} peers online, up {} s, version {program}",
         uptime_ms / 1000
     ));
     if let Some(store) = store {
         stdout.line(&format!(
-            "  keeps {} copies, {} of {} reserved",
+            "  {} replicas, {} of {} reserved",
             store.pins,
             size(store.reserved),
             size(store.quota)

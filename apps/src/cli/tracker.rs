@@ -1,7 +1,8 @@
 //! `enjambre tracker`
 
+use super::context::Context;
 use super::output::Stdout;
-use super::{Context, drive};
+use super::runner;
 use crate::config::sections::NodeKind;
 use crate::failure::Failure;
 use crate::tracker::TrackerNode;
@@ -10,12 +11,12 @@ pub(super) async fn run(context: Context<'_>) -> Result<(), Failure> {
     if context.loaded.config.transport.listen.is_empty() {
         return Err(context
             .loaded
-            .refuse("transport.listen", "a tracker listens at one endpoint at least")
+            .invalid("transport.listen", "a tracker requires at least one endpoint")
             .into());
     }
     let path = context.loaded.data_dir(NodeKind::Tracker);
     let start = async {
-        let data_dir = drive::own(&path).await?;
+        let data_dir = runner::lock(&path).await?;
         TrackerNode::start(context.registry, &context.loaded, data_dir).await
     };
     let Some(node) = context.stop.run_until_cancelled(start).await else { return Ok(()) };

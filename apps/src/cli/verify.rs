@@ -2,15 +2,16 @@
 
 use clap::Args;
 
-use super::output::{Stdout, note};
-use super::{Context, drive};
+use super::context::Context;
+use super::output::{Stdout, warn};
+use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
 use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A name, an id, or the first 8 or more digits of one; everything where it is left out
+    /// Name, id, or a prefix of an id with at least 8 digits [default: all files]
     #[arg(value_name = "NAME|ID")]
     query: Option<String>,
 }
@@ -19,17 +20,17 @@ pub(super) async fn run(context: Context<'_>, Arguments { query }: Arguments) ->
     let mut stdout = Stdout::default();
     let mut show = |event| match event {
         Event::Verified { name, id, good, bad, missing } => {
-            let what = name.map_or_else(|| id.to_string(), |name| format!("{name}  {id}"));
+            let file = name.map_or_else(|| id.to_string(), |name| format!("{name}  {id}"));
             let state = match (bad, missing) {
-                (0, 0) => format!("right, {good} pieces"),
-                (0, missing) => format!("right so far, {good} pieces; {missing} are missing"),
-                (bad, _) => format!("DAMAGED: {bad} pieces are wrong, {good} are right"),
+                (0, 0) => format!("valid, {good} pieces"),
+                (0, missing) => format!("valid but incomplete, {good} pieces valid, {missing} missing"),
+                (bad, _) => format!("DAMAGED, {bad} pieces damaged, {good} valid"),
             };
-            stdout.line(&format!("{what}: {state}"));
+            stdout.line(&format!("{file}: {state}"));
         }
-        Event::Warning { message } => note(&format!("warning: {message}")),
+        Event::Warning { message } => warn(&message),
         _ => {}
     };
-    drive::run(&context, Command::Verify { query }, Reach::Command, &mut show).await?;
-    stdout.end()
+    runner::run(&context, Command::Verify { query }, Reach::Command, &mut show).await?;
+    stdout.finish()
 }

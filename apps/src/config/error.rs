@@ -1,63 +1,63 @@
-//! What can be wrong with a configuration.
+//! Errors of a configuration.
 
 use std::path::PathBuf;
 
-/// A configuration that cannot be used. Says which key, which value and where it came from.
+/// An invalid configuration. The message contains the key, the value and its origin.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("the configuration {} cannot be read", path.display())]
+    /// The file is unreadable.
+    #[error("cannot read configuration file {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The file is not TOML.
-    #[error("{}:{line} is not valid TOML: {problem}", path.display())]
+    /// The file is not valid TOML.
+    #[error("invalid TOML at {}:{line}: {problem}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, starting at 1.
         line: usize,
-        /// What is wrong there.
+        /// The problem.
         problem: String,
     },
-    /// An argument of `--set` or the value of an environment variable is not one.
+    /// An argument of `--set` or an environment variable is malformed.
     #[error("{origin}: {problem}")]
     Assignment {
-        /// `--set TEXT`, or the name of the variable.
+        /// `--set TEXT`, or the name of the environment variable.
         origin: String,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
-    /// There is no such key.
-    #[error("unknown key `{}` in {origin}; the nearest known key is `{nearest}`", in_a_line(.key))]
+    /// The key does not exist.
+    #[error("unknown key `{}` in {origin}; did you mean `{nearest}`?", single_line(.key))]
     UnknownKey {
         /// The key with its section.
         key: String,
-        /// The layer that it is in.
+        /// The layer that contains the key.
         origin: String,
-        /// A known key that looks like it.
+        /// The most similar known key.
         nearest: String,
     },
-    /// A key has a value that it cannot have.
-    #[error("`{}` = {} (from {origin}): {}", in_a_line(.key), in_a_line(.value), in_a_line(.problem))]
+    /// The value of a key is invalid.
+    #[error("invalid value `{}` = {} (from {origin}): {}", single_line(.key), single_line(.value), single_line(.problem))]
     Value {
         /// The key with its section.
         key: String,
         /// The value as TOML.
         value: String,
-        /// The layer that it came from.
+        /// The layer that contains the value.
         origin: String,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
 }
 
-/// A text of several lines is a value, too, and a message has one.
-fn in_a_line(text: &str) -> String {
+/// Escapes the newlines of a value: an error message is a single line.
+fn single_line(text: &str) -> String {
     text.replace('\n', "\\n")
 }

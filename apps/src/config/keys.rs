@@ -1,4 +1,4 @@
-//! Finds keys that do not exist, and the existing key that was probably meant.
+//! Detection of unknown keys, with a suggestion of the most similar known key.
 
 use toml::{Table, Value};
 
@@ -6,10 +6,10 @@ use super::error::ConfigError;
 use super::layer::Layer;
 use super::secret::shown;
 
-/// The section whose keys, but for `backend` and `layers`, are the names of storage backends.
+/// The section with one table per storage backend, beside `backend` and `layers`.
 const STORAGE: &str = "storage";
 
-/// Refuses a layer with a key that is not in `known`. The tables of the storage `backends` may hold anything.
+/// Rejects a layer with a key that is not in `known`. The tables of the storage `backends` are not checked.
 pub fn check(layer: &Layer, known: &Table, backends: &[&str]) -> Result<(), ConfigError> {
     let mut all = Vec::new();
     collect("", known, &mut all);
@@ -58,12 +58,12 @@ impl Checker<'_> {
     }
 
     fn no_section(&self, key: String, value: &Value) -> ConfigError {
-        let problem = format!("this is a section, written [{key}]");
+        let problem = format!("`{key}` is a section; write it as [{key}]");
         let value = shown(&key, value);
         ConfigError::Value { key, value, origin: self.layer.origin.clone(), problem }
     }
 
-    /// The same name in another section is nearer than anything that only looks alike.
+    /// Returns the most similar known key. The same name in another section takes precedence over a similar spelling.
     fn nearest(&self, key: &str) -> &str {
         let name = last(key);
         let distance = |known: &&String| {
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_answered_with_the_nearest_known_one() {
+    fn unknown_key_gets_nearest_known_key() {
         for (argument, expected) in [
             ("transport.lissten=1", "transport.listen"),
             ("trasport.listen=1", "transport"),
@@ -102,7 +102,7 @@ mod tests {
             ("storage.sqllite={}", "storage.sqlite"),
             ("tracker.store.quotta=1", "tracker.store.quota"),
             ("storge={}", "storage"),
-            ("patience=1", "download.patience"),
+            ("provider_timeot=1", "download.provider_timeout"),
             ("storage.layers.metrix=true", "storage.layers.metrics"),
             ("storage.layer={}", "storage.layers"),
         ] {
@@ -111,8 +111,10 @@ mod tests {
     }
 
     #[test]
-    fn known_keys_and_the_tables_of_backends_pass() {
-        for argument in ["transport.open=true", "storage.sled.anything=1", "tracker.store={enabled=true}"] {
+    fn known_keys_and_backend_tables_are_accepted() {
+        for argument in
+            ["transport.allow_plaintext=true", "storage.sled.anything=1", "tracker.store={enabled=true}"]
+        {
             assert_eq!(nearest(argument), None, "{argument}");
         }
     }

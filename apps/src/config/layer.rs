@@ -1,4 +1,4 @@
-//! One layer of a configuration: a table of values and the place that they came from.
+//! A layer of the configuration: a table of values with a common origin.
 
 use std::path::Path;
 
@@ -7,27 +7,27 @@ use toml::Table;
 
 use super::error::ConfigError;
 
-/// What environment variables begin with that set keys.
+/// The prefix of environment variables that set configuration keys.
 pub const ENV_PREFIX: &str = "ENJAMBRE__";
 
-/// Values with one origin.
+/// Values with a common origin.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// Where the values came from, for people: `default`, a path, a variable, `--set`.
+    /// A readable origin: `default`, a path, an environment variable, or `--set`.
     pub origin: String,
     /// The values.
     pub table: Table,
 }
 
 impl Layer {
-    /// The layer of a TOML file.
+    /// Reads a TOML file.
     pub fn file(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::text(path, &text)
     }
 
-    /// What a file holds, or will hold.
+    /// Parses TOML text. `path` is its origin.
     pub fn text(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let table = text.parse().map_err(|error: toml::de::Error| {
             let at = error.span().map_or(0, |span| span.start.min(text.len()));
@@ -38,7 +38,7 @@ impl Layer {
         Ok(Self { origin: path.display().to_string(), table })
     }
 
-    /// One layer for each variable that begins with [`ENV_PREFIX`], in the order of their names.
+    /// Returns one layer for each variable that starts with [`ENV_PREFIX`], ordered by name.
     pub fn environment(
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Vec<Self>, ConfigError> {
@@ -52,12 +52,12 @@ impl Layer {
         layers.collect()
     }
 
-    /// The layer of an argument `KEY=VALUE` of `--set`.
+    /// Parses an argument `KEY=VALUE` of `--set`.
     pub fn set(argument: &str) -> Result<Self, ConfigError> {
         let Some((key, value)) = argument.split_once('=') else {
             return Err(ConfigError::Assignment {
                 origin: format!("--set {argument}"),
-                problem: "KEY=VALUE is expected".to_owned(),
+                problem: "expected KEY=VALUE".to_owned(),
             });
         };
         Self::assignment(format!("--set {}", key.trim()), key.trim(), value)
@@ -69,7 +69,7 @@ impl Layer {
             !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
         };
         if !parts.iter().all(plain) {
-            let problem = format!("{key:?} is not a key; a key looks like section.name");
+            let problem = format!("invalid key {key:?}; expected a key such as section.name");
             return Err(ConfigError::Assignment { origin, problem });
         }
         let mut value = match parse_value(value) {
@@ -83,14 +83,16 @@ impl Layer {
     }
 }
 
-/// A value as TOML; what is no TOML and does not begin like a list, table or string is a string as it stands.
+/// Parses a TOML value. Other text is a string, unless it starts like a list, a table or a quoted string.
 fn parse_value(text: &str) -> Result<toml::Value, String> {
     let text = text.trim();
     match format!("value = {text}").parse::<Table>() {
-        // A line feed in the text could have brought in more keys.
-        Ok(mut table) if table.len() == 1 => Ok(table.remove("value").expect("it is the key just written")),
+        // A newline in the text could add keys.
+        Ok(mut table) if table.len() == 1 => {
+            Ok(table.remove("value").expect("the table has the key `value`"))
+        }
         Err(error) if text.starts_with(['[', '{', '"', '\'']) => {
-            Err(format!("{text} is not a TOML value: {}", error.message().replace('\n', "; ")))
+            Err(format!("invalid TOML value {text}: {}", error.message().replace('\n', "; ")))
         }
         _ => Ok(toml::Value::String(text.to_owned())),
     }
@@ -125,7 +127,7 @@ fn with_origin(origin: &String, value: &toml::Value) -> Value {
     Value::new(Some(origin), kind)
 }
 
-/// The value without its origin.
+/// Converts a merged value to TOML.
 pub(super) fn without_origin(value: &Value) -> toml::Value {
     match &value.kind {
         ValueKind::Nil => toml::Value::String(String::new()),
@@ -137,7 +139,7 @@ pub(super) fn without_origin(value: &Value) -> toml::Value {
         ValueKind::Table(table) => toml::Value::Table(
             table.iter().map(|(key, value)| (key.clone(), without_origin(value))).collect(),
         ),
-        // No layer makes these.
+        // No layer contains these.
         other @ (ValueKind::I128(_) | ValueKind::U64(_) | ValueKind::U128(_)) => {
             toml::Value::String(other.to_string())
         }
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_toml_and_a_bare_word_is_a_string() {
+    fn bare_word_is_parsed_as_string() {
         assert_eq!(value("true"), toml::Value::Boolean(true));
         assert_eq!(value("7"), toml::Value::Integer(7));
         assert_eq!(value("[\"a\"]"), toml::Value::Array(vec!["a".into()]));
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn assignments_need_a_key_and_a_value() {
+    fn assignment_without_valid_key_is_rejected() {
         for argument in ["", "key", "=1", "a..b=1", ".a=1", "a[4000000000]=1", "a b=1"] {
             assert!(Layer::set(argument).is_err(), "{argument:?}");
         }

@@ -1,11 +1,11 @@
-//! Brings the layers of a configuration together and remembers where each value came from.
+//! Merging of configuration layers, with the origin of every value.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::Endpoint;
 use enjambre_core::protocol::message::MAX_ENDPOINTS;
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -13,29 +13,29 @@ use toml::{Table, Value};
 use super::error::ConfigError;
 use super::layer::{Layer, without_origin};
 use super::secret::shown;
-use super::sections::{Admits, Config, NodeKind};
+use super::sections::{AdmissionMode, Config, NodeKind};
 use super::{keys, layer};
 
-/// The variable that names the configuration file.
+/// The environment variable with the path of the configuration file.
 pub const ENV_FILE: &str = "ENJAMBRE_CONFIG";
-/// The name of the configuration file in the current folder and in the user's configuration folder.
+/// The name of the configuration file in the current directory and in the user's configuration directory.
 pub const FILE_NAME: &str = "enjambre.toml";
 
-/// Where to look for a configuration.
+/// The configuration sources of the command line.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    /// The file of `--config`.
+    /// The argument of `--config`.
     pub file: Option<PathBuf>,
-    /// The arguments of `--set`, the later over the earlier.
+    /// The arguments of `--set`. Later ones take precedence.
     pub set: Vec<String>,
 }
 
-/// A value as it is in effect.
+/// An effective value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Effective {
     /// The value.
     pub value: Value,
-    /// The layer that it came from.
+    /// The layer that contains the value.
     pub origin: String,
 }
 
@@ -44,18 +44,19 @@ pub struct Effective {
 pub struct Loaded {
     /// The values.
     pub config: Config,
-    /// Whose configuration it is.
+    /// The kind of the configured node.
     pub kind: NodeKind,
-    /// The file that was read.
+    /// The configuration file, if any.
     pub file: Option<PathBuf>,
     values: BTreeMap<String, Effective>,
     base: PathBuf,
 }
 
 impl Sources {
-    /// Reads the file (see the module), the environment and the arguments. Without `kind` it is a tracker's where
-    /// a layer sets something in `[tracker]`, and a peer's otherwise. `backends` are the names of the storage
-    /// backends.
+    /// Reads the configuration file, the environment and the arguments.
+    ///
+    /// Without `kind`, the configuration is that of a tracker if a layer contains a section `[tracker]`, and of a peer
+    /// otherwise. `backends` are the names of the storage backends.
     pub fn load(&self, kind: Option<NodeKind>, backends: &[&str]) -> Result<Loaded, ConfigError> {
         let file = match &self.file {
             Some(file) => Some(file.clone()),
@@ -69,7 +70,7 @@ impl Sources {
         Loaded::from_layers(layers, file, kind, backends)
     }
 
-    /// As [`Sources::load`] for a peer, with this text in place of what is in the file, which may not be there yet.
+    /// Like [`Sources::load`] for a peer, with `text` as the contents of the file, which need not exist.
     pub fn load_text(&self, text: &str, backends: &[&str]) -> Result<Loaded, ConfigError> {
         let file = self.file.clone().unwrap_or_else(|| FILE_NAME.into());
         let mut layers = vec![Layer::text(&file, text)?];
@@ -77,9 +78,9 @@ impl Sources {
         Loaded::from_layers(layers, Some(file), Some(NodeKind::Peer), backends)
     }
 
-    /// The layers above the file.
+    /// Returns the layers with precedence over the file.
     fn above_file(&self) -> Result<Vec<Layer>, ConfigError> {
-        // A variable whose name or value is not UTF-8 is none of ours.
+        // Variables that are not UTF-8 cannot set a key.
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let mut layers = Layer::environment(variables)?;
@@ -90,8 +91,8 @@ impl Sources {
     }
 }
 
-/// Where a configuration is to be written that the commands of this user find: the file that was named, or the one in the
-/// user's configuration folder. None where there is no such folder.
+/// Returns the path for a new configuration: the named file, or the default file of the user. Returns `None` if the user has
+/// no configuration directory.
 pub fn new_file(sources: &Sources) -> Option<PathBuf> {
     let named = || std::env::var_os(ENV_FILE).filter(|name| !name.is_empty()).map(PathBuf::from);
     sources.file.clone().or_else(named).or_else(user_file)
@@ -127,7 +128,7 @@ impl Loaded {
             let tracker = layers.iter().any(|layer| layer.table.contains_key("tracker"));
             if tracker { NodeKind::Tracker } else { NodeKind::Peer }
         });
-        let known = Table::try_from(Config::defaults(kind)).expect("the defaults can be written as TOML");
+        let known = Table::try_from(Config::defaults(kind)).expect("the defaults serialize to TOML");
         let mut builder = config::Config::builder()
             .add_source(Layer { origin: "default".to_owned(), table: known.clone() });
         for layer in layers {
@@ -146,7 +147,7 @@ impl Loaded {
         }
         let config = Config::deserialize(table).map_err(|error| describe(&error, &values))?;
         let folder = file.as_deref().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
-        // Without the current folder a path stays relative, which is as good as long as nobody changes it.
+        // If the current directory is unknown, the path stays relative.
         let base = std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder })
             .unwrap_or(folder);
         let loaded = Self { config, kind, file, values, base };
@@ -154,7 +155,7 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// The data folder of a tracker or a peer.
+    /// Returns the data directory of a tracker or a peer.
     pub fn data_dir(&self, kind: NodeKind) -> PathBuf {
         self.base.join(match kind {
             NodeKind::Tracker => &self.config.tracker.data_dir,
@@ -162,21 +163,21 @@ impl Loaded {
         })
     }
 
-    /// Whether the swarm of this node is by invitation.
-    pub fn is_by_invitation(&self) -> bool {
+    /// Returns whether the swarm of this node is invite-only.
+    pub fn is_invite_only(&self) -> bool {
         match self.kind {
-            NodeKind::Tracker => self.config.swarm.admission == Admits::Invited,
+            NodeKind::Tracker => self.config.swarm.admission == AdmissionMode::Invite,
             NodeKind::Peer => self.config.swarm.authority.get().is_some(),
         }
     }
 
-    /// Every value that is in effect, by its key.
+    /// Returns all effective values by key.
     pub fn values(&self) -> &BTreeMap<String, Effective> {
         &self.values
     }
 
-    /// The error for a value that is refused.
-    pub fn refuse(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+    /// Creates the error for an invalid value.
+    pub fn invalid(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         let found = self.values.get(key);
         ConfigError::Value {
             key: key.to_owned(),
@@ -189,11 +190,12 @@ impl Loaded {
     fn validate(&self) -> Result<(), ConfigError> {
         let swarm = &self.config.swarm;
         if self.kind == NodeKind::Peer
-            && swarm.admission == Admits::Invited
+            && swarm.admission == AdmissionMode::Invite
             && swarm.authority.get().is_none()
         {
-            let problem = "this is for trackers; a peer is in such a swarm with swarm.authority, which `enjambre join` sets";
-            return Err(self.refuse("swarm.admission", problem));
+            let problem = "this setting applies to trackers only; a peer of an invite-only swarm sets swarm.authority, \
+                           which `enjambre join` writes";
+            return Err(self.invalid("swarm.admission", problem));
         }
         let Config { tracker, peer, transport, log, .. } = &self.config;
         for (key, endpoints) in
@@ -201,28 +203,31 @@ impl Loaded {
         {
             let unusable = |endpoint: &&Endpoint| endpoint.port() == 0 || endpoint.is_unspecified();
             if let Some(endpoint) = endpoints.iter().find(unusable) {
-                return Err(self.refuse(key, format!("nobody can dial {endpoint}; name a host and a port")));
+                let problem = format!("{endpoint} cannot be dialed; specify a host and a port");
+                return Err(self.invalid(key, problem));
             }
         }
         for (key, endpoints) in
             [("transport.advertise", &transport.advertise), ("transport.listen", &transport.listen)]
         {
             if endpoints.len() > MAX_ENDPOINTS {
-                return Err(self.refuse(key, format!("at most {MAX_ENDPOINTS} endpoints can be announced")));
+                return Err(
+                    self.invalid(key, format!("too many endpoints; at most {MAX_ENDPOINTS} are allowed"))
+                );
             }
         }
         if tracker.lease.get().as_millis() < 100 {
-            return Err(self.refuse("tracker.lease", "a lease is at least 100ms long"));
+            return Err(self.invalid("tracker.lease", "the minimum is 100ms"));
         }
         if crate::logging::filter(&log.level).is_err() {
             let problem =
-                "expected error, warn, info, debug, trace, or a filter such as \"info,enjambre_core=debug\"";
-            return Err(self.refuse("log.level", problem));
+                "expected error, warn, info, debug, trace, or a filter such as \"info,enjambre_swarm=debug\"";
+            return Err(self.invalid("log.level", problem));
         }
         Ok(())
     }
 
-    /// The configuration as TOML, with the origin of every value behind it.
+    /// Formats the configuration as TOML, with the origin of each value in a comment.
     pub fn show(&self) -> String {
         let mut sections: BTreeMap<&str, Vec<(&str, &Effective)>> = BTreeMap::new();
         for (key, effective) in &self.values {
@@ -249,7 +254,7 @@ impl Loaded {
 fn flatten(key: &str, value: &config::Value, into: &mut BTreeMap<String, Effective>) {
     if let config::ValueKind::Table(table) = &value.kind {
         for (name, value) in table {
-            flatten(&format!("{key}.{}", written(name)), value, into);
+            flatten(&format!("{key}.{}", quoted_key(name)), value, into);
         }
     } else {
         let origin = value.origin().unwrap_or("default").to_owned();
@@ -257,8 +262,8 @@ fn flatten(key: &str, value: &config::Value, into: &mut BTreeMap<String, Effecti
     }
 }
 
-/// A name as TOML wants it. A dot in it is written so that it parts nothing.
-fn written(name: &str) -> Cow<'_, str> {
+/// Quotes a TOML key if necessary. Dots are escaped, because the caller splits keys at dots.
+fn quoted_key(name: &str) -> Cow<'_, str> {
     if !name.is_empty() && name.chars().all(|char| char.is_ascii_alphanumeric() || "_-".contains(char)) {
         return name.into();
     }
@@ -274,7 +279,7 @@ fn written(name: &str) -> Cow<'_, str> {
     quoted.into()
 }
 
-/// `toml` names the key behind the problem, on a line of its own.
+/// Converts an error of `toml`, which names the key on the last line of its message.
 fn describe(error: &toml::de::Error, values: &BTreeMap<String, Effective>) -> ConfigError {
     let text = error.to_string();
     let key = text.lines().rev().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`')).unwrap_or("");
@@ -307,34 +312,37 @@ mod tests {
     }
 
     #[test]
-    fn later_layers_win_and_each_value_knows_its_origin() {
+    fn later_layer_overrides_earlier_layer() {
         let loaded = load(vec![
             file(
-                "[peer]\ndata_dir = \"d\"\n[download]\npatience = \"1s\"\n[log]\nlevel = \"warn\"\n[storage.sqlite]\npath=\"a\"",
+                "[peer]\ndata_dir = \"d\"\n[download]\nprovider_timeout = \"1s\"\n[log]\nlevel = \"warn\"\n[storage.sqlite]\npath=\"a\"",
             ),
-            env("ENJAMBRE__DOWNLOAD__PATIENCE", "2s"),
+            env("ENJAMBRE__DOWNLOAD__PROVIDER_TIMEOUT", "2s"),
             env("ENJAMBRE__LOG__LEVEL", "debug"),
             Layer::set("log.level=trace").unwrap(),
             Layer::set("storage.sqlite.other=7").unwrap(),
         ])
         .unwrap();
-        assert_eq!(loaded.config.download.patience, Span::seconds(2));
+        assert_eq!(loaded.config.download.provider_timeout, Span::seconds(2));
         assert_eq!(loaded.config.log.level, "trace");
         assert_eq!(loaded.data_dir(NodeKind::Peer), Path::new("/etc/enjambre/d"));
         let table = loaded.config.storage.table("sqlite");
         assert_eq!((table["path"].as_str(), table["other"].as_integer()), (Some("a"), Some(7)));
         let origin = |key: &str| loaded.values()[key].origin.clone();
         assert_eq!(origin("peer.data_dir"), "test.toml");
-        assert_eq!(origin("download.patience"), "environment variable ENJAMBRE__DOWNLOAD__PATIENCE");
+        assert_eq!(
+            origin("download.provider_timeout"),
+            "environment variable ENJAMBRE__DOWNLOAD__PROVIDER_TIMEOUT"
+        );
         assert_eq!(origin("log.level"), "--set log.level");
-        assert_eq!(origin("transport.open"), "default");
+        assert_eq!(origin("transport.allow_plaintext"), "default");
         let shown: Table = loaded.show().parse().unwrap();
         assert_eq!(shown["log"]["level"].as_str(), Some("trace"));
         assert!(loaded.show().contains("# test.toml"));
     }
 
     #[test]
-    fn names_that_must_be_quoted_are_shown_so() {
+    fn unusual_names_are_shown_quoted() {
         let text = "[storage.sled]\na = 1\n\"a.b\" = 2\n\"\" = 3\n\"c d\\n\\\"\" = 4\n\"the password\" = \"hunter2\"";
         let shown = load(vec![file(text)]).unwrap().show();
         assert!(!shown.contains("hunter2"), "{shown}");
@@ -344,14 +352,14 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_depend_on_what_is_started() {
+    fn defaults_depend_on_node_kind() {
         let port = |loaded: Loaded| loaded.config.transport.listen[0].port();
         assert_eq!(port(load(vec![]).unwrap()), 7711);
         assert_eq!(port(load(vec![file("[tracker]\nlease = \"1s\"")]).unwrap()), 7700);
     }
 
     #[test]
-    fn a_wrong_value_is_named_with_its_key_and_origin() {
+    fn invalid_value_error_names_key_and_origin() {
         for (layer, key, value) in [
             (file("[tracker]\nlease = \"soon\""), "tracker.lease", "\"soon\""),
             (file("[tracker]\nlease = \"1ms\""), "tracker.lease", "\"1ms\""),
@@ -367,7 +375,6 @@ mod tests {
             (file("[storage]\nlayers = 3"), "storage.layers", "3"),
             (file("[storage.layers]\ntimeout = \"soon\""), "storage.layers.timeout", "\"soon\""),
             (file("[storage.layers]\nretries = -1"), "storage.layers.retries", "-1"),
-            (file("[storage.layers]\nprefix = \"a_b\""), "storage.layers.prefix", "\"a_b\""),
         ] {
             let text = load(vec![layer]).unwrap_err().to_string();
             assert!(text.contains(&format!("`{key}`")) && text.contains(value), "{text}");
@@ -376,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_refused_with_file_and_suggestion() {
+    fn unknown_key_error_names_file_and_suggestion() {
         let text = load(vec![file("[transport]\nlissten = []")]).unwrap_err().to_string();
         assert!(
             text.contains("`transport.lissten` in test.toml") && text.contains("`transport.listen`"),
@@ -385,19 +392,19 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_files_are_valid_and_say_the_defaults() {
+    fn shipped_files_contain_the_defaults() {
         for (name, kind) in [("tracker.toml", NodeKind::Tracker), ("peer.toml", NodeKind::Peer)] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name);
             let layer = Layer::file(&path).unwrap();
             let loaded = Loaded::from_layers(vec![layer], Some(path), None, &BACKENDS).unwrap();
             let mut expected = Config::defaults(kind);
             expected.storage.tables = loaded.config.storage.tables.clone();
-            assert_eq!(loaded.config, expected, "{name} describes the defaults");
+            assert_eq!(loaded.config, expected, "{name}");
         }
     }
 
     #[test]
-    fn a_file_that_is_no_toml_is_refused_with_its_line() {
+    fn invalid_toml_error_names_the_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("broken.toml");
         std::fs::write(&path, "[peer]\n\ndata_dir = = 1\n").unwrap();

@@ -1,8 +1,8 @@
-//! The configuration: sections with defaults, and the layers they are read from.
+//! The configuration: sections with defaults, and the layers that they are merged from.
 //!
-//! Defaults, then a file, then the environment (`ENJAMBRE__SECTION__KEY`), then `--set KEY=VALUE`. What is wrong
-//! is said with the key, the value and the layer that it came from. What a storage backend's own table means is
-//! not known here; see [`crate::registry`].
+//! The layers, in increasing precedence: defaults, a file, the environment (`ENJAMBRE__SECTION__KEY`), and
+//! `--set KEY=VALUE`. Errors name the key, the value and the layer. [`crate::registry`] checks the tables of the
+//! storage backends.
 
 pub mod error;
 #[cfg(test)]

@@ -1,32 +1,32 @@
-//! Keeps passwords out of what is shown of a configuration, also where they do not belong and are refused.
+//! Redaction of passwords in displayed configuration values and error messages.
 
 use toml::Value;
 
-/// What stands in the place of something secret.
+/// The replacement of a secret.
 const HIDDEN: &str = "\"***\"";
 
-/// The value of a key as TOML, without passwords.
+/// Formats the value of a key as TOML, with passwords redacted.
 pub fn shown(key: &str, value: &Value) -> String {
     let name = key.rsplit('.').next().unwrap_or(key).to_lowercase();
-    // A name may be quoted.
+    // The name can be quoted.
     let name = name.trim_end_matches('"');
     if name.ends_with("password") || name.ends_with("secret") {
         return HIDDEN.to_owned();
     }
-    hide(value).to_string()
+    redact(value).to_string()
 }
 
-fn hide(value: &Value) -> Value {
+fn redact(value: &Value) -> Value {
     match value {
         Value::String(text) => Value::String(without_password(text)),
-        Value::Array(values) => Value::Array(values.iter().map(hide).collect()),
-        // `shown` sees tables only where they stand for one value.
+        Value::Array(values) => Value::Array(values.iter().map(redact).collect()),
+        // An inline table in a list, or a table in the place of a single value.
         Value::Table(table) => Value::Table(
             table
                 .iter()
                 .map(|(key, value)| {
                     let secret = shown(key, value) == HIDDEN;
-                    (key.clone(), if secret { Value::String("***".to_owned()) } else { hide(value) })
+                    (key.clone(), if secret { Value::String("***".to_owned()) } else { redact(value) })
                 })
                 .collect(),
         ),
@@ -34,8 +34,7 @@ fn hide(value: &Value) -> Value {
     }
 }
 
-/// A URL may have a password before its last `@`; in the other form of connection strings, and among the parameters of
-/// a URL, it has a name.
+/// Redacts a password before the last `@` of a URL. A connection string with a `password` parameter is redacted completely.
 fn without_password(text: &str) -> String {
     if text.to_lowercase().contains("password") && text.contains('=') {
         return "***".to_owned();
@@ -53,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_are_hidden_wherever_they_stand_and_nothing_else_is() {
+    fn only_passwords_are_redacted() {
         for (key, value) in [
             ("storage.postgres.url", "postgresql://u:hunter2@db:5432/x"),
             ("storage.postgres.url", "postgresql://u:hun@ter2@db,other/x"),

@@ -1,51 +1,51 @@
-//! The sections of a configuration, with their defaults.
+//! The sections of the configuration and their defaults.
 //!
-//! A section is handed to the part that it is for, never the whole. Every field is always written, so the
-//! defaults are also the list of the known keys.
+//! A component receives its own section, never the whole configuration. Serialization includes every field, so the
+//! serialized defaults are also the list of the known keys.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use enjambre_core::model::endpoint::Endpoint;
+use enjambre_core::Endpoint;
 use serde::{Deserialize, Serialize};
 
-use super::value::{AuthorityKey, Deadline, Rate, SharedPrefix, Size, Span};
+use super::value::{AuthorityKey, Rate, Size, Span, Timeout};
 
-/// What is started: it decides over a few defaults.
+/// The kind of a node. A few defaults depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeKind {
-    /// Keeps the catalogue.
+    /// Stores the catalogue.
     Tracker,
-    /// Publishes, downloads and offers files.
+    /// Publishes, downloads and seeds files.
     Peer,
 }
 
-/// A whole configuration.
+/// A complete configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// For `enjambre tracker`.
+    /// Settings of `enjambre tracker`.
     pub tracker: TrackerSection,
-    /// For `enjambre peer` and all commands that work on files.
+    /// Settings of `enjambre peer` and of all commands that work on files.
     pub peer: PeerSection,
-    /// Who may come in.
+    /// Membership of the swarm.
     pub swarm: SwarmSection,
-    /// Where to listen, and what a remote may do.
+    /// Endpoints, and limits per remote.
     pub transport: TransportSection,
-    /// How the peer keeps what it has.
+    /// Content storage of a peer.
     pub library: LibrarySection,
-    /// How the peer downloads.
+    /// Downloads of a peer.
     pub download: DownloadSection,
-    /// How fast the peer may be.
+    /// Bandwidth limits of a peer.
     pub limits: LimitsSection,
-    /// What is logged on stderr.
+    /// Log output on stderr.
     pub log: LogSection,
-    /// Which database, and how it is set up.
+    /// Storage backend and its settings.
     pub storage: StorageSection,
 }
 
 impl Config {
-    /// The defaults for a tracker or a peer.
+    /// Returns the defaults of a tracker or a peer.
     pub fn defaults(kind: NodeKind) -> Self {
         let listen = match kind {
             NodeKind::Tracker => vec![loopback("zmq", 7700)],
@@ -73,15 +73,15 @@ fn loopback(scheme: &str, port: u16) -> Endpoint {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrackerSection {
-    /// Where the tracker keeps its database and its key; relative to the configuration file.
+    /// Data directory with database, key and control socket, relative to the configuration file.
     pub data_dir: PathBuf,
-    /// How long a peer counts as alive after its last sign of life.
+    /// Time for which a peer counts as alive after its last renewal.
     pub lease: Span,
-    /// How long a file stays in the catalogue when nobody offers it.
-    pub forget: Span,
-    /// How much memory it may use to answer look-ups without the database.
-    pub cache: Size,
-    /// Copies that the tracker keeps itself.
+    /// Time after which a file without providers is removed from the catalogue.
+    pub retention: Span,
+    /// Memory for cached lookup results.
+    pub lookup_cache: Size,
+    /// Replicas that the tracker stores.
     pub store: StoreSection,
 }
 
@@ -90,8 +90,8 @@ impl Default for TrackerSection {
         Self {
             data_dir: "data/tracker".into(),
             lease: Span::seconds(30),
-            forget: Span::days(30),
-            cache: Size::bytes(32 << 20),
+            retention: Span::days(30),
+            lookup_cache: Size::bytes(32 << 20),
             store: StoreSection::default(),
         }
     }
@@ -101,9 +101,9 @@ impl Default for TrackerSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreSection {
-    /// Whether `publish --pin` may ask this tracker to keep a copy.
+    /// Whether the tracker stores replicas for `publish --pin`.
     pub enabled: bool,
-    /// How many bytes of copies it keeps at most.
+    /// Maximum size of all replicas together.
     pub quota: Size,
 }
 
@@ -117,9 +117,9 @@ impl Default for StoreSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PeerSection {
-    /// Where the peer keeps its database and its key; relative to the configuration file.
+    /// Data directory with database, key and control socket, relative to the configuration file.
     pub data_dir: PathBuf,
-    /// The trackers to publish to and to ask.
+    /// The trackers of the peer.
     pub trackers: Vec<Endpoint>,
 }
 
@@ -129,24 +129,24 @@ impl Default for PeerSection {
     }
 }
 
-/// Whom a tracker lets in.
+/// The peers that a tracker admits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Admits {
-    /// Everybody who reaches it.
+pub enum AdmissionMode {
+    /// All peers.
     #[default]
     Open,
-    /// Those who were invited.
-    Invited,
+    /// Peers that joined with an invitation.
+    Invite,
 }
 
 /// `[swarm]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SwarmSection {
-    /// For a tracker: `"open"` or `"invited"`.
-    pub admission: Admits,
-    /// For a peer: the public key of the authority of a swarm by invitation; empty where the swarm is open.
+    /// For trackers: `"open"` or `"invite"`.
+    pub admission: AdmissionMode,
+    /// For peers: the public key of the authority of an invite-only swarm. Empty if the swarm is open.
     pub authority: AuthorityKey,
 }
 
@@ -154,13 +154,13 @@ pub struct SwarmSection {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TransportSection {
-    /// Where to listen; the scheme names the transport, port 0 lets the system choose.
+    /// Endpoints to listen on. The scheme selects the transport. With port 0 the system chooses the port.
     pub listen: Vec<Endpoint>,
-    /// Where others reach this peer; empty: at the address that the tracker sees, and the port of `listen`.
+    /// Endpoints that are announced to other peers. If empty, the address that the tracker sees, with the ports of `listen`.
     pub advertise: Vec<Endpoint>,
-    /// Whether an endpoint without encryption and authentication may be on anything but loopback.
-    pub open: bool,
-    /// What a remote may do before it is cut off.
+    /// Whether a plaintext transport may listen on other addresses than loopback.
+    pub allow_plaintext: bool,
+    /// Limits per remote. A connection that exceeds them is closed.
     pub limits: TransportLimits,
 }
 
@@ -168,26 +168,26 @@ pub struct TransportSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TransportLimits {
-    /// The largest header of a message.
+    /// Maximum size of a message header.
     pub header: Size,
-    /// The largest payload of a message; never below the largest piece, 4MiB.
+    /// Maximum size of a message payload, at least the maximum size of a piece, 4 MiB.
     pub payload: Size,
-    /// Requests in flight per connection.
+    /// Maximum number of unanswered requests per connection.
     pub in_flight: usize,
-    /// Reply bytes queued per connection.
+    /// Maximum size of queued replies per connection.
     pub queued_per_connection: Size,
-    /// Reply bytes queued in all.
-    pub queued_in_all: Size,
-    /// Connections in all.
+    /// Maximum size of queued replies over all connections.
+    pub queued_total: Size,
+    /// Maximum number of connections.
     pub connections: usize,
-    /// Connections from one address.
+    /// Maximum number of connections per remote address.
     pub connections_per_address: usize,
-    /// How long a handshake may take.
-    pub handshake: Span,
-    /// How long a connection may be silent.
-    pub idle: Span,
-    /// How long a connection may take for 256 KiB of what waits for it, and for sending a whole request.
-    pub stalled: Span,
+    /// Maximum duration of a handshake.
+    pub handshake_timeout: Span,
+    /// Time after which an idle connection is closed.
+    pub idle_timeout: Span,
+    /// Maximum time to read 256 KiB of queued replies, and to send a complete request.
+    pub stall_timeout: Span,
 }
 
 impl Default for TransportLimits {
@@ -197,23 +197,23 @@ impl Default for TransportLimits {
             payload: Size::bytes(4 << 20),
             in_flight: 64,
             queued_per_connection: Size::bytes(8 << 20),
-            queued_in_all: Size::bytes(32 << 20),
+            queued_total: Size::bytes(32 << 20),
             connections: 1024,
             connections_per_address: 64,
-            handshake: Span::seconds(10),
-            idle: Span::seconds(300),
-            stalled: Span::seconds(30),
+            handshake_timeout: Span::seconds(10),
+            idle_timeout: Span::seconds(300),
+            stall_timeout: Span::seconds(30),
         }
     }
 }
 
-/// Where the content of files is kept.
+/// The storage of file content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ContentKind {
     /// In the database.
     Database,
-    /// In plain files below the data folder, with the index in the database.
+    /// In plain files below the data directory, with the index in the database.
     Files,
 }
 
@@ -235,13 +235,13 @@ impl Default for LibrarySection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DownloadSection {
-    /// How long to wait for somebody who has the missing pieces.
-    pub patience: Span,
+    /// Time to wait for a provider of the missing pieces.
+    pub provider_timeout: Span,
 }
 
 impl Default for DownloadSection {
     fn default() -> Self {
-        Self { patience: Span::seconds(60) }
+        Self { provider_timeout: Span::seconds(60) }
     }
 }
 
@@ -249,9 +249,9 @@ impl Default for DownloadSection {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsSection {
-    /// Piece bytes sent per second, to all peers together.
+    /// Piece bytes sent per second, over all peers.
     pub upload: Rate,
-    /// Piece bytes received per second, from all peers together.
+    /// Piece bytes received per second, over all peers.
     pub download: Rate,
 }
 
@@ -259,7 +259,7 @@ pub struct LimitsSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSection {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `"info,enjambre_core=debug"`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `"info,enjambre_swarm=debug"`.
     pub level: String,
 }
 
@@ -275,9 +275,9 @@ impl Default for LogSection {
 pub struct StorageSection {
     /// The name of a registered storage backend.
     pub backend: String,
-    /// What is wrapped around the storages of whatever backend.
+    /// Wrappers around the storage, independent of the backend.
     pub layers: LayersSection,
-    /// One table per backend, `[storage.NAME]`; each backend reads its own.
+    /// One table per backend, `[storage.NAME]`.
     #[serde(flatten)]
     pub tables: BTreeMap<String, toml::Table>,
 }
@@ -289,7 +289,7 @@ impl Default for StorageSection {
 }
 
 impl StorageSection {
-    /// The table of a backend; empty where there is none.
+    /// Returns the table of a backend, or an empty table.
     pub fn table(&self, backend: &str) -> toml::Table {
         self.tables.get(backend).cloned().unwrap_or_default()
     }
@@ -299,12 +299,10 @@ impl StorageSection {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LayersSection {
-    /// Whether calls are counted and the log is told of them.
+    /// Whether calls are counted and the counts are logged.
     pub metrics: bool,
-    /// How long a call of the storage may take, with its repeats.
-    pub timeout: Deadline,
-    /// How often a call is repeated that the storage could not take and that is safe to repeat.
+    /// Maximum duration of a call, including its retries.
+    pub timeout: Timeout,
+    /// Maximum number of retries of a failed call that is safe to repeat.
     pub retries: u32,
-    /// What stands before the names of the spaces, so that several trackers can share one database.
-    pub prefix: SharedPrefix,
 }

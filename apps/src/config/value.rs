@@ -1,4 +1,4 @@
-//! Values as people write them in a configuration: `"30s"`, `"50GiB"`, `"50MB/s"`.
+//! Types of configuration values with a text format: `"30s"`, `"50GiB"`, `"50MB/s"`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,18 +6,17 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use enjambre_core::model::identity::{ParsePublicKeyError, PublicKey};
-use enjambre_core::storage::layers::prefix::{InvalidPrefix, Prefix};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Why a text is not a value of the configuration.
+/// An invalid configuration value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not {expected}")]
+#[error("expected {expected}, found {text:?}")]
 pub struct ParseValueError {
     text: String,
     expected: &'static str,
 }
 
-fn refuse(text: &str, expected: &'static str) -> ParseValueError {
+fn invalid(text: &str, expected: &'static str) -> ParseValueError {
     ParseValueError { text: text.chars().take(80).collect(), expected }
 }
 
@@ -37,22 +36,22 @@ macro_rules! as_text {
     };
 }
 
-/// A length of time: `"500ms"`, `"30s"`, `"30d"`; at least 1 ms, at most 100 years.
+/// A duration from 1 ms to 100 years: `"500ms"`, `"30s"`, `"30d"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(Duration);
 
 impl Span {
-    /// This many seconds.
+    /// Creates a span of whole seconds.
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 
-    /// This many days.
+    /// Creates a span of whole days.
     pub const fn days(days: u64) -> Self {
         Self::seconds(days * 24 * 60 * 60)
     }
 
-    /// The length of time.
+    /// Returns the duration.
     pub const fn get(self) -> Duration {
         self.0
     }
@@ -62,13 +61,13 @@ impl FromStr for Span {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Self, ParseValueError> {
-        // Sums of instants and spans must not overflow, so there is an upper end.
+        // The limit prevents overflow when the span is added to an instant.
         const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
         humantime::parse_duration(text)
             .ok()
             .filter(|span| (Duration::from_millis(1)..=LONGEST).contains(span))
             .map(Self)
-            .ok_or_else(|| refuse(text, "a length of time such as \"30s\", \"5min\" or \"30d\""))
+            .ok_or_else(|| invalid(text, "a duration such as \"30s\", \"5min\" or \"30d\""))
     }
 }
 
@@ -85,17 +84,17 @@ as_text!(Span);
 pub struct Size(u64);
 
 impl Size {
-    /// This many bytes.
+    /// Creates a size in bytes.
     pub const fn bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The number of bytes as the size of something in memory.
+    /// Returns the number of bytes as `usize`, saturating.
     pub fn as_usize(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -107,11 +106,11 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self, ParseValueError> {
         text.parse::<ByteSize>()
             .map(|size| Self(size.as_u64()))
-            .map_err(|_| refuse(text, "a size such as \"64KiB\", \"50GiB\" or \"1GB\""))
+            .map_err(|_| invalid(text, "a size such as \"64KiB\", \"50GiB\" or \"1GB\""))
     }
 }
 
-/// Exact: the largest unit that leaves no rest.
+/// Formats the exact size with the largest unit that divides it.
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
@@ -127,12 +126,12 @@ impl fmt::Display for Size {
 
 as_text!(Size);
 
-/// Bytes per second: `"50MB/s"`, or `"unlimited"`.
+/// A rate in bytes per second, `"50MB/s"`, or `"unlimited"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rate(Option<u64>);
 
 impl Rate {
-    /// Bytes per second, at least 1; none where there is no limit.
+    /// Returns the bytes per second, at least 1, or `None` if unlimited.
     pub const fn get(self) -> Option<u64> {
         self.0
     }
@@ -149,7 +148,7 @@ impl FromStr for Rate {
             .and_then(|size| size.trim_end().parse::<Size>().ok())
             .filter(|size| size.get() > 0)
             .map(|size| Self(Some(size.get())))
-            .ok_or_else(|| refuse(text, "a rate such as \"50MB/s\", or \"unlimited\""))
+            .ok_or_else(|| invalid(text, "a rate such as \"50MB/s\", or \"unlimited\""))
     }
 }
 
@@ -164,30 +163,30 @@ impl fmt::Display for Rate {
 
 as_text!(Rate);
 
-/// How long something may take: a length of time, or `"none"`.
+/// A timeout: a duration, or `"none"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Deadline(Option<Span>);
+pub struct Timeout(Option<Span>);
 
-impl Deadline {
-    /// The length of time; none where it may take as long as it takes.
+impl Timeout {
+    /// Returns the duration, or `None` without a timeout.
     pub fn get(self) -> Option<Duration> {
         self.0.map(Span::get)
     }
 }
 
-impl FromStr for Deadline {
+impl FromStr for Timeout {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Self, ParseValueError> {
         if text == "none" {
             return Ok(Self(None));
         }
-        let refused = |_| refuse(text, "a length of time such as \"500ms\" or \"5s\", or \"none\"");
-        text.parse().map(|span| Self(Some(span))).map_err(refused)
+        let error = |_| invalid(text, "a duration such as \"500ms\" or \"5s\", or \"none\"");
+        text.parse().map(|span| Self(Some(span))).map_err(error)
     }
 }
 
-impl fmt::Display for Deadline {
+impl fmt::Display for Timeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(span) => fmt::Display::fmt(&span, f),
@@ -196,41 +195,14 @@ impl fmt::Display for Deadline {
     }
 }
 
-as_text!(Deadline);
+as_text!(Timeout);
 
-/// The prefix of one of several trackers that share a database: `"north"`, or `""` for none.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SharedPrefix(Option<Prefix>);
-
-impl SharedPrefix {
-    /// The prefix.
-    pub const fn get(&self) -> Option<&Prefix> {
-        self.0.as_ref()
-    }
-}
-
-impl FromStr for SharedPrefix {
-    type Err = InvalidPrefix;
-
-    fn from_str(text: &str) -> Result<Self, InvalidPrefix> {
-        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|prefix| Self(Some(prefix))) }
-    }
-}
-
-impl fmt::Display for SharedPrefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_ref().map_or(Ok(()), |prefix| fmt::Display::fmt(prefix, f))
-    }
-}
-
-as_text!(SharedPrefix);
-
-/// The public key of a swarm's authority, as `enjambre join` writes it; empty: the swarm is open.
+/// The public key of the authority of an invite-only swarm, or an empty string if the swarm is open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AuthorityKey(Option<PublicKey>);
 
 impl AuthorityKey {
-    /// The key.
+    /// Returns the key.
     pub const fn get(self) -> Option<PublicKey> {
         self.0
     }
@@ -257,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_read_back_from_their_text() {
+    fn formatted_values_parse_to_the_same_value() {
         for text in ["30s", "1m", "500ms", "30days"] {
             let span: Span = text.parse().unwrap();
             assert_eq!(span.to_string().parse::<Span>().unwrap(), span, "{text}");
@@ -272,31 +244,25 @@ mod tests {
         assert_eq!("50MB/s".parse::<Rate>().unwrap().to_string(), "50MB/s");
         assert_eq!("unlimited".parse::<Rate>().unwrap().get(), None);
         for (text, span) in [("none", None), ("1s 500ms", Some(Duration::from_millis(1500)))] {
-            let deadline: Deadline = text.parse().unwrap();
-            assert_eq!((deadline.get(), deadline.to_string().as_str()), (span, text));
+            let timeout: Timeout = text.parse().unwrap();
+            assert_eq!((timeout.get(), timeout.to_string().as_str()), (span, text));
         }
         for text in ["".to_owned(), "0f".repeat(32)] {
             assert_eq!(text.parse::<AuthorityKey>().unwrap().to_string(), text);
         }
-        for text in ["", "north"] {
-            assert_eq!(text.parse::<SharedPrefix>().unwrap().to_string(), text);
-        }
     }
 
     #[test]
-    fn what_is_no_value_is_refused() {
+    fn invalid_values_are_rejected() {
         for text in ["", "30", "0s", "x", "-5s", "1000000000000y", "101years"] {
             assert!(text.parse::<Span>().is_err(), "{text:?}");
-            assert!(text.parse::<Deadline>().is_err(), "{text:?}");
+            assert!(text.parse::<Timeout>().is_err(), "{text:?}");
         }
         for text in ["", "GiB", "1XB", "-1B", "many"] {
             assert!(text.parse::<Size>().is_err(), "{text:?}");
         }
         for text in ["", "50MB", "0B/s", "/s", "fast"] {
             assert!(text.parse::<Rate>().is_err(), "{text:?}");
-        }
-        for text in ["North", "a_b", "library"] {
-            assert!(text.parse::<SharedPrefix>().is_err(), "{text:?}");
         }
     }
 }

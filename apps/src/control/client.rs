@@ -1,4 +1,4 @@
-//! The asking end.
+//! The client of the control socket.
 
 use std::io;
 use std::path::Path;
@@ -13,56 +13,54 @@ use super::message::{CONTROL_VERSION, Command, Envelope, Event, MAX_LINE};
 use super::socket;
 use crate::failure::Failure;
 
-/// How long the owner may take to accept a connection or to take a command.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum time to connect, and to send a command.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection to the owner of a data folder.
+/// A connection to the process that uses a data directory.
 #[derive(Debug)]
-pub struct Attached(Framed<UnixStream, LinesCodec>);
+pub struct Connection(Framed<UnixStream, LinesCodec>);
 
-/// How a command ended.
+/// The outcome of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The owner ran it to its end.
+    /// The command completed.
     Ended(Result<(), Failure>),
-    /// The owner went away before.
-    OwnerGone,
+    /// The process closed the connection before the command completed.
+    ConnectionClosed,
 }
 
-/// Connects to the owner. Fails where there is none, or none that listens yet.
-pub async fn attach(data_dir: &Path) -> io::Result<Attached> {
+/// Connects to the process that uses a data directory. Fails if no process listens.
+pub async fn connect(data_dir: &Path) -> io::Result<Connection> {
     let path = socket::path(&data_dir.canonicalize()?);
-    socket::check_folder(path.parent().expect("a socket lies in a folder"))?;
-    let stream = timeout(PATIENCE, UnixStream::connect(path)).await??;
-    Ok(Attached(Framed::new(stream, LinesCodec::new_with_max_length(MAX_LINE))))
+    socket::check_folder(path.parent().expect("the path of a socket has a parent"))?;
+    let stream = timeout(SEND_TIMEOUT, UnixStream::connect(path)).await??;
+    Ok(Connection(Framed::new(stream, LinesCodec::new_with_max_length(MAX_LINE))))
 }
 
-impl Attached {
-    /// Lets the owner run a command and shows its events. Dropping the future cancels the command.
+impl Connection {
+    /// Runs a command in the other process and passes its events to `show`. Dropping the future cancels the command.
     pub async fn run(mut self, command: Command, show: &mut (dyn FnMut(Event) + Send)) -> Outcome {
         let envelope = Envelope { version: CONTROL_VERSION, command };
         let line = match serde_json::to_string(&envelope) {
             Ok(line) if line.len() <= MAX_LINE => line,
             Ok(_) => {
-                return Outcome::Ended(Err(Failure::usage(
-                    "the command is too long; give fewer paths at once",
-                )));
+                return Outcome::Ended(Err(Failure::usage("the command is too long; specify fewer paths")));
             }
             Err(error) => {
-                return Outcome::Ended(Err(Failure::usage(format!("the command cannot be sent: {error}"))));
+                return Outcome::Ended(Err(Failure::usage(format!("cannot send the command: {error}"))));
             }
         };
-        if !matches!(timeout(PATIENCE, self.0.send(line)).await, Ok(Ok(()))) {
-            return Outcome::OwnerGone;
+        if !matches!(timeout(SEND_TIMEOUT, self.0.send(line)).await, Ok(Ok(()))) {
+            return Outcome::ConnectionClosed;
         }
         loop {
-            let Some(Ok(line)) = self.0.next().await else { return Outcome::OwnerGone };
+            let Some(Ok(line)) = self.0.next().await else { return Outcome::ConnectionClosed };
             match serde_json::from_str(&line) {
                 Ok(Event::Done) => return Outcome::Ended(Ok(())),
                 Ok(Event::Failed(failure)) => return Outcome::Ended(Err(failure)),
                 Ok(event) => show(event),
-                // Of a newer version; whatever it is, the last event is known to all.
-                Err(error) => tracing::debug!(%error, "an event of the owner was not understood"),
+                // An event of a newer version. `done` and `failed` exist in every version.
+                Err(error) => tracing::debug!(%error, "unknown control event ignored"),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Fuzz target: lines as they come over the control socket.
+//! Fuzz target: lines of the control protocol.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -6,26 +6,26 @@ use serde_json::Value;
 
 use super::message::{Command, Envelope, Event};
 
-/// What was read is read again from what it is written as, which is one line.
-fn read<T: Serialize + DeserializeOwned>(text: &str) -> Option<T> {
-    let read = serde_json::from_str::<T>(text).ok()?;
-    let line = serde_json::to_string(&read).expect("it was read from text");
+/// Parses a value and checks that it round-trips through a single line.
+fn parse<T: Serialize + DeserializeOwned>(text: &str) -> Option<T> {
+    let parsed = serde_json::from_str::<T>(text).ok()?;
+    let line = serde_json::to_string(&parsed).expect("a parsed value serializes");
     assert!(!line.contains('\n'));
-    let again = serde_json::from_str::<T>(&line).expect("it was just written");
-    let (written, again) = (serde_json::to_value(&read), serde_json::to_value(&again));
-    let (written, again) = (written.expect("it can be written"), again.expect("it can be written"));
-    assert!(alike(&written, &again), "{written} and {again}");
-    Some(read)
+    let again = serde_json::from_str::<T>(&line).expect("the line was just serialized");
+    let (written, again) = (serde_json::to_value(&parsed), serde_json::to_value(&again));
+    let (written, again) = (written.expect("the value serializes"), again.expect("the value serializes"));
+    assert!(equal(&written, &again), "{written} and {again}");
+    Some(parsed)
 }
 
-/// Whether they are the same, but for the last digits of fractions, which are not read to the bit.
-fn alike(one: &Value, other: &Value) -> bool {
+/// Compares two values. Floating-point numbers may differ in their last digits.
+fn equal(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Array(one), Value::Array(other)) => {
-            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| alike(one, other))
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| equal(one, other))
         }
         (Value::Object(one), Value::Object(other)) => {
-            let same = |(key, one): (&String, &Value)| other.get(key).is_some_and(|other| alike(one, other));
+            let same = |(key, one): (&String, &Value)| other.get(key).is_some_and(|other| equal(one, other));
             one.len() == other.len() && one.iter().all(same)
         }
         (Value::Number(one), Value::Number(other)) if one.is_f64() && other.is_f64() => {
@@ -36,11 +36,11 @@ fn alike(one: &Value, other: &Value) -> bool {
     }
 }
 
-/// A command or an event.
+/// Parses a command or an event.
 pub(crate) fn messages(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let command = read::<Envelope>(text);
-    read::<Event>(text);
+    let command = parse::<Envelope>(text);
+    parse::<Event>(text);
     if let Some(Envelope { command: Command::Get { query, .. }, .. }) = command {
         assert!(query.len() <= text.len());
     }

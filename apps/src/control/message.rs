@@ -1,387 +1,393 @@
-//! Commands for a peer or a tracker, and the events that they give.
+//! Commands for a running peer or tracker, and their events.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::id::{FileId, PeerId};
+use enjambre_core::model::membership::Rights;
 use enjambre_core::model::name::Name;
 use enjambre_core::model::record::FileKind;
-use enjambre_core::swarm::membership::Rights;
+use enjambre_core::{Endpoint, FileId, PeerId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::failure::Failure;
 
-/// The version of the control protocol: a client and a server of other versions do not understand each other.
+/// The version of the control protocol. Client and server must have the same version.
 pub const CONTROL_VERSION: u32 = 1;
-/// The longest line in bytes, in both directions.
+/// Maximum length of a line, in bytes.
 pub const MAX_LINE: usize = 4 << 20;
 
-/// The one line that a client sends.
+/// The request of a client.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Envelope {
     /// [`CONTROL_VERSION`].
     pub version: u32,
-    /// What to do.
+    /// The command.
     pub command: Command,
 }
 
-/// What a peer or a tracker is asked to do. Paths are absolute.
+/// A command for a peer or a tracker. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Command {
-    /// Put files and folders into the library and the catalogue.
+    /// Adds files and directories to the library and the catalogue.
     Publish {
-        /// Files and folders.
+        /// Files and directories.
         paths: Vec<PathBuf>,
-        /// Another name than that of the one path.
+        /// The name to publish under, instead of the file name. Requires a single path.
         name: Option<Name>,
-        /// Copy the content in instead of linking the files.
+        /// Whether to copy the content into the library instead of linking the files.
         store: bool,
-        /// Let the trackers keep a copy, and wait until one does.
+        /// Whether to wait until a tracker stores a replica.
         pin: bool,
     },
-    /// Download a file or folder.
+    /// Downloads a file or directory.
     Get {
-        /// A name, an id, or a prefix of one.
+        /// A name, an id, or a prefix of an id.
         query: String,
-        /// Where to write it; none: into the library.
+        /// The path to write to. `None` stores the download in the library.
         output: Option<PathBuf>,
-        /// Write over what is there.
+        /// Whether to overwrite existing files.
         force: bool,
-        /// Return only when it survives a power cut.
+        /// Whether to sync the content to disk before the command completes.
         sync: bool,
     },
-    /// List the library.
+    /// Lists the library.
     Library,
-    /// Write a file or folder of the library to a path.
+    /// Exports a file or directory of the library to a path.
     Export {
-        /// A name, an id, or a prefix of one.
+        /// A name, an id, or a prefix of an id.
         query: String,
-        /// Where to.
+        /// The path to write to.
         output: PathBuf,
-        /// Write over what is there.
+        /// Whether to overwrite existing files.
         force: bool,
     },
-    /// Take a file or folder out of the library.
+    /// Removes a file or directory from the library.
     Remove {
-        /// A name, an id, or a prefix of one.
+        /// A name, an id, or a prefix of an id.
         query: String,
     },
-    /// Hash a file, or everything, again.
+    /// Verifies the hashes of one file or of all files.
     Verify {
-        /// A name, an id, or a prefix of one; none: everything.
+        /// A name, an id, or a prefix of an id. `None` selects all files.
         query: Option<String>,
     },
-    /// How the peer does.
+    /// Returns the status of the peer.
     Status,
-    /// To a tracker: let somebody in.
+    /// Creates an invitation. For trackers.
     Invite {
-        /// How many may come in.
+        /// Maximum number of peers that can join.
         uses: u32,
-        /// For how long, in milliseconds.
-        millis: u64,
-        /// Whether they may download only.
+        /// The validity period, in milliseconds.
+        lifetime_ms: u64,
+        /// Whether the peers have download rights only.
         read_only: bool,
-        /// Other trackers on the same database, to be told with it.
+        /// Other trackers of the swarm to include in the invitation.
         trackers: Vec<Endpoint>,
     },
-    /// To a tracker: which invitations still let somebody in.
+    /// Lists the valid invitations. For trackers.
     Invitations,
-    /// To a tracker: let nobody in any more by an invitation.
+    /// Cancels an invitation. For trackers.
     CancelInvitation {
-        /// Its id, or the first digits.
+        /// The id, or a prefix of it.
         id: String,
     },
-    /// To a tracker: who is in.
+    /// Lists the members. For trackers.
     Peers,
-    /// To a tracker: throw a peer out.
+    /// Revokes the membership of a peer. For trackers.
     Revoke {
-        /// Its id, or the first digits.
+        /// The id, or a prefix of it.
         peer: String,
     },
-    /// To a tracker: only this peer publishes a name from now on.
+    /// Reserves a name for one peer, or releases it. For trackers.
     Reserve {
         /// The name.
         name: Name,
-        /// Its id, or the first digits; none: everybody.
+        /// The id of the peer, or a prefix of it. `None` releases the name.
         peer: Option<String>,
     },
 }
 
-/// What happens while a command runs.
+/// An event of a running command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Event {
-    /// So much is hashed or copied in.
+    /// Progress of hashing or copying a file.
     Hashing {
-        /// What is being read.
+        /// The file.
         path: PathBuf,
-        /// Bytes done.
+        /// Completed bytes.
         done: u64,
-        /// Bytes in all.
+        /// Bytes in total.
         total: u64,
     },
-    /// A file or folder is in the catalogue.
+    /// A file or directory was published.
     Published {
-        /// Its name.
+        /// The name.
         name: Name,
-        /// Its id.
+        /// The id.
         id: FileId,
-        /// Its size in bytes; for a folder that of its files.
+        /// The size in bytes. For a directory, the total size of its files.
         size: u64,
-        /// What it is.
+        /// The kind.
         kind: FileKind,
-        /// Which version of the name it is.
+        /// The version of the name.
         version: u64,
-        /// False where it was the newest version already.
+        /// Whether this is a new version.
         new: bool,
     },
-    /// A tracker fetches its copy.
+    /// Progress of a replica.
     Pinning {
         /// The file.
         name: Name,
-        /// Bytes that the tracker has.
+        /// Bytes that the tracker has stored.
         done: u64,
-        /// Bytes in all.
+        /// Bytes in total.
         total: u64,
     },
-    /// A tracker has its copy.
+    /// A replica is complete.
     Pinned {
         /// The file.
         name: Name,
     },
-    /// So much is downloaded and verified.
+    /// Progress of a download.
     Progress {
-        /// Bytes done.
+        /// Completed bytes.
         done: u64,
-        /// Bytes in all.
+        /// Bytes in total.
         total: u64,
-        /// Peers that it is fetched from.
+        /// Number of providers in use.
         providers: u32,
     },
-    /// The download is there.
+    /// A download is complete.
     Complete {
-        /// Its name.
+        /// The name.
         name: Name,
-        /// Its id.
+        /// The id.
         id: FileId,
-        /// Where it was written; none: in the library.
+        /// The path of the download. `None` if it is stored in the library.
         path: Option<PathBuf>,
-        /// Its size in bytes.
+        /// The size in bytes.
         bytes: u64,
-        /// How long it took.
+        /// The duration in seconds.
         seconds: f64,
     },
-    /// A line of the library.
+    /// A file of the library.
     File(LibraryLine),
-    /// It was written there.
+    /// A file or directory was exported.
     Exported {
-        /// Its id.
+        /// The id.
         id: FileId,
-        /// Where to.
+        /// The path.
         path: PathBuf,
-        /// Its size in bytes.
+        /// The size in bytes.
         bytes: u64,
     },
-    /// It is no longer in the library.
+    /// A file was removed from the library.
     Removed {
-        /// Its name; none for a member of a folder.
+        /// The name. `None` for a member of a directory.
         name: Option<Name>,
-        /// Its id.
+        /// The id.
         id: FileId,
     },
-    /// A file was hashed again.
+    /// A file was verified.
     Verified {
-        /// Its name; none for a member of a folder.
+        /// The name. `None` for a member of a directory.
         name: Option<Name>,
-        /// Its id.
+        /// The id.
         id: FileId,
-        /// Pieces that are there and right.
+        /// Number of valid pieces.
         good: u64,
-        /// Pieces that were wrong.
+        /// Number of damaged pieces.
         bad: u64,
-        /// Pieces that were not there to begin with.
+        /// Number of missing pieces.
         missing: u64,
     },
-    /// How the peer does.
+    /// The status of the peer.
     Status(NodeStatus),
-    /// An invitation was made.
+    /// An invitation was created.
     Invitation {
-        /// The line with its secret.
+        /// The invitation, which contains its secret.
         invitation: String,
-        /// What it is called.
+        /// The id.
         id: String,
-        /// How many may come in.
+        /// Maximum number of peers that can join.
         uses: u32,
-        /// Until when, in milliseconds since 1970-01-01 UTC.
-        until_ms: u64,
+        /// The expiry time in milliseconds since 1970-01-01 UTC.
+        expires_ms: u64,
     },
-    /// An invitation that still lets somebody in.
+    /// A valid invitation.
     OpenInvitation(InvitationLine),
-    /// Nobody comes in by an invitation any more.
+    /// An invitation was cancelled.
     Cancelled {
-        /// What it is called.
+        /// The id.
         id: String,
     },
-    /// Somebody who is in, or was.
+    /// A current or revoked member.
     Member(MemberLine),
-    /// A peer is out.
+    /// A membership was revoked.
     Revoked {
-        /// Its id.
+        /// The id.
         peer: PeerId,
-        /// False where it was out already.
+        /// Whether the peer was not revoked before.
         new: bool,
-        /// The invitations that it came by and that were cancelled with it, as they were before.
+        /// The invitations of the peer that were cancelled with the revocation, in their previous state.
         cancelled: Vec<InvitationLine>,
     },
-    /// A name is reserved, or free again.
+    /// A name was reserved or released.
     Reserved {
         /// The name.
         name: Name,
-        /// Who may publish it; none: everybody.
-        by: Option<PeerId>,
+        /// The peer that can publish the name. `None` if the name was released.
+        peer: Option<PeerId>,
     },
-    /// Something that the user should know and that stops nothing.
+    /// A problem that does not stop the command.
     Warning {
-        /// What, in one line.
+        /// The message, in one line.
         message: String,
     },
-    /// The last event: all went well.
+    /// Final event: the command succeeded.
     Done,
-    /// The last event: it did not.
+    /// Final event: the command failed.
     Failed(Failure),
 }
 
 /// A file in the library.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LibraryLine {
-    /// Its name.
+    /// The name.
     pub name: Name,
-    /// Its id.
+    /// The id.
     pub id: FileId,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// How many pieces it has.
+    /// Number of pieces.
     pub pieces: u32,
-    /// How many of them are there.
-    pub have: u32,
+    /// Number of pieces in the library.
+    pub available_pieces: u32,
     /// `database`, `files` or `linked`.
     pub content: String,
-    /// Where it lies, if it is linked.
+    /// The path of a linked file.
     pub path: Option<PathBuf>,
-    /// What it is.
+    /// The kind.
     pub kind: FileKind,
-    /// It is linked, and the linked file changed or vanished.
+    /// Whether the linked file was modified or deleted.
     pub withdrawn: bool,
 }
 
-/// An invitation into a swarm. Times are in milliseconds since 1970-01-01 UTC.
+/// An invitation to a swarm. Times are in milliseconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct InvitationLine {
-    /// What it is called, in hexadecimal digits.
+    /// The id, in hexadecimal digits.
     pub id: String,
-    /// What those may do who come in by it.
+    /// The rights of peers that join with the invitation.
     pub rights: Rights,
-    /// How many more may come in.
+    /// Number of peers that can still join.
     pub uses: u32,
-    /// Until when.
-    pub until_ms: u64,
-    /// When it was made.
-    pub made_ms: u64,
+    /// The expiry time.
+    pub expires_ms: u64,
+    /// The creation time.
+    pub created_ms: u64,
 }
 
-/// A member of a swarm by invitation. Times are in milliseconds since 1970-01-01 UTC.
+/// A member of an invite-only swarm. Times are in milliseconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct MemberLine {
-    /// Its id.
+    /// The id.
     pub peer: PeerId,
-    /// What it may do.
+    /// The rights.
     pub rights: Rights,
-    /// When it came in.
+    /// The time of the join.
     pub joined_ms: u64,
-    /// Its last sign of life; none where it was not there for long.
-    pub seen_ms: Option<u64>,
-    /// Whether it is there now.
-    pub alive: bool,
-    /// When it was thrown out.
+    /// The time of the last recorded activity. `None` if it is too long ago.
+    pub last_seen_ms: Option<u64>,
+    /// Whether the peer is online.
+    pub online: bool,
+    /// The time of the revocation.
     pub revoked_ms: Option<u64>,
-    /// What the invitations are called that it came by.
+    /// The ids of the invitations with which the peer joined.
     pub invitations: Vec<String>,
 }
 
-/// How a peer does.
+/// The status of a peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct NodeStatus {
-    /// Its id.
+    /// The id.
     pub peer: PeerId,
-    /// The process.
+    /// The process id.
     pub pid: u32,
     /// The version of the program.
-    pub program: String,
-    /// Seconds since it started.
-    pub uptime: f64,
-    /// Whether it is `enjambre peer`, and not a command that will soon be done.
+    pub version: String,
+    /// Seconds since the start.
+    pub uptime_seconds: f64,
+    /// Whether the process is a daemon (`enjambre peer`) and not a short command.
     pub daemon: bool,
-    /// Where it listens.
+    /// The listen endpoints.
     pub listen: Vec<Endpoint>,
-    /// Files in the library.
+    /// Number of files in the library.
     pub files: u64,
-    /// Those of them that it published itself.
+    /// Number of files that this peer published.
     pub published: u64,
-    /// Bytes of content in the library.
-    pub bytes: u64,
-    /// Bytes of pieces sent since the start.
-    pub sent: u64,
-    /// How it does with each of its trackers.
+    /// Size of the content in the library, in bytes.
+    pub content_bytes: u64,
+    /// Size of the pieces sent since the start, in bytes.
+    pub sent_bytes: u64,
+    /// The status of the trackers.
     pub trackers: Vec<TrackerLine>,
 }
 
-/// What a peer knows of a tracker.
+/// The status of a tracker, as seen by a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TrackerLine {
-    /// Where it is.
+    /// The endpoint.
     pub endpoint: Endpoint,
-    /// Whether the peer is known there.
+    /// Whether the peer has a session with the tracker.
     pub connected: bool,
-    /// What is wrong.
+    /// The problem, if any.
     pub problem: Option<String>,
 }
 
-/// Takes the events of a running command.
+/// The sink for the events of a running command.
 #[derive(Debug, Clone)]
 pub struct Events(mpsc::Sender<Event>);
 
 impl Events {
-    /// A sink and its other end, which holds a few events at most.
+    /// Creates a bounded channel for events.
     pub fn channel() -> (Self, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(64);
         (Self(sender), receiver)
     }
 
-    /// Passes an event on; waits while the other end is slow.
+    /// Sends an event. Waits while the channel is full.
     pub async fn send(&self, event: Event) {
-        // Without anybody at the other end the command is about to be cancelled.
+        // If the receiver is gone, the command is about to be cancelled.
         let _ = self.0.send(event).await;
     }
 
-    /// Passes on an event that a later one makes up for; drops it while the other end is slow.
+    /// Sends an event that a later one supersedes. Drops it if the channel is full.
     pub fn progress(&self, event: Event) {
         let _ = self.0.try_send(event);
     }
 
-    /// Tells the user something.
+    /// Sends a warning.
     pub async fn warn(&self, message: impl Into<String>) {
         self.send(Event::Warning { message: message.into() }).await;
     }
 }
 
-/// Runs commands. Dropping the future cancels the command.
+/// Executes commands. Dropping the future cancels the command.
 #[async_trait]
 pub trait Execute: Send + Sync + 'static {
-    /// Runs one command to its end. `Done` and `Failed` are sent by the caller.
+    /// Executes a command. The caller sends `Done` or `Failed`.
     async fn execute(&self, command: Command, events: Events) -> Result<(), Failure>;
 }
 
@@ -392,8 +398,8 @@ impl<T: Execute> Execute for Arc<T> {
     }
 }
 
-/// Runs a command here and shows its events.
-pub async fn run_here(
+/// Runs a command in this process and passes its events to `show`.
+pub async fn run_locally(
     handler: &dyn Execute,
     command: Command,
     show: &mut (dyn FnMut(Event) + Send),

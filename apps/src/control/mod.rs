@@ -1,9 +1,9 @@
-//! How the command line talks to the process that owns a peer's data folder.
+//! The control protocol between the command line and a running node.
 //!
-//! Whoever holds the lock of the folder listens on a Unix socket in it that only its user may open. A client sends
-//! one line of JSON, the command, and gets lines of JSON back, the events, until `done` or `failed`. A client that
-//! goes away cancels its command. The owner going away without a last event is no failure: the client may become
-//! the owner itself.
+//! The process that holds the lock of a data directory listens on a Unix socket in it, accessible to its user only. A
+//! client sends a command as one line of JSON, and receives events as lines of JSON until `done` or `failed`. The command is
+//! cancelled if the client disconnects. If the node exits without a final event, the client can lock the data
+//! directory and run the command itself.
 
 pub mod client;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The answering end: one command per connection.
+//! The server of the control socket: one command per connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +15,15 @@ use tokio_util::task::TaskTracker;
 use super::message::{CONTROL_VERSION, Envelope, Event, Events, Execute, MAX_LINE};
 use crate::failure::Failure;
 
-/// Commands that run at the same time; further clients wait to be accepted.
+/// Maximum number of concurrent commands. Further clients wait.
 const MAX_CLIENTS: usize = 64;
-/// How long a client may take to say what it wants.
-const ASKING: Duration = Duration::from_secs(10);
-/// How long a client may take to read an event.
-const READING: Duration = Duration::from_secs(60);
+/// Maximum time to receive a command.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum time to send an event.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs the commands that come over the socket until `stop`, then drops those under way: their clients see the
-/// connection close and look for a new owner.
+/// Runs the commands of the socket until `stop` is cancelled. Running commands are dropped then, and their connections
+/// closed.
 pub async fn serve(listener: UnixListener, handler: Arc<dyn Execute>, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
@@ -31,7 +31,7 @@ pub async fn serve(listener: UnixListener, handler: Arc<dyn Execute>, stop: Canc
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = async {
-                let slot = Arc::clone(&slots).acquire_owned().await.expect("nobody closes the semaphore");
+                let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
                 (listener.accept().await, slot)
             } => accepted,
         };
@@ -44,8 +44,8 @@ pub async fn serve(listener: UnixListener, handler: Arc<dyn Execute>, stop: Canc
                 });
             }
             (Err(error), _) => {
-                // Out of file descriptors, most likely: others have to finish first.
-                tracing::warn!(%error, "a command could not be accepted");
+                // Probably out of file descriptors. Wait for other commands to finish.
+                tracing::warn!(%error, "control connection accept failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -66,7 +66,7 @@ async fn answer(stream: UnixStream, handler: &dyn Execute) {
             Ok(Some(Envelope { command, .. })) => {
                 tokio::select! {
                     result = handler.execute(command, events) => result,
-                    () = gone(&mut reader) => return None,
+                    () = disconnected(&mut reader) => return None,
                 }
             }
             Ok(None) => return None,
@@ -83,16 +83,16 @@ async fn answer(stream: UnixStream, handler: &dyn Execute) {
     let write = async {
         while let Some(event) = receiver.recv().await {
             let line = serde_json::to_string(&event).unwrap_or_else(|error| {
-                let failure = Failure::failed(format!("an event cannot be written: {error}"));
-                serde_json::to_string(&Event::Failed(failure)).expect("plain text can be written")
+                let failure = Failure::failed(format!("cannot serialize an event: {error}"));
+                serde_json::to_string(&Event::Failed(failure)).expect("a failure serializes")
             });
-            if !matches!(timeout(READING, writer.send(line)).await, Ok(Ok(()))) {
+            if !matches!(timeout(SEND_TIMEOUT, writer.send(line)).await, Ok(Ok(()))) {
                 return None;
             }
         }
         Some(writer)
     };
-    // A client that does not read stops its command: `write` ends first, and `run` is dropped.
+    // If the client stops reading, `write` ends first and drops `run`.
     tokio::pin!(run, write);
     let (last, writer) = tokio::select! {
         last = &mut run => (last, write.await),
@@ -102,27 +102,27 @@ async fn answer(stream: UnixStream, handler: &dyn Execute) {
         },
     };
     if let (Some(last), Some(mut writer)) = (last, writer) {
-        let line = serde_json::to_string(&last).expect("the last event is plain text");
-        let _ = timeout(READING, writer.send(line)).await;
+        let line = serde_json::to_string(&last).expect("the final event serializes");
+        let _ = timeout(SEND_TIMEOUT, writer.send(line)).await;
     }
 }
 
-/// The command; none if the client went away.
+/// Receives the command. Returns `None` if the client disconnects.
 async fn command(reader: &mut Lines) -> Result<Option<Envelope>, Failure> {
-    match timeout(ASKING, reader.next()).await {
+    match timeout(RECEIVE_TIMEOUT, reader.next()).await {
         Ok(Some(Ok(line))) => match serde_json::from_str::<Envelope>(&line) {
             Ok(envelope) if envelope.version == CONTROL_VERSION => Ok(Some(envelope)),
             _ => Err(Failure::failed(
-                "the running peer is of another version than this program; restart it, or use its program",
+                "the running node has another version than this program; restart the node, or use the program of its version",
             )),
         },
-        Ok(Some(Err(error))) => Err(Failure::failed(format!("the command cannot be read: {error}"))),
+        Ok(Some(Err(error))) => Err(Failure::failed(format!("cannot read the command: {error}"))),
         Ok(None) => Ok(None),
-        Err(_) => Err(Failure::failed("no command came")),
+        Err(_) => Err(Failure::failed("timeout while waiting for a command")),
     }
 }
 
-/// Waits until the client goes away. It has nothing more to say.
-async fn gone(reader: &mut Lines) {
+/// Waits until the client disconnects.
+async fn disconnected(reader: &mut Lines) {
     while let Some(Ok(_)) = reader.next().await {}
 }

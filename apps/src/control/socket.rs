@@ -1,8 +1,8 @@
-//! Where the control socket of a data folder lies.
+//! The path of the control socket of a data directory.
 //!
-//! It lies in a folder of its own that only its user may enter, so that there is no moment at which others could
-//! connect. The path of a Unix socket is short on every system; with a long data folder it lies in the system's
-//! folder for temporary files, under a name made from the data folder's.
+//! The socket is in a directory of its own that only its user can enter, so that other users cannot connect even
+//! while the socket is created. The length of the path of a Unix socket is limited. For a long data directory, the
+//! socket is in the system's temporary directory instead, under a name derived from the data directory.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io::{Error, ErrorKind, Result};
@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
-/// The longest path of a Unix socket that every system takes, in bytes.
+/// Maximum length of the path of a Unix socket on all systems, in bytes.
 const MAX_PATH: usize = 100;
 const FOLDER: &str = "control";
 const SOCKET: &str = "socket";
 
-/// The path of the socket of a data folder, which has to be free of links.
+/// Returns the path of the socket of a data directory, whose path must be canonical.
 pub fn path(data_dir: &Path) -> PathBuf {
     let inside = data_dir.join(FOLDER).join(SOCKET);
     if inside.as_os_str().len() <= MAX_PATH {
@@ -33,10 +33,10 @@ pub fn path(data_dir: &Path) -> PathBuf {
     }
 }
 
-/// Listens on the socket of a data folder, in the place of one that was left behind. Only for the folder's owner.
+/// Listens on the socket of a data directory and replaces a stale socket. The caller holds the lock.
 pub fn listen(data_dir: &Path) -> Result<UnixListener> {
     let path = path(data_dir);
-    let folder = path.parent().expect("a socket lies in a folder");
+    let folder = path.parent().expect("the path of a socket has a parent");
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => check_folder(folder)?,
@@ -44,7 +44,7 @@ pub fn listen(data_dir: &Path) -> Result<UnixListener> {
     match std::fs::symlink_metadata(&path) {
         Ok(found) if found.file_type().is_socket() => std::fs::remove_file(&path)?,
         Ok(_) => {
-            let text = format!("{} is in the way of the control socket", path.display());
+            let text = format!("{} exists and is not a socket; remove it", path.display());
             return Err(Error::new(ErrorKind::AlreadyExists, text));
         }
         Err(_) => {}
@@ -54,16 +54,16 @@ pub fn listen(data_dir: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Takes the socket of a data folder away. Only for the folder's owner, which listens no longer.
+/// Removes the socket of a data directory. The caller holds the lock and no longer listens.
 pub fn remove(data_dir: &Path) {
     let path = path(data_dir);
-    let folder = path.parent().expect("a socket lies in a folder");
-    // What stays is replaced at the next start.
+    let folder = path.parent().expect("the path of a socket has a parent");
+    // A socket that remains is replaced at the next start.
     let _ = std::fs::remove_file(&path);
     let _ = std::fs::remove_dir(folder);
 }
 
-/// A folder that somebody else may enter, or that somebody else put there, is not trusted.
+/// Rejects a directory of another user. Restricts access to this user.
 pub(super) fn check_folder(folder: &Path) -> Result<()> {
     let found = std::fs::symlink_metadata(folder)?;
     let own = rustix::process::geteuid().as_raw();
@@ -73,7 +73,7 @@ pub(super) fn check_folder(folder: &Path) -> Result<()> {
         }
         return Ok(());
     }
-    let text = format!("{} is not a folder of this user; remove it", folder.display());
+    let text = format!("{} is not a directory of this user; remove it", folder.display());
     Err(Error::new(ErrorKind::PermissionDenied, text))
 }
 
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_socket_is_private_and_replaces_one_that_was_left_behind() {
+    async fn socket_is_private_and_replaces_a_stale_one() {
         let folder = tempfile::tempdir().unwrap();
         for _ in 0..2 {
             let listener = listen(folder.path()).unwrap();
@@ -90,14 +90,14 @@ mod tests {
             assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
             assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
             drop(listener);
-            assert!(path.exists(), "dropping a listener leaves its file behind");
+            assert!(path.exists(), "dropping a listener does not remove its socket");
         }
         remove(folder.path());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[tokio::test]
-    async fn a_long_data_folder_has_its_socket_elsewhere() {
+    async fn long_data_directory_uses_temporary_directory() {
         let folder = tempfile::tempdir().unwrap();
         let long = folder.path().join("x".repeat(120));
         std::fs::create_dir(&long).unwrap();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    async fn file_in_place_of_socket_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = path(folder.path());
         std::fs::create_dir(path.parent().unwrap()).unwrap();

@@ -1,19 +1,19 @@
-//! What a node does for the command line.
+//! Executes the commands of the command line on a node.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use enjambre_core::download::get::{Get, get};
-use enjambre_core::download::progress::{Phase, Progress};
-use enjambre_core::library::entry::{Entry, Location, Origin};
-use enjambre_core::library::error::LibraryError;
-use enjambre_core::model::id::FileId;
+use enjambre_core::FileId;
 use enjambre_core::model::name::Name;
 use enjambre_core::model::record::{FileKind, Publication};
-use enjambre_core::tracker::error::TrackerError;
-use enjambre_core::tracker::presence::Presence;
+use enjambre_swarm::download::get::{GetRequest, get};
+use enjambre_swarm::download::progress::{Phase, Progress};
+use enjambre_swarm::library::entry::{Entry, Location, Origin};
+use enjambre_swarm::library::error::LibraryError;
+use enjambre_swarm::tracker_client::error::TrackerError;
+use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -22,12 +22,12 @@ use super::{Node, Reach};
 use crate::control::message::{Command, Event, Events, Execute, LibraryLine, NodeStatus, TrackerLine};
 use crate::failure::Failure;
 
-/// How often progress is told.
-const PROGRESS: Duration = Duration::from_millis(200);
-/// How long a download goes on before a disk counts as having room again: a few bytes at a time are no news.
-const ROOM_LASTS: Duration = Duration::from_secs(5);
-/// How often a tracker is asked how far its copy is.
-const PIN_POLL: Duration = Duration::from_millis(500);
+/// Interval of progress events.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a download must run before the disk counts as no longer full, so that a few freed bytes are not reported.
+const DISK_FREE_DELAY: Duration = Duration::from_secs(5);
+/// Interval of requests for the progress of a replica.
+const PIN_INTERVAL: Duration = Duration::from_millis(500);
 
 #[async_trait]
 impl Execute for Node {
@@ -48,8 +48,8 @@ impl Execute for Node {
             Command::Library => self.list(&events).await,
             Command::Export { query, output, force } => self.export(&query, output, force, &events).await,
             Command::Remove { query } => {
-                let entry = self.shelf.library.find(&query)?;
-                self.shelf.library.remove(&entry.id).await?;
+                let entry = self.services.library.find(&query)?;
+                self.services.library.remove(&entry.id).await?;
                 events.send(Event::Removed { name: entry.name, id: entry.id }).await;
                 Ok(())
             }
@@ -64,7 +64,7 @@ impl Execute for Node {
             | Command::Peers
             | Command::Revoke { .. }
             | Command::Reserve { .. } => {
-                Err(Failure::usage("this is a peer; use the configuration of a tracker"))
+                Err(Failure::usage("command not supported by a peer; use the configuration of a tracker"))
             }
         }
     }
@@ -74,7 +74,7 @@ impl Node {
     fn presence(&self) -> Result<&Presence, Failure> {
         self.presence.as_deref().ok_or_else(|| {
             Failure::failed(
-                "the library is in use by a short command that is not part of the swarm; try again",
+                "the library is in use by a command that does not participate in the swarm; try again",
             )
         })
     }
@@ -87,20 +87,24 @@ impl Node {
         events: &Events,
     ) -> Result<Publication, Failure> {
         let presence = self.presence()?;
-        let (published, publication) = publication::publish(&self.shelf.library, &path, name, store, events)
-            .await
-            .map_err(|failure| failure.context(format!("{} cannot be published", path.display())))?;
+        let (published, publication) =
+            publication::publish(&self.services.library, &path, name, store, events)
+                .await
+                .map_err(|failure| failure.context(format!("cannot publish {}", path.display())))?;
         let acknowledged = presence.publish(&publication).await.map_err(|error| {
             let unreached = matches!(error, TrackerError::Unreachable { .. });
             let failure = Failure::from(error);
             if unreached {
                 let text = format!(
-                    "{} is in the library and will be published as soon as a tracker is reached, but now {failure}",
+                    "{} is in the library and will be published when a tracker becomes reachable: {failure}",
                     publication.name
                 );
                 return Failure::unreachable(text);
             }
-            failure.context(format!("{} is in the library, but no tracker took it", publication.name))
+            failure.context(format!(
+                "{} is in the library, but trackers refused the publication",
+                publication.name
+            ))
         })?;
         let event = Event::Published {
             name: publication.name.clone(),
@@ -111,17 +115,17 @@ impl Node {
             new: acknowledged.new,
         };
         events.send(event).await;
-        for told in presence.status().into_iter().filter_map(|tracker| tracker.warning) {
-            events.warn(told).await;
+        for warning in presence.status().into_iter().filter_map(|tracker| tracker.warning) {
+            events.warn(warning).await;
         }
         Ok(publication)
     }
 
-    /// The size of a file, or of all files of a folder.
+    /// Returns the size of a file, or of all members of a collection.
     async fn total_size(&self, publication: &Publication) -> u64 {
         match publication.kind {
             FileKind::File => publication.size,
-            FileKind::Collection => match self.shelf.library.collection(&publication.id).await {
+            FileKind::Collection => match self.services.library.collection(&publication.id).await {
                 Ok(collection) => collection.total_size(),
                 Err(_) => publication.size,
             },
@@ -132,26 +136,26 @@ impl Node {
         let presence = self.presence()?;
         let refused = |error: TrackerError| {
             Failure::from(error)
-                .context(format!("{} is published, but no tracker keeps a copy", publication.name))
+                .context(format!("{} is published, but no tracker stores a replica", publication.name))
         };
         let total = self.total_size(publication).await;
-        let mut ticks = interval(PIN_POLL);
+        let mut ticks = interval(PIN_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let progress = presence.pin(publication.id).await.map_err(refused)?;
             let name = publication.name.clone();
-            if progress.held {
+            if progress.complete {
                 events.send(Event::Pinned { name }).await;
                 return Ok(());
             }
             if self.listen.is_empty() {
                 return Err(Failure::failed(format!(
-                    "{name} is published, but no tracker can fetch a copy of it: nothing is offered here, \
-                     because the port of transport.listen is taken or none is set"
+                    "{name} is published, but trackers cannot fetch a replica: this node offers no files, because \
+                     the port of transport.listen is in use or not set"
                 )));
             }
-            events.progress(Event::Pinning { name, done: progress.have.min(total), total });
+            events.progress(Event::Pinning { name, done: progress.stored.min(total), total });
         }
     }
 
@@ -167,59 +171,60 @@ impl Node {
         let started = Instant::now();
         let (id, name, kind, size) = self.find(query, events).await?;
         let output = output.map(|path| match kind {
-            // As `cp` does it.
+            // As in `cp`.
             FileKind::File if path.is_dir() => path.join(name.as_str()),
             _ => path,
         });
-        let what = Get { id, name: Some(name.clone()), kind, size, output: output.clone(), force, durable };
-        let (progress, mut seen) = watch::channel(Progress { total: size, ..Progress::default() });
-        let running = get(&self.shelf.downloader, &what, Arc::clone(&self.providers) as _, &progress);
+        let request =
+            GetRequest { id, name: Some(name.clone()), kind, size, output: output.clone(), force, durable };
+        let (progress, mut updates) = watch::channel(Progress { total: size, ..Progress::default() });
+        let running = get(&self.services.downloader, &request, Arc::clone(&self.providers) as _, &progress);
         tokio::pin!(running);
-        let mut ticks = interval(PROGRESS);
+        let mut ticks = interval(PROGRESS_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut room = Room::default();
+        let mut disk = DiskState::default();
         let bytes = loop {
             tokio::select! {
                 result = &mut running => break result.map_err(|error| Failure::from(&*error))?,
                 _ = ticks.tick() => {
-                    let now = *seen.borrow();
-                    if let Some(message) = room.message(&name, now) {
+                    let now = *updates.borrow();
+                    if let Some(message) = disk.message(&name, now) {
                         events.warn(message).await;
                     }
-                    if seen.has_changed().unwrap_or(false) {
-                        events.progress(progress_event(*seen.borrow_and_update()));
+                    if updates.has_changed().unwrap_or(false) {
+                        events.progress(progress_event(*updates.borrow_and_update()));
                     }
                 },
             }
         };
-        let last = *seen.borrow();
+        let last = *updates.borrow();
         events.send(progress_event(Progress { done: bytes, total: bytes, ..last })).await;
         let seconds = started.elapsed().as_secs_f64();
         events.send(Event::Complete { name, id, path: output, bytes, seconds }).await;
         Ok(())
     }
 
-    /// The trackers know the newest version; what is here in whole is found without them as well.
+    /// Looks up a file at the trackers, which know the newest version. Falls back to complete files of the library.
     async fn find(&self, query: &str, events: &Events) -> Result<(FileId, Name, FileKind, u64), Failure> {
-        let here = match self.shelf.library.find(query) {
+        let local = match self.services.library.find(query) {
             Ok(entry) if entry.is_complete() => Some(entry),
             _ => None,
         };
         let found = |entry: Entry| {
-            let name = entry.name.clone().or_else(|| unnamed(&entry.id))?;
+            let name = entry.name.clone().or_else(|| default_name(&entry.id))?;
             Some((entry.id, name, entry.kind, entry.size))
         };
         if query.parse::<FileId>().is_ok()
-            && let Some(found) = here.clone().and_then(found)
+            && let Some(found) = local.clone().and_then(found)
         {
             return Ok(found);
         }
         match self.trackers.find(query).await {
             Ok(file) => Ok((file.id, file.name, file.kind, file.size)),
             Err(error @ (TrackerError::NotFound { .. } | TrackerError::Unreachable { .. })) => {
-                let Some(found) = here.and_then(found) else { return Err(error.into()) };
+                let Some(found) = local.and_then(found) else { return Err(error.into()) };
                 if matches!(error, TrackerError::Unreachable { .. }) {
-                    events.warn(format!("{error}; taking what the library has")).await;
+                    events.warn(format!("{error}; using the file in the library")).await;
                 }
                 Ok(found)
             }
@@ -228,7 +233,7 @@ impl Node {
     }
 
     async fn list(&self, events: &Events) -> Result<(), Failure> {
-        let library = &self.shelf.library;
+        let library = &self.services.library;
         for entry in library.entries() {
             let Some(name) = entry.name.clone() else { continue };
             let (content, path) = match &entry.location {
@@ -241,7 +246,7 @@ impl Node {
                 id: entry.id,
                 size: entry.size,
                 pieces: entry.pieces,
-                have: entry.have,
+                available_pieces: entry.have,
                 content: content.to_owned(),
                 path,
                 kind: entry.kind,
@@ -253,12 +258,12 @@ impl Node {
                 line.size = collection.total_size();
                 for member in collection.members() {
                     let Some(entry) = library.entry(&member.id) else {
-                        // Not known yet how many; so it does not look complete.
+                        // The number of pieces is unknown; one missing piece marks the collection as incomplete.
                         line.pieces = line.pieces.saturating_add(1);
                         continue;
                     };
                     line.pieces = line.pieces.saturating_add(entry.pieces);
-                    line.have = line.have.saturating_add(entry.have);
+                    line.available_pieces = line.available_pieces.saturating_add(entry.have);
                 }
             }
             events.send(Event::File(line)).await;
@@ -273,9 +278,9 @@ impl Node {
         force: bool,
         events: &Events,
     ) -> Result<(), Failure> {
-        let library = &self.shelf.library;
+        let library = &self.services.library;
         let entry = library.find(query)?;
-        let name = entry.name.clone().or_else(|| unnamed(&entry.id));
+        let name = entry.name.clone().or_else(|| default_name(&entry.id));
         let path = match (entry.kind, &name) {
             (FileKind::File, Some(name)) if output.is_dir() => output.join(name.as_str()),
             _ => output,
@@ -290,7 +295,7 @@ impl Node {
     }
 
     async fn verify(&self, query: Option<&str>, events: &Events) -> Result<(), Failure> {
-        let library = &self.shelf.library;
+        let library = &self.services.library;
         let mut entries = match query {
             Some(query) => vec![library.find(query)?],
             None => library.entries(),
@@ -305,7 +310,7 @@ impl Node {
         for entry in entries {
             let report = match library.verify(&entry.id).await {
                 Ok(report) => report,
-                // Removed meanwhile.
+                // Removed concurrently.
                 Err(LibraryError::NotFound { .. }) => continue,
                 Err(error @ LibraryError::Changed { .. }) => {
                     damaged += 1;
@@ -327,19 +332,14 @@ impl Node {
         match damaged {
             0 => Ok(()),
             count => Err(Failure::failed(format!(
-                "{count} of the files are not what they were; what is wrong is no longer offered, and `get` fetches it again"
+                "{count} files are damaged; their damaged pieces are no longer offered; run `get` to download them again"
             ))),
         }
     }
 
     fn status(&self) -> NodeStatus {
-        let entries = self.shelf.library.entries();
-        let held = |entry: &Entry| {
-            // The last piece may be shorter; that is near enough for a sum.
-            let share = u128::from(entry.size) * u128::from(entry.have) / u128::from(entry.pieces.max(1));
-            u64::try_from(share).unwrap_or(u64::MAX)
-        };
-        let tracker = |state: enjambre_core::tracker::presence::TrackerState| TrackerLine {
+        let entries = self.services.library.entries();
+        let tracker = |state: TrackerState| TrackerLine {
             endpoint: state.endpoint,
             connected: state.connected,
             problem: state.last_error.or(state.warning),
@@ -347,14 +347,14 @@ impl Node {
         NodeStatus {
             peer: self.key.peer_id(),
             pid: std::process::id(),
-            program: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime: self.started.elapsed().as_secs_f64(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
             daemon: self.reach == Reach::Daemon,
             listen: self.listen.clone(),
             files: entries.len() as u64,
             published: entries.iter().filter(|entry| entry.origin == Origin::Published).count() as u64,
-            bytes: entries.iter().map(held).sum(),
-            sent: self.shelf.seeder.sent(),
+            content_bytes: entries.iter().map(Entry::stored_bytes).sum(),
+            sent_bytes: self.services.seeder.sent_bytes(),
             trackers: self
                 .presence
                 .as_ref()
@@ -363,36 +363,35 @@ impl Node {
     }
 }
 
-/// What the user is told of a full disk: once that the download waits, and once that it goes on.
+/// Tracks a full disk during a download, to report its start and its end once each.
 #[derive(Debug, Default)]
-struct Room {
-    waiting: bool,
-    /// Since when there has been room, while that is not taken for lasting.
-    found: Option<Instant>,
+struct DiskState {
+    is_full: bool,
+    /// When the download resumed.
+    resumed: Option<Instant>,
 }
 
-impl Room {
+impl DiskState {
     fn message(&mut self, name: &Name, progress: Progress) -> Option<String> {
         let full = progress.phase == Phase::DiskFull;
-        match (self.waiting, full) {
+        match (self.is_full, full) {
             (false, true) => {
-                self.waiting = true;
-                self.found = None;
+                self.is_full = true;
+                self.resumed = None;
                 Some(format!(
-                    "there is no room left on the disk: {name} waits with {} of {} bytes, and goes on by itself \
-                     once there is room",
+                    "disk full: the download of {name} waits at {} of {} bytes and resumes when there is free space",
                     progress.done, progress.total
                 ))
             }
             (true, true) => {
-                self.found = None;
+                self.resumed = None;
                 None
             }
             (true, false) => {
-                let found = *self.found.get_or_insert_with(Instant::now);
-                (found.elapsed() >= ROOM_LASTS).then(|| {
-                    self.waiting = false;
-                    format!("there is room on the disk again: {name} goes on")
+                let resumed = *self.resumed.get_or_insert_with(Instant::now);
+                (resumed.elapsed() >= DISK_FREE_DELAY).then(|| {
+                    self.is_full = false;
+                    format!("disk no longer full: the download of {name} resumed")
                 })
             }
             (false, false) => None,
@@ -401,10 +400,10 @@ impl Room {
 }
 
 fn progress_event(progress: Progress) -> Event {
-    Event::Progress { done: progress.done, total: progress.total, providers: progress.sources }
+    Event::Progress { done: progress.done, total: progress.total, providers: progress.providers }
 }
 
-/// What a file is called that is here without a name.
-fn unnamed(id: &FileId) -> Option<Name> {
+/// Returns the name for a file without a name.
+fn default_name(id: &FileId) -> Option<Name> {
     format!("{}.bin", id.short()).parse().ok()
 }

@@ -1,8 +1,8 @@
-//! Which exit status an error of the library, a download or the trackers has.
+//! The exit status of errors of the library, downloads and trackers.
 
-use enjambre_core::download::DownloadError;
-use enjambre_core::library::error::LibraryError;
-use enjambre_core::tracker::error::TrackerError;
+use enjambre_swarm::download::DownloadError;
+use enjambre_swarm::library::error::LibraryError;
+use enjambre_swarm::tracker_client::error::TrackerError;
 
 use crate::failure::{Failure, Status};
 
@@ -32,7 +32,7 @@ impl From<TrackerError> for Failure {
 impl From<&DownloadError> for Failure {
     fn from(error: &DownloadError) -> Self {
         let status = match error {
-            DownloadError::Nobody { .. } => Status::Unreachable,
+            DownloadError::NoProviders { .. } => Status::Unreachable,
             DownloadError::Library(LibraryError::NotFound { .. }) => Status::NotFound,
             _ => Status::Failed,
         };

@@ -1,196 +1,70 @@
-//! A peer, put together from its configuration: library, swarm, control endpoint.
+//! A peer, assembled from its configuration: library, swarm and control socket.
 //!
-//! A daemon and a command that runs alone are the same node; they differ in what they do when the port is taken
-//! and in how long they live. `commands` is what a node does for the command line.
+//! A daemon and a command that runs without a daemon use the same node. They differ in the reaction to a port in use and
+//! in their lifetime. `commands` executes the commands of the command line.
 
 mod commands;
 mod errors;
-pub mod mender;
 mod publication;
+pub mod services;
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use enjambre_core::admission::door::Door;
-use enjambre_core::admission::introducing::MemberTransport;
-use enjambre_core::admission::kept::Kept;
-use enjambre_core::admission::members::Members;
-use enjambre_core::announcer::Announcer;
-use enjambre_core::clock::SystemClock;
-use enjambre_core::download::downloader::Downloader;
-use enjambre_core::download::wanted::DownloadSettings;
-use enjambre_core::library::content::ContentStore;
-use enjambre_core::library::library::Library;
-use enjambre_core::library::settings::LibrarySettings;
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::identity::{KeyPair, PublicKey};
-use enjambre_core::offering::{LibraryOffers, TrackerProviders};
-use enjambre_core::protocol::server::Handler;
-use enjambre_core::rate::RateLimit;
-use enjambre_core::seeder::{Seeder, SeederSettings};
-use enjambre_core::storage::{Role, Storage};
-use enjambre_core::tracker::presence::Presence;
-use enjambre_core::tracker::trackers::Trackers;
-use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::Endpoint;
+use enjambre_core::model::identity::KeyPair;
+use enjambre_swarm::peer::announcer::Announcer;
+use enjambre_swarm::peer::offers::{LibraryOffers, TrackerProviders};
+use enjambre_swarm::peer::repair::Repair;
+use enjambre_swarm::tracker_client::presence::Presence;
+use enjambre_swarm::tracker_client::trackers::Trackers;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::load::Loaded;
-use crate::config::sections::{ContentKind, NodeKind};
-use crate::config::value::Rate;
+use crate::config::sections::NodeKind;
 use crate::control::{message::Execute, server, socket};
 use crate::data_dir::DataDir;
 use crate::failure::{Failure, Status};
 use crate::listeners::{self, Listeners};
 use crate::node_key;
-use crate::registry::{Place, Registry};
-use mender::Mender;
+use crate::registry::Registry;
+use crate::registry::locations::node_place;
+use services::{CloseMode, PeerServices};
 
-/// How a node takes part in the swarm.
+/// How a node participates in the swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// `enjambre peer`: a port that is taken is an error.
+    /// A daemon, `enjambre peer`: a port in use is an error.
     Daemon,
-    /// A command that runs alone: where the port is taken it offers nothing.
+    /// A command without a daemon: if the port is in use, it offers nothing.
     Command,
-    /// A command that only looks at the library.
+    /// A command that only uses the library.
     Offline,
 }
 
-/// The shares of the time between a signal and the end of the process, see [`crate::shutdown::LIMIT`].
-const STOP_TRANSFERS: Duration = Duration::from_millis(1000);
+/// Share of the shutdown time, [`crate::shutdown::LIMIT`].
 const STOP_LISTENING: Duration = Duration::from_millis(300);
-const STOP_LIBRARY: Duration = Duration::from_millis(1500);
 
-/// The parts of a node that keeps files: of a peer, or of a tracker that keeps copies.
-#[derive(Debug)]
-pub struct Shelf {
-    /// The files.
-    pub library: Arc<Library>,
-    /// Fetches files.
-    pub downloader: Downloader,
-    /// Serves files.
-    pub seeder: Arc<Seeder>,
-    /// What is known of the swarm, where it is by invitation.
-    pub members: Option<Arc<Members>>,
-    storages: Vec<Arc<dyn Storage>>,
-}
-
-impl Shelf {
-    /// Opens the library at a place. With an `authority` files are fetched from members of its swarm only.
-    pub async fn open(
-        registry: &Registry,
-        loaded: &Loaded,
-        place: Place,
-        dialer: &Arc<Dialer>,
-        key: &KeyPair,
-        authority: Option<PublicKey>,
-    ) -> Result<Self, Failure> {
-        let config = &loaded.config;
-        let open = |role| registry.open_storage(loaded, Place { role, ..place.clone() });
-        let index = open(Role::Records).await?;
-        let mut storages = vec![Arc::clone(&index)];
-        let content = match config.library.content {
-            ContentKind::Database => {
-                let content = open(Role::Content).await?;
-                storages.push(Arc::clone(&content));
-                ContentStore::Database(content)
-            }
-            ContentKind::Files => ContentStore::Files(place.data_dir.join("content")),
-        };
-        let members = match authority {
-            Some(authority) => {
-                let kept = Kept::new(Arc::clone(&index));
-                let opened = Members::open(authority, key.peer_id(), Arc::new(SystemClock), Some(kept)).await;
-                Some(opened.map_err(|error| {
-                    Failure::from_error(Status::Failed, &error).context("the membership cannot be read")
-                })?)
-            }
-            None => None,
-        };
-        let dialer = match &members {
-            Some(members) => Arc::new(
-                dialer.through(|transport| Arc::new(MemberTransport::new(transport, Arc::clone(members)))),
-            ),
-            None => Arc::clone(dialer),
-        };
-        let library = Library::open(index, content, LibrarySettings::default()).await.map_err(|error| {
-            Failure::from_error(Status::Failed, &error).context("the library cannot be opened")
-        })?;
-        let limit = |rate: Rate| Arc::new(RateLimit::new(rate.get().and_then(NonZeroU64::new)));
-        let settings =
-            DownloadSettings { patience: config.download.patience.get(), ..DownloadSettings::default() };
-        let downloader = Downloader::new(
-            Arc::clone(&library),
-            dialer,
-            limit(config.limits.download),
-            Some(key.peer_id()),
-            settings,
-        );
-        let seeder =
-            Seeder::new(Arc::clone(&library), limit(config.limits.upload), SeederSettings::default());
-        Ok(Self { library, downloader, seeder: Arc::new(seeder), members, storages })
-    }
-
-    /// What answers other peers: in a swarm by invitation, its members.
-    pub fn handler(&self) -> Arc<dyn Handler> {
-        let seeder: Arc<dyn Handler> = Arc::clone(&self.seeder) as _;
-        match &self.members {
-            Some(members) => Arc::new(Door::new(seeder, Arc::clone(members))),
-            None => seeder,
-        }
-    }
-
-    /// Ends downloads, makes everything durable and closes the databases, as far as the time allows. In `haste` the
-    /// disk is not waited for: what nobody was told to be durable is looked at by the next process.
-    pub async fn close(&self, haste: bool) {
-        if timeout(STOP_TRANSFERS, self.downloader.shutdown()).await.is_err() {
-            tracing::warn!("a download did not stop in time");
-        }
-        let close = async {
-            let closed = if haste { self.library.leave().await } else { self.library.close().await };
-            if let Err(error) = closed {
-                tracing::warn!(
-                    "the library was not closed in order: {}",
-                    Failure::from_error(Status::Failed, &error)
-                );
-            }
-            for storage in &self.storages {
-                if let Err(error) = storage.close().await {
-                    tracing::warn!(
-                        "a database was not closed in order: {}",
-                        Failure::from_error(Status::Failed, &error)
-                    );
-                }
-            }
-        };
-        if timeout(STOP_LIBRARY, close).await.is_err() {
-            tracing::warn!("the library was not closed in time; what is not on the disk is fetched again");
-        }
-    }
-}
-
-/// A running peer. [`PeerNode::stop`] ends it in order.
+/// A running peer. [`PeerNode::stop`] shuts it down.
 #[derive(Debug)]
 pub struct PeerNode {
     inner: Arc<Node>,
     listeners: Listeners,
     background: Vec<JoinHandle<()>>,
     stop: CancellationToken,
-    /// The last to go: from then on another process may own the folder.
+    /// Dropped last: then another process may lock the data directory.
     data_dir: DataDir,
 }
 
-/// What the commands of a peer work with.
+/// The parts of a peer that its commands use.
 #[derive(Debug)]
 pub(super) struct Node {
-    shelf: Shelf,
+    services: PeerServices,
     key: KeyPair,
     trackers: Arc<Trackers>,
     providers: Arc<TrackerProviders>,
-    /// None while offline.
+    /// `None` if the node is offline.
     presence: Option<Arc<Presence>>,
     listen: Vec<Endpoint>,
     reach: Reach,
@@ -198,7 +72,7 @@ pub(super) struct Node {
 }
 
 impl PeerNode {
-    /// Starts a peer in a folder that this process owns.
+    /// Starts a peer. The data directory is locked by this process.
     pub async fn start(
         registry: &Registry,
         loaded: &Loaded,
@@ -212,33 +86,25 @@ impl PeerNode {
         })
         .await?;
         let dialer = registry.dialer(loaded, &key)?;
-        let place = Place {
-            data_dir: folder.clone(),
-            kind: NodeKind::Peer,
-            store: false,
-            role: Role::Records,
-            scratch: None,
-        };
+        let place = node_place(NodeKind::Peer, &folder);
         let authority = loaded.config.swarm.authority.get();
-        let shelf = Shelf::open(registry, loaded, place, &dialer, &key, authority).await?;
+        let services = PeerServices::open(registry, loaded, place, &dialer, &key, authority).await?;
         let mut listeners = match reach {
             Reach::Offline => Listeners::default(),
             _ => match Listeners::bind(&dialer, &loaded.config.transport.listen).await {
                 Ok(listeners) => listeners,
                 Err(error) if reach == Reach::Command && listeners::is_in_use(&error) => {
-                    tracing::warn!(
-                        "{}; going on without offering anything to others",
-                        Failure::from_error(Status::Failed, &error)
-                    );
+                    let error = Failure::from_error(Status::Failed, &error);
+                    tracing::warn!(%error, "port in use; this command offers no files to other peers");
                     Listeners::default()
                 }
                 Err(error) => {
-                    shelf.close(false).await;
+                    services.close(CloseMode::Durable).await;
                     return Err(listeners::bind_failure(&error));
                 }
             },
         };
-        listeners.serve(&shelf.handler());
+        listeners.serve(&services.handler());
         let listen = listeners.endpoints();
         let trackers = Arc::new(Trackers::new(&dialer, loaded.config.peer.trackers.iter().cloned()));
         let stop = CancellationToken::new();
@@ -250,17 +116,23 @@ impl PeerNode {
                 (false, true) => listen.clone(),
                 (false, false) => advertise.clone(),
             };
-            let source = LibraryOffers::new(Arc::clone(&shelf.library), !listen.is_empty());
-            let members = shelf.members.clone();
-            Arc::new(Presence::start_in(members, key.clone(), endpoints, &trackers, Arc::new(source)))
+            let source = LibraryOffers::new(Arc::clone(&services.library), !listen.is_empty());
+            let members = services.members.clone();
+            Arc::new(Presence::start_with_members(
+                members,
+                key.clone(),
+                endpoints,
+                &trackers,
+                Arc::new(source),
+            ))
         });
         if let Some(presence) = presence.as_ref().filter(|_| !listen.is_empty()) {
-            let announcer = Announcer::new(Arc::clone(&shelf.library), Arc::clone(presence));
+            let announcer = Announcer::new(Arc::clone(&services.library), Arc::clone(presence));
             background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(announcer.run()).map_drop()));
         }
         let providers = Arc::new(TrackerProviders(Arc::clone(&trackers)));
         let inner = Arc::new(Node {
-            shelf,
+            services,
             key,
             trackers,
             providers,
@@ -270,11 +142,9 @@ impl PeerNode {
             started: Instant::now(),
         });
         if reach != Reach::Offline {
-            let (node, mender) = (Arc::clone(&inner), Mender::new(Arc::clone(&inner.shelf.library)));
-            let mending = async move {
-                mender.run(&node.shelf.downloader, Arc::clone(&node.providers) as _).await;
-            };
-            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(mending).map_drop()));
+            let downloader = Arc::clone(&inner.services.downloader);
+            let repair = Repair::new(downloader, Arc::clone(&inner.providers) as _);
+            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(repair.run()).map_drop()));
             match socket::listen(&folder) {
                 Ok(listener) => {
                     let handler: Arc<dyn Execute> = Arc::clone(&inner) as _;
@@ -283,24 +153,24 @@ impl PeerNode {
                 Err(error) => {
                     let node = Self { inner, listeners, background, stop, data_dir };
                     node.stop().await;
-                    return Err(Failure::from(error).context("the control socket cannot be made"));
+                    return Err(Failure::from(error).context("cannot create the control socket"));
                 }
             }
         }
         Ok(Self { inner, listeners, background, stop, data_dir })
     }
 
-    /// Where it listens.
+    /// Returns the listen endpoints.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.inner.listen
     }
 
-    /// What runs commands here.
+    /// Returns the executor of commands.
     pub fn handler(&self) -> &dyn Execute {
         &*self.inner
     }
 
-    /// Leaves the swarm, finishes writes and lets go of everything.
+    /// Leaves the swarm, flushes pending writes and shuts the peer down.
     pub async fn stop(mut self) {
         self.stop.cancel();
         let leave = async {
@@ -313,12 +183,13 @@ impl PeerNode {
             if self.inner.reach != Reach::Offline {
                 socket::remove(self.data_dir.path());
             }
-            self.inner.shelf.close(self.inner.reach == Reach::Command).await;
+            let mode = if self.inner.reach == Reach::Command { CloseMode::Fast } else { CloseMode::Durable };
+            self.inner.services.close(mode).await;
         });
     }
 }
 
-/// A future whose result is of no interest.
+/// Discards the result of a future.
 trait MapDrop: Future + Sized {
     fn map_drop(self) -> impl Future<Output = ()>;
 }

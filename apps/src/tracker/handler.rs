@@ -1,4 +1,4 @@
-//! One endpoint for two: requests for pieces go to the tracker's own copies, all others to the tracker.
+//! The request handler of a tracker: requests for content go to the seeder of the replicas, all others to the service.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use bytes::Bytes;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
-use enjambre_core::seeder::Seeder;
-use enjambre_core::tracker::service::TrackerService;
-use enjambre_core::transport::envelope::RequestId;
-use enjambre_core::transport::{PeerInfo, ReplySink};
+use enjambre_core::transport::envelope::EncodedRequest;
+use enjambre_core::{PeerInfo, ReplySink, RequestId};
+use enjambre_swarm::seeder::Seeder;
+use enjambre_swarm::tracker::service::TrackerService;
 
-/// Answers what comes in at a tracker.
+/// Dispatches the requests of a tracker.
 #[derive(Debug)]
 pub(super) struct TrackerHandler {
     pub(super) service: Arc<TrackerService>,
@@ -21,8 +21,8 @@ pub(super) struct TrackerHandler {
 
 #[async_trait]
 impl Handler for TrackerHandler {
-    fn answer_at_once(&self, header: &[u8], peer: &PeerInfo) -> Option<Bytes> {
-        self.service.answer_at_once(header, peer)
+    fn answer_immediately(&self, request: &EncodedRequest, peer: &PeerInfo) -> Option<Bytes> {
+        self.service.answer_immediately(request, peer)
     }
 
     async fn handle(
@@ -32,7 +32,7 @@ impl Handler for TrackerHandler {
         peer: &PeerInfo,
         sink: &mut dyn ReplySink,
     ) -> Result<(Reply, Bytes), ErrorReply> {
-        let for_a_peer = matches!(
+        let is_for_seeder = matches!(
             request,
             Request::Manifest { .. }
                 | Request::Have { .. }
@@ -41,10 +41,11 @@ impl Handler for TrackerHandler {
                 | Request::Cancel { .. }
         );
         match &self.seeder {
-            Some(seeder) if for_a_peer => seeder.handle(id, request, peer, sink).await,
-            None if for_a_peer => {
-                Err(ErrorReply::new(ErrorCode::Unsupported, "this tracker keeps no copies; ask a peer"))
-            }
+            Some(seeder) if is_for_seeder => seeder.handle(id, request, peer, sink).await,
+            None if is_for_seeder => Err(ErrorReply::new(
+                ErrorCode::Unsupported,
+                "this tracker stores no replicas; request the content from a peer",
+            )),
             _ => self.service.handle(id, request, peer, sink).await,
         }
     }

@@ -1,16 +1,18 @@
-//! Which pieces of a file are there: one bit for each piece.
+//! Sets of pieces of a file, one bit for each piece.
 
 use super::layout::{PieceIndex, PieceLayout};
 
-/// The bytes given do not fit the number of pieces.
+/// The bytes do not match the number of pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a bitmap of {pieces} pieces takes {expected} bytes with the surplus bits 0, but it has {actual}")]
+#[error(
+    "invalid bitmap of {pieces} pieces: expected {expected} bytes with zero padding bits, found {actual} bytes"
+)]
 pub struct BitmapError {
     /// The number of pieces.
     pub pieces: u32,
-    /// The number of bytes that takes.
+    /// The expected number of bytes.
     pub expected: usize,
-    /// The number of bytes given.
+    /// The actual number of bytes.
     pub actual: usize,
 }
 
@@ -23,12 +25,12 @@ pub struct Bitmap {
 }
 
 impl Bitmap {
-    /// No piece of the layout.
+    /// The empty set.
     pub fn empty(layout: PieceLayout) -> Self {
         Self { bytes: vec![0; layout.count().div_ceil(8) as usize], pieces: layout.count(), ones: 0 }
     }
 
-    /// Every piece of the layout.
+    /// The set of all pieces.
     pub fn full(layout: PieceLayout) -> Self {
         let mut all = Self::empty(layout);
         for piece in layout.pieces() {
@@ -37,30 +39,30 @@ impl Bitmap {
         all
     }
 
-    /// Reads what [`Bitmap::as_bytes`] gave for the same layout.
+    /// Decodes the output of [`Bitmap::as_bytes`] for the same layout.
     pub fn from_bytes(layout: PieceLayout, bytes: &[u8]) -> Result<Self, BitmapError> {
         let pieces = layout.count();
         let expected = pieces.div_ceil(8) as usize;
-        let surplus = expected * 8 - pieces as usize;
-        let surplus_is_zero = bytes.last().is_none_or(|last| surplus == 0 || last >> (8 - surplus) == 0);
-        if bytes.len() != expected || !surplus_is_zero {
+        let padding = expected * 8 - pieces as usize;
+        let padding_is_zero = bytes.last().is_none_or(|last| padding == 0 || last >> (8 - padding) == 0);
+        if bytes.len() != expected || !padding_is_zero {
             return Err(BitmapError { pieces, expected, actual: bytes.len() });
         }
         let ones = bytes.iter().map(|byte| byte.count_ones()).sum();
         Ok(Self { bytes: bytes.to_vec(), pieces, ones })
     }
 
-    /// The bits, eight to a byte.
+    /// The bits, eight per byte.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Whether the piece is in the set.
+    /// Returns whether the piece is in the set.
     pub fn contains(&self, piece: PieceIndex) -> bool {
         self.bytes.get(piece.as_usize() / 8).is_some_and(|byte| byte >> (piece.get() % 8) & 1 == 1)
     }
 
-    /// Puts the piece into the set; says whether it is new there. A piece of a larger layout is ignored.
+    /// Inserts a piece and returns whether it is new. A piece of a larger layout is ignored.
     pub fn insert(&mut self, piece: PieceIndex) -> bool {
         if piece.get() >= self.pieces || self.contains(piece) {
             return false;
@@ -70,7 +72,7 @@ impl Bitmap {
         true
     }
 
-    /// Takes the piece out of the set; says whether it was there.
+    /// Removes a piece and returns whether it was in the set.
     pub fn remove(&mut self, piece: PieceIndex) -> bool {
         if !self.contains(piece) {
             return false;
@@ -80,17 +82,17 @@ impl Bitmap {
         true
     }
 
-    /// How many pieces are in the set.
+    /// The number of pieces in the set.
     pub const fn count(&self) -> u32 {
         self.ones
     }
 
-    /// Whether every piece of the layout is in the set.
+    /// Returns whether the set contains all pieces.
     pub const fn is_full(&self) -> bool {
         self.ones == self.pieces
     }
 
-    /// Whether no piece is in the set.
+    /// Returns whether the set is empty.
     pub const fn is_empty(&self) -> bool {
         self.ones == 0
     }
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn surplus_bits_and_other_lengths_are_refused() {
+    fn nonzero_padding_and_wrong_length_are_refused() {
         let nine = layout(9);
         assert!(Bitmap::from_bytes(nine, &[0xff, 0x01]).unwrap().is_full());
         assert!(Bitmap::from_bytes(nine, &[0xff, 0x02]).is_err());
@@ -118,7 +120,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_set(pieces in 1u32..100, steps in prop::collection::vec((0u32..100, any::<bool>()), 0..200)) {
+        fn bitmap_behaves_like_a_set(pieces in 1u32..100, steps in prop::collection::vec((0u32..100, any::<bool>()), 0..200)) {
             let layout = layout(pieces);
             let mut bitmap = Bitmap::empty(layout);
             let mut model = BTreeSet::new();

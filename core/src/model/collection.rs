@@ -1,45 +1,49 @@
-//! A directory as a file: the sorted list of its files' paths, sizes and ids.
+//! Collections: a directory as a sorted list of the paths, sizes and ids of its files.
 //!
-//! The encoding is deterministic CBOR (RFC 8949, section 4.2.1), so that one directory has one id:
+//! The encoding is deterministic CBOR (RFC 8949, section 4.2.1), so that a directory has one id:
 //!
 //! ```text
 //! ["enjambre collection 1", [[path: text, size: uint, id: bytes .size 32, executable: bool], ...]]
 //! ```
 //!
-//! Members are sorted by the bytes of their paths. A list that breaks a rule is refused as a whole, before
-//! anything of it touches a disk. Directories without files and symbolic links are not part of it.
+//! Members are sorted by the bytes of their paths. An invalid list is refused as a whole before any member is written to
+//! disk. Empty directories and symbolic links are not included.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
+use super::cbor::{ARRAY, BYTES, TEXT, UINT, head_len, put_head, take_head};
 use super::id::FileId;
 use super::layout::MAX_FILE_SIZE;
 
-/// The most members of a collection.
+/// The maximum number of members.
 pub const MAX_MEMBERS: usize = 1_000_000;
-/// The largest encoded collection in bytes: 256 MiB.
+/// The maximum encoded size in bytes: 256 MiB.
 pub const MAX_ENCODED: usize = 256 * 1024 * 1024;
-/// The longest path of a member in bytes.
+/// The maximum length of a path in bytes.
 pub const MAX_PATH: usize = 4000;
-/// The longest part of a path in bytes, which is what file systems hold.
+/// The maximum length of a path component in bytes, which is the limit of file systems.
 pub const MAX_PART: usize = 255;
-/// How the name of a file ends that is still being filled.
+/// The suffix of files whose download is not finished.
 pub const PART_SUFFIX: &str = ".enjambre-part";
+
+/// The minimum length of an encoded member in bytes.
+const MIN_MEMBER: usize = 38;
 
 const MARK: &str = "enjambre collection 1";
 
-/// Why a text is not the path of a member.
+/// An invalid member path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path:?} cannot be the path of a file in a collection: {problem}")]
+#[error("invalid path {path:?} in a collection: {problem}")]
 pub struct MemberPathError {
-    /// The path as it was given, cut to a length that can be shown.
+    /// The path, truncated to 80 characters.
     pub path: String,
-    /// What is wrong with it.
+    /// The rule that it violates.
     pub problem: &'static str,
 }
 
-/// A relative path of plain names, parted by `/`, that cannot lead out of the directory it is used in.
+/// A relative path of plain names, separated by `/`, that cannot escape its base directory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberPath(Box<str>);
 
@@ -56,24 +60,24 @@ impl FromStr for MemberPath {
     fn from_str(path: &str) -> Result<Self, MemberPathError> {
         let refuse = |problem| MemberPathError { path: path.chars().take(80).collect(), problem };
         if path.is_empty() || path.len() > MAX_PATH {
-            return Err(refuse("a path has 1 to 4000 bytes"));
+            return Err(refuse("the length is not 1 to 4000 bytes"));
         }
         if path.starts_with('/') {
-            return Err(refuse("it is absolute"));
+            return Err(refuse("the path is absolute"));
         }
         if path.contains('\\') {
-            return Err(refuse("it has a backslash, which parts directories on some systems"));
+            return Err(refuse("the path contains a backslash, which is a separator on some systems"));
         }
         if path.contains('\0') {
-            return Err(refuse("it has a NUL character"));
+            return Err(refuse("the path contains a NUL character"));
         }
         for part in path.split('/') {
             match part {
-                "" => return Err(refuse("a part of it is empty")),
-                "." | ".." => return Err(refuse("a part of it is . or ..")),
-                _ if part.len() > MAX_PART => return Err(refuse("a part of it has more than 255 bytes")),
+                "" => return Err(refuse("a component is empty")),
+                "." | ".." => return Err(refuse("a component is . or ..")),
+                _ if part.len() > MAX_PART => return Err(refuse("a component is longer than 255 bytes")),
                 _ if is_part_name(part) => {
-                    return Err(refuse("names that end in .enjambre-part belong to unfinished downloads"));
+                    return Err(refuse("the suffix .enjambre-part is reserved for unfinished downloads"));
                 }
                 _ => {}
             }
@@ -102,64 +106,64 @@ impl fmt::Debug for MemberPath {
 /// A file of a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Where it lies in the directory.
+    /// The path relative to the directory.
     pub path: MemberPath,
-    /// Its size in bytes, as the publisher claims.
+    /// The size in bytes, as claimed by the publisher.
     pub size: u64,
-    /// The hash of its content.
+    /// The hash of the content.
     pub id: FileId,
-    /// Whether its owner may execute it.
+    /// Whether the owner may execute the file.
     pub executable: bool,
 }
 
-/// Why bytes or members are not a collection.
+/// An invalid collection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CollectionError {
-    /// A path breaks a rule.
+    /// A path is invalid.
     #[error(transparent)]
     Path(#[from] MemberPathError),
     /// Two members have the same path.
-    #[error("{path} is there twice")]
+    #[error("duplicate path {path}")]
     Duplicate {
         /// The path.
         path: MemberPath,
     },
-    /// A path is a file and a directory at once.
-    #[error("{path} is a file and also a directory of another file")]
+    /// A path is both a file and a directory.
+    #[error("{path} is both a file and a directory")]
     FileAndDirectory {
         /// The path.
         path: MemberPath,
     },
-    /// A member is larger than a file can be.
-    #[error("{path} has {size} bytes, more than a file can have")]
+    /// A member exceeds the maximum file size.
+    #[error("{path} has {size} bytes, which exceeds the maximum file size")]
     FileTooLarge {
         /// The path.
         path: MemberPath,
-        /// Its size in bytes.
+        /// The size in bytes.
         size: u64,
     },
-    /// There are too many members or bytes.
-    #[error("a collection has at most {MAX_MEMBERS} files and {MAX_ENCODED} bytes")]
+    /// Too many members or bytes.
+    #[error("collection too large: the limit is {MAX_MEMBERS} files and {MAX_ENCODED} bytes")]
     TooLarge,
     /// The bytes are not the deterministic CBOR of a collection.
-    #[error("not a collection: {problem} at byte {at}")]
+    #[error("malformed collection: {problem} at byte {at}")]
     Malformed {
-        /// What is wrong.
+        /// The violated rule.
         problem: &'static str,
-        /// Where, in bytes from the start.
+        /// The offset in bytes.
         at: usize,
     },
 }
 
-/// The files of a directory. Every rule of the module holds for it.
+/// The valid list of the files of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collection {
     members: Vec<Member>,
 }
 
 impl Collection {
-    /// Sorts the members and checks the rules.
+    /// Sorts and validates the members.
     pub fn new(mut members: Vec<Member>) -> Result<Self, CollectionError> {
         members.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         let collection = Self { members };
@@ -175,51 +179,51 @@ impl Collection {
         &self.members
     }
 
-    /// The bytes of all members together, as the publisher claims.
+    /// The total size of the members in bytes, as claimed by the publisher.
     pub fn total_size(&self) -> u64 {
         self.members.iter().map(|member| member.size).sum()
     }
 
-    /// Two paths that a file system which does not tell upper from lower case takes for one.
+    /// Returns a path that equals another one on a case-insensitive file system.
     pub fn folding_collision(&self) -> Option<&MemberPath> {
         let mut seen = HashSet::with_capacity(self.members.len());
         self.members.iter().map(|member| &member.path).find(|path| !seen.insert(path.as_str().to_lowercase()))
     }
 
-    /// The encoded list, at most [`MAX_ENCODED`] bytes.
+    /// Encodes the list in at most [`MAX_ENCODED`] bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.encoded_len());
-        head(&mut out, 4, 2);
-        text(&mut out, MARK);
-        head(&mut out, 4, self.members.len() as u64);
+        put_head(&mut out, ARRAY, 2);
+        put_text(&mut out, MARK);
+        put_head(&mut out, ARRAY, self.members.len() as u64);
         for member in &self.members {
-            head(&mut out, 4, 4);
-            text(&mut out, member.path.as_str());
-            head(&mut out, 0, member.size);
-            head(&mut out, 2, 32);
+            put_head(&mut out, ARRAY, 4);
+            put_text(&mut out, member.path.as_str());
+            put_head(&mut out, UINT, member.size);
+            put_head(&mut out, BYTES, 32);
             out.extend_from_slice(member.id.as_bytes());
             out.push(if member.executable { TRUE } else { FALSE });
         }
         out
     }
 
-    /// Reads an encoded list. Memory grows with the bytes that are there, not with what they claim.
+    /// Decodes and validates a list. The memory used is proportional to the length of `bytes`, whatever count they claim.
     pub fn decode(bytes: &[u8]) -> Result<Self, CollectionError> {
         if bytes.len() > MAX_ENCODED {
             return Err(CollectionError::TooLarge);
         }
-        let mut reader = Reader { bytes, at: 0 };
-        if reader.head(4)? != 2 || reader.text()? != MARK {
-            return Err(reader.malformed("it does not begin with the mark of a collection"));
+        let mut reader = Reader { rest: bytes, length: bytes.len() };
+        if reader.head(ARRAY)? != 2 || reader.text()? != MARK {
+            return Err(reader.malformed("missing header of a collection"));
         }
-        let count = reader.head(4)?;
+        let count = reader.head(ARRAY)?;
         if count > MAX_MEMBERS as u64 {
             return Err(CollectionError::TooLarge);
         }
-        let mut members: Vec<Member> = Vec::with_capacity((count as usize).min(bytes.len() / 38));
+        let mut members: Vec<Member> = Vec::with_capacity((count as usize).min(bytes.len() / MIN_MEMBER));
         for _ in 0..count {
-            if reader.head(4)? != 4 {
-                return Err(reader.malformed("a member has not four fields"));
+            if reader.head(ARRAY)? != 4 {
+                return Err(reader.malformed("a member does not have four fields"));
             }
             let path: MemberPath = reader.text()?.parse()?;
             if let Some(last) = members.last() {
@@ -231,13 +235,16 @@ impl Collection {
                     }
                 }
             }
-            let size = reader.head(0)?;
-            let id = reader.string(2)?.try_into().map_err(|_| reader.malformed("an id has not 32 bytes"))?;
+            let size = reader.head(UINT)?;
+            let id = reader
+                .string(BYTES)?
+                .try_into()
+                .map_err(|_| reader.malformed("an id is not 32 bytes long"))?;
             let executable = reader.bool()?;
             members.push(Member { path, size, id, executable });
         }
-        if reader.at != bytes.len() {
-            return Err(reader.malformed("there is something behind the end"));
+        if !reader.rest.is_empty() {
+            return Err(reader.malformed("trailing bytes"));
         }
         let collection = Self { members };
         collection.check()?;
@@ -274,30 +281,30 @@ impl Collection {
     }
 }
 
-/// A path that is also a directory of another one. The paths are sorted; `begins` says whether the second text begins with the
-/// first.
+/// Returns a path that is also a directory of another one. The paths are sorted; `is_prefix` returns whether the second text
+/// starts with the first.
 ///
-/// Each text is compared a constant number of times. A path that begins another sorts before it, and everything between
-/// the two begins with it as well: so those that begin the current one are nested, and it is enough to keep the ones in
-/// whose reach it is. And only the longest of them has to be looked at, because the others were when that was the current one.
+/// Each path is compared a constant number of times. A path sorts before every path that starts with it, and all paths
+/// between the two start with it as well. So the prefixes of the current path are nested and form a stack. Only the longest
+/// has to be checked, since the shorter ones were checked against it.
 fn file_and_directory<'a>(
     paths: impl Iterator<Item = &'a MemberPath>,
-    mut begins: impl FnMut(&str, &str) -> bool,
+    mut is_prefix: impl FnMut(&str, &str) -> bool,
 ) -> Option<&'a MemberPath> {
-    let mut around: Vec<&MemberPath> = Vec::new();
+    let mut prefixes: Vec<&MemberPath> = Vec::new();
     for path in paths {
-        while let Some(longest) = around.last() {
-            if begins(longest.as_str(), path.as_str()) {
+        while let Some(longest) = prefixes.last() {
+            if is_prefix(longest.as_str(), path.as_str()) {
                 break;
             }
-            around.pop();
+            prefixes.pop();
         }
-        if let Some(longest) = around.last()
+        if let Some(longest) = prefixes.last()
             && path.as_str().as_bytes().get(longest.as_str().len()) == Some(&b'/')
         {
             return Some(longest);
         }
-        around.push(path);
+        prefixes.push(path);
     }
     None
 }
@@ -305,70 +312,38 @@ fn file_and_directory<'a>(
 const FALSE: u8 = 0xf4;
 const TRUE: u8 = 0xf5;
 
-fn head_len(value: u64) -> usize {
-    match value {
-        0..24 => 1,
-        24..=0xff => 2,
-        0x100..=0xffff => 3,
-        0x1_0000..=0xffff_ffff => 5,
-        _ => 9,
-    }
-}
-
-/// The head of a data item: its major type and, in as few bytes as possible, its value or length.
-fn head(out: &mut Vec<u8>, major: u8, value: u64) {
-    let bytes = value.to_be_bytes();
-    let (info, argument) = match head_len(value) {
-        1 => (value as u8, &bytes[8..]),
-        2 => (24, &bytes[7..]),
-        3 => (25, &bytes[6..]),
-        5 => (26, &bytes[4..]),
-        _ => (27, &bytes[..]),
-    };
-    out.push(major << 5 | info);
-    out.extend_from_slice(argument);
-}
-
-fn text(out: &mut Vec<u8>, text: &str) {
-    head(out, 3, text.len() as u64);
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    put_head(out, TEXT, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
 }
 
 struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    rest: &'a [u8],
+    length: usize,
 }
 
 impl<'a> Reader<'a> {
-    fn malformed(&self, problem: &'static str) -> CollectionError {
-        CollectionError::Malformed { problem, at: self.at }
-    }
-
-    fn take(&mut self, len: u64) -> Result<&'a [u8], CollectionError> {
-        let rest = &self.bytes[self.at..];
-        if len > rest.len() as u64 {
-            return Err(self.malformed("the bytes end too early"));
-        }
-        self.at += len as usize;
-        Ok(&rest[..len as usize])
+    const fn malformed(&self, problem: &'static str) -> CollectionError {
+        CollectionError::Malformed { problem, at: self.length - self.rest.len() }
     }
 
     fn head(&mut self, major: u8) -> Result<u64, CollectionError> {
-        let first = self.take(1)?[0];
-        if first >> 5 != major {
-            return Err(self.malformed("another type was expected"));
-        }
-        let info = first & 31;
-        let len = match info {
-            0..24 => return Ok(u64::from(info)),
-            24..=27 => 1 << (info - 24),
-            _ => return Err(self.malformed("an indefinite length")),
+        let mut tail = self.rest;
+        let Some(value) = take_head(&mut tail, major) else {
+            return Err(self.malformed("truncated item or unexpected type"));
         };
-        let value = self.take(len)?.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
-        if head_len(value) as u64 != len + 1 {
-            return Err(self.malformed("a number is not as short as it can be"));
+        if self.rest.len() - tail.len() != head_len(value) {
+            return Err(self.malformed("an integer is not in its shortest form"));
         }
+        self.rest = tail;
         Ok(value)
+    }
+
+    fn take(&mut self, len: u64) -> Result<&'a [u8], CollectionError> {
+        let split = usize::try_from(len).ok().and_then(|len| self.rest.split_at_checked(len));
+        let (taken, tail) = split.ok_or_else(|| self.malformed("truncated item"))?;
+        self.rest = tail;
+        Ok(taken)
     }
 
     fn string(&mut self, major: u8) -> Result<&'a [u8], CollectionError> {
@@ -377,15 +352,15 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self) -> Result<&'a str, CollectionError> {
-        let bytes = self.string(3)?;
+        let bytes = self.string(TEXT)?;
         std::str::from_utf8(bytes).map_err(|_| self.malformed("a text is not UTF-8"))
     }
 
     fn bool(&mut self) -> Result<bool, CollectionError> {
-        match self.take(1)?[0] {
-            FALSE => Ok(false),
-            TRUE => Ok(true),
-            _ => Err(self.malformed("another type was expected")),
+        match self.take(1)? {
+            [FALSE] => Ok(false),
+            [TRUE] => Ok(true),
+            _ => Err(self.malformed("unexpected type")),
         }
     }
 }

@@ -1,3 +1,5 @@
+//! Encoding and validation of collections.
+
 use super::*;
 use ciborium::cbor;
 use proptest::prelude::*;
@@ -12,7 +14,7 @@ fn member(path: &str, size: u64) -> Member {
 }
 
 #[test]
-fn the_encoding_is_the_documented_one_and_plain_cbor() {
+fn encoding_matches_documentation_and_is_plain_cbor() {
     let collection = Collection::new(vec![member("b", 300), member("a/x", 7)]).unwrap();
     let value: ciborium::Value = ciborium::from_reader(&collection.encode()[..]).unwrap();
     let id = |path: &str| ciborium::Value::Bytes(blake3::hash(path.as_bytes()).as_bytes().to_vec());
@@ -24,7 +26,7 @@ fn the_encoding_is_the_documented_one_and_plain_cbor() {
 }
 
 #[test]
-fn paths_that_could_leave_the_target_or_confuse_are_refused() {
+fn path_that_escapes_or_is_ambiguous_is_refused() {
     let long_part = "a".repeat(256);
     let long = "a/".repeat(2000) + "b";
     for path in [
@@ -56,7 +58,7 @@ fn paths_that_could_leave_the_target_or_confuse_are_refused() {
 }
 
 #[test]
-fn duplicates_and_files_that_are_directories_are_refused() {
+fn duplicate_and_file_that_is_directory_are_refused() {
     let twice = Collection::new(vec![member("a", 1), member("b", 1), member("a", 2)]);
     assert!(matches!(twice, Err(CollectionError::Duplicate { path }) if path.as_str() == "a"));
     // "a-b" sorts between "a" and "a/c", so the two are not neighbours.
@@ -66,7 +68,7 @@ fn duplicates_and_files_that_are_directories_are_refused() {
     assert!(matches!(huge, Err(CollectionError::FileTooLarge { .. })));
 }
 
-/// What is found by looking every directory of every path up.
+/// The same check by brute force.
 fn file_and_directory_by_search(paths: &[MemberPath]) -> bool {
     let is_file = |directory: &str| paths.iter().any(|path| path.as_str() == directory);
     paths
@@ -76,10 +78,10 @@ fn file_and_directory_by_search(paths: &[MemberPath]) -> bool {
 }
 
 #[test]
-fn the_check_reads_every_path_a_few_times_however_deep_and_alike_they_are() {
+fn directory_check_is_linear_in_the_length_of_paths() {
     let deep = "a/".repeat(1990);
     let alike = (0..200).map(|number| format!("{deep}{number:03}"));
-    // Each begins the next one.
+    // Each is a prefix of the next one.
     let nested = (1..200).map(|length| format!("x{}", "y".repeat(length)));
     for paths in [alike.collect::<Vec<_>>(), nested.collect()] {
         let paths: Vec<MemberPath> = paths.iter().map(|path| path.parse().unwrap()).collect();
@@ -96,23 +98,23 @@ fn the_check_reads_every_path_a_few_times_however_deep_and_alike_they_are() {
 }
 
 #[test]
-fn a_collision_of_cases_is_found() {
+fn case_collision_is_found() {
     let collection = Collection::new(vec![member("Read", 1), member("read", 1)]).unwrap();
     assert_eq!(collection.folding_collision().unwrap().as_str(), "read");
     assert!(Collection::new(vec![member("a", 1), member("b", 1)]).unwrap().folding_collision().is_none());
 }
 
-/// A list of members written without any check.
+/// An encoded list without validation.
 fn raw(members: &[(&str, u64)]) -> Vec<u8> {
     let mut out = Vec::new();
-    head(&mut out, 4, 2);
-    text(&mut out, MARK);
-    head(&mut out, 4, members.len() as u64);
+    put_head(&mut out, ARRAY, 2);
+    put_text(&mut out, MARK);
+    put_head(&mut out, ARRAY, members.len() as u64);
     for (path, size) in members {
-        head(&mut out, 4, 4);
-        text(&mut out, path);
-        head(&mut out, 0, *size);
-        head(&mut out, 2, 32);
+        put_head(&mut out, ARRAY, 4);
+        put_text(&mut out, path);
+        put_head(&mut out, UINT, *size);
+        put_head(&mut out, BYTES, 32);
         out.extend_from_slice(&[7; 32]);
         out.push(TRUE);
     }
@@ -120,7 +122,7 @@ fn raw(members: &[(&str, u64)]) -> Vec<u8> {
 }
 
 #[test]
-fn a_decoded_list_is_checked_like_a_new_one() {
+fn decoded_list_is_validated() {
     assert!(Collection::decode(&raw(&[("a", 1), ("b", 1)])).is_ok());
     for wrong in [
         &[("b", 1), ("a", 1)][..],
@@ -140,7 +142,7 @@ fn a_decoded_list_is_checked_like_a_new_one() {
 }
 
 #[test]
-fn numbers_that_are_not_in_their_shortest_form_are_refused() {
+fn integer_in_longer_form_is_refused() {
     let mut long = raw(&[("a", 1)]);
     let at = long.windows(2).position(|pair| pair == [0x61, b'a']).unwrap() + 2;
     assert_eq!(long[at], 1);
@@ -149,20 +151,20 @@ fn numbers_that_are_not_in_their_shortest_form_are_refused() {
 }
 
 #[test]
-fn a_claimed_count_allocates_nothing() {
+fn claimed_count_does_not_allocate() {
     let mut out = Vec::new();
-    head(&mut out, 4, 2);
-    text(&mut out, MARK);
+    put_head(&mut out, ARRAY, 2);
+    put_text(&mut out, MARK);
     let mut million = out.clone();
-    head(&mut million, 4, 1_000_000);
+    put_head(&mut million, ARRAY, 1_000_000);
     assert!(matches!(Collection::decode(&million), Err(CollectionError::Malformed { .. })));
-    head(&mut out, 4, 1_000_001);
+    put_head(&mut out, ARRAY, 1_000_001);
     assert_eq!(Collection::decode(&out), Err(CollectionError::TooLarge));
 }
 
 proptest! {
     #[test]
-    fn a_file_that_is_a_directory_is_found_wherever_it_sorts(
+    fn file_that_is_directory_is_found(
         paths in prop::collection::btree_set("[ab.-](/?[ab.-]){0,5}", 0..12)
     ) {
         let paths: Vec<MemberPath> = paths.iter().filter_map(|path| path.parse().ok()).collect();
@@ -175,7 +177,7 @@ proptest! {
     }
 
     #[test]
-    fn a_collection_is_read_back_and_has_one_encoding(
+    fn collection_round_trips_with_one_encoding(
         paths in prop::collection::btree_map("[a-c]{1,3}(/[a-c\u{e9}]{1,30}){0,3}", 0u64..MAX_FILE_SIZE, 0..20)
     ) {
         let members: Vec<Member> = paths.iter().rev().map(|(path, size)| member(path, *size)).collect();
@@ -189,7 +191,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_decodes_is_the_only_encoding_of_itself(
+    fn decoded_bytes_equal_their_encoding(
         at in 0usize..200, to in any::<u8>(), cut in 0usize..200
     ) {
         let mut bytes = Collection::new(vec![member("a/b", 77), member("c", 70_000)]).unwrap().encode();

@@ -1,5 +1,4 @@
-//! Where a tracker or peer listens, as people write it: `zmq://host:port`, or with the id of who must answer there:
-//! `zmqs://id@host:port`.
+//! Endpoints of trackers and peers: `zmq://host:port`, or `zmqs://id@host:port` with the id of the expected peer.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,27 +9,28 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::id::PeerId;
 
-/// Why a text is not an endpoint.
+/// The text is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is not an endpoint: {problem}; expected SCHEME://HOST:PORT or SCHEME://ID@HOST:PORT, for example zmq://127.0.0.1:7700"
+    "invalid endpoint {text:?}: {problem}; expected SCHEME://HOST:PORT or SCHEME://ID@HOST:PORT, for example zmq://127.0.0.1:7700"
 )]
 pub struct ParseEndpointError {
-    /// The text as it was given, cut to a length that can be shown.
+    /// The text, truncated to 80 characters.
     pub text: String,
-    /// What is wrong with it.
+    /// The violated rule.
     pub problem: &'static str,
 }
 
-/// The longest endpoint in bytes, so that one from the network stays small.
+/// The maximum length of an endpoint in bytes.
 pub const MAX_ENDPOINT: usize = 400;
-/// The longest scheme and host in bytes. With an id, brackets and a port they stay below [`MAX_ENDPOINT`], so what was read can
-/// be told on, also when id and host were filled in.
+/// The maximum length of a scheme and of a host in bytes. With an id, brackets and a port they stay below [`MAX_ENDPOINT`], so a
+/// parsed endpoint remains valid after its id and host are replaced.
 const MAX_SCHEME: usize = 32;
 const MAX_HOST: usize = 253;
 
-/// A transport's scheme, a host (name or address) and a port. Port 0 asks for a free port when listening. For dialling
-/// over a transport that authenticates there is also the id of who must answer. Clones share one allocation.
+/// A scheme, which names the transport, a host name or address, and a port. When listening, port 0 selects a free port. For
+/// connections over an authenticated transport, the endpoint also contains the id of the expected peer. Clones share one
+/// allocation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint(Arc<Parts>);
 
@@ -47,12 +47,12 @@ impl Endpoint {
         Self(Arc::new(parts))
     }
 
-    /// The scheme, which names the transport: `zmq`.
+    /// The scheme, which names the transport, for example `zmq`.
     pub fn scheme(&self) -> &str {
         &self.0.scheme
     }
 
-    /// Who must answer there; none where it is not said.
+    /// The id of the expected peer, if given.
     pub fn id(&self) -> Option<PeerId> {
         self.0.id
     }
@@ -67,28 +67,28 @@ impl Endpoint {
         self.0.port
     }
 
-    /// The same endpoint at another port: the one the system chose.
+    /// Returns the endpoint with another port.
     pub fn with_port(&self, port: u16) -> Self {
         Self::of(Parts { port, ..Parts::clone(&self.0) })
     }
 
-    /// The same endpoint of a node with this id, or of whichever node is there.
+    /// Returns the endpoint with another id or without one.
     pub fn with_id(&self, id: Option<PeerId>) -> Self {
         Self::of(Parts { id, ..Parts::clone(&self.0) })
     }
 
-    /// The same scheme and port at an address.
+    /// Returns the endpoint with this address as the host.
     pub fn with_address(&self, address: IpAddr) -> Self {
         Self::of(Parts { host: address.to_string(), ..Parts::clone(&self.0) })
     }
 
-    /// Whether the host is a loopback address or `localhost`.
+    /// Returns whether the host is a loopback address or `localhost`.
     pub fn is_loopback(&self) -> bool {
         self.host() == "localhost"
             || self.host().parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
     }
 
-    /// Whether the host means every address of the machine (`0.0.0.0` or `::`), which is no address to dial.
+    /// Returns whether the host is `0.0.0.0` or `::`. Such an endpoint is valid for listening only.
     pub fn is_unspecified(&self) -> bool {
         self.host().parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }
@@ -100,37 +100,36 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, ParseEndpointError> {
         let refuse = |problem| ParseEndpointError { text: text.chars().take(80).collect(), problem };
         if text.len() > MAX_ENDPOINT {
-            return Err(refuse("it is too long"));
+            return Err(refuse("the text is too long"));
         }
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| refuse("it has no scheme"))?;
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| refuse("missing scheme"))?;
         if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
-            return Err(refuse("its scheme is not of lower-case letters and digits"));
+            return Err(refuse("the scheme contains characters other than lower-case letters and digits"));
         }
         if scheme.len() > MAX_SCHEME {
-            return Err(refuse("its scheme has more than 32 characters"));
+            return Err(refuse("the scheme is longer than 32 characters"));
         }
         let (id, rest) = match rest.split_once('@') {
             Some((id, rest)) => {
-                let id = id
-                    .parse()
-                    .map_err(|_| refuse("what is before its @ is no id of 64 hexadecimal digits"))?;
+                let id =
+                    id.parse().map_err(|_| refuse("the id before the @ is not 64 hexadecimal digits"))?;
                 (Some(id), rest)
             }
             None => (None, rest),
         };
-        let (host, port) = rest.rsplit_once(':').ok_or_else(|| refuse("it has no port"))?;
-        let port = port.parse().map_err(|_| refuse("its port is not a number from 0 to 65535"))?;
+        let (host, port) = rest.rsplit_once(':').ok_or_else(|| refuse("missing port"))?;
+        let port = port.parse().map_err(|_| refuse("the port is not a number from 0 to 65535"))?;
         let host = match host.strip_prefix('[').map(|inner| inner.strip_suffix(']')) {
             Some(Some(inner)) if inner.parse::<std::net::Ipv6Addr>().is_ok() => inner,
-            Some(_) => return Err(refuse("there is no IPv6 address in its brackets")),
+            Some(_) => return Err(refuse("the brackets do not contain an IPv6 address")),
             None => host,
         };
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
         if host.is_empty() || !(host.bytes().all(plain) || host.parse::<std::net::Ipv6Addr>().is_ok()) {
-            return Err(refuse("its host is not a name or an address"));
+            return Err(refuse("the host is not a name or an address"));
         }
         if host.len() > MAX_HOST {
-            return Err(refuse("its host has more than 253 characters"));
+            return Err(refuse("the host is longer than 253 characters"));
         }
         Ok(Self::of(Parts { scheme: scheme.to_owned(), id, host: host.to_owned(), port }))
     }
@@ -170,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_is_read_back_from_its_text() {
+    fn endpoint_round_trips_through_text() {
         for text in ["zmq://127.0.0.1:7700", "tcp://tracker.example.org:0", "zmq://[::1]:65535"] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_was_read_can_be_told_on_with_any_address() {
+    fn parsed_endpoint_with_any_address_is_valid() {
         let long = "2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap();
         for scheme in [MAX_SCHEME, MAX_SCHEME + 1, 250, 384] {
             for host in ["0.0.0.0", "::1"] {
@@ -193,15 +192,15 @@ mod tests {
                     continue;
                 };
                 let id = Some(PeerId::from_bytes([7; 32]));
-                for told in [endpoint.with_address(long).with_id(id), endpoint] {
-                    assert_eq!(told.to_string().parse::<Endpoint>(), Ok(told));
+                for changed in [endpoint.with_address(long).with_id(id), endpoint] {
+                    assert_eq!(changed.to_string().parse::<Endpoint>(), Ok(changed));
                 }
             }
         }
     }
 
     #[test]
-    fn what_is_no_endpoint_is_refused() {
+    fn invalid_endpoint_is_refused() {
         for text in [
             "",
             "127.0.0.1:1",

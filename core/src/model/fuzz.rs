@@ -1,4 +1,4 @@
-//! Fuzz targets: names, endpoints, collections, manifests and bitmaps from strangers.
+//! Fuzz targets: names, endpoints, collections, manifests and bitmaps from untrusted peers.
 
 use std::path::{Component, Path};
 
@@ -22,27 +22,27 @@ pub(crate) fn name(data: &[u8]) {
         assert_eq!(id.to_string(), text.to_lowercase());
     }
     let Ok(name) = text.parse::<Name>() else { return };
-    assert!(id.is_err(), "a name is never an id");
+    assert!(id.is_err(), "a name is not an id");
     assert_eq!(name.as_str(), text);
     assert!(text.len() <= MAX_NAME && !text.chars().any(char::is_control));
     let mut parts = Path::new(text).components();
     assert!(matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none());
 }
 
-/// Endpoints. What was read must be what others can read, also when id and host are filled in.
+/// Endpoints. A parsed endpoint remains valid after its id and host are replaced.
 pub(crate) fn endpoint(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(endpoint) = text.parse::<Endpoint>() else { return };
     let long = "2001:db8:1111:2222:3333:4444:5555:6666".parse().expect("an address");
-    let of = endpoint.with_id(Some(PeerId::from_bytes([1; 32])));
-    for endpoint in [of.with_address(long), of.with_port(u16::MAX), endpoint] {
+    let with_id = endpoint.with_id(Some(PeerId::from_bytes([1; 32])));
+    for endpoint in [with_id.with_address(long), with_id.with_port(u16::MAX), endpoint] {
         let shown = endpoint.to_string();
         assert!(shown.len() <= MAX_ENDPOINT && !shown.chars().any(char::is_control));
         assert_eq!(shown.parse().as_ref(), Ok(&endpoint));
     }
 }
 
-/// Collections: no path leads out of the folder that they are written to, and there is one encoding.
+/// Collections: no path escapes the target directory, and the encoding is unique.
 pub(crate) fn collection(data: &[u8]) {
     let Ok(collection) = Collection::decode(data) else { return };
     assert!(data.len() <= MAX_ENCODED);
@@ -61,10 +61,10 @@ pub(crate) fn collection(data: &[u8]) {
     assert_eq!(Collection::new(collection.members().to_vec()).as_ref(), Ok(&collection));
 }
 
-/// Lists of piece hashes: 8 bytes of a size, and the hashes.
+/// Manifests: a size of 8 bytes, then the hashes.
 pub(crate) fn manifest(data: &[u8]) {
     let (size, rest) = first_bytes(data);
-    // Most sizes are far beyond all hashes that there could be.
+    // Reduces most sizes to ones that the input can have hashes for.
     let size = u64::from_le_bytes(size);
     let Ok(layout) = PieceLayout::new(if size >> 60 == 0 { size } else { size >> 40 }) else { return };
     let hashes = rest.as_chunks::<32>().0.to_vec();
@@ -80,7 +80,7 @@ pub(crate) fn manifest(data: &[u8]) {
     }
 }
 
-/// Bitmaps: 2 bytes of a number of pieces, and the bits.
+/// Bitmaps: the number of pieces in 2 bytes, then the bits.
 pub(crate) fn bitmap(data: &[u8]) {
     let (pieces, bits) = first_bytes(data);
     let pieces = u16::from_le_bytes(pieces);

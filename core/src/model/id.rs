@@ -1,15 +1,15 @@
-//! The 32-byte ids of files and peers, and how people write them.
+//! The 32-byte ids of files and peers and their text form.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Why a text is not an id.
+/// The text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not an id: 64 hexadecimal digits are expected")]
+#[error("invalid id {text:?}: expected 64 hexadecimal digits")]
 pub struct ParseIdError {
-    /// The text as it was given, cut to a length that can be shown.
+    /// The text, truncated to 80 characters.
     pub text: String,
 }
 
@@ -67,7 +67,7 @@ macro_rules! id_type {
             }
         }
 
-        /// Bytes in binary formats, hexadecimal text in formats that people read.
+        /// Bytes in binary formats, hexadecimal text in human-readable formats.
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 if serializer.is_human_readable() {
@@ -91,7 +91,7 @@ macro_rules! id_type {
 }
 
 id_type! {
-    /// The BLAKE3 hash of a file's whole content: what `b3sum FILE` prints.
+    /// The BLAKE3 hash of the content of a file, as printed by `b3sum FILE`.
     FileId
 }
 
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_read_back_from_its_text_and_from_cbor() {
+    fn id_round_trips_through_text_and_cbor() {
         let id = FileId::from_bytes(*blake3::hash(b"abc").as_bytes());
         assert_eq!(id.to_string().parse::<FileId>().unwrap(), id);
         let mut cbor = Vec::new();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_another_length_or_alphabet_is_refused() {
+    fn text_of_wrong_length_or_alphabet_is_refused() {
         for text in ["", "ab", &"g".repeat(64), &"a".repeat(63), &"a".repeat(66)] {
             assert!(text.parse::<FileId>().is_err(), "{text:?}");
         }

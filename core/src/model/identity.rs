@@ -1,4 +1,4 @@
-//! The Ed25519 key pair (RFC 8032) that every node makes at its first start, and the id derived from it.
+//! The Ed25519 key pair (RFC 8032) that a node generates at its first start, and the id derived from it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use super::id::PeerId;
 
-/// The public half of a node's key, 32 bytes.
+/// The public key of a node, 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublicKey(#[serde(with = "serde_bytes")] [u8; 32]);
 
-/// Why a text is not a public key.
+/// The text is not a public key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a public key: 64 hexadecimal digits are expected")]
+#[error("invalid public key {text:?}: expected 64 hexadecimal digits")]
 pub struct ParsePublicKeyError {
-    /// The text as it was given, cut to a length that can be shown.
+    /// The text, truncated to 80 characters.
     pub text: String,
 }
 
 impl PublicKey {
-    /// The key with these bytes. Whether there is such a key shows when something is verified with it.
+    /// The key with these bytes. They are not validated: an invalid key verifies no signature.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -31,12 +31,12 @@ impl PublicKey {
         &self.0
     }
 
-    /// The id of the node that has this key: the BLAKE3 hash of its bytes.
+    /// The id of the node with this key: the BLAKE3 hash of its bytes.
     pub fn peer_id(&self) -> PeerId {
         PeerId::from_bytes(*blake3::hash(&self.0).as_bytes())
     }
 
-    /// Whether the holder of this key signed `message`. Weak keys verify nothing.
+    /// Returns whether `signature` is a signature of `message` by this key. A weak key verifies no signature.
     pub fn verifies(&self, message: &[u8], signature: &Signature) -> bool {
         VerifyingKey::from_bytes(&self.0).is_ok_and(|key| {
             key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&signature.0)).is_ok()
@@ -65,32 +65,32 @@ impl FromStr for PublicKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature(#[serde(with = "serde_bytes")] [u8; 64]);
 
-/// A node's key pair. Its secret is shown by no formatter.
+/// The key pair of a node. No formatter reveals the secret.
 #[derive(Clone)]
 pub struct KeyPair(SigningKey);
 
 impl KeyPair {
-    /// A new key pair from the random source of the thread.
+    /// Generates a key pair from the random source of the thread.
     pub fn generate() -> Self {
         Self::from_secret(&rand::random())
     }
 
-    /// The key pair with this secret, as [`KeyPair::secret`] gave it.
+    /// The key pair with a secret from [`KeyPair::secret`].
     pub fn from_secret(secret: &[u8; 32]) -> Self {
         Self(SigningKey::from_bytes(secret))
     }
 
-    /// The secret, to be kept where only its owner reads.
+    /// The secret key.
     pub fn secret(&self) -> [u8; 32] {
         self.0.to_bytes()
     }
 
-    /// The public half.
+    /// The public key.
     pub fn public(&self) -> PublicKey {
         PublicKey(self.0.verifying_key().to_bytes())
     }
 
-    /// The id of the node that has this key pair.
+    /// The id of the node with this key pair.
     pub fn peer_id(&self) -> PeerId {
         self.public().peer_id()
     }
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_signed_message_verifies_and_the_secret_is_not_shown() {
+    fn only_signed_message_verifies_and_secret_is_hidden() {
         let pair = KeyPair::generate();
         let signature = pair.sign(b"message");
         assert!(pair.public().verifies(b"message", &signature));

@@ -1,19 +1,19 @@
-//! How a file of a given size is cut into pieces.
+//! Division of a file into pieces.
 //!
-//! A piece is an aligned subtree of the file's BLAKE3 tree, so its hash is a node of that tree and the list of
-//! piece hashes merges into the file's id. The piece size is a pure function of the file size, so that two
-//! people who publish the same file offer the same pieces.
+//! A piece is an aligned subtree of the file's BLAKE3 tree, so its hash is a node of that tree and the piece hashes merge
+//! into the file's id. The piece size is a pure function of the file size, so that all publishers of a file offer the same
+//! pieces.
 
 use serde::{Deserialize, Serialize};
 
-/// The smallest piece size: 256 KiB.
+/// The minimum piece size: 256 KiB.
 pub const MIN_PIECE_SIZE: u32 = 256 * 1024;
-/// The largest piece size, and so the largest payload of a message: 4 MiB.
+/// The maximum piece size and message payload: 4 MiB.
 pub const MAX_PIECE_SIZE: u32 = 4 * 1024 * 1024;
-/// The largest file: 4 TiB, a million pieces, whose hashes take 32 MiB of memory.
+/// The maximum file size: 4 TiB, which is a million pieces with 32 MiB of hashes.
 pub const MAX_FILE_SIZE: u64 = 1 << 42;
 
-/// The index of a piece within the layout that made it.
+/// The index of a piece. Only a [`PieceLayout`] creates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PieceIndex(u32);
 
@@ -31,9 +31,9 @@ impl PieceIndex {
 
 /// A file is larger than [`MAX_FILE_SIZE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a file of {size} bytes is larger than the largest supported ({MAX_FILE_SIZE} bytes)")]
+#[error("file size {size} exceeds the maximum of {MAX_FILE_SIZE} bytes")]
 pub struct FileTooLarge {
-    /// The size that was asked for, in bytes.
+    /// The requested size in bytes.
     pub size: u64,
 }
 
@@ -61,22 +61,22 @@ impl PieceLayout {
         self.size
     }
 
-    /// The size in bytes of every piece but the last, which may be shorter.
+    /// The size in bytes of every piece except the last, which may be shorter.
     pub const fn piece_size(&self) -> u32 {
         self.piece_size
     }
 
-    /// How many pieces there are; 0 for an empty file.
+    /// The number of pieces; 0 for an empty file.
     pub const fn count(&self) -> u32 {
         self.size.div_ceil(self.piece_size as u64) as u32
     }
 
-    /// The piece with this number, if there is one.
+    /// Returns the piece with this index if it exists.
     pub fn piece(&self, index: u32) -> Option<PieceIndex> {
         (index < self.count()).then_some(PieceIndex(index))
     }
 
-    /// The last piece; none for an empty file.
+    /// Returns the last piece, or `None` for an empty file.
     pub fn last(&self) -> Option<PieceIndex> {
         self.count().checked_sub(1).map(PieceIndex)
     }
@@ -86,7 +86,7 @@ impl PieceLayout {
         (0..self.count()).map(PieceIndex)
     }
 
-    /// Where the piece begins, in bytes from the start of the file.
+    /// The offset of the piece in bytes.
     pub const fn offset(&self, piece: PieceIndex) -> u64 {
         piece.0 as u64 * self.piece_size as u64
     }
@@ -97,7 +97,7 @@ impl PieceLayout {
         if rest < self.piece_size as u64 { rest as usize } else { self.piece_size as usize }
     }
 
-    /// Whether the file has no content and so no pieces.
+    /// Returns whether the file is empty.
     pub const fn is_empty(&self) -> bool {
         self.size == 0
     }
@@ -123,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_piece_size_follows_the_documented_formula() {
+    fn piece_size_follows_documented_formula() {
         for (size, piece) in [
             (0, 256 << 10),
             (1, 256 << 10),

@@ -1,43 +1,43 @@
-//! The list of a file's piece hashes, proven against its id.
+//! Manifests: the piece hashes of a file, verified against its id.
 //!
-//! Pieces are aligned subtrees of the file's BLAKE3 tree (BLAKE3 specification, section 2.1; crate `blake3`,
-//! module `hazmat`). With one piece its hash is the id itself; otherwise the hashes are chaining values that
-//! merge pairwise, split at the largest power of two below the count, into the id.
+//! Pieces are aligned subtrees of the file's BLAKE3 tree (BLAKE3 specification, section 2.1; crate `blake3`, module
+//! `hazmat`). The hash of a single piece is the id. Otherwise the hashes are chaining values, which merge pairwise into the id,
+//! split at the largest power of two below the count.
 //!
-//! The list proves the content but not the size: under another claimed size with the same number of pieces it
-//! merges to the same id. A size is proven when the last piece verifies at its offset and length.
+//! A manifest proves the content but not the size: with another claimed size and the same number of pieces, the hashes merge
+//! into the same id. The last piece proves the size when it verifies at its offset and length.
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
 use super::id::FileId;
 use super::layout::{PieceIndex, PieceLayout};
 
-/// The hash of one piece: a chaining value, or the id itself where there is only one piece.
+/// The hash of a piece: a chaining value, or the id if the file has a single piece.
 pub type PieceHash = [u8; 32];
 
-/// Why a list of piece hashes is not the manifest of a file.
+/// The piece hashes are not the manifest of the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManifestError {
-    /// The list has another length than the layout has pieces.
-    #[error("a file of {size} bytes has {expected} pieces, but {actual} hashes were given")]
+    /// The number of hashes differs from the number of pieces.
+    #[error("expected {expected} piece hashes for a file of {size} bytes, found {actual}")]
     Count {
         /// The claimed size of the file in bytes.
         size: u64,
         /// The number of pieces at that size.
         expected: usize,
-        /// The number of hashes given.
+        /// The actual number of hashes.
         actual: usize,
     },
     /// The hashes do not merge into the id.
     #[error("the piece hashes do not merge into the id {id}")]
     Mismatch {
-        /// The id that was to be proven.
+        /// The expected id.
         id: FileId,
     },
 }
 
-/// A file's id, layout and piece hashes. The hashes are known to merge into the id.
+/// The id, layout and piece hashes of a file. The hashes merge into the id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     id: FileId,
@@ -46,13 +46,13 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Proves that `hashes` are the piece hashes of the file `id` under `layout`.
+    /// Verifies that `hashes` are the piece hashes of the file `id`.
     pub fn verify(id: FileId, layout: PieceLayout, hashes: Vec<PieceHash>) -> Result<Self, ManifestError> {
         let manifest = Self::from_hashes(layout, hashes)?;
         if manifest.id == id { Ok(manifest) } else { Err(ManifestError::Mismatch { id }) }
     }
 
-    /// The manifest of a file whose pieces were hashed here; its id follows from the hashes.
+    /// Computes the id from the hashes of all pieces.
     pub fn from_hashes(layout: PieceLayout, hashes: Vec<PieceHash>) -> Result<Self, ManifestError> {
         if hashes.len() != layout.count() as usize {
             return Err(ManifestError::Count {
@@ -72,22 +72,22 @@ impl Manifest {
         Ok(Self { id: FileId::from_bytes(id), layout, hashes })
     }
 
-    /// The file's id.
+    /// The id of the file.
     pub const fn id(&self) -> FileId {
         self.id
     }
 
-    /// The file's pieces.
+    /// The layout of the file.
     pub const fn layout(&self) -> PieceLayout {
         self.layout
     }
 
-    /// One hash for each piece, in order.
+    /// The hashes of the pieces in order.
     pub fn hashes(&self) -> &[PieceHash] {
         &self.hashes
     }
 
-    /// Whether `content` is this piece of the file: its length and its hash are right.
+    /// Returns whether `content` has the length and the hash of the piece.
     pub fn piece_is(&self, piece: PieceIndex, content: &[u8]) -> bool {
         self.hashes.get(piece.as_usize()).is_some_and(|expected| {
             content.len() == self.layout.len(piece) && hash_piece(self.layout, piece, content) == *expected
@@ -95,13 +95,12 @@ impl Manifest {
     }
 }
 
-/// The hash of a piece's content.
+/// Computes the hash of a piece.
 ///
 /// # Panics
-/// If `content` has not the length of the piece: callers check what comes from outside, as
-/// [`Manifest::piece_is`] does.
+/// If `content` does not have the length of the piece. Callers check untrusted content, as [`Manifest::piece_is`] does.
 pub fn hash_piece(layout: PieceLayout, piece: PieceIndex, content: &[u8]) -> PieceHash {
-    assert_eq!(content.len(), layout.len(piece), "the caller checks the length of a piece");
+    assert_eq!(content.len(), layout.len(piece), "the caller checks the length of the piece");
     if layout.count() == 1 {
         return *blake3::hash(content).as_bytes();
     }
@@ -110,7 +109,7 @@ pub fn hash_piece(layout: PieceLayout, piece: PieceIndex, content: &[u8]) -> Pie
     hasher.finalize_non_root()
 }
 
-/// The chaining value above a run of piece hashes.
+/// Returns the chaining value of the subtree over the hashes.
 fn merge(hashes: &[PieceHash]) -> PieceHash {
     match hashes {
         [only] => *only,
@@ -121,7 +120,7 @@ fn merge(hashes: &[PieceHash]) -> PieceHash {
     }
 }
 
-/// How many of `count` pieces (2 or more) are in the left subtree: the largest power of two below the count.
+/// Returns the number of pieces in the left subtree: the largest power of two below `count`, which is at least 2.
 fn left_count(count: usize) -> usize {
     count.next_power_of_two() / 2
 }
@@ -148,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_is_the_blake3_hash_at_every_boundary() {
+    fn id_is_blake3_hash_at_piece_boundaries() {
         let piece = 256 * 1024;
         let sizes = [0, 1, 63, 64, 65, 1023, 1024, 1025]
             .into_iter()
@@ -160,8 +159,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_several_gib_has_the_blake3_hash_as_its_id() {
-        // 2.5 GiB of zeros with pieces of 512 KiB, never held in memory at once.
+    fn id_of_file_of_several_gib_is_blake3_hash() {
+        // 2.5 GiB of zeros in pieces of 512 KiB, hashed piece by piece.
         let size = (5u64 << 29) + 12_345;
         let layout = PieceLayout::new(size).unwrap();
         assert_eq!(layout.piece_size(), 512 * 1024);
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_swapped_missing_or_surplus_hash_is_refused() {
+    fn wrong_hash_or_count_is_refused() {
         let good = manifest_of(&pattern(700_000));
         let (id, layout) = (good.id(), good.layout());
         let mut changed = good.hashes().to_vec();
@@ -194,22 +193,22 @@ mod tests {
     }
 
     #[test]
-    fn another_claimed_size_fails_at_the_last_piece() {
+    fn wrong_size_fails_at_last_piece() {
         let content = pattern(700_000);
         let good = manifest_of(&content);
         let claimed = PieceLayout::new(700_001).unwrap();
-        let lie = Manifest::verify(good.id(), claimed, good.hashes().to_vec()).unwrap();
+        let wrong = Manifest::verify(good.id(), claimed, good.hashes().to_vec()).unwrap();
         let last = claimed.last().unwrap();
         let mut longer = content[claimed.offset(last) as usize..].to_vec();
-        assert!(!lie.piece_is(last, &longer), "the true content has not the claimed length");
+        assert!(!wrong.piece_is(last, &longer), "the true content does not have the claimed length");
         longer.push(0);
-        assert!(!lie.piece_is(last, &longer), "and no content of the claimed length has the hash");
+        assert!(!wrong.piece_is(last, &longer), "no content of the claimed length has the hash");
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn the_id_is_the_blake3_hash_at_any_size(size in 0usize..3_000_000) {
+        fn id_is_blake3_hash_at_any_size(size in 0usize..3_000_000) {
             let content = pattern(size);
             let manifest = manifest_of(&content);
             prop_assert_eq!(*manifest.id().as_bytes(), *blake3::hash(&content).as_bytes());

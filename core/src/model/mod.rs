@@ -1,9 +1,9 @@
-//! Values without I/O: ids, the piece layout, manifests, bitmaps, endpoints, collections.
+//! Values without I/O: ids, piece layouts, manifests, bitmaps, endpoints, collections, credentials.
 //!
-//! Every id and index is a type of its own, and what can be wrong is checked when the value is made, so that
-//! the rest of the code passes around values that hold.
+//! Every id and index has its own type. Constructors and parsers validate, so the rest of the code handles only valid values.
 
 pub mod bitmap;
+pub mod cbor;
 pub mod collection;
 pub mod endpoint;
 #[cfg(test)]
@@ -12,5 +12,10 @@ pub mod id;
 pub mod identity;
 pub mod layout;
 pub mod manifest;
+pub mod membership;
 pub mod name;
+pub mod network;
 pub mod record;
+pub mod secret;
+pub mod session;
+pub mod time;

@@ -5,21 +5,21 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The longest name, in bytes of UTF-8.
+/// The maximum length of a name in bytes of UTF-8.
 pub const MAX_NAME: usize = 255;
 
-/// Why a text is not a name.
+/// The text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a name for a file: {problem}")]
+#[error("invalid file name {text:?}: {problem}")]
 pub struct ParseNameError {
-    /// The text as it was given, cut to a length that can be shown.
+    /// The text, truncated to 80 characters.
     pub text: String,
-    /// What is wrong with it.
+    /// The violated rule.
     pub problem: &'static str,
 }
 
-/// A checked name: 1 to 255 bytes, no control characters, no path separators, not `.` or `..`, and nothing
-/// that could be read as an id or the prefix of one (8 to 64 hexadecimal digits).
+/// A valid name: 1 to 255 bytes without control characters and path separators, other than `.` and `..`, and not 8 to 64
+/// hexadecimal digits, which the command line reads as an id or its prefix.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 
@@ -36,17 +36,17 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Self, ParseNameError> {
         let refuse = |problem| ParseNameError { text: text.chars().take(80).collect(), problem };
         if text.is_empty() || text.len() > MAX_NAME {
-            return Err(refuse("a name has 1 to 255 bytes"));
+            return Err(refuse("the length is not 1 to 255 bytes"));
         }
         if text.chars().any(char::is_control) {
-            return Err(refuse("a name has no control characters"));
+            return Err(refuse("the name contains a control character"));
         }
         if text.contains(['/', '\\']) || text == "." || text == ".." {
-            return Err(refuse("a name is not a path"));
+            return Err(refuse("the name is a path"));
         }
         if (8..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(refuse(
-                "8 to 64 hexadecimal digits would be taken for an id; choose another with --name",
+                "8 to 64 hexadecimal digits are read as an id; choose another name with --name",
             ));
         }
         Ok(Self(text.to_owned()))
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_could_be_paths_ids_or_tricks_are_refused() {
+    fn path_id_and_control_characters_are_refused() {
         let long = "a".repeat(256);
         for text in ["", ".", "..", "a/b", "a\\b", "a\nb", "\u{7f}x", "deadbeef", &"0".repeat(64), &long] {
             assert!(text.parse::<Name>().is_err(), "{text:?}");

@@ -1,4 +1,4 @@
-//! What is known of a published file and of who offers it.
+//! Records of published files and of their providers.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,38 +6,38 @@ use super::endpoint::Endpoint;
 use super::id::{FileId, PeerId};
 use super::name::Name;
 
-/// What the content of a file is.
+/// The type of the content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileKind {
-    /// Bytes that mean nothing to Enjambre.
+    /// Opaque bytes.
     File,
     /// The list of the files of a directory, see [`super::collection::Collection`].
     Collection,
 }
 
-/// One published version of a name.
+/// A published version of a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
     /// The hash of the content.
     pub id: FileId,
-    /// The name it was published under.
+    /// The name.
     pub name: Name,
-    /// The number of this version of the name, from 1.
+    /// The version of the name, from 1.
     pub version: u64,
-    /// The size in bytes, as its publisher claims; proven only by its last piece.
+    /// The size in bytes, as claimed by the publisher. Only the last piece proves it.
     pub size: u64,
-    /// What the content is.
+    /// The type of the content.
     pub kind: FileKind,
-    /// When it was published, in milliseconds since 1970-01-01 UTC by the tracker's clock.
+    /// The time of publication in milliseconds since 1970-01-01 UTC, by the clock of the tracker.
     pub published_ms: u64,
-    /// Who published it.
+    /// The publisher.
     pub publisher: PeerId,
-    /// How many living peers offer it, complete or in part.
+    /// The number of active peers that offer all or part of the file.
     pub providers: u32,
 }
 
-/// What a publisher says of a file that it puts into the catalogue.
+/// A file as its publisher registers it in the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Publication {
     /// The name.
@@ -46,29 +46,29 @@ pub struct Publication {
     pub id: FileId,
     /// The size in bytes.
     pub size: u64,
-    /// What the content is.
+    /// The type of the content.
     pub kind: FileKind,
 }
 
-/// A living peer that offers a file.
+/// An active peer that offers a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provider {
-    /// Who it is.
+    /// The id of the peer.
     pub peer: PeerId,
-    /// Where it can be reached, the best first.
+    /// Its endpoints, in order of preference.
     pub endpoints: Vec<Endpoint>,
-    /// The size in bytes that it claims the file has.
+    /// The size of the file in bytes, as claimed by the peer.
     pub size: u64,
-    /// Whether it said that it has the whole file.
+    /// Whether the peer claims to have the whole file.
     pub complete: bool,
 }
 
-/// What a peer offers: one line of an announcement.
+/// An entry of an announcement: a file that a peer offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// The file.
     pub id: FileId,
-    /// The size in bytes that the peer claims it has.
+    /// The size of the file in bytes, as claimed by the peer.
     pub size: u64,
     /// Whether the peer has the whole file.
     pub complete: bool,

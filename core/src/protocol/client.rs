@@ -1,4 +1,4 @@
-//! The asking end: a typed call over a connection.
+//! The requesting side: typed calls over a connection.
 
 use bytes::Bytes;
 
@@ -10,33 +10,32 @@ use crate::transport::envelope::RequestId;
 use crate::transport::error::TransportError;
 use crate::transport::{Connection, Deadline};
 
-/// Why a call gave no reply.
+/// Why a call returned no reply.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum CallError {
-    /// The message did not get there or the reply not back.
+    /// The request or the reply was not transferred.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The remote refused.
+    /// The remote answered with an error.
     #[error("{endpoint} answered: {error}")]
     Remote {
-        /// Who refused.
+        /// The remote.
         endpoint: Endpoint,
-        /// What it said.
+        /// Its answer.
         error: ErrorReply,
     },
-    /// The remote broke the protocol.
-    #[error("{endpoint} broke the protocol: {problem}")]
+    /// The remote violated the protocol.
+    #[error("protocol violation by {endpoint}: {problem}")]
     Protocol {
-        /// Who did.
+        /// The remote.
         endpoint: Endpoint,
-        /// What it did.
+        /// The violation.
         problem: &'static str,
     },
 }
 
 impl CallError {
-    /// What the remote said, if it was the remote that refused.
+    /// Returns the error reply of the remote, if there is one.
     pub const fn remote(&self) -> Option<&ErrorReply> {
         match self {
             Self::Remote { error, .. } => Some(error),
@@ -45,17 +44,17 @@ impl CallError {
     }
 }
 
-/// Asks and waits for the reply and its payload.
-pub async fn ask(
+/// Sends a request and returns its reply and payload.
+pub async fn call(
     connection: &dyn Connection,
     request: &Request,
     deadline: Deadline,
 ) -> Result<(Reply, Bytes), CallError> {
-    ask_as(connection, connection.next_id(), request, deadline).await
+    call_with_id(connection, connection.next_id(), request, deadline).await
 }
 
-/// As [`ask`], under an id of the connection that the caller took before, to be able to cancel the request.
-pub async fn ask_as(
+/// Like [`call`], with an id that the caller has taken from the connection. The id allows cancelling the request.
+pub async fn call_with_id(
     connection: &dyn Connection,
     id: RequestId,
     request: &Request,
@@ -69,10 +68,10 @@ pub async fn ask_as(
     }
 }
 
-/// The error for a reply of a kind that does not answer the request.
+/// The error for a reply of a kind that does not belong to the request.
 pub fn unexpected(connection: &dyn Connection) -> CallError {
     CallError::Protocol {
         endpoint: connection.endpoint().clone(),
-        problem: "its reply is not one to this request",
+        problem: "the reply does not match the request",
     }
 }

@@ -1,4 +1,4 @@
-//! Errors that travel: what one node tells another about a request that it could not answer.
+//! Error replies.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 use crate::model::record::FileRecord;
 use crate::storage::error::StorageError;
 
-/// What kind of failure it is, for programs.
+/// The machine-readable cause of an error reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// The request is not well formed, or a value in it is not allowed.
+    /// The request is malformed or contains an invalid value.
     Malformed,
-    /// The kind of request or its version is not known here.
+    /// The kind or version of the request is unknown, or the feature is disabled on the node.
     Unsupported,
-    /// The request or the reply to it would be larger than allowed.
+    /// The request or its reply exceeds a limit.
     TooLarge,
-    /// There is no such file, piece or peer here.
+    /// The file, piece or name is unknown.
     NotFound,
-    /// The session is not valid (any more), or the sender is not a member of the swarm.
+    /// The session is invalid, or the sender is not a member of the swarm.
     Unauthorized,
-    /// The sender is known and may not do this.
+    /// The sender is authenticated but lacks the right.
     Forbidden,
-    /// Not now; repeat it after a while, or ask somebody else.
+    /// The node is overloaded or shutting down. Retry later or at another node.
     Busy,
-    /// It contradicts what somebody else did at the same time.
+    /// The request conflicts with a concurrent request.
     Conflict,
-    /// There is no room.
+    /// There is no free space.
     Full,
-    /// Several files match.
+    /// Several files match the query.
     Ambiguous,
-    /// The database failed; repeat it later.
+    /// The database failed. Retry later.
     Storage,
-    /// A failure that is the node's own fault, or a code that is not known here.
+    /// An internal fault of the node, or an unknown code.
     Internal,
 }
 
@@ -55,7 +55,7 @@ const CODES: [(ErrorCode, &str); 12] = [
 ];
 
 impl ErrorCode {
-    /// The code as it is written on the wire.
+    /// Returns the code as text, as on the wire.
     pub fn as_str(self) -> &'static str {
         CODES.iter().find(|(code, _)| *code == self).map_or("internal", |(_, text)| text)
     }
@@ -79,46 +79,46 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// The reply to a request that could not be answered.
+/// An error reply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct ErrorReply {
-    /// What kind of failure it is.
+    /// The cause, for programs.
     pub code: ErrorCode,
-    /// What happened, for people.
+    /// The cause, for people.
     pub message: String,
-    /// In how many milliseconds it makes sense to ask again.
+    /// The delay before a retry, in milliseconds.
     #[serde(default, rename = "retry_after", skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// With `ambiguous`: the files that match, at most 16.
+    /// The matching files, at most 16; only with `ambiguous`.
     #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
     pub matches: Box<[FileRecord]>,
 }
 
 impl ErrorReply {
-    /// A failure of this kind.
+    /// Creates an error reply.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), retry_after_ms: None, matches: Box::default() }
     }
 
-    /// The same, to be asked again after a while.
+    /// Sets the delay before a retry.
     pub fn retry_after(mut self, pause: Duration) -> Self {
         self.retry_after_ms = Some(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
         self
     }
 }
 
-/// What a remote learns of a failure of the database: whether to ask again, and nothing of what is inside.
+/// Reveals to the remote whether a retry makes sense, and no internals of the database.
 impl From<StorageError> for ErrorReply {
     fn from(error: StorageError) -> Self {
         match error {
             StorageError::Full { .. } => Self::new(ErrorCode::Full, "the database is full"),
             StorageError::TooLarge { .. } | StorageError::InvalidKey { .. } => {
-                Self::new(ErrorCode::TooLarge, "this is more than the database holds")
+                Self::new(ErrorCode::TooLarge, "the request exceeds a limit of the database")
             }
-            StorageError::Closed => Self::new(ErrorCode::Busy, "shutting down"),
+            StorageError::Closed => Self::new(ErrorCode::Busy, "the node is shutting down"),
             StorageError::Unavailable { .. } => {
-                let message = "the database is not available at the moment";
+                let message = "the database is temporarily unavailable";
                 Self::new(ErrorCode::Storage, message).retry_after(Duration::from_secs(1))
             }
             _ => Self::new(ErrorCode::Storage, "the database failed").retry_after(Duration::from_secs(1)),

@@ -1,24 +1,25 @@
-//! Fuzz targets: headers as they come from the network.
+//! Fuzz targets for headers from the network.
+
+use bytes::Bytes;
 
 use super::lookup::{EncodedPeer, Lookup, ProvidersReply};
 use super::message::{MAX_PROVIDERS, Reply, Request};
 use super::{announce, codec, lookup};
-use crate::cbor::{ARRAY, BYTES, TEXT, UINT, put_head, take_head};
+use crate::model::cbor::{ARRAY, BYTES, TEXT, UINT, put_head, take_head};
 use crate::model::record::Provider;
-use crate::transport::envelope::{self, Envelope, PROTOCOL_VERSION, RequestId};
+use crate::transport::envelope::{self, EncodedRequest, RequestId};
 
-/// What the encoding of something read may have more than what it was read from: fields that were left out, and the
-/// names of kinds.
-const MORE: usize = 200;
-/// The longest answer to a request that was not understood.
-const LONGEST_REFUSAL: usize = 200;
+/// Maximum growth of a message that is decoded and encoded again: omitted fields, and names of kinds.
+const MAX_GROWTH: usize = 200;
+/// Maximum size of the reply to a malformed request.
+const MAX_REFUSAL: usize = 200;
 
 /// Heads of CBOR items.
 pub(crate) fn head(data: &[u8]) {
     for kind in [UINT, BYTES, TEXT, ARRAY] {
         let mut rest = data;
         let Some(value) = take_head(&mut rest, kind) else {
-            assert_eq!(rest, data, "nothing is taken of what is not there");
+            assert_eq!(rest, data, "a failed read consumes nothing");
             continue;
         };
         let mut written = Vec::new();
@@ -28,67 +29,75 @@ pub(crate) fn head(data: &[u8]) {
     }
 }
 
-/// Requests, and that everything that reads some of them without a serializer reads the same.
+/// Requests. All decoders return the same.
 pub(crate) fn request(data: &[u8]) {
-    let read = codec::decode_any_request(data);
-    if let Some(found) = announce::read(data) {
-        assert_eq!(read.as_ref(), Some(&found));
-    }
-    if let Some(found) = lookup::read(data) {
-        assert_eq!(read, Some(owned(found)));
-    }
-    let envelope = envelope::read(data);
-    match codec::decode_request(data) {
-        Ok((id, request)) => {
-            assert_eq!(read.as_ref(), Some(&(id, request.clone())));
-            assert_eq!(envelope, Some(Envelope { version: PROTOCOL_VERSION, id: Some(id) }));
-            let written = codec::encode_request(id, &request);
-            assert!(written.len() <= data.len() + MORE, "{} bytes of {}", written.len(), data.len());
-            match &request {
-                Request::Announce { .. } => assert!(announce::read(&written).is_some()),
-                Request::Find { .. } | Request::Providers { .. } => assert!(lookup::read(&written).is_some()),
-                _ => {}
-            }
-            assert_eq!(codec::decode_request(&written), Ok((id, request)));
+    let id = envelope::id_of(data);
+    let request = match EncodedRequest::parse(&Bytes::copy_from_slice(data)) {
+        Ok(request) => request,
+        Err(reply) => {
+            assert!(reply.len() < MAX_REFUSAL && envelope::id_of(&reply) == id);
+            assert!(matches!(codec::decode_reply(&reply), Some(Err(_))));
+            return;
         }
-        Err(refusal) => {
-            assert_eq!(read, None);
-            assert_eq!(refusal.id, envelope.and_then(|envelope| envelope.id));
-            assert!(refusal.error.message.len() < LONGEST_REFUSAL);
-            let answer = codec::encode_reply(refusal.id, Err(&refusal.error));
-            assert_eq!(codec::decode_reply(&answer), Some(Err(refusal.error)));
+    };
+    assert_eq!(id, Some(request.id()));
+    let any = codec::decode_any(&request);
+    if let Some(decoded) = announce::decode(&request) {
+        assert_eq!(any.as_ref(), Some(&decoded));
+    }
+    if let Some(decoded) = lookup::decode(&request) {
+        assert_eq!(any, Some(owned(decoded)));
+    }
+    match codec::decode_request(&request) {
+        Ok(decoded) => {
+            assert_eq!(any.as_ref(), Some(&decoded));
+            let written = codec::encode_request(request.id(), &decoded);
+            assert!(written.len() <= data.len() + MAX_GROWTH, "{} bytes of {}", written.len(), data.len());
+            let parsed = EncodedRequest::parse(&written).expect("it was encoded here");
+            let is_specialized = match &decoded {
+                Request::Announce { .. } => announce::decode(&parsed).is_some(),
+                Request::Find { .. } | Request::Providers { .. } => lookup::decode(&parsed).is_some(),
+                _ => true,
+            };
+            assert!(is_specialized, "{decoded:?}");
+            assert_eq!((parsed.id(), codec::decode_request(&parsed)), (request.id(), Ok(decoded)));
+        }
+        Err(error) => {
+            assert_eq!(any, None);
+            assert!(error.message.len() < MAX_REFUSAL);
+            let reply = codec::encode_reply(id, Err(&error));
+            assert_eq!(codec::decode_reply(&reply), Some(Err(error)));
         }
     }
 }
 
-fn owned((id, lookup): (RequestId, Lookup<'_>)) -> (RequestId, Request) {
-    let request = match lookup {
+fn owned(lookup: Lookup<'_>) -> Request {
+    match lookup {
         Lookup::Find { query } => Request::Find { query: query.to_owned() },
         Lookup::Providers { id } => Request::Providers { id },
-    };
-    (id, request)
-}
-
-/// Replies. What is told of providers must be what a tracker can tell on.
-pub(crate) fn reply(data: &[u8]) {
-    let instead = envelope::too_large_reply(data);
-    assert!(instead.len() < LONGEST_REFUSAL && matches!(codec::decode_reply(&instead), Some(Err(_))));
-    let Some(reply) = codec::decode_reply(data) else { return };
-    let written = codec::encode_reply(None, reply.as_ref());
-    assert!(written.len() <= data.len() + MORE, "{} bytes of {}", written.len(), data.len());
-    assert_eq!(codec::decode_reply(&written), Some(reply.clone()));
-    if let Ok(Reply::Providers { providers }) = reply {
-        told_on(&providers);
     }
 }
 
-fn told_on(providers: &[Provider]) {
+/// Replies. A tracker can encode the providers in a decoded reply.
+pub(crate) fn reply(data: &[u8]) {
+    let replacement = envelope::too_large_reply(data);
+    assert!(replacement.len() < MAX_REFUSAL && matches!(codec::decode_reply(&replacement), Some(Err(_))));
+    let Some(reply) = codec::decode_reply(data) else { return };
+    let written = codec::encode_reply(None, reply.as_ref());
+    assert!(written.len() <= data.len() + MAX_GROWTH, "{} bytes of {}", written.len(), data.len());
+    assert_eq!(codec::decode_reply(&written), Some(reply.clone()));
+    if let Ok(Reply::Providers { providers }) = reply {
+        encode_again(&providers);
+    }
+}
+
+fn encode_again(providers: &[Provider]) {
     let mut reply = ProvidersReply::default();
     let mut fitted = Vec::new();
     for provider in providers {
         let encoded = EncodedPeer::new(&provider.peer, &provider.endpoints);
-        if let Some(told) = encoded.told(true) {
-            if !reply.push(told, provider.size, provider.complete) {
+        if let Some(peer) = encoded.visible_to(true) {
+            if !reply.push(peer, provider.size, provider.complete) {
                 break;
             }
             fitted.push(provider.clone());

@@ -1,6 +1,8 @@
 //! All requests and replies.
 //!
-//! Unknown fields are ignored, so that a field can be added; a new meaning gets a new kind.
+//! Unknown fields are ignored, so a later version can add fields. A different meaning requires a new kind.
+
+use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -8,77 +10,61 @@ use serde::{Deserialize, Serialize};
 use crate::model::endpoint::Endpoint;
 use crate::model::id::FileId;
 use crate::model::identity::{PublicKey, Signature};
+use crate::model::membership::SignedMembership;
 use crate::model::name::Name;
 use crate::model::record::{FileKind, FileRecord, Offer, Provider};
-use crate::swarm::invitation::Secret;
-use crate::swarm::membership::SignedMembership;
+use crate::model::secret::Secret;
+use crate::model::session::{CatalogueId, SessionId};
 use crate::transport::envelope::RequestId;
 
-/// The most offers or ids in one `announce` or `withdraw`.
+/// Maximum number of offers or ids in an `announce` or `withdraw` request.
 pub const MAX_OFFERS: usize = 800;
-/// The most files in one page of a `list`.
+/// Maximum number of files in a page of a list.
 pub const MAX_LIST: usize = 1000;
-/// The most endpoints that a peer may have.
+/// Maximum number of endpoints of a peer.
 pub const MAX_ENDPOINTS: usize = 8;
-/// The most providers in one reply to `providers`.
+/// Maximum number of providers in a reply.
 pub const MAX_PROVIDERS: usize = 100;
-/// The most ids in one `cancel`.
+/// Maximum number of ids in a `cancel` request.
 pub const MAX_CANCEL: usize = 1000;
-/// The most ids in one `files`.
+/// Maximum number of ids in a `files` request.
 pub const MAX_FILES: usize = 512;
-/// The longest pattern or query in bytes.
+/// Maximum length of a pattern or query in bytes.
 pub const MAX_QUERY: usize = 300;
 
-macro_rules! token {
-    ($(#[$doc:meta])* $name:ident, $len:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub struct $name(#[serde(with = "serde_bytes")] pub [u8; $len]);
+/// A random value that a peer signs to open a session. A tracker accepts it once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Nonce(#[serde(with = "serde_bytes")] pub [u8; 32]);
 
-        impl std::fmt::Debug for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "{}({}..)", stringify!($name), hex::encode(&self.0[..4]))
-            }
-        }
-    };
+impl fmt::Debug for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Nonce({}..)", hex::encode(&self.0[..4]))
+    }
 }
 
-token! {
-    /// A peer's session with a catalogue, given by `hello`.
-    SessionId, 16
-}
-token! {
-    /// The random id of a tracker database, the same for all trackers on it.
-    CatalogueId, 16
-}
-token! {
-    /// What a tracker wants signed.
-    Nonce, 32
-}
-
-/// Proof that a peer has its key, the second step of `hello`.
+/// Proof that a peer has its private key, sent in the second `open_session` request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HelloProof {
-    /// The peer's public key.
+pub struct SessionProof {
+    /// The public key of the peer.
     pub key: PublicKey,
-    /// The nonce of the reply to the first step, on the same connection.
+    /// The nonce from the reply to the first `open_session` request on the same connection.
     pub nonce: Nonce,
-    /// The signature of [`HelloProof::signed_bytes`].
+    /// The signature of [`SessionProof::signed_bytes`].
     pub signature: Signature,
-    /// Where the peer can be reached. A host that means every address (`0.0.0.0`, `::`) stands for the address
-    /// that the tracker sees. Empty for a peer that offers nothing.
+    /// The endpoints of the peer. The tracker replaces an unspecified host (`0.0.0.0`, `::`) by the address that it sees.
+    /// Empty for a peer that offers nothing.
     pub endpoints: Vec<Endpoint>,
 }
 
-impl HelloProof {
-    /// What the peer signs: the text `enjambre hello 1`, the catalogue id, the nonce, and the BLAKE3 hash of the
-    /// endpoints' texts, each ended by a line feed.
+impl SessionProof {
+    /// Returns the bytes that the peer signs: the text `enjambre session 1`, the catalogue id, the nonce, and the BLAKE3 hash
+    /// of the texts of the endpoints, each followed by a line feed.
     pub fn signed_bytes(catalogue: CatalogueId, nonce: Nonce, endpoints: &[Endpoint]) -> Vec<u8> {
         let mut hasher = blake3::Hasher::new();
         for endpoint in endpoints {
             hasher.update(endpoint.to_string().as_bytes()).update(b"\n");
         }
-        [&b"enjambre hello 1"[..], &catalogue.0, &nonce.0, hasher.finalize().as_bytes()].concat()
+        [&b"enjambre session 1"[..], &catalogue.0, &nonce.0, hasher.finalize().as_bytes()].concat()
     }
 }
 
@@ -87,221 +73,221 @@ impl HelloProof {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Request {
-    /// To a tracker: begins a session. Without `proof` it asks for a nonce, with it for the session. A newer
-    /// session of a peer voids the older ones. Answered by [`Reply::Hello`].
-    Hello {
-        /// Absent in the first step.
+    /// To a tracker: requests a nonce, or with `proof` opens a session. A newer session of a peer voids the older ones. The
+    /// reply is [`Reply::OpenSession`].
+    OpenSession {
+        /// `None` in the first step.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        proof: Option<HelloProof>,
+        proof: Option<SessionProof>,
     },
-    /// To a tracker: puts a file under a name into the catalogue and the sender among its providers. Answered by
-    /// [`Reply::Published`] when it is durable.
+    /// To a tracker: adds a file to the catalogue under a name, and the sender to the providers of the file. The reply is
+    /// [`Reply::Published`], after a durable commit.
     Publish {
-        /// The sender's session.
+        /// The session of the sender.
         session: SessionId,
         /// The name.
         name: Name,
-        /// The file that the sender has in whole.
+        /// The file, of which the sender has the complete content.
         id: FileId,
-        /// Its size in bytes.
+        /// The size in bytes.
         size: u64,
-        /// What it is.
+        /// The kind of the file.
         kind: FileKind,
     },
-    /// To a tracker: the sender offers these files, at most [`MAX_OFFERS`]. Answered by [`Reply::Announced`].
+    /// To a tracker: the sender offers these files from now on, at most [`MAX_OFFERS`]. The reply is [`Reply::Announced`].
     Announce {
-        /// The sender's session.
+        /// The session of the sender.
         session: SessionId,
-        /// What it offers.
+        /// The files and the state of the sender's copies.
         offers: Vec<Offer>,
     },
-    /// To a tracker: the sender no longer offers these files, at most [`MAX_OFFERS`]. Answered by [`Reply::Done`].
+    /// To a tracker: the sender stops offering these files, at most [`MAX_OFFERS`]. The reply is [`Reply::Done`].
     Withdraw {
-        /// The sender's session.
+        /// The session of the sender.
         session: SessionId,
         /// The files.
         ids: Vec<FileId>,
     },
-    /// To a tracker: the sender lives for one more lease. Answered by [`Reply::Done`], or by [`Reply::Renewed`] where the
-    /// sender says what it knows of its swarm and that is one by invitation; `unauthorized` asks for a new `hello` and a new
-    /// announcement of everything.
+    /// To a tracker: extends the sender's lease. The reply is [`Reply::Done`], or [`Reply::Renewed`] if the swarm is
+    /// invite-only and `membership` is set. After the error `unauthorized`, the sender opens a new session and announces all
+    /// its files again.
     Renew {
-        /// The sender's session.
+        /// The session of the sender.
         session: SessionId,
-        /// What it knows of its swarm.
+        /// The membership state of the sender.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        known: Option<KnownSwarm>,
+        membership: Option<MembershipState>,
     },
-    /// To a tracker: the sender goes away for now. Answered by [`Reply::Done`].
+    /// To a tracker: the sender goes offline. The reply is [`Reply::Done`].
     Leave {
-        /// The sender's session.
+        /// The session of the sender.
         session: SessionId,
     },
-    /// To a tracker: keep a copy of this file. Asked again, it tells how far that is. Answered by [`Reply::Pin`].
+    /// To a tracker: stores a replica of a file. Repeated requests return the progress. The reply is [`Reply::Pin`].
     Pin {
-        /// The sender's session.
+        /// The session of the sender.
         session: SessionId,
         /// A file of the catalogue.
         id: FileId,
     },
-    /// To a tracker: the copy of this file is no longer needed. Answered by [`Reply::Done`].
+    /// To a tracker: the replica of a file is no longer needed. The reply is [`Reply::Done`].
     Unpin {
-        /// The sender's session.
+        /// The session of the sender.
         session: SessionId,
         /// The file.
         id: FileId,
     },
-    /// To a tracker of a swarm by invitation: the sender, whose connection is authenticated, wants to come in. Answered by
+    /// To a tracker of an invite-only swarm: makes the peer of this authenticated connection a member. The reply is
     /// [`Reply::Joined`].
     Join {
         /// The secret of the invitation.
         secret: Secret,
     },
-    /// To a peer of a swarm by invitation: the sender is a member. Answered by [`Reply::Introduced`].
-    Introduce {
-        /// What says so.
+    /// To a peer of an invite-only swarm: proves the membership of the sender. The reply is [`Reply::Authorized`].
+    Authorize {
+        /// The membership of the sender.
         membership: SignedMembership,
     },
-    /// To a tracker: the newest file of a name, or the file of an id or a prefix of one. Answered by
+    /// To a tracker: looks up the newest version of a name, or a file by its id or a prefix of it. The reply is
     /// [`Reply::Find`].
     Find {
-        /// A name, 64 hexadecimal digits, or the first 8 or more of them.
+        /// A name, 64 hexadecimal digits, or at least the first 8 of them.
         query: String,
     },
-    /// To a tracker: who offers this file now. Answered by [`Reply::Providers`].
+    /// To a tracker: looks up the providers of a file. The reply is [`Reply::Providers`].
     Providers {
         /// The file.
         id: FileId,
     },
-    /// To a tracker: a page of the catalogue. Answered by [`Reply::List`].
+    /// To a tracker: requests a page of the catalogue. The reply is [`Reply::List`].
     List {
-        /// Which names: all that contain the text; with `*` or `?` in it, all that match as a whole. Empty: all.
+        /// A substring of the names, or with `*` or `?` a pattern for whole names. Empty matches all names.
         #[serde(default)]
         pattern: String,
-        /// Where the last page ended.
+        /// The cursor of the previous page.
         #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
         cursor: Option<Vec<u8>>,
-        /// The most files wanted, at most [`MAX_LIST`].
+        /// Maximum number of files to return, at most [`MAX_LIST`].
         limit: u32,
     },
-    /// To either: what it is and how it does. Answered by [`Reply::TrackerStatus`] or [`Reply::PeerStatus`].
+    /// To a tracker or a peer: requests its status. The reply is [`Reply::TrackerStatus`] or [`Reply::PeerStatus`].
     Status,
-    /// To a peer: the piece hashes of a file from `first` on. Answered by [`Reply::Manifest`].
+    /// To a peer: requests the piece hashes of a file. The reply is [`Reply::Manifest`].
     Manifest {
         /// The file.
         id: FileId,
-        /// The first piece whose hash is wanted.
+        /// The index of the first piece.
         first: u32,
     },
-    /// To a peer: which pieces of a file it has. Answered by [`Reply::Have`].
+    /// To a peer: requests the bitmap of a file. The reply is [`Reply::Have`].
     Have {
         /// The file.
         id: FileId,
-        /// Where this is set, the answer may wait until what the peer has is something else.
+        /// Allows the peer to delay the reply until its bitmap changes (long poll).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         wait: Option<HaveWait>,
     },
-    /// To a peer: the content of one piece. Answered by [`Reply::Piece`], or by [`Reply::Elsewhere`] where it was
-    /// asked sparingly.
+    /// To a peer: requests the content of a piece. The reply is [`Reply::Piece`], or with `super_seed` possibly
+    /// [`Reply::AlreadySent`].
     Piece {
         /// The file.
         id: FileId,
-        /// The number of the piece.
+        /// The index of the piece.
         index: u32,
-        /// The piece is wanted only if it was not given to anybody else yet.
+        /// The sender prefers a piece that the peer has not sent to other peers yet (super-seeding).
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        sparing: bool,
+        super_seed: bool,
     },
-    /// To a peer: the content of small files, each of one piece or none, at most [`MAX_FILES`]. Answered by
+    /// To a peer: requests the content of small files of at most one piece each, at most [`MAX_FILES`]. The reply is
     /// [`Reply::Files`].
     Files {
         /// The files.
         ids: Vec<FileId>,
     },
-    /// To a peer: these requests on the same connection need no answer any more; those not yet begun are
-    /// answered with `busy` and no payload. Answered by [`Reply::Done`].
+    /// To a peer: cancels requests of the same connection. Those that have not started get the error `busy`. The reply is
+    /// [`Reply::Done`].
     Cancel {
-        /// Request ids, at most [`MAX_CANCEL`].
+        /// The request ids, at most [`MAX_CANCEL`].
         ids: Vec<RequestId>,
     },
 }
 
-/// What a peer knows of its swarm.
+/// The membership state of a member of an invite-only swarm.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownSwarm {
-    /// Up to which version it has all revocations; 0 for none.
+pub struct MembershipState {
+    /// The version up to which the member has all revocations; 0 for none.
     pub revocations: u64,
-    /// When its own membership ends, in milliseconds since 1970-01-01 UTC; 0 where it has none.
-    pub until: u64,
+    /// The end of its membership, in milliseconds since 1970-01-01 UTC; 0 if it has none.
+    pub expires_ms: u64,
 }
 
-/// For how long an answer to `have` may wait for something new.
+/// The condition of a long poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaveWait {
-    /// How many pieces the asker knows of.
+    /// The number of pieces that the requester knows of.
     pub known: u32,
-    /// The longest wait in milliseconds.
-    pub millis: u64,
+    /// Maximum delay of the reply, in milliseconds.
+    pub timeout_ms: u64,
 }
 
-/// The answer to a request. Which reply carries a payload is said with it.
+/// The reply to a request. Kinds with a payload say so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reply {
-    /// To `hello`.
-    Hello {
-        /// Which catalogue this is.
+    /// To `open_session`.
+    OpenSession {
+        /// The catalogue of the tracker.
         catalogue: CatalogueId,
-        /// To be signed in the second step.
+        /// The nonce to sign in the second step.
         nonce: Nonce,
         /// The session, after the second step.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        welcome: Option<Welcome>,
+        grant: Option<SessionGrant>,
     },
     /// To `publish`.
     Published {
-        /// The version of the name that the file is.
+        /// The version of the name.
         version: u64,
-        /// False where it was the newest already and nothing was changed.
+        /// False if the file already was the newest version.
         new: bool,
     },
     /// To `announce`.
     Announced {
-        /// The ids that the catalogue does not have; they were left out.
+        /// The files that the catalogue does not contain; they were not added.
         unknown: Vec<FileId>,
     },
-    /// To requests that ask for nothing.
+    /// To requests without a result.
     Done,
-    /// To `renew` in a swarm by invitation: what is news to the sender.
+    /// To `renew` in an invite-only swarm.
     Renewed {
-        /// Its next membership, long before the one that it has ends.
+        /// A new membership, once less than half of the current one remains.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         membership: Option<SignedMembership>,
-        /// The next signed page of revocations, see [`crate::swarm::revocations::RevocationPage::verify`].
+        /// The next signed page of revocations. The format is in section 9 of `docs/PROTOCOL.md`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         revocations: Option<Bytes>,
-        /// Whether there is another page behind it: the sender need not wait to ask for that.
+        /// Whether further pages follow. The sender then renews again immediately.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         more: bool,
     },
     /// To `join`.
     Joined {
-        /// The sender's membership.
+        /// The membership of the sender.
         membership: SignedMembership,
     },
-    /// To `introduce`.
-    Introduced {
-        /// The membership of who answers; none where it has none that did not end.
+    /// To `authorize`.
+    Authorized {
+        /// The membership of the answering peer; `None` if it has no valid one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         membership: Option<SignedMembership>,
     },
     /// To `pin`.
     Pin {
-        /// How many bytes of the file the tracker has.
-        have: u64,
-        /// Whether it has the whole file, durably.
-        held: bool,
+        /// The number of bytes stored so far.
+        stored: u64,
+        /// Whether the whole file is stored durably.
+        complete: bool,
     },
     /// To `find`.
     Find {
@@ -310,96 +296,97 @@ pub enum Reply {
     },
     /// To `providers`.
     Providers {
-        /// Living peers, in random order, at most [`MAX_PROVIDERS`].
+        /// Live peers in random order, at most [`MAX_PROVIDERS`].
         providers: Vec<Provider>,
     },
     /// To `list`.
     List {
-        /// Files in the order of their names, the newest version of a name first. May be empty before the end.
+        /// Files ordered by name, the newest version of a name first. Pages before the last may be empty.
         files: Vec<FileRecord>,
-        /// Where the next page begins; none at the end.
+        /// The cursor for the next page; `None` on the last page.
         #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
         cursor: Option<Vec<u8>>,
     },
-    /// To `status` from a tracker.
+    /// To `status`, from a tracker.
     TrackerStatus(TrackerStatus),
-    /// To `status` from a peer.
+    /// To `status`, from a peer.
     PeerStatus(PeerStatus),
-    /// To `manifest`. The payload is the hashes of the pieces from `first` on, 32 bytes each; as many as fit.
+    /// To `manifest`. The payload contains the hashes of the pieces from `first`, 32 bytes each, as many as fit.
     Manifest {
-        /// The size of the file in bytes, as the peer claims.
+        /// The claimed size of the file in bytes.
         size: u64,
     },
-    /// To `have`. The payload is the bitmap; empty where the peer has all.
+    /// To `have`. The payload is the bitmap; empty if the file is complete.
     Have {
-        /// The size of the file in bytes, as the peer claims.
+        /// The claimed size of the file in bytes.
         size: u64,
-        /// Whether the peer has the whole file.
+        /// Whether the peer has the complete file.
         complete: bool,
     },
     /// To `piece`. The payload is the content.
     Piece,
-    /// To `piece` that was asked sparingly: it was given to somebody else. The payload is the bitmap of the pieces that were.
-    Elsewhere,
-    /// To `files`. The payload is the content of those that are here, one after the other.
+    /// To `piece` with `super_seed`: the peer has already sent this piece to another peer. The payload is the bitmap of all
+    /// pieces already sent.
+    AlreadySent,
+    /// To `files`. The payload is the concatenated content of the files with a size.
     Files {
-        /// The size of each file in the order of the request; none for one that is not here, or has several
-        /// pieces. As many from the front as fit: the others are to be asked for again.
+        /// The size of each file in the order of the request; `None` if the peer does not have the file, or the file has
+        /// several pieces. Covers the prefix of the request that fits; the requester repeats the rest.
         sizes: Vec<Option<u64>>,
     },
 }
 
 /// A new session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Welcome {
-    /// The session, to be sent with everything that is done in the peer's name.
+pub struct SessionGrant {
+    /// The session. All requests on behalf of the peer carry it.
     pub session: SessionId,
-    /// How long the peer counts as alive after a renewal, in milliseconds. Renew three times in that time.
+    /// The duration of the lease in milliseconds. The peer renews three times per lease.
     pub lease_ms: u64,
-    /// The endpoints that others are told.
+    /// The endpoints that other peers receive.
     pub endpoints: Vec<Endpoint>,
-    /// In a swarm by invitation: the peer's membership.
+    /// The membership of the peer, in an invite-only swarm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub membership: Option<SignedMembership>,
 }
 
-/// How a tracker does.
+/// The status of a tracker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrackerStatus {
-    /// The version of the program.
+    /// The program version.
     pub program: String,
-    /// Milliseconds since it started.
+    /// Milliseconds since the start.
     pub uptime_ms: u64,
     /// Versions of names in the catalogue.
     pub files: u64,
-    /// Peers that are alive.
+    /// Live peers.
     pub peers: u64,
-    /// Whether it keeps copies on request, and how many bytes it has room for.
+    /// The replica store; `None` if the tracker has none.
     pub store: Option<StoreStatus>,
 }
 
-/// How the copies do that a tracker keeps.
+/// The status of the replica store of a tracker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Bytes that may be kept.
+    /// Maximum number of bytes stored.
     pub quota: u64,
-    /// Bytes that are promised to pinned files.
+    /// Bytes reserved for pinned files.
     pub reserved: u64,
     /// Pinned files.
     pub pins: u64,
 }
 
-/// How a peer does.
+/// The status of a peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
-    /// The version of the program.
+    /// The program version.
     pub program: String,
-    /// Milliseconds since it started.
+    /// Milliseconds since the start.
     pub uptime_ms: u64,
-    /// Files that it offers, complete or in part.
+    /// Files offered, complete or partial.
     pub files: u64,
-    /// Bytes of content sent since the start.
-    pub sent: u64,
-    /// Piece requests that it serves at the moment.
-    pub serving: u64,
+    /// Content bytes sent since the start.
+    pub sent_bytes: u64,
+    /// `piece` and `files` requests in progress.
+    pub active_requests: u64,
 }

@@ -1,4 +1,4 @@
-//! The answering end: takes requests from a listener and gives each exactly one reply.
+//! The answering side: gives each request of a listener exactly one reply.
 
 use std::sync::Arc;
 
@@ -9,19 +9,19 @@ use tokio_util::task::TaskTracker;
 use super::codec;
 use super::error::ErrorReply;
 use super::message::{Reply, Request};
-use crate::transport::envelope::RequestId;
+use crate::transport::envelope::{EncodedRequest, RequestId};
 use crate::transport::{Incoming, Listener, Message, PeerInfo, ReplySink};
 
 /// Answers requests.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// The header of the reply to a request that is still encoded, where it is known without waiting for anything;
-    /// else [`Handler::handle`] is asked. It must not take long: the requests behind it wait.
-    fn answer_at_once(&self, _header: &[u8], _peer: &PeerInfo) -> Option<Bytes> {
+    /// Returns the header of the reply if it is available without waiting and without decoding the request in general.
+    /// Otherwise, [`Handler::handle`] is called. The method must return quickly: the following requests wait.
+    fn answer_immediately(&self, _request: &EncodedRequest, _peer: &PeerInfo) -> Option<Bytes> {
         None
     }
 
-    /// The reply to a request and its payload. Who sends a large payload reserves it at `sink` before reading it.
+    /// Returns the reply and its payload. Reserves a large payload at `sink` before reading it.
     async fn handle(
         &self,
         id: RequestId,
@@ -31,17 +31,17 @@ pub trait Handler: Send + Sync + 'static {
     ) -> Result<(Reply, Bytes), ErrorReply>;
 }
 
-/// Answers every request of the listener, until the listener is shut down; then waits for what is under way. What
-/// cannot be answered at once has a task of its own. How many there can be is bounded by the transport's limits.
+/// Answers all requests of a listener until it is shut down, then waits for the requests in progress. Each request that is
+/// not answered immediately gets a task. The limits of the transport bound the number of tasks.
 pub async fn serve(listener: Arc<dyn Listener>, handler: Arc<dyn Handler>) {
     let tasks = TaskTracker::new();
     while let Ok(incoming) = listener.accept().await {
-        if let Some(header) = handler.answer_at_once(&incoming.header, &incoming.peer) {
+        if let Some(header) = handler.answer_immediately(&incoming.request, &incoming.peer) {
             let Incoming { peer, reply, .. } = incoming;
-            let mut sent = Box::pin(send(reply, peer, Message { header, payload: Bytes::new() }));
-            // Where there is room for the reply, this is all.
-            if futures::poll!(&mut sent).is_pending() {
-                tasks.spawn(sent);
+            let mut sending = Box::pin(send(reply, peer, Message { header, payload: Bytes::new() }));
+            // Needs no task unless the reply budget is exhausted.
+            if futures::poll!(&mut sending).is_pending() {
+                tasks.spawn(sending);
             }
             continue;
         }
@@ -54,22 +54,23 @@ pub async fn serve(listener: Arc<dyn Listener>, handler: Arc<dyn Handler>) {
 
 async fn send(reply: Box<dyn ReplySink>, peer: PeerInfo, message: Message) {
     if let Err(error) = reply.send(message).await {
-        tracing::debug!(connection = peer.connection.0, %error, "a reply could not be sent");
+        tracing::debug!(connection = peer.connection.0, %error, "reply not sent");
     }
 }
 
 async fn answer(handler: &dyn Handler, incoming: Incoming) {
-    let Incoming { header, peer, mut reply } = incoming;
-    let decoded = codec::decode_request(&header);
-    // The answer may wait for long, and it may be large.
-    drop(header);
-    let (id, result) = match decoded {
-        Ok((id, request)) => (Some(id), handler.handle(id, request, &peer, &mut *reply).await),
-        Err(refusal) => (refusal.id, Err(refusal.error)),
+    let Incoming { request, peer, mut reply } = incoming;
+    let id = request.id();
+    let decoded = codec::decode_request(&request);
+    // A request can be large, and the handler can take long.
+    drop(request);
+    let result = match decoded {
+        Ok(request) => handler.handle(id, request, &peer, &mut *reply).await,
+        Err(error) => Err(error),
     };
     let (header, payload) = match result {
-        Ok((answer, payload)) => (codec::encode_reply(id, Ok(&answer)), payload),
-        Err(error) => (codec::encode_reply(id, Err(&error)), Bytes::new()),
+        Ok((answer, payload)) => (codec::encode_reply(Some(id), Ok(&answer)), payload),
+        Err(error) => (codec::encode_reply(Some(id), Err(&error)), Bytes::new()),
     };
     send(reply, peer, Message { header, payload }).await;
 }

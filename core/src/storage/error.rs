@@ -1,11 +1,11 @@
-//! What can go wrong in a storage, by what the caller can do about it.
+//! The errors of a storage, classified by how a caller can react.
 
 use std::path::{Path, PathBuf};
 
-/// The error of the engine beneath, kept as the source.
+/// The error of the underlying engine or server.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
-/// An error of a storage. Where not said otherwise, nothing was applied.
+/// An error of a storage. Unless a variant says otherwise, nothing was applied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StorageError {
@@ -13,90 +13,89 @@ pub enum StorageError {
     #[error("a condition of the batch does not hold")]
     Conflict,
     /// The key is empty or longer than [`super::value::MAX_KEY`].
-    #[error("a key has 1 to 1024 bytes, not {length}")]
+    #[error("invalid key of {length} bytes: the length must be 1 to 1024 bytes")]
     InvalidKey {
-        /// The length given, in bytes.
+        /// The length of the key in bytes.
         length: usize,
     },
-    /// Beyond what the backend can hold, see [`super::Storage::limits`].
-    #[error("a {what} of {actual} bytes is larger than the {limit} bytes that this storage holds")]
+    /// The value or batch exceeds the limits of the backend, see [`super::Storage::limits`].
+    #[error("{what} of {actual} bytes exceeds the limit of {limit} bytes of this storage")]
     TooLarge {
         /// `"value"` or `"batch"`.
         what: &'static str,
-        /// The largest, in bytes.
+        /// The limit in bytes.
         limit: usize,
-        /// The size given, in bytes.
+        /// The actual size in bytes.
         actual: usize,
     },
-    /// No room on the disk, or a quota is used up. May be repeated once there is room.
-    #[error("the storage is full; free some space and it goes on")]
+    /// The disk is full or a quota is exhausted. The call may be repeated after space is freed.
+    #[error("no space left for the database; free some space, then the operation continues")]
     Full {
-        /// The engine's error.
+        /// The error of the engine.
         #[source]
         source: Source,
     },
-    /// It is not known whether the batch was applied.
-    #[error("the storage failed in the middle of a commit; whether it was applied is not known")]
+    /// The batch may or may not be applied.
+    #[error("commit outcome unknown: the storage failed during the commit")]
     Indeterminate {
-        /// The engine's error.
+        /// The error of the engine.
         #[source]
         source: Source,
     },
-    /// The storage cannot answer at the moment: it is being reopened, or the server is away. May be repeated.
-    #[error("the storage is not available at the moment: {reason}")]
+    /// The storage is being reopened, or its server is unreachable. The call may be repeated.
+    #[error("storage unavailable: {reason}")]
     Unavailable {
-        /// Why, in a few words.
+        /// The reason.
         reason: String,
     },
     /// The storage was closed.
-    #[error("the storage is closed")]
+    #[error("storage closed")]
     Closed,
-    /// What is on the disk is not what was written.
-    #[error("the storage is damaged: {what}")]
+    /// The data on disk is damaged.
+    #[error("corrupt database: {what}")]
     Corrupt {
-        /// What was found, and where.
+        /// The damage and its location.
         what: String,
-        /// The engine's error, if it noticed.
+        /// The error of the engine, if it detected the damage.
         #[source]
         source: Option<Source>,
     },
-    /// Another process has the database open.
+    /// Another process has opened the database.
     #[error("{} is in use by another process; stop it, or choose another path", path.display())]
     Locked {
-        /// The file or folder that is locked.
+        /// The locked file or directory.
         path: PathBuf,
     },
-    /// The database was written by a newer version.
+    /// A newer version of the program wrote the database.
     #[error(
-        "{} has format version {found}, but this program reads up to {supported}; use a newer program",
-        path.display()
+        "{database} has format version {found}, but this program supports only version {supported}; upgrade the program"
     )]
     NewerFormat {
         /// The database.
-        path: PathBuf,
-        /// The version found.
+        database: String,
+        /// The version of the database.
         found: u64,
-        /// The newest version that is understood.
+        /// The supported version.
         supported: u64,
     },
     /// Any other failure of the engine.
-    #[error("the storage failed while it tried to {action}")]
+    #[error("cannot {action}")]
     Backend {
-        /// What was tried.
+        /// The failed action, for example `open FILE`.
         action: String,
-        /// The engine's error.
+        /// The error of the engine.
         #[source]
         source: Source,
     },
 }
 
 impl StorageError {
-    /// A failure of the engine while it tried to do `action` ("open FILE").
+    /// A failure of the engine during `action`, a verb phrase such as `open FILE`.
     pub fn backend(action: impl Into<String>, source: impl Into<Source>) -> Self {
         Self::Backend { action: action.into(), source: source.into() }
     }
 
-    /// Damage of the database at a path, which the engine noticed.
+    /// Damage of the database at `path` that the engine detected.
     pub fn damaged(path: &Path, source: impl Into<Source>) -> Self {
         Self::Corrupt { what: path.display().to_string(), source: Some(source.into()) }
     }
@@ -106,7 +105,7 @@ impl StorageError {
         Self::Corrupt { what: what.into(), source: None }
     }
 
-    /// Whether the same call may succeed later without anything being mended in the program.
+    /// Returns whether a repeated call may succeed without a repair.
     pub const fn is_temporary(&self) -> bool {
         matches!(self, Self::Full { .. } | Self::Unavailable { .. })
     }

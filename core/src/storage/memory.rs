@@ -1,8 +1,7 @@
-//! The storage in memory: the reference that every backend is compared with, and the disk of simulations.
+//! An in-memory storage: the reference implementation for tests, and the disk of simulations.
 //!
-//! [`Memory::new`] keeps its data as long as it lives. A [`Disk`] outlives the storages opened on it, as a real
-//! disk outlives processes: opening it anew is what a restart after a crash sees, and [`Disk::power_cut`] takes
-//! back what was not synced. Nothing here touches a real disk.
+//! The data of [`Memory::new`] is dropped with it. A [`Disk`] outlives the storages opened on it. Opening it again simulates a
+//! restart after a crash, and [`Disk::power_cut`] reverts commits that were not synced.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,27 +19,23 @@ use super::engine::page_of;
 use super::error::StorageError;
 use super::value::{Batch, Condition, Durability, Key, KeyRange, Limits, Space, Write};
 
-/// What the memory storage holds, unless others were asked for.
+/// The default limits.
 const LIMITS: Limits =
     Limits { max_value: 1024 * 1024, max_batch: 32 * 1024 * 1024, max_page_bytes: 1024 * 1024 };
 
-/// The ordered entries of every space: what an engine keeps, without any of its durability.
+/// The sorted entries of all spaces, without durability.
 #[derive(Debug, Default)]
-pub(crate) struct Spaces(BTreeMap<Space, BTreeMap<Bytes, Bytes>>);
+pub struct Spaces(BTreeMap<Space, BTreeMap<Bytes, Bytes>>);
 
 impl Spaces {
-    pub(crate) fn get(&self, space: Space, key: &Key) -> Option<&Bytes> {
+    /// Returns the value of a key.
+    pub fn get(&self, space: Space, key: &Key) -> Option<&Bytes> {
         self.0.get(&space)?.get(key.as_bytes())
     }
 
-    pub(crate) fn scan(
-        &self,
-        space: Space,
-        range: &KeyRange,
-        limit: usize,
-        max_bytes: usize,
-    ) -> Vec<(Key, Bytes)> {
-        // `BTreeMap::range` panics where the end is before the start.
+    /// Returns a page of the entries in a range.
+    pub fn scan(&self, space: Space, range: &KeyRange, limit: usize, max_bytes: usize) -> Vec<(Key, Bytes)> {
+        // `BTreeMap::range` panics if the end is before the start.
         let Some(entries) = self.0.get(&space).filter(|_| !range.is_empty()) else { return Vec::new() };
         let bounds: (Bound<&[u8]>, Bound<&[u8]>) =
             (range.start.as_ref().map(|b| &b[..]), range.end.as_ref().map(|b| &b[..]));
@@ -58,8 +53,8 @@ impl Spaces {
         }
     }
 
-    /// Applies one write and gives the value from before.
-    pub(crate) fn apply(&mut self, write: &Write) -> Option<Bytes> {
+    /// Applies a write and returns the previous value.
+    pub fn apply(&mut self, write: &Write) -> Option<Bytes> {
         let (space, key) = write.target();
         self.set(space, key.as_bytes(), write.value().cloned())
     }
@@ -67,26 +62,26 @@ impl Spaces {
     fn set(&mut self, space: Space, key: &[u8], value: Option<Bytes>) -> Option<Bytes> {
         let entries = self.0.entry(space).or_default();
         match value {
-            // Copied, so that a small value does not hold on to the large buffer that it was cut from.
+            // Copied, because a slice would keep the whole buffer of the caller alive.
             Some(value) => entries.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(&value)),
             None => entries.remove(key),
         }
     }
 }
 
-/// The commits since the last sync, each with the values from before of the keys that it wrote.
+/// The previous values of the keys written by each commit since the last sync.
 type Unsynced = Vec<Vec<(Space, Bytes, Option<Bytes>)>>;
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts the openings; only the storage of the last one may go on.
+    /// The number of openings. Storages of earlier openings are closed.
     generation: u64,
     spaces: Spaces,
-    /// Kept only where a power cut can come: not by [`Memory::new`], whose disk nobody gets hold of.
+    /// `None` for [`Memory::new`], whose disk is not accessible and cannot lose power.
     unsynced: Option<Unsynced>,
 }
 
-/// A disk in memory that outlives the storages opened on it.
+/// An in-memory disk that outlives the storages opened on it.
 #[derive(Clone)]
 pub struct Disk {
     state: Arc<RwLock<State>>,
@@ -105,8 +100,8 @@ impl Disk {
         Self { state: Arc::new(RwLock::new(state)) }
     }
 
-    /// Opens the disk, as a process does after a restart: everything that was committed is there. Storages that
-    /// were opened on it before are closed, as if their process had been killed.
+    /// Opens the disk with all committed data, as after a restart of the process. Storages opened before are closed, as if their
+    /// process was killed.
     pub fn open(&self) -> Memory {
         let mut state = self.state.write();
         state.generation += 1;
@@ -118,12 +113,12 @@ impl Disk {
         }
     }
 
-    /// Takes back everything since the last sync or durable commit, and closes the storages that are open.
+    /// Simulates a power failure: reverts all commits since the last sync or durable commit and closes all storages.
     pub fn power_cut(&self) {
         self.power_cut_keeping(0);
     }
 
-    /// As [`Disk::power_cut`], but so many of the commits since the last sync had reached the disk in time.
+    /// Like [`Disk::power_cut`], but keeps the first `commits` commits since the last sync.
     pub fn power_cut_keeping(&self, commits: usize) {
         let mut state = self.state.write();
         state.generation += 1;
@@ -135,12 +130,12 @@ impl Disk {
         }
     }
 
-    /// How many commits there were since the last sync.
+    /// The number of commits since the last sync.
     pub fn unsynced(&self) -> usize {
         self.state.read().unsynced.as_ref().map_or(0, Vec::len)
     }
 
-    /// The keys of a space.
+    /// Returns the keys of a space.
     pub fn keys(&self, space: Space) -> Vec<Bytes> {
         self.state
             .read()
@@ -150,7 +145,7 @@ impl Disk {
             .map_or_else(Vec::new, |entries| entries.keys().cloned().collect())
     }
 
-    /// How many entries there are in each space that was ever written.
+    /// Returns the number of entries of each space that was written.
     pub fn entries(&self) -> Vec<(Space, usize)> {
         self.state.read().spaces.0.iter().map(|(space, entries)| (*space, entries.len())).collect()
     }
@@ -162,7 +157,7 @@ impl fmt::Debug for Disk {
     }
 }
 
-/// The storage in memory.
+/// An in-memory storage.
 #[derive(Debug)]
 pub struct Memory {
     disk: Disk,
@@ -178,17 +173,17 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// An empty storage whose data goes with it.
+    /// An empty storage. Its data is dropped with it.
     pub fn new() -> Self {
         Disk { state: Arc::default() }.open()
     }
 
-    /// The same storage with other limits.
+    /// Replaces the limits.
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
-    /// Runs `read` on the current state, unless this storage is closed.
+    /// Calls `read` with the current state unless the storage is closed.
     fn read<T>(&self, read: impl FnOnce(&State) -> T) -> Result<T, StorageError> {
         let state = self.disk.state.read();
         self.check_open(&state)?;
@@ -285,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_power_cut_takes_back_what_was_not_synced_and_a_crash_does_not() {
+    async fn power_cut_reverts_unsynced_commits_and_crash_does_not() {
         let disk = Disk::default();
         let before = disk.open();
         before.commit(put("a", "1"), Durability::Buffered).await.unwrap();
@@ -305,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_power_cut_may_leave_the_first_of_the_commits_that_were_not_synced() {
+    async fn power_cut_can_keep_first_unsynced_commits() {
         let disk = Disk::new();
         let storage = disk.open();
         storage.commit(put("a", "1"), Durability::Durable).await.unwrap();

@@ -1,21 +1,20 @@
-//! The plug-in trait for databases: spaces, keys, bytes and atomic batches.
+//! The plug-in trait for databases: an ordered key-value store with atomic batches.
 //!
-//! What the bytes mean lives once, above it, in [`crate::catalogue`] and [`crate::library`]. A networked backend
-//! implements [`Storage`] itself. An embedded engine is synchronous: it implements the small [`engine::Engine`],
-//! and [`embedded::Embedded`] makes it a `Storage` with group commit and reader threads. The obligations below
-//! are checked by the `conformance` kit (feature `testkit`).
+//! A networked backend implements [`Storage`] directly. An embedded, synchronous engine implements the small trait
+//! [`engine::Engine`], and [`embedded::Embedded`] adapts it to `Storage` with group commit and reader threads. The meaning of keys
+//! and values is defined in the catalogue and the library of the crate `enjambre-swarm`. The conformance kit of the crate
+//! `enjambre-testkit` tests the requirements of `Storage`.
 
-#[cfg(any(test, feature = "testkit"))]
-pub mod conformance;
-pub mod copy;
+pub mod database_file;
 pub mod embedded;
 pub mod engine;
 pub mod error;
-#[cfg(any(test, feature = "testkit"))]
-pub mod fault;
+pub mod format;
+pub mod inspect;
 pub mod layers;
+pub mod location;
 pub mod memory;
-pub mod place;
+pub mod pages;
 pub mod value;
 
 use std::fmt::Debug;
@@ -26,30 +25,43 @@ use bytes::Bytes;
 use error::StorageError;
 use value::{Batch, Durability, Key, KeyRange, Limits, Space};
 
-/// What a storage is opened for, so that a backend can choose page sizes and table shapes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Many small records.
-    Records,
-    /// Pieces of files: values of up to the backend's largest, written once.
-    Content,
-}
+pub use value::Role;
 
 /// An ordered key-value store with atomic, conditional batches.
 ///
-/// Keys are ordered by unsigned bytes within their space; a space that was never written is empty. Every method
-/// may be called from many tasks at once. After [`Storage::close`] each method returns
-/// [`StorageError::Closed`]. No method blocks the thread it is polled on.
+/// Keys are sorted by unsigned bytes within their space. A space that was never written is empty. All methods may be called
+/// concurrently. After [`Storage::close`] every method returns [`StorageError::Closed`]. No method blocks the polling thread.
+///
+/// ```
+/// use enjambre_core::{Batch, Durability, Key, KeyRange, Memory, Space, Storage, StorageError};
+///
+/// const USERS: Space = Space::new("users");
+///
+/// # fn main() -> Result<(), StorageError> {
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let storage = Memory::new();
+/// let alice = Key::new("alice")?;
+/// let mut batch = Batch::new();
+/// batch.require_absent(USERS, alice.clone()).put(USERS, alice.clone(), "1");
+/// storage.commit(batch.clone(), Durability::Durable).await?;
+/// // The condition of the same batch does not hold any more.
+/// assert!(matches!(storage.commit(batch, Durability::Durable).await, Err(StorageError::Conflict)));
+/// assert_eq!(storage.get(USERS, &[alice.clone()]).await?, [Some("1".into())]);
+/// assert_eq!(storage.scan(USERS, KeyRange::all(), 10).await?, [(alice, "1".into())]);
+/// storage.close().await
+/// # })
+/// # }
+/// ```
 #[async_trait]
 pub trait Storage: Debug + Send + Sync + 'static {
-    /// The value of each key, in the order asked for; `None` where a key is absent. What a successful commit
-    /// wrote before the call began is seen. The values of one call are not a snapshot.
+    /// Returns the value of each key in the order of `keys`, or `None` for an absent key. The call observes every commit that
+    /// returned before it started. The values are not a snapshot.
     async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError>;
 
-    /// One page of the entries in `range`, ascending by unsigned bytes of the key: at most `limit` entries and
-    /// about [`Limits::max_page_bytes`] bytes, but at least one entry where there is one and `limit` is not 0.
-    /// Ask for the next page with [`KeyRange::after`] the last key; an empty page is the end. A page is
-    /// consistent in itself; several pages are not a snapshot.
+    /// Returns one page of the entries in `range` in ascending order of the unsigned bytes of their keys: at most `limit` entries
+    /// and about [`Limits::max_page_bytes`] bytes, but at least one entry if the range is not empty and `limit` is not 0. The
+    /// range [`KeyRange::after`] the last key is the next page; an empty page is the end (see
+    /// [`pages::StorageExt::pages`]). A page is a snapshot; several pages together are not.
     async fn scan(
         &self,
         space: Space,
@@ -57,31 +69,33 @@ pub trait Storage: Debug + Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<(Key, Bytes)>, StorageError>;
 
-    /// Applies all of the batch or nothing of it. Its conditions are checked and its writes applied, in their
-    /// order, as one step in the order of all commits.
+    /// Applies the batch atomically. Commits are serializable: the conditions are checked and the writes applied in order as one
+    /// step.
     ///
-    /// - [`StorageError::Conflict`]: a condition does not hold; nothing was applied.
-    /// - [`StorageError::TooLarge`]: nothing was applied, and it never will fit.
-    /// - [`StorageError::Full`]: nothing was applied; it may be repeated once there is room.
-    /// - [`StorageError::Indeterminate`]: it is not known whether the batch was applied. Not to be repeated
-    ///   blindly: the repeated batch would meet its own writes as a `Conflict`.
+    /// After `Ok` with [`Durability::Buffered`] the batch survives a crash of the process. With [`Durability::Durable`] the
+    /// batch and all earlier commits survive a power failure. If the future is dropped, the batch is applied completely or not
+    /// at all.
     ///
-    /// On `Ok` with [`Durability::Buffered`] the batch survives a crash of the process; with
-    /// [`Durability::Durable`] it and everything committed before it survives a power cut. Dropping the future
-    /// leaves nothing half applied: the batch is applied in whole or not at all.
+    /// # Errors
+    /// - [`StorageError::Conflict`]: a condition does not hold. Nothing is applied.
+    /// - [`StorageError::TooLarge`]: the batch exceeds the limits. Nothing is applied.
+    /// - [`StorageError::Full`]: no space left. Nothing is applied; the batch may be repeated after space is freed.
+    /// - [`StorageError::Indeterminate`]: the batch may or may not be applied. A caller must not simply repeat it, because the
+    ///   repeated batch could conflict with its own writes.
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError>;
 
-    /// Returns when everything that was committed before the call survives a power cut.
+    /// Makes all commits that returned before the call durable.
     ///
-    /// After an error, whichever it is, some of what was only [`Durability::Buffered`] may be lost, and a later sync that
-    /// succeeds speaks for what is there then. So it is not repeated blindly: whoever has to know looks, or writes it again.
+    /// # Errors
+    /// After any error, commits with [`Durability::Buffered`] may be lost, and a later successful sync does not prove the
+    /// opposite. So a caller must not simply repeat it, but check or rewrite its data.
     async fn sync(&self) -> Result<(), StorageError>;
 
-    /// What this backend can hold. Constant over the life of the storage.
+    /// Returns the limits of the backend, which do not change while the storage is open.
     fn limits(&self) -> Limits;
 
-    /// Makes everything durable and lets go of files, locks and connections. Calls under way finish or return
-    /// [`StorageError::Closed`]. A second `close` is `Ok`. Dropping a storage without it loses nothing that was
-    /// acknowledged, but may leave the release of its lock to the background.
+    /// Makes all commits durable and releases files, locks and connections. Calls in progress finish or return
+    /// [`StorageError::Closed`]. A second `close` returns `Ok`. A storage that is dropped without `close` loses no acknowledged
+    /// commit, but its lock may be released later, in the background.
     async fn close(&self) -> Result<(), StorageError>;
 }

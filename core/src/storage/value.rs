@@ -1,4 +1,4 @@
-//! What goes into a storage: spaces, keys, ranges, batches, and the limits of a backend.
+//! Spaces, keys, ranges, batches, and the limits of a backend.
 
 use std::fmt;
 use std::ops::Bound;
@@ -7,31 +7,42 @@ use bytes::Bytes;
 
 use super::error::StorageError;
 
-/// The longest key in bytes. The shortest has 1.
+/// The maximum length of a key in bytes. The minimum is 1.
 pub const MAX_KEY: usize = 1024;
-/// The longest name of a space in bytes.
+/// The maximum length of the name of a space in bytes.
 pub const MAX_SPACE: usize = 32;
 
-/// A named set of keys, apart from all others: what SQL calls a table.
+/// The purpose of a database, so that a backend can choose page sizes and table layouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Many small records.
+    Records,
+    /// Pieces of files: values up to the largest that the backend supports, written once.
+    Content,
+}
+
+/// A named set of keys, separate from all other spaces, like a table in SQL.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Space {
-    /// The name, and behind it zeros.
+    /// The name, padded with zeros.
     padded: [u8; MAX_SPACE],
 }
 
 impl Space {
-    /// The space with this name: 1 to 32 lower-case ASCII letters, digits and underscores, a letter first.
+    /// The space with this name: 1 to 32 lower-case ASCII letters, digits and underscores, starting with a letter.
     ///
     /// # Panics
-    /// If the name is another; as a constant that is an error of the compiler.
+    /// If the name is invalid. In a constant that is a compile-time error.
     pub const fn new(name: &str) -> Self {
         match Self::parse(name) {
             Some(space) => space,
-            None => panic!("the name of a space has 1 to 32 lower-case letters, digits and underscores"),
+            None => {
+                panic!("invalid name of a space: expected 1 to 32 lower-case letters, digits and underscores")
+            }
         }
     }
 
-    /// As [`Space::new`]; `None` for another name.
+    /// Like [`Space::new`], but returns `None` if the name is invalid.
     pub const fn parse(name: &str) -> Option<Self> {
         let bytes = name.as_bytes();
         if bytes.is_empty() || bytes.len() > MAX_SPACE || !bytes[0].is_ascii_lowercase() {
@@ -49,7 +60,7 @@ impl Space {
         Some(Self { padded })
     }
 
-    /// The name, safe to use as an identifier in SQL.
+    /// The name, which is a valid SQL identifier.
     pub fn name(&self) -> &str {
         let end = self.padded.iter().position(|&byte| byte == 0).unwrap_or(MAX_SPACE);
         str::from_utf8(&self.padded[..end]).expect("the name of a space is ASCII")
@@ -67,7 +78,10 @@ impl fmt::Debug for Space {
 pub struct Key(Bytes);
 
 impl Key {
-    /// Checks the length of a key.
+    /// Creates a key.
+    ///
+    /// # Errors
+    /// [`StorageError::InvalidKey`] if the length is invalid.
     pub fn new(bytes: impl Into<Bytes>) -> Result<Self, StorageError> {
         let bytes = bytes.into();
         if bytes.is_empty() || bytes.len() > MAX_KEY {
@@ -81,7 +95,7 @@ impl Key {
         &self.0
     }
 
-    /// The bytes of the key, shared.
+    /// Converts the key into its bytes without a copy.
     pub fn into_bytes(self) -> Bytes {
         self.0
     }
@@ -99,24 +113,24 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A range of keys. Its bounds are plain bytes and may be empty.
+/// A range of keys. The bounds are arbitrary bytes and may be empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRange {
-    /// Where the range begins.
+    /// The lower bound.
     pub start: Bound<Bytes>,
-    /// Where it ends.
+    /// The upper bound.
     pub end: Bound<Bytes>,
 }
 
 impl KeyRange {
-    /// Every key.
+    /// The range of all keys.
     pub const fn all() -> Self {
         Self { start: Bound::Unbounded, end: Bound::Unbounded }
     }
 
-    /// Every key that begins with `prefix`.
+    /// The range of the keys that start with `prefix`.
     pub fn prefix(prefix: &[u8]) -> Self {
-        // The first key behind the prefix: its last byte that is not 0xff, plus one.
+        // The successor of all keys with the prefix: its last byte other than 0xff is incremented.
         let end = match prefix.iter().rposition(|&byte| byte != 0xff) {
             Some(last) => {
                 let mut end = prefix[..=last].to_vec();
@@ -128,12 +142,12 @@ impl KeyRange {
         Self { start: Bound::Included(Bytes::copy_from_slice(prefix)), end }
     }
 
-    /// The part of this range that lies after `key`.
+    /// The part of the range after `key`.
     pub fn after(&self, key: &Key) -> Self {
         Self { start: Bound::Excluded(key.0.clone()), end: self.end.clone() }
     }
 
-    /// Whether the key lies in the range.
+    /// Returns whether the range contains the key.
     pub fn contains(&self, key: &Key) -> bool {
         let key = key.as_bytes();
         let after_start = match &self.start {
@@ -149,8 +163,8 @@ impl KeyRange {
         after_start && before_end
     }
 
-    /// Whether no key can lie in the range, because its end is not behind its start. Some engines panic on such
-    /// a range or refuse it.
+    /// Returns whether the range cannot contain a key, because its end is not after its start. Some engines panic on such a
+    /// range or refuse it.
     pub fn is_empty(&self) -> bool {
         match (&self.start, &self.end) {
             (Bound::Included(start), Bound::Included(end)) => start > end,
@@ -162,33 +176,33 @@ impl KeyRange {
     }
 }
 
-/// What must hold for a batch to be applied.
+/// A precondition of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// The key has no value.
     Absent(Space, Key),
-    /// The key has exactly this value.
+    /// The key has this value.
     Equals(Space, Key, Bytes),
 }
 
-/// One change of a batch.
+/// A change in a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
-    /// Gives the key this value, whatever it had.
+    /// Sets the value of the key.
     Put(Space, Key, Bytes),
-    /// Takes the key away, if it is there.
+    /// Removes the key if it exists.
     Delete(Space, Key),
 }
 
 impl Write {
-    /// The space and key that are written.
+    /// The written space and key.
     pub const fn target(&self) -> (Space, &Key) {
         match self {
             Self::Put(space, key, _) | Self::Delete(space, key) => (*space, key),
         }
     }
 
-    /// The value that the key has afterwards.
+    /// The new value, or `None` for a deletion.
     pub const fn value(&self) -> Option<&Bytes> {
         match self {
             Self::Put(_, _, value) => Some(value),
@@ -196,24 +210,24 @@ impl Write {
         }
     }
 
-    /// The bytes of key and value.
+    /// The size of key and value in bytes.
     pub fn size(&self) -> usize {
         self.target().1.as_bytes().len() + self.value().map_or(0, Bytes::len)
     }
 }
 
-/// Conditions and writes that stand or fall together. Conditions see the state before the batch; of several
-/// writes to one key the last one counts.
+/// Conditions and writes that are applied atomically. Conditions apply to the state before the batch. If a batch writes a key
+/// several times, the last write wins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// All of these must hold.
+    /// The conditions, all of which must hold.
     pub conditions: Vec<Condition>,
-    /// These are applied in their order.
+    /// The writes, which are applied in order.
     pub writes: Vec<Write>,
 }
 
 impl Batch {
-    /// A batch without conditions and writes.
+    /// An empty batch.
     pub const fn new() -> Self {
         Self { conditions: Vec::new(), writes: Vec::new() }
     }
@@ -230,19 +244,19 @@ impl Batch {
         self
     }
 
-    /// Adds a write that gives the key a value.
+    /// Adds a write of a value.
     pub fn put(&mut self, space: Space, key: Key, value: impl Into<Bytes>) -> &mut Self {
         self.writes.push(Write::Put(space, key, value.into()));
         self
     }
 
-    /// Adds a write that takes the key away.
+    /// Adds a deletion.
     pub fn delete(&mut self, space: Space, key: Key) -> &mut Self {
         self.writes.push(Write::Delete(space, key));
         self
     }
 
-    /// The bytes of all keys and values in the batch: what [`Limits::max_batch`] bounds.
+    /// The size of all keys and values in bytes, which [`Limits::max_batch`] limits.
     pub fn size(&self) -> usize {
         let conditions = self.conditions.iter().map(|condition| match condition {
             Condition::Absent(_, key) => key.as_bytes().len(),
@@ -251,34 +265,37 @@ impl Batch {
         conditions.chain(self.writes.iter().map(Write::size)).sum()
     }
 
-    /// Whether there is nothing to check and nothing to write.
+    /// Returns whether the batch has neither conditions nor writes.
     pub fn is_empty(&self) -> bool {
         self.conditions.is_empty() && self.writes.is_empty()
     }
 }
 
-/// What a commit survives once it returned.
+/// The durability of a commit after it returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Durability {
-    /// A crash of the process; a power cut only after the next sync or durable commit.
+    /// Survives a crash of the process, and a power failure after the next sync or durable commit.
     Buffered,
-    /// A power cut.
+    /// Survives a power failure.
     Durable,
 }
 
-/// What a backend can hold.
+/// The limits of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest value in bytes; at least 32 KiB.
+    /// The maximum size of a value in bytes; at least 32 KiB.
     pub max_value: usize,
-    /// The largest batch in bytes, see [`Batch::size`]; at least 8 MiB.
+    /// The maximum size of a batch in bytes, see [`Batch::size`]; at least 8 MiB.
     pub max_batch: usize,
-    /// About how many bytes a page of a scan has at most; one entry may go beyond it. At least 64 KiB.
+    /// The maximum size of a page of a scan in bytes, which the last entry may exceed. At least 64 KiB.
     pub max_page_bytes: usize,
 }
 
 impl Limits {
-    /// Refuses a batch that goes beyond the limits.
+    /// Checks a batch against the limits.
+    ///
+    /// # Errors
+    /// [`StorageError::TooLarge`].
     pub fn check(&self, batch: &Batch) -> Result<(), StorageError> {
         for value in batch.writes.iter().filter_map(Write::value) {
             if value.len() > self.max_value {
@@ -307,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn spaces_are_ordered_by_their_names_and_other_names_are_refused() {
+    fn spaces_sort_by_name_and_invalid_names_are_refused() {
         let names = ["a", "a0", "a_b", "ab", "b", "b1234567890123456789012345678901"];
         let spaces = names.map(Space::new);
         assert!(spaces.is_sorted());
@@ -325,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_beyond_a_limit_is_refused() {
+    fn oversized_batch_is_refused() {
         const SPACE: Space = Space::new("s");
         let limits = Limits { max_value: 10, max_batch: 16, max_page_bytes: 1 };
         let mut batch = Batch::new();
@@ -340,7 +357,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_prefix_range_holds_exactly_the_keys_with_the_prefix(
+        fn prefix_range_contains_exactly_keys_with_prefix(
             prefix in prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 0..4),
             other in prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 1..6),
         ) {
@@ -349,7 +366,7 @@ mod tests {
         }
 
         #[test]
-        fn an_empty_range_contains_nothing(
+        fn empty_range_contains_no_key(
             start in prop::collection::vec(0u8..3, 0..3), end in prop::collection::vec(0u8..3, 0..3),
             kinds in (0..3, 0..3), probe in prop::collection::vec(0u8..3, 1..4),
         ) {

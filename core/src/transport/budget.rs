@@ -1,11 +1,10 @@
-//! How many bytes of replies may be queued: per connection and in the whole process.
+//! The budget for queued reply bytes, per connection and per process.
 //!
-//! A connection takes at most a quarter of what is free, so that a few that do not read leave room for the others.
-//! A connection that holds nothing may take half of what is free, and whoever comes when nothing at all is taken gets
-//! what it asks for: then even the largest reply comes through under a small budget. Several connections from one
-//! address take together at most half of what the other addresses leave: however many somebody opens who reads nothing,
-//! there is as much left for everybody else. Those who wait on one connection take turns; among connections a small reply
-//! may overtake a large one.
+//! A connection takes at most a quarter of the free bytes, so a few connections that do not read cannot exhaust the budget.
+//! A connection without reserved bytes may take half of the free bytes. If no bytes are reserved at all, any reservation
+//! succeeds, so that even the largest reply fits into a small budget. All connections of one address together take at most
+//! half of the bytes that the other addresses leave free, however many connections the address opens. Reservations of one
+//! connection are served in order; between connections, a small reservation may overtake a large one.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,9 +14,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::network_of;
+use crate::model::network::network_of;
 
-/// The bytes that the replies of all connections share.
+/// The budget that all connections share.
 #[derive(Debug)]
 pub struct ReplyBudget {
     total: usize,
@@ -29,17 +28,17 @@ pub struct ReplyBudget {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    /// By those addresses that have taken anything.
+    /// Only addresses with reserved bytes.
     by_address: HashMap<IpAddr, usize>,
 }
 
 impl ReplyBudget {
-    /// At most `total` bytes in all, and at most `per_connection` for each connection.
+    /// Creates a budget of `total` bytes, and at most `per_connection` bytes for each connection.
     pub fn new(total: usize, per_connection: usize) -> Arc<Self> {
         Arc::new(Self { total, per_connection, taken: Mutex::default(), released: Notify::new() })
     }
 
-    /// The share of one more connection, from this address where it has one.
+    /// Returns the budget of a new connection from this address.
     pub fn connection(self: &Arc<Self>, address: Option<IpAddr>) -> ConnectionBudget {
         ConnectionBudget {
             shared: Arc::new(Share {
@@ -51,7 +50,7 @@ impl ReplyBudget {
         }
     }
 
-    /// How many bytes are taken now, by all connections.
+    /// The number of reserved bytes of all connections.
     pub fn taken(&self) -> usize {
         self.taken.lock().all
     }
@@ -70,16 +69,17 @@ impl Share {
         let mut taken = self.budget.taken.lock();
         let mut own = self.taken.lock();
         let free = self.budget.total.saturating_sub(taken.all);
-        let there =
-            self.address.and_then(|address| taken.by_address.get(&address)).map_or(*own, |&there| there);
-        let alone = there == *own;
-        // Half of what other addresses leave, without what is taken of it.
-        let free_there = if alone { free } else { free.saturating_sub(there) / 2 };
-        // What it has already counts: else a few connections that do not read take everything in small steps.
+        let of_address =
+            self.address.and_then(|address| taken.by_address.get(&address)).map_or(*own, |&taken| taken);
+        let alone = of_address == *own;
+        // Half of the bytes that other addresses leave free, minus the reserved bytes of this address.
+        let free_for_address = if alone { free } else { free.saturating_sub(of_address) / 2 };
+        // Includes the bytes that the connection already has. Otherwise, a few connections that do not read would take the
+        // whole budget in small steps.
         let share = match *own {
             0 if alone => free / 2,
-            0 => free_there,
-            own => (free_there.saturating_add(own) / 4).min(self.budget.per_connection),
+            0 => free_for_address,
+            own => (free_for_address.saturating_add(own) / 4).min(self.budget.per_connection),
         };
         if taken.all > 0 && own.saturating_add(bytes) > share {
             return false;
@@ -107,11 +107,11 @@ impl Share {
         taken.all -= bytes;
         *self.taken.lock() -= bytes;
         if let Some(address) = self.address
-            && let Entry::Occupied(mut there) = taken.by_address.entry(address)
+            && let Entry::Occupied(mut of_address) = taken.by_address.entry(address)
         {
-            *there.get_mut() -= bytes;
-            if *there.get() == 0 {
-                there.remove();
+            *of_address.get_mut() -= bytes;
+            if *of_address.get() == 0 {
+                of_address.remove();
             }
         }
         drop(taken);
@@ -119,21 +119,21 @@ impl Share {
     }
 }
 
-/// What one connection may take of a [`ReplyBudget`]. Clones are the same share.
+/// The budget of one connection. Clones share it.
 #[derive(Debug, Clone)]
 pub struct ConnectionBudget {
     shared: Arc<Share>,
 }
 
 impl ConnectionBudget {
-    /// Waits until `bytes` are free and takes them. Dropping the future takes nothing.
+    /// Waits until `bytes` are free and reserves them. Dropping the future reserves nothing.
     pub async fn reserve(&self, bytes: usize) -> Reservation {
         if bytes > 0 && !self.shared.try_take(bytes) {
             let _turn = self.shared.turn.lock().await;
             loop {
                 let released = self.shared.budget.released.notified();
                 tokio::pin!(released);
-                // Before looking, so that nothing released from here on is missed.
+                // Before the check, so that no release is missed.
                 released.as_mut().enable();
                 if self.shared.try_take(bytes) {
                     break;
@@ -144,20 +144,20 @@ impl ConnectionBudget {
         Reservation { share: Arc::clone(&self.shared), bytes }
     }
 
-    /// Takes bytes at once, whether they are free or not. For what is added to a reservation: who waits while holding
-    /// something may wait for somebody who does the same.
+    /// Reserves bytes immediately, even if they are not free. For an increase of a reservation: waiting with a reservation
+    /// could deadlock.
     pub fn take(&self, bytes: usize) -> Reservation {
         self.shared.take(bytes);
         Reservation { share: Arc::clone(&self.shared), bytes }
     }
 
-    /// How many bytes this connection has taken.
+    /// The number of reserved bytes of this connection.
     pub fn taken(&self) -> usize {
         *self.shared.taken.lock()
     }
 }
 
-/// Bytes that were taken; dropping it gives them back.
+/// Reserved bytes. Dropping a reservation releases them.
 #[derive(Debug)]
 pub struct Reservation {
     share: Arc<Share>,
@@ -165,18 +165,18 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// How many bytes it holds.
+    /// The number of reserved bytes.
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Adds what another reservation of the same connection holds.
+    /// Adds the bytes of another reservation of the same connection.
     pub fn merge(&mut self, mut other: Self) {
         debug_assert!(Arc::ptr_eq(&self.share, &other.share), "reservations of one connection");
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
-    /// Gives back what is held beyond `bytes`.
+    /// Releases the bytes beyond `bytes`.
     pub fn shrink_to(&mut self, bytes: usize) {
         let surplus = self.bytes.saturating_sub(bytes);
         if surplus > 0 {
@@ -200,7 +200,7 @@ mod tests {
     use futures::FutureExt;
 
     #[tokio::test]
-    async fn a_connection_that_never_reads_leaves_room_for_the_others() {
+    async fn stalled_connection_leaves_budget_for_others() {
         let budget = ReplyBudget::new(32, 8);
         let mut held = Vec::new();
         let greedy = budget.connection(None);
@@ -212,11 +212,11 @@ mod tests {
         held.extend(others.iter().filter_map(|other| other.reserve(4).now_or_never()));
         assert!(budget.taken() <= 32);
         let small = budget.connection(None);
-        assert!(small.reserve(1).now_or_never().is_some(), "a small reply still fits");
+        assert!(small.reserve(1).now_or_never().is_some(), "a small reply fits");
     }
 
     #[tokio::test]
-    async fn several_connections_that_never_read_leave_room_for_another() {
+    async fn stalled_connections_leave_budget_for_another() {
         let budget = ReplyBudget::new(32 * 64, 8 * 64);
         let mut held = Vec::new();
         let greedy: Vec<_> = (0..10).map(|_| budget.connection(None)).collect();
@@ -226,11 +226,11 @@ mod tests {
             }
         }
         let another = budget.connection(None);
-        assert!(another.reserve(16).now_or_never().is_some(), "{} of 2048 are taken", budget.taken());
+        assert!(another.reserve(16).now_or_never().is_some(), "{} of 2048 reserved", budget.taken());
     }
 
     #[tokio::test]
-    async fn who_waits_goes_on_when_bytes_are_given_back() {
+    async fn waiting_reservation_continues_after_a_release() {
         let budget = ReplyBudget::new(8, 8);
         let connection = budget.connection(None);
         let mut first = connection.reserve(8).await;
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_largest_reply_comes_through_a_small_budget() {
+    async fn oversized_reply_fits_an_unused_budget() {
         let budget = ReplyBudget::new(8, 4);
         let held = budget.connection(None).reserve(100).now_or_never().unwrap();
         assert_eq!(held.bytes(), 100);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn merged_bytes_are_given_back_once() {
+    async fn merged_bytes_are_released_once() {
         let budget = ReplyBudget::new(100, 100);
         let connection = budget.connection(None);
         let mut first = connection.reserve(10).await;
@@ -268,7 +268,7 @@ mod tests {
         Some(IpAddr::from([10, 0, 0, last]))
     }
 
-    /// All that these connections can take in steps of 16.
+    /// Reserves as much as these connections can, in steps of 16.
     fn take_all(connections: &[ConnectionBudget]) -> Vec<Reservation> {
         let steps = |connection: &ConnectionBudget| {
             let connection = connection.clone();
@@ -278,43 +278,43 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_connections_of_an_address_leave_half_to_the_others() {
+    async fn connections_of_one_address_leave_half_to_others() {
         let budget = ReplyBudget::new(32 * 64, 8 * 64);
         let greedy: Vec<_> = (0..64).map(|_| budget.connection(from(1))).collect();
         let mut held = take_all(&greedy);
-        assert!((900..=1024).contains(&budget.taken()), "{} of 2048", budget.taken());
-        // Half of that is for the next one, and so on.
+        assert!((900..=1024).contains(&budget.taken()), "{} of 2048 reserved", budget.taken());
+        // The next address gets half of the rest.
         let more: Vec<_> = (0..64).map(|_| budget.connection(from(2))).collect();
         held.extend(take_all(&more));
-        assert!((1400..=1536).contains(&budget.taken()), "{} of 2048", budget.taken());
+        assert!((1400..=1536).contains(&budget.taken()), "{} of 2048 reserved", budget.taken());
         let modest = budget.connection(from(3));
         for _ in 0..8 {
-            held.push(modest.reserve(16).now_or_never().expect("there is room for others"));
+            held.push(modest.reserve(16).now_or_never().expect("others have a share"));
         }
         drop(held);
         assert_eq!((budget.taken(), budget.taken.lock().by_address.len()), (0, 0));
     }
 
     #[tokio::test]
-    async fn some_connections_of_an_address_leave_room_for_another_from_there() {
+    async fn some_connections_leave_budget_for_the_same_address() {
         let budget = ReplyBudget::new(32 * 64, 8 * 64);
         let greedy: Vec<_> = (0..8).map(|_| budget.connection(from(1))).collect();
         let _held = take_all(&greedy);
         assert!(
             budget.connection(from(1)).reserve(16).now_or_never().is_some(),
-            "{} are taken",
+            "{} reserved",
             budget.taken()
         );
     }
 
     #[tokio::test]
-    async fn who_is_alone_at_its_address_has_what_a_connection_may_have() {
+    async fn single_connection_of_an_address_gets_its_full_share() {
         for address in [None, from(1)] {
             let budget = ReplyBudget::new(32 * 64, 8 * 64);
             let alone = budget.connection(address);
             let _held = take_all(std::slice::from_ref(&alone));
             assert_eq!(alone.taken(), 8 * 64);
-            // And one beside it still finds half of what others would leave.
+            // A second connection gets half of the bytes left.
             assert!(budget.connection(address).reserve(8 * 64).now_or_never().is_some());
         }
     }

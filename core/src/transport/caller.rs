@@ -1,7 +1,7 @@
-//! What the asking side of every transport does alike: ids, limits, deadlines, and the end of a connection.
+//! The requesting side that all transports share: ids, limits, deadlines, and closing.
 //!
-//! A transport keeps its links itself, and says how a request gets its reply over one. The calls under way on one link are
-//! [`super::calls`].
+//! A transport manages its links by itself and defines how a request gets its reply over a link. The outstanding calls of a
+//! link are in [`super::calls`].
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 use super::calls::{Activity, PendingCall};
 use super::envelope::RequestId;
 use super::error::TransportError;
-use super::{Deadline, Message, MessageLimits};
+use super::interface::Deadline;
+use super::message::{Message, MessageLimits};
 use crate::model::endpoint::Endpoint;
 
-/// The part of a connection that outlives its links. Dropping it closes the connection.
+/// The part of a connection that outlives its links. Dropping a `Caller` closes the connection.
 #[derive(Debug)]
 pub struct Caller {
     endpoint: Endpoint,
@@ -25,7 +26,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// For a connection to this endpoint.
+    /// Creates the state of a connection to this endpoint.
     pub fn new(endpoint: Endpoint, limits: MessageLimits) -> Self {
         Self {
             endpoint,
@@ -36,28 +37,28 @@ impl Caller {
         }
     }
 
-    /// Where requests go.
+    /// The endpoint of the remote.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// An id that no other call of the connection has.
+    /// Returns a new request id.
     pub fn next_id(&self) -> RequestId {
         RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// What the links tell of everything that they hear.
+    /// The clock of received bytes, which all links update.
     pub fn activity(&self) -> &Activity {
         &self.activity
     }
 
-    /// Is cancelled when the connection is closed; ends everything that belongs to it.
+    /// The token that is cancelled when the connection is closed.
     pub fn closed(&self) -> &CancellationToken {
         &self.closed
     }
 
-    /// Makes a call: `exchange` brings the reply to a request with so long a header, or is dropped at the deadline or
-    /// when the connection is closed.
+    /// Runs `exchange`, which sends a request with a header of this length and returns its reply. Drops it at the deadline
+    /// and when the connection is closed.
     pub async fn call(
         &self,
         header_length: usize,
@@ -74,13 +75,13 @@ impl Caller {
         }
     }
 
-    /// The reply to a call that was sent.
+    /// Waits for the reply to a sent call.
     pub async fn reply(&self, mut call: PendingCall) -> Result<Message, TransportError> {
         let replaced = || Err(TransportError::Lost { endpoint: self.endpoint.clone() });
         call.reply().await.unwrap_or_else(replaced)
     }
 
-    /// Closes the connection: every call ends with [`TransportError::Closed`].
+    /// Closes the connection. All calls return [`TransportError::Closed`].
     pub fn close(&self) {
         self.closed.cancel();
     }

@@ -1,7 +1,7 @@
-//! The bookkeeping of the asking side: which calls are under way on one connection, and how long they wait.
+//! The outstanding calls of a connection and their deadlines.
 //!
-//! Every transport needs the same: replies matched by id, calls that were dropped forgotten, all failed at once when
-//! the connection is lost, and the two kinds of [`Deadline`]. It moves no bytes itself.
+//! Matches replies to calls by id, forgets abandoned calls, and fails all calls when the connection is lost. Transfers no
+//! bytes by itself.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use tokio::time::Instant;
 
 use super::envelope::{self, RequestId};
 use super::error::TransportError;
-use super::{Deadline, Message};
-use crate::machine::HashMap;
+use super::interface::Deadline;
+use super::message::Message;
+use crate::runtime::HashMap;
 
-/// When something was last heard on a connection. Clones are the same clock.
+/// The time of the last received byte of a connection. Clones share one time.
 #[derive(Debug, Clone)]
 pub struct Activity {
     base: Instant,
@@ -32,8 +33,8 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// Notes that bytes of a reply came just now.
-    pub fn heard(&self) {
+    /// Records that bytes of a reply have arrived.
+    pub fn record(&self) {
         let micros = u64::try_from(self.base.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.last.fetch_max(micros, Ordering::Relaxed);
     }
@@ -42,12 +43,12 @@ impl Activity {
         self.base + Duration::from_micros(self.last.load(Ordering::Relaxed))
     }
 
-    /// For how long nothing was heard; at first, since the beginning.
+    /// The time since the last received byte, or since the creation.
     pub fn silent_for(&self) -> Duration {
         self.last().elapsed()
     }
 
-    /// Runs `work` until the deadline; `None` when that came first.
+    /// Runs `work` until the deadline. Returns `None` if the deadline comes first.
     pub async fn within<T>(&self, deadline: Deadline, work: impl Future<Output = T>) -> Option<T> {
         let begin = Instant::now();
         let expired = async {
@@ -74,15 +75,15 @@ type Reply = Result<Message, TransportError>;
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether any call got its reply, or the end was an orderly one.
-    good: bool,
-    /// By id, with a serial number that tells two calls with one id apart.
+    /// See [`Calls::was_useful`].
+    useful: bool,
+    /// By id, with a serial number that distinguishes two calls with the same id.
     pending: HashMap<RequestId, (u64, oneshot::Sender<Reply>)>,
     serial: u64,
     failed: bool,
 }
 
-/// The calls under way over one established connection.
+/// The outstanding calls of an established connection.
 #[derive(Debug, Default)]
 pub struct Calls {
     state: Mutex<State>,
@@ -91,12 +92,12 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// No calls yet.
+    /// Creates an empty set of calls.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// Registers a call before it is sent; `None` after [`Calls::fail`]. An earlier call with the same id is over.
+    /// Registers a call before it is sent. Replaces a call with the same id. Returns `None` after [`Calls::fail`].
     pub fn begin(self: &Arc<Self>, id: RequestId) -> Option<PendingCall> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.state.lock();
@@ -109,22 +110,21 @@ impl Calls {
         Some(PendingCall { calls: Arc::clone(self), id, serial, receiver })
     }
 
-    /// Hands a reply to the call it belongs to. One that belongs to none is dropped and counted; so is one
-    /// whose id cannot be read.
+    /// Delivers a reply to its call. Drops and counts a reply without a call or with an unreadable id.
     pub fn deliver(&self, reply: Message) {
-        let id = envelope::read(&reply.header).and_then(|envelope| envelope.id);
+        let id = envelope::id_of(&reply.header);
         self.deliver_to(id, reply);
     }
 
-    /// The same where the id in the reply's header was read already.
+    /// Like [`Calls::deliver`], with the id from the header of the reply.
     pub fn deliver_to(&self, id: Option<RequestId>, reply: Message) {
         let call = id.and_then(|id| {
             let mut state = self.state.lock();
             let call = state.pending.remove(&id);
-            state.good |= call.is_some();
+            state.useful |= call.is_some();
             call
         });
-        // A call that was dropped at this very moment makes the reply a late one, too.
+        // The call may be abandoned in this moment.
         if call.is_none_or(|(_, sender)| sender.send(Ok(reply)).is_err()) {
             self.unmatched.fetch_add(1, Ordering::Relaxed);
             self.unmatched_in_a_row.fetch_add(1, Ordering::Relaxed);
@@ -133,36 +133,36 @@ impl Calls {
         }
     }
 
-    /// Whether any call got its reply, or the end came with [`Calls::retire`]: then dialling again is likely to work.
-    pub fn was_good(&self) -> bool {
-        self.state.lock().good
+    /// Returns whether any call got its reply, or [`Calls::retire`] ended the calls. A new connection then probably succeeds.
+    pub fn was_useful(&self) -> bool {
+        self.state.lock().useful
     }
 
-    /// Whether a call waits for the reply with this id: then its payload is worth keeping.
+    /// Returns whether a call waits for the reply with this id. The payload of any other reply can be discarded.
     pub fn is_waiting(&self, id: RequestId) -> bool {
         self.state.lock().pending.contains_key(&id)
     }
 
-    /// Whether any call is under way.
+    /// Returns whether any call is outstanding.
     pub fn is_busy(&self) -> bool {
         !self.state.lock().pending.is_empty()
     }
 
-    /// Whether no new call can begin.
+    /// Returns whether new calls are refused.
     pub fn is_over(&self) -> bool {
         self.state.lock().failed
     }
 
-    /// Lets no new call begin, unless one is under way; whether it did that.
+    /// Refuses new calls, unless a call is outstanding. Returns whether new calls are refused.
     pub fn retire(&self) -> bool {
         let mut state = self.state.lock();
         if state.pending.is_empty() {
-            (state.failed, state.good) = (true, true);
+            (state.failed, state.useful) = (true, true);
         }
         state.failed
     }
 
-    /// Fails all calls under way, and from now on every new one.
+    /// Fails all outstanding calls and refuses new ones.
     pub fn fail(&self, error: impl Fn() -> TransportError) {
         let pending = {
             let mut state = self.state.lock();
@@ -170,23 +170,22 @@ impl Calls {
             std::mem::take(&mut state.pending)
         };
         for (_, sender) in pending.into_values() {
-            // Who is gone needs no error.
             let _ = sender.send(Err(error()));
         }
     }
 
-    /// How many replies came that nobody waited for since the last that somebody did wait for.
+    /// The number of replies without a call since the last reply with a call.
     pub fn unmatched_in_a_row(&self) -> u64 {
         self.unmatched_in_a_row.load(Ordering::Relaxed)
     }
 
-    /// How many replies came that nobody waited for (any more).
+    /// The number of replies without a call.
     pub fn unmatched(&self) -> u64 {
         self.unmatched.load(Ordering::Relaxed)
     }
 }
 
-/// A call that was registered; dropping it forgets the call.
+/// A registered call. Dropping it abandons the call.
 #[derive(Debug)]
 pub struct PendingCall {
     calls: Arc<Calls>,
@@ -196,7 +195,7 @@ pub struct PendingCall {
 }
 
 impl PendingCall {
-    /// The reply. `None` when the call was replaced by one with the same id.
+    /// Waits for the reply. Returns `None` if another call with the same id replaced this one.
     pub async fn reply(&mut self) -> Option<Reply> {
         (&mut self.receiver).await.ok()
     }
@@ -217,12 +216,12 @@ mod tests {
     use futures::FutureExt;
 
     fn reply(id: u64) -> Message {
-        let header = envelope::malformed_reply(Some(RequestId(id)), "");
+        let header = envelope::encode_reply(Some(RequestId(id)), &"done");
         Message { header, ..Message::default() }
     }
 
     #[tokio::test]
-    async fn a_reply_finds_its_call_and_a_late_one_is_counted() {
+    async fn reply_reaches_its_call_and_late_reply_is_counted() {
         let calls = Calls::new();
         let (mut one, two) = (calls.begin(RequestId(1)).unwrap(), calls.begin(RequestId(2)).unwrap());
         drop(two);
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_whose_id_is_used_again_does_not_take_the_other_s_reply() {
+    async fn replaced_call_does_not_get_the_reply() {
         let calls = Calls::new();
         let mut old = calls.begin(RequestId(1)).unwrap();
         let mut new = calls.begin(RequestId(1)).unwrap();
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_calls_fail_at_once_and_later_ones_are_not_begun() {
+    async fn failure_ends_all_calls_and_refuses_new_ones() {
         let calls = Calls::new();
         let mut call = calls.begin(RequestId(1)).unwrap();
         calls.fail(|| TransportError::Closed);
@@ -255,14 +254,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_counts_from_the_last_byte_and_total_from_the_start() {
+    async fn silence_deadline_restarts_with_each_byte() {
         let second = Duration::from_secs(1);
         let activity = Activity::default();
         let begin = Instant::now();
         let noise = async {
             for _ in 0..5 {
                 tokio::time::sleep(second).await;
-                activity.heard();
+                activity.record();
             }
             std::future::pending::<()>().await;
         };
@@ -271,7 +270,7 @@ mod tests {
         let busy = async {
             loop {
                 tokio::time::sleep(second / 2).await;
-                activity.heard();
+                activity.record();
             }
         };
         assert!(activity.within(Deadline::Total(2 * second), busy).await.map(|(): ()| ()).is_none());

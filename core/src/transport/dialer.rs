@@ -1,4 +1,4 @@
-//! Chooses the transport for an endpoint, prefers the better of several endpoints, and shares connections.
+//! Selects the transport for an endpoint, orders the endpoints of a node by preference, and shares connections.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -6,14 +6,14 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::error::TransportError;
-use super::{Connection, Listener, Transport};
+use super::interface::{Connection, Listener, Transport};
 use crate::model::endpoint::Endpoint;
 use crate::model::id::PeerId;
 
-/// How many connections stay open although nobody uses them at the moment.
-const KEPT: usize = 32;
+/// The number of recent connections that stay open while they are unused.
+const MAX_IDLE: usize = 32;
 
-/// The transports of a node by their scheme, and its open connections by their endpoint.
+/// The transports of a node by scheme, and its open connections by endpoint.
 #[derive(Debug)]
 pub struct Dialer {
     transports: Vec<Arc<dyn Transport>>,
@@ -23,8 +23,8 @@ pub struct Dialer {
 #[derive(Debug, Default)]
 struct Connections {
     open: HashMap<Endpoint, Weak<dyn Connection>>,
-    /// The latest, so that many short uses in a row share one; the oldest first.
-    kept: VecDeque<Arc<dyn Connection>>,
+    /// The most recent connections, oldest first, so that many short uses in a row share one.
+    recent: VecDeque<Arc<dyn Connection>>,
 }
 
 impl Connections {
@@ -33,23 +33,23 @@ impl Connections {
     }
 
     fn insert(&mut self, connection: &Arc<dyn Connection>) {
-        if self.kept.len() == KEPT {
-            self.kept.pop_front();
+        if self.recent.len() == MAX_IDLE {
+            self.recent.pop_front();
         }
-        self.kept.push_back(Arc::clone(connection));
+        self.recent.push_back(Arc::clone(connection));
         self.open.retain(|_, connection| connection.strong_count() > 0);
         self.open.insert(connection.endpoint().clone(), Arc::downgrade(connection));
     }
 }
 
 impl Dialer {
-    /// A dialer over these transports, those that are preferred first.
+    /// Creates a dialer over these transports, in order of preference.
     pub fn new(transports: Vec<Arc<dyn Transport>>) -> Self {
         Self { transports, connections: Mutex::default() }
     }
 
-    /// Another one over the same transports, each with something around it.
-    pub fn through(&self, wrap: impl Fn(Arc<dyn Transport>) -> Arc<dyn Transport>) -> Self {
+    /// Creates a dialer over the same transports, each in a wrapper.
+    pub fn wrapped(&self, wrap: impl Fn(Arc<dyn Transport>) -> Arc<dyn Transport>) -> Self {
         Self::new(self.transports.iter().cloned().map(wrap).collect())
     }
 
@@ -62,14 +62,13 @@ impl Dialer {
                 let known: Vec<_> = self.transports.iter().map(|transport| transport.scheme()).collect();
                 TransportError::InvalidEndpoint {
                     endpoint: endpoint.clone(),
-                    problem: format!("its scheme is not one of {}", known.join(", ")),
+                    problem: format!("unknown scheme; use one of {}", known.join(", ")),
                 }
             })
     }
 
-    /// Those of the endpoints of the node with this id that can be dialled here, in the order in which to try them: that of
-    /// the transports, and of several with one scheme the order in which the node told them. Where a transport authenticates,
-    /// nobody else than this node will do, whatever was told.
+    /// Returns the endpoints of a node that this dialer supports, in order of preference: the order of the transports, and
+    /// within a scheme the order in `endpoints`. For authenticating transports, sets the id of the node in the endpoints.
     pub fn preferred(&self, id: PeerId, endpoints: &[Endpoint]) -> Vec<Endpoint> {
         let known = |endpoint: &Endpoint| {
             let rank = self.transports.iter().position(|known| known.scheme() == endpoint.scheme())?;
@@ -81,14 +80,14 @@ impl Dialer {
         known.into_iter().map(|(_, endpoint)| endpoint).collect()
     }
 
-    /// The connection to the endpoint; the same one for all who hold it at the same time.
+    /// Returns the connection to the endpoint. Concurrent users share one connection.
     pub async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
         if let Some(open) = self.connections.lock().get(endpoint) {
             return Ok(open);
         }
         let new = self.transport(endpoint)?.connect(endpoint).await?;
         let mut connections = self.connections.lock();
-        // Another task may have been faster: then its connection is the one that is shared.
+        // Another task may have connected in the meantime.
         if let Some(open) = connections.get(endpoint) {
             return Ok(open);
         }
@@ -131,11 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_the_transports_decides_and_unknown_schemes_are_left_out() {
+    fn preferred_endpoints_follow_the_order_of_the_transports() {
         let dialer = Dialer::new(vec![Arc::new(Named("fast", true)), Arc::new(Named("slow", false))]);
         let (id, another) = (PeerId::from_bytes([1; 32]), PeerId::from_bytes([2; 32]));
-        let told = ["slow://a:1", "other://a:2", "fast://b:3", &format!("fast://{another}@a:4")];
-        let endpoints = told.map(|endpoint| endpoint.parse::<Endpoint>().unwrap());
+        let listed = ["slow://a:1", "other://a:2", "fast://b:3", &format!("fast://{another}@a:4")];
+        let endpoints = listed.map(|endpoint| endpoint.parse::<Endpoint>().unwrap());
         let preferred: Vec<_> = dialer.preferred(id, &endpoints).iter().map(ToString::to_string).collect();
         assert_eq!(preferred, [&format!("fast://{id}@b:3"), &format!("fast://{id}@a:4"), "slow://a:1"]);
     }

@@ -1,37 +1,37 @@
-//! What can go wrong between two nodes, by what the caller can do about it.
+//! Errors of transports, by the action that the caller can take.
 
 use crate::model::endpoint::Endpoint;
 
-/// The error beneath, kept as the source.
+/// The underlying error.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// An error of a transport.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
-    /// The remote cannot be reached; the request was not sent and may be repeated.
-    #[error("{endpoint} cannot be reached")]
+    /// The remote is not reachable. The request was not sent and can be retried.
+    #[error("cannot reach {endpoint}")]
     Unreachable {
-        /// Where it was tried.
+        /// The remote.
         endpoint: Endpoint,
-        /// Why.
+        /// The cause.
         #[source]
         source: Source,
     },
-    /// The connection was lost after the request may have been sent.
-    #[error("the connection to {endpoint} was lost")]
+    /// The connection was lost. The request may have been executed.
+    #[error("connection to {endpoint} lost")]
     Lost {
-        /// Where it led.
+        /// The remote.
         endpoint: Endpoint,
     },
-    /// No reply came in time.
-    #[error("{endpoint} did not answer in time")]
+    /// No reply arrived before the deadline. The request may have been executed.
+    #[error("no reply from {endpoint} before the deadline")]
     Deadline {
-        /// Who was asked.
+        /// The remote.
         endpoint: Endpoint,
     },
-    /// A message goes beyond the limits; it was not sent.
-    #[error("a {what} of {actual} bytes is larger than the limit of {limit} bytes")]
+    /// The message exceeds a limit and was not sent.
+    #[error("{what} of {actual} bytes exceeds the limit of {limit} bytes")]
     TooLarge {
         /// `"header"` or `"payload"`.
         what: &'static str,
@@ -40,38 +40,38 @@ pub enum TransportError {
         /// The size in bytes.
         actual: usize,
     },
-    /// The connection or listener was closed on this side, or the remote that a reply was for is gone.
-    #[error("the connection is closed")]
+    /// The connection or listener was closed on this side, or the connection of a reply has ended.
+    #[error("connection closed")]
     Closed,
-    /// The endpoint's scheme belongs to no transport here, or its port or host cannot be used.
-    #[error("{endpoint} cannot be used: {problem}")]
+    /// No transport has the scheme of the endpoint, or its host or port is unusable.
+    #[error("invalid endpoint {endpoint}: {problem}")]
     InvalidEndpoint {
         /// The endpoint.
         endpoint: Endpoint,
-        /// What is wrong, and what would be right.
+        /// The problem and its remedy.
         problem: String,
     },
-    /// The swarm is one by invitation, and the remote or this node is not in it.
-    #[error("{endpoint} is left alone: {problem}")]
+    /// The swarm is invite-only, and the remote or this node is not a member.
+    #[error("not authorized with {endpoint}: {problem}")]
     NotAdmitted {
-        /// Who was to be asked.
+        /// The remote.
         endpoint: Endpoint,
-        /// Who is not in, and why.
+        /// The node without a membership, and the cause.
         problem: String,
     },
-    /// The endpoint cannot be listened at.
+    /// Listening failed.
     #[error("cannot listen at {endpoint}")]
     Bind {
         /// The endpoint.
         endpoint: Endpoint,
-        /// Why.
+        /// The cause.
         #[source]
         source: Source,
     },
 }
 
 impl TransportError {
-    /// Whether the request was certainly not sent, so that repeating it cannot do anything twice.
+    /// Returns whether the request was certainly not sent, so that a retry cannot execute it twice.
     pub const fn is_unsent(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TooLarge { .. } | Self::InvalidEndpoint { .. })
     }

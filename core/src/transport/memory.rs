@@ -1,8 +1,8 @@
-//! The transport within one process: the reference for the others, and the network of simulated swarms.
+//! The in-memory transport: the reference implementation, and the network of simulated swarms.
 //!
-//! Nodes that share a [`MemoryNetwork`] reach each other at `memory://NAME:PORT`. It has the limits and the budget of
-//! a real transport and fails like one, but dialling is immediate, so there are no pauses between two attempts.
-//! Nothing in it depends on the wall clock: it works under tokio's paused clock.
+//! Nodes that share a [`MemoryNetwork`] reach each other at `memory://NAME:PORT`. The transport has the limits, the reply
+//! budget and the failures of a real one. It connects immediately, so there is no delay between attempts. It does not use
+//! the wall clock, and so works with tokio's paused clock.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -17,25 +17,25 @@ use tokio_util::sync::CancellationToken;
 use super::budget::{ConnectionBudget, ReplyBudget, Reservation};
 use super::caller::Caller;
 use super::calls::{Activity, Calls};
-use super::envelope::{self, RequestId};
+use super::endpoint_checks::{check_bind, check_connect};
+use super::envelope::{EncodedRequest, RequestId};
 use super::error::TransportError;
-use super::{
-    Connection, ConnectionHandle, ConnectionId, Deadline, Incoming, Listener, Message, MessageLimits,
-    PeerInfo, ReplySink, Transport, check_bind, check_dial,
-};
+use super::interface::{Connection, Deadline, Incoming, Listener, ReplySink, Transport};
+use super::message::{Message, MessageLimits};
+use super::peer_info::{ConnectionHandle, ConnectionId, PeerInfo};
 use crate::model::endpoint::Endpoint;
 use crate::model::id::PeerId;
 
 const SCHEME: &str = "memory";
-/// The first port that is given out for port 0.
+/// The first port to assign for port 0.
 const FIRST_PORT: u16 = 49_152;
-/// Reply bytes per connection and for each listener, the same as on a real network.
+/// The reply budgets per connection and per listener, the same as on a real network.
 const CONNECTION_BUDGET: usize = 8 * 1024 * 1024;
 const LISTENER_BUDGET: usize = 32 * 1024 * 1024;
 
 type Address = (String, u16);
 
-/// A network within the process. Clones are the same network; two that were made apart do not see each other.
+/// A network within the process. Clones share one network.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryNetwork {
     shared: Arc<Shared>,
@@ -48,29 +48,29 @@ struct Shared {
 }
 
 impl MemoryNetwork {
-    /// A network without anybody in it.
+    /// Creates an empty network.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same with other limits on messages.
+    /// Creates an empty network with other message limits.
     pub fn with_limits(limits: MessageLimits) -> Self {
         Self { shared: Arc::new(Shared { limits, ..Shared::default() }) }
     }
 
-    /// A transport into this network, over which nobody proves who they are.
+    /// Returns a transport for this network that does not authenticate.
     pub fn transport(&self) -> Arc<dyn Transport> {
         Arc::new(MemoryTransport { network: self.clone(), identity: None })
     }
 
-    /// A transport into this network for a node with this id. It authenticates: what it binds is reached by this id
-    /// alone, and whom it dials sees it.
+    /// Returns an authenticating transport for a node with this id. Its listeners accept only connections to this id, and
+    /// its connections present it.
     pub fn transport_of(&self, identity: PeerId) -> Arc<dyn Transport> {
         Arc::new(MemoryTransport { network: self.clone(), identity: Some(identity) })
     }
 }
 
-/// The transport into a [`MemoryNetwork`], with the scheme `memory`.
+/// A transport with the scheme `memory`, see [`MemoryNetwork`].
 #[derive(Debug, Clone)]
 pub struct MemoryTransport {
     network: MemoryNetwork,
@@ -88,7 +88,7 @@ impl Transport for MemoryTransport {
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        check_dial(self, endpoint)?;
+        check_connect(self, endpoint)?;
         Ok(Arc::new(MemoryConnection {
             shared: Arc::clone(&self.network.shared),
             identity: self.identity,
@@ -110,7 +110,7 @@ impl Transport for MemoryTransport {
             port => Some(port).filter(|port| !listeners.contains_key(&address(*port))),
         };
         let port = port.ok_or_else(in_use)?;
-        // Bounded by the requests in flight of each connection.
+        // Bounded by the outstanding requests of each connection.
         let (sender, receiver) = mpsc::unbounded_channel();
         let server = Arc::new(Server {
             identity: self.identity,
@@ -129,7 +129,7 @@ impl Transport for MemoryTransport {
     }
 }
 
-/// The part of a listener that connections see.
+/// The part of a listener that connections share.
 #[derive(Debug)]
 struct Server {
     identity: Option<PeerId>,
@@ -147,8 +147,8 @@ impl Server {
         }
     }
 
-    fn accept(self: &Arc<Self>, dialler: &MemoryConnection) -> Arc<Link> {
-        let MemoryConnection { shared, identity, caller, .. } = dialler;
+    fn accept(self: &Arc<Self>, client: &MemoryConnection) -> Arc<Link> {
+        let MemoryConnection { shared, identity, caller, .. } = client;
         let (endpoint, activity) = (caller.endpoint(), caller.activity());
         let closed = CancellationToken::new();
         let (connection, handle) = (ConnectionId::next(), ConnectionHandle::new(closed.clone()));
@@ -170,7 +170,7 @@ impl Server {
     }
 }
 
-/// One connection that was made: both sides hold it, and either can close it.
+/// An established connection. Both sides hold it, and either side can close it.
 #[derive(Debug)]
 struct Link {
     endpoint: Endpoint,
@@ -186,25 +186,25 @@ struct Link {
 
 impl Link {
     fn close(&self, error: impl Fn() -> TransportError) {
-        // First, so that calls end with this error, and not with that of a link that was ended from above.
+        // First, so that the calls end with this error instead of that of a cancelled link.
         self.calls.fail(error);
         self.closed.cancel();
     }
 
     fn deliver(&self, reply: Message) {
-        self.activity.heard();
+        self.activity.record();
         self.calls.deliver(reply);
     }
 
-    /// Hands a request over to the listener.
+    /// Passes a request to the listener.
     fn request(self: &Arc<Self>, header: Bytes, slot: OwnedSemaphorePermit) {
-        if envelope::read(&header).and_then(|envelope| envelope.id).is_none() {
-            let header = envelope::malformed_reply(None, "the header is not a CBOR map with v and id");
-            return self.deliver(Message { header, payload: Bytes::new() });
-        }
+        let request = match EncodedRequest::parse(&header) {
+            Ok(request) => request,
+            Err(header) => return self.deliver(Message { header, payload: Bytes::new() }),
+        };
         let reply = MemoryReply { link: Arc::clone(self), _slot: slot, reserved: None };
-        let incoming = Incoming { header, peer: self.peer.clone(), reply: Box::new(reply) };
-        // A listener that is gone has failed the call already.
+        let incoming = Incoming { request, peer: self.peer.clone(), reply: Box::new(reply) };
+        // A closed listener has already failed the call.
         let _ = self.server.requests.send(incoming);
     }
 }
@@ -240,7 +240,7 @@ impl ReplySink for MemoryReply {
         let bytes = message.header.len() + message.payload.len();
         let before = self.reserved.as_ref().map_or(0, Reservation::bytes);
         self.reserve(bytes.saturating_sub(before)).await?;
-        // Free before the reply is seen: who asks again at once finds room.
+        // Released before delivery, so that an immediate next request finds a free slot.
         let Self { link, _slot, reserved } = *self;
         drop((_slot, reserved));
         if link.closed.is_cancelled() {
@@ -263,7 +263,7 @@ impl MemoryListener {
     fn close(&self) {
         let address = (self.endpoint.host().to_owned(), self.endpoint.port());
         let mut listeners = self.shared.listeners.lock();
-        // The address may be another listener's by now.
+        // Another listener may use the address by now.
         if listeners.get(&address).is_some_and(|listener| Arc::ptr_eq(listener, &self.server)) {
             listeners.remove(&address);
         }
@@ -288,7 +288,7 @@ impl Listener for MemoryListener {
     }
 
     async fn shutdown(&self, _grace: Duration) {
-        // Replies are delivered as they are given, so there is nothing to wait for.
+        // Replies are delivered immediately, so no reply is queued.
         self.close();
     }
 }
@@ -316,7 +316,7 @@ impl MemoryConnection {
         let endpoint = self.caller.endpoint();
         let listeners = self.shared.listeners.lock();
         let address = (endpoint.host().to_owned(), endpoint.port());
-        // Somebody else is as good as nobody.
+        // A listener with another identity is unreachable.
         let Some(server) = listeners.get(&address).filter(|server| server.identity == endpoint.id()) else {
             return Err(TransportError::Unreachable {
                 endpoint: endpoint.clone(),
@@ -333,7 +333,7 @@ impl MemoryConnection {
             let link = self.link()?;
             let slot = tokio::select! {
                 biased;
-                // Lost before anything was sent: dial again.
+                // Lost before the request was sent: reconnect.
                 () = link.closed.cancelled() => continue,
                 slot = Arc::clone(&link.in_flight).acquire_owned() => slot,
             };
@@ -390,31 +390,14 @@ impl Drop for MemoryConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::conformance::Subject;
-
-    fn subject(transport: Arc<dyn Transport>) -> Subject {
-        let endpoint = "memory://node:0".parse().unwrap();
-        Subject { transport, endpoint, limits: MessageLimits::default(), guard: Box::new(()) }
-    }
-
-    mod plain {
-        crate::transport_conformance!(super::subject(super::MemoryNetwork::new().transport()));
-    }
-
-    mod authenticated {
-        use crate::model::id::PeerId;
-
-        crate::transport_conformance!(super::subject(
-            super::MemoryNetwork::new().transport_of(PeerId::from_bytes([7; 32]))
-        ));
-    }
+    use crate::transport::envelope;
 
     #[tokio::test(start_paused = true)]
-    async fn deadlines_run_on_a_paused_clock() {
+    async fn deadline_uses_the_paused_clock() {
         let network = MemoryNetwork::new();
         let listener = network.transport().bind(&"memory://node:0".parse().unwrap()).await.unwrap();
         let connection = network.transport().connect(listener.local_endpoint()).await.unwrap();
-        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        let header = envelope::encode_request(RequestId(1), &"status");
         let begin = tokio::time::Instant::now();
         let day = Duration::from_secs(86_400);
         let call = connection.call(RequestId(1), header, Deadline::Total(day)).await;
@@ -423,20 +406,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_answers_has_the_id_that_was_dialled_and_sees_who_asks() {
+    async fn identities_of_both_sides_are_verified() {
         let network = MemoryNetwork::new();
         let [server, client] = [1, 2].map(|byte| PeerId::from_bytes([byte; 32]));
         let listener = network.transport_of(server).bind(&"memory://node:0".parse().unwrap()).await.unwrap();
-        let dial = async |id| {
+        let connect = async |id| {
             let endpoint = listener.local_endpoint().with_id(id);
             network.transport_of(client).connect(&endpoint).await
         };
-        assert!(matches!(dial(None).await, Err(TransportError::InvalidEndpoint { .. })));
-        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        assert!(matches!(connect(None).await, Err(TransportError::InvalidEndpoint { .. })));
+        let header = envelope::encode_request(RequestId(1), &"status");
         let day = Deadline::Total(Duration::from_secs(86_400));
-        let wrong = dial(Some(client)).await.unwrap().call(RequestId(1), header.clone(), day).await;
+        let wrong = connect(Some(client)).await.unwrap().call(RequestId(1), header.clone(), day).await;
         assert!(matches!(wrong, Err(TransportError::Unreachable { .. })), "{wrong:?}");
-        let right = dial(Some(server)).await.unwrap();
+        let right = connect(Some(server)).await.unwrap();
         let (_, incoming) = tokio::join!(
             right.call(RequestId(1), header, Deadline::Total(Duration::from_millis(1))),
             listener.accept()
@@ -445,11 +428,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn networks_are_apart() {
+    async fn separate_networks_are_isolated() {
         let (one, other) = (MemoryNetwork::new(), MemoryNetwork::new());
         let listener = one.transport().bind(&"memory://node:7".parse().unwrap()).await.unwrap();
         let connection = other.transport().connect(listener.local_endpoint()).await.unwrap();
-        let header = envelope::malformed_reply(Some(RequestId(1)), "");
+        let header = envelope::encode_request(RequestId(1), &"status");
         let call = connection.call(RequestId(1), header, Deadline::Total(Duration::from_secs(1))).await;
         assert!(matches!(call, Err(TransportError::Unreachable { .. })));
     }

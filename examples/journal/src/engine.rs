@@ -1,4 +1,4 @@
-//! The engine: a file that grows by a record with each group of commits, and a map of what they come to.
+//! The engine: a file that grows by one record per group of commits, and a map with the current state in memory.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader, page_of};
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::place;
-use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, Space, Write};
+use enjambre_core::storage::database_file;
+use enjambre_core::storage::engine::page_of;
+use enjambre_core::{
+    ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Space, StorageError, Write,
+};
 
 use crate::record;
 
-/// What the file begins with; behind it stands, in 8 bytes, up to where it was synced when that was last noted.
-const MARK: &[u8; 8] = b"journal1";
-const HEAD: usize = 16;
-/// What stays free on the disk.
+/// The first bytes of the file. The next 8 bytes hold the synced length, as of the last time it was written.
+const MAGIC: &[u8; 8] = b"journal1";
+const HEADER: usize = 16;
+/// Disk space to leave free, in bytes.
 const RESERVE: u64 = 16 * 1024 * 1024;
 
 type Tables = BTreeMap<Space, BTreeMap<Bytes, Bytes>>;
@@ -29,69 +30,72 @@ pub(crate) struct Journal {
     file: File,
     length: u64,
     tables: Arc<RwLock<Tables>>,
-    /// Keeps other processes out until it is dropped.
+    /// Holds the lock against other processes until it is dropped.
     _lock: File,
 }
 
 impl Journal {
     pub(crate) fn open(path: &Path) -> Result<Self, StorageError> {
         let failed = |error| StorageError::backend(format!("open {}", path.display()), error);
-        place::make_folder(path)?;
-        let lock = place::lock(path)?;
+        database_file::create_parent_dir(path)?;
+        let lock = database_file::lock(path)?;
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
         let file = options.open(path).map_err(failed)?;
         let mut bytes = std::fs::read(path).map_err(failed)?;
-        // A new file, or one whose making was cut off.
-        if bytes.len() <= HEAD
-            && (head(HEAD as u64).starts_with(&bytes) || bytes.iter().all(|byte| *byte == 0))
+        // A new file, or one whose creation was interrupted.
+        if bytes.len() <= HEADER
+            && (header(HEADER as u64).starts_with(&bytes) || bytes.iter().all(|byte| *byte == 0))
         {
-            bytes = head(HEAD as u64);
+            bytes = header(HEADER as u64);
         }
         let (tables, synced, length) = replay(&bytes).ok_or_else(|| {
             StorageError::corrupt(format!(
-                "{} is no journal, or what was synced of it is gone",
+                "{} is not a journal, or synced records are missing",
                 path.display()
             ))
         })?;
-        file.write_all_at(&bytes[..HEAD], 0).map_err(failed)?;
-        // After a failed sync the system takes as written what is not on the disk; written again, it is synced again.
+        file.write_all_at(&bytes[..HEADER], 0).map_err(failed)?;
+        // After a failed fsync the kernel may treat unwritten pages as clean. Rewriting them makes them dirty again, so
+        // that the next fsync writes them.
         file.write_all_at(&bytes[synced..length], synced as u64).map_err(failed)?;
         let (length, tables) = (length as u64, Arc::new(RwLock::new(tables)));
-        // What is behind that was never acknowledged as durable.
+        // Bytes after the last complete record were never acknowledged as durable.
         file.set_len(length).map_err(failed)?;
         let journal = Self { path: path.to_owned(), file, length, tables, _lock: lock };
         journal.sync_file().map_err(failed)?;
-        place::sync_folder(path)?;
+        database_file::sync_parent_dir(path)?;
         Ok(journal)
     }
 
-    /// Syncs, and notes how far.
+    /// Syncs the file and records the synced length in the header.
     fn sync_file(&self) -> std::io::Result<()> {
         self.file.sync_data()?;
-        self.file.write_all_at(&head(self.length), 0)
+        self.file.write_all_at(&header(self.length), 0)
     }
 }
 
-fn head(synced: u64) -> Vec<u8> {
-    [&MARK[..], &synced.to_be_bytes()].concat()
+fn header(synced: u64) -> Vec<u8> {
+    [&MAGIC[..], &synced.to_be_bytes()].concat()
 }
 
-/// What the records come to, up to where they were synced, and where the last whole one ends; `None` if that is not all
-/// that was synced.
+/// Replays all complete records.
+///
+/// Returns the state, the synced length and the end of the last complete record, or `None` if the header is invalid or a
+/// synced record is incomplete.
 fn replay(bytes: &[u8]) -> Option<(Tables, usize, usize)> {
-    let (head, mut rest) = bytes.split_at_checked(HEAD)?;
-    let synced = u64::from_be_bytes(head.strip_prefix(MARK)?.try_into().ok()?);
-    let synced = HEAD.max(synced.try_into().ok()?);
+    let (header, mut rest) = bytes.split_at_checked(HEADER)?;
+    let synced = u64::from_be_bytes(header.strip_prefix(MAGIC)?.try_into().ok()?);
+    let synced = HEADER.max(synced.try_into().ok()?);
     let mut tables = Tables::new();
-    while let Some((writes, behind)) = record::decode(rest) {
-        writes.iter().for_each(|write| put(&mut tables, write));
-        rest = behind;
+    while let Some((writes, remaining)) = record::decode(rest) {
+        writes.iter().for_each(|write| apply_write(&mut tables, write));
+        rest = remaining;
     }
     let length = bytes.len() - rest.len();
     (synced <= length).then_some((tables, synced, length))
 }
 
-fn put(tables: &mut Tables, write: &Write) {
+fn apply_write(tables: &mut Tables, write: &Write) {
     let (space, key) = write.target();
     let (table, key) = (tables.entry(space).or_default(), key.clone().into_bytes());
     match write.value() {
@@ -109,7 +113,8 @@ impl Engine for Journal {
 
     fn apply(&mut self, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
         let record = record::encode(writes);
-        place::check_room(&self.path, RESERVE + record.len() as u64).map_err(ApplyError::Refused)?;
+        database_file::check_free_space(&self.path, RESERVE + record.len() as u64)
+            .map_err(ApplyError::Refused)?;
         let uncertain = |error: std::io::Error| ApplyError::Uncertain(error.into());
         self.file.write_all_at(&record, self.length).map_err(uncertain)?;
         self.length += record.len() as u64;
@@ -117,7 +122,7 @@ impl Engine for Journal {
             self.sync_file().map_err(uncertain)?;
         }
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        writes.iter().for_each(|write| put(&mut tables, write));
+        writes.iter().for_each(|write| apply_write(&mut tables, write));
         Ok(())
     }
 
@@ -135,7 +140,7 @@ impl Engine for Journal {
     }
 }
 
-/// A reading side.
+/// The reading side.
 #[derive(Debug)]
 pub(crate) struct JournalReader {
     tables: Arc<RwLock<Tables>>,

@@ -1,14 +1,16 @@
-//! How a group of writes lies in the file: length (4 bytes), BLAKE3 hash (32), and for each write a 1 with space, key and
-//! value, or a 0 with space and key, each behind its length.
+//! The format of a record: length (4 bytes), BLAKE3 hash (32 bytes), then the writes of one group.
+//!
+//! A put is the byte 1, space, key and value; a delete is the byte 0, space and key. Each field has a length prefix of
+//! 4 bytes.
 
 use bytes::{Buf, BufMut, Bytes};
-use enjambre_core::storage::value::{Key, Space, Write};
+use enjambre_core::{Key, Space, Write};
 
-const HEAD: usize = 4 + 32;
+const HEADER: usize = 4 + 32;
 
-/// The bytes of a record.
+/// Encodes a group of writes as a record.
 pub(crate) fn encode(writes: &[Write]) -> Vec<u8> {
-    let mut record = vec![0; HEAD];
+    let mut record = vec![0; HEADER];
     for write in writes {
         let (space, key) = write.target();
         record.put_u8(write.value().is_some().into());
@@ -19,18 +21,19 @@ pub(crate) fn encode(writes: &[Write]) -> Vec<u8> {
             record.put_slice(field);
         }
     }
-    let body = &record[HEAD..];
+    let body = &record[HEADER..];
     let (length, hash) = ((body.len() as u32).to_be_bytes(), blake3::hash(body));
     record[..4].copy_from_slice(&length);
-    record[4..HEAD].copy_from_slice(hash.as_bytes());
+    record[4..HEADER].copy_from_slice(hash.as_bytes());
     record
 }
 
-/// The writes of the record at the beginning of `bytes`, and what is behind it; `None` if it is not whole.
+/// Decodes the record at the start of `bytes`. Returns its writes and the remaining bytes, or `None` if the record is
+/// incomplete or damaged.
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Vec<Write>, &[u8])> {
-    let (head, rest) = bytes.split_at_checked(HEAD)?;
-    let (mut body, rest) = rest.split_at_checked((&head[..4]).get_u32() as usize)?;
-    if blake3::hash(body).as_bytes() != &head[4..] || body.is_empty() {
+    let (header, rest) = bytes.split_at_checked(HEADER)?;
+    let (mut body, rest) = rest.split_at_checked((&header[..4]).get_u32() as usize)?;
+    if blake3::hash(body).as_bytes() != &header[4..] || body.is_empty() {
         return None;
     }
     let mut writes = Vec::new();

@@ -1,11 +1,10 @@
-//! The journal keeps the obligations of a storage, in both of its roles.
+//! Runs the storage conformance kit on the journal, in both roles.
 
 use std::sync::Arc;
 
-use enjambre_core::storage::conformance::{Builder, run_all};
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::{Role, Storage};
-use enjambre_journal::open;
+use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
+use enjambre_journal::{JournalSettings, open};
+use enjambre_testkit::storage::{Builder, run_all};
 use tempfile::TempDir;
 
 struct Journal(Role);
@@ -14,16 +13,16 @@ impl Builder for Journal {
     type Place = TempDir;
 
     fn place(&self) -> TempDir {
-        TempDir::new().expect("a temporary folder")
+        TempDir::new().expect("temporary directory")
     }
 
     async fn open(&self, place: &TempDir) -> Result<Arc<dyn Storage>, StorageError> {
-        open(&place.path().join("test.journal"), self.0).await
+        open(&JournalSettings::default(), &Place::new(place.path(), Tenancy::Single), self.0).await
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_keeps_its_obligations() {
+async fn journal_passes_conformance_kit() {
     run_all(&Journal(Role::Records)).await;
     run_all(&Journal(Role::Content)).await;
 }

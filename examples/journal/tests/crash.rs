@@ -1,13 +1,13 @@
-//! Killed with `kill -9` while it commits, it loses nothing acknowledged and tears nothing.
+//! Kills the process with `kill -9` during commits: acknowledged batches survive, and no batch is applied in part.
 
-use enjambre_core::storage::Role;
-use enjambre_core::storage::conformance::crash::survive_kills;
-use enjambre_journal::open;
+use enjambre_core::{Place, Role, Tenancy};
+use enjambre_journal::{JournalSettings, open};
+use enjambre_testkit::storage::crash::survive_kills;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_survives_kills() {
-    survive_kills("it_survives_kills", async |folder| {
-        open(&folder.join("test.journal"), Role::Records).await
+async fn journal_killed_keeps_acknowledged_commits() {
+    survive_kills("journal_killed_keeps_acknowledged_commits", async |directory| {
+        open(&JournalSettings::default(), &Place::new(directory, Tenancy::Single), Role::Records).await
     })
     .await;
 }

@@ -1,81 +1,85 @@
-//! What the kit does not look at: a file that is cut off, damaged, somebody else's, or in use.
+//! Cases outside the conformance kit: truncated, damaged, foreign and locked files.
 
 use std::fs::{File, read, write};
 use std::path::Path;
+use std::sync::Arc;
 
-use enjambre_core::storage::Role;
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Space};
-use enjambre_journal::open;
+use enjambre_core::{Batch, Durability, Key, KeyRange, Place, Role, Space, Storage, StorageError, Tenancy};
+use enjambre_journal::{JournalSettings, open};
 
 const SPACE: Space = Space::new("s");
 
-/// Commits so many times and closes.
+async fn open_file(path: &Path) -> Result<Arc<dyn Storage>, StorageError> {
+    let settings = JournalSettings { path: Some(path.to_owned()) };
+    open(&settings, &Place::new("/", Tenancy::Single), Role::Records).await
+}
+
+/// Opens the journal, commits `commits` batches and closes it.
 async fn fill(path: &Path, commits: u8, durability: Durability) {
-    let storage = open(path, Role::Records).await.expect("it opens");
+    let storage = open_file(path).await.expect("open");
     for number in 0..commits {
         let mut batch = Batch::new();
-        batch.put(SPACE, Key::new(vec![number]).expect("1 byte"), vec![number; 100]);
-        storage.commit(batch, durability).await.expect("it commits");
+        batch.put(SPACE, Key::new(vec![number]).expect("key of 1 byte"), vec![number; 100]);
+        storage.commit(batch, durability).await.expect("commit");
     }
-    storage.close().await.expect("it closes");
+    storage.close().await.expect("close");
 }
 
 #[tokio::test]
-async fn an_end_that_was_never_synced_is_cut_off_and_nothing_else() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("a.journal");
+async fn incomplete_record_at_end_is_truncated() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("a.journal");
     fill(&path, 3, Durability::Durable).await;
-    let whole = read(&path).expect("it can be read");
-    // A record that was being written when the process died.
-    write(&path, [&whole[..], &whole[16..99]].concat()).expect("it can be written");
-    let storage = open(&path, Role::Records).await.expect("it opens");
-    assert_eq!(storage.scan(SPACE, KeyRange::all(), 9).await.expect("a page").len(), 3);
-    storage.close().await.expect("it closes");
-    assert!(read(&path).expect("it can be read") == whole);
-    // What was synced is missing.
-    File::options().write(true).open(&path).and_then(|file| file.set_len(200)).expect("it can be cut");
-    let error = open(&path, Role::Records).await.expect_err("a journal without its end");
+    let intact = read(&path).expect("read");
+    // A record whose write was interrupted by a crash.
+    write(&path, [&intact[..], &intact[16..99]].concat()).expect("write");
+    let storage = open_file(&path).await.expect("open");
+    assert_eq!(storage.scan(SPACE, KeyRange::all(), 9).await.expect("scan").len(), 3);
+    storage.close().await.expect("close");
+    assert!(read(&path).expect("read") == intact);
+    // Synced records are missing.
+    File::options().write(true).open(&path).and_then(|file| file.set_len(200)).expect("truncate");
+    let error = open_file(&path).await.expect_err("open fails");
     assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn a_making_that_was_cut_off_is_done_again() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("a.journal");
+async fn interrupted_creation_is_repeated() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("a.journal");
     fill(&path, 0, Durability::Durable).await;
-    let made = read(&path).expect("it can be read");
-    assert_eq!(made.len(), 16);
-    // The bytes came to the disk, or only their number.
-    for begun in (0..=16).flat_map(|length| [made[..length].to_vec(), vec![0; length]]) {
-        write(&path, &begun).expect("it can be written");
+    let created = read(&path).expect("read");
+    assert_eq!(created.len(), 16);
+    // After a power cut the file has the written bytes, or only their number.
+    for partial in (0..=16).flat_map(|length| [created[..length].to_vec(), vec![0; length]]) {
+        write(&path, &partial).expect("write");
         fill(&path, 2, Durability::Durable).await;
         fill(&path, 3, Durability::Buffered).await;
     }
-    let storage = open(&path, Role::Records).await.expect("it opens");
-    assert_eq!(storage.scan(SPACE, KeyRange::all(), 9).await.expect("a page").len(), 3);
+    let storage = open_file(&path).await.expect("open");
+    assert_eq!(storage.scan(SPACE, KeyRange::all(), 9).await.expect("scan").len(), 3);
 }
 
 #[tokio::test]
-async fn damaged_foreign_and_used_files_are_refused() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("a.journal");
+async fn damaged_foreign_and_locked_files_are_refused() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("a.journal");
     fill(&path, 3, Durability::Buffered).await;
-    let whole = read(&path).expect("it can be read");
-    for index in (0..whole.len()).step_by(7) {
-        let mut damaged = whole.clone();
+    let intact = read(&path).expect("read");
+    for index in (0..intact.len()).step_by(7) {
+        let mut damaged = intact.clone();
         damaged[index] ^= 0x55;
-        write(&path, &damaged).expect("it can be written");
-        let outcome = open(&path, Role::Records).await;
+        write(&path, &damaged).expect("write");
+        let outcome = open_file(&path).await;
         assert!(matches!(outcome, Err(StorageError::Corrupt { .. })), "byte {index}: {outcome:?}");
-        assert!(read(&path).expect("it can be read") == damaged, "it stays as it is");
+        assert!(read(&path).expect("read") == damaged, "the file is unchanged");
     }
-    for foreign in ["short", "something of the user's that is longer"] {
-        write(&path, foreign).expect("it can be written");
-        assert!(open(&path, Role::Records).await.is_err(), "{foreign}");
+    for foreign in ["short", "a text file of the user, longer than the header"] {
+        write(&path, foreign).expect("write");
+        assert!(open_file(&path).await.is_err(), "{foreign}");
     }
-    write(&path, &whole).expect("it can be written");
-    let _first = open(&path, Role::Records).await.expect("it opens");
-    let error = open(&path, Role::Records).await.expect_err("it is in use");
+    write(&path, &intact).expect("write");
+    let _first = open_file(&path).await.expect("open");
+    let error = open_file(&path).await.expect_err("the file is locked");
     assert!(matches!(error, StorageError::Locked { .. }), "{error}");
 }

@@ -1,10 +1,11 @@
-//! `docs/WRITING-A-BACKEND.md` shows every file of this crate, so whoever follows it writes what is tested here.
+//! Compares the code in `docs/WRITING-A-BACKEND.md` with the files of this crate.
 
 use std::collections::BTreeMap;
 use std::fs::read_to_string;
 use std::path::Path;
 
-/// The blocks of code under `**src/lib.rs**` and the like; several of one file belong together, a blank line between.
+/// Collects the code blocks that follow a line such as `**src/lib.rs**`. Blocks of the same file are joined with a blank
+/// line.
 fn files(guide: &str) -> BTreeMap<String, String> {
     let mut files: BTreeMap<String, String> = BTreeMap::new();
     let mut lines = guide.lines().peekable();
@@ -12,7 +13,7 @@ fn files(guide: &str) -> BTreeMap<String, String> {
         let Some(name) = line.strip_prefix("**`").and_then(|rest| Some(rest.split_once("`**")?.0)) else {
             continue;
         };
-        assert_eq!((lines.next(), lines.next()), (Some(""), Some("```rust")), "behind {line}");
+        assert_eq!((lines.next(), lines.next()), (Some(""), Some("```rust")), "after {line}");
         let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
         let file = files.entry(name.to_owned()).or_default();
         let blank = if file.is_empty() { "" } else { "\n" };
@@ -22,10 +23,10 @@ fn files(guide: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_guide_shows_this_crate() {
-    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+fn guide_shows_files_of_this_crate() {
+    let crate_directory = Path::new(env!("CARGO_MANIFEST_DIR"));
     let guide =
-        read_to_string(crate_folder.join("../../docs/WRITING-A-BACKEND.md")).expect("the guide is there");
+        read_to_string(crate_directory.join("../../docs/WRITING-A-BACKEND.md")).expect("read the guide");
     let shown = files(&guide);
     let expected = [
         "src/engine.rs",
@@ -37,7 +38,7 @@ fn the_guide_shows_this_crate() {
     ];
     assert_eq!(shown.keys().collect::<Vec<_>>(), expected);
     for (name, text) in shown {
-        let file = read_to_string(crate_folder.join(&name)).expect("a file that the guide shows is there");
-        assert!(file == text, "{name} is not what the guide shows:\n{text}");
+        let file = read_to_string(crate_directory.join(&name)).expect("read a file of the crate");
+        assert!(file == text, "{name} differs from the guide:\n{text}");
     }
 }

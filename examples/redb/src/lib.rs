@@ -1,27 +1,25 @@
-//! Storage on redb: one database file for records, one beside it for content.
+//! A storage backend on redb: one database file for records and one for content.
 
 mod storage;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use enjambre_core::storage::embedded::{Embedded, EmbeddedSettings};
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::place::path_for;
-use enjambre_core::storage::{Role, Storage};
+use enjambre_core::{Embedded, EmbeddedSettings, Place, Role, Storage, StorageError};
 use serde::Deserialize;
 
 /// The table `[storage.redb]` of the configuration.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedbSettings {
-    /// The database file, relative to the data folder; where none is given, it is named after what it is for.
+    /// The path of the database file, relative to the data directory. The default depends on the node: `catalogue.redb` or
+    /// `library.redb`.
     pub path: Option<PathBuf>,
-    /// The page cache of each database in MiB.
+    /// The size of the page cache of each database, in MiB.
     pub cache_mib: u32,
-    /// How many threads read each database.
+    /// The number of reader threads of each database.
     pub readers: usize,
-    /// Whether the whole file is read and checked at each start. Else redb trusts one that was closed in order.
+    /// Whether to read and verify the whole file at each start. By default redb trusts a file that was closed cleanly.
     pub check: bool,
 }
 
@@ -31,9 +29,14 @@ impl Default for RedbSettings {
     }
 }
 
-/// Opens the database for a role, or makes it. Content lies beside `path`, with `-content` before the extension.
-pub async fn open(settings: RedbSettings, path: &Path, role: Role) -> Result<Arc<dyn Storage>, StorageError> {
-    let adapter = EmbeddedSettings { name: "redb".into(), readers: settings.readers, ..Default::default() };
-    let path = path_for(role, path);
+/// Opens the database of a place for a role. Creates the file if it does not exist.
+pub async fn open(
+    settings: RedbSettings,
+    place: &Place,
+    role: Role,
+) -> Result<Arc<dyn Storage>, StorageError> {
+    let path = place.database(settings.path.as_deref(), "redb", role);
+    let mut adapter = EmbeddedSettings::new("redb");
+    adapter.readers = settings.readers;
     Ok(Arc::new(Embedded::open(adapter, move || storage::Redb::open(&path, role, &settings)).await?))
 }

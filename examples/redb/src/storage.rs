@@ -1,27 +1,30 @@
-//! The engine: a table for each space, one transaction for each group of batches.
+//! The engine: one table per space, one transaction per group of batches.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::storage::engine::{ApplyError, Engine, ReadError, Reader, page_of};
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::{Durability, Key, KeyRange, Limits, MAX_KEY, Space, Write};
-use enjambre_core::storage::{Role, place};
+use enjambre_core::storage::database_file;
+use enjambre_core::storage::engine::page_of;
+use enjambre_core::storage::value::MAX_KEY;
+use enjambre_core::{
+    ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Role, Space, StorageError,
+    Write,
+};
 use redb::{Database, Error, ReadOnlyTable, ReadableDatabase, TableDefinition, TableError, TableHandle};
 
 use crate::RedbSettings;
 
-/// The largest value: with the longest key and 12 bytes it fills a page of redb, whose sizes are powers of two.
+/// The largest value. With the longest key and 12 bytes of overhead it fills a page of 64 KiB; page sizes are powers of two.
 const MAX_VALUE: usize = 64 * 1024 - MAX_KEY - 12;
-/// What stays free on the disk, for deletions: after it met a full one, redb has to be opened anew.
+/// Disk space to leave free for deletions, in bytes. redb must be reopened after it runs out of disk space.
 const RESERVE: u64 = 16 * 1024 * 1024;
 
 type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 type Entries<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
 
-/// An open database: the writing side, and its clones the reading sides.
+/// An open database. The original is the writer, its clones are the readers.
 #[derive(Debug, Clone)]
 pub(crate) struct Redb {
     db: Arc<Database>,
@@ -30,7 +33,7 @@ pub(crate) struct Redb {
 
 impl Redb {
     pub(crate) fn open(path: &Path, role: Role, settings: &RedbSettings) -> Result<Self, StorageError> {
-        place::make_folder(path)?;
+        database_file::create_parent_dir(path)?;
         let open = || {
             let db = redb::Builder::new()
                 .set_cache_size(settings.cache_mib.clamp(1, 4096) as usize * 1024 * 1024)
@@ -38,10 +41,10 @@ impl Redb {
                 .create(path)?;
             Ok((mark(&db, role)?, db))
         };
-        let (is_ours, db) = open().map_err(|error| explain(path, "open", error))?;
-        place::sync_folder(path)?;
-        if !is_ours {
-            let what = format!("{} does not hold {role:?} of Enjambre in format 1", path.display());
+        let (is_marked, db) = open().map_err(|error| storage_error(path, "open", error))?;
+        database_file::sync_parent_dir(path)?;
+        if !is_marked {
+            let what = format!("{} is not an Enjambre database of {role:?} in format 1", path.display());
             return Err(StorageError::corrupt(what));
         }
         Ok(Self { db: Arc::new(db), path: path.to_owned() })
@@ -49,7 +52,7 @@ impl Redb {
 
     fn write(&self, writes: &[Write]) -> Result<(), Error> {
         let mut transaction = self.db.begin_write()?;
-        // Commits in two phases, because strangers choose the values, and notes what is free, see README.md.
+        // Enables two-phase commits, because remote peers choose the values, and saves the allocator state; see README.md.
         transaction.set_quick_repair(true);
         for writes in writes.chunk_by(|a, b| a.target().0 == b.target().0) {
             let mut table = transaction.open_table(Entries::new(writes[0].target().0.name()))?;
@@ -63,7 +66,7 @@ impl Redb {
         Ok(transaction.commit()?)
     }
 
-    /// Reads from a space as it is now; nothing where it was never written.
+    /// Reads the current state of a space. Returns the default value if the space was never written.
     fn read<T: Default>(
         &self,
         space: Space,
@@ -75,15 +78,15 @@ impl Redb {
             Err(error) => Err(error.into()),
         };
         outcome().map_err(|error| match error {
-            Error::PreviousIo => ReadError::Broken(error.into()), // it refuses everything after an error of the disk
-            error => explain(&self.path, "read from", error).into(),
+            Error::PreviousIo => ReadError::Broken(error.into()), // redb refuses all calls after an I/O error
+            error => storage_error(&self.path, "read from", error).into(),
         })
     }
 }
 
-/// Whether the file is Enjambre's and for this role, in the only format so far. A new one is marked as that.
+/// Returns whether the database has the mark of Enjambre for this role and format. Marks a new database.
 fn mark(db: &Database, role: Role) -> Result<bool, Error> {
-    // A table without entries. No space has a name with a capital letter.
+    // The mark is an empty table. Its name cannot collide with a space, because spaces have no capital letters.
     let mark = format!("Enjambre {role:?} 1");
     let transaction = db.begin_write()?;
     let tables: Vec<_> = transaction.list_tables()?.map(|table| table.name().to_owned()).collect();
@@ -91,12 +94,12 @@ fn mark(db: &Database, role: Role) -> Result<bool, Error> {
         transaction.open_table(Entries::new(&mark))?;
         transaction.commit()?;
     }
-    // What is somebody else's stays as it is: dropped, a transaction changes nothing.
+    // A foreign database stays unchanged: dropping the transaction aborts it.
     Ok(tables.is_empty() || tables.contains(&mark))
 }
 
-/// What an error of redb means for the caller who tried to do `action`.
-fn explain(path: &Path, action: &str, error: Error) -> StorageError {
+/// Converts an error of redb that occurred during `action`.
+fn storage_error(path: &Path, action: &str, error: Error) -> StorageError {
     match error {
         Error::DatabaseAlreadyOpen => StorageError::Locked { path: path.to_owned() },
         Error::Corrupted(_) => StorageError::damaged(path, error),
@@ -112,17 +115,19 @@ impl Engine for Redb {
         Ok(self.clone())
     }
 
-    /// Always durable: redb loses what it commits otherwise in a crash of the process, which `Buffered` has to survive.
+    /// Ignores the requested durability and always commits durably: a process crash loses redb's non-durable commits, but
+    /// `Buffered` must survive one.
     fn apply(&mut self, writes: &[Write], _: Durability) -> Result<(), ApplyError> {
-        // Deletions alone are to make room.
+        // A batch of deletions frees space, so it is always accepted.
         if writes.iter().any(|write| write.value().is_some()) {
             let bytes: usize = writes.iter().map(Write::size).sum();
-            place::check_room(&self.path, RESERVE + 2 * bytes as u64).map_err(ApplyError::Refused)?;
+            database_file::check_free_space(&self.path, RESERVE + 2 * bytes as u64)
+                .map_err(ApplyError::Refused)?;
         }
         self.write(writes).map_err(|error| ApplyError::Uncertain(error.into()))
     }
 
-    /// There is nothing to do, see `apply`.
+    /// Does nothing: every commit is durable already.
     fn sync(&mut self) -> Result<(), StorageError> {
         Ok(())
     }
@@ -133,8 +138,8 @@ impl Engine for Redb {
 
     fn close(self) -> Result<(), StorageError> {
         let db = Arc::into_inner(self.db)
-            .ok_or_else(|| StorageError::backend("close redb", "a reader is busy and keeps it open"))?;
-        db.close().map_err(|error| explain(&self.path, "close", error.into()))
+            .ok_or_else(|| StorageError::backend("close redb", "a reader is still in use"))?;
+        db.close().map_err(|error| storage_error(&self.path, "close", error.into()))
     }
 }
 

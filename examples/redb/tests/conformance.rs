@@ -1,11 +1,10 @@
-//! redb keeps the obligations of a storage, in both of its roles.
+//! Runs the storage conformance kit on redb, in both roles.
 
 use std::sync::Arc;
 
-use enjambre_core::storage::conformance::{Builder, run_all};
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::{Role, Storage};
+use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
 use enjambre_redb::{RedbSettings, open};
+use enjambre_testkit::storage::{Builder, run_all};
 use tempfile::TempDir;
 
 struct Redb(Role);
@@ -14,16 +13,16 @@ impl Builder for Redb {
     type Place = TempDir;
 
     fn place(&self) -> TempDir {
-        TempDir::new().expect("a temporary folder")
+        TempDir::new().expect("temporary directory")
     }
 
     async fn open(&self, place: &TempDir) -> Result<Arc<dyn Storage>, StorageError> {
-        open(RedbSettings::default(), &place.path().join("enjambre.redb"), self.0).await
+        open(RedbSettings::default(), &Place::new(place.path(), Tenancy::Single), self.0).await
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_keeps_its_obligations() {
+async fn redb_passes_conformance_kit() {
     run_all(&Redb(Role::Records)).await;
     run_all(&Redb(Role::Content)).await;
 }

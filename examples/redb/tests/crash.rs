@@ -1,13 +1,13 @@
-//! Killed with `kill -9` while it commits, it loses nothing acknowledged and tears nothing.
+//! Kills the process with `kill -9` during commits: acknowledged batches survive, and no batch is applied in part.
 
-use enjambre_core::storage::Role;
-use enjambre_core::storage::conformance::crash::survive_kills;
+use enjambre_core::{Place, Role, Tenancy};
 use enjambre_redb::{RedbSettings, open};
+use enjambre_testkit::storage::crash::survive_kills;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_survives_kills() {
-    survive_kills("it_survives_kills", async |folder| {
-        open(RedbSettings::default(), &folder.join("enjambre.redb"), Role::Records).await
+async fn redb_killed_keeps_acknowledged_commits() {
+    survive_kills("redb_killed_keeps_acknowledged_commits", async |directory| {
+        open(RedbSettings::default(), &Place::new(directory, Tenancy::Single), Role::Records).await
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! The engine alone: a full disk, the log, the journal, and what a sync writes.
+//! Tests of the engine: full disk, log, journal and syncs.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn write(number: u32, len: usize) -> Write {
 }
 
 #[test]
-fn a_full_database_refuses_whole_and_goes_on() {
+fn full_database_refuses_whole_batches_and_continues() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 64 };
     let mut engine = Sqlite::open(&options).unwrap();
@@ -29,7 +29,7 @@ fn a_full_database_refuses_whole_and_goes_on() {
 }
 
 #[test]
-fn a_table_made_by_a_refused_batch_is_made_again() {
+fn table_of_refused_batch_is_created_again() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { path: folder.path().join("db"), role: Role::Content, cache_kib: 64 };
     let mut engine = Sqlite::open(&options).unwrap();
@@ -42,7 +42,7 @@ fn a_table_made_by_a_refused_batch_is_made_again() {
 }
 
 #[test]
-fn a_sync_of_something_writes_and_a_sync_of_nothing_does_not() {
+fn sync_writes_only_after_unsynced_commits() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 64 };
     let mut engine = Sqlite::open(&options).unwrap();
@@ -57,7 +57,7 @@ fn a_sync_of_something_writes_and_a_sync_of_nothing_does_not() {
 }
 
 #[test]
-fn a_durable_commit_that_changes_nothing_makes_the_earlier_ones_durable() {
+fn durable_commit_without_change_syncs_earlier_commits() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 64 };
     let mut engine = Sqlite::open(&options).unwrap();
@@ -76,7 +76,7 @@ fn a_durable_commit_that_changes_nothing_makes_the_earlier_ones_durable() {
 }
 
 #[test]
-fn the_log_stays_bounded_though_there_is_always_a_reader() {
+fn log_stays_bounded_with_overlapping_readers() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 1024 };
     let mut engine = Sqlite::open(&options).unwrap();
@@ -90,19 +90,19 @@ fn the_log_stays_bounded_though_there_is_always_a_reader() {
     std::thread::scope(|scope| {
         begin(&readers[0]);
         scope.spawn(move || {
-            // The next one begins before the one before ends.
+            // The next reader starts before the previous one ends.
             while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
                 begin(&readers[1]);
                 readers[0].connection.execute_batch("COMMIT").unwrap();
                 readers.swap(0, 1);
-                // A long page: it outlasts commits.
+                // A long read: it outlasts commits.
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
         for number in 0..60u32 {
             let put = |part| {
                 let key = Key::new(vec![number as u8 % 4, part]).unwrap();
-                // Another value than before, or SQLite would not write it.
+                // A changed value: SQLite does not write an equal one.
                 Write::Put(SPACE, key, vec![number as u8; 256 << 10].into())
             };
             let writes: Vec<Write> = (0..8).map(put).collect();
@@ -119,13 +119,13 @@ fn content(folder: &Path) -> Sqlite {
 }
 
 #[test]
-fn full_content_refuses_whole_and_goes_on() {
+fn full_content_refuses_whole_batches_and_continues() {
     let folder = tempfile::tempdir().unwrap();
     let mut engine = content(folder.path());
     engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
     engine.connection.pragma_update(None, "max_page_count", 20).unwrap();
     let mut reader = engine.reader().unwrap();
-    // Far more than the cache: some of it was in the database already.
+    // Far more than the cache: a part is already in the database.
     let writes: Vec<Write> = (0..20).map(|number| write(number, 100_000)).collect();
     let outcome = engine.apply(&writes, Durability::Buffered);
     assert!(matches!(outcome, Err(ApplyError::Refused(StorageError::Full { .. }))), "{outcome:?}");
@@ -137,17 +137,17 @@ fn full_content_refuses_whole_and_goes_on() {
 }
 
 #[test]
-fn content_that_another_process_reads_is_refused_whole_and_can_be_written_again() {
+fn content_read_by_another_process_is_locked() {
     let folder = tempfile::tempdir().unwrap();
     let mut engine = content(folder.path());
     engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
     engine.connection.busy_timeout(Duration::ZERO).unwrap();
-    // It takes no turns.
+    // This connection does not use the lock of the engine.
     let other = Connection::open(folder.path().join("db")).unwrap();
     other.execute_batch("BEGIN; SELECT * FROM space_s").unwrap();
     let outcome = engine.apply(&[write(1, 10)], Durability::Buffered);
     assert!(matches!(outcome, Err(ApplyError::Refused(StorageError::Locked { .. }))), "{outcome:?}");
-    // It waits once, not whenever the cache is full.
+    // SQLite waits once, not whenever the cache is full.
     static WAITS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let count = |_| {
         WAITS.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -163,7 +163,7 @@ fn content_that_another_process_reads_is_refused_whole_and_can_be_written_again(
 }
 
 #[test]
-fn every_commit_of_content_is_durable() {
+fn every_content_commit_is_durable() {
     let folder = tempfile::tempdir().unwrap();
     let count = |engine: &Sqlite| -> i64 {
         let count = "SELECT count FROM enjambre_sync";
@@ -177,14 +177,14 @@ fn every_commit_of_content_is_durable() {
     engine.sync().unwrap();
     assert_eq!(count(&engine), before, "nothing is left to sync");
     drop(engine);
-    // The end of the last commit before a kill may not have reached the disk.
+    // The last commit before a kill may not be durable.
     let mut engine = content(folder.path());
     engine.sync().unwrap();
     assert_eq!(count(&engine), before + 1);
 }
 
 #[test]
-fn the_journal_is_kept_but_short() {
+fn journal_is_kept_and_truncated() {
     let folder = tempfile::tempdir().unwrap();
     let mut engine = content(folder.path());
     for byte in 0..2u8 {
@@ -192,22 +192,22 @@ fn the_journal_is_kept_but_short() {
             let key = Key::new(number.to_be_bytes().to_vec()).unwrap();
             Write::Put(SPACE, key, vec![byte; 1 << 20].into())
         };
-        // What is written over goes into the journal.
+        // Overwritten pages are written to the journal.
         engine.apply(&(0..5).map(value).collect::<Vec<_>>(), Durability::Buffered).unwrap();
         let length = std::fs::metadata(&engine.log).unwrap().len();
         assert!((1..=KEPT_JOURNAL as u64).contains(&length), "{length}");
     }
 }
 
-/// What fills a disk can be deleted from it: the library deletes 64 values at once, wherever they lie.
+/// A full disk can be freed by deletions: the library deletes 64 scattered values at once.
 #[test]
-fn to_delete_some_values_takes_hardly_more_than_the_journal_that_is_there() {
+fn deletion_fits_into_existing_journal() {
     let folder = tempfile::tempdir().unwrap();
     let mut engine = content(folder.path());
-    // Most of each is in pages of its own, and several begin in one page.
+    // Most of each value is in its own pages; several values start in one page.
     let values: Vec<Write> = (0..512).map(|number| write(number, 72_000)).collect();
     values.chunks(100).for_each(|some| engine.apply(some, Durability::Buffered).unwrap());
-    // So that it is not cut.
+    // Disables truncation.
     engine.connection.pragma_update(None, "journal_size_limit", -1).unwrap();
     let delete = |number: u32| Write::Delete(SPACE, write(number, 0).target().1.clone());
     let scattered: Vec<Write> = (0..64).map(|number| delete(number * 8)).collect();
@@ -217,20 +217,20 @@ fn to_delete_some_values_takes_hardly_more_than_the_journal_that_is_there() {
 }
 
 #[test]
-fn the_journal_of_an_earlier_process_is_not_written_over() {
+fn journal_of_earlier_process_is_not_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let mut engine = content(folder.path());
     engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
     assert!(engine.log.exists());
     drop(engine);
     let mut engine = content(folder.path());
-    assert!(!engine.log.exists(), "its end may not have reached the disk");
+    assert!(!engine.log.exists(), "the old journal may be incomplete");
     engine.apply(&[write(1, 10)], Durability::Buffered).unwrap();
-    assert!(engine.log.exists(), "it is kept from here on");
+    assert!(engine.log.exists(), "the new journal is kept");
 }
 
 #[test]
-fn content_is_read_while_it_is_written_and_nobody_starves() {
+fn concurrent_reads_and_commits_do_not_starve() {
     const READS: u32 = 10;
     const COMMITS: u32 = 2000;
     const LEN: usize = 70_000;
@@ -253,7 +253,7 @@ fn content_is_read_while_it_is_written_and_nobody_starves() {
             let (reading, stop) = (&reading, &stop);
             readers.push(scope.spawn(move || {
                 let mut reads = 0;
-                // Without a pause: the writer must come through as well.
+                // Without a pause: the writer must make progress too.
                 while !stop.load(std::sync::atomic::Ordering::SeqCst) {
                     let page = reader.scan(SPACE, &KeyRange::all(), 10, 10 << 20).unwrap();
                     assert_eq!(page.len(), 4);
@@ -275,25 +275,4 @@ fn content_is_read_while_it_is_written_and_nobody_starves() {
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
         assert!(commits < COMMITS, "the readers starved");
     });
-}
-
-#[test]
-fn content_with_the_log_of_an_earlier_version_opens() {
-    let folder = tempfile::tempdir().unwrap();
-    let (old, path) = (folder.path().join("old"), folder.path().join("db"));
-    create::where_missing(&old, Role::Content).unwrap();
-    let connection = Connection::open(&old).unwrap();
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).unwrap();
-    let mut tables = Tables::new(Role::Content);
-    let put = tables.made(&connection, SPACE).unwrap().put.clone();
-    connection.execute(&put, params![[1u8], vec![7u8; 200_000]]).unwrap();
-    // As a killed process leaves it: with most of it in the log.
-    assert!(std::fs::metadata(place::beside(&old, "-wal")).unwrap().len() > 200_000);
-    std::fs::copy(place::beside(&old, "-wal"), place::beside(&path, "-wal")).unwrap();
-    std::fs::copy(&old, &path).unwrap();
-    let engine = content(folder.path());
-    let value = engine.reader().unwrap().get(SPACE, &Key::new(vec![1]).unwrap()).unwrap();
-    assert_eq!(value.unwrap(), vec![7; 200_000]);
-    assert!(!place::beside(&path, "-wal").exists(), "it was written back");
-    assert_eq!(std::fs::read(&path).unwrap()[18..20], [1, 1], "the file says that it has a rollback journal");
 }

@@ -1,11 +1,13 @@
-//! The time of day in a simulation: it goes with the runtime's timers, and jumps when it is told to.
+//! The wall clock of a simulation: the time of the paused runtime plus an offset.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use enjambre_core::clock::{Clock, TimerClock};
+use enjambre_core::UnixMillis;
+use enjambre_core::runtime::clock::Clock;
+use enjambre_testkit::clock::TimerClock;
 
-/// A clock that somebody sets wrong.
+/// A wall clock with adjustable offset.
 #[derive(Debug)]
 pub struct JumpingClock {
     timers: TimerClock,
@@ -13,12 +15,12 @@ pub struct JumpingClock {
 }
 
 impl JumpingClock {
-    /// A clock that is right so far. To be called within a runtime.
+    /// Creates a clock without an offset. Must be called within a runtime.
     pub fn new() -> Self {
         Self { timers: TimerClock::new(), offset: AtomicI64::new(0) }
     }
 
-    /// Puts it forward, or back.
+    /// Moves the clock forward or back.
     pub fn jump(&self, by: Duration, forward: bool) {
         let by = i64::try_from(by.as_millis()).unwrap_or(0);
         self.offset.fetch_add(if forward { by } else { -by }, Ordering::Relaxed);
@@ -32,7 +34,7 @@ impl Default for JumpingClock {
 }
 
 impl Clock for JumpingClock {
-    fn now_ms(&self) -> u64 {
-        self.timers.now_ms().saturating_add_signed(self.offset.load(Ordering::Relaxed))
+    fn now(&self) -> UnixMillis {
+        UnixMillis(self.timers.now_ms().saturating_add_signed(self.offset.load(Ordering::Relaxed)))
     }
 }

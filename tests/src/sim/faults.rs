@@ -1,45 +1,45 @@
-//! How bad things are: what the faults of a network and of a disk are drawn from.
+//! Random faults of networks and disks.
 
 use std::time::Duration;
 
-use enjambre_core::storage::fault::{Fault, FaultyStorage, Operation, When};
-use enjambre_core::transport::fault::Faults;
+use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
+use enjambre_testkit::transport::fault::Faults;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 const EVERY_OPERATION: [Operation; 4] = [Operation::Get, Operation::Scan, Operation::Commit, Operation::Sync];
 
-/// The weather on one node's way to the others.
+/// Draws faults for the outgoing connections of a node.
 pub fn network(random: &mut StdRng) -> Faults {
-    let mut some = |most: f64| if random.random_bool(0.5) { random.random_range(0.0..most) } else { 0.0 };
+    let mut draw = |max: f64| if random.random_bool(0.5) { random.random_range(0.0..max) } else { 0.0 };
     let time = |seconds: f64| Duration::from_secs_f64(seconds);
     Faults {
-        delay: time(some(0.2)),
-        jitter: time(some(1.0)),
-        drop_request: some(0.15),
-        drop_reply: some(0.15),
-        cut: some(0.1),
-        reorder: some(0.3),
-        hold: time(some(5.0)),
-        duplicate: some(0.2),
+        delay: time(draw(0.2)),
+        jitter: time(draw(1.0)),
+        drop_request: draw(0.15),
+        drop_reply: draw(0.15),
+        cut: draw(0.1),
+        reorder: draw(0.3),
+        hold: time(draw(5.0)),
+        duplicate: draw(0.2),
     }
 }
 
-/// What a disk does from now on instead of working.
+/// The faults of a disk.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum DiskFaults {
-    /// It works.
+    /// No faults.
     None,
-    /// It has no room.
+    /// Commits fail because the disk is full.
     Full,
-    /// Each operation fails with this chance, in one way or the other.
+    /// Operations fail with this probability, in various ways.
     Some(f64),
-    /// As the last, and syncs fail all the time.
+    /// As `Some`, and all syncs fail.
     NoSync(f64),
 }
 
 impl DiskFaults {
-    /// Draws one.
+    /// Draws random faults.
     pub fn draw(random: &mut StdRng) -> Self {
         match random.random_range(0..10) {
             0..4 => Self::None,
@@ -49,22 +49,22 @@ impl DiskFaults {
         }
     }
 
-    /// Has a storage behave so, and no longer as it did.
+    /// Replaces the faults of a storage by these.
     pub fn apply(self, storage: &FaultyStorage) {
         storage.clear();
-        let (chance, no_sync) = match self {
+        let (probability, no_sync) = match self {
             Self::None => return,
             Self::Full => {
                 storage.add(Operation::Commit, When::Always, Fault::Full);
                 return;
             }
-            Self::Some(chance) => (chance, false),
-            Self::NoSync(chance) => (chance, true),
+            Self::Some(probability) => (probability, false),
+            Self::NoSync(probability) => (probability, true),
         };
         if no_sync {
             storage.add(Operation::Sync, When::Always, Fault::Fail);
         }
-        let each = When::Chance(chance / 5.0);
+        let each = When::Chance(probability / 5.0);
         for fault in [
             Fault::Full,
             Fault::Indeterminate { applied: true },
@@ -81,8 +81,8 @@ impl DiskFaults {
     }
 }
 
-/// Nothing that runs on after the end of its process reaches the disk any more.
-pub fn cut_off(storage: &FaultyStorage) {
+/// Makes all later operations fail, so that tasks of a killed process no longer reach the disk.
+pub fn disconnect(storage: &FaultyStorage) {
     storage.clear();
     for operation in EVERY_OPERATION {
         storage.add(operation, When::Always, Fault::Fail);

@@ -1,51 +1,49 @@
-//! Parts that are broken on purpose, to see that the simulator finds it.
+//! Deliberate violations of the guarantees, to test that the simulator detects them.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::protocol::codec::{decode_request, encode_reply};
 use enjambre_core::protocol::message::{Reply, Request};
-use enjambre_core::storage::Storage;
-use enjambre_core::storage::error::StorageError;
-use enjambre_core::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
-use enjambre_core::transport::envelope::RequestId;
-use enjambre_core::transport::error::TransportError;
-use enjambre_core::transport::{Connection, Deadline, Listener, Message, Transport};
+use enjambre_core::transport::envelope::EncodedRequest;
+use enjambre_core::{
+    Batch, Connection, Deadline, Durability, Endpoint, Key, KeyRange, Limits, Listener, Message, RequestId,
+    Space, Storage, StorageError, Transport, TransportError,
+};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// What is broken.
+/// A deliberate violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
-    /// Disks say that they have synced, and have not.
-    LyingDisks,
-    /// What is read from the disk of a peer is now and then not what was written.
-    RottenReads,
-    /// Publications are acknowledged on the way, and the tracker never hears of them.
+    /// Disks ignore syncs and acknowledge them.
+    IgnoredSyncs,
+    /// Reads from the disk of a peer sometimes return corrupted data.
+    CorruptedReads,
+    /// The network acknowledges publications without delivering them to the tracker.
     ForgedAcknowledgements,
 }
 
 impl Flaw {
-    /// Each of them.
-    pub const ALL: [Self; 3] = [Self::LyingDisks, Self::RottenReads, Self::ForgedAcknowledgements];
+    /// All flaws.
+    pub const ALL: [Self; 3] = [Self::IgnoredSyncs, Self::CorruptedReads, Self::ForgedAcknowledgements];
 
-    /// A disk as a peer or a database gets it.
+    /// Wraps the disk of a peer or database.
     pub fn disk(flaw: Option<Self>, disk: Arc<dyn Storage>, seed: u64) -> Arc<dyn Storage> {
         match flaw {
-            Some(flaw @ (Self::LyingDisks | Self::RottenReads)) => {
+            Some(flaw @ (Self::IgnoredSyncs | Self::CorruptedReads)) => {
                 Arc::new(FlawedDisk { inner: disk, flaw, random: Mutex::new(StdRng::seed_from_u64(seed)) })
             }
             _ => disk,
         }
     }
 
-    /// The network as a peer gets it.
+    /// Wraps the network of a peer.
     pub fn network(flaw: Option<Self>, network: Arc<dyn Transport>) -> Arc<dyn Transport> {
         match flaw {
-            Some(Self::ForgedAcknowledgements) => Arc::new(Forger(network)),
+            Some(Self::ForgedAcknowledgements) => Arc::new(ForgingTransport(network)),
             _ => network,
         }
     }
@@ -63,7 +61,7 @@ impl Storage for FlawedDisk {
     async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
         let mut values = self.inner.get(space, keys).await?;
         let mut random = self.random.lock();
-        if self.flaw == Flaw::RottenReads
+        if self.flaw == Flaw::CorruptedReads
             && random.random_bool(0.05)
             && let Some(value) = values.iter_mut().flatten().find(|value| value.len() > 1000)
         {
@@ -85,12 +83,12 @@ impl Storage for FlawedDisk {
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
-        let lies = self.flaw == Flaw::LyingDisks;
-        self.inner.commit(batch, if lies { Durability::Buffered } else { durability }).await
+        let buffered = self.flaw == Flaw::IgnoredSyncs;
+        self.inner.commit(batch, if buffered { Durability::Buffered } else { durability }).await
     }
 
     async fn sync(&self) -> Result<(), StorageError> {
-        if self.flaw == Flaw::LyingDisks { Ok(()) } else { self.inner.sync().await }
+        if self.flaw == Flaw::IgnoredSyncs { Ok(()) } else { self.inner.sync().await }
     }
 
     fn limits(&self) -> Limits {
@@ -103,16 +101,16 @@ impl Storage for FlawedDisk {
 }
 
 #[derive(Debug)]
-struct Forger(Arc<dyn Transport>);
+struct ForgingTransport(Arc<dyn Transport>);
 
 #[async_trait]
-impl Transport for Forger {
+impl Transport for ForgingTransport {
     fn scheme(&self) -> &'static str {
         self.0.scheme()
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        Ok(Arc::new(Forging(self.0.connect(endpoint).await?)))
+        Ok(Arc::new(ForgingConnection(self.0.connect(endpoint).await?)))
     }
 
     async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
@@ -121,10 +119,10 @@ impl Transport for Forger {
 }
 
 #[derive(Debug)]
-struct Forging(Arc<dyn Connection>);
+struct ForgingConnection(Arc<dyn Connection>);
 
 #[async_trait]
-impl Connection for Forging {
+impl Connection for ForgingConnection {
     fn next_id(&self) -> RequestId {
         self.0.next_id()
     }
@@ -135,7 +133,9 @@ impl Connection for Forging {
         header: Bytes,
         deadline: Deadline,
     ) -> Result<Message, TransportError> {
-        if let Ok((_, Request::Publish { .. })) = decode_request(&header) {
+        if let Ok(request) = EncodedRequest::parse(&header)
+            && let Ok(Request::Publish { .. }) = decode_request(&request)
+        {
             let header = encode_reply(Some(id), Ok(&Reply::Published { version: 1, new: true }));
             return Ok(Message { header, payload: Bytes::new() });
         }

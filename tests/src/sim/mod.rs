@@ -1,21 +1,20 @@
-//! Whole swarms on one thread, from a seed: the real core over memory storage and memory transport, with faults.
+//! Deterministic simulation of swarms: the library crates on one thread, with memory storage, memory transport and faults.
 //!
-//! A [`world`] has trackers on a memory disk and peers with disks of their own, under tokio's paused clock. A generator
-//! that follows from the seed lets people publish, get and remove, and lets machines crash, lose power, run out of room and
-//! lose each other. Then the faults stop, and [`calm`] asks for what has to hold. A seed gives the same [`trace`] each time.
-//! What is simulated and what not is in `docs/SIMULATION.md`.
+//! A [`world`] contains trackers, peers, their disks and a network, under the paused clock of tokio. A random generator
+//! chooses the [`workload`] and the faults: crashes, power cuts, full disks and network partitions. Then the faults end, and
+//! [`quiescence`] checks the guarantees. A seed always produces the same [`trace`]. `docs/SIMULATION.md` describes the scope.
 
-pub mod calm;
 pub mod clock;
 pub mod faults;
 pub mod flaw;
-pub mod line;
-pub mod manners;
+pub mod link;
 pub mod model;
 pub mod peer;
-pub mod people;
-pub mod rest;
+pub mod quiescence;
+pub mod recovery;
+pub mod responder;
 pub mod run;
 pub mod trace;
 pub mod tracker;
+pub mod workload;
 pub mod world;

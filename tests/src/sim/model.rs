@@ -1,35 +1,36 @@
-//! What must be so: what was published, who was told that it is, and who has it.
+//! The expected state of a simulation: published files, acknowledgements, and the files that each peer must have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use enjambre_core::model::id::FileId;
+use enjambre_core::FileId;
 use enjambre_core::model::record::FileKind;
-use enjambre_core::protocol::message::CatalogueId;
+use enjambre_core::model::session::CatalogueId;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-const PIECE: usize = 256 * 1024;
+const PIECE_SIZE: usize = 256 * 1024;
 
-/// A file or folder as its publisher has it.
+/// The original of a published file or directory.
 #[derive(Debug, Clone)]
 pub struct Original {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// What it is.
+    /// Whether it is a file or a directory.
     pub kind: FileKind,
-    /// The paths and contents of its files, in order; one without a path where it is no folder.
+    /// Paths and contents of the files in order. A single file has an empty path.
     pub files: Vec<(String, Bytes)>,
 }
 
 impl Original {
-    /// Draws one.
+    /// Creates a random file or directory.
     pub fn draw(name: String, random: &mut StdRng) -> Self {
         if random.random_bool(0.25) {
             let count = random.random_range(1..5);
             let files = (0..count).map(|at| {
-                let size = if random.random_bool(0.2) { PIECE + 10 } else { random.random_range(0..20_000) };
+                let size =
+                    if random.random_bool(0.2) { PIECE_SIZE + 10 } else { random.random_range(0..20_000) };
                 (format!("{at}.bin"), content(size, random))
             });
             return Self { name, kind: FileKind::Collection, files: files.collect() };
@@ -37,15 +38,15 @@ impl Original {
         let size = match random.random_range(0..8) {
             0 => 0,
             1 => random.random_range(1..2000),
-            2 => PIECE,
-            3 => PIECE + 1,
-            4 => 5 * PIECE + 77,
-            _ => random.random_range(1..3 * PIECE),
+            2 => PIECE_SIZE,
+            3 => PIECE_SIZE + 1,
+            4 => 5 * PIECE_SIZE + 77,
+            _ => random.random_range(1..3 * PIECE_SIZE),
         };
         Self { name, kind: FileKind::File, files: vec![(String::new(), content(size, random))] }
     }
 
-    /// Writes it to the disk beneath a folder; returns where.
+    /// Writes the file or directory into `folder` and returns its path.
     pub fn write(&self, folder: &Path) -> std::io::Result<PathBuf> {
         let path = folder.join(&self.name);
         if self.kind == FileKind::Collection {
@@ -60,27 +61,27 @@ impl Original {
 
 fn content(size: usize, random: &mut StdRng) -> Bytes {
     let mut bytes = vec![0; size];
-    // Much faster than the generator itself where that is not optimised.
+    // Much faster than the generator in a debug build.
     let seed: [u8; 8] = random.random();
     blake3::Hasher::new().update(&seed).finalize_xof().fill(&mut bytes);
     bytes.into()
 }
 
-/// Something that is in a peer's library, and perhaps known to trackers.
+/// A file or directory in the library of a peer, which trackers may know.
 #[derive(Debug, Clone)]
-pub struct Known {
-    /// What it is.
+pub struct PublishedFile {
+    /// The original.
     pub original: Original,
-    /// What trackers are told as its size.
+    /// The size in the catalogue.
     pub size: u64,
     /// The peer that published it.
     pub publisher: usize,
-    /// The names under which somebody was told that it is published, and which catalogue said so.
+    /// The acknowledged names, with the catalogue that acknowledged each.
     pub acknowledged: BTreeMap<String, CatalogueId>,
 }
 
-impl Known {
-    /// It and, of a folder, its files.
+impl PublishedFile {
+    /// Returns `id` and the ids of the files of a directory.
     pub fn ids(&self, id: FileId) -> Vec<FileId> {
         let files = match self.original.kind {
             FileKind::File => &[],
@@ -90,106 +91,106 @@ impl Known {
     }
 }
 
-/// The id of a file with this content.
+/// Returns the id of a file with this content.
 pub fn file_id(content: &[u8]) -> FileId {
     FileId::from_bytes(*blake3::hash(content).as_bytes())
 }
 
-/// How many pieces of a file a peer had when it ended.
+/// The numbers of pieces of a file that a peer had at the end of its process.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Had {
-    /// In all.
+pub struct PieceCounts {
+    /// All pieces.
     pub pieces: u32,
-    /// Of which it was told that they survive a power cut.
+    /// Pieces that were acknowledged as durable.
     pub durable: u32,
 }
 
-/// What the world knows.
+/// The expected state of all peers and trackers.
 #[derive(Debug, Default)]
 pub struct Model {
-    /// Everything that was published.
-    pub known: BTreeMap<FileId, Known>,
-    /// What each peer was told to have in whole, and whether that survives a power cut.
+    /// All published files and directories.
+    pub known: BTreeMap<FileId, PublishedFile>,
+    /// Complete files by peer, and whether they were acknowledged as durable.
     pub complete: BTreeMap<(usize, FileId), bool>,
-    /// What each peer has in part.
-    pub had: BTreeMap<(usize, FileId), Had>,
-    /// What somebody wanted to remove at a peer, and what may go with it, perhaps only at its next start.
-    pub doomed: BTreeSet<(usize, FileId)>,
-    /// How often something was removed.
+    /// Pieces of files by peer.
+    pub stored: BTreeMap<(usize, FileId), PieceCounts>,
+    /// Files that a peer may remove, at the latest at its next start: removed files and their members.
+    pub removing: BTreeSet<(usize, FileId)>,
+    /// The number of removals.
     pub removals: u64,
-    /// Who gets what at the moment.
+    /// Downloads in progress.
     pub getting: BTreeSet<(usize, FileId)>,
-    /// Who publishes what at the moment that was published before.
+    /// Publications in progress of files that were published before.
     pub publishing: BTreeSet<(usize, FileId)>,
-    /// What must not have happened.
+    /// Violated guarantees.
     pub failures: Vec<String>,
-    /// How often something was delivered and compared.
+    /// The number of verified downloads.
     pub delivered: u64,
 }
 
 impl Model {
-    /// A peer was told that it has something in whole.
+    /// Records that a file of a peer was acknowledged as complete.
     pub fn completed(&mut self, peer: usize, id: FileId, durable: bool) {
         *self.complete.entry((peer, id)).or_default() |= durable;
         for id in self.known.get(&id).map_or_else(Vec::new, |known| known.ids(id)) {
-            self.doomed.remove(&(peer, id));
+            self.removing.remove(&(peer, id));
         }
     }
 
-    /// Somebody wants to remove something at a peer.
+    /// Records that a peer is about to remove a file.
     pub fn removed(&mut self, peer: usize, id: FileId) {
         self.removals += 1;
         self.complete.remove(&(peer, id));
         for id in self.known.get(&id).map_or_else(Vec::new, |known| known.ids(id)) {
-            self.doomed.insert((peer, id));
-            self.had.remove(&(peer, id));
+            self.removing.insert((peer, id));
+            self.stored.remove(&(peer, id));
         }
     }
 
-    /// A peer that has so many pieces of its files ends.
-    pub fn ends(&mut self, peer: usize, pieces: &BTreeMap<FileId, u32>) {
-        self.had.retain(|(at, id), _| *at != peer || pieces.contains_key(id));
-        for (id, pieces) in pieces.iter().filter(|(id, _)| !self.doomed.contains(&(peer, **id))) {
-            self.had.entry((peer, *id)).or_default().pieces = *pieces;
+    /// Records the pieces of a peer at the end of its process.
+    pub fn process_ended(&mut self, peer: usize, pieces: &BTreeMap<FileId, u32>) {
+        self.stored.retain(|(at, id), _| *at != peer || pieces.contains_key(id));
+        for (id, pieces) in pieces.iter().filter(|(id, _)| !self.removing.contains(&(peer, **id))) {
+            self.stored.entry((peer, *id)).or_default().pieces = *pieces;
         }
     }
 
-    /// A peer was told that so many pieces of its files are durable.
+    /// Records that these pieces of a peer were acknowledged as durable.
     pub fn synced(&mut self, peer: usize, pieces: &BTreeMap<FileId, u32>) {
-        for (id, pieces) in pieces.iter().filter(|(id, _)| !self.doomed.contains(&(peer, **id))) {
-            self.had.entry((peer, *id)).or_default().durable = *pieces;
+        for (id, pieces) in pieces.iter().filter(|(id, _)| !self.removing.contains(&(peer, **id))) {
+            self.stored.entry((peer, *id)).or_default().durable = *pieces;
         }
     }
 
-    /// A peer lost what no sync had made safe.
+    /// Records that a peer may have lost everything that is not durable.
     pub fn power_cut(&mut self, peer: usize) {
         self.complete.retain(|(at, _), durable| *at != peer || *durable);
-        self.had.retain(|(at, _), had| *at != peer || had.durable > 0);
-        for ((_, _), had) in self.had.iter_mut().filter(|((at, _), _)| *at == peer) {
-            had.pieces = had.durable;
+        self.stored.retain(|(at, _), stored| *at != peer || stored.durable > 0);
+        for ((_, _), stored) in self.stored.iter_mut().filter(|((at, _), _)| *at == peer) {
+            stored.pieces = stored.durable;
         }
     }
 
-    /// What a peer that has begun anew lost, given how many pieces it has.
-    pub fn lost(&mut self, peer: usize, pieces: &BTreeMap<FileId, u32>) -> Option<String> {
-        let of_it = self.had.iter_mut().filter(|((at, _), _)| *at == peer);
-        for ((_, id), had) in of_it {
+    /// Compares the pieces of a restarted peer with the expected ones. Returns a description of lost pieces.
+    pub fn lost_pieces(&mut self, peer: usize, pieces: &BTreeMap<FileId, u32>) -> Option<String> {
+        let expected = self.stored.iter_mut().filter(|((at, _), _)| *at == peer);
+        for ((_, id), stored) in expected {
             let now = pieces.get(id).copied().unwrap_or_default();
-            if now < had.pieces {
-                return Some(format!("{} of {} pieces of {id} are left", now, had.pieces));
+            if now < stored.pieces {
+                return Some(format!("only {} of {} pieces of {id} are left", now, stored.pieces));
             }
-            had.pieces = 0;
+            stored.pieces = 0;
         }
         None
     }
 
-    /// What a peer has in whole.
+    /// Returns the complete files of a peer.
     pub fn complete_at(&self, peer: usize) -> Vec<FileId> {
         self.complete.keys().filter(|(at, _)| *at == peer).map(|(_, id)| *id).collect()
     }
 
-    /// Notes that something must not have happened.
-    pub fn fail(&mut self, what: String) {
-        self.failures.push(what);
+    /// Records a violated guarantee.
+    pub fn fail(&mut self, failure: String) {
+        self.failures.push(failure);
     }
 }

@@ -1,72 +1,70 @@
-//! A peer of a simulation: put together as the program does it, on disks that outlive its process.
+//! A simulated peer, composed like in the program. Its disks keep their data when the process ends.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::announcer::Announcer;
-use enjambre_core::download::downloader::Downloader;
-use enjambre_core::download::wanted::DownloadSettings;
-use enjambre_core::library::content::ContentStore;
-use enjambre_core::library::file::LibraryFile;
-use enjambre_core::library::library::Library;
-use enjambre_core::library::settings::LibrarySettings;
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::model::id::{FileId, PeerId};
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::record::FileKind;
-use enjambre_core::offering::{LibraryOffers, TrackerProviders};
 use enjambre_core::protocol::server::{Handler, serve};
-use enjambre_core::rate::RateLimit;
-use enjambre_core::seeder::{Seeder, SeederSettings};
-use enjambre_core::storage::Storage;
-use enjambre_core::storage::fault::FaultyStorage;
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::tracker::presence::Presence;
-use enjambre_core::tracker::trackers::Trackers;
 use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::transport::fault::{FaultTransport, Faults};
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::transport::{Listener, Transport};
+use enjambre_core::{Endpoint, FileId, Listener, PeerId, Storage, Transport};
+use enjambre_swarm::download::downloader::Downloader;
+use enjambre_swarm::download::settings::DownloadSettings;
+use enjambre_swarm::library::content::ContentStore;
+use enjambre_swarm::library::file::LibraryFile;
+use enjambre_swarm::library::library::Library;
+use enjambre_swarm::library::settings::LibrarySettings;
+use enjambre_swarm::peer::announcer::Announcer;
+use enjambre_swarm::peer::offers::{LibraryOffers, TrackerProviders};
+use enjambre_swarm::peer::repair::Repair;
+use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
+use enjambre_swarm::seeder::{Seeder, SeederSettings};
+use enjambre_swarm::tracker_client::presence::Presence;
+use enjambre_swarm::tracker_client::trackers::Trackers;
+use enjambre_testkit::storage::fault::FaultyStorage;
+use enjambre_testkit::transport::fault::{FaultTransport, Faults};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::faults::{DiskFaults, cut_off};
+use super::faults::{DiskFaults, disconnect};
 use super::flaw::Flaw;
-use super::line::Line;
-use super::manners::Liar;
+use super::link::Link;
 use super::model::{Original, file_id};
+use super::responder::MisbehavingSeeder;
 use super::trace::Trace;
 
-/// One peer.
+/// A simulated peer.
 #[derive(Debug)]
 pub struct Peer {
-    /// Its name, which is its host.
+    /// The name, which is also the host of the endpoint.
     pub name: String,
-    /// Where it listens.
+    /// The endpoint at which the peer listens.
     pub endpoint: Endpoint,
-    /// Whether it lies to others.
-    pub liar: bool,
+    /// Whether the peer sends invalid data.
+    pub misbehaving: bool,
     key: KeyPair,
-    /// The disks of its index and its content.
+    /// The disks of the library index and of the content.
     pub disks: [Disk; 2],
     running: Option<Arc<Running>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// A process of a peer.
+/// A running process of a peer.
 #[derive(Debug)]
 pub struct Running {
-    /// Its files.
+    /// The library.
     pub library: Arc<Library>,
-    /// Fetches files.
-    pub downloader: Downloader,
-    /// Its place in the swarm.
+    /// The downloader.
+    pub downloader: Arc<Downloader>,
+    /// The sessions at the trackers.
     pub presence: Arc<Presence>,
-    /// Who it asks for names.
+    /// The trackers for name look-ups.
     pub trackers: Arc<Trackers>,
-    /// Who it asks for providers.
+    /// The trackers as a source of providers.
     pub providers: Arc<TrackerProviders>,
     storages: [Arc<FaultyStorage>; 2],
     transport: FaultTransport,
@@ -75,15 +73,15 @@ pub struct Running {
 }
 
 impl Peer {
-    /// One that is not started yet.
-    pub fn new(number: usize, liar: bool, secret: [u8; 32]) -> Self {
+    /// Creates a peer without starting it.
+    pub fn new(number: usize, misbehaving: bool, secret: [u8; 32]) -> Self {
         let name = format!("p{number}");
-        let endpoint = format!("memory://{name}:1").parse().expect("it is an endpoint");
+        let endpoint = format!("memory://{name}:1").parse().expect("a valid endpoint");
         let disks = [Disk::new(), Disk::new()];
         Self {
             name,
             endpoint,
-            liar,
+            misbehaving,
             key: KeyPair::from_secret(&secret),
             disks,
             running: None,
@@ -91,17 +89,17 @@ impl Peer {
         }
     }
 
-    /// Who it is.
+    /// Returns the peer id.
     pub fn id(&self) -> PeerId {
         self.key.peer_id()
     }
 
-    /// Its process, where it runs.
+    /// Returns the running process.
     pub const fn running(&self) -> Option<&Arc<Running>> {
         self.running.as_ref()
     }
 
-    /// Starts it. Where a disk fails it stays down.
+    /// Starts the peer. After an error it is not running.
     pub async fn start(
         &mut self,
         network: &MemoryNetwork,
@@ -125,20 +123,21 @@ impl Peer {
         let library = library.map_err(|error| error.to_string())?;
         let ended = CancellationToken::new();
         let transport = FaultTransport::new(Flaw::network(flaw, network.transport()), seed, faults.1);
-        let line: Arc<dyn Transport> =
-            Arc::new(Line::new(Arc::new(transport.clone()), &self.name, trace, ended.clone()));
-        let dialer = Arc::new(Dialer::new(vec![line]));
-        let no_limit = || Arc::new(RateLimit::new(None));
-        let downloader = Downloader::new(
+        let link: Arc<dyn Transport> =
+            Arc::new(Link::new(Arc::new(transport.clone()), &self.name, trace, ended.clone()));
+        let dialer = Arc::new(Dialer::new(vec![link]));
+        let unlimited = || Arc::new(BandwidthLimit::new(None));
+        let downloader = Arc::new(Downloader::new(
             Arc::clone(&library),
             Arc::clone(&dialer),
-            no_limit(),
+            unlimited(),
             Some(self.id()),
             DownloadSettings::default(),
-        );
-        let seeder = Arc::new(Seeder::new(Arc::clone(&library), no_limit(), SeederSettings::default()));
+        ));
+        let seeder = Arc::new(Seeder::new(Arc::clone(&library), unlimited(), SeederSettings::default()));
         let listener = dialer.bind(&self.endpoint).await.map_err(|error| error.to_string())?;
-        let handler: Arc<dyn Handler> = if self.liar { Arc::new(Liar::new(seeder, seed)) } else { seeder };
+        let handler: Arc<dyn Handler> =
+            if self.misbehaving { Arc::new(MisbehavingSeeder::new(seeder, seed)) } else { seeder };
         let trackers = Arc::new(Trackers::new(&dialer, trackers.iter().cloned()));
         let source = Arc::new(LibraryOffers::new(Arc::clone(&library), true));
         let presence =
@@ -157,50 +156,55 @@ impl Peer {
         });
         let announcer = Announcer::new(Arc::clone(&running.library), Arc::clone(&running.presence));
         let announce = running.ended.clone().run_until_cancelled_owned(announcer.run());
+        let repair = Repair::new(Arc::clone(&running.downloader), running.providers.clone());
+        let repair = running.ended.clone().run_until_cancelled_owned(repair.run());
         self.tasks.push(tokio::spawn(serve(Arc::clone(&running.listener), handler)));
         self.tasks.push(tokio::spawn(async move {
             announce.await;
+        }));
+        self.tasks.push(tokio::spawn(async move {
+            repair.await;
         }));
         self.running = Some(running);
         Ok(())
     }
 
-    /// Work that ends with the process.
+    /// Adds a task that ends with the process.
     pub fn add_task(&mut self, task: JoinHandle<()>) {
         self.tasks.retain(|task| !task.is_finished());
         self.tasks.push(task);
     }
 
-    /// Has its disks fail so from now on.
+    /// Sets the faults of the disks.
     pub fn set_disk_faults(&self, faults: DiskFaults) {
         if let Some(running) = &self.running {
             running.storages.iter().for_each(|storage| faults.apply(storage));
         }
     }
 
-    /// Has its way to the others fail so from now on.
+    /// Sets the faults of outgoing connections.
     pub fn set_network_faults(&self, faults: Faults) {
         if let Some(running) = &self.running {
             running.transport.set(faults);
         }
     }
 
-    /// Lets it reach a node, or not.
-    pub fn set_reach(&self, endpoint: &Endpoint, reaches: bool) {
+    /// Connects the peer to a node, or isolates it from the node.
+    pub fn set_reachable(&self, endpoint: &Endpoint, reachable: bool) {
         let Some(running) = &self.running else { return };
-        if reaches {
+        if reachable {
             running.transport.heal(endpoint);
         } else {
             running.transport.isolate(endpoint);
         }
     }
 
-    /// As `kill -9` does.
+    /// Ends the process like `kill -9`.
     pub async fn kill(&mut self) {
         let Some(running) = self.running.take() else { return };
         running.ended.cancel();
-        running.storages.iter().for_each(|storage| cut_off(storage));
-        // Whatever runs on finds its disks closed.
+        running.storages.iter().for_each(|storage| disconnect(storage));
+        // Reopening the disks closes the handles of tasks that are still running.
         self.disks.iter().for_each(|disk| drop(disk.open()));
         for task in self.tasks.drain(..) {
             task.abort();
@@ -209,7 +213,7 @@ impl Peer {
         running.listener.shutdown(Duration::ZERO).await;
     }
 
-    /// Ends it in order, as the program does.
+    /// Shuts the peer down cleanly.
     pub async fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
         running.presence.leave().await;
@@ -227,7 +231,7 @@ impl Peer {
 }
 
 impl Running {
-    /// Compares what the library has in whole with the original. `Ok(false)` where it could not all be read.
+    /// Compares the library with the original. Returns `Ok(false)` if a part cannot be read.
     pub async fn compare(&self, id: FileId, original: &Original) -> Result<bool, String> {
         if original.kind == FileKind::File {
             return self.compare_file(id, &original.files[0].1).await;
@@ -235,13 +239,13 @@ impl Running {
         let Ok(list) = self.library.collection(&id).await else { return Ok(false) };
         let members = list.members();
         if members.len() != original.files.len() {
-            return Err(format!("the folder {} has {} files", original.name, members.len()));
+            return Err(format!("directory {} has {} files", original.name, members.len()));
         }
         let mut all = true;
         for (member, (path, content)) in members.iter().zip(&original.files) {
             if member.path.as_str() != path {
                 return Err(format!(
-                    "a file of the folder {} is called {}",
+                    "directory {} contains the wrong path {}",
                     original.name,
                     member.path.as_str()
                 ));
@@ -256,7 +260,7 @@ impl Running {
         let file: Arc<LibraryFile> = file;
         let layout = file.layout();
         if layout.size() != content.len() as u64 {
-            return Err(format!("{id} has {} bytes instead of {}", layout.size(), content.len()));
+            return Err(format!("{id} has {} bytes, expected {}", layout.size(), content.len()));
         }
         let mut all = true;
         for piece in layout.pieces() {
@@ -264,7 +268,10 @@ impl Running {
                 Ok(read) => {
                     let from = layout.offset(piece) as usize;
                     if read != content[from..from + layout.len(piece)] {
-                        return Err(format!("piece {} of {id} is not what was published", piece.get()));
+                        return Err(format!(
+                            "piece {} of {id} differs from the published content",
+                            piece.get()
+                        ));
                     }
                 }
                 Err(_) => all = false,
@@ -273,24 +280,24 @@ impl Running {
         Ok(all)
     }
 
-    /// Whether it has a file, or a folder with all of its files, in whole.
-    pub fn has_whole(&self, id: &FileId, original: &Original) -> bool {
-        let whole = |id: &FileId| self.library.entry(id).is_some_and(|entry| entry.is_complete());
+    /// Whether a file, or a directory and all of its files, is complete.
+    pub fn is_complete(&self, id: &FileId, original: &Original) -> bool {
+        let complete = |id: &FileId| self.library.entry(id).is_some_and(|entry| entry.is_complete());
         let members = || {
             original.kind == FileKind::File
-                || original.files.iter().all(|(_, content)| whole(&file_id(content)))
+                || original.files.iter().all(|(_, content)| complete(&file_id(content)))
         };
-        whole(id) && members()
+        complete(id) && members()
     }
 
-    /// How many pieces it has of each of its files.
+    /// Returns the number of stored pieces by file.
     pub fn pieces(&self) -> BTreeMap<FileId, u32> {
         let entries = self.library.entries().into_iter();
         entries.filter(|entry| entry.have > 0).map(|entry| (entry.id, entry.have)).collect()
     }
 
-    /// Whether it tells trackers that it has all of a file.
-    pub fn offers_whole(&self, id: &FileId) -> bool {
+    /// Whether the peer offers a file as complete.
+    pub fn offers_complete(&self, id: &FileId) -> bool {
         self.library.entry(id).is_some_and(|entry| entry.is_complete() && entry.name.is_some())
     }
 }

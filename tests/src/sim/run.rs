@@ -1,4 +1,4 @@
-//! Runs the worlds of seeds from their beginning to their end.
+//! Runs complete simulations, one per seed.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
-use enjambre_core::machine::simulated::Simulation;
+use enjambre_core::runtime::simulation::Simulation;
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
 
@@ -15,43 +15,43 @@ use super::flaw::Flaw;
 use super::trace::Trace;
 use super::world::World;
 
-/// A world takes a fraction of a second. One that takes so long does not end.
-const HANGS: Duration = Duration::from_secs(180);
+/// The real time after which a simulation counts as hanging; normally it takes a fraction of a second.
+const HANG_TIMEOUT: Duration = Duration::from_secs(180);
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 static HOOK: Once = Once::new();
 
-/// How the world of a seed went.
+/// The result of a simulation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// Its seed.
+    /// The seed.
     pub seed: u64,
-    /// The hash of everything that happened.
+    /// The hash of the trace.
     pub trace: blake3::Hash,
-    /// How many things happened.
+    /// The number of trace events.
     pub events: u64,
-    /// How often something was delivered.
+    /// The number of verified downloads.
     pub delivered: u64,
-    /// What was not as it has to be.
+    /// The first violated guarantee.
     pub failure: Option<String>,
 }
 
 impl Outcome {
-    /// What was wrong and how to see it again, where something was.
+    /// Returns the violated guarantee, if any, and the command that reproduces it.
     pub fn report(&self) -> Option<String> {
         let (seed, failure) = (self.seed, self.failure.as_ref()?);
         Some(format!(
-            "seed {seed}: {failure}\n    again: cargo run -p enjambre-tests --example simulate -- --seed {seed} --trace"
+            "seed {seed}: {failure}\n    reproduce: cargo run -p enjambre-tests --example simulate -- --seed {seed} --trace"
         ))
     }
 }
 
-/// Runs the worlds of many seeds, on as many threads as there are cores, and tells of each when it has ended.
+/// Runs simulations on all cores and calls `each` with every outcome.
 ///
 /// # Errors
-/// The seeds of those that do not end, or end the thread that they run on.
+/// Returns the seeds of simulations that hang or end their thread.
 pub fn run_many(
     seeds: impl Iterator<Item = u64> + Send + 'static,
     flaw: Option<Flaw>,
@@ -64,39 +64,39 @@ pub fn run_many(
         std::thread::spawn(move || {
             loop {
                 let Some(seed) = seeds.lock().next() else { return };
-                let told = sender.send((number, seed, None));
-                if told.and_then(|()| sender.send((number, seed, Some(run(seed, flaw, false))))).is_err() {
+                let started = sender.send((number, seed, None));
+                if started.and_then(|()| sender.send((number, seed, Some(run(seed, flaw, false))))).is_err() {
                     return;
                 }
             }
         });
     }
     drop(sender);
-    let mut under_way = BTreeMap::new();
+    let mut running = BTreeMap::new();
     loop {
-        match events.recv_timeout(HANGS) {
+        match events.recv_timeout(HANG_TIMEOUT) {
             Ok((thread, seed, None)) => {
-                under_way.insert(thread, (seed, Instant::now()));
+                running.insert(thread, (seed, Instant::now()));
             }
             Ok((thread, _, Some(outcome))) => {
-                under_way.remove(&thread);
+                running.remove(&thread);
                 each(outcome);
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) if under_way.is_empty() => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) if running.is_empty() => return Ok(()),
             Err(RecvTimeoutError::Disconnected) => {
-                return Err(under_way.into_values().map(|(seed, _)| seed).collect());
+                return Err(running.into_values().map(|(seed, _)| seed).collect());
             }
         }
-        let hang = under_way.values().filter(|(_, begun)| begun.elapsed() >= HANGS);
-        let hang: Vec<u64> = hang.map(|(seed, _)| *seed).collect();
-        if !hang.is_empty() {
-            return Err(hang);
+        let hanging = running.values().filter(|(_, started)| started.elapsed() >= HANG_TIMEOUT);
+        let hanging: Vec<u64> = hanging.map(|(seed, _)| *seed).collect();
+        if !hanging.is_empty() {
+            return Err(hanging);
         }
     }
 }
 
-/// Runs the world of a seed on this thread; with `print` everything that happens goes to the standard output.
+/// Runs the simulation of a seed on this thread. With `print` it writes every trace event to standard output.
 pub fn run(seed: u64, flaw: Option<Flaw>, print: bool) -> Outcome {
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
@@ -108,14 +108,14 @@ pub fn run(seed: u64, flaw: Option<Flaw>, print: bool) -> Outcome {
     PANICS.with_borrow_mut(Vec::clear);
     let _simulation = Simulation::begin(seed);
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
-    let runtime = runtime.expect("a runtime without sockets can be made");
-    let lived = catch_unwind(AssertUnwindSafe(|| {
+    let runtime = runtime.expect("cannot create the runtime");
+    let result = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
             let mut world = World::new(seed, flaw, print);
             let trace: Trace = world.trace.clone();
-            let mut result = world.live().await;
+            let mut result = world.run_workload().await;
             if result.is_ok() {
-                result = world.calm().await;
+                result = world.check_quiescence().await;
             }
             let delivered = world.model.lock().delivered;
             (trace, delivered, result.err())
@@ -123,7 +123,7 @@ pub fn run(seed: u64, flaw: Option<Flaw>, print: bool) -> Outcome {
     }));
     drop(runtime);
     let panicked = PANICS.with_borrow_mut(std::mem::take).into_iter().next();
-    match lived {
+    match result {
         Ok((trace, delivered, failure)) => {
             let (trace, events) = trace.hash();
             Outcome { seed, trace, events, delivered, failure: panicked.or(failure) }

@@ -1,4 +1,4 @@
-//! What happened, in order: a hash over all of it, and on demand every line.
+//! The log of a simulation: a hash of all events, and optionally the events themselves.
 
 use std::fmt::Arguments;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Takes down what happens. Clones are the same trace.
+/// A log of events. Clones share the log.
 #[derive(Debug, Clone)]
 pub struct Trace {
     start: Instant,
@@ -21,15 +21,15 @@ struct Inner {
 }
 
 impl Trace {
-    /// An empty trace that begins now; with `print` each line goes to the standard output too.
+    /// Creates an empty trace that starts now. With `print` it also writes every event to standard output.
     pub fn new(print: bool) -> Self {
         let inner = Inner { hasher: blake3::Hasher::new(), lines: 0, print };
         Self { start: Instant::now(), inner: Arc::new(Mutex::new(inner)) }
     }
 
-    /// Notes something that `who` did or met.
-    pub fn note(&self, who: &str, what: Arguments<'_>) {
-        let line = format!("{:>12.3} {who:<4} {what}", self.start.elapsed().as_secs_f64() * 1000.0);
+    /// Records an event of a node.
+    pub fn note(&self, node: &str, event: Arguments<'_>) {
+        let line = format!("{:>12.3} {node:<4} {event}", self.start.elapsed().as_secs_f64() * 1000.0);
         let mut inner = self.inner.lock();
         inner.hasher.update(line.as_bytes()).update(b"\n");
         inner.lines += 1;
@@ -38,7 +38,7 @@ impl Trace {
         }
     }
 
-    /// The hash of every line so far, and how many there are.
+    /// Returns the hash and the number of events so far.
     pub fn hash(&self) -> (blake3::Hash, u64) {
         let inner = self.inner.lock();
         (inner.hasher.finalize(), inner.lines)

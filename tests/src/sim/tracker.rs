@@ -1,64 +1,62 @@
-//! A tracker of a simulation, which can be killed and started again on its database.
+//! A simulated tracker, which can be killed and restarted with its database.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::catalogue::Catalogue;
-use enjambre_core::clock::Clock;
-use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::protocol::server;
-use enjambre_core::storage::Storage;
-use enjambre_core::storage::fault::FaultyStorage;
+use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::tracker::service::TrackerService;
-use enjambre_core::tracker::settings::TrackerSettings;
-use enjambre_core::transport::Listener;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::memory::MemoryNetwork;
+use enjambre_core::{Endpoint, Listener, Storage};
+use enjambre_swarm::catalogue::Catalogue;
+use enjambre_swarm::tracker::service::TrackerService;
+use enjambre_swarm::tracker::settings::TrackerSettings;
+use enjambre_testkit::storage::fault::FaultyStorage;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::faults::{DiskFaults, cut_off};
+use super::faults::{DiskFaults, disconnect};
 use super::flaw::Flaw;
 
-/// A database server: several trackers may work on it, and it outlives them.
+/// A simulated database server. Several trackers may share it; it keeps its data when they end.
 #[derive(Debug)]
 pub struct Database {
-    /// What survives.
+    /// The persistent data.
     pub disk: Disk,
     open: Arc<dyn Storage>,
     flaw: Option<Flaw>,
 }
 
 impl Database {
-    /// An empty one, perhaps on a disk that is broken.
+    /// Creates an empty database, optionally with a deliberate flaw.
     pub fn new(flaw: Option<Flaw>) -> Self {
         let disk = Disk::new();
         let open = Flaw::disk(flaw, Arc::new(disk.open()), 0);
         Self { disk, open, flaw }
     }
 
-    /// What is in it.
+    /// Opens the catalogue in the database.
     pub async fn catalogue(&self, now: u64) -> Result<Catalogue, String> {
         let rules = TrackerSettings::default().rules();
         Catalogue::open(Arc::clone(&self.open), rules, now).await.map_err(|error| error.to_string())
     }
 
-    /// Loses what was not synced but for so many commits. Its trackers have to be started anew.
+    /// Discards all commits since the last sync except the first `keeping`. The trackers must be restarted.
     pub fn power_cut(&mut self, keeping: usize) {
         self.disk.power_cut_keeping(keeping);
         self.open = Flaw::disk(self.flaw, Arc::new(self.disk.open()), 0);
     }
 }
 
-/// One tracker.
+/// A simulated tracker.
 #[derive(Debug)]
 pub struct Tracker {
-    /// Its name, which is its host.
+    /// The name, which is also the host of the endpoint.
     pub name: String,
-    /// Which database it works on.
+    /// The index of the database.
     pub database: usize,
-    /// Where it listens.
+    /// The endpoint at which the tracker listens.
     pub endpoint: Endpoint,
     running: Option<Running>,
 }
@@ -72,19 +70,19 @@ struct Running {
 }
 
 impl Tracker {
-    /// One that is not started yet.
+    /// Creates a tracker without starting it.
     pub fn new(number: usize, database: usize) -> Self {
         let name = format!("t{number}");
-        let endpoint = format!("memory://{name}:1").parse().expect("it is an endpoint");
+        let endpoint = format!("memory://{name}:1").parse().expect("a valid endpoint");
         Self { name, database, endpoint, running: None }
     }
 
-    /// Whether it runs.
+    /// Whether the tracker is running.
     pub const fn is_up(&self) -> bool {
         self.running.is_some()
     }
 
-    /// Starts it. Where the database fails it stays down.
+    /// Starts the tracker. After an error it is not running.
     pub async fn start(
         &mut self,
         network: &MemoryNetwork,
@@ -96,8 +94,8 @@ impl Tracker {
         let storage = Arc::new(FaultyStorage::new(database.open.clone(), seed));
         faults.apply(&storage);
         let settings = TrackerSettings::default();
-        let used: Arc<dyn Storage> = storage.clone();
-        let catalogue = Catalogue::open(used, settings.rules(), clock.now_ms()).await;
+        let storage_handle: Arc<dyn Storage> = storage.clone();
+        let catalogue = Catalogue::open(storage_handle, settings.rules(), clock.now_ms()).await;
         let catalogue = Arc::new(catalogue.map_err(|error| error.to_string())?);
         let service = Arc::new(TrackerService::new(catalogue, settings, Arc::clone(clock), None));
         let listener = Dialer::new(vec![network.transport()]).bind(&self.endpoint).await;
@@ -112,24 +110,24 @@ impl Tracker {
         Ok(())
     }
 
-    /// Has its way to the database fail so from now on.
+    /// Sets the faults of the connection to the database.
     pub fn set_faults(&self, faults: DiskFaults) {
         if let Some(running) = &self.running {
             faults.apply(&running.storage);
         }
     }
 
-    /// As `kill -9` does.
+    /// Ends the process like `kill -9`.
     pub async fn kill(&mut self) {
         let Some(running) = self.running.take() else { return };
-        cut_off(&running.storage);
+        disconnect(&running.storage);
         for task in &running.tasks {
             task.abort();
         }
         running.listener.shutdown(Duration::ZERO).await;
     }
 
-    /// Ends it in order.
+    /// Shuts the tracker down cleanly.
     pub async fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
         running.listener.shutdown(Duration::ZERO).await;

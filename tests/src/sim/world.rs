@@ -1,12 +1,12 @@
-//! Trackers, peers and people who use them, and a generator that decides what happens next.
+//! A simulated swarm and the random generator that chooses its operations and faults.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::clock::Clock;
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::transport::fault::Faults;
+use enjambre_core::Endpoint;
+use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::memory::MemoryNetwork;
+use enjambre_testkit::transport::fault::Faults;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -20,66 +20,68 @@ use super::peer::Peer;
 use super::trace::Trace;
 use super::tracker::{Database, Tracker};
 
-/// How long something may take that is to end by itself, whatever is broken.
-pub const PATIENCE: Duration = Duration::from_secs(120);
-/// The most that a clock jumps. Less than what makes a tracker forget a file, so often as it happens.
-const LONGEST_JUMP: u64 = 2 * 24 * 60 * 60;
+/// The timeout of operations that must end in spite of faults.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
+/// The maximum clock jump in seconds. The sum of all jumps in a run stays below the retention of trackers.
+const MAX_CLOCK_JUMP: u64 = 2 * 24 * 60 * 60;
 
-/// Everything there is.
+/// A simulated swarm.
 #[derive(Debug)]
 pub struct World {
-    /// Decides what happens.
+    /// Chooses operations and faults.
     pub random: StdRng,
-    /// What happened.
+    /// The log of all events.
     pub trace: Trace,
-    /// What connects all.
+    /// The network between all nodes.
     pub network: MemoryNetwork,
     /// The clock of all trackers.
     pub clock: Arc<JumpingClock>,
-    /// What trackers keep things in.
+    /// The databases of the trackers.
     pub databases: Vec<Database>,
     /// The trackers.
     pub trackers: Vec<Tracker>,
     /// The peers.
     pub peers: Vec<Peer>,
-    /// What must be so.
+    /// The expected state.
     pub model: Arc<Mutex<Model>>,
-    /// Where what is published lies first.
+    /// The directory of original files.
     pub(super) folder: tempfile::TempDir,
     pub(super) published: u32,
     flaw: Option<Flaw>,
 }
 
 impl World {
-    /// The world of a seed, with everybody down, and perhaps with something in it that is broken.
+    /// Creates the swarm of a seed without starting any node, optionally with a deliberate flaw.
     pub fn new(seed: u64, flaw: Option<Flaw>, print: bool) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let databases = if random.random_bool(0.2) { 2 } else { 1 };
         let trackers = random.random_range(databases..=2);
         let peers: usize = random.random_range(3..=6);
-        let liars = if random.random_bool(0.3) { 1 } else { 0 };
+        let misbehaving = if random.random_bool(0.3) { 1 } else { 0 };
         Self {
             trace: Trace::new(print),
             network: MemoryNetwork::new(),
             clock: Arc::new(JumpingClock::new()),
             databases: (0..databases).map(|_| Database::new(flaw)).collect(),
             trackers: (0..trackers).map(|number| Tracker::new(number, number % databases)).collect(),
-            peers: (0..peers).map(|number| Peer::new(number, number < liars, random.random())).collect(),
+            peers: (0..peers)
+                .map(|number| Peer::new(number, number < misbehaving, random.random()))
+                .collect(),
             model: Arc::default(),
-            folder: tempfile::tempdir().expect("a folder can be made"),
+            folder: tempfile::tempdir().expect("cannot create a temporary directory"),
             published: 0,
             flaw,
             random,
         }
     }
 
-    /// Notes something that happens to all.
-    pub fn note(&self, what: &str) {
-        self.trace.note("*", format_args!("{what}"));
+    /// Records an event that is not specific to a node.
+    pub fn note(&self, event: &str) {
+        self.trace.note("*", format_args!("{event}"));
     }
 
-    /// Lets everything happen that the seed wants.
-    pub async fn live(&mut self) -> Result<(), String> {
+    /// Starts all nodes and runs random operations and faults.
+    pub async fn run_workload(&mut self) -> Result<(), String> {
         for at in 0..self.trackers.len() {
             self.start_tracker(at, DiskFaults::None).await;
         }
@@ -90,23 +92,23 @@ impl World {
         for _ in 0..steps {
             let pause = self.random.random_range(0..3000);
             sleep(Duration::from_millis(pause)).await;
-            timeout(PATIENCE, self.step()).await.map_err(|_| "a step did not end".to_owned())??;
+            timeout(TIMEOUT, self.step()).await.map_err(|_| "a step does not end".to_owned())??;
             if let Some(failure) = self.model.lock().failures.first() {
                 return Err(failure.clone());
             }
-            (0..self.peers.len()).try_for_each(|at| self.has_what_is_complete(at))?;
+            (0..self.peers.len()).try_for_each(|at| self.check_complete_files(at))?;
         }
         Ok(())
     }
 
-    /// A peer that runs has everything that it was told to have in whole.
-    fn has_what_is_complete(&self, at: usize) -> Result<(), String> {
+    /// Checks that a running peer has all files that were acknowledged as complete.
+    fn check_complete_files(&self, at: usize) -> Result<(), String> {
         let Some(running) = self.peers[at].running() else { return Ok(()) };
         let model = self.model.lock();
         for id in model.complete_at(at) {
             let original = &model.known[&id].original;
-            if !running.has_whole(&id, original) {
-                return Err(format!("{} had all of {} and lost it", self.peers[at].name, original.name));
+            if !running.is_complete(&id, original) {
+                return Err(format!("{} lost the complete file {}", self.peers[at].name, original.name));
             }
         }
         Ok(())
@@ -116,26 +118,26 @@ impl World {
         let peer = self.random.random_range(0..self.peers.len());
         let tracker = self.random.random_range(0..self.trackers.len());
         match self.random.random_range(0..100) {
-            0..15 => self.publish_something(peer),
-            15..37 => self.get_something(peer),
-            37..43 => self.remove_something(peer).await,
-            43..46 => self.find_something(peer),
+            0..15 => self.publish_random(peer),
+            15..37 => self.get_random(peer),
+            37..43 => self.remove_random(peer).await,
+            43..46 => self.find_random(peer),
             46..50 => self.checkpoint(peer),
             50..58 => self.crash_peer(peer).await?,
             58..62 => self.power_cut_peer(peer).await?,
             62..65 => self.stop_peer(peer).await?,
             65..71 => self.restart_tracker(tracker).await,
             71..75 => self.power_cut_database(tracker).await?,
-            75..80 => self.change_weather(peer),
+            75..80 => self.change_network(peer),
             80..87 => self.change_disk(peer),
             87..91 => {
                 let faults = DiskFaults::draw(&mut self.random);
                 self.trace.note(&self.trackers[tracker].name, format_args!("database {faults:?}"));
                 self.trackers[tracker].set_faults(faults);
             }
-            91..95 => self.part(peer),
+            91..95 => self.change_partition(peer),
             _ => {
-                let by = Duration::from_secs(self.random.random_range(1..LONGEST_JUMP));
+                let by = Duration::from_secs(self.random.random_range(1..MAX_CLOCK_JUMP));
                 let forward = self.random.random_bool(0.5);
                 self.note(&format!("clock jumps by {by:?}, forward: {forward}"));
                 self.clock.jump(by, forward);
@@ -144,7 +146,7 @@ impl World {
         Ok(())
     }
 
-    /// Starts a tracker; it may stay down.
+    /// Starts a tracker. With faults the start may fail.
     pub async fn start_tracker(&mut self, at: usize, faults: DiskFaults) {
         let clock: Arc<dyn Clock> = self.clock.clone();
         let seed = self.random.next_u64();
@@ -177,7 +179,7 @@ impl World {
         let keeping = self.random.random_range(0..=self.databases[database].disk.unsynced());
         self.note(&format!("power cut of database {database}, keeping {keeping}"));
         self.databases[database].power_cut(keeping);
-        self.publications_are_stored(database).await?;
+        self.check_stored_publications(database).await?;
         for at in 0..self.trackers.len() {
             if self.trackers[at].database == database {
                 self.start_tracker(at, DiskFaults::None).await;
@@ -186,8 +188,9 @@ impl World {
         Ok(())
     }
 
-    /// A database has every publication that its catalogue acknowledged, before any peer can have told it again.
-    async fn publications_are_stored(&self, database: usize) -> Result<(), String> {
+    /// Checks that a database contains every publication that its catalogue acknowledged. Must run before a peer can publish
+    /// them again.
+    async fn check_stored_publications(&self, database: usize) -> Result<(), String> {
         let now = self.clock.now_ms();
         let catalogue = self.databases[database].catalogue(now).await?;
         let known = self.model.lock().known.clone();
@@ -198,14 +201,16 @@ impl World {
                 }
                 match catalogue.find(&name, now).await {
                     Ok(file) if file.id == id => {}
-                    other => return Err(format!("{name} was acknowledged, and its catalogue has {other:?}")),
+                    other => {
+                        return Err(format!("{name} was acknowledged, but its catalogue returns {other:?}"));
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// Starts a peer and looks whether it still has what it had. With faults it may stay down.
+    /// Starts a peer and checks that it lost no data. With faults the start may fail.
     pub async fn start_peer(&mut self, at: usize, faults: bool) -> Result<(), String> {
         let (disk, network) = if faults {
             (DiskFaults::draw(&mut self.random), faults::network(&mut self.random))
@@ -221,10 +226,10 @@ impl World {
         let Some(running) = peer.running() else {
             return if disk == DiskFaults::None { started } else { Ok(()) };
         };
-        if let Some(lost) = self.model.lock().lost(at, &running.pieces()) {
-            return Err(format!("{} had more: {lost}", peer.name));
+        if let Some(lost) = self.model.lock().lost_pieces(at, &running.pieces()) {
+            return Err(format!("{} lost pieces: {lost}", peer.name));
         }
-        self.has_what_is_complete(at)
+        self.check_complete_files(at)
     }
 
     async fn crash_peer(&mut self, at: usize) -> Result<(), String> {
@@ -245,7 +250,7 @@ impl World {
         self.start_peer(at, faults).await
     }
 
-    /// Ends a peer as a power cut does. Of what was not synced some may be on its disks.
+    /// Ends a peer like a power cut. A random part of the unsynced commits survives.
     pub async fn cut_power(&mut self, at: usize) {
         self.kill_peer(at).await;
         let peer = &self.peers[at];
@@ -259,7 +264,7 @@ impl World {
 
     async fn kill_peer(&mut self, at: usize) {
         if let Some(running) = self.peers[at].running() {
-            self.model.lock().ends(at, &running.pieces());
+            self.model.lock().process_ended(at, &running.pieces());
         }
         self.peers[at].kill().await;
         let mut model = self.model.lock();
@@ -271,12 +276,12 @@ impl World {
         let peer = &mut self.peers[at];
         let Some(running) = peer.running() else { return Ok(()) };
         self.trace.note(&peer.name, format_args!("stop"));
-        self.model.lock().ends(at, &running.pieces());
-        timeout(PATIENCE, peer.stop()).await.map_err(|_| format!("{} did not stop", peer.name))?;
+        self.model.lock().process_ended(at, &running.pieces());
+        timeout(TIMEOUT, peer.stop()).await.map_err(|_| format!("{} does not stop", peer.name))?;
         if self.random.random_bool(0.5) { Ok(()) } else { self.start_peer(at, false).await }
     }
 
-    fn change_weather(&mut self, at: usize) {
+    fn change_network(&mut self, at: usize) {
         let better = self.random.random_bool(0.4);
         let faults = if better { Faults::default() } else { faults::network(&mut self.random) };
         self.trace.note(&self.peers[at].name, format_args!("{faults:?}"));
@@ -289,25 +294,25 @@ impl World {
         self.peers[at].set_disk_faults(faults);
     }
 
-    /// Keeps a peer from reaching some others, perhaps in one direction only, or brings it together with all.
-    fn part(&mut self, at: usize) {
+    /// Isolates a peer from random nodes, in one or both directions, or reconnects it to all.
+    fn change_partition(&mut self, at: usize) {
         let heal = self.random.random_bool(0.4);
         let both = self.random.random_bool(0.5);
         let own = self.peers[at].endpoint.clone();
-        self.trace.note(&self.peers[at].name, format_args!("parted: {}, both ways: {both}", !heal));
+        self.trace.note(&self.peers[at].name, format_args!("partition: {}, both directions: {both}", !heal));
         for other in 0..self.peers.len() {
             if heal || self.random.random_bool(0.5) {
                 let endpoint = self.peers[other].endpoint.clone();
-                self.peers[at].set_reach(&endpoint, heal);
+                self.peers[at].set_reachable(&endpoint, heal);
                 if both || heal {
-                    self.peers[other].set_reach(&own, heal);
+                    self.peers[other].set_reachable(&own, heal);
                 }
             }
         }
         for tracker in 0..self.trackers.len() {
             if heal || self.random.random_bool(0.5) {
                 let endpoint = self.trackers[tracker].endpoint.clone();
-                self.peers[at].set_reach(&endpoint, heal);
+                self.peers[at].set_reachable(&endpoint, heal);
             }
         }
     }

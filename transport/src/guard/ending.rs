@@ -1,4 +1,4 @@
-//! When a connection has been quiet for too long, and how it ends in order.
+//! Timeouts of idle and stalled connections, and orderly closing.
 
 use std::time::Duration;
 
@@ -10,25 +10,25 @@ use tokio::net::TcpStream;
 
 use super::gate::RequestGate;
 
-/// How often a connection is looked at over which urgent bytes came.
+/// The poll interval for a socket with unread urgent data.
 #[cfg(target_os = "linux")]
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Returns when nothing was heard for so long while nothing was going on.
-pub(crate) async fn idle(activity: &Activity, limit: Duration, busy: impl Fn() -> bool) {
+/// Waits until no byte has been received for this time while the connection is not busy.
+pub(crate) async fn idle_timeout(activity: &Activity, limit: Duration, busy: impl Fn() -> bool) {
     loop {
         let silent = activity.silent_for();
         if silent >= limit && !busy() {
             return;
         }
-        // Busy beyond the limit: look again now and then.
+        // Busy beyond the limit: poll.
         let pause = limit.checked_sub(silent).filter(|left| !left.is_zero()).unwrap_or(limit / 4);
         tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
     }
 }
 
-/// Returns when a request has been coming in for so long and is not whole: who sends a byte now and then is never quiet.
-pub(crate) async fn dawdling(gate: &RequestGate, limit: Duration) {
+/// Waits until a request has been incomplete for this time. A remote that sends single bytes is never idle.
+pub(crate) async fn request_timeout(gate: &RequestGate, limit: Duration) {
     loop {
         let left = limit.saturating_sub(gate.arriving_for().unwrap_or_default());
         if left.is_zero() {
@@ -38,56 +38,55 @@ pub(crate) async fn dawdling(gate: &RequestGate, limit: Duration) {
     }
 }
 
-/// The same as [`idle`] for the asking side: returns when no call can begin any more. That is well before the remote, which waits
-/// for `limit`, closes the connection, so that no request crosses its closing.
+/// Like [`idle_timeout`] for the requesting side: refuses new calls, then returns. This happens well before the remote closes the
+/// connection after `limit`, so that no request is sent on a closing connection.
 pub(crate) async fn retire(activity: &Activity, limit: Duration, calls: &Calls) {
     loop {
-        idle(activity, limit / 2, || calls.is_busy()).await;
+        idle_timeout(activity, limit / 2, || calls.is_busy()).await;
         if calls.retire() {
             return;
         }
     }
 }
 
-/// A stream that tells when the remote has closed it, however much is left to be read.
+/// A stream that detects that the remote has closed it, even if unread bytes are left.
 pub(crate) trait HangUp {
-    /// Returns when the remote has closed the connection. For the time in which nothing is read from it.
+    /// Waits until the remote has closed the connection, while the stream is not read.
     fn hung_up(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// [`HangUp::hung_up`] of a socket.
 pub(super) async fn hung_up(socket: &TcpStream) {
-    // Waiting for what is urgent tells of the end, too, and not of bytes that can be read. Where that cannot be
-    // waited for, the end is noticed once reading goes on.
+    // The interest in urgent data also reports the end, but not readable bytes. On other systems, the end is detected by
+    // the next read.
     #[cfg(target_os = "linux")]
     while let Ok(ready) = socket.ready(Interest::PRIORITY).await {
         if ready.is_read_closed() {
             return;
         }
-        // Urgent bytes mean nothing here. They stay, so this looks again at leisure.
-        tokio::time::sleep(LOOK_AGAIN).await;
+        // Urgent data has no meaning here and remains unread.
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     #[cfg(not(target_os = "linux"))]
     let _ = socket;
     std::future::pending::<()>().await;
 }
 
-/// How long [`linger`] waits for the remote to close.
+/// Maximum duration of [`linger`].
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Reads what the remote still sends and drops it until the remote closes, which it does when it sees the end of what
-/// is sent to it. Closing with unread bytes would reset the connection, and what was sent last might not arrive.
+/// Reads and discards bytes until the remote closes the connection, which it does at the end of its replies. Closing a
+/// socket with unread bytes would reset the connection, and the last replies might be lost.
 pub(crate) async fn linger<R: AsyncRead + Unpin>(from: &mut R) {
     let mut scratch = vec![0; 16 * 1024];
     let closed = async { while from.read(&mut scratch).await.is_ok_and(|read| read > 0) {} };
-    // Who does not close by then has no part in an orderly end.
     let _ = tokio::time::timeout(LINGER, closed).await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use enjambre_core::transport::envelope::RequestId;
+    use enjambre_core::RequestId;
     #[cfg(target_os = "linux")]
     use futures::FutureExt;
     #[cfg(target_os = "linux")]
@@ -98,30 +97,30 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[tokio::test(start_paused = true)]
-    async fn idle_time_runs_from_the_last_bytes_and_not_while_busy() {
+    async fn idle_timeout_restarts_with_bytes_and_while_busy() {
         let activity = Activity::default();
         let begin = tokio::time::Instant::now();
         let busy = || begin.elapsed() < 3 * HOUR;
         let traffic = async {
             tokio::time::sleep(HOUR / 2).await;
-            activity.heard();
+            activity.record();
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = idle(&activity, HOUR, busy) => {}
+            () = idle_timeout(&activity, HOUR, busy) => {}
             () = traffic => {}
         }
         assert!(begin.elapsed() >= 3 * HOUR && begin.elapsed() < 4 * HOUR);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_asks_leaves_after_half_of_the_time_and_not_while_a_call_is_under_way() {
+    async fn requesting_side_retires_after_half_of_the_timeout() {
         let (activity, calls) = (Activity::default(), Calls::new());
         let begin = tokio::time::Instant::now();
         let call = calls.begin(RequestId(1)).unwrap();
         let answered = async {
             tokio::time::sleep(2 * HOUR).await;
-            activity.heard();
+            activity.record();
             drop(call);
             std::future::pending::<()>().await;
         };
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_has_as_long_as_it_may_take_whenever_it_begins() {
+    async fn request_timeout_restarts_with_each_request() {
         let gate = RequestGate::new(2, 1024);
         let begin = tokio::time::Instant::now();
         let traffic = async {
@@ -150,22 +149,22 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = dawdling(&gate, HOUR) => {}
+            () = request_timeout(&gate, HOUR) => {}
             () = traffic => {}
         }
         assert_eq!(gate.arriving_for(), Some(HOUR));
-        assert!(begin.elapsed() > 4 * HOUR, "each of them began anew");
+        assert!(begin.elapsed() > 4 * HOUR, "each request restarts the timeout");
     }
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn urgent_bytes_are_neither_an_end_nor_in_the_way_of_one() {
+    async fn urgent_data_does_not_affect_the_end_of_a_stream() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let remote = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         SockRef::from(&remote).send_out_of_band(b"!").unwrap();
         SockRef::from(&remote).send(b"more").unwrap();
-        // What is urgent came before it.
+        // The urgent data arrived before.
         stream.readable().await.unwrap();
         assert!(hung_up(&stream).now_or_never().is_none());
         drop(remote);

@@ -1,4 +1,4 @@
-//! How many requests of a connection are in flight, and how many bytes of them.
+//! The limit on the outstanding requests of a connection, in number and in bytes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,19 +7,19 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-/// Bounds the requests of a connection that are in flight, and the bytes of them. What is taken here is given back
-/// with [`RequestGate::leave`], or by a [`Slot`], when the reply has left.
+/// Limits the outstanding requests of a connection and their bytes. A request leaves the gate with [`RequestGate::leave`],
+/// or by dropping its [`Slot`], when its reply is sent.
 #[derive(Debug)]
 pub(crate) struct RequestGate {
     requests: Semaphore,
     bytes: Semaphore,
     allowed: usize,
-    /// Since when the newest of them has been coming in, where it has not come in whole.
+    /// The start of the newest request, while it is incomplete.
     arriving: Mutex<Option<Instant>>,
 }
 
 impl RequestGate {
-    /// Room for as many requests; `header` is the largest header in bytes.
+    /// Creates a gate for this number of requests. `header` is the maximum size of a header in bytes.
     pub(crate) fn new(in_flight: usize, header: usize) -> Self {
         Self {
             requests: Semaphore::new(in_flight),
@@ -29,7 +29,7 @@ impl RequestGate {
         }
     }
 
-    /// Lets in so many bytes of a request, the first where it `opens`, if there is room at once.
+    /// Admits bytes of a request, the first ones if it `opens`. Returns false if the limit is reached.
     pub(crate) fn try_enter(&self, opens: bool, bytes: u32) -> bool {
         let request = if opens { Some(self.requests.try_acquire()) } else { None };
         if matches!(request, Some(Err(_))) {
@@ -43,9 +43,9 @@ impl RequestGate {
         true
     }
 
-    /// The same, once there is room.
+    /// Like [`RequestGate::try_enter`], but waits.
     pub(crate) async fn enter(&self, opens: bool, bytes: u32) {
-        // The semaphores are never closed: the connection's end drops this future.
+        // The semaphores are never closed. The end of the connection drops this future.
         if opens && let Ok(request) = self.requests.acquire().await {
             request.forget();
         }
@@ -54,35 +54,35 @@ impl RequestGate {
         }
     }
 
-    /// A request of so many bytes is no longer in flight.
+    /// Removes a request with this number of bytes.
     pub(crate) fn leave(&self, bytes: usize) {
         self.requests.add_permits(1);
         self.bytes.add_permits(bytes);
     }
 
-    /// More of a request is to come in now; or it has come in whole, or waits for room.
+    /// Sets whether the connection waits for more bytes of an incomplete request.
     pub(crate) fn set_arriving(&self, arriving: bool) {
         let mut since = self.arriving.lock();
         *since = arriving.then(|| since.unwrap_or_else(Instant::now));
     }
 
-    /// For how long a request has been coming in that is not whole.
+    /// The time since the start of the incomplete request.
     pub(crate) fn arriving_for(&self) -> Option<Duration> {
         self.arriving.lock().map(|since| since.elapsed())
     }
 
-    /// How many requests are in flight.
+    /// The number of outstanding requests.
     pub(crate) fn in_flight(&self) -> usize {
         self.allowed.saturating_sub(self.requests.available_permits())
     }
 
-    /// Whether requests wait for their replies. One that was only begun keeps nobody busy but the remote.
+    /// Returns whether any complete request is outstanding.
     pub(crate) fn is_busy(&self) -> bool {
         self.in_flight() > usize::from(self.arriving.lock().is_some())
     }
 }
 
-/// The place of one request that has entered; dropping it lets the next one in.
+/// The slot of a request at the gate. Dropping it admits the next request.
 #[derive(Debug)]
 pub(crate) struct Slot {
     gate: Arc<RequestGate>,
@@ -90,7 +90,7 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// For a request that entered with so many bytes.
+    /// Creates the slot of a request that has entered with this number of bytes.
     pub(crate) fn new(gate: &Arc<RequestGate>, bytes: usize) -> Self {
         Self { gate: Arc::clone(gate), bytes }
     }

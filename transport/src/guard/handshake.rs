@@ -1,22 +1,22 @@
-//! The ZMTP 3.0 handshake with the mechanism NULL (RFC 23), towards either side.
+//! The ZMTP 3.0 handshake with the mechanism NULL (RFC 23).
 //!
-//! Nothing that the remote says here reaches the crate: the guard reads the remote's READY, checks it, and speaks a
-//! handshake of its own with the crate, with the routing identity that this side chose.
+//! The handshake bytes of the remote do not reach the `zeromq` crate: the guard checks the READY of the remote, and performs
+//! a separate handshake with the crate, with a routing identity chosen by this side.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::cutoff::CutOff;
-use super::frame::{Direction, FrameWalker, MAX_COMMAND, Step, command_frame};
+use super::disconnect::Disconnect;
+use super::frame::{Direction, FrameParser, MAX_COMMAND, Step, command_frame};
 
 const GREETING: usize = 64;
 const MECHANISM: std::ops::Range<usize> = 12..32;
 
-/// What a node at one end of a stream says about itself.
+/// The properties of a ZeroMQ socket in its READY command.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Introduction<'a> {
+pub(crate) struct SocketInfo<'a> {
     /// `ROUTER` or `DEALER`.
     pub(crate) socket_type: &'static str,
-    /// The routing identity; none where it is empty.
+    /// The routing identity, or empty for none.
     pub(crate) identity: &'a [u8],
 }
 
@@ -28,114 +28,115 @@ fn greeting() -> [u8; GREETING] {
     greeting
 }
 
-fn check_greeting(greeting: &[u8; GREETING]) -> Result<(), CutOff> {
+fn check_greeting(greeting: &[u8; GREETING]) -> Result<(), Disconnect> {
     if greeting[0] != 0xff || greeting[9] & 1 == 0 {
-        return Err(CutOff::Protocol("its greeting has another signature"));
+        return Err(Disconnect::Protocol("the greeting has an invalid signature"));
     }
     if greeting[10] < 3 {
-        return Err(CutOff::Protocol("it speaks a version of ZMTP below 3.0"));
+        return Err(Disconnect::Protocol("unsupported ZMTP version, below 3.0"));
     }
     let mechanism = &greeting[MECHANISM];
     if !mechanism.starts_with(b"NULL") || mechanism[4..].iter().any(|byte| *byte != 0) {
-        return Err(CutOff::Protocol("its security mechanism is not NULL"));
+        return Err(Disconnect::Protocol("the security mechanism is not NULL"));
     }
     Ok(())
 }
 
-fn ready(introduction: Introduction<'_>) -> Vec<u8> {
+fn ready(socket: SocketInfo<'_>) -> Vec<u8> {
     let mut body = b"\x05READY".to_vec();
     let mut property = |name: &str, value: &[u8]| {
-        body.push(u8::try_from(name.len()).expect("the names of properties are short"));
+        body.push(u8::try_from(name.len()).expect("property names are short"));
         body.extend(name.as_bytes());
-        body.extend(u32::try_from(value.len()).expect("their values, too").to_be_bytes());
+        body.extend(u32::try_from(value.len()).expect("property values are short").to_be_bytes());
         body.extend(value);
     };
-    property("Socket-Type", introduction.socket_type.as_bytes());
-    if !introduction.identity.is_empty() {
-        property("Identity", introduction.identity);
+    property("Socket-Type", socket.socket_type.as_bytes());
+    if !socket.identity.is_empty() {
+        property("Identity", socket.identity);
     }
     command_frame(&body)
 }
 
-/// The socket type in the body of a READY command.
-fn socket_type(body: &[u8]) -> Result<&[u8], CutOff> {
-    const BROKEN: CutOff = CutOff::Protocol("its READY is not well formed");
-    let mut rest = body.strip_prefix(b"\x05READY").ok_or(CutOff::Protocol("it did not send READY"))?;
+/// Returns the socket type in the body of a READY command.
+fn socket_type(body: &[u8]) -> Result<&[u8], Disconnect> {
+    const MALFORMED: Disconnect = Disconnect::Protocol("malformed READY command");
+    let mut rest =
+        body.strip_prefix(b"\x05READY").ok_or(Disconnect::Protocol("the first command is not READY"))?;
     let mut found = None;
     while let Some((&length, after)) = rest.split_first() {
-        let (name, after) = after.split_at_checked(usize::from(length)).ok_or(BROKEN)?;
-        let (length, after) = after.split_first_chunk::<4>().ok_or(BROKEN)?;
-        let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| BROKEN)?;
-        let (value, after) = after.split_at_checked(length).ok_or(BROKEN)?;
+        let (name, after) = after.split_at_checked(usize::from(length)).ok_or(MALFORMED)?;
+        let (length, after) = after.split_first_chunk::<4>().ok_or(MALFORMED)?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| MALFORMED)?;
+        let (value, after) = after.split_at_checked(length).ok_or(MALFORMED)?;
         if name.eq_ignore_ascii_case(b"Socket-Type") {
             found = Some(value);
         }
         rest = after;
     }
-    found.ok_or(CutOff::Protocol("its READY names no socket type"))
+    found.ok_or(Disconnect::Protocol("the READY command has no socket type"))
 }
 
-/// Greets the other end of a stream, which must be a socket of one of the `expected` types.
+/// Performs the handshake. The other side must be a socket of one of the `expected` types.
 pub(crate) async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-    introduction: Introduction<'_>,
+    socket: SocketInfo<'_>,
     expected: &[&str],
-) -> Result<(), CutOff> {
-    let mut hello = greeting().to_vec();
-    hello.extend(ready(introduction));
-    stream.write_all(&hello).await?;
+) -> Result<(), Disconnect> {
+    let mut message = greeting().to_vec();
+    message.extend(ready(socket));
+    stream.write_all(&message).await?;
     stream.flush().await?;
     let mut theirs = [0; GREETING];
-    // The first byte tells who speaks something else, before they wait for an answer to a short line.
+    // The first byte detects another protocol. Its client may send only a short line and wait for a reply.
     stream.read_exact(&mut theirs[..1]).await?;
     if theirs[0] != 0xff {
-        return Err(CutOff::Protocol("its greeting has another signature"));
+        return Err(Disconnect::Protocol("the greeting has an invalid signature"));
     }
     stream.read_exact(&mut theirs[1..]).await?;
     check_greeting(&theirs)?;
 
-    // Byte by byte up to the end of READY, to leave what follows to the splice; READY comes once and is short.
+    // Reads no byte after READY, which belongs to the splice.
     let mut frame = Vec::with_capacity(128);
-    let mut walker = FrameWalker::new(Direction::Own);
+    let mut parser = FrameParser::new(Direction::Own);
     loop {
         let missing = missing(&frame)?;
         let have = frame.len();
         frame.resize(have + missing, 0);
         stream.read_exact(&mut frame[have..]).await?;
-        match walker.step(&frame)? {
+        match parser.step(&frame)? {
             Step::Incomplete => {}
             Step::Command { body, .. } => {
                 let theirs = socket_type(&frame[body])?;
                 if !expected.iter().any(|kind| kind.as_bytes() == theirs) {
-                    return Err(CutOff::Protocol("its socket type does not fit"));
+                    return Err(Disconnect::Protocol("incompatible socket type"));
                 }
                 return Ok(());
             }
             Step::Frame { .. } | Step::Body { .. } => {
-                return Err(CutOff::Protocol("it sent a message before READY"));
+                return Err(Disconnect::Protocol("message before READY"));
             }
         }
     }
 }
 
-/// How many bytes of a command's frame are certainly still to come.
-fn missing(frame: &[u8]) -> Result<usize, CutOff> {
+/// Returns a lower bound of the missing bytes of a command frame.
+fn missing(frame: &[u8]) -> Result<usize, Disconnect> {
     let long = frame.first().is_some_and(|flags| flags & 0b010 != 0);
     let header = if long { 9 } else { 2 };
     if frame.len() < header {
-        // The shortest frame has two bytes.
+        // The minimum size of a frame is two bytes.
         return Ok(if frame.is_empty() { 2 } else { header - frame.len() });
     }
     let length = frame[1..header].iter().fold(0u64, |length, byte| (length << 8) | u64::from(*byte));
     if length > MAX_COMMAND as u64 {
-        return Err(CutOff::Limit { what: "command", limit: MAX_COMMAND as u64, actual: length });
+        return Err(Disconnect::LimitExceeded { what: "command", limit: MAX_COMMAND as u64, actual: length });
     }
     Ok(usize::try_from(length).unwrap_or(MAX_COMMAND) + header - frame.len())
 }
 
-/// The answer to a command: PONG with its context to a PING, nothing to any other.
+/// Returns the reply to a command: PONG with the context of a PING, and none to any other command.
 pub(crate) fn answer(command: &[u8]) -> Option<Vec<u8>> {
-    // PING, two bytes of time to live, context of up to 16 bytes (RFC 37).
+    // PING, time to live (2 bytes), context (up to 16 bytes), see RFC 37.
     let context = command.strip_prefix(b"\x04PING")?.get(2..)?;
     let context = &context[..context.len().min(16)];
     Some(command_frame(&[b"\x04PONG", context].concat()))
@@ -146,16 +147,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ROUTER: Introduction<'_> = Introduction { socket_type: "ROUTER", identity: b"" };
-    const DEALER: Introduction<'_> = Introduction { socket_type: "DEALER", identity: b"me" };
+    const ROUTER: SocketInfo<'_> = SocketInfo { socket_type: "ROUTER", identity: b"" };
+    const DEALER: SocketInfo<'_> = SocketInfo { socket_type: "DEALER", identity: b"me" };
 
     #[tokio::test]
-    async fn two_that_fit_greet_each_other_and_leave_what_follows() {
+    async fn handshake_succeeds_between_compatible_sockets() {
         let (mut one, mut other) = tokio::io::duplex(4096);
         let (first, second) = tokio::join!(
             async {
                 shake_hands(&mut one, DEALER, &["ROUTER"]).await?;
-                one.write_all(b"more").await.map_err(CutOff::from)
+                one.write_all(b"more").await.map_err(Disconnect::from)
             },
             shake_hands(&mut other, ROUTER, &["REQ", "DEALER"])
         );
@@ -169,15 +170,15 @@ mod tests {
             shake_hands(&mut one, DEALER, &["REP"]),
             shake_hands(&mut other, ROUTER, &["DEALER"])
         );
-        assert!(matches!(refused, Err(CutOff::Protocol(_))));
+        assert!(matches!(refused, Err(Disconnect::Protocol(_))));
     }
 
     #[test]
-    fn a_ping_is_answered_with_its_context_and_nothing_else_is() {
+    fn only_ping_is_answered() {
         assert_eq!(answer(b"\x04PING\x00\x00ctx").unwrap(), command_frame(b"\x04PONGctx"));
         assert_eq!(answer(b"\x04PING\x00\x00").unwrap(), command_frame(b"\x04PONG"));
         let long = [&b"\x04PING\x00\x00"[..], &[7; 100]].concat();
-        assert_eq!(answer(&long).unwrap().len(), 2 + 5 + 16, "contexts have 16 bytes at most");
+        assert_eq!(answer(&long).unwrap().len(), 2 + 5 + 16, "a context has at most 16 bytes");
         for other in [&b""[..], b"\x04PING\x00", b"\x04PONG\x00\x00", b"PING\x00\x00"] {
             assert_eq!(answer(other), None);
         }
@@ -185,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_ready_is_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_ready_is_accepted_or_rejected(body in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = socket_type(&[&b"\x05READY"[..], &body].concat());
             let _ = socket_type(&body);
         }

@@ -4,23 +4,23 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-/// Both ends of a connection whose hands are to be shaken.
+/// Both ends of a TCP connection.
 async fn ends() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    (listener.accept().await.unwrap().0, dialled)
+    let connected = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (listener.accept().await.unwrap().0, connected)
 }
 
-/// Lets one node dial another, which is to have this id.
-async fn shake(
+/// Performs a handshake between two nodes. The server is expected to have this id.
+async fn handshake(
     from: &Security,
     to: &Security,
     wanted: PeerId,
-) -> (Result<Stream, CutOff>, Result<Stream, CutOff>) {
-    let (accepted, dialled) = ends().await;
+) -> (Result<Stream, Disconnect>, Result<Stream, Disconnect>) {
+    let (accepted, connected) = ends().await;
     let dial = async {
-        let mut stream = from.connect(dialled, wanted).await?;
-        // What lets a session be resumed comes right behind the handshake, with the first bytes.
+        let mut stream = from.connect(connected, wanted).await?;
+        // The session ticket arrives with the first bytes after the handshake.
         assert_eq!(stream.read_u8().await?, b'!');
         Ok(stream)
     };
@@ -34,15 +34,15 @@ async fn shake(
 }
 
 fn kind(stream: &Stream) -> Option<HandshakeKind> {
-    let Stream::Secure(secured) = stream else { panic!("it is plain") };
+    let Stream::Secure(secured) = stream else { panic!("the stream is not encrypted") };
     secured.tls.get_ref().1.handshake_kind()
 }
 
 #[tokio::test]
-async fn each_side_learns_who_the_other_is_also_when_a_session_is_resumed() {
+async fn both_sides_are_identified_in_full_and_resumed_sessions() {
     let [a, b] = [(); 2].map(|()| Security::new(&KeyPair::generate()));
     for expected in [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed] {
-        let (dialled, accepted) = shake(&a, &b, b.id()).await;
+        let (dialled, accepted) = handshake(&a, &b, b.id()).await;
         let (dialled, accepted) = (dialled.unwrap(), accepted.unwrap());
         assert_eq!((dialled.identity(), accepted.identity()), (Some(b.id()), Some(a.id())));
         assert_eq!((kind(&dialled), kind(&accepted)), (Some(expected), Some(expected)));
@@ -50,24 +50,24 @@ async fn each_side_learns_who_the_other_is_also_when_a_session_is_resumed() {
 }
 
 #[tokio::test]
-async fn nobody_else_than_who_was_dialled_is_talked_to() {
+async fn node_with_another_id_is_rejected() {
     let [a, b, c] = [(); 3].map(|()| Security::new(&KeyPair::generate()));
-    // With and without a session that could be resumed with the one that is wanted.
+    // Without and with a cached session of the wanted node.
     for _ in 0..2 {
-        let (dialled, accepted) = shake(&a, &c, b.id()).await;
+        let (dialled, accepted) = handshake(&a, &c, b.id()).await;
         let error = dialled.unwrap_err();
         assert!(
-            matches!(error, CutOff::Another { wanted, found } if wanted == b.id() && found == c.id()),
+            matches!(error, Disconnect::WrongNode { wanted, found } if wanted == b.id() && found == c.id()),
             "{error}"
         );
-        // Before a byte was sent to it, or who asks was told.
+        // The handshake fails before the client sends its key or any data.
         assert!(accepted.is_err());
-        shake(&a, &b, b.id()).await.0.unwrap();
+        handshake(&a, &b, b.id()).await.0.unwrap();
     }
 }
 
 #[tokio::test]
-async fn who_shows_no_key_does_not_get_in() {
+async fn client_without_key_is_rejected() {
     let server = Security::new(&KeyPair::generate());
     let provider = Arc::new(provider());
     let verifier = Arc::new(Verifier { provider: Arc::clone(&provider) });
@@ -77,23 +77,23 @@ async fn who_shows_no_key_does_not_get_in() {
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    let (accepted, dialled) = ends().await;
+    let (accepted, connected) = ends().await;
     let connector = TlsConnector::from(Arc::new(client));
-    let connecting = connector.connect(name_of(server.id()), dialled);
+    let connecting = connector.connect(name_of(server.id()), connected);
     let (accepted, _connected) = tokio::join!(server.accept(accepted), connecting);
     let error = accepted.unwrap_err();
-    assert!(matches!(error, CutOff::Protocol(_)), "{error}");
+    assert!(matches!(error, Disconnect::Protocol(_)), "{error}");
 }
 
 #[tokio::test]
-async fn who_does_not_speak_tls_is_told_apart_from_either_side() {
+async fn remote_without_tls_is_detected_by_both_sides() {
     let node = Security::new(&KeyPair::generate());
     let (accepted, mut plain) = ends().await;
     plain.write_all(b"\x8aENJTCP\x01").await.unwrap();
     let error = node.accept(accepted).await.unwrap_err();
-    assert!(matches!(error, CutOff::Protocol("it does not speak TLS")), "{error}");
-    let (mut plain, dialled) = ends().await;
+    assert!(matches!(error, Disconnect::Protocol("the remote does not use TLS")), "{error}");
+    let (mut plain, connected) = ends().await;
     plain.write_all(b"\x8aENJTCP\x01").await.unwrap();
-    let error = node.connect(dialled, node.id()).await.unwrap_err();
-    assert!(matches!(error, CutOff::Protocol("it does not speak TLS")), "{error}");
+    let error = node.connect(connected, node.id()).await.unwrap_err();
+    assert!(matches!(error, Disconnect::Protocol("the remote does not use TLS")), "{error}");
 }

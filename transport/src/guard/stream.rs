@@ -1,7 +1,6 @@
-//! A stream to a remote as everything above sees it: plain TCP, or TLS over it.
+//! A stream to a remote: TCP, or TLS over TCP.
 //!
-//! Its halves are used by one task. Those of a plain stream are tokio's own; those of an encrypted one share the state of
-//! TLS behind a lock that nobody ever waits for.
+//! One task uses both halves. The halves of a TLS stream share its state behind an uncontended lock.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -9,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use enjambre_core::model::id::PeerId;
+use enjambre_core::PeerId;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -18,7 +17,7 @@ use tokio_rustls::TlsStream;
 
 use super::ending::{self, HangUp};
 
-/// What is read from the socket at once beneath TLS, which by itself takes 4 KiB.
+/// The size of a read from the socket of a TLS stream. TLS itself reads 4 KiB.
 const BUFFER: usize = 32 * 1024;
 
 /// A stream to a remote.
@@ -28,7 +27,7 @@ pub(crate) enum Stream {
     Secure(Box<Secured>),
 }
 
-/// An encrypted stream whose other end has proven who it is.
+/// An encrypted stream to an authenticated remote.
 #[derive(Debug)]
 pub(crate) struct Secured {
     pub(super) tls: TlsStream<Socket>,
@@ -37,7 +36,7 @@ pub(crate) struct Secured {
 }
 
 impl Stream {
-    /// Who is at the other end, where that is proven.
+    /// The authenticated id of the remote.
     pub(crate) fn identity(&self) -> Option<PeerId> {
         match self {
             Self::Plain(_) => None,
@@ -45,7 +44,7 @@ impl Stream {
         }
     }
 
-    /// Both directions, to be used at the same time.
+    /// Splits the stream into its directions.
     pub(crate) fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
         match self {
             Self::Plain(stream) => {
@@ -61,14 +60,14 @@ impl Stream {
     }
 }
 
-/// What comes from a remote.
+/// The receiving half of a stream.
 #[derive(Debug)]
 pub(crate) enum ReadHalf<'a> {
     Plain(tcp::ReadHalf<'a>),
     Secure(tokio::io::ReadHalf<&'a mut TlsStream<Socket>>, &'a TcpStream),
 }
 
-/// What goes to a remote. It has left once it is flushed.
+/// The sending half of a stream. Written bytes are sent by `flush` at the latest.
 #[derive(Debug)]
 pub(crate) enum WriteHalf<'a> {
     Plain(tcp::WriteHalf<'a>),
@@ -152,8 +151,8 @@ delegate_write!(Stream, Self::Secure(secured) => &mut secured.tls);
 delegate_read!(ReadHalf<'_>, Self::Secure(read, _) => read);
 delegate_write!(WriteHalf<'_>, Self::Secure(write) => write);
 
-/// The socket beneath TLS. It can be looked at from outside, to learn that the remote has hung up, and what comes is read
-/// through a buffer that is there only while there is something in it.
+/// The socket of a TLS stream. It is shared with [`ReadHalf`], which detects the end of the stream. The read buffer exists
+/// only while it contains bytes.
 #[derive(Debug)]
 pub(crate) struct Socket {
     stream: Arc<TcpStream>,
@@ -177,7 +176,7 @@ impl AsyncRead for Socket {
         while buffer.len() == *begin {
             *begin = 0;
             buffer.clear();
-            // Asking comes first: it lets others have their turn, however much there is to be read.
+            // Polling the readiness first consumes the cooperative budget of the task.
             if stream.poll_read_ready(context)?.is_pending() {
                 *buffer = Vec::new();
                 return Poll::Pending;

@@ -1,27 +1,25 @@
-//! One established connection of the asking side.
+//! The requesting side of an established connection.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::transport::Message;
+use enjambre_core::{Endpoint, Message, TransportError};
 use enjambre_core::transport::calls::{Activity, Calls};
 use enjambre_core::transport::envelope;
-use enjambre_core::transport::error::TransportError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::preface;
 use super::reader::FrameReader;
 use super::writer::{self, Frame};
-use crate::guard::cutoff::CutOff;
+use crate::guard::disconnect::Disconnect;
 use crate::guard::stream::Stream;
 use crate::guard::{Guard, ending};
 use crate::wire::{Dialled, Link};
 
-/// After so many replies in a row that nobody asked for, the remote is not one to talk to.
+/// Maximum number of consecutive replies without a call. More close the connection.
 const MAX_UNMATCHED: u64 = 1024;
-/// After a payload of so many bytes, those who wait for it and who send requests have their turn.
+/// The task yields after a payload of this size, so that its receiver and the sender of requests can run.
 const LARGE: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -50,8 +48,8 @@ impl Link for TcpLink {
 }
 
 impl TcpLink {
-    /// Greets, and starts to carry messages until `kill` is cancelled.
-    pub(super) async fn establish(dialled: Dialled) -> Result<Arc<Self>, CutOff> {
+    /// Performs the handshake, and starts the transfer of messages until `kill` is cancelled.
+    pub(super) async fn establish(dialled: Dialled) -> Result<Arc<Self>, Disconnect> {
         let Dialled { guard, mut stream, endpoint, activity, kill } = dialled;
         preface::exchange(&mut stream).await?;
         let (requests, queue) = mpsc::channel(guard.settings.in_flight);
@@ -71,35 +69,35 @@ impl TcpLink {
         let reason = {
             let settings = &guard.settings;
             let (from, mut to) = stream.split();
-            // What goes out counts for the idle time, but not for the silence of the remote.
+            // Sent bytes count for the idle timeout, but not for the silence of the remote.
             let traffic = Activity::default();
             let never = CancellationToken::new();
-            let outbound = writer::send_queued(&mut queue, &mut to, &traffic, settings.stalled, &never);
+            let outbound = writer::send_queued(&mut queue, &mut to, &traffic, settings.stall_timeout, &never);
             let inbound = self.replies(&guard, FrameReader::new(from, activity));
             tokio::select! {
                 biased;
-                () = self.kill.cancelled() => CutOff::Local,
-                // First, so that requests leave before more replies are read.
-                ended = outbound => ended.err().unwrap_or(CutOff::Local),
-                ended = inbound => ended.err().unwrap_or(CutOff::Closed),
-                () = ending::retire(&traffic, settings.idle, &self.calls) => CutOff::Idle,
+                () = self.kill.cancelled() => Disconnect::Local,
+                // First, so that requests are sent before more replies are read.
+                ended = outbound => ended.err().unwrap_or(Disconnect::Local),
+                ended = inbound => ended.err().unwrap_or(Disconnect::Closed),
+                () = ending::retire(&traffic, settings.idle_timeout, &self.calls) => Disconnect::IdleTimeout,
             }
         };
         drop(stream);
-        guard.log.note(&endpoint, &reason);
+        guard.log.record(&endpoint, &reason);
         self.calls.fail(|| TransportError::Lost { endpoint: endpoint.clone() });
         self.kill.cancel();
     }
 
-    /// Hands replies to their calls until the remote closes the connection.
+    /// Delivers replies to their calls until the remote closes the connection.
     async fn replies<R: tokio::io::AsyncRead + Unpin>(
         &self,
         guard: &Guard,
         mut reader: FrameReader<R>,
-    ) -> Result<(), CutOff> {
+    ) -> Result<(), Disconnect> {
         while let Some(lengths) = reader.next(&guard.settings).await? {
             let header = reader.header(lengths.header).await?;
-            let id = envelope::read(&header).and_then(|envelope| envelope.id);
+            let id = envelope::id_of(&header);
             let payload = if lengths.payload == 0 {
                 Bytes::new()
             } else if id.is_some_and(|id| self.calls.is_waiting(id)) {
@@ -112,7 +110,7 @@ impl TcpLink {
             };
             self.calls.deliver_to(id, Message { header, payload });
             if self.calls.unmatched_in_a_row() > MAX_UNMATCHED {
-                return Err(CutOff::Protocol("it sends replies that nobody asked for"));
+                return Err(Disconnect::Protocol("too many replies without a request"));
             }
             if lengths.payload >= LARGE {
                 tokio::task::yield_now().await;

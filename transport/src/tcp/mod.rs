@@ -1,8 +1,7 @@
-//! Requests and replies as plain frames on a TCP stream: the way that costs least.
+//! The wire format of `tcp://`: length-prefixed frames.
 //!
-//! Both sides begin with a preface ([`preface`]); then come frames of a fixed prefix with two lengths, a header and a
-//! payload. Payloads are read into the buffers in which they are verified and stored ([`reader`]), and written from where
-//! they are ([`writer`]).
+//! Both sides first send a preface ([`preface`]), then frames: a prefix with two lengths, a header, and a payload. Payloads
+//! are read directly into their final buffers ([`reader`]), and written without a copy ([`writer`]).
 
 #[cfg(test)]
 pub(crate) mod fuzz;
@@ -14,12 +13,11 @@ mod writer;
 
 use std::sync::Arc;
 
-use crate::guard::cutoff::CutOff;
-use crate::listener::{Accepted, Server};
-use crate::wire::{Dialled, Wire};
+use crate::guard::disconnect::Disconnect;
+use crate::wire::{Accepted, Dialled, Server, Wire};
 use link::TcpLink;
 
-/// Plain frames on the stream.
+/// Length-prefixed frames.
 #[derive(Debug, Default)]
 pub(crate) struct Tcp;
 
@@ -28,11 +26,11 @@ impl Wire for Tcp {
     const SECURE: &'static str = "tcps";
     type Link = TcpLink;
 
-    async fn dialled(self: Arc<Self>, dialled: Dialled) -> Result<Arc<TcpLink>, CutOff> {
+    async fn establish(self: Arc<Self>, dialled: Dialled) -> Result<Arc<TcpLink>, Disconnect> {
         TcpLink::establish(dialled).await
     }
 
-    async fn serve(server: &Server<Self>, accepted: Accepted) -> Result<(), CutOff> {
+    async fn serve(server: &Server<Self>, accepted: Accepted) -> Result<(), Disconnect> {
         serve::serve(server, accepted).await
     }
 }

@@ -1,33 +1,30 @@
-//! The first bytes of a connection, the same from both sides: they tell who speaks something else.
+//! The preface: the first bytes of both sides, which detect other protocols.
 
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::guard::cutoff::CutOff;
+use crate::guard::disconnect::Disconnect;
 
-/// No text, no TLS and no ZMTP begins so. The last byte is the version of the framing.
+/// No text, TLS or ZMTP stream starts with these bytes. The last byte is the framing version.
 const PREFACE: [u8; 8] = *b"\x8aENJTCP\x01";
 
-/// Says who we are, and checks who they are; as soon as a byte differs, before the others came.
-pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), CutOff> {
+/// Sends the preface, and compares that of the remote byte by byte.
+pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), Disconnect> {
     stream.write_all(&PREFACE).await?;
     stream.flush().await?;
     let mut theirs = [0; PREFACE.len()];
-    let mut have = 0;
-    while have < theirs.len() {
-        let read = stream.read(&mut theirs[have..]).await?;
+    let mut filled = 0;
+    while filled < theirs.len() {
+        let read = stream.read(&mut theirs[filled..]).await?;
         if read == 0 {
-            return Err(CutOff::Io(io::ErrorKind::UnexpectedEof.into()));
+            return Err(Disconnect::Io(io::ErrorKind::UnexpectedEof.into()));
         }
-        have += read;
-        if theirs[..have] != PREFACE[..have] {
-            let problem = if theirs[..7] == PREFACE[..7] {
-                "it speaks another version of the framing"
-            } else {
-                "it does not begin with the preface"
-            };
-            return Err(CutOff::Protocol(problem));
+        filled += read;
+        if theirs[..filled] != PREFACE[..filled] {
+            let problem =
+                if theirs[..7] == PREFACE[..7] { "unsupported framing version" } else { "invalid preface" };
+            return Err(Disconnect::Protocol(problem));
         }
     }
     Ok(())
@@ -38,26 +35,26 @@ mod tests {
     use super::*;
     use tokio::io::duplex;
 
-    async fn said(bytes: &[u8]) -> Result<(), CutOff> {
+    async fn receive(bytes: &[u8]) -> Result<(), Disconnect> {
         let (mut us, mut them) = duplex(64);
         them.write_all(bytes).await.unwrap();
         exchange(&mut us).await
     }
 
     #[tokio::test]
-    async fn who_speaks_something_else_is_told_apart_at_the_first_byte() {
-        assert!(said(&PREFACE).await.is_ok());
-        // None of them closes: a byte is enough.
+    async fn other_protocol_is_detected_at_the_first_byte() {
+        assert!(receive(&PREFACE).await.is_ok());
+        // The stream remains open, so the first different byte decides.
         for bytes in [&b"G"[..], b"\xff", b"\x16\x03\x01", b"\x8aENX"] {
-            let error = said(bytes).await.unwrap_err();
-            assert!(matches!(error, CutOff::Protocol("it does not begin with the preface")), "{error}");
+            let error = receive(bytes).await.unwrap_err();
+            assert!(matches!(error, Disconnect::Protocol("invalid preface")), "{error}");
         }
-        let error = said(b"\x8aENJTCP\x02").await.unwrap_err();
-        assert!(matches!(error, CutOff::Protocol("it speaks another version of the framing")), "{error}");
+        let error = receive(b"\x8aENJTCP\x02").await.unwrap_err();
+        assert!(matches!(error, Disconnect::Protocol("unsupported framing version")), "{error}");
     }
 
     #[tokio::test]
-    async fn what_follows_the_preface_is_left_to_the_reader() {
+    async fn bytes_after_the_preface_remain_unread() {
         let (mut us, mut them) = duplex(64);
         them.write_all(&[&PREFACE[..], b"frame"].concat()).await.unwrap();
         exchange(&mut us).await.unwrap();

@@ -1,19 +1,18 @@
-//! Takes frames from a stream. Large parts are read to where they are wanted, without a buffer in between.
+//! Reads frames from a stream. Large parts are read without an intermediate buffer.
 
 use bytes::Bytes;
 use enjambre_core::transport::calls::Activity;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::guard::cutoff::CutOff;
+use crate::guard::disconnect::Disconnect;
 use crate::settings::TransportSettings;
 
-/// The lengths of header and payload, 4 bytes each.
+/// The size of the prefix: the lengths of header and payload, 4 bytes each.
 pub(super) const PREFIX: usize = 8;
-/// What is read at once when small things come: many requests, or the header of a reply. Of a payload at most so much is
-/// copied.
+/// The size of the read buffer, for requests and headers of replies. At most this number of bytes of a payload is copied.
 const BUFFER: usize = 8 * 1024;
 
-/// What a frame says about itself.
+/// The lengths in the prefix of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lengths {
     pub(super) header: usize,
@@ -22,7 +21,7 @@ pub(super) struct Lengths {
 
 impl Lengths {
     pub(super) fn encode(header: usize, payload: usize) -> [u8; PREFIX] {
-        // Both were checked against limits that are far below.
+        // The limits of both are far smaller.
         let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes();
         let mut prefix = [0; PREFIX];
         prefix[..4].copy_from_slice(&length(header));
@@ -36,38 +35,38 @@ impl Lengths {
         Self { header: length([a, b, c, d]), payload: length([e, f, g, h]) }
     }
 
-    /// Nothing is allocated for what is larger than allowed.
-    fn check(self, settings: &TransportSettings) -> Result<Self, CutOff> {
+    /// Checks the limits, before memory is allocated.
+    fn check(self, settings: &TransportSettings) -> Result<Self, Disconnect> {
         let parts = [("header", settings.header, self.header), ("payload", settings.payload, self.payload)];
         for (what, limit, actual) in parts {
             if actual > limit {
-                return Err(CutOff::Limit { what, limit: limit as u64, actual: actual as u64 });
+                return Err(Disconnect::LimitExceeded { what, limit: limit as u64, actual: actual as u64 });
             }
         }
         Ok(self)
     }
 }
 
-/// Reads frames.
+/// A buffered reader of frames.
 pub(super) struct FrameReader<R> {
     from: R,
     buffer: Vec<u8>,
-    begin: usize,
+    start: usize,
     end: usize,
     activity: Activity,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// Tells `activity` of everything that comes.
+    /// Creates a reader that records received bytes in `activity`.
     pub(super) fn new(from: R, activity: Activity) -> Self {
-        Self { from, buffer: vec![0; BUFFER], begin: 0, end: 0, activity }
+        Self { from, buffer: vec![0; BUFFER], start: 0, end: 0, activity }
     }
 
-    /// The lengths of the next frame; `None` where the stream ends before it.
-    pub(super) async fn next(&mut self, settings: &TransportSettings) -> Result<Option<Lengths>, CutOff> {
-        while self.end - self.begin < PREFIX {
+    /// Reads the prefix of the next frame. Returns `None` at the end of the stream.
+    pub(super) async fn next(&mut self, settings: &TransportSettings) -> Result<Option<Lengths>, Disconnect> {
+        while self.end - self.start < PREFIX {
             if self.fill().await? == 0 {
-                return if self.begin == self.end { Ok(None) } else { Err(CutOff::Closed) };
+                return if self.start == self.end { Ok(None) } else { Err(Disconnect::Closed) };
             }
         }
         let mut prefix = [0; PREFIX];
@@ -75,11 +74,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Lengths::decode(prefix).check(settings).map(Some)
     }
 
-    /// The next `length` bytes, which is the length of a header.
-    pub(super) async fn header(&mut self, length: usize) -> Result<Bytes, CutOff> {
-        if self.end - self.begin >= length {
-            let header = Bytes::copy_from_slice(&self.buffer[self.begin..self.begin + length]);
-            self.begin += length;
+    /// Reads a header.
+    pub(super) async fn header(&mut self, length: usize) -> Result<Bytes, Disconnect> {
+        if self.end - self.start >= length {
+            let header = Bytes::copy_from_slice(&self.buffer[self.start..self.start + length]);
+            self.start += length;
             return Ok(header);
         }
         let mut header = vec![0; length];
@@ -87,65 +86,65 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(header.into())
     }
 
-    /// Fills `into`.
-    pub(super) async fn exact(&mut self, into: &mut [u8]) -> Result<(), CutOff> {
+    /// Reads exactly the length of `into`.
+    pub(super) async fn exact(&mut self, into: &mut [u8]) -> Result<(), Disconnect> {
         let mut done = self.take(into);
         while done < into.len() {
-            // A short rest comes with what follows it.
+            // A short rest is read together with the following frames.
             if into.len() - done < BUFFER / 2 {
                 if self.fill().await? == 0 {
-                    return Err(CutOff::Closed);
+                    return Err(Disconnect::Closed);
                 }
                 done += self.take(&mut into[done..]);
                 continue;
             }
             let read = self.from.read(&mut into[done..]).await?;
             if read == 0 {
-                return Err(CutOff::Closed);
+                return Err(Disconnect::Closed);
             }
-            self.activity.heard();
+            self.activity.record();
             done += read;
         }
         Ok(())
     }
 
-    /// Drops the next `length` bytes.
-    pub(super) async fn skip(&mut self, length: usize) -> Result<(), CutOff> {
+    /// Skips bytes.
+    pub(super) async fn skip(&mut self, length: usize) -> Result<(), Disconnect> {
         let mut left = length;
         loop {
-            let here = left.min(self.end - self.begin);
-            self.begin += here;
+            let here = left.min(self.end - self.start);
+            self.start += here;
             left -= here;
             if left == 0 {
                 return Ok(());
             }
             if self.fill().await? == 0 {
-                return Err(CutOff::Closed);
+                return Err(Disconnect::Closed);
             }
         }
     }
 
-    /// Where it reads from.
+    /// The underlying stream.
     pub(super) fn source(&self) -> &R {
         &self.from
     }
 
-    /// Copies what is in the buffer.
+    /// Copies bytes from the buffer, and returns their number.
     fn take(&mut self, into: &mut [u8]) -> usize {
-        let here = into.len().min(self.end - self.begin);
-        into[..here].copy_from_slice(&self.buffer[self.begin..self.begin + here]);
-        self.begin += here;
+        let here = into.len().min(self.end - self.start);
+        into[..here].copy_from_slice(&self.buffer[self.start..self.start + here]);
+        self.start += here;
         here
     }
 
-    async fn fill(&mut self) -> Result<usize, CutOff> {
-        // What is left is the beginning of a prefix or a header, so it is short.
-        self.buffer.copy_within(self.begin..self.end, 0);
-        self.end -= self.begin;
-        self.begin = 0;
+    async fn fill(&mut self) -> Result<usize, Disconnect> {
+        // The rest is short: the start of a prefix or header.
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
         let read = self.from.read(&mut self.buffer[self.end..]).await?;
         self.end += read;
-        self.activity.heard();
+        self.activity.record();
         Ok(read)
     }
 }

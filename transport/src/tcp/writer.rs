@@ -1,4 +1,4 @@
-//! Puts frames on a stream, all that are ready with one call to the system, from where their parts are.
+//! Writes queued frames with vectored writes, without copying their parts.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::transport::Message;
+use enjambre_core::Message;
 use enjambre_core::transport::calls::Activity;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -15,28 +15,28 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::{Lengths, PREFIX};
-use crate::guard::cutoff::CutOff;
+use crate::guard::disconnect::Disconnect;
 
-/// The most frames that are taken from the queue at a time.
-const FRAMES: usize = 64;
+/// Maximum number of frames in a batch.
+const MAX_FRAMES: usize = 64;
 /// Prefix, header and payload.
 const PARTS: usize = 3;
-/// Who takes less than this in the time that is allowed is cut off.
-const LEAST: usize = 256 * 1024;
+/// The number of bytes that the remote must read within the write timeout.
+const MIN_PROGRESS: usize = 256 * 1024;
 
-/// A message to be sent, with what is dropped once it has left.
+/// An encoded message, and a guard that is dropped after it is sent.
 #[derive(Debug)]
-pub(super) struct Frame<H> {
+pub(super) struct Frame<G> {
     prefix: [u8; PREFIX],
     header: Bytes,
     payload: Bytes,
-    _held: H,
+    _guard: G,
 }
 
-impl<H> Frame<H> {
-    pub(super) fn new(message: Message, held: H) -> Self {
+impl<G> Frame<G> {
+    pub(super) fn new(message: Message, guard: G) -> Self {
         let Message { header, payload } = message;
-        Self { prefix: Lengths::encode(header.len(), payload.len()), header, payload, _held: held }
+        Self { prefix: Lengths::encode(header.len(), payload.len()), header, payload, _guard: guard }
     }
 
     fn parts(&self) -> [&[u8]; PARTS] {
@@ -48,22 +48,22 @@ impl<H> Frame<H> {
     }
 }
 
-/// Frames that were begun or are next.
-struct Batch<H> {
-    frames: Vec<Frame<H>>,
-    /// How many bytes of the first have left.
-    sent: usize,
+/// The frames that are being written.
+struct Batch<G> {
+    frames: Vec<Frame<G>>,
+    /// The number of written bytes of the first frame.
+    written: usize,
 }
 
-impl<H> Batch<H> {
+impl<G> Batch<G> {
     fn poll_write<W: AsyncWrite + Unpin>(
         &self,
         to: &mut W,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        let mut slices = [IoSlice::new(&[]); FRAMES * PARTS];
+        let mut slices = [IoSlice::new(&[]); MAX_FRAMES * PARTS];
         let mut used = 0;
-        let mut skip = self.sent;
+        let mut skip = self.written;
         for part in self.frames.iter().flat_map(Frame::parts) {
             if skip >= part.len() {
                 skip -= part.len();
@@ -76,33 +76,33 @@ impl<H> Batch<H> {
         Pin::new(to).poll_write_vectored(context, &slices[..used])
     }
 
-    /// So many bytes have left; drops the frames that have left with them.
+    /// Records written bytes, and drops the frames that are complete.
     fn advance(&mut self, bytes: usize) {
-        self.sent += bytes;
+        self.written += bytes;
         let mut done = 0;
         while let Some(frame) = self.frames.get(done)
-            && self.sent >= frame.len()
+            && self.written >= frame.len()
         {
-            self.sent -= frame.len();
+            self.written -= frame.len();
             done += 1;
         }
         self.frames.drain(..done);
     }
 }
 
-/// Sends what is queued, in its order, until `close` is cancelled and all of it has left, or the queue is closed.
-pub(super) async fn send_queued<W: AsyncWrite + Unpin, H>(
-    queue: &mut mpsc::Receiver<Frame<H>>,
+/// Sends the queued frames until the queue is closed, or until `close` is cancelled and the queue is empty.
+pub(super) async fn send_queued<W: AsyncWrite + Unpin, G>(
+    queue: &mut mpsc::Receiver<Frame<G>>,
     to: &mut W,
     traffic: &Activity,
-    stalled: Duration,
+    timeout: Duration,
     close: &CancellationToken,
-) -> Result<(), CutOff> {
-    let mut batch = Batch { frames: Vec::with_capacity(FRAMES), sent: 0 };
+) -> Result<(), Disconnect> {
+    let mut batch = Batch { frames: Vec::with_capacity(MAX_FRAMES), written: 0 };
     loop {
         let received = tokio::select! {
             biased;
-            received = queue.recv_many(&mut batch.frames, FRAMES) => received,
+            received = queue.recv_many(&mut batch.frames, MAX_FRAMES) => received,
             () = close.cancelled(), if !queue.is_closed() => {
                 queue.close();
                 continue;
@@ -111,33 +111,33 @@ pub(super) async fn send_queued<W: AsyncWrite + Unpin, H>(
         if received == 0 {
             return Ok(());
         }
-        let mut taken = 0;
-        let mut until = Instant::now() + stalled;
+        let mut progress = 0;
+        let mut deadline = Instant::now() + timeout;
         while !batch.frames.is_empty() {
             let write = poll_fn(|context| batch.poll_write(to, context));
-            let written = match tokio::time::timeout_at(until, write).await {
+            let written = match tokio::time::timeout_at(deadline, write).await {
                 Ok(written) => written?,
-                Err(_) => return Err(CutOff::Stalled),
+                Err(_) => return Err(Disconnect::WriteTimeout),
             };
             if written == 0 {
-                return Err(CutOff::Closed);
+                return Err(Disconnect::Closed);
             }
-            traffic.heard();
+            traffic.record();
             batch.advance(written);
-            taken += written;
-            if taken >= LEAST {
-                taken = 0;
-                until = Instant::now() + stalled;
+            progress += written;
+            if progress >= MIN_PROGRESS {
+                progress = 0;
+                deadline = Instant::now() + timeout;
             }
-            while batch.frames.len() < FRAMES
+            while batch.frames.len() < MAX_FRAMES
                 && let Ok(frame) = queue.try_recv()
             {
                 batch.frames.push(frame);
             }
         }
-        match tokio::time::timeout_at(until, to.flush()).await {
+        match tokio::time::timeout_at(deadline, to.flush()).await {
             Ok(flushed) => flushed?,
-            Err(_) => return Err(CutOff::Stalled),
+            Err(_) => return Err(Disconnect::WriteTimeout),
         }
     }
 }
@@ -147,34 +147,34 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, duplex};
 
-    const STALLED: Duration = Duration::from_secs(30);
+    const TIMEOUT: Duration = Duration::from_secs(30);
     const PIECE: usize = 4 << 20;
 
-    /// A piece to somebody who takes so much of it each second.
-    async fn taken_at(rate: usize) -> Result<(), CutOff> {
-        let (mut here, mut there) = duplex(64 * 1024);
+    /// Sends a piece to a remote that reads `rate` bytes per second.
+    async fn send_at(rate: usize) -> Result<(), Disconnect> {
+        let (mut local, mut remote) = duplex(64 * 1024);
         let (to, mut queue) = mpsc::channel(1);
         let message = Message { header: Bytes::new(), payload: vec![7; PIECE].into() };
         to.try_send(Frame::new(message, ())).unwrap();
         drop(to);
         let (traffic, close) = (Activity::default(), CancellationToken::new());
-        let taking = async {
+        let reading = async {
             let mut part = vec![0; rate];
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                there.read_exact(&mut part).await.unwrap();
+                remote.read_exact(&mut part).await.unwrap();
             }
         };
         tokio::select! {
-            sent = send_queued(&mut queue, &mut here, &traffic, STALLED, &close) => sent,
-            () = taking => Ok(()),
+            sent = send_queued(&mut queue, &mut local, &traffic, TIMEOUT, &close) => sent,
+            () = reading => Ok(()),
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_a_thin_line_is_sent_a_piece_and_who_takes_next_to_nothing_is_not() {
-        let readers = (0..40).map(|_| taken_at(40 * 1024));
+    async fn slow_reader_gets_a_piece_and_stalled_reader_does_not() {
+        let readers = (0..40).map(|_| send_at(40 * 1024));
         assert!(futures::future::join_all(readers).await.iter().all(Result::is_ok));
-        assert!(matches!(taken_at(4 * 1024).await, Err(CutOff::Stalled)));
+        assert!(matches!(send_at(4 * 1024).await, Err(Disconnect::WriteTimeout)));
     }
 }

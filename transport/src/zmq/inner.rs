@@ -1,8 +1,8 @@
-//! A socket of the crate with one private Unix stream to the guard.
+//! Private Unix streams between the guard and sockets of the `zeromq` crate.
 //!
-//! Every connection, accepted or made, has a socket of its own that goes with it. The crate keeps a few bytes for each
-//! peer that a socket ever had, and it does not tell reliably when one is lost: neither matters so. The sockets connect
-//! to a [`Doorway`] that the guard owns, in a folder that only this user may look into, so the crate accepts nothing.
+//! Each connection has its own socket. So it does not matter that the crate keeps a few bytes for each former peer of a
+//! socket, and does not report the loss of a peer reliably. The sockets connect to an [`InnerListener`] of the guard, in a
+//! directory that only this user can access, so the crate accepts no connections.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -15,46 +15,47 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use zeromq::{Socket, SocketOptions};
 
-use crate::guard::cutoff::CutOff;
-use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::disconnect::Disconnect;
+use crate::guard::handshake::{SocketInfo, shake_hands};
 use crate::guard::splice::BUFFER;
 
-/// The longest path of a Unix socket is 108 bytes on Linux and 104 on macOS.
-const LONGEST_PATH: usize = 100;
-/// How the folder's name begins, and the name of the socket in it.
+/// Maximum length of a socket path. The limit is 108 bytes on Linux and 104 bytes on macOS.
+const MAX_PATH: usize = 100;
+/// The prefix of the directory name, and the name of the socket.
 const PREFIX: &str = "enjambre-";
 const SOCKET: &str = "guard";
-/// How old a folder is in which surely somebody listens, if its process lives.
-const SETTLED: Duration = Duration::from_secs(60);
-/// The folder's name and the socket's, with their slashes.
+/// The age after which a directory contains a listening socket if its process is alive.
+const MIN_AGE: Duration = Duration::from_secs(60);
+/// The length of both names with their slashes.
 const NAMES: usize = 24;
 
-/// Where the sockets of the crate meet the guard. It stays as long as the transport, because making and removing files
-/// may take long while the disk is busy.
+/// Accepts the connections of the crate's sockets. It exists as long as the transport, because creating and removing files
+/// can take long on a busy disk.
 #[derive(Debug, Default)]
-pub(super) struct Doorway {
+pub(super) struct InnerListener {
     open: Mutex<Option<Arc<Open>>>,
 }
 
 #[derive(Debug)]
 struct Open {
     path: PathBuf,
-    /// Held from a socket's connecting to its greeting, so that no two are mixed up.
+    /// Locked from the connection of a socket to its handshake, so that sockets are not confused.
     listener: Mutex<UnixListener>,
     _dir: TempDir,
 }
 
-/// Where the folder is made: among the temporary files, unless the path would be too long for a socket.
+/// The parent directory: the directory for temporary files, unless the path would be too long for a socket.
 fn parent() -> PathBuf {
-    let wanted = std::env::temp_dir();
-    let fits =
-        wanted.is_absolute() && wanted.as_os_str().len() + NAMES <= LONGEST_PATH && wanted.to_str().is_some();
-    if fits { wanted } else { PathBuf::from("/tmp") }
+    let preferred = std::env::temp_dir();
+    let fits = preferred.is_absolute()
+        && preferred.as_os_str().len() + NAMES <= MAX_PATH
+        && preferred.to_str().is_some();
+    if fits { preferred } else { PathBuf::from("/tmp") }
 }
 
-/// Removes the folders of processes that were killed. Where nobody listens any more, the socket refuses; a folder
-/// that is younger than `settled` may be about to begin to listen.
-fn sweep(parent: &Path, settled: Duration) {
+/// Removes the directories of killed processes, whose sockets refuse connections. A directory younger than `min_age` may
+/// not have a listening socket yet.
+fn sweep(parent: &Path, min_age: Duration) {
     let Ok(entries) = parent.read_dir() else { return };
     for dir in
         entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()))
@@ -62,23 +63,23 @@ fn sweep(parent: &Path, settled: Duration) {
         let old = dir
             .metadata()
             .and_then(|data| data.modified())
-            .is_ok_and(|made| made.elapsed().is_ok_and(|age| age >= settled));
+            .is_ok_and(|made| made.elapsed().is_ok_and(|age| age >= min_age));
         if !old {
             continue;
         }
-        let tried = std::os::unix::net::UnixStream::connect(dir.path().join(SOCKET));
-        // What cannot be removed belongs to somebody else.
-        let _ = match tried.map_err(|error| error.kind()) {
+        let connected = std::os::unix::net::UnixStream::connect(dir.path().join(SOCKET));
+        // Removal fails if the directory belongs to another user.
+        let _ = match connected.map_err(|error| error.kind()) {
             Err(io::ErrorKind::ConnectionRefused) => std::fs::remove_dir_all(dir.path()),
-            // Killed before it began to listen: only an empty folder goes.
+            // The process was killed before it listened. Only an empty directory is removed.
             Err(io::ErrorKind::NotFound) => std::fs::remove_dir(dir.path()),
             _ => Ok(()),
         };
     }
 }
 
-fn make(parent: &Path) -> io::Result<(TempDir, PathBuf, std::os::unix::net::UnixListener)> {
-    sweep(parent, SETTLED);
+fn create(parent: &Path) -> io::Result<(TempDir, PathBuf, std::os::unix::net::UnixListener)> {
+    sweep(parent, MIN_AGE);
     let dir = tempfile::Builder::new()
         .prefix(PREFIX)
         .permissions(std::fs::Permissions::from_mode(0o700))
@@ -89,27 +90,27 @@ fn make(parent: &Path) -> io::Result<(TempDir, PathBuf, std::os::unix::net::Unix
     Ok((dir, path, listener))
 }
 
-impl Doorway {
-    /// Opens it where it is not open.
+impl InnerListener {
+    /// Opens the listener unless it is open.
     async fn open(&self) -> io::Result<Arc<Open>> {
         let mut current = self.open.lock().await;
         if let Some(open) = &*current {
             return Ok(Arc::clone(open));
         }
         let (dir, path, listener) =
-            tokio::task::spawn_blocking(|| make(&parent())).await.map_err(io::Error::other)??;
+            tokio::task::spawn_blocking(|| create(&parent())).await.map_err(io::Error::other)??;
         let listener = Mutex::new(UnixListener::from_std(listener)?);
         let open = Arc::new(Open { path, listener, _dir: dir });
         *current = Some(Arc::clone(&open));
         Ok(open)
     }
 
-    /// A socket of the crate, and the stream that leads to it, over which the guard has introduced itself.
+    /// Creates a socket of the crate. Returns it and the stream to it, after the handshake.
     pub(super) async fn connect<S: Socket>(
         &self,
-        guard: Introduction<'_>,
+        guard: SocketInfo<'_>,
         expected: &str,
-    ) -> Result<(S, UnixStream), CutOff> {
+    ) -> Result<(S, UnixStream), Disconnect> {
         let open = self.open().await?;
         let listener = open.listener.lock().await;
         let mut options = SocketOptions::default();
@@ -118,7 +119,7 @@ impl Doorway {
         let address = format!("ipc://{}", open.path.display());
         let connect = async {
             if !open.path.exists() {
-                // Somebody has tidied up the folder for temporary files, and the crate would try for ever.
+                // The directory was removed. The crate would retry forever.
                 *self.open.lock().await = None;
                 return Err(io::Error::from(io::ErrorKind::NotFound));
             }
@@ -127,7 +128,7 @@ impl Doorway {
         let accept = async {
             loop {
                 let (mut stream, _) = listener.accept().await?;
-                // One that was given up on its way is closed at the other end.
+                // Fails for an abandoned connection, which the other side has closed.
                 if shake_hands(&mut stream, guard, &[expected]).await.is_ok() {
                     return Ok(stream);
                 }
@@ -143,22 +144,22 @@ mod tests {
     use super::*;
     use zeromq::{DealerSocket, RouterSocket};
 
-    const GUARD: Introduction<'_> = Introduction { socket_type: "ROUTER", identity: b"" };
+    const GUARD: SocketInfo<'_> = SocketInfo { socket_type: "ROUTER", identity: b"" };
 
     #[test]
-    fn the_folder_is_private_and_the_path_is_short() {
-        let (dir, path, _listener) = make(&parent()).unwrap();
+    fn directory_is_private_and_its_path_short() {
+        let (dir, path, _listener) = create(&parent()).unwrap();
         let mode = dir.path().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
-        assert!(path.as_os_str().len() <= LONGEST_PATH);
+        assert!(path.as_os_str().len() <= MAX_PATH);
     }
 
     #[test]
-    fn the_folder_of_a_killed_process_is_swept_and_no_other() {
+    fn only_directories_of_killed_processes_are_removed() {
         let parent = tempfile::tempdir().unwrap();
-        let (alive, _path, _listener) = make(parent.path()).unwrap();
-        let (dead, _, listener) = make(parent.path()).unwrap();
-        // Killed: nobody listens, and nobody tidies up.
+        let (alive, _path, _listener) = create(parent.path()).unwrap();
+        let (dead, _, listener) = create(parent.path()).unwrap();
+        // Simulates a killed process: no listener, and no cleanup.
         drop(listener);
         let dead = dead.keep();
         let foreign = parent.path().join("enjambre-notes");
@@ -166,31 +167,31 @@ mod tests {
         std::fs::write(foreign.join("note"), "kept").unwrap();
         let early = parent.path().join("enjambre-killed");
         std::fs::create_dir(&early).unwrap();
-        sweep(parent.path(), SETTLED);
-        assert!(dead.exists() && early.exists(), "too young to be judged");
+        sweep(parent.path(), MIN_AGE);
+        assert!(dead.exists() && early.exists(), "too recent");
         sweep(parent.path(), Duration::ZERO);
         assert!(!dead.exists() && !early.exists());
         assert!(alive.path().exists() && foreign.exists());
     }
 
     #[tokio::test]
-    async fn an_attempt_that_was_given_up_does_not_disturb_the_next() {
-        let doorway = Doorway::default();
-        let path = doorway.open().await.unwrap().path.clone();
-        // Half an attempt, and then none.
+    async fn abandoned_connection_does_not_affect_the_next() {
+        let inner_listener = InnerListener::default();
+        let path = inner_listener.open().await.unwrap().path.clone();
+        // Two abandoned connections.
         drop(UnixStream::connect(&path).await.unwrap());
         drop(UnixStream::connect(&path).await.unwrap());
-        doorway.connect::<DealerSocket>(GUARD, "DEALER").await.unwrap();
-        let dealer = Introduction { socket_type: "DEALER", identity: b"x" };
-        doorway.connect::<RouterSocket>(dealer, "ROUTER").await.unwrap();
+        inner_listener.connect::<DealerSocket>(GUARD, "DEALER").await.unwrap();
+        let dealer = SocketInfo { socket_type: "DEALER", identity: b"x" };
+        inner_listener.connect::<RouterSocket>(dealer, "ROUTER").await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_folder_that_was_removed_is_made_again() {
-        let doorway = Doorway::default();
-        let path = doorway.open().await.unwrap().path.clone();
+    async fn removed_directory_is_recreated() {
+        let inner_listener = InnerListener::default();
+        let path = inner_listener.open().await.unwrap().path.clone();
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
-        assert!(doorway.connect::<DealerSocket>(GUARD, "DEALER").await.is_err());
-        doorway.connect::<DealerSocket>(GUARD, "DEALER").await.unwrap();
+        assert!(inner_listener.connect::<DealerSocket>(GUARD, "DEALER").await.is_err());
+        inner_listener.connect::<DealerSocket>(GUARD, "DEALER").await.unwrap();
     }
 }

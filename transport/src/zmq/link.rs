@@ -1,6 +1,6 @@
-//! One established connection of the asking side: a guarded TCP stream with a DEALER of its own behind it.
+//! The requesting side of an established connection: a guarded stream and its own DEALER.
 //!
-//! The guard tells when it is lost, and the DEALER is thrown away with the link.
+//! The guard detects the end of the connection. The DEALER is discarded with the link.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,28 +8,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::model::endpoint::Endpoint;
-use enjambre_core::transport::Message;
+use enjambre_core::{Endpoint, Message, TransportError};
 use enjambre_core::transport::calls::{Activity, Calls};
-use enjambre_core::transport::error::TransportError;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zeromq::{DealerRecvHalf, DealerSendHalf, DealerSocket, SocketRecv, SocketSend, ZmqMessage};
 
-use super::inner::Doorway;
-use crate::guard::cutoff::CutOff;
+use super::inner::InnerListener;
+use crate::guard::disconnect::Disconnect;
 use crate::guard::frame::Direction;
 use crate::guard::gate::RequestGate;
-use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::handshake::{SocketInfo, shake_hands};
 use crate::guard::splice::{self, Inbound, MAX_PONGS, Payloads};
 use crate::guard::stream::Stream;
 use crate::guard::{Guard, ending};
 use crate::wire::{Dialled, Link};
 
-/// How long replies that have come in whole are waited for after the connection has ended. They are in this process.
+/// Maximum wait after the end of the connection for replies that the guard has already forwarded to the crate.
 const LAST_REPLIES: Duration = Duration::from_secs(2);
-/// After so many replies in a row that nobody asked for, the remote is not one to talk to.
+/// Maximum number of consecutive replies without a call. More close the connection.
 const MAX_UNMATCHED: u64 = 1024;
 
 pub(crate) struct ZmqLink {
@@ -37,7 +35,7 @@ pub(crate) struct ZmqLink {
     sender: tokio::sync::Mutex<Option<DealerSendHalf>>,
     /// Ends the link.
     kill: CancellationToken,
-    /// The guard is done: nothing more comes.
+    /// Cancelled when the guard forwards no further replies.
     ended: CancellationToken,
     passed: AtomicU64,
     payloads: Payloads,
@@ -85,15 +83,18 @@ impl Link for ZmqLink {
 }
 
 impl ZmqLink {
-    /// Greets, and starts to carry messages until `kill` is cancelled.
-    pub(super) async fn establish(doorway: &Doorway, dialled: Dialled) -> Result<Arc<Self>, CutOff> {
+    /// Performs the handshake, and starts the transfer of messages until `kill` is cancelled.
+    pub(super) async fn establish(
+        inner_listener: &InnerListener,
+        dialled: Dialled,
+    ) -> Result<Arc<Self>, Disconnect> {
         let Dialled { guard, stream: mut public, endpoint, activity, kill } = dialled;
-        let us = Introduction { socket_type: "DEALER", identity: b"" };
-        shake_hands(&mut public, us, &["ROUTER"]).await?;
-        let to_crate = Introduction { socket_type: "ROUTER", identity: b"" };
-        let (dealer, inner) = doorway.connect::<DealerSocket>(to_crate, "DEALER").await?;
+        let dealer = SocketInfo { socket_type: "DEALER", identity: b"" };
+        shake_hands(&mut public, dealer, &["ROUTER"]).await?;
+        let to_crate = SocketInfo { socket_type: "ROUTER", identity: b"" };
+        let (dealer, inner) = inner_listener.connect::<DealerSocket>(to_crate, "DEALER").await?;
         let (sender, receiver) = dealer.split();
-        // One that waits, one that is being read, and one that is being delivered.
+        // One payload is queued, one is being read, and one is being delivered.
         let (to, payloads) = mpsc::channel(1);
         let link = Arc::new(Self {
             calls: Calls::new(),
@@ -103,12 +104,12 @@ impl ZmqLink {
             passed: AtomicU64::new(0),
             payloads: Payloads { pool: guard.buffers.clone(), to },
         });
-        tokio::spawn(Arc::clone(&link).carry(guard, endpoint.clone(), public, inner, activity));
+        tokio::spawn(Arc::clone(&link).transfer(guard, endpoint.clone(), public, inner, activity));
         tokio::spawn(Arc::clone(&link).receive(endpoint, receiver, payloads));
         Ok(link)
     }
 
-    async fn carry(
+    async fn transfer(
         self: Arc<Self>,
         guard: Arc<Guard>,
         endpoint: Endpoint,
@@ -123,8 +124,8 @@ impl ZmqLink {
             frames: settings.frames,
         };
         let (pong_sender, mut pongs) = mpsc::channel(MAX_PONGS);
-        let stalled = settings.stalled;
-        // What goes out counts for the idle time, but not for the silence of the remote.
+        let timeout = settings.stall_timeout;
+        // Sent bytes count for the idle timeout, but not for the silence of the remote.
         let traffic = Activity::default();
         let reason = {
             let (mut from_public, mut to_public) = public.split();
@@ -136,23 +137,23 @@ impl ZmqLink {
                 &*self,
                 &activity,
                 &pong_sender,
-                stalled,
+                timeout,
             );
             let outbound =
-                splice::outbound(&mut from_inner, &mut to_public, &(), &traffic, &mut pongs, stalled);
+                splice::outbound(&mut from_inner, &mut to_public, &(), &traffic, &mut pongs, timeout);
             tokio::select! {
                 biased;
-                () = self.kill.cancelled() => CutOff::Local,
-                ended = inbound => ended.err().unwrap_or(CutOff::Closed),
-                ended = outbound => ended.err().unwrap_or(CutOff::Closed),
-                () = ending::retire(&traffic, settings.idle, &self.calls) => CutOff::Idle,
+                () = self.kill.cancelled() => Disconnect::Local,
+                ended = inbound => ended.err().unwrap_or(Disconnect::Closed),
+                ended = outbound => ended.err().unwrap_or(Disconnect::Closed),
+                () = ending::retire(&traffic, settings.idle_timeout, &self.calls) => Disconnect::IdleTimeout,
             }
         };
         // Before the inner stream closes: the crate must not see its end first.
         self.ended.cancel();
         drop(public);
-        guard.log.note(&endpoint, &reason);
-        // The replies that came in whole are still in the inner stream, for the receiving task to take.
+        guard.log.record(&endpoint, &reason);
+        // Complete replies are still in the inner stream, for the receiving task.
         tokio::select! {
             () = self.kill.cancelled() => {}
             () = tokio::time::sleep(2 * LAST_REPLIES) => {}
@@ -188,7 +189,7 @@ impl ZmqLink {
             let header = frames.pop_front().unwrap_or_default();
             let payload = match frames.pop_front() {
                 None => Bytes::new(),
-                // In its place is an empty frame, and it comes from the guard.
+                // An empty frame marks its position. The payload comes from the guard.
                 Some(_) => tokio::select! {
                     biased;
                     () = self.kill.cancelled() => break,
@@ -196,7 +197,7 @@ impl ZmqLink {
                     () = self.ended.cancelled() => break,
                 },
             };
-            // More frames than that are no reply of this protocol; as a late one, it is dropped and counted.
+            // A message with more frames is not a reply. It is dropped and counted.
             let header = if frames.is_empty() { header } else { Bytes::new() };
             self.calls.deliver(Message { header, payload });
             if self.calls.unmatched_in_a_row() > MAX_UNMATCHED {

@@ -1,6 +1,6 @@
-//! Requests and replies over ZeroMQ: a ROUTER behind each listener, a DEALER behind each connection that is made.
+//! The wire format of `zmq://`: ZMTP 3, with a ROUTER for each accepted connection and a DEALER for each outgoing one.
 //!
-//! Frames are `[header]` or `[header][payload]`; the empty delimiter of a REQ is accepted and returned.
+//! A message has the frames `[header]` or `[header][payload]`. The empty delimiter of a REQ is accepted and returned.
 
 mod inner;
 mod link;
@@ -9,16 +9,15 @@ mod serve;
 
 use std::sync::Arc;
 
-use crate::guard::cutoff::CutOff;
-use crate::listener::{Accepted, Server};
-use crate::wire::{Dialled, Wire};
-use inner::Doorway;
+use crate::guard::disconnect::Disconnect;
+use crate::wire::{Accepted, Dialled, Server, Wire};
+use inner::InnerListener;
 use link::ZmqLink;
 
-/// ZMTP on the stream, spoken by the `zeromq` crate behind the guard.
+/// ZMTP, implemented by the `zeromq` crate behind the guard.
 #[derive(Debug, Default)]
 pub(crate) struct Zmq {
-    doorway: Doorway,
+    inner_listener: InnerListener,
 }
 
 impl Wire for Zmq {
@@ -26,11 +25,11 @@ impl Wire for Zmq {
     const SECURE: &'static str = "zmqs";
     type Link = ZmqLink;
 
-    async fn dialled(self: Arc<Self>, dialled: Dialled) -> Result<Arc<ZmqLink>, CutOff> {
-        ZmqLink::establish(&self.doorway, dialled).await
+    async fn establish(self: Arc<Self>, dialled: Dialled) -> Result<Arc<ZmqLink>, Disconnect> {
+        ZmqLink::establish(&self.inner_listener, dialled).await
     }
 
-    async fn serve(server: &Server<Self>, accepted: Accepted) -> Result<(), CutOff> {
-        serve::serve(server, accepted).await
+    async fn serve(server: &Server<Self>, accepted: Accepted) -> Result<(), Disconnect> {
+        serve::serve(server, &server.wire.inner_listener, accepted).await
     }
 }

@@ -1,51 +1,64 @@
-//! The way out for the replies of one accepted connection: the sending half of its ROUTER.
+//! The queue of the replies of an accepted connection: the sending half of its ROUTER.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use enjambre_core::transport::Message;
-use enjambre_core::transport::error::TransportError;
+use enjambre_core::{Message, TransportError};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zeromq::{RouterSendHalf, SocketSend, ZmqMessage};
 
 use crate::guard::gate::RequestGate;
-use crate::guard::splice::{Emptied, Inbound, Outbound, Payloads};
-use crate::remote::{Held, Outlet, Remote};
+use crate::guard::splice::{Inbound, Outbound, Payloads};
+use crate::remote::{Outlet, Remote, ReplyPermit};
 
 pub(super) type ZmqRemote = Remote<Router>;
 
 pub(super) struct Router {
     identity: Bytes,
-    /// Locked while a reply is handed over, so that `queued` has the order of the wire.
+    /// Locked while a reply is passed to the crate, so that `queued` has the order of the wire.
     pub(super) socket: tokio::sync::Mutex<RouterSendHalf>,
-    /// The replies that were handed to the crate and have not left, in the order of their sending.
+    /// The replies passed to the crate and not sent yet, in order.
     queued: Mutex<VecDeque<Queued>>,
-    pub(super) emptied: Emptied,
-    /// The ROUTER failed, and the connection has to end.
+    emptied: Notify,
+    /// Cancelled when the ROUTER has failed.
     pub(super) failed: CancellationToken,
 }
 
-/// What stays here of a reply until it has left.
+/// The part of a reply that remains here until it is sent.
 struct Queued {
     payload: Bytes,
-    _held: Held,
+    _permit: ReplyPermit,
 }
 
 impl Router {
-    /// For the connection that the ROUTER knows by this identity.
+    /// Creates the queue for the connection with this identity at the ROUTER.
     pub(super) fn new(identity: Bytes, socket: RouterSendHalf) -> Self {
         Self {
             identity,
             socket: tokio::sync::Mutex::new(socket),
             queued: Mutex::default(),
-            emptied: Emptied::default(),
+            emptied: Notify::new(),
             failed: CancellationToken::new(),
         }
     }
 
     pub(super) fn has_queued(&self) -> bool {
         !self.queued.lock().is_empty()
+    }
+
+    /// Waits until no reply is queued.
+    pub(super) async fn wait_until_empty(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            tokio::pin!(emptied);
+            emptied.as_mut().enable();
+            if !self.has_queued() {
+                return;
+            }
+            emptied.await;
+        }
     }
 
     fn frames(&self, delimited: bool, message: &Message) -> ZmqMessage {
@@ -56,22 +69,22 @@ impl Router {
         }
         frames.push_back(message.header.clone());
         if !message.payload.is_empty() {
-            // The guard puts the payload in its place.
+            // Marks the position at which the guard inserts the payload.
             frames.push_back(Bytes::new());
         }
-        ZmqMessage::try_from(frames).expect("there are at least two frames")
+        ZmqMessage::try_from(frames).expect("at least two frames")
     }
 }
 
 impl Outlet for Router {
-    /// Whether the request began with an empty delimiter, which the reply then does, too.
-    type Way = bool;
+    /// Whether the request had an empty delimiter, which the reply repeats.
+    type Route = bool;
 
     async fn send(
         remote: &Remote<Self>,
         delimited: bool,
         message: Message,
-        held: Held,
+        permit: ReplyPermit,
     ) -> Result<(), TransportError> {
         let router = &remote.outlet;
         let frames = router.frames(delimited, &message);
@@ -79,34 +92,34 @@ impl Outlet for Router {
         if remote.closed.is_cancelled() {
             return Err(TransportError::Closed);
         }
-        router.queued.lock().push_back(Queued { payload: message.payload, _held: held });
+        router.queued.lock().push_back(Queued { payload: message.payload, _permit: permit });
         if remote.closed.is_cancelled() {
-            // It ended in between, and nobody else forgets it. Those before it may still be on their way.
-            let (own, empty) = {
+            // The connection has ended after the first check. Earlier replies may still be queued.
+            let (reply, empty) = {
                 let mut queued = router.queued.lock();
                 (queued.pop_back(), queued.is_empty())
             };
-            drop(own);
+            drop(reply);
             if empty {
-                router.emptied.signal();
+                router.emptied.notify_waiters();
             }
             return Err(TransportError::Closed);
         }
-        // The crate fails where it has noticed already that the connection is gone; so has the guard. And it would not
-        // do to go on: the payload waits for a place that never comes, and would take the next one.
+        // The crate fails if it has detected the end of the connection, like the guard. The connection cannot continue:
+        // the payload of this reply would be inserted into the next one.
         socket.send(frames).await.map_err(|_| {
             router.failed.cancel();
             TransportError::Closed
         })
     }
 
-    fn forget(&self) {
+    fn clear(&self) {
         let queued = std::mem::take(&mut *self.queued.lock());
         drop(queued);
     }
 }
 
-/// What the guard asks about the requests of a connection.
+/// Requests from the remote.
 impl Inbound for ZmqRemote {
     fn gate(&self) -> Option<&RequestGate> {
         Some(&self.gate)
@@ -119,7 +132,7 @@ impl Inbound for ZmqRemote {
     fn passed(&self, _messages: u64) {}
 }
 
-/// What the guard sends besides what it gets from the ROUTER.
+/// Replies to the remote.
 impl Outbound for Router {
     fn payload(&self, messages: usize) -> Option<Bytes> {
         let mut queued = self.queued.lock();
@@ -132,13 +145,13 @@ impl Outbound for Router {
             return;
         }
         let mut queued = self.queued.lock();
-        let left = messages.min(queued.len());
-        let freed: Vec<_> = queued.drain(..left).collect();
+        let sent = messages.min(queued.len());
+        let released: Vec<_> = queued.drain(..sent).collect();
         let empty = queued.is_empty();
         drop(queued);
-        drop(freed);
+        drop(released);
         if empty {
-            self.emptied.signal();
+            self.emptied.notify_waiters();
         }
     }
 }
@@ -147,19 +160,19 @@ impl Outbound for Router {
 mod tests {
     use super::*;
     use crate::guard::Guard;
-    use crate::listener::Inbox;
-    use crate::remote::Arrived;
+    use crate::remote::ReceivedRequest;
     use crate::settings::TransportSettings;
-    use enjambre_core::transport::envelope::{self, RequestId};
-    use enjambre_core::transport::{ConnectionHandle, ConnectionId, Message, PeerInfo};
+    use crate::wire::Inbox;
+    use enjambre_core::{ConnectionHandle, ConnectionId, Message, PeerInfo, RequestId};
+    use enjambre_core::transport::envelope;
     use tokio::sync::mpsc;
     use tokio_util::task::TaskTracker;
     use zeromq::{RouterSocket, Socket};
 
     #[tokio::test]
-    async fn a_reply_that_the_crate_does_not_take_ends_the_connection() {
+    async fn failure_of_the_router_ends_the_connection() {
         let guard = Guard::new(TransportSettings::default()).unwrap();
-        // It knows nobody of this name.
+        // The ROUTER has no connection with this identity.
         let (socket, _) = RouterSocket::new().split();
         let router = Router::new(Bytes::from_static(b"c1"), socket);
         let (connection, handle) = (ConnectionId::next(), ConnectionHandle::default());
@@ -167,9 +180,9 @@ mod tests {
         let remote = ZmqRemote::new(&guard, info, router);
         let (requests, mut received) = mpsc::unbounded_channel();
         let inbox = Inbox { requests, tasks: TaskTracker::new() };
-        let header = envelope::malformed_reply(Some(RequestId(1)), "");
-        let arrived = Arrived { header: header.clone(), bytes: 0, has_payload: false, way: false };
-        remote.receive(&inbox, arrived);
+        let header = envelope::encode_request(RequestId(1), &"status");
+        let request = ReceivedRequest { header: header.clone(), bytes: 0, has_payload: false, route: false };
+        remote.receive(&inbox, request);
         let incoming = received.recv().await.unwrap();
         let reply = Message { header, payload: Bytes::from_static(b"payload") };
         assert!(matches!(incoming.reply.send(reply).await, Err(TransportError::Closed)));

@@ -1,63 +1,67 @@
-//! One accepted connection from its greeting to its end: a guarded stream with a ROUTER of its own behind it.
+//! The answering side of a connection, from the handshake to its end: a guarded stream and its own ROUTER.
 
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::transport::ConnectionId;
+use enjambre_core::ConnectionId;
 use enjambre_core::transport::calls::Activity;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 use zeromq::{RouterRecvHalf, RouterSocket, SocketRecv, ZmqMessage};
 
-use super::Zmq;
+use super::inner::InnerListener;
 use super::outlet::{Router, ZmqRemote};
-use crate::guard::cutoff::CutOff;
+use crate::guard::disconnect::Disconnect;
 use crate::guard::ending;
 use crate::guard::frame::Direction;
-use crate::guard::handshake::{Introduction, shake_hands};
+use crate::guard::handshake::{SocketInfo, shake_hands};
 use crate::guard::splice::{self, MAX_PONGS};
 use crate::guard::stream::Stream;
-use crate::listener::{Accepted, Inbox, Server};
-use crate::remote::{Arrived, ConnectionEnd};
+use crate::remote::{CloseOnDrop, ReceivedRequest};
+use crate::wire::{Accepted, Inbox, Server};
 
-/// Conducts the connection until it ends.
-pub(super) async fn serve(server: &Server<Zmq>, accepted: Accepted) -> Result<(), CutOff> {
+/// Serves the connection until it ends.
+pub(super) async fn serve<W>(
+    server: &Server<W>,
+    inner_listener: &InnerListener,
+    accepted: Accepted,
+) -> Result<(), Disconnect> {
     let connection = ConnectionId::next();
     let info = accepted.info(connection);
-    let Accepted { stream: mut public, until, .. } = accepted;
-    // Ours, whatever the remote calls itself: nobody can take another's place.
+    let Accepted { stream: mut public, deadline, .. } = accepted;
+    // The identity that the remote claims is ignored, so no remote can replace another one.
     let identity = Bytes::copy_from_slice(&[&b"c"[..], &connection.0.to_be_bytes()].concat());
-    let greeting = async {
-        let us = Introduction { socket_type: "ROUTER", identity: b"" };
-        shake_hands(&mut public, us, &["DEALER", "REQ"]).await?;
-        let guard = Introduction { socket_type: "DEALER", identity: &identity };
-        server.wire.doorway.connect::<RouterSocket>(guard, "ROUTER").await
+    let handshake = async {
+        let router = SocketInfo { socket_type: "ROUTER", identity: b"" };
+        shake_hands(&mut public, router, &["DEALER", "REQ"]).await?;
+        let guard = SocketInfo { socket_type: "DEALER", identity: &identity };
+        inner_listener.connect::<RouterSocket>(guard, "ROUTER").await
     };
     let (router, mut inner) = tokio::select! {
         biased;
-        () = server.stop.cancelled() => return Err(CutOff::Local),
-        greeted = timeout_at(until, greeting) => {
-            greeted.map_err(|_| CutOff::HandshakeTimeout)??
+        () = server.stop.cancelled() => return Err(Disconnect::Local),
+        connected = timeout_at(deadline, handshake) => {
+            connected.map_err(|_| Disconnect::HandshakeTimeout)??
         }
     };
     let (router, received) = router.split();
     let outlet = Router::new(identity, router);
     let remote = ZmqRemote::new(&server.guard, info, outlet);
-    let _end = ConnectionEnd(Arc::clone(&remote));
+    let _close = CloseOnDrop(Arc::clone(&remote));
     server.inbox.tasks.spawn(receive(Arc::clone(&remote), server.inbox.clone(), received));
-    carry(server, &remote, &mut public, &mut inner).await
+    transfer(server, &remote, &mut public, &mut inner).await
 }
 
-/// Carries messages until the connection ends.
-async fn carry(
-    server: &Server<Zmq>,
+/// Transfers messages until the connection ends.
+async fn transfer<W>(
+    server: &Server<W>,
     remote: &Arc<ZmqRemote>,
     public: &mut Stream,
     inner: &mut UnixStream,
-) -> Result<(), CutOff> {
+) -> Result<(), Disconnect> {
     let settings = &server.guard.settings;
     let activity = Activity::default();
     let (pong_sender, mut pongs) = mpsc::channel(MAX_PONGS);
@@ -66,7 +70,7 @@ async fn carry(
         payload: settings.payload as u64,
         frames: settings.frames,
     };
-    let stalled = settings.stalled;
+    let timeout = settings.stall_timeout;
     {
         let (mut from_public, mut to_public) = public.split();
         let (mut from_inner, mut to_inner) = inner.split();
@@ -76,7 +80,7 @@ async fn carry(
             &remote.outlet,
             &activity,
             &mut pongs,
-            stalled
+            timeout
         ));
         {
             let inbound = splice::inbound(
@@ -86,32 +90,32 @@ async fn carry(
                 &**remote,
                 &activity,
                 &pong_sender,
-                stalled,
+                timeout,
             );
             let busy = || remote.gate.is_busy() || remote.outlet.has_queued();
             tokio::select! {
                 ended = inbound => return ended,
                 ended = &mut outbound => return ended,
-                () = ending::idle(&activity, settings.idle, busy) => return Err(CutOff::Idle),
-                () = ending::dawdling(&remote.gate, settings.stalled) => return Err(CutOff::Dawdling),
-                () = remote.outlet.failed.cancelled() => return Err(CutOff::Local),
+                () = ending::idle_timeout(&activity, settings.idle_timeout, busy) => return Err(Disconnect::IdleTimeout),
+                () = ending::request_timeout(&remote.gate, settings.stall_timeout) => return Err(Disconnect::RequestTimeout),
+                () = remote.outlet.failed.cancelled() => return Err(Disconnect::Local),
                 () = server.stop.cancelled() => {}
             }
         }
-        // Stopping: no more requests, and no replies but those that were given.
+        // Shutdown: sends only the replies that are queued already.
         drop(remote.outlet.socket.lock().await);
         remote.closed.cancel();
         tokio::select! {
             ended = outbound => return ended,
-            () = remote.outlet.emptied.wait(|| !remote.outlet.has_queued()) => {}
+            () = remote.outlet.wait_until_empty() => {}
         }
     }
     tokio::io::AsyncWriteExt::shutdown(public).await?;
     ending::linger(public).await;
-    Err(CutOff::Local)
+    Err(Disconnect::Local)
 }
 
-/// Takes the requests of the connection from its ROUTER.
+/// Receives the requests of the connection from its ROUTER.
 async fn receive(remote: Arc<ZmqRemote>, inbox: Inbox, mut router: RouterRecvHalf) {
     loop {
         let received = tokio::select! {
@@ -120,19 +124,19 @@ async fn receive(remote: Arc<ZmqRemote>, inbox: Inbox, mut router: RouterRecvHal
             received = router.recv() => received,
         };
         match received {
-            Ok(message) => hand_over(&remote, &inbox, message),
+            Ok(message) => pass_on(&remote, &inbox, message),
             Err(error) => {
-                // The guard lets nothing through that could make it fail.
-                tracing::error!(%error, "the socket behind the guard failed");
+                // Unexpected: the guard forwards only valid frames.
+                tracing::error!(%error, "private ZeroMQ socket failed");
                 return remote.outlet.failed.cancel();
             }
         }
     }
 }
 
-fn hand_over(remote: &Arc<ZmqRemote>, inbox: &Inbox, message: ZmqMessage) {
+fn pass_on(remote: &Arc<ZmqRemote>, inbox: &Inbox, message: ZmqMessage) {
     let mut frames: VecDeque<Bytes> = message.into_vecdeque();
-    // The identity, which is known.
+    // The identity.
     frames.pop_front();
     let bytes = frames.iter().map(Bytes::len).sum();
     let delimited = frames.len() > 1 && frames[0].is_empty();
@@ -140,5 +144,6 @@ fn hand_over(remote: &Arc<ZmqRemote>, inbox: &Inbox, message: ZmqMessage) {
         frames.pop_front();
     }
     let header = frames.pop_front().unwrap_or_default();
-    remote.receive(inbox, Arrived { header, bytes, has_payload: !frames.is_empty(), way: delimited });
+    remote
+        .receive(inbox, ReceivedRequest { header, bytes, has_payload: !frames.is_empty(), route: delimited });
 }

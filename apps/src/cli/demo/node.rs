@@ -1,4 +1,4 @@
-//! A tracker or peer of the demo: a child process with a configuration of its own.
+//! A tracker or peer of the demo, in a child process with its own configuration.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,18 +10,18 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command as Process};
 use tokio::time::timeout;
 
-use crate::cli::output::{note, plain};
-use crate::control::client::{Outcome, attach};
+use crate::cli::output::{notice, plain};
+use crate::control::client::{Outcome, connect};
 use crate::control::message::{Command, Event};
 use crate::control::socket;
 use crate::failure::Failure;
 
-/// How long a node may take to listen.
-const READY: Duration = Duration::from_secs(30);
-/// How long a node may take to end in order.
-const END: Duration = Duration::from_secs(3);
-/// How many lines of a log are shown after a failure.
-const LINES: usize = 8;
+/// Maximum time until a node listens.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time for the graceful shutdown of a node.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Number of log lines that are shown after a failure.
+const LOG_LINES: usize = 8;
 
 pub(super) struct Node {
     pub(super) name: String,
@@ -33,12 +33,13 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// Starts the tracker.
     pub(super) async fn tracker(folder: &Path) -> Result<Self, Failure> {
         let config = "[tracker]\ndata_dir = \"tracker\"\nlease = \"10s\"\n".to_owned();
         Self::start(folder, "tracker", "tracker", "tracker", config).await
     }
 
-    /// A peer, held to `limit` bytes a second.
+    /// Starts a peer with a download limit in bytes per second.
     pub(super) async fn peer(
         folder: &Path,
         number: u32,
@@ -60,8 +61,7 @@ impl Node {
         command: &str,
         config: String,
     ) -> Result<Self, Failure> {
-        let failed =
-            |error: std::io::Error| Failure::from(error).context(format!("{name} cannot be started"));
+        let failed = |error: std::io::Error| Failure::from(error).context(format!("cannot start {name}"));
         let listen = match command {
             "tracker" => "\"zmq://127.0.0.1:0\"",
             _ => "\"tcp://127.0.0.1:0\", \"zmq://127.0.0.1:0\"",
@@ -71,14 +71,14 @@ impl Node {
         let log = folder.join(format!("{data_dir}.log"));
         tokio::fs::write(&file, config).await.map_err(failed)?;
         let mut process = Process::new(std::env::current_exe().map_err(failed)?);
-        // What the user has set for nodes of their own is not meant for these.
+        // The environment configures the nodes of the user, not those of the demo.
         for (variable, _) in std::env::vars_os() {
             if variable.to_str().is_some_and(|variable| variable.starts_with("ENJAMBRE_")) {
                 process.env_remove(variable);
             }
         }
-        // What a node that is killed leaves behind goes with the folder. Where paths are too long for sockets, both
-        // sides have to look for the control socket in the same place.
+        // Removes the socket of a killed node with the directory. If the path is too long for a socket, both sides must use
+        // the same temporary directory.
         let data_dir = folder.join(data_dir);
         if socket::path(&data_dir).starts_with(&data_dir) {
             let temporary = folder.join("t");
@@ -97,7 +97,7 @@ impl Node {
             .spawn()
             .map_err(failed)?;
         let pid = child.id().unwrap_or_default();
-        let stdout = child.stdout.take().ok_or_else(|| Failure::failed("a child process has no output"))?;
+        let stdout = child.stdout.take().ok_or_else(|| Failure::failed("the child process has no stdout"))?;
         let mut lines = BufReader::new(stdout).lines();
         let ready = async {
             while let Ok(Some(line)) = lines.next_line().await {
@@ -108,54 +108,54 @@ impl Node {
             None
         };
         let mut node = Self { name: name.to_owned(), endpoint: String::new(), pid, child, data_dir, log };
-        match timeout(READY, ready).await {
+        match timeout(START_TIMEOUT, ready).await {
             Ok(Some(endpoint)) => node.endpoint = endpoint,
             _ => {
                 node.show_log();
-                return Err(Failure::failed(format!("{name} does not start")));
+                return Err(Failure::failed(format!("{name} did not start")));
             }
         }
         Ok(node)
     }
 
-    /// Lets the peer run a command.
+    /// Runs a command in the node.
     pub(super) async fn run(
         &self,
         command: Command,
         show: &mut (dyn FnMut(Event) + Send),
     ) -> Result<(), Failure> {
-        let attached = attach(&self.data_dir)
+        let connection = connect(&self.data_dir)
             .await
-            .map_err(|error| Failure::from(error).context(format!("{} takes no commands", self.name)))?;
-        match attached.run(command, show).await {
+            .map_err(|error| Failure::from(error).context(format!("cannot connect to {}", self.name)))?;
+        match connection.run(command, show).await {
             Outcome::Ended(result) => result,
-            Outcome::OwnerGone => Err(Failure::failed(format!("{} went away", self.name))),
+            Outcome::ConnectionClosed => Err(Failure::failed(format!("{} exited", self.name))),
         }
     }
 
-    /// The hard way.
+    /// Kills the process.
     pub(super) async fn kill(&mut self) -> Result<(), Failure> {
         Ok(self.child.kill().await?)
     }
 
-    /// The orderly way, and the hard one if it takes too long.
+    /// Shuts the node down. Kills it if that takes too long.
     pub(super) async fn stop(&mut self) {
         if let Ok(Some(_)) = self.child.try_wait() {
             return;
         }
         let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        let asked = pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok());
-        if !asked || timeout(END, self.child.wait()).await.is_err() {
+        let signalled = pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok());
+        if !signalled || timeout(STOP_TIMEOUT, self.child.wait()).await.is_err() {
             let _ = self.child.kill().await;
         }
     }
 
-    /// Shows the end of its log.
+    /// Prints the last lines of the log.
     pub(super) fn show_log(&self) {
         let Ok(text) = std::fs::read_to_string(&self.log) else { return };
         let lines: Vec<_> = text.lines().collect();
-        for line in &lines[lines.len().saturating_sub(LINES)..] {
-            note(&format!("  {}: {}", self.name, plain(line)));
+        for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
+            notice(&format!("  {}: {}", self.name, plain(line)));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the demo publishes, and hashes of files that know nothing of Enjambre's pieces.
+//! The published file of the demo, and independent hashes for the verification.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -12,7 +12,7 @@ const SIZE: usize = 256 << 20;
 const BLOCK: usize = 1 << 20;
 
 /// Writes a file of random bytes. Blocks.
-pub(super) fn make(path: &Path) -> Result<(), Failure> {
+pub(super) fn create(path: &Path) -> Result<(), Failure> {
     let mut file = BufWriter::new(File::create(path)?);
     let mut block = vec![0; BLOCK];
     let mut random = rand::rng();
@@ -23,7 +23,7 @@ pub(super) fn make(path: &Path) -> Result<(), Failure> {
     Ok(file.flush()?)
 }
 
-/// A file by its path beneath the folder.
+/// A file with its relative path.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hashed {
     path: PathBuf,
@@ -31,10 +31,10 @@ pub(super) struct Hashed {
     pub(super) hash: [u8; 32],
 }
 
-/// The hash of a file, or of all files of a folder; links are passed over. Blocks.
+/// Returns the hash of a file, or of all files in a directory. Skips symbolic links. Blocks.
 pub(super) fn hashes(path: &Path) -> Result<Vec<Hashed>, Failure> {
     let context =
-        |error: std::io::Error| Failure::from(error).context(format!("{} cannot be read", path.display()));
+        |error: std::io::Error| Failure::from(error).context(format!("cannot read {}", path.display()));
     let mut found = Vec::new();
     if path.is_dir() {
         let mut folders = vec![PathBuf::new()];

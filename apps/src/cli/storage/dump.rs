@@ -1,50 +1,45 @@
-//! `enjambre storage dump`: records as people read them, one JSON object a line.
+//! `enjambre storage dump`: the records of the databases, one JSON object per line.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
-use enjambre_core::catalogue::{self, layout};
-use enjambre_core::library;
-use enjambre_core::readable::{Field, Fields};
-use enjambre_core::storage::value::{Key, KeyRange, Space};
+use enjambre_core::storage::inspect::{Field, Fields};
+use enjambre_core::{Key, KeyRange, Space};
+use enjambre_swarm::catalogue::{self, layout};
+use enjambre_swarm::library;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use super::databases::{self, Database, Databases, Meaning};
-use crate::cli::Context;
+use super::databases::{self, Database, DatabaseKind, Databases};
+use crate::cli::context::Context;
 use crate::cli::output::Stdout;
 use crate::failure::{Failure, Status};
 
-/// How many entries are read at once.
+/// Number of entries per page.
 const PAGE: usize = 500;
-/// How much is shown of a value that cannot be read, in bytes.
-const SHOWN: usize = 256;
+/// Maximum length of the shown part of a damaged value, in bytes.
+const MAX_SHOWN: usize = 256;
 
-/// What is in these lets others act in the name of a peer or of the tracker.
-const SECRET: [Space; 4] = [layout::SESSIONS, layout::LEASES, layout::AUTHORITY, layout::INVITATIONS];
+/// Spaces with secrets that allow impersonation of a peer or the tracker.
+const SECRET_SPACES: [Space; 4] = [layout::SESSIONS, layout::LEASES, layout::AUTHORITY, layout::INVITATIONS];
 
-/// The year 9999 ends here, in milliseconds since 1970: RFC 3339 has no later time.
+/// The end of the year 9999, the last time that RFC 3339 can represent, in milliseconds since 1970-01-01 UTC.
 const LAST_TIME: u64 = 253_402_300_800_000;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Only this space, as `storage stats` names them
+    /// Print only this space, with a name from `storage stats`
     #[arg(long, value_name = "NAME")]
     space: Option<String>,
-    /// The most records
+    /// Maximum number of records
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
 }
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
-    let data_dir = databases::own(&context.loaded).await?;
-    let databases = Databases::open(context.registry, &context.loaded, data_dir.path(), false).await?;
     let mut stdout = Stdout::default();
-    let dumping = dump(&databases, &arguments, &mut stdout);
-    let dumped = context.stop.run_until_cancelled(dumping).await;
-    databases.close().await?;
-    dumped.unwrap_or_else(|| Err(Failure::failed("interrupted")))?;
-    stdout.end()
+    databases::inspect(&context, async |databases| dump(databases, &arguments, &mut stdout).await).await?;
+    stdout.finish()
 }
 
 async fn dump(databases: &Databases, arguments: &Arguments, stdout: &mut Stdout) -> Result<(), Failure> {
@@ -57,7 +52,10 @@ async fn dump(databases: &Databases, arguments: &Arguments, stdout: &mut Stdout)
         && !all.iter().any(|(_, space)| space.name() == wanted)
     {
         let known: Vec<&str> = all.iter().map(|(_, space)| space.name()).collect();
-        return Err(Failure::usage(format!("there is no space {wanted:?}; there are: {}", known.join(", "))));
+        return Err(Failure::usage(format!(
+            "unknown space {wanted:?}; available spaces: {}",
+            known.join(", ")
+        )));
     }
     let mut left = arguments.limit.unwrap_or(u64::MAX);
     for (database, space) in &all {
@@ -69,13 +67,13 @@ async fn dump(databases: &Databases, arguments: &Arguments, stdout: &mut Stdout)
             let limit = PAGE.min(usize::try_from(left).unwrap_or(PAGE));
             let page = database.storage.scan(*space, range.clone(), limit).await.map_err(|error| {
                 Failure::from_error(Status::Failed, &error)
-                    .context(format!("the {} cannot be read", database.name))
+                    .context(format!("cannot read the {} database", database.name))
             })?;
             let Some((last, _)) = page.last() else { break };
             range = range.after(last);
             left -= page.len() as u64;
             for (key, value) in &page {
-                stdout.json(&describe(database.meaning, *space, key, value));
+                stdout.json(&describe(database.kind, *space, key, value));
             }
             if stdout.is_closed() {
                 return Ok(());
@@ -85,7 +83,7 @@ async fn dump(databases: &Databases, arguments: &Arguments, stdout: &mut Stdout)
     Ok(())
 }
 
-/// A record as one line says it.
+/// A record in the output.
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
     space: Space,
@@ -112,7 +110,7 @@ impl Serialize for Shown<'_> {
             Field::Number(number) => serializer.serialize_u64(*number),
             Field::Flag(flag) => serializer.serialize_bool(*flag),
             Field::List(list) => serializer.collect_seq(list.iter().map(Shown)),
-            // A damaged time may be beyond every calendar.
+            // The time of a damaged record can be out of range.
             Field::Time(millis) => match UNIX_EPOCH.checked_add(Duration::from_millis(*millis)) {
                 Some(time) if *millis < LAST_TIME => {
                     serializer.collect_str(&humantime::format_rfc3339_millis(time))
@@ -123,15 +121,15 @@ impl Serialize for Shown<'_> {
     }
 }
 
-fn describe(meaning: Meaning, space: Space, key: &Key, value: &[u8]) -> Line {
-    let described = match meaning {
-        Meaning::Catalogue => catalogue::describe::describe(space, key.as_bytes(), value),
-        Meaning::Index | Meaning::Content => library::describe::describe(space, key, value),
+fn describe(kind: DatabaseKind, space: Space, key: &Key, value: &[u8]) -> Line {
+    let described = match kind {
+        DatabaseKind::Catalogue => catalogue::describe::describe(space, key.as_bytes(), value),
+        DatabaseKind::Index | DatabaseKind::Content => library::describe::describe(space, key, value),
     };
     let fields = described.unwrap_or_else(|_| {
-        // What cannot be read may have the secret in it all the same.
-        let hex = |bytes: &[u8]| Field::hex(&bytes[..bytes.len().min(SHOWN)]);
-        let (key, shown) = match SECRET.contains(&space) {
+        // A damaged record can contain its secret.
+        let hex = |bytes: &[u8]| Field::hex(&bytes[..bytes.len().min(MAX_SHOWN)]);
+        let (key, shown) = match SECRET_SPACES.contains(&space) {
             true => (Field::secret(key.as_bytes()), Field::text("…")),
             false => (hex(key.as_bytes()), hex(value)),
         };
@@ -150,10 +148,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_damaged_record_is_shown_as_it_lies_and_keeps_its_secret() {
+    fn damaged_record_is_shown_raw_without_secret() {
         let key = Key::new(vec![0xab; 16]).unwrap();
         let shown = |space, value: &[u8]| {
-            serde_json::to_string(&describe(Meaning::Catalogue, space, &key, value)).unwrap()
+            serde_json::to_string(&describe(DatabaseKind::Catalogue, space, &key, value)).unwrap()
         };
         let expected = format!(
             r#"{{"space":"files","damaged":true,"key":"{}","value":"0102","length":2}}"#,
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_readable_as_far_as_there_are_such_times() {
+    fn time_out_of_range_is_shown_as_number() {
         let fields = |millis| Line { space: layout::META, fields: vec![("at", Field::Time(millis))] };
         let text = |millis| serde_json::to_string(&fields(millis)).unwrap();
         assert_eq!(text(0), r#"{"space":"meta","at":"1970-01-01T00:00:00.000Z"}"#);

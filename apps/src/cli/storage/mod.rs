@@ -1,17 +1,16 @@
-//! `enjambre storage`: what can be done to the databases of a tracker or peer while it is stopped, and what can be said
-//! about its backend at any time.
+//! `enjambre storage`: commands on the databases of a stopped node, and tests of its storage backend.
 
 mod bench;
 mod check;
 pub(super) mod copy;
 mod databases;
 mod dump;
+mod scratch;
 mod stats;
-mod trial;
 
 use clap::{Args, Subcommand};
 
-use super::Context;
+use super::context::Context;
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
@@ -21,7 +20,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// The command that has two configurations of its own, if it is that.
+    /// Returns the arguments of `storage copy`, which loads two configurations of its own.
     pub(super) const fn copy(&self) -> Option<&copy::Arguments> {
         match &self.command {
             Command::Copy(arguments) => Some(arguments),
@@ -32,28 +31,28 @@ impl Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Copy everything in one configured storage to another one, of whatever backend
+    /// Copy all data of a node to another storage, possibly of another backend
     Copy(copy::Arguments),
-    /// Check that the configured backend keeps its obligations, apart from the data of the node
+    /// Run the conformance tests on the configured backend, in temporary databases
     Check(check::Arguments),
-    /// Measure the configured backend, apart from the data of the node
+    /// Benchmark the configured backend, in temporary databases
     Bench(bench::Arguments),
-    /// Commit until killed; started by `check --crash`
+    /// Commit records until the process is killed; started by `check --crash`
     #[command(hide = true)]
-    Victim(check::victim::Arguments),
-    /// Count what is in the databases
+    CrashWriter(check::crash_writer::Arguments),
+    /// Count the entries and bytes in the databases
     Stats(stats::Arguments),
-    /// Print the records, one JSON object a line
+    /// Print the records of the databases, one JSON object per line
     Dump(dump::Arguments),
 }
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
-        // It has two configurations and none of these.
+        // Handled by the caller; see `Arguments::copy`.
         Command::Copy(_) => Ok(()),
         Command::Check(arguments) => check::run(context, arguments).await,
         Command::Bench(arguments) => bench::run(context, arguments).await,
-        Command::Victim(arguments) => check::victim::run(context, arguments).await,
+        Command::CrashWriter(arguments) => check::crash_writer::run(context, arguments).await,
         Command::Stats(arguments) => stats::run(context, arguments).await,
         Command::Dump(arguments) => dump::run(context, arguments).await,
     }

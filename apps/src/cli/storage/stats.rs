@@ -1,55 +1,53 @@
-//! `enjambre storage stats`: entries and bytes of each space, counted.
+//! `enjambre storage stats`: the number of entries and bytes in each space.
 
 use std::collections::BTreeMap;
 
 use clap::Args;
-use enjambre_core::storage::copy::{Count, count};
-use enjambre_core::storage::error::StorageError;
+use enjambre_core::StorageError;
+use enjambre_swarm::record_copy::{Count, count};
 use serde::Serialize;
 
-use super::databases::{self, Databases, folder_of};
-use crate::cli::Context;
+use super::databases::{self, folder_of};
+use crate::cli::context::Context;
 use crate::cli::output::{Stdout, size};
 use crate::failure::{Failure, Status};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Print one JSON object for each database
+    /// Print one JSON object per database
     #[arg(long)]
     json: bool,
 }
 
-/// What a database holds.
+/// The statistics of a database.
 #[derive(Debug, Serialize)]
 struct Stats {
     database: &'static str,
     backend: String,
-    /// None where nothing is in it, and for content.
+    /// `None` if the database is empty, and for content.
     format: Option<u64>,
     entries: u64,
     bytes: u64,
     /// By the name of the space.
     spaces: BTreeMap<String, Count>,
-    /// None where the database is not on a disk of this machine.
+    /// `None` if the database is not on a disk of this machine.
     free_bytes: Option<u64>,
 }
 
 pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> Result<(), Failure> {
-    let data_dir = databases::own(&context.loaded).await?;
-    let databases = Databases::open(context.registry, &context.loaded, data_dir.path(), false).await?;
     let mut stdout = Stdout::default();
-    let counting = async {
+    databases::inspect(&context, async |databases| {
         for database in &databases.all {
             let failed = |error: StorageError| {
                 Failure::from_error(Status::Failed, &error)
-                    .context(format!("the {} cannot be read", database.name))
+                    .context(format!("cannot read the {} database", database.name))
             };
             let mut spaces = BTreeMap::new();
             for space in database.spaces() {
                 let counted = count(&*database.storage, *space).await.map_err(failed)?;
                 spaces.insert(space.name().to_owned(), counted);
             }
-            let folder = folder_of(&context.loaded, &database.place);
+            let folder = folder_of(&context.loaded, &database.place, database.role);
             let stats = Stats {
                 database: database.name,
                 backend: context.loaded.config.storage.backend.clone(),
@@ -65,19 +63,17 @@ pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> 
             if json { stdout.json(&stats) } else { show(&mut stdout, &stats) }
         }
         Ok(())
-    };
-    let counted = context.stop.run_until_cancelled(counting).await;
-    databases.close().await?;
-    counted.unwrap_or_else(|| Err(Failure::failed("interrupted")))?;
-    stdout.end()
+    })
+    .await?;
+    stdout.finish()
 }
 
 fn show(stdout: &mut Stdout, stats: &Stats) {
     let format = stats.format.map_or_else(String::new, |format| format!(", format {format}"));
-    let free = stats.free_bytes.map_or_else(String::new, |free| format!(", {} free on its disk", size(free)));
+    let free = stats.free_bytes.map_or_else(String::new, |free| format!(", {} free on disk", size(free)));
     stdout.line(&format!("{} ({}{format}{free})", stats.database, stats.backend));
     for (space, Count { entries, bytes }) in &stats.spaces {
         stdout.line(&format!("  {space:<16} {entries:>12} entries  {:>12}", size(*bytes)));
     }
-    stdout.line(&format!("  {:<16} {:>12} entries  {:>12}", "in all", stats.entries, size(stats.bytes)));
+    stdout.line(&format!("  {:<16} {:>12} entries  {:>12}", "total", stats.entries, size(stats.bytes)));
 }

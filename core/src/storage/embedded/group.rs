@@ -1,7 +1,7 @@
-//! Commits a group of batches as one, and answers each of them.
+//! Group commit.
 //!
-//! The conditions of a batch see the batches before it. What the engine refuses as a whole is tried batch by batch,
-//! so that a batch fails alone; what it leaves uncertain is uncertain for all of the group.
+//! The conditions of a batch observe the preceding batches of its group. If the engine refuses a group, its batches are applied one
+//! by one, so that each fails alone. If the outcome of a group is unknown, it is unknown for each of its batches.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -14,28 +14,28 @@ use crate::storage::engine::{ApplyError, Engine, ReadError, Reader};
 use crate::storage::error::{Source, StorageError};
 use crate::storage::value::{Condition, Durability, Key, Space, Write};
 
-/// The engine failed and must go. What was not answered yet was not applied.
+/// The engine failed and must be reopened. Batches in `commits` were not applied.
 pub(super) struct Failure {
     pub(super) source: Source,
-    /// Answers to give once nobody is served by the failed engine any more.
-    pub(super) answers: Vec<(Reply, StorageError)>,
+    /// Replies to send after the failed engine is out of use.
+    pub(super) replies: Vec<(Reply, StorageError)>,
     pub(super) commits: Vec<Commit>,
     pub(super) syncs: Vec<Sync>,
 }
 
-/// What the earlier batches of a group change.
+/// The values written by the preceding batches of a group.
 type Overlay = HashMap<(Space, Key), Option<Bytes>>;
 
-/// A commit of a group that is not answered yet.
+/// A pending commit of a group.
 struct Member {
     commit: Commit,
-    /// Which of the group's writes are its own.
+    /// Its range in the writes of the group.
     writes: Range<usize>,
-    /// It conflicts with a batch before it in the group. If that one is not applied, it may hold after all.
+    /// Whether it conflicts with a preceding batch of the group. If that one is not applied, its conditions may hold.
     conflicts: bool,
 }
 
-/// Whether the conditions of a batch hold.
+/// The result of the conditions of a batch.
 #[derive(Clone, Copy, PartialEq)]
 enum Verdict {
     Hold,
@@ -43,20 +43,20 @@ enum Verdict {
     ConflictInGroup,
 }
 
-/// Commits a group and answers it.
+/// Commits a group and replies to its callers.
 pub(super) fn commit_group<E: Engine>(
     engine: &mut E,
     reader: &mut E::Reader,
     commits: Vec<Commit>,
     syncs: Vec<Sync>,
 ) -> Result<(), Failure> {
-    // Later batches must see the earlier ones only where they ask.
-    let asked = asked_spaces(&commits);
+    // Only writes to spaces with conditions have to be in the overlay.
+    let conditional = conditional_spaces(&commits);
     let mut overlay = Overlay::new();
     let mut writes = Vec::new();
     let mut members: Vec<Member> = Vec::new();
-    let mut waiting = commits.into_iter();
-    while let Some(mut commit) = waiting.next() {
+    let mut pending = commits.into_iter();
+    while let Some(mut commit) = pending.next() {
         let verdict = match check(reader, &overlay, &commit.batch.conditions) {
             Ok(Verdict::Conflict) => {
                 let _ = commit.reply.send(Err(StorageError::Conflict));
@@ -69,15 +69,15 @@ pub(super) fn commit_group<E: Engine>(
             }
             Err(ReadError::Broken(source)) => {
                 let commits = members.into_iter().map(|member| member.commit);
-                let commits = commits.chain([commit]).chain(waiting).collect();
-                return Err(Failure { source, answers: Vec::new(), commits, syncs });
+                let commits = commits.chain([commit]).chain(pending).collect();
+                return Err(Failure { source, replies: Vec::new(), commits, syncs });
             }
         };
         let start = writes.len();
         let conflicts = verdict == Verdict::ConflictInGroup;
         if !conflicts {
-            let seen = commit.batch.writes.iter().filter(|write| asked.contains(&write.target().0));
-            for write in seen {
+            let observed = commit.batch.writes.iter().filter(|write| conditional.contains(&write.target().0));
+            for write in observed {
                 let (space, key) = write.target();
                 overlay.insert((space, key.clone()), write.value().cloned());
             }
@@ -117,16 +117,16 @@ pub(super) fn commit_group<E: Engine>(
             let shared = SharedError::new(source);
             let (undecided, lost): (Vec<_>, Vec<_>) =
                 members.into_iter().partition(|member| member.conflicts);
-            let answers =
+            let replies =
                 lost.into_iter().map(|member| (member.commit.reply, indeterminate(&shared))).collect();
             let commits = undecided.into_iter().map(|member| member.commit).collect();
-            Err(Failure { source: shared.into(), answers, commits, syncs })
+            Err(Failure { source: shared.into(), replies, commits, syncs })
         }
     }
 }
 
-/// The spaces that all batches but the first have conditions about.
-fn asked_spaces(commits: &[Commit]) -> Vec<Space> {
+/// Returns the spaces with conditions of all batches except the first.
+fn conditional_spaces(commits: &[Commit]) -> Vec<Space> {
     let mut spaces = Vec::new();
     for condition in commits.iter().skip(1).flat_map(|commit| &commit.batch.conditions) {
         let (Condition::Absent(space, _) | Condition::Equals(space, ..)) = condition;
@@ -137,7 +137,7 @@ fn asked_spaces(commits: &[Commit]) -> Vec<Space> {
     spaces
 }
 
-/// After the group as a whole was refused: each batch that can be applied is.
+/// Applies the batches of a refused group one by one.
 fn commit_one_by_one<E: Engine>(
     engine: &mut E,
     reader: &mut E::Reader,
@@ -145,10 +145,10 @@ fn commit_one_by_one<E: Engine>(
     writes: Vec<Write>,
     syncs: Vec<Sync>,
 ) -> Result<(), Failure> {
-    let mut waiting = members.into_iter();
-    while let Some(Member { commit, writes: own, conflicts }) = waiting.next() {
+    let mut pending = members.into_iter();
+    while let Some(Member { commit, writes: own, conflicts }) = pending.next() {
         let own = if conflicts { &commit.batch.writes[..] } else { &writes[own] };
-        let (shared, untouched) = match check(reader, &Overlay::new(), &commit.batch.conditions) {
+        let (shared, nothing_applied) = match check(reader, &Overlay::new(), &commit.batch.conditions) {
             Err(ReadError::Broken(source)) => (SharedError::new(source), true),
             Err(ReadError::Failed(error)) => {
                 let _ = commit.reply.send(Err(error));
@@ -170,13 +170,13 @@ fn commit_one_by_one<E: Engine>(
                 Err(ApplyError::Uncertain(source)) => (SharedError::new(source), false),
             },
         };
-        let rest = waiting.map(|member| member.commit);
-        let (commits, answers) = if untouched {
+        let rest = pending.map(|member| member.commit);
+        let (commits, replies) = if nothing_applied {
             (std::iter::once(commit).chain(rest).collect(), Vec::new())
         } else {
             (rest.collect(), vec![(commit.reply, indeterminate(&shared))])
         };
-        return Err(Failure { source: shared.into(), answers, commits, syncs });
+        return Err(Failure { source: shared.into(), replies, commits, syncs });
     }
     if !syncs.is_empty() {
         sync_for(engine, Vec::new(), syncs)?;
@@ -184,17 +184,21 @@ fn commit_one_by_one<E: Engine>(
     Ok(())
 }
 
-/// Whether all conditions hold, seen through the writes of earlier batches. A reader that panics is broken.
+/// Checks all conditions against the overlay and the state. A reader that panics is broken.
 fn check(
     reader: &mut impl Reader,
     overlay: &Overlay,
     conditions: &[Condition],
 ) -> Result<Verdict, ReadError> {
-    guarded(|| look(reader, overlay, conditions))
+    guarded(|| evaluate(reader, overlay, conditions))
         .unwrap_or_else(|panicked| Err(ReadError::Broken(panicked.into())))
 }
 
-fn look(reader: &mut impl Reader, overlay: &Overlay, conditions: &[Condition]) -> Result<Verdict, ReadError> {
+fn evaluate(
+    reader: &mut impl Reader,
+    overlay: &Overlay,
+    conditions: &[Condition],
+) -> Result<Verdict, ReadError> {
     let mut verdict = Verdict::Hold;
     for condition in conditions {
         let (space, key, expected) = match condition {
@@ -205,7 +209,6 @@ fn look(reader: &mut impl Reader, overlay: &Overlay, conditions: &[Condition]) -
         match pending {
             Some(value) if value.as_ref() != expected => verdict = Verdict::ConflictInGroup,
             Some(_) => {}
-            // Nothing in the group has to do with it.
             None if reader.get(space, key)?.as_ref() != expected => return Ok(Verdict::Conflict),
             None => {}
         }
@@ -227,10 +230,10 @@ fn apply<E: Engine>(engine: &mut E, writes: &[Write], durability: Durability) ->
         .unwrap_or_else(|panicked| Err(ApplyError::Uncertain(panicked.into())))
 }
 
-/// Makes everything durable and answers those who waited only for that.
+/// Syncs the engine and replies to syncs and to commits without writes.
 fn sync_for<E: Engine>(engine: &mut E, members: Vec<Member>, syncs: Vec<Sync>) -> Result<(), Failure> {
     let outcome = guarded(|| engine.sync())
-        .unwrap_or_else(|panicked| Err(StorageError::backend("make everything durable", panicked)));
+        .unwrap_or_else(|panicked| Err(StorageError::backend("sync the database", panicked)));
     let Err(error) = outcome else {
         acknowledge(members, syncs);
         return Ok(());
@@ -243,7 +246,7 @@ fn sync_for<E: Engine>(engine: &mut E, members: Vec<Member>, syncs: Vec<Sync>) -
     let replies = replies.chain(syncs.into_iter().map(|sync| (sync.reply, failed.error())));
     Err(Failure {
         source: failed.error().into(),
-        answers: replies.collect(),
+        replies: replies.collect(),
         commits: Vec::new(),
         syncs: Vec::new(),
     })

@@ -1,20 +1,15 @@
-//! Makes a synchronous [`Engine`] an asynchronous [`Storage`]: group commit, reader threads, bounded queues.
+//! Adapts a synchronous [`Engine`] to [`Storage`]: group commit, reader threads, bounded queues.
 //!
-//! One writer thread gathers the batches that are queued, checks the conditions of each against the state and
-//! the batches before it, and commits them as one. A few reader threads answer reads, also while it commits.
-//! Nothing runs on the threads of the async runtime, and an engine that fails or panics is dropped and opened
-//! anew with growing pauses, while callers get [`StorageError::Unavailable`].
+//! A writer thread collects queued batches into a group, checks the conditions of each against the state and the preceding
+//! batches, and commits the group at once. Reader threads serve reads concurrently. Nothing blocks the threads of the async
+//! runtime. An engine that fails or panics is dropped and reopened with exponential back-off; meanwhile callers get
+//! [`StorageError::Unavailable`].
 
-mod backoff;
-#[cfg(test)]
-pub(crate) mod fake;
 mod group;
 mod pool;
 mod request;
 mod settings;
 mod shared_error;
-#[cfg(test)]
-mod tests;
 mod writer;
 
 use std::fmt;
@@ -31,13 +26,13 @@ use super::Storage;
 use super::engine::Engine;
 use super::error::StorageError;
 use super::value::{Batch, Durability, Key, KeyRange, Limits, Space};
-use pool::{Ask, Pool, Read};
+use pool::{Pool, Query, Read};
 use request::{Commit, Request, Sync};
 pub use settings::EmbeddedSettings;
 pub use shared_error::is_guarded;
 use writer::Writer;
 
-/// Bytes are counted in these, because a semaphore counts to `u32` only.
+/// The unit of the byte budget, since a semaphore counts to `u32::MAX` only.
 const UNIT: usize = 1024;
 
 /// A [`Storage`] on an embedded engine.
@@ -46,39 +41,38 @@ pub struct Embedded<E: Engine> {
     requests: Sender<Request>,
     pool: Arc<Pool<E::Reader>>,
     limits: Limits,
-    /// Places for commits and syncs.
-    commits: Places,
-    /// Places for the bytes of batches, in units.
-    bytes: Places,
-    /// Places for the keys of reads.
-    reads: Places,
+    /// The budget of commits and syncs.
+    commits: Budget,
+    /// The budget of bytes of batches, in units of [`UNIT`].
+    bytes: Budget,
+    /// The budget of keys of reads.
+    reads: Budget,
     closing: AtomicBool,
     closed: watch::Sender<bool>,
     close_timeout: Duration,
 }
 
-/// A bounded number of places; whoever finds none waits its turn.
-struct Places {
+/// A bounded number of permits with a FIFO queue.
+struct Budget {
     semaphore: Arc<Semaphore>,
-    all: u32,
+    total: u32,
 }
 
-impl Places {
-    fn new(all: usize) -> Self {
-        let all = all.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize)) as u32;
-        Self { semaphore: Arc::new(Semaphore::new(all as usize)), all }
+impl Budget {
+    fn new(total: usize) -> Self {
+        let total = total.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize)) as u32;
+        Self { semaphore: Arc::new(Semaphore::new(total as usize)), total }
     }
 
-    /// Takes `count` places, or all there are where it asks for more. `Closed` once the storage closes.
-    async fn take(&self, count: usize) -> Result<OwnedSemaphorePermit, StorageError> {
-        let count = u32::try_from(count).unwrap_or(u32::MAX).clamp(1, self.all);
+    /// Acquires `count` permits, at most all. Fails with `Closed` after the storage is closed.
+    async fn acquire(&self, count: usize) -> Result<OwnedSemaphorePermit, StorageError> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX).clamp(1, self.total);
         self.semaphore.clone().acquire_many_owned(count).await.map_err(|_| StorageError::Closed)
     }
 }
 
 impl<E: Engine> Embedded<E> {
-    /// Opens an engine and starts its threads. `opener` runs on a thread that may block, and again whenever the engine
-    /// has failed.
+    /// Opens an engine and starts the threads. `opener` runs on a blocking thread, and again after each failure of the engine.
     pub async fn open(
         settings: EmbeddedSettings,
         opener: impl Fn() -> Result<E, StorageError> + Send + std::marker::Sync + 'static,
@@ -93,7 +87,7 @@ impl<E: Engine> Embedded<E> {
                     Ok(started) => started,
                     Err(error) => return drop(opened_sender.send(Err(error))),
                 };
-                // Where the opening was given up, the sender of the requests is gone, and the writer ends.
+                // If the caller dropped the future, the request channel is closed and the writer ends.
                 let _ = opened_sender.send(Ok(limits));
                 writer.run();
             })?;
@@ -107,9 +101,9 @@ impl<E: Engine> Embedded<E> {
             name: settings.name.clone(),
             pool: pool.clone(),
             limits,
-            commits: Places::new(settings.queued_commits),
-            bytes: Places::new(settings.queued_bytes / UNIT),
-            reads: Places::new(settings.queued_reads),
+            commits: Budget::new(settings.queued_commits),
+            bytes: Budget::new(settings.queued_bytes / UNIT),
+            reads: Budget::new(settings.queued_reads),
             closing: AtomicBool::new(false),
             closed: watch::Sender::new(false),
             close_timeout: settings.close_timeout,
@@ -117,7 +111,7 @@ impl<E: Engine> Embedded<E> {
         };
         for index in 0..pool.threads() {
             let (pool, requests) = (pool.clone(), requests.clone());
-            // Where this fails, dropping the storage ends the threads that were started.
+            // On failure, dropping the storage ends the threads that were started.
             spawn(format!("{}-reader-{index}", settings.name), move || {
                 pool.serve(|failed| drop(requests.send(Request::Failed(failed))));
             })?;
@@ -133,38 +127,38 @@ impl<E: Engine> Embedded<E> {
         self.requests.send(request).map_err(|_| StorageError::Closed)
     }
 
-    /// Queues a read and waits for its answer.
+    /// Queues a read and waits for its reply.
     async fn read<T>(
         &self,
-        ask: Ask,
-        places: usize,
-        answer: oneshot::Receiver<Result<T, StorageError>>,
+        query: Query,
+        permits: usize,
+        receiver: oneshot::Receiver<Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
         self.check_open()?;
-        let place = self.reads.take(places).await?;
-        self.pool.push(Read { ask, _place: place });
-        match answer.await {
+        let permit = self.reads.acquire(permits).await?;
+        self.pool.push(Read { query, _permit: permit });
+        match receiver.await {
             Ok(outcome) => outcome,
             Err(_) => {
                 self.check_open()?;
-                Err(StorageError::Unavailable { reason: "it failed while it read".to_owned() })
+                Err(StorageError::Unavailable { reason: "the engine failed during the read".to_owned() })
             }
         }
     }
 
-    /// Closes the doors, once; says whether it was this call.
+    /// Refuses new calls. Returns whether this is the first call.
     fn begin_close(&self) -> bool {
         let first = !self.closing.swap(true, Ordering::AcqRel);
         if first {
-            for places in [&self.commits, &self.bytes, &self.reads] {
-                places.semaphore.close();
+            for budget in [&self.commits, &self.bytes, &self.reads] {
+                budget.semaphore.close();
             }
         }
         first
     }
 }
 
-/// Starts a thread of its own.
+/// Starts a thread.
 fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<(), StorageError> {
     std::thread::Builder::new()
         .name(name)
@@ -179,8 +173,8 @@ impl<E: Engine> Storage for Embedded<E> {
         if keys.is_empty() {
             return self.check_open().map(|()| Vec::new());
         }
-        let (reply, answer) = oneshot::channel();
-        self.read(Ask::Get { space, keys: keys.to_vec(), reply }, keys.len(), answer).await
+        let (reply, receiver) = oneshot::channel();
+        self.read(Query::Get { space, keys: keys.to_vec(), reply }, keys.len(), receiver).await
     }
 
     async fn scan(
@@ -192,21 +186,22 @@ impl<E: Engine> Storage for Embedded<E> {
         if limit == 0 || range.is_empty() {
             return self.check_open().map(|()| Vec::new());
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         let max_bytes = self.limits.max_page_bytes;
-        self.read(Ask::Scan { space, range, limit, max_bytes, reply }, 1, answer).await
+        self.read(Query::Scan { space, range, limit, max_bytes, reply }, 1, receiver).await
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
         self.check_open()?;
         self.limits.check(&batch)?;
-        // In this order for everyone, so that nobody waits for somebody who waits.
-        let places = [self.commits.take(1).await?, self.bytes.take(batch.size().div_ceil(UNIT)).await?];
-        let (reply, answer) = oneshot::channel();
-        self.send(Request::Commit(Commit { batch, durability, reply, _places: places }))?;
-        match answer.await {
+        // All callers acquire in this order, so they cannot deadlock.
+        let permits =
+            [self.commits.acquire(1).await?, self.bytes.acquire(batch.size().div_ceil(UNIT)).await?];
+        let (reply, receiver) = oneshot::channel();
+        self.send(Request::Commit(Commit { batch, durability, reply, _permits: permits }))?;
+        match receiver.await {
             Ok(outcome) => outcome,
-            // The queue behind a close is dropped unseen.
+            // Requests queued after the close are dropped.
             Err(_) if self.closing.load(Ordering::Acquire) => Err(StorageError::Closed),
             Err(_) => Err(StorageError::Indeterminate { source: "the storage thread ended".into() }),
         }
@@ -214,10 +209,10 @@ impl<E: Engine> Storage for Embedded<E> {
 
     async fn sync(&self) -> Result<(), StorageError> {
         self.check_open()?;
-        let place = self.commits.take(1).await?;
-        let (reply, answer) = oneshot::channel();
-        self.send(Request::Sync(Sync { reply, _place: place }))?;
-        answer.await.unwrap_or(Err(StorageError::Closed))
+        let permit = self.commits.acquire(1).await?;
+        let (reply, receiver) = oneshot::channel();
+        self.send(Request::Sync(Sync { reply, _permit: permit }))?;
+        receiver.await.unwrap_or(Err(StorageError::Closed))
     }
 
     fn limits(&self) -> Limits {
@@ -227,23 +222,24 @@ impl<E: Engine> Storage for Embedded<E> {
     async fn close(&self) -> Result<(), StorageError> {
         let mut closed = self.closed.subscribe();
         if !self.begin_close() {
-            // The sender lives in `self`, so this waits for the first close and for nothing else.
+            // The sender is in `self`, so this waits for the first close only.
             let _ = closed.wait_for(|closed| *closed).await;
             return Ok(());
         }
         let (done, finished) = channel();
-        // Where the writer is gone already, `done` is dropped, and the wait below ends at once.
+        // If the writer has ended, `done` is dropped and the wait below returns at once.
         let _ = self.requests.send(Request::Close(done));
-        let (reply, answer) = oneshot::channel();
-        let (closed, patience) = (self.closed.clone(), self.close_timeout);
-        // A thread waits, not a timer: the engine may hang, and the clock of the runtime may be a simulated one.
+        let (reply, receiver) = oneshot::channel();
+        let (closed, timeout) = (self.closed.clone(), self.close_timeout);
+        // A thread waits instead of a timer, because the clock of the runtime may be simulated.
         let watch = move || {
-            let outcome = match finished.recv_timeout(patience) {
+            let outcome = match finished.recv_timeout(timeout) {
                 Ok(outcome) => outcome,
                 Err(RecvTimeoutError::Disconnected) => Ok(()),
-                Err(RecvTimeoutError::Timeout) => {
-                    Err(StorageError::backend("close", format!("it did not end within {patience:?}")))
-                }
+                Err(RecvTimeoutError::Timeout) => Err(StorageError::backend(
+                    "close",
+                    format!("the engine did not close within {timeout:?}"),
+                )),
             };
             closed.send_replace(true);
             let _ = reply.send(outcome);
@@ -252,14 +248,14 @@ impl<E: Engine> Storage for Embedded<E> {
             self.closed.send_replace(true);
             return Err(error);
         }
-        answer.await.unwrap_or(Ok(()))
+        receiver.await.unwrap_or(Ok(()))
     }
 }
 
 impl<E: Engine> Drop for Embedded<E> {
     fn drop(&mut self) {
         if self.begin_close() {
-            // The threads end by themselves; waiting for them here could block a thread of the runtime.
+            // Waiting for the threads could block a thread of the runtime.
             let (done, _) = channel();
             let _ = self.requests.send(Request::Close(done));
         }

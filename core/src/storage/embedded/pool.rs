@@ -1,8 +1,7 @@
-//! The reader threads: a queue of reads, and the engine's readers that serve it.
+//! The reader threads and their queue.
 //!
-//! The threads live as long as the storage; the readers belong to one opening of the engine. When the engine
-//! fails, the writer takes all readers away, reads are answered `Unavailable`, and the next opening brings new
-//! ones. How many reads may wait is bounded by the caller's permits, not here.
+//! The threads live as long as the storage. The readers belong to one opening of the engine: when it fails, the writer removes
+//! them, reads fail with `Unavailable`, and the next opening provides new ones. The permits of the callers bound the queue.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -16,28 +15,28 @@ use crate::storage::engine::{ReadError, Reader};
 use crate::storage::error::{Source, StorageError};
 use crate::storage::value::{Key, KeyRange, Space};
 
-/// How many reads a thread takes from the queue at once at most.
+/// The maximum number of reads that a thread takes from the queue at once.
 const TAKEN_AT_ONCE: usize = 16;
 
 type Reply<T> = oneshot::Sender<Result<T, StorageError>>;
 
-/// One read that waits, with its place in the queue.
+/// A queued read.
 pub(super) struct Read {
-    pub(super) ask: Ask,
-    pub(super) _place: OwnedSemaphorePermit,
+    pub(super) query: Query,
+    pub(super) _permit: OwnedSemaphorePermit,
 }
 
-/// What is read, and who waits for it.
-pub(super) enum Ask {
+/// A read with its reply channel.
+pub(super) enum Query {
     Get { space: Space, keys: Vec<Key>, reply: Reply<Vec<Option<Bytes>>> },
     Scan { space: Space, range: KeyRange, limit: usize, max_bytes: usize, reply: Reply<Vec<(Key, Bytes)>> },
 }
 
-impl Ask {
-    /// Reads and answers. The error is of an engine that is broken; whoever waits then hears of it by the end of `reply`.
+impl Query {
+    /// Executes the read and replies. If the engine is broken, returns its error and drops the reply channel.
     fn answer(self, reader: &mut impl Reader) -> Result<(), Source> {
         match self {
-            // Nobody waits any more for what was dropped.
+            // The caller dropped its future.
             Self::Get { reply, .. } if reply.is_closed() => {}
             Self::Scan { reply, .. } if reply.is_closed() => {}
             Self::Get { space, keys, reply } => {
@@ -66,10 +65,10 @@ fn unless_broken<T>(outcome: Result<T, ReadError>) -> Result<Result<T, StorageEr
     }
 }
 
-/// The engine of one opening failed while it read, and must go.
+/// A failure of the engine during a read.
 #[derive(Debug)]
 pub(super) struct FailedRead {
-    /// Which opening it was.
+    /// The opening of the engine.
     pub(super) generation: u64,
     pub(super) source: Source,
 }
@@ -82,27 +81,27 @@ enum Phase {
 
 struct State<R> {
     phase: Phase,
-    /// Counts the openings of the engine; a reader of an earlier one is not put back.
+    /// Changes with each opening and failure. A reader of an earlier generation is dropped after use.
     generation: u64,
     queue: VecDeque<Read>,
     readers: Vec<R>,
-    /// How many readers are in use.
+    /// The number of readers in use.
     busy: usize,
 }
 
 pub(super) struct Pool<R> {
     threads: usize,
     state: Mutex<State<R>>,
-    /// There is something to do for a thread.
+    /// Signals work for a thread.
     work: Condvar,
-    /// A thread has finished something.
+    /// Signals finished work.
     done: Condvar,
 }
 
 impl<R: Reader> Pool<R> {
     pub(super) fn new(threads: usize) -> Self {
         let state = State {
-            phase: Phase::Down("it is being opened".to_owned()),
+            phase: Phase::Down("the engine is being opened".to_owned()),
             generation: 0,
             queue: VecDeque::new(),
             readers: Vec::new(),
@@ -111,17 +110,17 @@ impl<R: Reader> Pool<R> {
         Self { threads, state: Mutex::new(state), work: Condvar::new(), done: Condvar::new() }
     }
 
-    /// How many readers it needs of an engine.
+    /// The number of threads, which is the number of readers it needs.
     pub(super) fn threads(&self) -> usize {
         self.threads
     }
 
-    /// The opening whose readers serve now; another one after each [`Pool::bring_up`] and [`Pool::take_down`].
+    /// The current generation, which changes with [`Pool::bring_up`] and [`Pool::take_down`].
     pub(super) fn generation(&self) -> u64 {
         self.state.lock().generation
     }
 
-    /// Queues a read. Dropped unanswered once the pool is closed.
+    /// Queues a read. After the pool is closed, drops it.
     pub(super) fn push(&self, read: Read) {
         let mut state = self.state.lock();
         if !matches!(state.phase, Phase::Closed) {
@@ -130,7 +129,7 @@ impl<R: Reader> Pool<R> {
         }
     }
 
-    /// Begins to serve from the readers of a newly opened engine.
+    /// Starts to serve reads with the readers of a new opening.
     pub(super) fn bring_up(&self, readers: Vec<R>) {
         let mut state = self.state.lock();
         state.phase = Phase::Up;
@@ -139,39 +138,39 @@ impl<R: Reader> Pool<R> {
         self.work.notify_all();
     }
 
-    /// Drops all readers, those in use when they are done, but does not wait longer than `patience` for them.
-    pub(super) fn take_down(&self, reason: &str, patience: Duration) {
+    /// Drops all readers, and waits up to `timeout` for those in use.
+    pub(super) fn take_down(&self, reason: &str, timeout: Duration) {
         let mut state = self.state.lock();
         state.phase = Phase::Down(reason.to_owned());
         state.generation += 1;
         let readers = std::mem::take(&mut state.readers);
         self.work.notify_all();
         MutexGuard::unlocked(&mut state, || drop(guarded(|| drop(readers))));
-        self.wait(&mut state, patience, |state| state.busy == 0);
+        self.wait(&mut state, timeout, |state| state.busy == 0);
     }
 
-    /// Lets the reads that wait finish, drops all readers and ends the threads.
-    pub(super) fn close(&self, patience: Duration) {
+    /// Finishes the queued reads, drops all readers and ends the threads.
+    pub(super) fn close(&self, timeout: Duration) {
         let mut state = self.state.lock();
-        self.wait(&mut state, patience, |state| state.busy == 0 && state.queue.is_empty());
+        self.wait(&mut state, timeout, |state| state.busy == 0 && state.queue.is_empty());
         state.phase = Phase::Closed;
         let readers = std::mem::take(&mut state.readers);
         self.work.notify_all();
         MutexGuard::unlocked(&mut state, || drop(guarded(|| drop(readers))));
-        self.wait(&mut state, patience, |state| state.busy == 0);
+        self.wait(&mut state, timeout, |state| state.busy == 0);
     }
 
     fn wait(
         &self,
         state: &mut MutexGuard<'_, State<R>>,
-        patience: Duration,
+        timeout: Duration,
         reached: impl Fn(&State<R>) -> bool,
     ) {
-        let until = Instant::now() + patience;
+        let until = Instant::now() + timeout;
         while !reached(state) && !self.done.wait_until(state, until).timed_out() {}
     }
 
-    /// The life of a thread. `failed` hears of a reader that is broken or panicked.
+    /// Runs a reader thread. `failed` is called when a reader is broken or panics.
     pub(super) fn serve(&self, failed: impl Fn(FailedRead)) {
         let mut state = self.state.lock();
         loop {
@@ -183,7 +182,7 @@ impl<R: Reader> Pool<R> {
                 Phase::Down(reason) => {
                     let reason = reason.clone();
                     for read in std::mem::take(&mut state.queue) {
-                        read.ask.refuse(StorageError::Unavailable { reason: reason.clone() });
+                        read.query.refuse(StorageError::Unavailable { reason: reason.clone() });
                     }
                     self.done.notify_all();
                 }
@@ -210,11 +209,11 @@ impl<R: Reader> Pool<R> {
         let generation = state.generation;
         state.busy += 1;
         let outcome = MutexGuard::unlocked(state, || {
-            guarded(|| taken.into_iter().try_for_each(|read| read.ask.answer(&mut reader)))
+            guarded(|| taken.into_iter().try_for_each(|read| read.query.answer(&mut reader)))
                 .unwrap_or_else(|panicked| Err(panicked.into()))
                 .map_err(|source| failed(FailedRead { generation, source }))
         });
-        // One that failed is not used again: the writer has heard of it and will open the engine anew.
+        // A failed reader is dropped; the writer reopens the engine.
         if outcome.is_ok() && state.generation == generation && !matches!(state.phase, Phase::Closed) {
             state.readers.push(reader);
         } else {

@@ -1,4 +1,4 @@
-//! What the writer is asked for, with the places in the queue that it takes.
+//! Requests to the writer thread, with their permits.
 
 use std::sync::mpsc::Sender;
 
@@ -10,26 +10,26 @@ use crate::storage::value::{Batch, Durability};
 
 pub(super) type Reply = oneshot::Sender<Result<(), StorageError>>;
 
-/// What the writer is asked for.
+/// A request to the writer thread.
 pub(super) enum Request {
     Commit(Commit),
     Sync(Sync),
-    /// A reader is broken or panicked.
+    /// A reader failed or panicked.
     Failed(FailedRead),
-    /// The last request that is served.
+    /// The last request.
     Close(Sender<Result<(), StorageError>>),
 }
 
-/// A batch that waits, with its place in the queue.
+/// A queued batch.
 pub(super) struct Commit {
     pub(super) batch: Batch,
     pub(super) durability: Durability,
     pub(super) reply: Reply,
-    pub(super) _places: [OwnedSemaphorePermit; 2],
+    pub(super) _permits: [OwnedSemaphorePermit; 2],
 }
 
-/// A sync that waits, with its place in the queue.
+/// A queued sync.
 pub(super) struct Sync {
     pub(super) reply: Reply,
-    pub(super) _place: OwnedSemaphorePermit,
+    pub(super) _permit: OwnedSemaphorePermit,
 }

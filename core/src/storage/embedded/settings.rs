@@ -1,30 +1,38 @@
-//! How much the adapter queues, how it groups, and how long it waits.
+//! The settings of the adapter: queues, groups and timeouts.
 
 use std::time::Duration;
 
-/// The settings of an [`super::Embedded`]. The defaults suit a database of a peer or a tracker.
+/// The settings of an [`super::Embedded`]. The defaults suit peers and trackers.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct EmbeddedSettings {
-    /// How the threads are called, for example `sqlite`.
+    /// The prefix of the names of the threads, for example `sqlite`.
     pub name: String,
-    /// How many reader threads there are; at least 1.
+    /// The number of reader threads, at least 1.
     pub readers: usize,
-    /// How many commits and syncs wait or run at most before callers wait for a place.
+    /// The maximum number of queued commits and syncs. Further callers wait.
     pub queued_commits: usize,
-    /// How many bytes of batches wait or run at most; a larger batch goes alone.
+    /// The maximum size of queued batches in bytes. A larger batch is queued alone.
     pub queued_bytes: usize,
-    /// How many keys of reads wait or run at most.
+    /// The maximum number of keys of queued reads.
     pub queued_reads: usize,
-    /// How many batches are committed as one at most.
+    /// The maximum number of batches in a group.
     pub group_batches: usize,
-    /// From how many bytes on a group takes no more batches.
+    /// The size in bytes at which a group is complete.
     pub group_bytes: usize,
-    /// The pause before the first attempt to reopen a failed engine. It doubles with each failure.
+    /// The delay before the first attempt to reopen a failed engine. It doubles after each failure.
     pub reopen_first: Duration,
-    /// The longest pause between attempts to reopen. An engine that was open for as long begins with the first pause again.
+    /// The maximum delay between attempts to reopen. The delay is reset after the engine was open for as long.
     pub reopen_longest: Duration,
-    /// How long a close may take before it gives up on the engine.
+    /// The timeout of a close.
     pub close_timeout: Duration,
+}
+
+impl EmbeddedSettings {
+    /// The defaults with a name.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
 }
 
 impl Default for EmbeddedSettings {

@@ -1,4 +1,4 @@
-//! One error for many callers: the whole group hears of the failure of its commit.
+//! Errors that are returned to all callers of a group, and panics of an engine as errors.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::storage::error::{Source, StorageError};
 
-/// An error that several callers hold.
+/// A cloneable error.
 #[derive(Debug, Clone)]
 pub(super) struct SharedError(Arc<dyn std::error::Error + Send + Sync>);
 
@@ -30,8 +30,7 @@ impl std::error::Error for SharedError {
     }
 }
 
-/// A failed sync, told to each caller that waited for it. What the caller can do stays the same: a full disk
-/// stays `Full`.
+/// A failed sync, which is returned to each caller that waits for it. A full disk remains `Full`.
 #[derive(Debug, Clone)]
 pub(super) struct FailedSync {
     full: bool,
@@ -48,18 +47,18 @@ impl FailedSync {
         if self.full {
             StorageError::Full { source: self.error.clone().into() }
         } else {
-            StorageError::backend("make everything durable", self.error.clone())
+            StorageError::backend("sync the database", self.error.clone())
         }
     }
 }
 
-/// An engine panicked; what it said.
+/// A panic of an engine with its message.
 #[derive(Debug, thiserror::Error)]
 #[error("the storage engine panicked: {0}")]
 pub(super) struct Panicked(String);
 
-/// Runs a piece of the engine and turns a panic into an error. Callers drop the engine afterwards, so nobody
-/// sees what the panic left behind.
+/// Calls an engine and converts a panic into an error. Callers drop the engine afterwards, so a broken invariant is not
+/// observable.
 pub(super) fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, Panicked> {
     let before = GUARDED.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(run)).map_err(|payload| Panicked(describe(&*payload)));
@@ -71,7 +70,7 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread runs an engine whose panics become errors: a program's own panic hook need not tell of them.
+/// Returns whether this thread is calling an engine whose panics become errors, so that a panic hook can ignore them.
 pub fn is_guarded() -> bool {
     GUARDED.get()
 }
@@ -81,5 +80,5 @@ fn describe(payload: &(dyn Any + Send)) -> String {
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "without a message".to_owned())
+        .unwrap_or_else(|| "no message".to_owned())
 }

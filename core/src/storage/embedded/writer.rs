@@ -1,56 +1,56 @@
-//! The writer thread: it owns the engine, gathers what is queued into groups, and answers every caller.
+//! The writer thread, which owns the engine and collects queued requests into groups.
 //!
 //! ```text
 //!            opened          failed commit or sync, broken reader, panic
 //! (start) ------------> Up ---------------------------------------------> Down
-//!                        ^                                                  | pause (doubles)
+//!                        ^                                                  | delay (doubles)
 //!                        +------------------- opened ----------------------+
 //! ```
-//! While it is down, commits and syncs are answered `Unavailable`. A close is taken in either state.
+//! In state `Down`, commits and syncs fail with `Unavailable`. A close is accepted in both states.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use super::backoff::Backoff;
 use super::group::{Failure, commit_group};
 use super::pool::{FailedRead, Pool};
 use super::request::{Commit, Request, Sync};
 use super::settings::EmbeddedSettings;
 use super::shared_error::guarded;
+use crate::runtime::backoff::Backoff;
 use crate::storage::engine::Engine;
 use crate::storage::error::{Source, StorageError};
 use crate::storage::value::Limits;
 
-/// Opens the engine; called again after each failure.
+/// Opens the engine, also after each failure.
 pub(super) type Opener<E> = Arc<dyn Fn() -> Result<E, StorageError> + Send + std::marker::Sync>;
 
-/// An engine with the readers it starts with: the writer's own, and those of the reader threads.
+/// An engine with the reader of the writer thread and those of the reader threads.
 struct Opened<E: Engine> {
     engine: E,
     reader: E::Reader,
     readers: Vec<E::Reader>,
 }
 
-/// How far the reopening has come.
+/// The phase of a reopening.
 enum Reopening<E: Engine> {
-    /// The failed engine is on its way out.
+    /// The failed engine is being dropped.
     Dropping(Receiver<()>),
-    /// Between two attempts.
-    Pausing,
+    /// The delay between two attempts.
+    Waiting,
     Opening(Receiver<Result<Opened<E>, StorageError>>),
 }
 
 enum State<E: Engine> {
     Up { engine: E, reader: E::Reader },
-    Down { reason: String, look_at: Instant, reopening: Reopening<E> },
+    Down { reason: String, check_at: Instant, reopening: Reopening<E> },
 }
 
-/// How often the writer looks whether an engine has gone or come, which happens on threads of their own: an engine
-/// may hang there, and callers must have their answers.
-const LOOK: Duration = Duration::from_millis(5);
+/// The interval at which the writer polls the threads that drop and open engines. An engine may hang there, and callers must
+/// get replies.
+const POLL: Duration = Duration::from_millis(5);
 
-/// What was queued when the writer came to look.
+/// The queued requests that are served together.
 #[derive(Default)]
 struct Group {
     commits: Vec<Commit>,
@@ -65,12 +65,14 @@ pub(super) struct Writer<E: Engine> {
     requests: Receiver<Request>,
     pool: Arc<Pool<E::Reader>>,
     state: State<E>,
-    /// The pauses before the attempts to reopen.
+    /// The delays before the attempts to reopen.
     backoff: Backoff,
+    /// The time of the last successful opening, until the engine fails.
+    open_since: Option<Instant>,
 }
 
 impl<E: Engine> Writer<E> {
-    /// Opens the engine for the first time.
+    /// Opens the engine the first time.
     pub(super) fn start(
         settings: EmbeddedSettings,
         opener: Opener<E>,
@@ -81,20 +83,20 @@ impl<E: Engine> Writer<E> {
         pool.bring_up(readers);
         let limits =
             guarded(|| engine.limits()).map_err(|panicked| StorageError::backend("open", panicked))?;
-        let mut backoff = Backoff::new(settings.reopen_first, settings.reopen_longest);
-        backoff.opened(Instant::now());
-        Ok((Self { settings, opener, requests, pool, state: State::Up { engine, reader }, backoff }, limits))
+        let backoff = Backoff::new(settings.reopen_first, settings.reopen_longest);
+        let (state, open_since) = (State::Up { engine, reader }, Some(Instant::now()));
+        Ok((Self { settings, opener, requests, pool, state, backoff, open_since }, limits))
     }
 
-    /// The life of the thread: ends with a close, or when the storage is gone.
+    /// Runs the thread until a close or until the storage is dropped.
     pub(super) fn run(mut self) {
         loop {
             let first = match &self.state {
                 State::Up { .. } => self.requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                State::Down { look_at, .. } => {
-                    match look_at.checked_duration_since(Instant::now()) {
+                State::Down { check_at, .. } => {
+                    match check_at.checked_duration_since(Instant::now()) {
                         Some(wait) if !wait.is_zero() => self.requests.recv_timeout(wait),
-                        // Even where requests never cease to come.
+                        // Checked before requests, which may arrive without a break.
                         _ => Err(RecvTimeoutError::Timeout),
                     }
                 }
@@ -107,10 +109,10 @@ impl<E: Engine> Writer<E> {
                 }
                 Err(RecvTimeoutError::Disconnected) => Group::default(),
             };
-            let last = group.close.is_some() || first_is_gone(&group);
+            let last = group.close.is_some() || is_empty(&group);
             let Group { commits, syncs, failed, close } = group;
             self.serve(commits, syncs);
-            // One of an earlier opening is out of use already.
+            // A failure of an earlier opening has been handled.
             if let Some(FailedRead { generation, source }) = failed
                 && generation == self.pool.generation()
             {
@@ -126,7 +128,7 @@ impl<E: Engine> Writer<E> {
         }
     }
 
-    /// Takes what else is queued, as far as it fits into a group.
+    /// Collects queued requests up to the limits of a group.
     fn gather(&self, first: Request) -> Group {
         let mut group = Group::default();
         let mut bytes = 0;
@@ -156,10 +158,10 @@ impl<E: Engine> Writer<E> {
             self.refuse(commits, syncs);
             return;
         };
-        if let Err(Failure { source, answers, commits, syncs }) = commit_group(engine, reader, commits, syncs)
+        if let Err(Failure { source, replies, commits, syncs }) = commit_group(engine, reader, commits, syncs)
         {
             self.fail(source);
-            for (reply, error) in answers {
+            for (reply, error) in replies {
                 let _ = reply.send(Err(error));
             }
             self.refuse(commits, syncs);
@@ -175,48 +177,48 @@ impl<E: Engine> Writer<E> {
         }
     }
 
-    /// Drops the engine, to be opened anew after a pause.
+    /// Drops the engine and schedules a reopening.
     fn fail(&mut self, source: Source) {
         if matches!(self.state, State::Down { .. }) {
             return;
         }
-        let reason = format!("it failed and is being reopened ({source})");
-        tracing::warn!(storage = self.settings.name, error = %source, "the storage failed; it is reopened");
+        let reason = format!("the engine failed and is being reopened ({source})");
+        tracing::warn!(storage = self.settings.name, error = %source, "storage failed, reopening");
         self.pool.take_down(&reason, self.settings.close_timeout);
-        let (gone, dropping) = channel();
-        let now = Instant::now();
-        let look_at = now + self.backoff.pause(now);
-        let down = State::Down { reason, look_at, reopening: Reopening::Dropping(dropping) };
+        let (dropped, dropping) = channel();
+        let uptime = self.open_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        let check_at = Instant::now() + self.backoff.next_delay_after(uptime);
+        let down = State::Down { reason, check_at, reopening: Reopening::Dropping(dropping) };
         let failed = std::mem::replace(&mut self.state, down);
-        self.on_a_thread("drop", move || {
+        self.on_thread("drop", move || {
             let _ = guarded(|| drop(failed));
-            let _ = gone.send(());
+            let _ = dropped.send(());
         });
     }
 
-    /// Runs what may hang. Where there is no thread, it is not run, and what it owns is dropped.
-    fn on_a_thread(&self, purpose: &str, run: impl FnOnce() + Send + 'static) {
+    /// Runs a function that may hang on a new thread. If no thread can be started, the function is dropped.
+    fn on_thread(&self, purpose: &str, run: impl FnOnce() + Send + 'static) {
         let name = format!("{}-{purpose}", self.settings.name);
         if let Err(error) = std::thread::Builder::new().name(name).spawn(run) {
-            tracing::warn!(%error, purpose, "no thread for the failed storage");
+            tracing::warn!(%error, purpose, "cannot start a thread for the failed storage");
         }
     }
 
-    /// Takes the next step towards an open engine.
+    /// Advances the reopening.
     fn reopen(&mut self) {
-        let State::Down { reason, look_at, reopening } = &mut self.state else { return };
-        *look_at = Instant::now() + LOOK;
+        let State::Down { reason, check_at, reopening } = &mut self.state else { return };
+        *check_at = Instant::now() + POLL;
         let outcome = match reopening {
-            Reopening::Dropping(gone) => match gone.try_recv() {
+            Reopening::Dropping(dropped) => match dropped.try_recv() {
                 Err(TryRecvError::Empty) => return,
                 Ok(()) | Err(TryRecvError::Disconnected) => None,
             },
-            Reopening::Pausing => None,
+            Reopening::Waiting => None,
             Reopening::Opening(opened) => match opened.try_recv() {
                 Err(TryRecvError::Empty) => return,
                 Ok(outcome) => Some(outcome),
                 Err(TryRecvError::Disconnected) => {
-                    Some(Err(StorageError::backend("reopen", "there is no thread for it")))
+                    Some(Err(StorageError::backend("reopen", "cannot start a thread")))
                 }
             },
         };
@@ -225,23 +227,22 @@ impl<E: Engine> Writer<E> {
                 let (opened, opening) = channel();
                 *reopening = Reopening::Opening(opening);
                 let (opener, readers) = (self.opener.clone(), self.pool.threads());
-                self.on_a_thread("open", move || {
-                    // Where the storage was closed meanwhile, the engine is dropped here.
+                self.on_thread("open", move || {
+                    // If the storage was closed meanwhile, this drops the engine.
                     let _ = opened.send(open(&opener, readers));
                 });
             }
             Some(Ok(Opened { engine, reader, readers })) => {
-                tracing::info!(storage = self.settings.name, "the storage is open again");
+                tracing::info!(storage = self.settings.name, "storage recovered");
                 self.pool.bring_up(readers);
                 self.state = State::Up { engine, reader };
-                self.backoff.opened(Instant::now());
+                self.open_since = Some(Instant::now());
             }
             Some(Err(error)) => {
-                tracing::warn!(storage = self.settings.name, %error, "the storage cannot be reopened yet");
-                *reason = format!("it cannot be reopened yet ({error})");
-                let now = Instant::now();
-                *look_at = now + self.backoff.pause(now);
-                *reopening = Reopening::Pausing;
+                tracing::warn!(storage = self.settings.name, %error, "storage reopen failed");
+                *reason = format!("reopen failed ({error})");
+                *check_at = Instant::now() + self.backoff.next_delay();
+                *reopening = Reopening::Waiting;
                 self.pool.take_down(reason, Duration::ZERO);
             }
         }
@@ -260,12 +261,12 @@ impl<E: Engine> Writer<E> {
     }
 }
 
-/// Nothing was received: nobody can send any more.
-fn first_is_gone(group: &Group) -> bool {
+/// Returns whether the group contains no request, because all senders are dropped.
+fn is_empty(group: &Group) -> bool {
     group.commits.is_empty() && group.syncs.is_empty() && group.failed.is_none()
 }
 
-/// Opens the engine and makes its readers.
+/// Opens the engine and creates its readers.
 fn open<E: Engine>(opener: &Opener<E>, threads: usize) -> Result<Opened<E>, StorageError> {
     guarded(|| {
         let engine = opener()?;

@@ -1,8 +1,7 @@
-//! A storage that counts: calls, errors by kind, bytes, and how long calls took, for each method and durability.
+//! A storage with metrics: number and latency of calls, bytes, and errors by kind, for each method and durability.
 //!
-//! A call costs a few additions to atomic counters and two looks at the clock; nothing is locked and nothing allocated.
-//! The log is told once a minute of what happened in that minute, and of all when the storage is closed; whoever holds
-//! the [`Metrics`] can look at any time.
+//! A call costs a few atomic additions and two clock reads, without locks and allocations. The metrics of the last minute are
+//! logged every minute, and the totals at the close. [`Metrics`] is readable at any time.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,13 +16,13 @@ use crate::storage::Storage;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
 
-/// How often the log is told.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
-/// Calls that took less than 2 to the power of its index in microseconds, and no less than the bucket before; the last
-/// one has all that took longer, from 34 seconds on.
+/// The interval of log messages.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// The number of latency buckets. Bucket `i` counts calls below `2^i` microseconds and not below the previous bucket. The last
+/// one counts all calls above 34 seconds.
 const BUCKETS: usize = 27;
 
-/// What is counted apart.
+/// A method with separate counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// [`Storage::get`].
@@ -39,10 +38,10 @@ pub enum Method {
 }
 
 impl Method {
-    /// All, in the order in which they are told of.
+    /// All variants, in the order of the log.
     pub const ALL: [Self; 5] = [Self::Get, Self::Scan, Self::Buffered, Self::Durable, Self::Sync];
 
-    /// Its name in the log.
+    /// The name in the log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Get => "get",
@@ -54,29 +53,29 @@ impl Method {
     }
 }
 
-/// Errors that are counted apart.
+/// An error kind with a separate counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// A condition did not hold; nothing is wrong.
+    /// A condition did not hold, which is not a failure.
     Conflict,
-    /// Out of room.
+    /// No space left.
     Full,
-    /// The outcome of a commit is not known.
+    /// The outcome of a commit is unknown.
     Indeterminate,
-    /// No answer at the moment.
+    /// The storage is unavailable.
     Unavailable,
-    /// Damage was found.
+    /// The database is damaged.
     Corrupt,
-    /// Any other.
+    /// Any other error.
     Other,
 }
 
 impl ErrorKind {
-    /// All, in the order in which they are told of.
+    /// All variants, in the order of the log.
     pub const ALL: [Self; 6] =
         [Self::Conflict, Self::Full, Self::Indeterminate, Self::Unavailable, Self::Corrupt, Self::Other];
 
-    /// Its name in the log.
+    /// The name in the log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Conflict => "conflict",
@@ -108,22 +107,22 @@ struct Counters {
     buckets: [AtomicU64; BUCKETS],
 }
 
-/// Counts since the start.
+/// The counters since the start.
 #[derive(Debug, Default)]
 pub struct Metrics {
     methods: [Counters; Method::ALL.len()],
 }
 
-/// What was counted of one method.
+/// The counts of one method.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counted {
-    /// Bytes of keys and values that were asked for, found or written; those of failed calls are not counted.
+    /// The bytes of requested keys, returned values and written entries of successful calls.
     pub bytes: u64,
     errors: [u64; ErrorKind::ALL.len()],
     buckets: [u64; BUCKETS],
 }
 
-/// What was counted at a moment, by [`Method::ALL`].
+/// The counts of all methods at one time, in the order of [`Method::ALL`].
 pub type Snapshot = [Counted; Method::ALL.len()];
 
 impl Metrics {
@@ -143,7 +142,7 @@ impl Metrics {
         };
     }
 
-    /// What was counted so far. Calls that end in this moment may be in it in part.
+    /// Returns the current counts. A call that ends concurrently may be counted partially.
     pub fn snapshot(&self) -> Snapshot {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         self.methods.each_ref().map(|counters| Counted {
@@ -160,18 +159,17 @@ fn bucket(took: Duration) -> usize {
 }
 
 impl Counted {
-    /// How many calls ended, in whatever way.
+    /// The number of finished calls.
     pub fn calls(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// How many calls ended with this error.
+    /// The number of calls that failed with this error.
     pub const fn errors(&self, kind: ErrorKind) -> u64 {
         self.errors[kind as usize]
     }
 
-    /// This share of the calls, from 0 to 1, took no longer than this; of a histogram, so up to twice of what it was.
-    /// Zero without any calls.
+    /// Returns the latency quantile `share`, from 0 to 1, as the upper bound of its bucket. Zero if there were no calls.
     pub fn quantile(&self, share: f64) -> Duration {
         let wanted = ((self.calls() as f64 * share).ceil() as u64).max(1);
         let mut seen = 0;
@@ -182,7 +180,7 @@ impl Counted {
         found.map_or(Duration::ZERO, |index| Duration::from_micros(1 << index))
     }
 
-    /// What was counted since an earlier moment.
+    /// Returns the difference to earlier counts.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut errors = self.errors;
         let mut buckets = self.buckets;
@@ -192,15 +190,12 @@ impl Counted {
     }
 }
 
-/// One line: calls, bytes, what half, 99 of 100 and all of them took at most, and the errors that there were.
+/// One line with calls, bytes, latency quantiles and nonzero error counts.
 impl fmt::Display for Counted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [half, most, all] = [0.5, 0.99, 1.0].map(|share| self.quantile(share));
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| self.quantile(share));
         let (calls, bytes) = (self.calls(), self.bytes);
-        write!(
-            f,
-            "{calls} calls, {bytes} bytes, half within {half:?}, 99% within {most:?}, all within {all:?}"
-        )?;
+        write!(f, "{calls} calls, {bytes} bytes, p50 {p50:?}, p99 {p99:?}, max {max:?}")?;
         for kind in ErrorKind::ALL.into_iter().filter(|kind| self.errors(*kind) > 0) {
             write!(f, ", {} {}", self.errors(kind), kind.name())?;
         }
@@ -208,26 +203,29 @@ impl fmt::Display for Counted {
     }
 }
 
-/// A storage with counters.
+/// A storage with metrics.
 #[derive(Debug)]
 pub struct MeteredStorage {
     inner: Arc<dyn Storage>,
     metrics: Arc<Metrics>,
     name: String,
-    teller: AbortHandle,
+    logger: AbortHandle,
     closed: AtomicBool,
 }
 
 impl MeteredStorage {
-    /// Counts what goes through; the log calls it `name`. To be called on a runtime, which tells the log every minute.
+    /// Wraps a storage, which log messages call `name`, and starts a task that logs every minute.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn new(inner: Arc<dyn Storage>, name: impl Into<String>) -> Self {
         let (name, metrics) = (name.into(), Arc::new(Metrics::default()));
-        let telling = tell_every_minute(name.clone(), Arc::clone(&metrics));
-        let teller = tokio::spawn(telling).abort_handle();
-        Self { inner, metrics, name, teller, closed: AtomicBool::new(false) }
+        let logging = log_every_minute(name.clone(), Arc::clone(&metrics));
+        let logger = tokio::spawn(logging).abort_handle();
+        Self { inner, metrics, name, logger, closed: AtomicBool::new(false) }
     }
 
-    /// What is counted.
+    /// The metrics.
     pub const fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -247,26 +245,26 @@ impl MeteredStorage {
 
 impl Drop for MeteredStorage {
     fn drop(&mut self) {
-        self.teller.abort();
+        self.logger.abort();
     }
 }
 
-async fn tell_every_minute(name: String, metrics: Arc<Metrics>) {
-    let mut told = metrics.snapshot();
+async fn log_every_minute(name: String, metrics: Arc<Metrics>) {
+    let mut logged = metrics.snapshot();
     loop {
-        tokio::time::sleep(TOLD_EVERY).await;
+        tokio::time::sleep(LOG_INTERVAL).await;
         let now = metrics.snapshot();
-        tell(&name, "in the last minute", &now, &told);
-        told = now;
+        log(&name, "last minute", &now, &logged);
+        logged = now;
     }
 }
 
-/// A line for each method that was called.
-fn tell(name: &str, when: &str, now: &Snapshot, since: &Snapshot) {
+/// Logs a line for each method that was called.
+fn log(name: &str, period: &str, now: &Snapshot, since: &Snapshot) {
     for ((method, now), since) in Method::ALL.into_iter().zip(now).zip(since) {
         let counted = now.since(since);
         if counted.calls() > 0 {
-            tracing::info!("{name} {when}: {}: {counted}", method.name());
+            tracing::info!(storage = name, period, method = method.name(), "{counted}");
         }
     }
 }
@@ -274,9 +272,9 @@ fn tell(name: &str, when: &str, now: &Snapshot, since: &Snapshot) {
 #[async_trait]
 impl Storage for MeteredStorage {
     async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
-        let asked = || keys.iter().map(|key| key.as_bytes().len()).sum::<usize>();
+        let requested = || keys.iter().map(|key| key.as_bytes().len()).sum::<usize>();
         self.counted(Method::Get, self.inner.get(space, keys), |values| {
-            asked() + values.iter().flatten().map(Bytes::len).sum::<usize>()
+            requested() + values.iter().flatten().map(Bytes::len).sum::<usize>()
         })
         .await
     }
@@ -313,8 +311,8 @@ impl Storage for MeteredStorage {
     async fn close(&self) -> Result<(), StorageError> {
         let outcome = self.inner.close().await;
         if !self.closed.swap(true, Ordering::Relaxed) {
-            self.teller.abort();
-            tell(&self.name, "since the start", &self.metrics.snapshot(), &Snapshot::default());
+            self.logger.abort();
+            log(&self.name, "total", &self.metrics.snapshot(), &Snapshot::default());
         }
         outcome
     }
@@ -323,42 +321,10 @@ impl Storage for MeteredStorage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::fault::{Fault, FaultyStorage, Operation, When};
     use crate::storage::memory::Memory;
 
-    const SPACE: Space = Space::new("s");
-
-    fn key(n: u8) -> Key {
-        Key::new(vec![n]).unwrap()
-    }
-
-    #[tokio::test]
-    async fn calls_bytes_and_errors_are_counted_by_method_and_kind() {
-        let faults = Arc::new(FaultyStorage::new(Arc::new(Memory::new()), 1));
-        let storage = MeteredStorage::new(faults.clone(), "test");
-        let mut batch = Batch::new();
-        batch.require_absent(SPACE, key(1)).put(SPACE, key(1), vec![0; 99]);
-        storage.commit(batch.clone(), Durability::Durable).await.unwrap();
-        assert!(storage.commit(batch, Durability::Durable).await.is_err());
-        faults.add(Operation::Commit, When::Always, Fault::Full);
-        assert!(storage.commit(Batch::new(), Durability::Buffered).await.is_err());
-        faults.add(Operation::Sync, When::Nth(1), Fault::Unavailable);
-        assert!(storage.sync().await.is_err());
-        storage.sync().await.unwrap();
-        storage.get(SPACE, &[key(1), key(2)]).await.unwrap();
-        storage.scan(SPACE, KeyRange::all(), 10).await.unwrap();
-        let counted = storage.metrics().snapshot();
-        let of = |method: Method| counted[method as usize];
-        assert_eq!(Method::ALL.map(|method| of(method).calls()), [1, 1, 1, 2, 2]);
-        assert_eq!(Method::ALL.map(|method| of(method).bytes), [101, 100, 0, 101, 0]);
-        assert_eq!(of(Method::Durable).errors(ErrorKind::Conflict), 1);
-        assert_eq!(of(Method::Buffered).errors(ErrorKind::Full), 1);
-        assert_eq!(of(Method::Sync).errors(ErrorKind::Unavailable), 1);
-        assert_eq!(of(Method::Get).errors, [0; 6]);
-    }
-
     #[test]
-    fn a_quantile_is_the_upper_end_of_its_bucket() {
+    fn quantile_is_upper_bound_of_bucket() {
         let metrics = Metrics::default();
         let micros = [0, 1, 2, 3, 100, 1_000_000, u64::MAX];
         for took in micros {
@@ -368,12 +334,12 @@ mod tests {
         assert_eq!(counted.calls(), 7);
         let at = |share| counted.quantile(share).as_micros();
         assert_eq!([at(0.0), at(0.2), at(0.5), at(0.7), at(0.8)], [1, 2, 4, 128, 1 << 20]);
-        assert_eq!(at(1.0), 1 << 26, "the last bucket has no end");
+        assert_eq!(at(1.0), 1 << 26, "the last bucket is unbounded");
         assert_eq!(Counted::default().quantile(0.5), Duration::ZERO);
     }
 
     #[test]
-    fn what_was_since_is_the_difference_and_reads_as_one_line() {
+    fn since_returns_difference() {
         let metrics = Metrics::default();
         let count = |outcome: Result<(), StorageError>| {
             metrics.count(Method::Get, Duration::from_micros(3), &outcome, |()| 5);
@@ -384,14 +350,11 @@ mod tests {
         count(Err(StorageError::Conflict));
         let after = metrics.snapshot();
         let since = after[Method::Get as usize].since(&before[Method::Get as usize]);
-        assert_eq!(
-            since.to_string(),
-            "2 calls, 5 bytes, half within 4µs, 99% within 4µs, all within 4µs, 1 conflict"
-        );
+        assert_eq!(since.to_string(), "2 calls, 5 bytes, p50 4µs, p99 4µs, max 4µs, 1 conflict");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_storage_that_is_dropped_leaves_no_task_behind() {
+    async fn drop_ends_logging_task() {
         let metrics = {
             let storage = MeteredStorage::new(Arc::new(Memory::new()), "test");
             storage.close().await.unwrap();

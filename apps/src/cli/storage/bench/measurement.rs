@@ -1,4 +1,4 @@
-//! A figure of `enjambre storage bench`.
+//! A measurement of `enjambre storage bench`.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,16 +7,16 @@ use serde::Serialize;
 
 use crate::cli::output::rate;
 
-/// So many operations in so long, and how long one of them took.
+/// The rate and the latency of an operation.
 #[derive(Debug, Serialize)]
 pub(super) struct Measurement {
     name: &'static str,
-    /// How many were under way at once.
-    at_once: u64,
+    /// Number of concurrent operations.
+    concurrency: u64,
     operations: u64,
     seconds: f64,
     operations_per_second: f64,
-    /// Only for content.
+    /// For content only.
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes_per_second: Option<f64>,
     #[serde(flatten)]
@@ -30,12 +30,12 @@ struct Latency {
 }
 
 impl Measurement {
-    pub(super) fn new(name: &'static str, at_once: u64, operations: u64, took: Duration) -> Self {
+    pub(super) fn new(name: &'static str, concurrency: u64, operations: u64, took: Duration) -> Self {
         let seconds = took.as_secs_f64().max(1e-9);
         let operations_per_second = operations as f64 / seconds;
         Self {
             name,
-            at_once,
+            concurrency,
             operations,
             seconds,
             operations_per_second,
@@ -44,7 +44,7 @@ impl Measurement {
         }
     }
 
-    /// With how long each of the operations took.
+    /// Adds the latencies of the operations.
     pub(super) fn with_latencies(self, mut latencies: Vec<Duration>) -> Self {
         latencies.sort_unstable();
         let at = |part: f64| {
@@ -57,7 +57,7 @@ impl Measurement {
         Self { latency, ..self }
     }
 
-    /// With how many bytes the operations moved together.
+    /// Adds the number of bytes that all operations transferred.
     pub(super) fn with_bytes(self, bytes: u64) -> Self {
         Self { bytes_per_second: Some(bytes as f64 / self.seconds), ..self }
     }
@@ -65,9 +65,9 @@ impl Measurement {
 
 impl fmt::Display for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.at_once {
+        let name = match self.concurrency {
             1 => self.name.replace('_', " "),
-            at_once => format!("{}, {at_once} at once", self.name.replace('_', " ")),
+            concurrency => format!("{}, {concurrency} concurrent", self.name.replace('_', " ")),
         };
         write!(f, "{name:<32}")?;
         match self.bytes_per_second {
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_those_of_what_was_measured() {
+    fn percentiles_match_the_latencies() {
         let measured = |latencies: Vec<Duration>| {
             let of = Measurement::new("x", 1, latencies.len() as u64, Duration::from_secs(2));
             of.with_latencies(latencies)

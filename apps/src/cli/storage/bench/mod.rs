@@ -1,28 +1,27 @@
-//! `enjambre storage bench`: what the configured backend does on this machine, in a scratch place.
+//! `enjambre storage bench`: benchmarks of the configured backend, in a scratch place.
 
-mod loads;
 mod measurement;
+mod workloads;
 
 use std::time::Duration;
 
 use clap::Args;
-use enjambre_core::storage::Role;
-use enjambre_core::storage::conformance::Builder;
-use enjambre_core::storage::error::StorageError;
+use enjambre_core::{Role, StorageError};
+use enjambre_testkit::storage::Builder;
 use serde::Serialize;
 
 use self::measurement::Measurement;
-use super::trial::Trial;
-use crate::cli::Context;
+use super::scratch::ScratchBuilder;
+use crate::cli::context::Context;
 use crate::cli::output::Stdout;
 use crate::failure::{Failure, Status};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// How long each measurement takes, in seconds
+    /// Duration of each measurement in seconds
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=30))]
     seconds: u64,
-    /// Print one JSON object at the end
+    /// Print a JSON report
     #[arg(long)]
     json: bool,
 }
@@ -38,7 +37,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     let mut report = Report { backend, measurements: Vec::new() };
     let mut stdout = Stdout::default();
     if !arguments.json {
-        stdout.line(&format!("storage {}, {} s each", report.backend, arguments.seconds));
+        stdout.line(&format!("storage {}, {} s per measurement", report.backend, arguments.seconds));
     }
     let mut add = |measurement: Measurement| {
         if !arguments.json {
@@ -48,29 +47,29 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     };
     let length = Duration::from_secs(arguments.seconds);
     for role in [Role::Records, Role::Content] {
-        let trial = Trial::new(context.registry, &context.loaded, role);
-        let measuring = trial.run(&context.stop, one(&trial, role, length, &mut add)).await;
-        let removed = trial.remove().await;
-        let measured = measuring.ok_or_else(|| Failure::failed("interrupted"))?;
-        measured.map_err(|error| Failure::from_error(Status::Failed, &error))?;
-        removed?;
+        let builder = ScratchBuilder::new(context.registry, &context.loaded, role);
+        let measuring = async {
+            let measured = measure(&builder, role, length, &mut add).await;
+            measured.map_err(|error| Failure::from_error(Status::Failed, &error))
+        };
+        builder.run(&context.stop, measuring).await?;
     }
     if arguments.json {
         stdout.json(&report);
     }
-    stdout.end()
+    stdout.finish()
 }
 
-async fn one(
-    trial: &Trial<'_>,
+async fn measure(
+    builder: &ScratchBuilder<'_>,
     role: Role,
     length: Duration,
     add: &mut impl FnMut(Measurement),
 ) -> Result<(), StorageError> {
-    let storage = trial.open(&trial.place()).await?;
+    let storage = builder.open(&builder.place()).await?;
     match role {
-        Role::Records => loads::of_records(&storage, length, add).await?,
-        Role::Content => loads::of_content(&storage, length, add).await?,
+        Role::Records => workloads::records(&storage, length, add).await?,
+        Role::Content => workloads::content(&storage, length, add).await?,
     }
     storage.close().await
 }

@@ -1,7 +1,7 @@
-//! What `enjambre storage check` says: a line for each case, a summary, or all of it as JSON.
+//! The report of `enjambre storage check`, as text or JSON.
 
-use enjambre_core::storage::Role;
-use enjambre_core::storage::conformance::{Case, KIT_VERSION, Outcome};
+use enjambre_core::Role;
+use enjambre_testkit::storage::{Case, KIT_VERSION, Outcome};
 use serde::Serialize;
 
 use crate::cli::output::plain;
@@ -9,11 +9,11 @@ use crate::failure::Failure;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    kit: u32,
+    kit_version: u32,
     backend: String,
     passed: usize,
     failed: usize,
-    milliseconds: u64,
+    duration_ms: u64,
     cases: Vec<Line>,
 }
 
@@ -22,23 +22,23 @@ struct Line {
     name: &'static str,
     group: &'static str,
     role: &'static str,
-    obligation: &'static str,
+    requirement: &'static str,
     outcome: &'static str,
-    /// How many there were.
+    /// Number of storage operations.
     operations: u64,
-    milliseconds: u64,
+    duration_ms: u64,
     #[serde(flatten)]
-    failure: Option<Broken>,
+    failure: Option<Violation>,
 }
 
 #[derive(Debug, Serialize)]
-struct Broken {
-    broken: String,
-    /// The last operations, oldest first.
-    after: Vec<String>,
+struct Violation {
+    violation: String,
+    /// The last storage operations, oldest first.
+    last_operations: Vec<String>,
 }
 
-pub(super) const fn name_of(role: Role) -> &'static str {
+pub(super) const fn role_name(role: Role) -> &'static str {
     match role {
         Role::Records => "records",
         Role::Content => "content",
@@ -47,64 +47,66 @@ pub(super) const fn name_of(role: Role) -> &'static str {
 
 impl Report {
     pub(super) fn new(backend: &str) -> Self {
-        let (kit, backend) = (KIT_VERSION, backend.to_owned());
-        Self { kit, backend, passed: 0, failed: 0, milliseconds: 0, cases: Vec::new() }
+        let (kit_version, backend) = (KIT_VERSION, backend.to_owned());
+        Self { kit_version, backend, passed: 0, failed: 0, duration_ms: 0, cases: Vec::new() }
     }
 
     pub(super) fn title(&self, cases: usize) -> String {
-        let Self { backend, kit, .. } = self;
-        format!("storage {backend}, conformance kit {kit}, cases for records and for content: {cases}")
+        let Self { backend, kit_version, .. } = self;
+        format!("storage {backend}, conformance kit {kit_version}: {cases} tests for records and for content")
     }
 
-    /// Adds what came of a case and says it in a line, or more where it failed.
+    /// Adds the outcome of a test. Returns its text, which is one line, or more if the test failed.
     pub(super) fn add(&mut self, role: Role, outcome: &Outcome) -> String {
-        let Case { name, group, obligation, .. } = *outcome.case;
-        let milliseconds = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
+        let Case { name, group, requirement, .. } = *outcome.case;
+        let duration_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
         let failure = outcome.result.as_ref().err();
-        let said = if failure.is_some() { "FAILED" } else { "ok" };
-        let mut text = format!("{} {group:<11} {name:<52} {said:<6} {milliseconds:>6} ms", name_of(role));
+        let result = if failure.is_some() { "FAILED" } else { "ok" };
+        let mut text = format!("{} {group:<11} {name:<52} {result:<6} {duration_ms:>6} ms", role_name(role));
         if let Some(failure) = failure {
             text += &format!(
-                "\n    obligation: {obligation}\n    broken: {}\n    after:",
-                plain(&failure.broken)
+                "\n    requirement: {requirement}\n    violation: {}\n    last operations:",
+                plain(&failure.violation)
             );
             for operation in &failure.operations {
                 text += &format!("\n      {}", plain(operation));
             }
         }
         *(if failure.is_some() { &mut self.failed } else { &mut self.passed }) += 1;
-        self.milliseconds += milliseconds;
+        self.duration_ms += duration_ms;
         self.cases.push(Line {
             name,
             group: group.name(),
-            role: name_of(role),
-            obligation,
+            role: role_name(role),
+            requirement,
             outcome: if failure.is_some() { "failed" } else { "passed" },
             operations: outcome.operations,
-            milliseconds,
-            failure: failure
-                .map(|failure| Broken { broken: failure.broken.clone(), after: failure.operations.clone() }),
+            duration_ms,
+            failure: failure.map(|failure| Violation {
+                violation: failure.violation.clone(),
+                last_operations: failure.operations.clone(),
+            }),
         });
         text
     }
 
     pub(super) fn summary(&self) -> String {
-        let seconds = self.milliseconds as f64 / 1000.0;
+        let seconds = self.duration_ms as f64 / 1000.0;
         format!("{} passed, {} failed, in {seconds:.1} s", self.passed, self.failed)
     }
 
-    /// A failure that names the broken cases.
+    /// Returns a failure that names the failed tests, if any.
     pub(super) fn verdict(&self) -> Result<(), Failure> {
         if self.failed == 0 {
             return Ok(());
         }
-        let mut broken: Vec<&str> =
+        let mut failed: Vec<&str> =
             self.cases.iter().filter(|line| line.failure.is_some()).map(|line| line.name).collect();
-        broken.dedup();
+        failed.dedup();
         Err(Failure::failed(format!(
-            "the {} storage does not keep its obligations: {}",
+            "the {} storage violates requirements: {}",
             self.backend,
-            broken.join(", ")
+            failed.join(", ")
         )))
     }
 }

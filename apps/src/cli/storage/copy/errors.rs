@@ -1,57 +1,57 @@
-//! What a copy says where it cannot go on.
+//! Errors of `enjambre storage copy`.
 
 use std::fmt::Display;
 
-use enjambre_core::library::error::LibraryError;
-use enjambre_core::storage::error::StorageError;
+use enjambre_core::StorageError;
+use enjambre_swarm::library::error::LibraryError;
 
 use crate::failure::{Failure, Status};
 
 pub(super) fn same_database() -> Failure {
-    Failure::usage("both configurations have the same database")
+    Failure::usage("source and target are the same database")
 }
 
-pub(super) fn failed(what: impl Display, error: &StorageError) -> Failure {
-    Failure::from_error(Status::Failed, error).context(what)
+pub(super) fn failed(action: impl Display, error: &StorageError) -> Failure {
+    Failure::from_error(Status::Failed, error).context(action)
 }
 
-/// As [`failed`], for what is written only as long as no other copy has taken the target over.
-pub(super) fn write_failed(what: impl Display, error: &StorageError) -> Failure {
+/// Like [`failed`], for writes that are conditional on the mark of this copy.
+pub(super) fn write_failed(action: impl Display, error: &StorageError) -> Failure {
     match error {
         StorageError::Conflict => Failure::failed(
-            "another copy to the same target began meanwhile and goes on in place of this one; wait for it to end",
+            "another copy to the same target was started later and replaces this one; wait until it completes",
         ),
-        error => failed(what, error),
+        error => failed(action, error),
     }
 }
 
-/// Content that is not what the index claims has to be mended where it is.
-pub(super) fn content_failed(what: impl Display, error: &LibraryError) -> Failure {
+/// Returns the failure for content of the source. Damaged content must be repaired in the source.
+pub(super) fn content_failed(action: impl Display, error: &LibraryError) -> Failure {
     let failure = match error {
         LibraryError::Damaged { id, piece } | LibraryError::MissingPiece { id, piece } => {
             Failure::failed(format!(
-                "piece {piece} of {id} is missing or damaged; run `enjambre verify` with that configuration, and then \
-                 the copy again"
+                "piece {piece} of {id} is missing or damaged; run `enjambre verify` with the configuration of the source, \
+                 then run the copy again"
             ))
         }
         error => Failure::from_error(Status::Failed, error),
     };
-    failure.context(what)
+    failure.context(action)
 }
 
-/// Content of the target is copied again instead.
-pub(super) fn target_failed(what: impl Display, error: &LibraryError) -> Failure {
+/// Returns the failure for content of the target, which is copied again.
+pub(super) fn target_failed(action: impl Display, error: &LibraryError) -> Failure {
     let failure = match error {
         LibraryError::Damaged { id, piece } | LibraryError::MissingPiece { id, piece } => {
             differs(&format!("piece {piece} of {id}"))
         }
         error => Failure::from_error(Status::Failed, error),
     };
-    failure.context(what)
+    failure.context(action)
 }
 
-pub(super) fn differs(what: &str) -> Failure {
-    let text =
-        "is not in the target as it is in the source; start the copy again, and do not use either meanwhile";
-    Failure::failed(format!("{what} {text}"))
+pub(super) fn differs(part: &str) -> Failure {
+    Failure::failed(format!(
+        "{part} differs between source and target; run the copy again, and use neither database during the copy"
+    ))
 }

@@ -1,24 +1,23 @@
-//! `enjambre storage copy`: everything of a tracker or peer goes from one configured storage to another.
+//! `enjambre storage copy`: copies all data of a tracker or peer to another storage.
 //!
-//! What is copied is what the databases mean, so the backends may be any two. The target has a mark as long as the copy
-//! is under way, and nothing else opens it. A copy that was cut off goes on when it is started again.
+//! The copy works on records, so that the backends can differ. The target contains a mark until the copy is complete, and
+//! no node opens it. An interrupted copy resumes when the command is run again.
 
-mod copying;
+mod copier;
 mod errors;
-mod meter;
+mod progress;
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use enjambre_core::{catalogue, library};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use self::copying::Copying;
+use self::copier::{Copier, is_same_folder};
 use self::errors::{failed, same_database};
-use self::meter::Meter;
-use super::databases::{self, Databases, Meaning};
-use crate::cli::output::note;
+use self::progress::CopyProgress;
+use super::databases::{self, Databases};
+use crate::cli::output::notice;
 use crate::config::load::{Loaded, Sources};
 use crate::data_dir::DataDir;
 use crate::failure::Failure;
@@ -27,19 +26,19 @@ use crate::registry::Registry;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The configuration of the tracker or peer whose storage is copied
+    /// Configuration file of the tracker or peer to copy from
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
-    /// The configuration of the same kind of node with the storage to copy to
+    /// Configuration file of a node of the same kind to copy to
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
-    /// Read back and compare every record and piece instead of counting them
+    /// Compare every record and piece after the copy, instead of counting them
     #[arg(long)]
     verify: bool,
-    /// Empty the target first, whatever it holds
+    /// Delete all data in the target first
     #[arg(long)]
     force: bool,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -51,35 +50,32 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     if sources.file.is_some() || !sources.set.is_empty() {
-        let text =
-            "--config and --set do not go with `storage copy`; --from and --to name the configurations";
+        let text = "--config and --set cannot be used with `storage copy`; specify --from and --to instead";
         return Err(Failure::usage(text));
     }
     let load = |file: &Path| -> Result<Loaded, Failure> {
         let sources = Sources { file: Some(file.to_owned()), set: Vec::new() };
-        let loaded = sources.load(None, &registry.backends())?;
-        registry.check(&loaded)?;
-        Ok(loaded)
+        Ok(registry.load(&sources, None)?)
     };
     let (from, to) = (load(&arguments.from)?, load(&arguments.to)?);
     if from.kind != to.kind {
         return Err(Failure::usage(
-            "one of the configurations has a section [tracker] and the other one has not",
+            "source and target must be nodes of the same kind; only one of the configurations has a section [tracker]",
         ));
     }
-    let mut meter = Meter::new(arguments.json);
-    let copied = stop.run_until_cancelled(copy_all(registry, &from, &to, arguments, &mut meter)).await;
-    meter.bar.clear();
-    let interrupted = match meter.resumable {
-        true => "interrupted; start it again and it goes on",
+    let mut progress = CopyProgress::new(arguments.json);
+    let copied = stop.run_until_cancelled(copy_all(registry, &from, &to, arguments, &mut progress)).await;
+    progress.bar.clear();
+    let interrupted = match progress.resumable {
+        true => "interrupted; run the command again to resume the copy",
         false => "interrupted",
     };
     let copied = copied.unwrap_or_else(|| Err(Failure::failed(interrupted)));
     if let (Err(failure), true) = (&copied, arguments.json) {
-        meter.stdout.json(&json!({ "event": "error", "message": failure.message }));
+        progress.stdout.json(&json!({ "event": "error", "message": failure.message }));
     }
     copied?;
-    meter.stdout.end()
+    progress.stdout.finish()
 }
 
 async fn copy_all(
@@ -87,91 +83,89 @@ async fn copy_all(
     from: &Loaded,
     to: &Loaded,
     arguments: &Arguments,
-    meter: &mut Meter,
+    progress: &mut CopyProgress,
 ) -> Result<(), Failure> {
-    let source_dir = databases::own(from).await?;
+    let source_dir = databases::lock(from).await?;
     let target_dir = match is_same_folder(source_dir.path(), &to.data_dir(to.kind)) {
         true => None,
-        false => Some(databases::own_or_make(to).await?),
+        false => Some(databases::lock_or_create(to).await?),
     };
     let target_path = target_dir.as_ref().map_or(source_dir.path(), DataDir::path);
     if target_dir.is_none() && from.config.storage == to.config.storage {
         return Err(same_database());
     }
-    let key = load_key(source_dir.path()).await?.ok_or_else(|| nothing_in(from))?;
-    let theirs = load_key(target_path).await?;
-    if theirs.as_ref().is_some_and(|theirs| theirs.peer_id() != key.peer_id()) {
+    let key = load_key(source_dir.path()).await?.ok_or_else(|| empty_source(from))?;
+    let target_key = load_key(target_path).await?;
+    if target_key.as_ref().is_some_and(|target_key| target_key.peer_id() != key.peer_id()) {
         return Err(Failure::failed(format!(
-            "{} belongs to a node with another key; choose another data_dir, or delete the file `key` in it if that \
-             node is not needed any more",
+            "target directory {} belongs to a node with another key; choose another data_dir, or delete the file `key` in it \
+             if that node is no longer needed",
             target_path.display()
         )));
     }
     let source = Databases::open(registry, from, source_dir.path(), false).await?;
-    check_formats(from, &source).await?;
+    check_not_empty(from, &source).await?;
     let target = Databases::open(registry, to, target_path, true).await?;
     let name = blake3::Hasher::new()
         .update(key.peer_id().as_bytes())
         .update(from.config.storage.backend.as_bytes())
         .finalize();
-    let mut copying = Copying::begin(&source, &target, name.as_bytes(), arguments.force, meter).await?;
-    // Only now is it sure that the folder is the target's.
-    if theirs.is_none() {
+    let mut copier = Copier::begin(&source, &target, name.as_bytes(), arguments.force, progress).await?;
+    // The target has been checked, so the directory can take the key.
+    if target_key.is_none() {
         let (folder, key) = (target_path.to_owned(), key.clone());
         crate::blocking(move || node_key::write(&folder, &key)).await?;
     }
-    let copied = copying.copy().await?;
-    copying.compare(&copied, arguments.verify).await?;
-    copying.finish().await?;
+    let copied = copier.copy().await?;
+    copier.compare(&copied, arguments.verify).await?;
+    copier.finish().await?;
     source.close().await?;
     target.close().await?;
 
-    // Whether the target keeps what it is given shows when it is opened again.
+    // Detects a target that does not keep its data, such as the memory backend.
     let again = Databases::open(registry, to, target_path, false).await?;
-    let kept = check_formats(to, &again).await;
+    let checked = check_not_empty(to, &again).await;
     again.close().await?;
-    if kept.is_err() {
+    if checked.is_err() {
         let backend = &to.config.storage.backend;
         return Err(Failure::failed(format!(
-            "the {backend} storage forgot everything when it was closed, so nothing is copied"
+            "the {backend} storage does not keep its data after it is closed; nothing was copied"
         )));
     }
-    copied.tell(meter, arguments.verify);
-    if target_dir.is_some() && !meter.json {
+    copied.report(progress, arguments.verify);
+    if target_dir.is_some() && !progress.json {
         let folder = target_path.display();
-        note(&format!("the key came along: {folder} is the same node now, so start only one of the two"));
+        notice(&format!(
+            "the node key was copied: {folder} is now the same node as the source; run only one of the two"
+        ));
     }
     if copied.has_authority() {
-        tell_of_swarm(to, &arguments.to, target_dir.is_some());
+        report_authority(to, &arguments.to, target_dir.is_some());
     }
     Ok(())
 }
 
-/// Who is in came along with who decides that.
-fn tell_of_swarm(to: &Loaded, config: &Path, moved: bool) {
+/// Prints notices about the copied authority of an invite-only swarm.
+fn report_authority(to: &Loaded, config: &Path, moved: bool) {
     if moved {
-        note(
-            "the swarm is by invitation and its authority came along: who is thrown out by one of the two is not thrown \
-             out by the other, so delete the old database once the new one is good",
+        notice(
+            "the swarm is invite-only and its authority was copied: a revocation on one of the two databases does not apply to \
+             the other; delete the old database when the new one is in use",
         );
     }
-    if !to.is_by_invitation() {
-        note(&format!(
-            "the swarm of this catalogue is by invitation, and no tracker starts on it without swarm.admission = \
-             \"invited\", which {} does not say",
+    if !to.is_invite_only() {
+        notice(&format!(
+            "the swarm of this catalogue is invite-only, and a tracker requires swarm.admission = \"invite\" to start with it; set \
+             it in {}",
             config.display()
         ));
     }
 }
 
-fn is_same_folder(one: &Path, other: &Path) -> bool {
-    other.canonicalize().is_ok_and(|other| other == one)
-}
-
-fn nothing_in(loaded: &Loaded) -> Failure {
+fn empty_source(loaded: &Loaded) -> Failure {
     let folder = loaded.data_dir(loaded.kind);
     let backend = &loaded.config.storage.backend;
-    Failure::not_found(format!("there is nothing in the {backend} storage of {}", folder.display()))
+    Failure::not_found(format!("the {backend} storage of {} is empty", folder.display()))
 }
 
 async fn load_key(folder: &Path) -> Result<Option<enjambre_core::model::identity::KeyPair>, Failure> {
@@ -179,27 +173,14 @@ async fn load_key(folder: &Path) -> Result<Option<enjambre_core::model::identity
     crate::blocking(move || node_key::load(&folder)).await
 }
 
-/// Refuses a node of which the first database is empty, and formats other than this program's. Newer ones, and what a newer
-/// program has begun to bring forward, cannot even be read.
-async fn check_formats(loaded: &Loaded, databases: &Databases) -> Result<(), Failure> {
+/// Rejects a node whose first database is empty. Fails if a database has an unsupported format.
+async fn check_not_empty(loaded: &Loaded, databases: &Databases) -> Result<(), Failure> {
     for (number, database) in databases.all.iter().enumerate() {
-        let reading = |error| failed(format!("the {} cannot be read", database.name), &error);
-        let newest = match database.meaning {
-            Meaning::Catalogue => catalogue::layout::FORMAT,
-            Meaning::Index => library::FORMAT,
-            Meaning::Content => continue,
-        };
-        match database.format().await.map_err(reading)? {
-            None if number == 0 => return Err(nothing_in(loaded)),
-            // What an older format looks like is known only to whoever brings it forward.
-            Some(found) if found < newest => {
-                return Err(Failure::failed(format!(
-                    "the {} has the older format version {found}; start that node once with this program, which brings \
-                     it to {newest}, and then copy",
-                    database.name
-                )));
-            }
-            _ => {}
+        let format = database.format().await;
+        let format =
+            format.map_err(|error| failed(format!("cannot read the {} database", database.name), &error))?;
+        if number == 0 && format.is_none() {
+            return Err(empty_source(loaded));
         }
     }
     Ok(())

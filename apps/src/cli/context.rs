@@ -1,0 +1,55 @@
+//! The arguments that all commands share.
+
+use std::sync::Arc;
+
+use enjambre_core::Endpoint;
+use enjambre_core::model::identity::KeyPair;
+use enjambre_swarm::tracker_client::trackers::Trackers;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::load::{Loaded, Sources};
+use crate::config::sections::NodeKind;
+use crate::failure::Failure;
+use crate::node_key;
+use crate::registry::Registry;
+use crate::tracker::endpoints_file;
+
+/// The arguments of a command.
+pub(crate) struct Context<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) loaded: Loaded,
+    /// The sources of `loaded`, for child processes with the same configuration.
+    pub(crate) sources: Sources,
+    /// Cancelled by a signal.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Context<'_> {
+    /// Runs a future until it completes or a signal interrupts it.
+    pub(super) async fn run<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        self.stop.run_until_cancelled(work).await.unwrap_or_else(|| Err(Failure::interrupted()))
+    }
+
+    /// Returns the trackers of the peer, or the configured tracker itself.
+    pub(super) async fn trackers(&self) -> Result<Arc<Trackers>, Failure> {
+        let config = &self.loaded.config;
+        let folder = self.loaded.data_dir(self.loaded.kind);
+        // A node that was never started has no key yet and uses a temporary one.
+        let key = crate::blocking(move || node_key::load(&folder)).await?.unwrap_or_else(KeyPair::generate);
+        let dialer = self.registry.dialer(&self.loaded, &key)?;
+        let endpoints: Vec<Endpoint> = match self.loaded.kind {
+            NodeKind::Peer => config.peer.trackers.clone(),
+            NodeKind::Tracker => {
+                let data_dir = self.loaded.data_dir(NodeKind::Tracker);
+                let listen = endpoints_file::effective(&config.transport.listen, &data_dir);
+                let dialed: Vec<Endpoint> = listen.iter().map(loopback_if_unspecified).collect();
+                dialer.preferred(key.peer_id(), &dialed)
+            }
+        };
+        Ok(Arc::new(Trackers::new(&dialer, endpoints)))
+    }
+}
+
+fn loopback_if_unspecified(listen: &Endpoint) -> Endpoint {
+    if listen.is_unspecified() { listen.with_address([127, 0, 0, 1].into()) } else { listen.clone() }
+}

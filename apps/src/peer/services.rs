@@ -1,0 +1,152 @@
+//! The parts of a node that stores files: a peer, or a tracker with replicas.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Duration;
+
+use enjambre_core::model::identity::{KeyPair, PublicKey};
+use enjambre_core::protocol::server::Handler;
+use enjambre_core::runtime::clock::SystemClock;
+use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::{Place, Role, Storage};
+use enjambre_swarm::download::downloader::Downloader;
+use enjambre_swarm::download::settings::DownloadSettings;
+use enjambre_swarm::library::content::ContentStore;
+use enjambre_swarm::library::library::Library;
+use enjambre_swarm::library::settings::LibrarySettings;
+use enjambre_swarm::membership::gate::MembershipGate;
+use enjambre_swarm::membership::member_transport::MemberTransport;
+use enjambre_swarm::membership::members::Members;
+use enjambre_swarm::membership::store::MembershipStore;
+use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
+use enjambre_swarm::seeder::{Seeder, SeederSettings};
+use tokio::time::timeout;
+
+use crate::config::load::Loaded;
+use crate::config::sections::ContentKind;
+use crate::config::value::Rate;
+use crate::failure::{Failure, Status};
+use crate::registry::Registry;
+
+/// Shares of the shutdown time, [`crate::shutdown::LIMIT`].
+const STOP_TRANSFERS: Duration = Duration::from_millis(1000);
+const STOP_LIBRARY: Duration = Duration::from_millis(1500);
+
+/// The parts of a node that stores files.
+#[derive(Debug)]
+pub struct PeerServices {
+    /// Stores files.
+    pub library: Arc<Library>,
+    /// Downloads files.
+    pub downloader: Arc<Downloader>,
+    /// Serves files.
+    pub seeder: Arc<Seeder>,
+    /// The membership state, in an invite-only swarm.
+    pub members: Option<Arc<Members>>,
+    storages: Vec<Arc<dyn Storage>>,
+}
+
+/// How the library is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseMode {
+    /// Everything is synced to the disk.
+    Durable,
+    /// Content that was not reported as durable is not synced. The next process verifies it.
+    Fast,
+}
+
+impl PeerServices {
+    /// Opens the library at a place. With an `authority` files are only downloaded from members of its swarm.
+    pub async fn open(
+        registry: &Registry,
+        loaded: &Loaded,
+        place: Place,
+        dialer: &Arc<Dialer>,
+        key: &KeyPair,
+        authority: Option<PublicKey>,
+    ) -> Result<Self, Failure> {
+        let config = &loaded.config;
+        let content_dir = place.data_dir.join("content");
+        let index = registry.open_storage(loaded, place.clone(), Role::Records).await?;
+        let mut storages = vec![Arc::clone(&index)];
+        let content = match config.library.content {
+            ContentKind::Database => {
+                let content = registry.open_storage(loaded, place, Role::Content).await?;
+                storages.push(Arc::clone(&content));
+                ContentStore::Database(content)
+            }
+            ContentKind::Files => ContentStore::Files(content_dir),
+        };
+        let members = match authority {
+            Some(authority) => {
+                let store = MembershipStore::new(Arc::clone(&index));
+                let opened =
+                    Members::open(authority, key.peer_id(), Arc::new(SystemClock), Some(store)).await;
+                Some(opened.map_err(|error| {
+                    Failure::from_error(Status::Failed, &error).context("cannot read the membership state")
+                })?)
+            }
+            None => None,
+        };
+        let dialer = match &members {
+            Some(members) => Arc::new(
+                dialer.wrapped(|transport| Arc::new(MemberTransport::new(transport, Arc::clone(members)))),
+            ),
+            None => Arc::clone(dialer),
+        };
+        let library = Library::open(index, content, LibrarySettings::default()).await.map_err(|error| {
+            Failure::from_error(Status::Failed, &error).context("cannot open the library")
+        })?;
+        let limit = |rate: Rate| Arc::new(BandwidthLimit::new(rate.get().and_then(NonZeroU64::new)));
+        let settings = DownloadSettings {
+            provider_timeout: config.download.provider_timeout.get(),
+            ..DownloadSettings::default()
+        };
+        let downloader = Downloader::new(
+            Arc::clone(&library),
+            dialer,
+            limit(config.limits.download),
+            Some(key.peer_id()),
+            settings,
+        );
+        let seeder =
+            Seeder::new(Arc::clone(&library), limit(config.limits.upload), SeederSettings::default());
+        let (downloader, seeder) = (Arc::new(downloader), Arc::new(seeder));
+        Ok(Self { library, downloader, seeder, members, storages })
+    }
+
+    /// Returns the handler for requests of other peers. In an invite-only swarm it only serves members.
+    pub fn handler(&self) -> Arc<dyn Handler> {
+        let seeder: Arc<dyn Handler> = Arc::clone(&self.seeder) as _;
+        match &self.members {
+            Some(members) => Arc::new(MembershipGate::new(seeder, Arc::clone(members))),
+            None => seeder,
+        }
+    }
+
+    /// Stops downloads and closes the library and the databases, within the shutdown time.
+    pub async fn close(&self, mode: CloseMode) {
+        if timeout(STOP_TRANSFERS, self.downloader.shutdown()).await.is_err() {
+            tracing::warn!("stopping downloads timed out");
+        }
+        let close = async {
+            let closed = match mode {
+                CloseMode::Durable => self.library.close().await,
+                CloseMode::Fast => self.library.close_without_sync().await,
+            };
+            if let Err(error) = closed {
+                let error = Failure::from_error(Status::Failed, &error);
+                tracing::warn!(%error, "library close failed");
+            }
+            for storage in &self.storages {
+                if let Err(error) = storage.close().await {
+                    let error = Failure::from_error(Status::Failed, &error);
+                    tracing::warn!(%error, "database close failed");
+                }
+            }
+        };
+        if timeout(STOP_LIBRARY, close).await.is_err() {
+            tracing::warn!("library close timed out; content that was not synced will be downloaded again");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Plug-ins independent of the types of their settings.
+
+use std::sync::Arc;
+
+use enjambre_core::model::identity::KeyPair;
+use enjambre_core::{Place, Role, Storage, Transport};
+use enjambre_transport::settings::InvalidSetting;
+use futures::future::{BoxFuture, FutureExt};
+use serde::de::DeserializeOwned;
+use toml::Table;
+use toml::de::Error as TableError;
+
+use crate::config::sections::TransportLimits;
+
+/// An error of a plug-in.
+pub type PluginError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A pending call of a backend, or the error of its table.
+type Pending<T> = Result<BoxFuture<'static, Result<T, PluginError>>, TableError>;
+type Call<T> = dyn Fn(Table, Place, Role) -> Pending<T> + Send + Sync;
+type Check = dyn Fn(Table) -> Result<(), TableError> + Send + Sync;
+
+pub(super) type Transports = Vec<Arc<dyn Transport>>;
+pub(super) type CreateTransports =
+    dyn Fn(TransportParts<'_>) -> Result<Transports, InvalidLimit> + Send + Sync;
+
+/// A storage backend.
+pub(super) struct Backend {
+    open: Box<Call<Arc<dyn Storage>>>,
+    check: Box<Check>,
+    remove_scratch: Option<Box<Call<()>>>,
+}
+
+impl Backend {
+    pub(super) fn new<S, F, Fut>(open: F) -> Self
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Arc<dyn Storage>, PluginError>> + Send + 'static,
+    {
+        Self {
+            open: erase(open),
+            check: Box::new(|table| S::deserialize(table).map(drop)),
+            remove_scratch: None,
+        }
+    }
+
+    pub(super) fn set_remove_scratch<S, F, Fut>(&mut self, remove: F)
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), PluginError>> + Send + 'static,
+    {
+        self.remove_scratch = Some(erase(remove));
+    }
+
+    /// Starts to open a storage.
+    pub(super) fn open(&self, table: Table, place: Place, role: Role) -> Pending<Arc<dyn Storage>> {
+        (self.open)(table, place, role)
+    }
+
+    /// Starts to remove a scratch place. Returns `None` if the backend has nothing to remove.
+    pub(super) fn remove_scratch(&self, table: Table, place: Place, role: Role) -> Option<Pending<()>> {
+        self.remove_scratch.as_ref().map(|remove| remove(table, place, role))
+    }
+
+    /// Checks that a table deserializes to the settings of the backend.
+    pub(super) fn check(&self, table: Table) -> Result<(), TableError> {
+        (self.check)(table)
+    }
+}
+
+fn erase<S, T, F, Fut>(call: F) -> Box<Call<T>>
+where
+    S: DeserializeOwned,
+    T: 'static,
+    F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, PluginError>> + Send + 'static,
+{
+    Box::new(move |table, place, role| Ok(call(S::deserialize(table)?, place, role).boxed()))
+}
+
+/// The arguments for the creation of a transport.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct TransportParts<'a> {
+    /// The section `[transport.limits]`.
+    pub limits: &'a TransportLimits,
+    /// The key of the node, which identifies it to remotes.
+    pub key: &'a KeyPair,
+}
+
+/// An invalid setting in `[transport.limits]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidLimit {
+    /// The key in `[transport.limits]`.
+    pub key: String,
+    /// The problem with its value.
+    pub problem: String,
+}
+
+impl From<InvalidSetting> for InvalidLimit {
+    fn from(error: InvalidSetting) -> Self {
+        Self { key: error.key.to_owned(), problem: error.problem }
+    }
+}
+
+/// The security of a transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Security {
+    /// Neither encrypted nor authenticated. Beyond loopback it requires `transport.allow_plaintext`.
+    Plaintext,
+    /// Encrypted and authenticated.
+    Authenticated,
+}
+
+pub(super) struct Scheme {
+    pub(super) security: Security,
+    /// Shared by all transports that are created together.
+    pub(super) create: Arc<CreateTransports>,
+}

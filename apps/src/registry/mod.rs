@@ -1,0 +1,281 @@
+//! The storage backends and transports of a program, by name.
+//!
+//! There is no global registry: `main` creates the value and passes it on. A backend is a function that opens a storage
+//! from settings of its own type, which are read from its table in the configuration. `builtin` names the built-in
+//! plug-ins, `erased` stores plug-ins independent of their types, `validation` checks a configuration against the
+//! registered plug-ins.
+
+mod builtin;
+mod erased;
+pub(crate) mod locations;
+mod validation;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use enjambre_core::model::identity::KeyPair;
+use enjambre_core::storage::layers::metrics::MeteredStorage;
+use enjambre_core::storage::layers::retry::{Retry, RetryStorage};
+use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::{Endpoint, Place, Role, Storage, Transport};
+use enjambre_swarm::record_copy;
+use serde::de::DeserializeOwned;
+
+use crate::config::error::ConfigError;
+use crate::config::load::Loaded;
+use crate::config::sections::LayersSection;
+use crate::failure::{Failure, Status};
+use erased::{Backend, Scheme, Transports};
+pub use erased::{InvalidLimit, PluginError, Security, TransportParts};
+
+/// The settings of a backend without settings.
+#[derive(Debug, Clone, Copy, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoSettings {}
+
+/// Storage backends and transports by name.
+#[derive(Default)]
+pub struct Registry {
+    storages: BTreeMap<String, Backend>,
+    /// In the order of preference.
+    transports: Vec<(String, Scheme)>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("storages", &self.backends())
+            .field("transports", &self.schemes())
+            .finish()
+    }
+}
+
+impl Registry {
+    /// Raises the limit of open files. To be called once, before listening: each connection uses a file descriptor.
+    pub fn prepare_process(&self) {
+        enjambre_transport::open_files::raise_open_file_limit();
+    }
+
+    /// Registers a storage backend. Replaces a backend with the same name.
+    ///
+    /// `S` is deserialized from the table `[storage.NAME]` and should reject unknown fields. A name consists of letters,
+    /// digits, `_` and `-`.
+    ///
+    /// # Panics
+    /// If the name is `backend` or `layers`, which are keys of the section `[storage]`.
+    pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F)
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Arc<dyn Storage>, PluginError>> + Send + 'static,
+    {
+        let name = name.into();
+        assert!(
+            !["backend", "layers"].contains(&name.as_str()),
+            "a storage backend cannot be named {name:?}: storage.{name} is a common setting of all backends"
+        );
+        self.storages.insert(name, Backend::new(open));
+    }
+
+    /// Registers a function that removes a scratch place of a backend.
+    ///
+    /// Only backends that store data outside of the paths of [`Place::database`] and the data directory need it, for
+    /// example on a server.
+    ///
+    /// # Panics
+    /// If no backend with this name is registered.
+    pub fn remove_scratch_with<S, F, Fut>(&mut self, name: &str, remove: F)
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), PluginError>> + Send + 'static,
+    {
+        let Some(backend) = self.storages.get_mut(name) else {
+            panic!("storage backend {name:?} is not registered; call register_storage first");
+        };
+        backend.set_remove_scratch(remove);
+    }
+
+    /// Registers the transport of a scheme. Replaces a transport with the same scheme.
+    ///
+    /// If a remote node listens with several transports, the one that was registered first is dialed.
+    pub fn register_transport<F>(&mut self, scheme: impl Into<String>, security: Security, create: F)
+    where
+        F: Fn(TransportParts<'_>) -> Result<Arc<dyn Transport>, InvalidLimit> + Send + Sync + 'static,
+    {
+        let scheme: String = scheme.into();
+        self.register_transports(&[(&scheme, security)], move |parts| Ok(vec![create(parts)?]));
+    }
+
+    /// Registers transports that are created together because they share their limits.
+    fn register_transports<F>(&mut self, schemes: &[(&str, Security)], create: F)
+    where
+        F: Fn(TransportParts<'_>) -> Result<Transports, InvalidLimit> + Send + Sync + 'static,
+    {
+        let create: Arc<erased::CreateTransports> = Arc::new(create);
+        for &(name, security) in schemes {
+            let scheme = Scheme { security, create: Arc::clone(&create) };
+            match self.transports.iter_mut().find(|(known, _)| known == name) {
+                Some((_, known)) => *known = scheme,
+                None => self.transports.push((name.to_owned(), scheme)),
+            }
+        }
+    }
+
+    /// Returns the names of the registered storage backends.
+    pub fn backends(&self) -> Vec<&str> {
+        self.storages.keys().map(String::as_str).collect()
+    }
+
+    /// Returns the schemes of the registered transports, in the order of preference.
+    pub fn schemes(&self) -> Vec<&str> {
+        self.transports.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    fn scheme(&self, name: &str) -> Option<&Scheme> {
+        self.transports.iter().find(|(known, _)| known == name).map(|(_, scheme)| scheme)
+    }
+
+    fn backend(&self, loaded: &Loaded) -> Result<&Backend, Failure> {
+        let name = &loaded.config.storage.backend;
+        self.storages.get(name).ok_or_else(|| Failure::usage(self.unknown_backend(name)))
+    }
+
+    /// Removes the data of a scratch place. Its storages must be closed.
+    pub async fn remove_scratch(&self, loaded: &Loaded, place: Place, role: Role) -> Result<(), Failure> {
+        let Some(scratch) = place.scratch.clone() else { return Ok(()) };
+        let section = &loaded.config.storage;
+        let mut outcome = Ok(());
+        if let Some(removal) =
+            self.backend(loaded)?.remove_scratch(section.table(&section.backend), place, role)
+        {
+            let removal = removal.map_err(|error| invalid_table(&section.backend, &error))?;
+            outcome = removal.await.map_err(|error| {
+                let action = format!("cannot remove {} from the {} storage", scratch.name(), section.backend);
+                Failure::from_error(Status::Failed, &*error).context(action)
+            });
+        }
+        let removed = crate::blocking(move || {
+            scratch.remove().map_err(|error| Failure::from(error).context("cannot remove scratch directory"))
+        });
+        removed.await.and(outcome)
+    }
+
+    /// Opens a storage of the configured backend. Rejects the target of an incomplete copy.
+    pub async fn open_storage(
+        &self,
+        loaded: &Loaded,
+        place: Place,
+        role: Role,
+    ) -> Result<Arc<dyn Storage>, Failure> {
+        let storage = self.open_incomplete(loaded, place, role).await?;
+        let failure = match record_copy::mark::find(&*storage).await {
+            Ok(None) => return Ok(storage),
+            Ok(Some(_)) => Failure::failed(
+                "the database contains an incomplete copy; run the same `enjambre storage copy` command again to resume \
+                 it, or with --force to restart it",
+            ),
+            Err(error) => Failure::from_error(Status::Failed, &error),
+        };
+        // The storage was not written, so an error of `close` does not matter.
+        let _ = storage.close().await;
+        Err(failure.context(format!("cannot use the {} storage", loaded.config.storage.backend)))
+    }
+
+    /// Like [`Self::open_storage`], but accepts the target of an incomplete copy.
+    pub async fn open_incomplete(
+        &self,
+        loaded: &Loaded,
+        place: Place,
+        role: Role,
+    ) -> Result<Arc<dyn Storage>, Failure> {
+        self.try_open_storage(loaded, place, role).await?.map_err(|error| {
+            Failure::from_error(Status::Failed, &*error)
+                .context(format!("cannot open the {} storage", loaded.config.storage.backend))
+        })
+    }
+
+    /// Like [`Self::open_incomplete`], but returns an error of the backend unchanged.
+    pub(crate) async fn try_open_storage(
+        &self,
+        loaded: &Loaded,
+        place: Place,
+        role: Role,
+    ) -> Result<Result<Arc<dyn Storage>, PluginError>, Failure> {
+        let section = &loaded.config.storage;
+        let (data_dir, scratch) = (place.data_dir.clone(), place.scratch.clone());
+        let opening = self
+            .backend(loaded)?
+            .open(section.table(&section.backend), place, role)
+            .map_err(|error| invalid_table(&section.backend, &error))?;
+        match scratch {
+            Some(scratch) => {
+                let create = move || {
+                    scratch.create().map_err(|error| {
+                        let folder = scratch.data_dir();
+                        let action = format!("cannot create scratch directory {}", folder.display());
+                        Failure::from(error).context(action)
+                    })
+                };
+                crate::blocking(create).await?;
+            }
+            None => tokio::fs::create_dir_all(&data_dir).await?,
+        }
+        Ok(opening.await.map(|storage| wrap(storage, &section.layers, role)))
+    }
+
+    /// Returns whether the transport of an endpoint authenticates both sides of a connection.
+    pub fn is_authenticated(&self, endpoint: &Endpoint) -> bool {
+        self.scheme(endpoint.scheme()).is_some_and(|known| known.security == Security::Authenticated)
+    }
+
+    /// Creates a dialer over all transports, for the node with this key.
+    pub fn dialer(&self, loaded: &Loaded, key: &KeyPair) -> Result<Arc<Dialer>, ConfigError> {
+        Ok(Arc::new(Dialer::new(self.transports(loaded, key)?)))
+    }
+
+    fn transports(&self, loaded: &Loaded, key: &KeyPair) -> Result<Transports, ConfigError> {
+        self.create_transports(TransportParts { limits: &loaded.config.transport.limits, key })
+            .map_err(|error| loaded.invalid(&format!("transport.limits.{}", error.key), error.problem))
+    }
+
+    /// Creates the transport of each scheme, in the order of preference.
+    fn create_transports(&self, parts: TransportParts<'_>) -> Result<Transports, InvalidLimit> {
+        let mut families: Vec<(&Arc<erased::CreateTransports>, Transports)> = Vec::new();
+        let mut transports = Vec::new();
+        for (name, Scheme { create, .. }) in &self.transports {
+            if !families.iter().any(|(known, _)| Arc::ptr_eq(known, create)) {
+                families.push((create, create(parts)?));
+            }
+            let family = families.iter().filter(|(known, _)| Arc::ptr_eq(known, create));
+            let transport =
+                family.flat_map(|(_, created)| created).find(|transport| transport.scheme() == name);
+            transports.extend(transport.cloned());
+        }
+        Ok(transports)
+    }
+}
+
+fn invalid_table(backend: &str, error: &toml::de::Error) -> Failure {
+    Failure::usage(format!("invalid section [storage.{backend}]: {error}"))
+}
+
+/// Wraps a storage in the configured layers. Metrics are outermost, so that they include retries.
+fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Arc<dyn Storage> {
+    let retry = Retry { timeout: layers.timeout.get(), retries: layers.retries };
+    if retry != Retry::default() {
+        storage = Arc::new(RetryStorage::new(storage, retry));
+    }
+    if layers.metrics {
+        let name = match role {
+            Role::Records => "records",
+            Role::Content => "content",
+        };
+        storage = Arc::new(MeteredStorage::new(storage, name));
+    }
+    storage
+}
+
+#[cfg(test)]
+mod tests;

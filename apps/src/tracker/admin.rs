@@ -1,0 +1,324 @@
+//! The administration of a tracker: invitations, members, revocations and reserved names.
+//!
+//! In a running tracker, the control socket provides access. If the tracker is stopped, [`StandaloneAdmin`] works on its
+//! database.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use enjambre_core::model::membership::Rights;
+use enjambre_core::model::name::Name;
+use enjambre_core::model::secret::{Secret, SecretHash};
+use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_core::{Endpoint, PeerId, Role, Storage, StorageError};
+use enjambre_swarm::catalogue::Catalogue;
+use enjambre_swarm::catalogue::error::CatalogueError;
+use enjambre_swarm::catalogue::layout::InvitationRecord;
+use enjambre_swarm::membership::credentials::invitation::{Invitation, MAX_TRACKERS};
+use enjambre_swarm::tracker::admission::Admission;
+use enjambre_swarm::tracker::settings::TrackerSettings;
+
+use super::{admission, endpoints_file};
+use crate::config::load::Loaded;
+use crate::config::sections::NodeKind;
+use crate::control::message::{Command, Event, Events, Execute, InvitationLine, MemberLine};
+use crate::data_dir::DataDir;
+use crate::failure::{Failure, Status};
+use crate::node_key;
+use crate::registry::Registry;
+use crate::registry::locations::node_place;
+
+/// Minimum number of digits in a prefix of an id.
+const MIN_PREFIX: usize = 4;
+
+/// Executes the administration commands of a tracker.
+#[derive(Debug)]
+pub struct AdminService {
+    catalogue: Arc<Catalogue>,
+    /// `None` if the swarm is open.
+    admission: Option<Arc<Admission>>,
+    /// The endpoints at which peers reach this tracker.
+    endpoints: Vec<Endpoint>,
+}
+
+/// The admin service of a tracker that is stopped.
+#[derive(Debug)]
+pub struct StandaloneAdmin {
+    /// The service.
+    pub service: AdminService,
+    storage: Arc<dyn Storage>,
+    _data_dir: DataDir,
+}
+
+impl StandaloneAdmin {
+    /// Opens the database of a tracker whose data directory is locked by this process.
+    pub async fn open(registry: &Registry, loaded: &Loaded, data_dir: DataDir) -> Result<Self, Failure> {
+        let folder = data_dir.path().to_owned();
+        let listen = loaded.config.transport.listen.clone();
+        let (key, listen) = crate::blocking({
+            let folder = folder.clone();
+            move || Ok((node_key::load_or_create(&folder)?, endpoints_file::effective(&listen, &folder)))
+        })
+        .await?;
+        let place = node_place(NodeKind::Tracker, &folder);
+        let storage = registry.open_storage(loaded, place, Role::Records).await?;
+        let rules =
+            TrackerSettings { lease: loaded.config.tracker.lease.get(), ..TrackerSettings::default() };
+        let opened = async {
+            let catalogue = Catalogue::open(Arc::clone(&storage), rules.rules(), SystemClock.now_ms()).await;
+            let catalogue = Arc::new(catalogue.map_err(|error| {
+                Failure::from_error(Status::Failed, &error).context("cannot open the catalogue")
+            })?);
+            let admission = admission::open(loaded, &catalogue, key.peer_id()).await?;
+            let with_id = |endpoint: &Endpoint| {
+                endpoint.with_id(registry.is_authenticated(endpoint).then(|| key.peer_id()))
+            };
+            let listen = listen.iter().map(with_id).collect();
+            Ok(AdminService::new(registry, loaded, catalogue, admission, listen))
+        };
+        match opened.await {
+            Ok(service) => Ok(Self { service, storage, _data_dir: data_dir }),
+            Err(failure) => {
+                // The first failure is reported, because nothing was written.
+                let _ = storage.close().await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Closes the database.
+    pub async fn close(self) -> Result<(), Failure> {
+        self.storage.close().await.map_err(storage_failure)
+    }
+}
+
+impl AdminService {
+    /// Creates the service of a tracker that listens on these endpoints.
+    pub fn new(
+        registry: &Registry,
+        loaded: &Loaded,
+        catalogue: Arc<Catalogue>,
+        admission: Option<Arc<Admission>>,
+        listen: Vec<Endpoint>,
+    ) -> Self {
+        let id = listen.iter().find_map(Endpoint::id);
+        let advertise = &loaded.config.transport.advertise;
+        let announced = if advertise.is_empty() { listen } else { advertise.clone() };
+        let with_id = |endpoint: Endpoint| match registry.is_authenticated(&endpoint) {
+            true => endpoint.with_id(id),
+            false => endpoint,
+        };
+        let is_reachable = |endpoint: &Endpoint| {
+            endpoint.id().is_some() && endpoint.port() != 0 && !endpoint.is_unspecified()
+        };
+        let endpoints = announced.into_iter().map(with_id).filter(is_reachable).collect();
+        Self { catalogue, admission, endpoints }
+    }
+
+    fn admission(&self) -> Result<&Admission, Failure> {
+        self.admission.as_deref().ok_or_else(|| {
+            Failure::usage(
+                "the swarm is open and has no members or invitations; set swarm.admission = \"invite\" on its trackers",
+            )
+        })
+    }
+
+    async fn invite(
+        &self,
+        (uses, lifetime_ms): (u32, u64),
+        rights: Rights,
+        others: Vec<Endpoint>,
+        events: &Events,
+    ) -> Result<(), Failure> {
+        let admission = self.admission()?;
+        if uses == 0 || lifetime_ms == 0 {
+            return Err(Failure::usage("an invitation requires at least one use and a validity period"));
+        }
+        let mut trackers = self.endpoints.clone();
+        if let Some(other) = others.iter().find(|other| other.id().is_none()) {
+            return Err(Failure::usage(format!(
+                "tracker endpoint {other} does not contain an id; write SCHEME://ID@HOST:PORT"
+            )));
+        }
+        trackers.extend(others);
+        trackers.dedup();
+        if trackers.is_empty() {
+            return Err(Failure::usage(
+                "the invitation would contain no tracker endpoint, because this tracker listens on all addresses; set \
+                 transport.advertise to an endpoint that peers can reach",
+            ));
+        }
+        if trackers.len() > MAX_TRACKERS {
+            return Err(Failure::usage(format!(
+                "too many tracker endpoints; an invitation contains at most {MAX_TRACKERS}"
+            )));
+        }
+        if trackers.iter().all(Endpoint::is_loopback) {
+            let text = "this invitation works on this machine only; set transport.advertise to an endpoint that other \
+                        machines can reach";
+            events.warn(text).await;
+        }
+        let now = SystemClock.now_ms();
+        let (secret, until) = (Secret::generate(), now.saturating_add(lifetime_ms));
+        self.catalogue.invite(secret.hash(), rights, uses, until, now).await.map_err(storage_failure)?;
+        let authority = *admission.authority().key();
+        let id = secret.hash().to_string();
+        let invitation = Invitation { authority, secret, until, trackers }.to_string();
+        events.send(Event::Invitation { invitation, id, uses, expires_ms: until }).await;
+        Ok(())
+    }
+
+    async fn invitations(&self, events: &Events) -> Result<(), Failure> {
+        self.admission()?;
+        let now = SystemClock.now_ms();
+        let mut after = None;
+        loop {
+            let page = self.catalogue.invitations(after.as_ref(), now).await.map_err(storage_failure)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.0);
+            for invitation in page.iter().filter(|(_, record)| now < record.until) {
+                events.send(Event::OpenInvitation(line(invitation))).await;
+            }
+        }
+    }
+
+    async fn cancel_invitation(&self, prefix: &str, events: &Events) -> Result<(), Failure> {
+        self.admission()?;
+        let prefix = parse_prefix("invitation", prefix)?;
+        let found = self.catalogue.invitations_with_prefix(&prefix).await.map_err(storage_failure)?;
+        let id = single("invitation", &prefix, &found)?;
+        if !self.catalogue.cancel_invitation(id).await.map_err(storage_failure)? {
+            return Err(Failure::not_found(format!("invitation {prefix} no longer exists")));
+        }
+        events.send(Event::Cancelled { id: id.to_string() }).await;
+        Ok(())
+    }
+
+    async fn peers(&self, events: &Events) -> Result<(), Failure> {
+        self.admission()?;
+        let mut after = None;
+        loop {
+            let page = self.catalogue.members(after.as_ref(), SystemClock.now_ms()).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.peer);
+            for member in page {
+                let line = MemberLine {
+                    peer: member.peer,
+                    rights: member.record.rights,
+                    joined_ms: member.record.joined,
+                    last_seen_ms: member.seen,
+                    online: member.alive,
+                    revoked_ms: member.record.revoked,
+                    invitations: member.record.invitations.iter().map(SecretHash::to_string).collect(),
+                };
+                events.send(Event::Member(line)).await;
+            }
+        }
+    }
+
+    async fn revoke(&self, peer: &str, events: &Events) -> Result<(), Failure> {
+        let admission = self.admission()?;
+        let peer = self.peer(peer).await?;
+        let revoked = self.catalogue.revoke(&peer, SystemClock.now_ms()).await?;
+        if let Err(error) = admission.refresh().await {
+            let error = Failure::from_error(Status::Failed, &error).message;
+            let text =
+                format!("{peer} is revoked, but its open connections are closed with a delay: {error}");
+            events.warn(text).await;
+        }
+        if revoked.ahead {
+            let text = "the revocation list is dated more than a day ahead of the clock of this machine, and peers reject \
+                        such a list; trackers refuse the revoked peer now, but peers only after its membership expires, \
+                        within a day. Correct the clock; if it is right, see docs/SECURITY.md";
+            events.warn(text).await;
+        }
+        let cancelled = revoked.cancelled.iter().map(line).collect();
+        events.send(Event::Revoked { peer, new: revoked.new, cancelled }).await;
+        Ok(())
+    }
+
+    async fn reserve(&self, name: Name, peer: Option<String>, events: &Events) -> Result<(), Failure> {
+        let peer = match peer {
+            Some(peer) => {
+                let peer = self.peer(&peer).await?;
+                let now = SystemClock.now_ms();
+                self.catalogue.reserve(&name, peer, now).await.map_err(storage_failure)?;
+                Some(peer)
+            }
+            None if self.catalogue.release(&name).await.map_err(storage_failure)? => None,
+            None => return Err(Failure::not_found(format!("name {name} is not reserved"))),
+        };
+        events.send(Event::Reserved { name, peer }).await;
+        Ok(())
+    }
+
+    /// Returns the peer with this id or with an id that has this prefix.
+    async fn peer(&self, id: &str) -> Result<PeerId, Failure> {
+        if let Ok(peer) = id.parse() {
+            return Ok(peer);
+        }
+        let prefix = parse_prefix("peer", id)?;
+        let found = self.catalogue.peers_with_prefix(&prefix).await.map_err(storage_failure)?;
+        single("peer", &prefix, &found)
+    }
+}
+
+fn storage_failure(error: StorageError) -> Failure {
+    Failure::from_error(Status::Failed, &error)
+}
+
+fn line((id, record): &(SecretHash, InvitationRecord)) -> InvitationLine {
+    let InvitationRecord { rights, uses, until, at, .. } = *record;
+    InvitationLine { id: id.to_string(), rights, uses, expires_ms: until, created_ms: at }
+}
+
+/// Checks and normalizes an id or a prefix of an id.
+fn parse_prefix(kind: &str, digits: &str) -> Result<String, Failure> {
+    let is_valid =
+        (MIN_PREFIX..=64).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_valid {
+        return Ok(digits.to_lowercase());
+    }
+    let text =
+        format!("invalid {kind} id {digits:?}; specify an id, or a prefix with at least {MIN_PREFIX} digits");
+    Err(Failure::usage(text))
+}
+
+/// Returns the only id with a prefix.
+fn single<T: Copy>(kind: &str, prefix: &str, found: &[T]) -> Result<T, Failure> {
+    match found {
+        [] => Err(Failure::not_found(format!("no {kind} has an id with the prefix {prefix}"))),
+        [one] => Ok(*one),
+        _ => Err(Failure::usage(format!("several {kind} ids have the prefix {prefix}; specify more digits"))),
+    }
+}
+
+impl From<CatalogueError> for Failure {
+    fn from(error: CatalogueError) -> Self {
+        let status = match &error {
+            CatalogueError::NotFound { .. } => Status::NotFound,
+            _ => Status::Failed,
+        };
+        Self::from_error(status, &error)
+    }
+}
+
+#[async_trait]
+impl Execute for AdminService {
+    async fn execute(&self, command: Command, events: Events) -> Result<(), Failure> {
+        match command {
+            Command::Invite { uses, lifetime_ms, read_only, trackers } => {
+                let rights = if read_only { Rights::ReadOnly } else { Rights::Full };
+                self.invite((uses, lifetime_ms), rights, trackers, &events).await
+            }
+            Command::Invitations => self.invitations(&events).await,
+            Command::CancelInvitation { id } => self.cancel_invitation(&id, &events).await,
+            Command::Peers => self.peers(&events).await,
+            Command::Revoke { peer } => self.revoke(&peer, &events).await,
+            Command::Reserve { name, peer } => self.reserve(name, peer, &events).await,
+            _ => Err(Failure::usage(
+                "a tracker cannot execute this command; specify the configuration of a peer with --config",
+            )),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The file with the listen endpoints of a tracker, including the ports that the system chose.
+
+use std::path::Path;
+
+use enjambre_core::Endpoint;
+
+const FILE_NAME: &str = "endpoints";
+
+/// Writes the endpoints of a running tracker. An error is logged only.
+pub(super) async fn write(data_dir: &Path, endpoints: &[Endpoint]) {
+    let lines: String = endpoints.iter().map(|endpoint| format!("{endpoint}\n")).collect();
+    let draft = data_dir.join(format!("{FILE_NAME}.new"));
+    let written = async {
+        tokio::fs::write(&draft, lines).await?;
+        tokio::fs::rename(&draft, data_dir.join(FILE_NAME)).await
+    };
+    if let Err(error) = written.await {
+        tracing::warn!(%error, "endpoints file write failed, `enjambre status` may not find this tracker");
+    }
+}
+
+/// Returns the configured listen endpoints. If one of them has port 0, returns the endpoints that the running tracker has
+/// written. Blocks briefly.
+pub(crate) fn effective(listen: &[Endpoint], data_dir: &Path) -> Vec<Endpoint> {
+    if listen.iter().any(|endpoint| endpoint.port() == 0) {
+        let text = std::fs::read_to_string(data_dir.join(FILE_NAME)).unwrap_or_default();
+        let written: Vec<Endpoint> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        if !written.is_empty() {
+            return written;
+        }
+    }
+    listen.to_vec()
+}

@@ -1,0 +1,96 @@
+//! Assembly of the replica store of a tracker.
+
+use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+
+use enjambre_core::Endpoint;
+use enjambre_core::model::identity::{KeyPair, PublicKey};
+use enjambre_core::runtime::clock::SystemClock;
+use enjambre_core::transport::dialer::Dialer;
+use enjambre_swarm::catalogue::Catalogue;
+use enjambre_swarm::tracker::replicas::{ReplicaParts, ReplicaStore};
+use enjambre_swarm::tracker_client::trackers::Trackers;
+
+use crate::config::load::Loaded;
+use crate::failure::Failure;
+use crate::peer::services::{CloseMode, PeerServices};
+use crate::registry::Registry;
+use crate::registry::locations::replica_place;
+
+/// The replica store of a tracker, with the library that contains the replicas.
+#[derive(Debug)]
+pub(super) struct Replicas {
+    pub(super) store: Arc<ReplicaStore>,
+    pub(super) services: PeerServices,
+}
+
+/// Opens the library for the replicas. With an `authority` they are only fetched from members of its swarm.
+pub(super) async fn open_services(
+    registry: &Registry,
+    loaded: &Loaded,
+    data_dir: &Path,
+    dialer: &Arc<Dialer>,
+    key: &KeyPair,
+    authority: Option<PublicKey>,
+) -> Result<PeerServices, Failure> {
+    PeerServices::open(registry, loaded, replica_place(data_dir), dialer, key, authority).await
+}
+
+impl Replicas {
+    /// Creates the store for a tracker that listens at these endpoints.
+    pub(super) fn new(
+        loaded: &Loaded,
+        services: PeerServices,
+        dialer: &Arc<Dialer>,
+        key: KeyPair,
+        catalogue: &Arc<Catalogue>,
+        listen: &[Endpoint],
+    ) -> Self {
+        // The wildcard address is dialled on loopback.
+        let tracker = listen.first().map(|endpoint| match endpoint.is_unspecified() {
+            true => endpoint.with_address(IpAddr::from([127, 0, 0, 1])),
+            false => endpoint.clone(),
+        });
+        let advertise = &loaded.config.transport.advertise;
+        let parts = ReplicaParts {
+            downloader: Arc::clone(&services.downloader),
+            members: services.members.clone(),
+            catalogue: Arc::clone(catalogue),
+            trackers: Arc::new(Trackers::new(dialer, tracker)),
+            key,
+            endpoints: if advertise.is_empty() { reachable(listen) } else { advertise.clone() },
+            clock: Arc::new(SystemClock),
+        };
+        let store = ReplicaStore::new(parts, loaded.config.tracker.store.quota.get());
+        Self { store, services }
+    }
+
+    /// Leaves the swarm, stops all fetches and closes the library.
+    pub(super) async fn stop(&self) {
+        tokio::join!(self.store.leave(), async {
+            self.store.stop().await;
+            self.services.close(CloseMode::Durable).await;
+        });
+    }
+}
+
+/// Returns the endpoints under which other peers reach the replicas. The tracker sees its own store connect from
+/// loopback, so a wildcard address is replaced by the address of the interface with the default route.
+fn reachable(listen: &[Endpoint]) -> Vec<Endpoint> {
+    let outward = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        // An address reserved for documentation (RFC 5737). Connecting a datagram socket sends nothing.
+        socket.connect(("192.0.2.1", 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    let endpoints = listen.iter().map(|endpoint| match outward() {
+        Ok(address) if endpoint.is_unspecified() => {
+            let endpoint = endpoint.with_address(address);
+            tracing::info!(%endpoint, "replicas offered at a detected address; transport.advertise overrides it");
+            endpoint
+        }
+        _ => endpoint.clone(),
+    });
+    endpoints.collect()
+}

@@ -1,0 +1,51 @@
+//! Wall-clock time stamps.
+
+use std::ops::Add;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+/// A time in milliseconds since 1970-01-01 UTC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnixMillis(pub u64);
+
+impl UnixMillis {
+    /// Returns the time of a system clock, or 0 if it is before 1970.
+    pub fn from_system(time: SystemTime) -> Self {
+        Self::default() + time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// Returns the number of milliseconds since 1970-01-01 UTC.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the time since `earlier`, or zero if `earlier` is later.
+    pub const fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Adds a duration and saturates at the largest time.
+impl Add<Duration> for UnixMillis {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arithmetic_saturates() {
+        let second = Duration::from_secs(1);
+        assert_eq!(UnixMillis(5) + second, UnixMillis(1005));
+        assert_eq!(UnixMillis(u64::MAX) + second, UnixMillis(u64::MAX));
+        assert_eq!(UnixMillis(1005).saturating_since(UnixMillis(5)), second);
+        assert_eq!(UnixMillis(5).saturating_since(UnixMillis(1005)), Duration::ZERO);
+    }
+}

@@ -1,0 +1,31 @@
+//! The conformance kit on PostgreSQL, in both roles.
+
+use std::sync::Arc;
+
+use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
+use enjambre_storage_postgres::{PostgresSettings, open};
+use enjambre_testkit::storage::{Builder, run_all};
+use enjambre_tests::postgres::Server;
+
+use crate::fixture::settings;
+
+pub(crate) struct Postgres(pub(crate) Arc<Server>, pub(crate) Role, pub(crate) Tenancy);
+
+impl Builder for Postgres {
+    type Place = (PostgresSettings, tempfile::TempDir);
+
+    fn place(&self) -> Self::Place {
+        (settings(&self.0.url()), tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    async fn open(&self, (settings, folder): &Self::Place) -> Result<Arc<dyn Storage>, StorageError> {
+        open(settings, &Place::new(folder.path(), self.2), self.1).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_passes_the_conformance_kit() {
+    let Some(server) = Server::shared("PostgreSQL conformance") else { return };
+    run_all(&Postgres(server.clone(), Role::Records, Tenancy::Shared)).await;
+    run_all(&Postgres(server, Role::Content, Tenancy::Single)).await;
+}

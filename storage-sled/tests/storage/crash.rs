@@ -1,0 +1,21 @@
+//! The crash level of the kit: `kill -9` during commits loses nothing acknowledged and leaves no partial batch.
+
+use enjambre_core::{Place, Role, Tenancy};
+use enjambre_storage_sled::{SledSettings, open};
+use enjambre_testkit::storage::crash::survive_kills;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_survive_kills() {
+    survive_kills("crash::records_survive_kills", async |folder| {
+        open(&SledSettings::default(), &Place::new(folder, Tenancy::Single), Role::Records).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_survives_kills() {
+    survive_kills("crash::content_survives_kills", async |folder| {
+        open(&SledSettings::default(), &Place::new(folder, Tenancy::Single), Role::Content).await
+    })
+    .await;
+}

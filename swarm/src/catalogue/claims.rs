@@ -1,0 +1,57 @@
+//! Writes of claims, which always change `providers` and `offers` together.
+
+use bytes::Bytes;
+use rand::RngExt;
+
+use super::layout::{self, CLEARED, Claim, FileNumber, OFFERS, PROVIDERS, PeerNumber, SESSIONS};
+use super::peers::Session;
+use enjambre_core::runtime;
+use enjambre_core::{Batch, Space};
+
+/// Requires that the session is valid. Every batch that adds claims needs it, because claims of a peer that was removed
+/// meanwhile would never be deleted.
+pub(super) fn require_session(batch: &mut Batch, by: &Session) {
+    batch.require(SESSIONS, layout::session_key(by.id), layout::peer_number(by.number));
+}
+
+pub(super) fn put_claim(batch: &mut Batch, by: &Session, file: FileNumber, claim: Claim) {
+    batch.put(PROVIDERS, layout::provider_key(file, by.number), claim.encode());
+    batch.put(OFFERS, layout::offer_key(by.number, file), claim.encode_offer(by.began));
+}
+
+pub(super) fn delete_claim(batch: &mut Batch, peer: PeerNumber, file: FileNumber) {
+    batch.delete(PROVIDERS, layout::provider_key(file, peer));
+    batch.delete(OFFERS, layout::offer_key(peer, file));
+}
+
+/// Marks that claims of the peer are deleted. Every batch that deletes claims needs it, so that a concurrent announcement that
+/// found a claim unchanged, and therefore does not write it, conflicts.
+pub(super) fn mark_cleared(batch: &mut Batch, peer: PeerNumber) {
+    batch.put(CLEARED, layout::peer_key(peer), Bytes::copy_from_slice(&runtime::rng().random::<[u8; 8]>()));
+}
+
+/// Entries of one space that are added to a batch together. They are many and small, so they share one allocation.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    bytes: Vec<u8>,
+    /// Start and end of each value.
+    values: Vec<(usize, usize)>,
+}
+
+impl Entries {
+    pub(super) fn add(&mut self, key: [u8; 12], write: impl FnOnce(&mut Vec<u8>)) {
+        self.bytes.extend(key);
+        let value = self.bytes.len();
+        write(&mut self.bytes);
+        self.values.push((value, self.bytes.len()));
+    }
+
+    pub(super) fn put_into(self, space: Space, batch: &mut Batch) {
+        let bytes = Bytes::from(self.bytes);
+        let mut begin = 0;
+        for (value, end) in self.values {
+            batch.put(space, layout::key_of(bytes.slice(begin..value)), bytes.slice(value..end));
+            begin = end;
+        }
+    }
+}

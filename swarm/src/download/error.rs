@@ -1,0 +1,29 @@
+//! The error of a download.
+
+use std::time::Duration;
+
+use crate::library::error::LibraryError;
+
+/// Why a download did not complete. The verified pieces stay in the library.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DownloadError {
+    /// No reachable provider had a missing piece within the provider timeout.
+    #[error("no reachable provider has the missing data after {} s{}", timeout.as_secs(), last_error(reason.as_deref()))]
+    NoProviders {
+        /// The provider timeout.
+        timeout: Duration,
+        /// The last error of a provider or tracker.
+        reason: Option<String>,
+    },
+    /// The download was stopped.
+    #[error("download stopped; the verified pieces are kept")]
+    Cancelled,
+    /// The library cannot store the content.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+}
+
+fn last_error(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!(" (last error: {reason})"))
+}

@@ -1,0 +1,116 @@
+//! Download of a file, or of a collection with its members, into the library or to a path.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::collection::get_members;
+use super::downloader::Downloader;
+use super::error::DownloadError;
+use super::progress::Progress;
+use super::provider::ProviderSource;
+use super::request::DownloadRequest;
+use super::storage_wait::retry_storage;
+use crate::library::entry::Location;
+use crate::library::error::LibraryError;
+use crate::library::output::{Destination, OutputDir};
+use crate::library::small::SmallOutput;
+use enjambre_core::FileId;
+use enjambre_core::model::name::Name;
+use enjambre_core::model::record::FileKind;
+
+/// A file or collection to download, and its destination.
+#[derive(Debug, Clone)]
+pub struct GetRequest {
+    /// The id of the file or collection.
+    pub id: FileId,
+    /// The name in the library.
+    pub name: Option<Name>,
+    /// The kind of the file.
+    pub kind: FileKind,
+    /// The size that the publisher claims, in bytes.
+    pub size: u64,
+    /// The file or directory to write to; `None` for the library.
+    pub output: Option<PathBuf>,
+    /// Whether to replace existing files at `output`.
+    pub force: bool,
+    /// Whether to return only when the content survives a power cut.
+    pub durable: bool,
+}
+
+/// Downloads a file or collection and returns the bytes of the file, or of all members of the collection.
+///
+/// Dropping the future stops the download unless it is shared with another caller. Verified pieces are kept.
+pub async fn get(
+    downloader: &Downloader,
+    request: &GetRequest,
+    providers: Arc<dyn ProviderSource>,
+    progress: &watch::Sender<Progress>,
+) -> Result<u64, Arc<DownloadError>> {
+    let library = downloader.library();
+    let context = &*downloader.context;
+    let failed = |error: LibraryError| Arc::new(DownloadError::from(error));
+    let destination = match (&request.output, request.kind) {
+        (Some(path), FileKind::File) => Destination::Path { path: path.clone(), force: request.force },
+        _ => Destination::Library,
+    };
+    let download = downloader.get(DownloadRequest {
+        id: request.id,
+        name: request.name.clone(),
+        kind: request.kind,
+        member_of: None,
+        claimed_size: Some(request.size),
+        proven_size: None,
+        destination,
+        announced_as: request.id,
+        providers: Arc::clone(&providers),
+    });
+    let mut updates = download.progress();
+    let completion = download.wait();
+    tokio::pin!(completion);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut completion => break result?,
+            Ok(()) = updates.changed() => { progress.send_replace(*updates.borrow_and_update()); }
+        }
+    }
+    let last = *download.progress().borrow();
+    let bytes = match (request.kind, &request.output) {
+        (FileKind::File, output) => {
+            if let Some(path) = output {
+                let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                let is_linked = matches!(library.entry(&request.id), Some(entry)
+                    if entry.location == Location::Linked { path: absolute });
+                if !is_linked {
+                    let export = || library.export(&request.id, path, request.force);
+                    retry_storage(context, progress, export).await.map_err(failed)?;
+                }
+            }
+            let size = library.entry(&request.id).map_or(last.total, |entry| entry.size);
+            progress.send_replace(Progress { done: size, total: size, ..last });
+            size
+        }
+        (FileKind::Collection, output) => {
+            let output = match output {
+                Some(path) => {
+                    let create = || OutputDir::create(path);
+                    let dir = retry_storage(context, progress, create).await.map_err(failed)?;
+                    Some(SmallOutput { dir, force: request.force })
+                }
+                None => None,
+            };
+            let bytes = get_members(downloader, request.id, output.as_ref(), providers, progress).await?;
+            if let Some(SmallOutput { dir, .. }) = output.filter(|_| request.durable) {
+                // The library does not track copies in the output directory, so its checkpoint does not sync them.
+                retry_storage(context, progress, || dir.sync()).await.map_err(failed)?;
+            }
+            bytes
+        }
+    };
+    if request.durable {
+        retry_storage(context, progress, || library.checkpoint_all()).await.map_err(failed)?;
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,35 @@
+//! Downloads: which piece to request from which provider, the requests, and the storage of received pieces.
+//!
+//! [`schedule`] and [`window`] make decisions and use no socket, no clock and no random source of their own. [`provider`]
+//! sends requests to one provider, `transfer` downloads one file, and [`downloader`] shares a transfer among its waiters.
+//! [`collection`] downloads the members of a collection and `small_files` its small files in batches; [`get`] combines
+//! all of it. `storage_wait` retries library operations, for example while the disk is full.
+
+pub mod arrival_rate;
+pub mod collection;
+mod context;
+pub mod downloader;
+pub mod error;
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+pub(crate) mod fuzz;
+pub mod get;
+pub mod progress;
+pub mod provider;
+pub mod provider_choice;
+pub mod request;
+pub mod schedule;
+pub mod settings;
+#[cfg(test)]
+mod simulation;
+mod small_files;
+#[cfg(test)]
+mod small_files_tests;
+mod storage_wait;
+#[cfg(test)]
+mod tests;
+mod transfer;
+pub mod window;
+
+pub use error::DownloadError;

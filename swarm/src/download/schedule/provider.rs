@@ -1,0 +1,105 @@
+//! The state of one provider in a schedule: its pieces, its requests in flight, and its measured performance.
+
+use std::time::Duration;
+
+use super::bits::Bits;
+use crate::download::arrival_rate::ArrivalRate;
+use crate::download::window::{Window, WindowSettings};
+use enjambre_core::model::layout::{PieceIndex, PieceLayout};
+
+/// Expected latency of a provider that has not delivered any piece.
+const DEFAULT_LATENCY: Duration = Duration::from_millis(500);
+/// Maximum number of requests in flight as a multiple of the bandwidth-delay product.
+const PIPELINE_FACTOR: f64 = 4.0;
+
+/// Identifies a provider within one schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProviderKey(pub u32);
+
+/// The state of a provider.
+#[derive(Debug)]
+pub(super) struct ProviderState {
+    pub(super) have: Bits,
+    /// Whether the provider has the whole file. Its pieces do not count for the rarity.
+    pub(super) complete: bool,
+    /// The pieces that the provider sent to other peers, by its own account.
+    pub(super) already_sent: Option<Bits>,
+    pub(super) in_flight: Vec<PieceIndex>,
+    pub(super) window: Window,
+    pub(super) rate: ArrivalRate,
+    /// The recent minimum latency of a piece.
+    pub(super) min_latency: Option<Duration>,
+    /// The latency of a short reply.
+    pub(super) round_trip: Option<Duration>,
+    /// Whether other partial providers are much nearer.
+    pub(super) distant: bool,
+}
+
+impl ProviderState {
+    /// The state of a provider whose pieces are not yet counted, as for a complete provider.
+    pub(super) fn new(settings: WindowSettings, layout: PieceLayout, now: Duration) -> Self {
+        Self {
+            have: Bits::empty(layout.count()),
+            complete: true,
+            already_sent: None,
+            in_flight: Vec::new(),
+            window: Window::new(settings, layout),
+            rate: ArrivalRate::new(now),
+            min_latency: None,
+            round_trip: None,
+            distant: false,
+        }
+    }
+
+    /// Records a piece, with the time since its request if it was requested from this provider.
+    pub(super) fn piece_arrived(&mut self, piece: PieceIndex, latency: Option<Duration>, now: Duration) {
+        self.in_flight.retain(|&other| other != piece);
+        self.rate.arrived(now);
+        self.window.arrived(latency, now);
+        if let Some(latency) = latency {
+            // Grows slowly, to follow a path that becomes longer.
+            let min = self.min_latency.map_or(latency, |before| latency.min(before + before / 64));
+            self.min_latency = Some(min);
+        }
+    }
+
+    /// Returns the expected time until one more requested piece arrives, after those in flight.
+    pub(super) fn expected_time(&self, now: Duration) -> Duration {
+        let rate = self.rate.per_second(now);
+        let ahead = self.in_flight.len() as f64;
+        match self.min_latency {
+            Some(latency) => latency + Duration::from_secs_f64((ahead / rate.max(0.01)).min(60.0)),
+            None => {
+                let latency = DEFAULT_LATENCY + self.round_trip.unwrap_or_default();
+                latency * (self.in_flight.len() as u32 + 1)
+            }
+        }
+    }
+
+    /// Returns an upper bound of the round trip time.
+    pub(super) fn distance(&self) -> Option<Duration> {
+        self.round_trip
+            .map(|round_trip| self.min_latency.map_or(round_trip, |latency| latency.min(round_trip)))
+    }
+
+    /// Whether another request may be sent.
+    pub(super) fn has_free_slot(&self, has_partial: bool, now: Duration) -> bool {
+        self.in_flight.len() < self.max_in_flight(has_partial, now)
+    }
+
+    /// Returns the maximum number of requests in flight.
+    ///
+    /// If several providers can send a piece, a piece in a long queue is not available to those that could send it at
+    /// once. So there are only as many requests as keep the provider busy: a multiple of the bandwidth-delay product.
+    fn max_in_flight(&self, has_partial: bool, now: Duration) -> usize {
+        let window = self.window.limit();
+        match (has_partial, self.min_latency) {
+            (false, _) => window,
+            (true, None) => window.min(1),
+            (true, Some(latency)) => {
+                let product = self.rate.per_second(now) * latency.as_secs_f64();
+                window.min(1 + (PIPELINE_FACTOR * product).round() as usize)
+            }
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! Download of small members of a collection in batches: each request fetches several whole files.
+//!
+//! Every provider of the collection takes batches off a shared queue and has a few of them in flight. Files that one
+//! provider does not have are requested from the others. The rest is left to single downloads, which wait for providers
+//! and for free disk space and report errors. Only content that hashes to its id is stored, and a provider that sends
+//! other content is banned.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::FuturesUnordered;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::context::DownloadContext;
+use super::error::DownloadError;
+use super::progress::{Phase, Progress};
+use super::provider::{self, ProviderError, ProviderSource};
+use crate::library::error::LibraryError;
+use crate::library::small::{SmallFile, SmallOutput};
+use enjambre_core::model::collection::MemberPath;
+use enjambre_core::{Connection, Deadline, FileId};
+use enjambre_core::model::record::Provider;
+use enjambre_core::protocol::message::MAX_FILES;
+use enjambre_core::runtime;
+
+/// Approximate size of a batch.
+const BATCH_BYTES: u64 = 512 * 1024;
+/// Maximum number of batches in flight from one provider.
+const MAX_IN_FLIGHT: usize = 4;
+/// Maximum number of files per write, and of parallel writes.
+const WRITE_FILES: usize = 1024;
+const MAX_WRITERS: usize = 2;
+/// Number of successive failures after which a provider is excluded.
+const MAX_FAILURES: u32 = 3;
+/// Back-off for an unreachable provider.
+const BACKOFF: Duration = Duration::from_millis(500);
+
+/// A small member to download.
+#[derive(Debug)]
+pub(super) struct SmallMember {
+    pub(super) id: FileId,
+    /// The size in bytes.
+    pub(super) size: u64,
+    /// The paths, and whether the file is executable there.
+    pub(super) paths: Vec<(MemberPath, bool)>,
+    /// Indexes of providers that do not have the file.
+    missing_at: Vec<usize>,
+}
+
+impl SmallMember {
+    pub(super) const fn new(id: FileId, size: u64, paths: Vec<(MemberPath, bool)>) -> Self {
+        Self { id, size, paths, missing_at: Vec::new() }
+    }
+
+    /// Returns the bytes, counted once for each path.
+    fn bytes(&self) -> u64 {
+        self.size * self.paths.len() as u64
+    }
+}
+
+enum ConnectionState {
+    Connecting,
+    Active(Arc<dyn Connection>),
+    BackedOff(Instant),
+    Excluded,
+}
+
+struct BatchProvider {
+    provider: Provider,
+    state: ConnectionState,
+    in_flight: usize,
+    failures: u32,
+    /// The value of `returned_count` when this provider last checked all returned files.
+    checked: Option<u64>,
+}
+
+/// A reply to a batch.
+struct BatchReply {
+    from: usize,
+    files: Vec<SmallMember>,
+    reply: Result<(Vec<Option<u64>>, Bytes), ProviderError>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// A hashed batch.
+struct HashedBatch {
+    from: usize,
+    valid: Vec<(SmallMember, Bytes)>,
+    invalid: Vec<SmallMember>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+enum Event {
+    Providers(Result<Vec<Provider>, String>),
+    Connected(usize, Result<Arc<dyn Connection>, ProviderError>),
+    Reply(BatchReply),
+    /// `None` if hashing was interrupted.
+    Hashed(Option<HashedBatch>),
+    Written(Vec<SmallMember>, Result<Vec<FileId>, LibraryError>),
+}
+
+struct Batches<'a> {
+    context: &'a Arc<DownloadContext>,
+    collection: FileId,
+    output: Option<SmallOutput>,
+    progress: &'a watch::Sender<Progress>,
+    providers: Vec<BatchProvider>,
+    events: FuturesUnordered<BoxFuture<'static, Event>>,
+    queue: VecDeque<SmallMember>,
+    /// Files that at least one provider did not have, and how many were ever added here.
+    returned: VecDeque<SmallMember>,
+    returned_count: u64,
+    to_write: Vec<(SmallMember, Bytes)>,
+    permits: Vec<OwnedSemaphorePermit>,
+    writing: usize,
+    remaining: Vec<SmallMember>,
+    done: u64,
+}
+
+/// Downloads the files into the library or to `output`. Returns the files that are left for single downloads.
+pub(super) async fn fetch(
+    context: &Arc<DownloadContext>,
+    collection: FileId,
+    files: Vec<SmallMember>,
+    output: Option<SmallOutput>,
+    providers: Arc<dyn ProviderSource>,
+    progress: &watch::Sender<Progress>,
+) -> Result<Vec<SmallMember>, DownloadError> {
+    let batches = Batches {
+        context,
+        collection,
+        output,
+        progress,
+        providers: Vec::new(),
+        events: FuturesUnordered::new(),
+        queue: files.into(),
+        returned: VecDeque::new(),
+        returned_count: 0,
+        to_write: Vec::new(),
+        permits: Vec::new(),
+        writing: 0,
+        remaining: Vec::new(),
+        done: 0,
+    };
+    if !batches.queue.is_empty() {
+        batches.events.push(async move { Event::Providers(providers.providers(&collection).await) }.boxed());
+    }
+    batches.drive().await
+}
+
+impl Batches<'_> {
+    async fn drive(mut self) -> Result<Vec<SmallMember>, DownloadError> {
+        loop {
+            self.write_files();
+            let wake = self.send_requests();
+            if self.events.is_empty() && wake.is_none() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                Some(event) = self.events.next() => self.on_event(event)?,
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+            self.report();
+        }
+        self.remaining.extend(self.queue);
+        self.remaining.extend(self.returned);
+        Ok(self.remaining)
+    }
+
+    fn report(&self) {
+        let is_active = |provider: &&BatchProvider| matches!(provider.state, ConnectionState::Active(_));
+        let active = self.providers.iter().filter(is_active).count();
+        let phase = if active > 0 { Phase::Fetching } else { Phase::Searching };
+        let new = Progress { done: self.done, total: 0, providers: active as u32, phase };
+        self.progress.send_if_modified(|old| std::mem::replace(old, new) != new);
+    }
+
+    /// Fills the window of every provider. Returns the earliest end of a back-off.
+    fn send_requests(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut wake: Option<Instant> = None;
+        for at in 0..self.providers.len() {
+            if self.queue.is_empty() && self.returned.is_empty() {
+                return None;
+            }
+            if let ConnectionState::BackedOff(until) = self.providers[at].state {
+                if now < until {
+                    wake = Some(wake.map_or(until, |wake| wake.min(until)));
+                    continue;
+                }
+                self.connect(at);
+            }
+            while let ConnectionState::Active(connection) = &self.providers[at].state
+                && self.providers[at].in_flight < MAX_IN_FLIGHT
+            {
+                let connection = Arc::clone(connection);
+                let files = self.next_batch(at);
+                if files.is_empty() {
+                    break;
+                }
+                self.providers[at].in_flight += 1;
+                self.events.push(request(Arc::clone(self.context), connection, at, files).boxed());
+            }
+        }
+        wake
+    }
+
+    /// Takes the next files for a provider, without those that it does not have.
+    fn next_batch(&mut self, at: usize) -> Vec<SmallMember> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let is_full = |batch: &Vec<SmallMember>, bytes: u64, next: &SmallMember| {
+            !batch.is_empty() && (bytes + next.size > BATCH_BYTES || batch.len() == MAX_FILES)
+        };
+        while let Some(next) = self.queue.front() {
+            if is_full(&batch, bytes, next) {
+                return batch;
+            }
+            bytes += next.size;
+            batch.extend(self.queue.pop_front());
+        }
+        let provider = &mut self.providers[at];
+        if provider.checked == Some(self.returned_count) {
+            return batch;
+        }
+        let mut skipped = VecDeque::with_capacity(self.returned.len());
+        while let Some(next) = self.returned.pop_front() {
+            if next.missing_at.contains(&at) {
+                skipped.push_back(next);
+            } else if is_full(&batch, bytes, &next) {
+                self.returned.push_front(next);
+                break;
+            } else {
+                bytes += next.size;
+                batch.push(next);
+            }
+        }
+        if self.returned.is_empty() {
+            provider.checked = Some(self.returned_count);
+        }
+        // Skipped files move to the back: the next provider starts with unchecked ones.
+        self.returned.append(&mut skipped);
+        batch
+    }
+
+    fn connect(&mut self, at: usize) {
+        self.providers[at].state = ConnectionState::Connecting;
+        let (context, provider) = (Arc::clone(self.context), self.providers[at].provider.clone());
+        let collection = self.collection;
+        self.events.push(
+            async move {
+                let deadline = Deadline::Silence(context.settings.silence_timeout);
+                let connected = provider::connect(&context.dialer, &provider, collection, deadline).await;
+                Event::Connected(at, connected.map(|connected| connected.connection))
+            }
+            .boxed(),
+        );
+    }
+
+    /// Writes verified files to the library.
+    fn write_files(&mut self) {
+        while self.writing < MAX_WRITERS && !self.to_write.is_empty() {
+            self.writing += 1;
+            let batch: Vec<(SmallMember, Bytes)> =
+                self.to_write.drain(..self.to_write.len().min(WRITE_FILES)).collect();
+            let permits = std::mem::take(&mut self.permits);
+            let library = Arc::clone(&self.context.library);
+            let (collection, output) = (self.collection, self.output.clone());
+            self.events.push(
+                async move {
+                    let paths =
+                        |file: &SmallMember| if output.is_some() { file.paths.clone() } else { Vec::new() };
+                    let files = batch
+                        .iter()
+                        .map(|(file, content)| SmallFile {
+                            id: file.id,
+                            content: content.clone(),
+                            paths: paths(file),
+                        })
+                        .collect();
+                    let remaining = library.add_small(files, collection, output.clone()).await;
+                    drop(permits);
+                    Event::Written(batch.into_iter().map(|(file, _)| file).collect(), remaining)
+                }
+                .boxed(),
+            );
+        }
+    }
+
+    fn on_event(&mut self, event: Event) -> Result<(), DownloadError> {
+        match event {
+            Event::Providers(Ok(providers)) => {
+                let me = self.context.me;
+                let others = providers.into_iter().filter(|provider| Some(provider.peer) != me);
+                for provider in others.take(self.context.settings.max_providers) {
+                    self.providers.push(BatchProvider {
+                        provider,
+                        state: ConnectionState::Excluded,
+                        in_flight: 0,
+                        failures: 0,
+                        checked: None,
+                    });
+                    self.connect(self.providers.len() - 1);
+                }
+            }
+            Event::Providers(Err(reason)) => {
+                tracing::debug!(reason, "provider look-up for small files failed");
+            }
+            Event::Connected(at, Ok(connection)) => {
+                let state = &mut self.providers[at].state;
+                // An earlier reply may have been found to be invalid meanwhile.
+                if !matches!(state, ConnectionState::Excluded) {
+                    *state = ConnectionState::Active(connection);
+                }
+            }
+            Event::Connected(at, Err(error)) => self.on_error(at, error),
+            Event::Reply(reply) => self.on_reply(reply),
+            Event::Hashed(None) => return Err(DownloadError::Cancelled),
+            Event::Hashed(Some(HashedBatch { from, valid, invalid, permit })) => {
+                self.to_write.extend(valid);
+                self.permits.extend(permit);
+                if !invalid.is_empty() {
+                    self.queue.extend(invalid);
+                    self.on_error(from, ProviderError::InvalidData("file content does not match its id"));
+                }
+            }
+            Event::Written(files, result) => {
+                self.writing -= 1;
+                match result {
+                    Ok(remaining) => {
+                        let remaining: HashSet<FileId> = remaining.into_iter().collect();
+                        for file in files {
+                            match remaining.contains(&file.id) {
+                                true => self.remaining.push(file),
+                                false => self.done += file.bytes(),
+                            }
+                        }
+                    }
+                    Err(error) if error.is_temporary() => {
+                        // Single downloads wait for free space.
+                        self.remaining.extend(files);
+                        self.remaining.extend(self.queue.drain(..).chain(self.returned.drain(..)));
+                        self.remaining.extend(self.to_write.drain(..).map(|(file, _)| file));
+                        self.permits.clear();
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_reply(&mut self, BatchReply { from, files, reply, permit }: BatchReply) {
+        self.providers[from].in_flight -= 1;
+        let (sizes, payload) = match reply {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.queue.extend(files);
+                self.on_error(from, error);
+                return;
+            }
+        };
+        self.providers[from].failures = 0;
+        let mut rest = payload;
+        let mut found = Vec::with_capacity(sizes.len());
+        let mut sizes = sizes.into_iter();
+        for mut file in files {
+            match sizes.next() {
+                // The reply was full.
+                None => self.queue.push_front(file),
+                Some(size) => {
+                    let content = rest.split_to(size.unwrap_or(0) as usize);
+                    if size == Some(file.size) {
+                        found.push((file, content));
+                    } else {
+                        file.missing_at.push(from);
+                        self.returned.push_back(file);
+                        self.returned_count += 1;
+                    }
+                }
+            }
+        }
+        if found.is_empty() {
+            return;
+        }
+        let hashed = runtime::spawn_blocking(move || {
+            let is_valid =
+                |(file, content): &(SmallMember, Bytes)| blake3::hash(content) == *file.id.as_bytes();
+            let (valid, invalid): (Vec<_>, Vec<_>) = found.into_iter().partition(is_valid);
+            HashedBatch { from, valid, invalid: invalid.into_iter().map(|(file, _)| file).collect(), permit }
+        });
+        self.events.push(hashed.map(|hashed| Event::Hashed(hashed.ok())).boxed());
+    }
+
+    fn on_error(&mut self, at: usize, error: ProviderError) {
+        let provider = &mut self.providers[at];
+        let is_invalid = matches!(error, ProviderError::InvalidData(_));
+        let backed_off = matches!(provider.state, ConnectionState::BackedOff(_));
+        if matches!(provider.state, ConnectionState::Excluded) || backed_off && !is_invalid {
+            return;
+        }
+        let peer = provider.provider.peer;
+        tracing::debug!(peer = %peer.short(), %error, "request for small files failed");
+        provider.failures += 1;
+        provider.state = match error {
+            ProviderError::InvalidData(reason) => {
+                let id = self.collection;
+                tracing::warn!(%peer, %id, reason, "provider banned: invalid data");
+                ConnectionState::Excluded
+            }
+            _ if provider.failures > MAX_FAILURES => ConnectionState::Excluded,
+            ProviderError::Busy { retry_after } => ConnectionState::BackedOff(Instant::now() + retry_after),
+            ProviderError::Unreachable(_) => ConnectionState::BackedOff(Instant::now() + BACKOFF),
+            // The provider may not support this request.
+            ProviderError::NotFound | ProviderError::Refused(_) | ProviderError::AlreadySent(_) => {
+                ConnectionState::Excluded
+            }
+        };
+    }
+}
+
+/// Requests a batch as soon as the budget permits.
+async fn request(
+    context: Arc<DownloadContext>,
+    connection: Arc<dyn Connection>,
+    from: usize,
+    files: Vec<SmallMember>,
+) -> Event {
+    let bytes: u64 = files.iter().map(|file| file.size).sum();
+    let units = bytes.div_ceil(1024).max(1) as u32;
+    let permit = Arc::clone(&context.budget).acquire_many_owned(units).await.ok();
+    context.limit.take(bytes as usize).await;
+    let ids = files.iter().map(|file| file.id).collect();
+    let reply = provider::files(&*connection, ids, Deadline::Silence(context.settings.silence_timeout));
+    let mut reply = context.limit_time(reply).await;
+    let received = reply.as_ref().map_or(0, |(_, payload)| payload.len());
+    context.limit.refund((bytes as usize).saturating_sub(received));
+    if matches!(&reply, Ok((_, payload)) if payload.len() as u64 > bytes) {
+        // The budget covers only the requested sizes.
+        reply = Err(ProviderError::InvalidData("reply is longer than requested"));
+    }
+    Event::Reply(BatchReply { from, files, reply, permit })
+}

@@ -1,0 +1,7 @@
+//! Tests of whole downloads.
+
+mod exchange;
+mod slow_providers;
+mod storage_wait;
+mod transfers;
+mod world;

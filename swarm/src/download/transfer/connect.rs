@@ -1,0 +1,61 @@
+//! Connection to a provider, and the proof of a file's size and hashes.
+
+use std::sync::Arc;
+
+use super::event::Connected;
+use crate::download::context::DownloadContext;
+use crate::download::provider::{self, ConnectedProvider, ProviderError};
+use crate::download::schedule::PieceRequest;
+use enjambre_core::{Deadline, FileId};
+use enjambre_core::model::record::Provider;
+use enjambre_core::runtime;
+
+/// Connects to a provider. With `prove` also fetches the manifest and the last piece, which proves the size.
+pub(super) async fn connect(
+    context: &DownloadContext,
+    provider: &Provider,
+    id: FileId,
+    proven_size: Option<u64>,
+    prove: bool,
+) -> Result<Box<Connected>, ProviderError> {
+    let deadline = Deadline::Silence(context.settings.silence_timeout);
+    let provider = context.limit_time(provider::connect(&context.dialer, provider, id, deadline)).await?;
+    let ConnectedProvider { connection, layout, have, .. } = &provider;
+    let layout = *layout;
+    if proven_size.is_some_and(|size| size != layout.size()) {
+        // Storage within a quota relies on this check.
+        return Err(ProviderError::InvalidData("size differs from the size of the file"));
+    }
+    let mut proof = None;
+    if prove {
+        let manifest = context.limit_time(provider::manifest(&**connection, id, layout, deadline)).await?;
+        match layout.last() {
+            None => proof = Some((manifest, None)),
+            // Only the last piece proves the size.
+            Some(last) if have.contains(last) => {
+                let units = DownloadContext::piece_units(layout);
+                let permit = Arc::clone(&context.budget).acquire_many_owned(units).await;
+                let permit = permit.map_err(|_| ProviderError::Refused("downloads are closed".to_owned()))?;
+                context.limit.take(layout.len(last)).await;
+                let request = PieceRequest { piece: last, super_seed: false };
+                let reply = provider::piece(&**connection, connection.next_id(), id, request, deadline);
+                let content = context
+                    .limit_time(reply)
+                    .await
+                    .inspect_err(|_| context.limit.refund(layout.len(last)))?;
+                let (manifest, content, valid) = runtime::spawn_blocking(move || {
+                    let valid = manifest.piece_is(last, &content);
+                    (manifest, content, valid)
+                })
+                .await
+                .map_err(|_| ProviderError::Refused("hashing was interrupted".to_owned()))?;
+                if !valid {
+                    return Err(ProviderError::InvalidData("last piece does not match the size"));
+                }
+                proof = Some((manifest, Some((content, permit))));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(Box::new(Connected { provider, proof }))
+}

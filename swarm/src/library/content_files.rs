@@ -1,0 +1,206 @@
+//! Content in plain files: positioned reads and writes, and syncs of many files at once. All functions block.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::error::{LibraryError, Result};
+use enjambre_core::FileId;
+use enjambre_core::model::layout::{PieceIndex, PieceLayout};
+use enjambre_core::runtime::buffers::BufferPool;
+
+/// The largest number of files that are synced one by one. Above it, one sync of the whole file system is
+/// cheaper.
+const SYNC_ONE_BY_ONE: usize = 16;
+
+/// An open file with content, complete or not.
+#[derive(Debug)]
+pub(super) struct ContentFile {
+    path: PathBuf,
+    file: Arc<File>,
+    /// Serializes writes. The kernel serializes them anyway, and waiting writers would spin on a core that
+    /// could hash.
+    writing: Mutex<()>,
+}
+
+impl ContentFile {
+    pub(super) fn new(path: PathBuf, file: File) -> Self {
+        Self { path, file: Arc::new(file), writing: Mutex::new(()) }
+    }
+
+    /// Opens or creates the file of an id in the content directory.
+    pub(super) fn open(dir: &Path, id: &FileId) -> Result<Self> {
+        let path = path_of(dir, id);
+        if let Some(parent) = path.parent() {
+            create_dir(parent)?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|error| LibraryError::io("open", &path, error))?;
+        Ok(Self::new(path, file))
+    }
+
+    pub(super) const fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads a piece, or returns `None` if the file is too short.
+    pub(super) fn read(
+        &self,
+        layout: PieceLayout,
+        piece: PieceIndex,
+        buffers: &BufferPool,
+    ) -> Result<Option<Bytes>> {
+        let mut content = buffers.take(layout.len(piece));
+        match self.file.read_exact_at(&mut content, layout.offset(piece)) {
+            Ok(()) => Ok(Some(content.freeze())),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(LibraryError::io("read", &self.path, error)),
+        }
+    }
+
+    pub(super) fn write(&self, layout: PieceLayout, piece: PieceIndex, content: &[u8]) -> Result<()> {
+        self.write_at(content, layout.offset(piece))
+    }
+
+    fn write_at(&self, content: &[u8], offset: u64) -> Result<()> {
+        let _turn = self.writing.lock();
+        self.file.write_all_at(content, offset).map_err(|error| LibraryError::io("write", &self.path, error))
+    }
+
+    /// Allocates the blocks of the whole file if the file system supports it.
+    pub(super) fn preallocate(&self, size: u64) -> Result<()> {
+        #[cfg(target_os = "linux")]
+        if size > 0 {
+            use rustix::io::Errno;
+            match rustix::fs::fallocate(&*self.file, rustix::fs::FallocateFlags::empty(), 0, size) {
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR | Errno::INVAL) => {}
+                Err(error) => return Err(LibraryError::io("preallocate", &self.path, error.into())),
+            }
+        }
+        let _ = size;
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct StoredPiece {
+    pub(super) id: FileId,
+    pub(super) number: u32,
+    pub(super) offset: u64,
+    pub(super) content: Bytes,
+}
+
+impl StoredPiece {
+    pub(super) fn new(id: FileId, layout: PieceLayout, piece: PieceIndex, content: Bytes) -> Self {
+        Self { id, number: piece.get(), offset: layout.offset(piece), content }
+    }
+}
+
+pub(super) fn write(dir: &Path, pieces: &[StoredPiece]) -> Result<()> {
+    for pieces in pieces.chunk_by(|one, next| one.id == next.id) {
+        let file = ContentFile::open(dir, &pieces[0].id)?;
+        pieces.iter().try_for_each(|piece| file.write_at(&piece.content, piece.offset))?;
+    }
+    Ok(())
+}
+
+pub(super) fn clear(dir: &Path) -> Result<()> {
+    list(dir)?.iter().try_for_each(|id| remove(dir, id))
+}
+
+pub(super) fn create_dir(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|error| LibraryError::io("create the directory", dir, error))
+}
+
+pub(super) fn path_of(dir: &Path, id: &FileId) -> PathBuf {
+    let name = id.to_string();
+    dir.join(&name[..2]).join(name)
+}
+
+pub(super) fn remove(dir: &Path, id: &FileId) -> Result<()> {
+    remove_file(&path_of(dir, id))
+}
+
+pub(super) fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(LibraryError::io("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn list(dir: &Path) -> Result<Vec<FileId>> {
+    let mut ids = Vec::new();
+    for first in 0..=255u8 {
+        let subdir = dir.join(hex::encode([first]));
+        let entries = match std::fs::read_dir(&subdir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(LibraryError::io("list", &subdir, error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| LibraryError::io("list", &subdir, error))?;
+            if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<FileId>().ok()) {
+                ids.push(id);
+            }
+        }
+    }
+    Ok(ids)
+}
+
+#[derive(Debug)]
+pub(super) struct ToSync {
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<File>,
+    /// Whether the directory entry is new and must be synced as well.
+    pub(super) renamed: bool,
+}
+
+/// Makes files and their directory entries durable.
+pub(super) fn sync(files: &[ToSync]) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    if files.len() > SYNC_ONE_BY_ONE {
+        let mut devices = std::collections::HashSet::new();
+        for one in files {
+            let failed = |error| LibraryError::io("sync", &one.path, error);
+            if devices.insert(one.file.metadata().map_err(failed)?.dev()) {
+                rustix::fs::syncfs(&*one.file).map_err(|error| failed(error.into()))?;
+            }
+        }
+        return Ok(());
+    }
+    for one in files {
+        let synced = if one.renamed { one.file.sync_all() } else { one.file.sync_data() };
+        synced.map_err(|error| LibraryError::io("sync", &one.path, error))?;
+        if let Some(parent) = one.path.parent().filter(|_| one.renamed) {
+            File::open(parent)
+                .and_then(|dir| dir.sync_all())
+                .map_err(|error| LibraryError::io("sync the directory", parent, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the whole file system of a directory durable.
+pub(super) fn sync_file_system(dir: &Path) -> Result<()> {
+    let failed = |error| LibraryError::io("sync", dir, error);
+    let file = File::open(dir).map_err(failed)?;
+    #[cfg(target_os = "linux")]
+    rustix::fs::syncfs(&file).map_err(|error| failed(error.into()))?;
+    #[cfg(not(target_os = "linux"))]
+    file.sync_all().map_err(failed)?;
+    Ok(())
+}

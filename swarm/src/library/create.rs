@@ -1,0 +1,170 @@
+//! Creating files, and continuing with files that the library already contains.
+
+use std::sync::Arc;
+
+use super::entry::{LibraryEvent, NewFile};
+use super::error::{LibraryError, Result};
+use super::file::LibraryFile;
+use super::file_state::{FileState, FileStore, PartFile};
+use super::layout::{self, ContentPlace, LinkState, Record};
+use super::linked::LinkedFile;
+use super::open_files::OpenFiles;
+use super::output::{Destination, Found};
+use super::state::Slot;
+use super::task::blocking;
+use enjambre_core::model::bitmap::Bitmap;
+use enjambre_core::model::manifest::Manifest;
+use enjambre_core::model::name::Name;
+use enjambre_core::runtime::clock::now_ms;
+use enjambre_core::{Batch, Durability, FileId};
+
+impl OpenFiles {
+    pub(super) async fn create(
+        self: Arc<Self>,
+        manifest: Manifest,
+        new: NewFile,
+        destination: Destination,
+    ) -> Result<Arc<LibraryFile>> {
+        let inner = &self.inner;
+        inner.check_open()?;
+        let (id, layout) = (manifest.id(), manifest.layout());
+        let since_ms = now_ms();
+        // Hashing a large file at the destination takes long, so it is done without the lock, and only if
+        // needed.
+        let known = inner.state.lock().slots.get(&id).is_some_and(|slot| !slot.record.withdrawn);
+        let manifest = Arc::new(manifest);
+        let inspected = match known {
+            true => None,
+            false => Some(inspect(Arc::clone(&manifest), destination.clone()).await?),
+        };
+        let _guard = inner.lock(&id).await;
+        inner.finish_removal(&id).await?;
+        if let Some(file) = self.open_locked(&id).await? {
+            if file.layout().size() == layout.size() {
+                self.adopt(&id, new.name, new.member_of).await?;
+                return Ok(file);
+            }
+            if file.layout().last().is_none_or(|last| file.has(last)) {
+                let (proven, claimed) = (file.layout().size(), layout.size());
+                return Err(LibraryError::WrongSize { id, proven, claimed });
+            }
+        }
+        // A withdrawn file, or one with an unproven size, starts from the beginning.
+        let old = inner.state.lock().slots.get(&id).map(|slot| slot.record.clone());
+        if let Some(old) = &old {
+            self.reset(&id, old).await?;
+        }
+        let names = old.map_or_else(Vec::new, |old| old.names);
+
+        let found = match inspected {
+            Some(found) => found,
+            None => inspect(Arc::clone(&manifest), destination).await?,
+        };
+        let (store, place, complete) = match found {
+            Found::Library => {
+                let place = inner.content.place();
+                (self.open_own(&id, &place).await?, place, false)
+            }
+            Found::Whole(target, fingerprint) => {
+                let linked = LinkedFile::new(id, target.path(), fingerprint, None);
+                (FileStore::Linked(Arc::new(linked)), target.place(LinkState::Whole(fingerprint)), true)
+            }
+            Found::Free(target) => {
+                blocking(move || {
+                    let (file, inode) = target.create_part()?;
+                    let state = LinkState::Part { inode, executable: target.executable, force: target.force };
+                    let place = target.place(state);
+                    Ok((FileStore::Part(Arc::new(PartFile { file, target })), place, false))
+                })
+                .await?
+            }
+        };
+        let stored = if complete { Bitmap::full(layout) } else { Bitmap::empty(layout) };
+        let mut file_state = FileState::new(layout, stored, store, complete);
+        // The content was hashed just now. An unsettled fingerprint may hide a later write.
+        let verified = matches!(&place, ContentPlace::Linked { state: LinkState::Whole(fingerprint), .. }
+            if fingerprint.is_settled_by(since_ms));
+        if verified {
+            file_state.verified = Bitmap::full(layout);
+        }
+
+        let published = names.iter().any(|name| name.published);
+        let new_record = Record::new(layout.size(), new.kind, place, since_ms);
+        let record = Record { published, names, complete, ..new_record };
+        let have = file_state.have.count();
+        let file = LibraryFile::new(Arc::clone(inner), manifest, new.kind, file_state);
+        let mut batch = Batch::new();
+        layout::put_hashes(&mut batch, &id, file.manifest().hashes());
+        {
+            let mut state = inner.state.lock();
+            let mut slot = Slot::new(record, false, have);
+            slot.verified = verified;
+            state.insert(id, slot);
+            if let Some(name) = new.name {
+                state.add_name(&id, name, false);
+            }
+            if let Some(collection) = new.member_of {
+                state.members.insert((id, collection));
+            }
+            // The record of an incomplete file with one piece is stored with its content, all others at once.
+            if complete || !batch.is_empty() || layout.count() == 0 {
+                state.put_record(&mut batch, &id);
+            }
+        }
+        self.insert(&file);
+        if !batch.is_empty() {
+            if let Err(error) = inner.commit_in_parts(batch, Durability::Buffered).await {
+                inner.state.lock().remove(&id);
+                self.retire(&id);
+                return Err(error);
+            }
+            inner.state.lock().set_stored(&id);
+        }
+        // Concurrent downloaders find each other through this event, so it precedes the first piece.
+        if !complete && layout.count() > 1 {
+            inner.notify(LibraryEvent::Added(id));
+        }
+        if complete {
+            inner.mark_dirty(Arc::clone(&file) as _, 0);
+            inner.notify(LibraryEvent::Added(id));
+            inner.notify(LibraryEvent::Completed(id));
+        }
+        Ok(file)
+    }
+
+    /// Adds a name and a collection to a file. The caller holds the lock of the id.
+    async fn adopt(&self, id: &FileId, name: Option<Name>, collection: Option<FileId>) -> Result<()> {
+        {
+            let mut state = self.inner.state.lock();
+            let mut changed = false;
+            if let Some(name) = name {
+                changed |= state.add_name(id, name, false);
+            }
+            if let Some(collection) = collection {
+                changed |= state.members.insert((*id, collection));
+            }
+            if !changed {
+                return Ok(());
+            }
+            if let Some(slot) = state.slots.get_mut(id) {
+                slot.stored = false;
+            }
+        }
+        self.inner.store_record(id, Durability::Buffered).await
+    }
+
+    /// Deletes the records and the content of a file that starts from the beginning. The caller holds the
+    /// lock of the id.
+    async fn reset(&self, id: &FileId, old: &Record) -> Result<()> {
+        let mut batch = Batch::new();
+        layout::delete_records(&mut batch, id, old.layout()?);
+        self.inner.index.commit(batch, Durability::Buffered).await?;
+        self.inner.state.lock().remove(id);
+        self.retire(id);
+        self.inner.remove_content(id, old).await
+    }
+}
+
+async fn inspect(manifest: Arc<Manifest>, destination: Destination) -> Result<Found> {
+    blocking(move || Found::at(destination, &manifest)).await
+}

@@ -1,0 +1,99 @@
+//! The state of an open file: which pieces are stored, and where the content is.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::content::DatabaseContent;
+use super::content_files::ContentFile;
+use super::linked::LinkedFile;
+use super::output::Target;
+use enjambre_core::model::bitmap::Bitmap;
+use enjambre_core::model::layout::{PieceIndex, PieceLayout};
+
+#[derive(Debug)]
+pub(super) struct FileState {
+    /// Stored pieces, synced or not.
+    pub(super) have: Bitmap,
+    /// Stored pieces that survive a power cut.
+    pub(super) synced: Bitmap,
+    /// Pieces that the index records as possibly written, but not as synced.
+    pub(super) intended: Bitmap,
+    /// Requested pieces; the next record of intended pieces includes them.
+    pub(super) expected: BTreeSet<PieceIndex>,
+    /// Whether a task is recording the expected pieces as intended.
+    pub(super) recording: bool,
+    pub(super) unsynced: BTreeSet<PieceIndex>,
+    pub(super) unsynced_bytes: u64,
+    /// Pieces that were written or hashed since the file was opened.
+    pub(super) verified: Bitmap,
+    pub(super) store: FileStore,
+    pub(super) allocated: bool,
+    pub(super) finished: bool,
+    /// Whether the directory entry of the file is synced.
+    pub(super) name_synced: bool,
+    /// Whether the library dropped the file: it was removed, replaced or withdrawn.
+    pub(super) retired: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum FileStore {
+    Database(DatabaseContent),
+    File(Arc<ContentFile>),
+    Part(Arc<PartFile>),
+    Linked(Arc<LinkedFile>),
+}
+
+#[derive(Debug)]
+pub(super) struct PartFile {
+    pub(super) file: ContentFile,
+    pub(super) target: Target,
+}
+
+impl FileState {
+    pub(super) fn new(layout: PieceLayout, synced: Bitmap, store: FileStore, finished: bool) -> Self {
+        Self {
+            have: synced.clone(),
+            synced,
+            intended: Bitmap::empty(layout),
+            expected: BTreeSet::new(),
+            recording: false,
+            unsynced: BTreeSet::new(),
+            unsynced_bytes: 0,
+            verified: Bitmap::empty(layout),
+            store,
+            allocated: finished,
+            finished,
+            name_synced: false,
+            retired: false,
+        }
+    }
+
+    /// Turns this into the state of a small file that was stored in a batch: complete, but not synced.
+    pub(super) fn set_unsynced(&mut self, layout: PieceLayout) {
+        self.have = Bitmap::full(layout);
+        self.intended = Bitmap::full(layout);
+        self.unsynced = layout.pieces().collect();
+        self.unsynced_bytes = layout.size();
+        self.allocated = true;
+        self.finished = true;
+    }
+
+    /// Records that a piece is valid and stored, but not synced. Returns whether it was not stored before.
+    pub(super) fn add_piece(&mut self, piece: PieceIndex, len: usize) -> bool {
+        let new = self.have.insert(piece);
+        if new {
+            self.verified.insert(piece);
+            self.unsynced.insert(piece);
+            self.unsynced_bytes += len as u64;
+        }
+        new
+    }
+
+    /// Returns the linked file if every piece of it was hashed or written since it was opened.
+    pub(super) fn verified_link(&self) -> Option<Arc<LinkedFile>> {
+        match &self.store {
+            FileStore::Linked(linked) if self.verified.is_full() && !self.retired => Some(Arc::clone(linked)),
+            _ => None,
+        }
+    }
+}

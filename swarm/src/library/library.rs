@@ -1,0 +1,289 @@
+//! The library: lookups, and the entry points to all operations.
+
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::broadcast;
+use tokio_util::task::TaskTracker;
+
+use super::content::ContentStore;
+use super::entry::{Entry, LibraryEvent, NewFile, PublishedVersion};
+use super::error::{LibraryError, Result};
+use super::file::LibraryFile;
+use super::inner::LibraryInner;
+use super::layout::{self, ACKS};
+use super::load::{check_or_write_format, load_state};
+use super::open_files::OpenFiles;
+use super::output::Destination;
+use super::settings::LibrarySettings;
+use super::task::finished;
+use enjambre_core::model::manifest::Manifest;
+use enjambre_core::model::name::Name;
+use enjambre_core::model::record::{Offer, Publication};
+use enjambre_core::model::session::CatalogueId;
+use enjambre_core::{Batch, Durability, FileId, Storage};
+
+/// The largest number of matches of an ambiguous prefix.
+const MAX_MATCHES: usize = 16;
+
+/// The files of a peer.
+///
+/// Has to be opened within a tokio runtime. Dropping it without [`Library::close`] is like a crash: nothing
+/// is lost, but the next start hashes unsynced pieces.
+#[derive(Debug)]
+pub struct Library {
+    pub(crate) inner: Arc<LibraryInner>,
+    pub(super) files: Arc<OpenFiles>,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Library {
+    /// Opens the library and recovers from a crash: finishes removals and hashes unsynced pieces. Content
+    /// without a file is swept in the background.
+    pub async fn open(
+        index: Arc<dyn Storage>,
+        content: ContentStore,
+        settings: LibrarySettings,
+    ) -> Result<Arc<Self>> {
+        content.create().await?;
+        check_or_write_format(&*index).await?;
+        let state = load_state(&*index).await?;
+        let inner = Arc::new(LibraryInner::new(index, content, settings, state));
+        let files = Arc::new(OpenFiles::new(Arc::clone(&inner)));
+        let library = Arc::new(Self {
+            inner: Arc::clone(&inner),
+            files: Arc::clone(&files),
+            tasks: TaskTracker::new(),
+        });
+        files.recover().await?;
+        library.tasks.spawn(Arc::clone(&inner).run_checkpoints());
+        let caching = Arc::clone(&inner);
+        library.tasks.spawn(async move {
+            caching.stop.run_until_cancelled(caching.cache.close_idle_files()).await;
+        });
+        library.tasks.spawn(async move {
+            if let Some(Err(error)) = inner.stop.run_until_cancelled(inner.sweep()).await {
+                tracing::warn!(%error, "content sweep failed");
+            }
+        });
+        library.tasks.close();
+        Ok(library)
+    }
+
+    /// Makes everything durable and stops the background tasks. The storages stay open. A second call
+    /// succeeds.
+    pub async fn close(&self) -> Result<()> {
+        let result = match self.inner.stop.is_cancelled() {
+            true => Ok(()),
+            false => self.inner.checkpoint(None).await,
+        };
+        self.inner.stop.cancel();
+        self.tasks.wait().await;
+        self.inner.dirty.lock().clear();
+        self.inner.cache.clear();
+        result
+    }
+
+    /// Same as [`Self::close`], but skips the sync if only this process left data unsynced: the next start
+    /// hashes it, as after a crash.
+    pub async fn close_without_sync(&self) -> Result<()> {
+        if !self.inner.inherited_unsynced.load(Ordering::Relaxed) {
+            self.inner.stop.cancel();
+        }
+        self.close().await
+    }
+
+    /// Lists all files in the order of their ids.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.inner.state.lock().slots.iter().map(|(id, slot)| slot.entry(*id)).collect()
+    }
+
+    /// Returns a file, or `None` if the library does not contain it.
+    pub fn entry(&self, id: &FileId) -> Option<Entry> {
+        self.inner.state.lock().slots.get(id).map(|slot| slot.entry(*id))
+    }
+
+    /// Returns the id under which the providers of a file are found: its own id, or that of a collection that
+    /// contains it if the file has no name.
+    pub fn announced_as(&self, id: &FileId) -> Option<FileId> {
+        let state = self.inner.state.lock();
+        let slot = state.slots.get(id)?;
+        if slot.record.names.is_empty() { state.collections_of(id).next() } else { Some(*id) }
+    }
+
+    /// Finds a file by name, id, or a prefix of its id with at least 8 hexadecimal digits. Of several files
+    /// with the name it returns the newest.
+    pub fn find(&self, query: &str) -> Result<Entry> {
+        let state = self.inner.state.lock();
+        let entry = |id: &FileId| state.slots.get(id).map(|slot| slot.entry(*id));
+        let hexadecimal = query.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if hexadecimal && (8..=64).contains(&query.len()) {
+            let prefix = query.to_ascii_lowercase();
+            // The smallest id with the prefix.
+            let first: FileId =
+                format!("{prefix:0<64}").parse().map_err(|_| LibraryError::not_found(query))?;
+            let matches: Vec<FileId> = state
+                .slots
+                .range(first..)
+                .map(|(id, _)| *id)
+                .take_while(|id| id.to_string().starts_with(&prefix))
+                .take(MAX_MATCHES)
+                .collect();
+            return match matches.as_slice() {
+                [] => Err(LibraryError::not_found(query)),
+                [only] => entry(only).ok_or_else(|| LibraryError::not_found(query)),
+                _ => Err(LibraryError::Ambiguous { query: query.to_owned(), matches }),
+            };
+        }
+        let name: Name = query.parse().map_err(|_| LibraryError::not_found(query))?;
+        let newest = state.names.get(&name).and_then(|files| files.last());
+        newest.and_then(|(_, id)| entry(id)).ok_or_else(|| LibraryError::not_found(query))
+    }
+
+    /// Lists the offered files: those with a name and stored pieces. Members of a collection are not listed,
+    /// since a provider of the collection also provides its members.
+    pub fn offers(&self) -> Vec<Offer> {
+        self.offers_after(None, usize::MAX)
+    }
+
+    /// Lists at most `limit` offered files with ids greater than `after`, in ascending order.
+    pub fn offers_after(&self, after: Option<FileId>, limit: usize) -> Vec<Offer> {
+        let state = self.inner.state.lock();
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let offered = state.slots.range((start, Bound::Unbounded)).filter_map(|(id, slot)| slot.offer(*id));
+        offered.take(limit).collect()
+    }
+
+    /// Subscribes to changes. Members of a collection that are published with it or stored in a batch cause
+    /// no events. A receiver that falls behind gets `Lagged` and has to call [`Self::offers`].
+    pub fn events(&self) -> broadcast::Receiver<LibraryEvent> {
+        self.inner.events.subscribe()
+    }
+
+    /// Opens a file for reading and writing, or returns `None` if the library does not contain it or it is
+    /// withdrawn. All callers share the open file.
+    pub async fn open_file(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>> {
+        self.files.spawn_open(id).await
+    }
+
+    /// Same as [`Self::open_file`], for repeated reads: the file stays open for a while. Changes to a linked
+    /// file are detected when it is read.
+    pub async fn open_cached(&self, id: &FileId) -> Result<Option<Arc<LibraryFile>>> {
+        self.inner.check_open()?;
+        let file = match self.files.get(id) {
+            Some(open) => Some(open),
+            None => self.files.spawn_open(id).await?,
+        };
+        if let Some(file) = &file {
+            let cache = &self.inner.cache;
+            cache.touch(*id, file.manifest().hashes().len(), Arc::clone(file) as _);
+            // A removal, or closing the library, sets its flag first and then clears the cache.
+            if file.is_retired() || self.inner.stop.is_cancelled() {
+                cache.remove(id);
+            }
+        }
+        Ok(file)
+    }
+
+    /// Creates a file, or opens the existing one and adds the name and the collection to it. For an existing
+    /// file `destination` is not used, see [`LibraryFile::location`] and [`Self::export`]. If the destination
+    /// already has the right content, the library links it.
+    ///
+    /// # Errors
+    /// [`LibraryError::Exists`] if the destination has other content and `force` is not set;
+    /// [`LibraryError::WrongSize`] if the manifest contradicts the proven size.
+    pub async fn create(
+        &self,
+        manifest: Manifest,
+        new: NewFile,
+        destination: Destination,
+    ) -> Result<Arc<LibraryFile>> {
+        finished(tokio::spawn(Arc::clone(&self.files).create(manifest, new, destination))).await
+    }
+
+    /// Makes all writes so far durable, with few syncs for many files.
+    pub async fn checkpoint_all(&self) -> Result<()> {
+        self.inner.checkpoint(None).await
+    }
+
+    /// Removes a file, and with a collection those of its members that have no name and belong to no other
+    /// collection. A file that belongs to a collection only loses its names. Linked files stay on the disk.
+    /// After an error the next start may finish the removal.
+    pub async fn remove(&self, id: &FileId) -> Result<()> {
+        finished(tokio::spawn(Arc::clone(&self.files).remove(*id))).await
+    }
+
+    /// Lists the published names that the catalogue has not acknowledged, the oldest first.
+    pub fn pending_publications(&self, catalogue: CatalogueId) -> Vec<Publication> {
+        let state = self.inner.state.lock();
+        let mut pending = Vec::new();
+        for (id, slot) in &state.slots {
+            let record = &slot.record;
+            if !record.published || !record.complete || record.withdrawn {
+                continue;
+            }
+            for name in record.names.iter().filter(|name| name.published) {
+                if !state.acks.contains_key(&(catalogue, *id, name.name.clone())) {
+                    let publication = Publication {
+                        name: name.name.clone(),
+                        id: *id,
+                        size: record.size,
+                        kind: record.kind,
+                    };
+                    pending.push((name.number, publication));
+                }
+            }
+        }
+        // In the order of publication, so that the newest version of a name is also the newest in the
+        // catalogue.
+        pending.sort_by_key(|(number, _)| *number);
+        pending.into_iter().map(|(_, publication)| publication).collect()
+    }
+
+    /// Records that the catalogue acknowledged the publication of a name.
+    pub async fn mark_published(
+        &self,
+        catalogue: CatalogueId,
+        id: &FileId,
+        name: &Name,
+        version: PublishedVersion,
+    ) -> Result<()> {
+        self.inner.check_open()?;
+        let _guard = self.inner.lock(id).await;
+        let known = {
+            let state = self.inner.state.lock();
+            state.slots.get(id).is_some_and(|slot| slot.record.names.iter().any(|known| known.name == *name))
+        };
+        if !known {
+            return Ok(());
+        }
+        let ack = (catalogue, *id, name.clone());
+        let mut batch = Batch::new();
+        batch.put(ACKS, layout::ack_key(&ack), vec![1]);
+        self.inner.index.commit(batch, Durability::Buffered).await?;
+        self.inner.state.lock().acks.insert(ack, Some(version));
+        Ok(())
+    }
+
+    /// Returns the version that the catalogue assigned to a name, if this process recorded it after the last
+    /// publication of the name.
+    pub fn published_version(
+        &self,
+        catalogue: CatalogueId,
+        id: &FileId,
+        name: &Name,
+    ) -> Option<PublishedVersion> {
+        self.inner.state.lock().acks.get(&(catalogue, *id, name.clone())).copied().flatten()
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        self.inner.stop.cancel();
+        // Unsynced files refer to `inner`, which refers to them.
+        let unsynced = std::mem::take(&mut *self.inner.dirty.lock());
+        drop(unsynced);
+        self.inner.cache.clear();
+    }
+}

@@ -1,0 +1,238 @@
+//! Hashing files on all cores.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::OFlags;
+use tokio_util::sync::CancellationToken;
+
+use super::error::PublishError;
+use super::options::{ProgressCallback, PublishProgress};
+use super::scan::{Found, is_executable};
+use crate::library::error::LibraryError;
+use crate::library::inner::LibraryInner;
+use crate::library::linked::{Fingerprint, open_regular};
+use crate::library::load::load_manifest;
+use crate::library::task::finished;
+use enjambre_core::FileId;
+use enjambre_core::model::layout::{PieceIndex, PieceLayout};
+use enjambre_core::model::manifest::{Manifest, PieceHash, hash_piece};
+use enjambre_core::model::record::FileKind;
+use enjambre_core::runtime;
+
+/// The largest number of hashing threads.
+const MAX_WORKERS: usize = 32;
+
+/// A file with a known hash.
+#[derive(Debug)]
+pub(super) struct Hashed {
+    pub(super) id: FileId,
+    pub(super) size: u64,
+    pub(super) executable: bool,
+    /// The record to add, or `None` for a member that the library already links.
+    pub(super) new: Option<(Manifest, Fingerprint)>,
+}
+
+/// A file whose pieces several workers hash.
+struct FileInProgress {
+    at: usize,
+    file: File,
+    layout: PieceLayout,
+    fingerprint: Fingerprint,
+    executable: bool,
+    hashes: Mutex<Vec<PieceHash>>,
+    left: AtomicU32,
+}
+
+#[derive(Default)]
+struct Next {
+    /// The next file, as an index into the unknown files.
+    file: usize,
+    /// Opened files with the number of their next piece.
+    rest: Vec<(Arc<FileInProgress>, u32)>,
+}
+
+/// A piece of a file, or an empty file.
+type Task = (Arc<FileInProgress>, Option<PieceIndex>);
+
+struct Hashing {
+    found: Arc<Found>,
+    /// The indices of the files to hash.
+    unknown: Vec<usize>,
+    next: Mutex<Next>,
+    results: Mutex<Vec<Option<Hashed>>>,
+    stop: CancellationToken,
+    done: AtomicU64,
+    files: AtomicU64,
+    total: u64,
+    progress: ProgressCallback,
+}
+
+/// Hashes the files whose ids are not `known`.
+pub(super) async fn hash_files(
+    inner: &LibraryInner,
+    found: Arc<Found>,
+    known: Vec<Option<FileId>>,
+    progress: ProgressCallback,
+) -> Result<Vec<Hashed>, PublishError> {
+    let total: u64 = found.files.iter().map(|file| file.fingerprint.size()).sum();
+    let mut results: Vec<Option<Hashed>> = Vec::with_capacity(known.len());
+    for (file, known) in found.files.iter().zip(known) {
+        let Some(id) = known else {
+            results.push(None);
+            continue;
+        };
+        let size = file.fingerprint.size();
+        // A known member needs no new record. A file on its own does, since it gets a name.
+        let new = match found.kind {
+            FileKind::Collection => None,
+            FileKind::File => {
+                let layout = layout_of(&file.path, size)?;
+                Some((load_manifest(&*inner.index, &id, layout).await?, file.fingerprint))
+            }
+        };
+        results.push(Some(Hashed { id, size, executable: file.executable, new }));
+    }
+    let unknown: Vec<usize> = (0..results.len()).filter(|at| results[*at].is_none()).collect();
+    let done = results.iter().flatten().map(|known| known.size).sum();
+    let files = (results.len() - unknown.len()) as u64;
+    let hashing = Arc::new(Hashing {
+        results: Mutex::new(results),
+        found,
+        unknown,
+        next: Mutex::default(),
+        stop: CancellationToken::new(),
+        done: AtomicU64::new(done),
+        files: AtomicU64::new(files),
+        total,
+        progress,
+    });
+    if files > 0 {
+        hashing.report();
+    }
+    // Stops the workers when the caller drops the future.
+    let _stop = hashing.stop.clone().drop_guard();
+    let workers: Vec<_> = (0..runtime::cores().min(MAX_WORKERS))
+        .map(|_| {
+            let hashing = Arc::clone(&hashing);
+            runtime::spawn_blocking(move || {
+                let result = hashing.work();
+                if result.is_err() {
+                    hashing.stop.cancel();
+                }
+                Ok(result)
+            })
+        })
+        .collect();
+    let mut result = Ok(());
+    for worker in workers {
+        result = result.and(finished(worker).await?);
+    }
+    result?;
+    let results = std::mem::take(&mut *hashing.results.lock());
+    results.into_iter().map(|hashed| hashed.ok_or_else(|| LibraryError::Closed.into())).collect()
+}
+
+impl Hashing {
+    fn work(&self) -> Result<(), PublishError> {
+        let mut buffer = Vec::new();
+        while !self.stop.is_cancelled() {
+            let Some((file, piece)) = self.next_task()? else { return Ok(()) };
+            let Some(piece) = piece else {
+                self.finish(&file)?;
+                continue;
+            };
+            let len = file.layout.len(piece);
+            buffer.resize(buffer.len().max(len), 0);
+            let path = &self.found.files[file.at].path;
+            match file.file.read_exact_at(&mut buffer[..len], file.layout.offset(piece)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(PublishError::Changed(path.clone()));
+                }
+                Err(error) => return Err(LibraryError::io("read", path, error).into()),
+            }
+            let hash = hash_piece(file.layout, piece, &buffer[..len]);
+            file.hashes.lock()[piece.as_usize()] = hash;
+            self.done.fetch_add(len as u64, Ordering::Relaxed);
+            if file.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.finish(&file)?;
+            } else {
+                self.report();
+            }
+        }
+        Ok(())
+    }
+
+    fn next_task(&self) -> Result<Option<Task>, PublishError> {
+        let at = {
+            let mut next = self.next.lock();
+            while let Some((file, piece)) = next.rest.pop() {
+                if let Some(piece) = file.layout.piece(piece) {
+                    next.rest.push((Arc::clone(&file), piece.get() + 1));
+                    return Ok(Some((file, Some(piece))));
+                }
+            }
+            let Some(at) = self.unknown.get(next.file).copied() else { return Ok(None) };
+            next.file += 1;
+            at
+        };
+        let found = &self.found.files[at];
+        let (file, metadata) = open_regular(&found.path, OFlags::NOFOLLOW)?;
+        let layout = layout_of(&found.path, metadata.len())?;
+        let file = Arc::new(FileInProgress {
+            at,
+            file,
+            layout,
+            fingerprint: Fingerprint::of(&metadata),
+            executable: is_executable(&metadata),
+            hashes: Mutex::new(vec![[0; 32]; layout.count() as usize]),
+            left: AtomicU32::new(layout.count()),
+        });
+        if layout.count() > 1 {
+            self.next.lock().rest.push((Arc::clone(&file), 1));
+        }
+        let first = layout.piece(0);
+        Ok(Some((file, first)))
+    }
+
+    /// Checks that the file is unchanged and adds it to the results.
+    fn finish(&self, file: &FileInProgress) -> Result<(), PublishError> {
+        let path = &self.found.files[file.at].path;
+        let unchanged = |metadata: Metadata| Fingerprint::of(&metadata) == file.fingerprint;
+        if !std::fs::metadata(path).is_ok_and(unchanged) || !file.file.metadata().is_ok_and(unchanged) {
+            return Err(PublishError::Changed(path.clone()));
+        }
+        let hashes = std::mem::take(&mut *file.hashes.lock());
+        let Ok(manifest) = Manifest::from_hashes(file.layout, hashes) else {
+            return Err(PublishError::Changed(path.clone()));
+        };
+        let hashed = Hashed {
+            id: manifest.id(),
+            size: manifest.layout().size(),
+            executable: file.executable,
+            new: Some((manifest, file.fingerprint)),
+        };
+        self.results.lock()[file.at] = Some(hashed);
+        self.files.fetch_add(1, Ordering::Relaxed);
+        self.report();
+        Ok(())
+    }
+
+    fn report(&self) {
+        (self.progress)(PublishProgress {
+            done: self.done.load(Ordering::Relaxed),
+            total: self.total,
+            files: self.files.load(Ordering::Relaxed),
+        });
+    }
+}
+
+fn layout_of(path: &Path, size: u64) -> Result<PieceLayout, PublishError> {
+    PieceLayout::new(size).map_err(|source| PublishError::TooLarge { path: path.to_owned(), source })
+}

@@ -1,0 +1,296 @@
+//! Publishing in steps: scan, hash, import, and add the files to the index and their names to the outbox.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as MapEntry;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::{PublishError, publish_blocking};
+use super::hash::{Hashed, hash_files};
+use super::import::{EncodedCollection, Imports};
+use super::options::{PublishOptions, PublishProgress, Published};
+use super::scan::{Found, scan};
+use crate::library::entry::LibraryEvent;
+use crate::library::error::{LibraryError, Result};
+use crate::library::layout::{self, ContentPlace, FILES, LinkState, MAX_NAMES, MEMBERS, NameRecord, Record};
+use crate::library::library::Library;
+use crate::library::linked::Fingerprint;
+use crate::library::open_files::OpenFiles;
+use crate::library::state::Slot;
+use enjambre_core::model::collection::{Collection, Member};
+use enjambre_core::model::manifest::Manifest;
+use enjambre_core::model::name::Name;
+use enjambre_core::model::record::FileKind;
+use enjambre_core::runtime::clock::now_ms;
+use enjambre_core::{Batch, Durability, FileId};
+
+impl Library {
+    /// Hashes a file or directory and adds it to the library and to the outbox. The result is durable on
+    /// return. The hashing threads call `progress` about once for each piece. Dropping the future cancels the
+    /// hashing.
+    pub async fn publish(
+        &self,
+        path: &Path,
+        options: PublishOptions,
+        progress: impl Fn(PublishProgress) + Send + Sync + 'static,
+    ) -> Result<Published, PublishError> {
+        let PublishOptions { name, store } = options;
+        let (given, inner) = (path.to_owned(), Arc::clone(&self.inner));
+        let since_ms = now_ms();
+        let (found, known) = publish_blocking(move || {
+            let found = scan(&given, name)?;
+            let known = match store {
+                true => vec![None; found.files.len()],
+                false => {
+                    let state = inner.state.lock();
+                    let known =
+                        found.files.iter().map(|file| state.known_link(&file.path, &file.fingerprint));
+                    known.collect()
+                }
+            };
+            Ok((found, known))
+        })
+        .await?;
+        let found = Arc::new(found);
+        let hashed = hash_files(&self.inner, Arc::clone(&found), known, Arc::new(progress)).await?;
+        let collection = match found.kind {
+            FileKind::File => None,
+            FileKind::Collection => {
+                let members = found.files.iter().zip(&hashed).map(|(file, hashed)| Member {
+                    path: file.member.clone(),
+                    size: hashed.size,
+                    id: hashed.id,
+                    executable: hashed.executable,
+                });
+                Some(EncodedCollection::new(&Collection::new(members.collect())?)?)
+            }
+        };
+        let id = match (&collection, hashed.first()) {
+            (Some(collection), _) => collection.manifest.id(),
+            (None, Some(file)) => file.id,
+            (None, None) => return Err(PublishError::Special(path.to_owned())),
+        };
+        let published = Published {
+            id,
+            name: found.name.clone(),
+            kind: found.kind,
+            size: hashed.iter().map(|file| file.size).sum(),
+            files: hashed.len() as u64,
+            skipped_links: found.skipped_links,
+        };
+        // In a task of its own, so that it completes even if the caller drops the future.
+        let work = add(Arc::clone(&self.files), found, hashed, collection, store, since_ms);
+        tokio::spawn(work).await.map_err(|_| LibraryError::Closed)??;
+        Ok(published)
+    }
+}
+
+/// Imports the content if `store` is set, and adds the files to the index. `since_ms` is a time before the first
+/// read.
+async fn add(
+    files: Arc<OpenFiles>,
+    found: Arc<Found>,
+    hashed: Vec<Hashed>,
+    collection: Option<EncodedCollection>,
+    store: bool,
+    since_ms: u64,
+) -> Result<(), PublishError> {
+    let mut imports = Imports::new(Arc::clone(&files.inner));
+    let stored = if store { &found.files[..] } else { &[] };
+    if let Err(error) = imports.import(stored, &hashed, collection.as_ref()).await {
+        imports.discard().await;
+        return Err(error);
+    }
+    let owner = collection.as_ref().map(|collection| collection.manifest.id());
+    let (mut new, mut known) = (Vec::with_capacity(hashed.len() + 1), Vec::new());
+    for (file, hashed) in found.files.iter().zip(hashed) {
+        let Some((manifest, fingerprint)) = hashed.new else {
+            known.extend(owner.map(|owner| (hashed.id, owner)));
+            continue;
+        };
+        new.push(NewPublished {
+            manifest,
+            kind: FileKind::File,
+            name: owner.is_none().then(|| found.name.clone()),
+            member_of: owner,
+            linked: (!store).then(|| (file.path.clone(), fingerprint)),
+            since_ms,
+        });
+    }
+    if let Some(EncodedCollection { manifest, .. }) = collection {
+        let (kind, name) = (FileKind::Collection, Some(found.name.clone()));
+        new.push(NewPublished { manifest, kind, name, member_of: None, linked: None, since_ms });
+    }
+    // After an error the files may be registered all the same. If not, the next start removes the
+    // imported content.
+    files.register(new, known).await?;
+    Ok(())
+}
+
+/// A published file. This process hashed every piece of it.
+#[derive(Debug)]
+pub(in crate::library) struct NewPublished {
+    pub(in crate::library) manifest: Manifest,
+    pub(in crate::library) kind: FileKind,
+    /// `None` for a member of a collection.
+    pub(in crate::library) name: Option<Name>,
+    pub(in crate::library) member_of: Option<FileId>,
+    /// The linked file, or `None` for imported content.
+    pub(in crate::library) linked: Option<(PathBuf, Fingerprint)>,
+    /// A time before the first read, in milliseconds since 1970-01-01 UTC.
+    pub(in crate::library) since_ms: u64,
+}
+
+struct Merged {
+    record: Record,
+    /// Whether it replaces a record with other content or an incomplete one.
+    replaces: bool,
+    /// Whether the link was hashed in the version with the stored fingerprint.
+    verified: bool,
+}
+
+impl OpenFiles {
+    /// Adds complete files with as few commits as possible. Collections come last in `files`. `known`
+    /// contains pairs of already linked members and their collections.
+    pub(in crate::library) async fn register(
+        self: &Arc<Self>,
+        files: Vec<NewPublished>,
+        mut known: Vec<(FileId, FileId)>,
+    ) -> Result<()> {
+        let inner = &self.inner;
+        inner.check_open()?;
+        let ids = files.iter().map(|file| file.manifest.id()).chain(known.iter().map(|(id, _)| *id));
+        let _guards = inner.lock_all(ids).await;
+        for file in &files {
+            // The next start would remove a file with a tombstone.
+            inner.finish_removal(&file.manifest.id()).await?;
+        }
+        {
+            let state = inner.state.lock();
+            let complete = |slot: &Slot| slot.record.complete && !slot.record.withdrawn;
+            if let Some((gone, _)) = known.iter().find(|(id, _)| !state.slots.get(id).is_some_and(complete)) {
+                // Removed or withdrawn since the scan.
+                return Err(LibraryError::not_found(gone));
+            }
+            known.retain(|member| !state.members.contains(member));
+        }
+        // The same content may appear under several names.
+        let mut merged: BTreeMap<FileId, Merged> = BTreeMap::new();
+        let mut batch = Batch::new();
+        let mut number = inner.state.lock().last_number;
+        let mut acks = Vec::new();
+        for file in &files {
+            let id = file.manifest.id();
+            if let MapEntry::Vacant(vacant) = merged.entry(id) {
+                let old = inner.state.lock().slots.get(&id).map(|slot| slot.record.clone());
+                let place = match &file.linked {
+                    Some((path, fingerprint)) => {
+                        let (root, rel) = split(path)?;
+                        ContentPlace::linked(root, rel, LinkState::Whole(*fingerprint))
+                    }
+                    None => inner.content.place(),
+                };
+                let mut new = self.merge(&id, old, place, file, &mut batch).await?;
+                layout::put_hashes(&mut batch, &id, file.manifest.hashes());
+                new.verified = file.linked.as_ref().is_some_and(|(path, fingerprint)| {
+                    new.record.place.links_to(path, fingerprint) && fingerprint.is_settled_by(file.since_ms)
+                });
+                vacant.insert(new);
+            }
+            if let Some(collection) = &file.member_of {
+                batch.put(MEMBERS, layout::member_key(&id, collection), vec![1]);
+            }
+            if let (Some(name), Some(Merged { record, .. })) = (&file.name, merged.get_mut(&id)) {
+                number += 1;
+                record.published = true;
+                record.names.retain(|known| known.name != *name);
+                record.names.push(NameRecord { name: name.clone(), number, published: true });
+                if record.names.len() > MAX_NAMES {
+                    record.names.remove(0);
+                }
+                // Without these the name is in the outbox of every catalogue again.
+                let state = inner.state.lock();
+                acks.extend(state.acks.keys().filter(|(_, of, ack)| *of == id && ack == name).cloned());
+            }
+        }
+        for (id, collection) in &known {
+            batch.put(MEMBERS, layout::member_key(id, collection), vec![1]);
+        }
+        for (id, Merged { record, .. }) in &merged {
+            batch.put(FILES, layout::id_key(id), record.encode());
+        }
+        layout::delete_acks(&mut batch, &acks);
+        inner.commit_in_parts(batch, Durability::Durable).await?;
+
+        {
+            let mut state = inner.state.lock();
+            state.remove_acks(&acks);
+            state.members.extend(known);
+            for file in &files {
+                if let Some(collection) = file.member_of {
+                    state.members.insert((file.manifest.id(), collection));
+                }
+            }
+            for (id, Merged { record, replaces, verified }) in &merged {
+                let layout = record.layout()?;
+                let mut slot = Slot::new(record.clone(), true, layout.count());
+                let old = state.slots.get(id).filter(|_| !replaces);
+                slot.verified = *verified || old.is_some_and(|old| old.verified);
+                state.insert(*id, slot);
+            }
+        }
+        for (id, _) in merged.iter().filter(|(_, merged)| merged.replaces) {
+            self.retire(id);
+        }
+        // Members of a collection are not announced on their own.
+        for (id, Merged { replaces, .. }) in
+            merged.into_iter().filter(|(_, merged)| !merged.record.names.is_empty())
+        {
+            if replaces {
+                inner.notify(LibraryEvent::Added(id));
+            }
+            inner.notify(LibraryEvent::Completed(id));
+        }
+        Ok(())
+    }
+
+    /// Merges a published file with the old record of the same content.
+    async fn merge(
+        &self,
+        id: &FileId,
+        old: Option<Record>,
+        place: ContentPlace,
+        file: &NewPublished,
+        batch: &mut Batch,
+    ) -> Result<Merged> {
+        let new_record = Record::new(file.manifest.layout().size(), file.kind, place, file.since_ms);
+        let mut record = Record { complete: true, ..new_record };
+        let Some(old) = old else { return Ok(Merged { record, replaces: true, verified: false }) };
+        record.names.clone_from(&old.names);
+        record.published = old.published;
+        let settled =
+            file.linked.as_ref().is_none_or(|(_, fingerprint)| fingerprint.is_settled_by(old.added_ms));
+        if settled {
+            record.added_ms = old.added_ms;
+        }
+        // Content in the library's own store is worth more than a link.
+        let keeps_place = !matches!(old.place, ContentPlace::Linked { .. }) || old.place == record.place;
+        if old.complete && !old.withdrawn && keeps_place {
+            record.place = old.place;
+            return Ok(Merged { record, replaces: false, verified: false });
+        }
+        layout::delete_bitmaps(batch, id, record.layout()?);
+        if old.place != record.place {
+            // An incomplete download or another link; the complete file replaces it.
+            self.inner.remove_content(id, &old).await?;
+        }
+        Ok(Merged { record, replaces: true, verified: false })
+    }
+}
+
+fn split(path: &Path) -> Result<(&Path, &Path)> {
+    match (path.parent(), path.file_name()) {
+        (Some(root), Some(name)) => Ok((root, Path::new(name))),
+        _ => Err(LibraryError::BadPath { path: path.to_owned(), problem: "not the path of a file" }),
+    }
+}

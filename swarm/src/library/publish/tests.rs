@@ -1,0 +1,283 @@
+//! Tests of publishing files and directories.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+use super::*;
+use crate::library::content::ContentStore;
+use crate::library::entry::{Location, NewFile, PublishedVersion};
+use crate::library::error::LibraryError;
+use crate::library::library::Library;
+use crate::library::output::Destination;
+use crate::library::settings::LibrarySettings;
+use enjambre_core::FileId;
+use enjambre_core::model::record::FileKind;
+use enjambre_core::model::session::CatalogueId;
+use enjambre_core::storage::memory::Disk;
+use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
+
+struct Rig {
+    index: Disk,
+    content: Disk,
+    dir: TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self { index: Disk::new(), content: Disk::new(), dir: TempDir::new().unwrap() }
+    }
+
+    async fn open(&self) -> Arc<Library> {
+        let content = ContentStore::Database(Arc::new(self.content.open()));
+        Library::open(Arc::new(self.index.open()), content, LibrarySettings::default()).await.unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn publish(&self, library: &Arc<Library>, name: &str) -> Result<Published, PublishError> {
+        library.publish(&self.path(name), PublishOptions::default(), |_| {}).await
+    }
+
+    async fn store(&self, library: &Arc<Library>, name: &str) -> Result<Published, PublishError> {
+        let options = PublishOptions { store: true, ..PublishOptions::default() };
+        library.publish(&self.path(name), options, |_| {}).await
+    }
+}
+
+fn pattern(len: usize, step: u8) -> Vec<u8> {
+    (0..len).map(|i| (i / 7 % 251) as u8 ^ step).collect()
+}
+
+async fn content_of(library: &Library, id: &FileId) -> Vec<u8> {
+    let file = library.open_file(id).await.unwrap().unwrap();
+    let mut content = Vec::new();
+    for piece in file.layout().pieces() {
+        content.extend_from_slice(&file.read_piece(piece).await.unwrap());
+    }
+    content
+}
+
+#[tokio::test]
+async fn published_file_has_blake3_id_and_survives_power_cut() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    for len in [0, 1, 256 << 10, (3 << 20) + 17] {
+        let name = format!("file-{len}");
+        let content = pattern(len, 1);
+        fs::write(rig.path(&name), &content).unwrap();
+        let last = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&last);
+        let record = move |progress: PublishProgress| {
+            let mut seen = seen.lock();
+            *seen = (*seen).max(Some(progress.done));
+        };
+        let published = library.publish(&rig.path(&name), PublishOptions::default(), record).await.unwrap();
+        assert_eq!(*last.lock(), Some(len as u64));
+        assert_eq!(published.id.as_bytes(), blake3::hash(&content).as_bytes());
+        assert_eq!((published.size, published.files, published.kind), (len as u64, 1, FileKind::File));
+    }
+    drop(library);
+    rig.index.power_cut();
+    let library = rig.open().await;
+    for len in [0, 1, 256 << 10, (3 << 20) + 17] {
+        let entry = library.find(&format!("file-{len}")).unwrap();
+        assert!(entry.is_complete());
+        let path = rig.path(&format!("file-{len}")).canonicalize().unwrap();
+        assert_eq!(entry.location, Location::Linked { path });
+        assert_eq!(content_of(&library, &entry.id).await, pattern(len, 1));
+    }
+    assert_eq!(library.offers().len(), 4);
+}
+
+#[tokio::test]
+async fn stored_copy_replaces_link_and_outlives_user_file() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    let content = pattern(9 << 20, 2);
+    fs::write(rig.path("a"), &content).unwrap();
+    let linked = rig.publish(&library, "a").await.unwrap();
+    let stored = rig.store(&library, "a").await.unwrap();
+    assert_eq!(linked, stored);
+    assert_eq!(library.find("a").unwrap().location, Location::Database);
+    // A link does not replace content in the library's own store.
+    rig.publish(&library, "a").await.unwrap();
+    assert_eq!(library.find("a").unwrap().location, Location::Database);
+    fs::remove_file(rig.path("a")).unwrap();
+    drop(library);
+    rig.index.power_cut();
+    rig.content.power_cut();
+    let library = rig.open().await;
+    assert_eq!(content_of(&library, &stored.id).await, content);
+    assert!(library.verify(&stored.id).await.unwrap().bad.is_empty());
+}
+
+#[tokio::test]
+async fn directory_is_published_as_collection_of_regular_files() {
+    for store in [false, true] {
+        let rig = Rig::new();
+        let library = rig.open().await;
+        fs::create_dir_all(rig.path("d/sub/empty")).unwrap();
+        fs::write(rig.path("secret"), b"outside").unwrap();
+        fs::write(rig.path("d/a"), b"one").unwrap();
+        fs::write(rig.path("d/b"), b"one").unwrap();
+        fs::write(rig.path("d/sub/nothing"), b"").unwrap();
+        fs::write(rig.path("d/sub/run.sh"), pattern(600_000, 1)).unwrap();
+        fs::set_permissions(rig.path("d/sub/run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+        symlink(rig.path("secret"), rig.path("d/link")).unwrap();
+        symlink("..", rig.path("d/sub/up")).unwrap();
+        let published =
+            if store { rig.store(&library, "d").await } else { rig.publish(&library, "d").await }.unwrap();
+        assert_eq!((published.files, published.skipped_links, published.size), (4, 2, 600_006));
+        drop(library);
+        rig.index.power_cut();
+        rig.content.power_cut();
+        let library = rig.open().await;
+        let entry = library.find("d").unwrap();
+        assert_eq!((entry.kind, entry.id), (FileKind::Collection, published.id));
+        let collection = library.collection(&entry.id).await.unwrap();
+        let paths: Vec<_> = collection.members().iter().map(|member| member.path.as_str()).collect();
+        assert_eq!(paths, ["a", "b", "sub/nothing", "sub/run.sh"]);
+        assert!(collection.members()[3].executable && !collection.members()[0].executable);
+        for member in collection.members() {
+            let expected = fs::read(rig.path("d").join(member.path.as_str())).unwrap();
+            assert_eq!(content_of(&library, &member.id).await, expected);
+            let entry = library.entry(&member.id).unwrap();
+            assert_eq!((entry.name, entry.location == Location::Database), (None, store));
+        }
+        assert_eq!(library.offers().len(), 1);
+        library.remove(&published.id).await.unwrap();
+        assert!(library.entries().is_empty());
+        assert!(rig.path("d/a").exists());
+    }
+}
+
+#[tokio::test]
+async fn empty_directory_is_published() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    fs::create_dir(rig.path("d")).unwrap();
+    let published = rig.publish(&library, "d").await.unwrap();
+    assert!(library.collection(&published.id).await.unwrap().members().is_empty());
+}
+
+#[tokio::test]
+async fn unpublishable_paths_are_refused() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    assert!(matches!(rig.publish(&library, "none").await, Err(PublishError::Library(_))));
+    fs::create_dir(rig.path("d")).unwrap();
+    let bad = rig.path("d").join(std::ffi::OsStr::from_bytes(b"\xff"));
+    fs::write(&bad, b"x").unwrap();
+    assert!(matches!(rig.publish(&library, "d").await, Err(PublishError::NotUtf8 { .. })));
+    let alone = library.publish(&bad, PublishOptions::default(), |_| {}).await;
+    assert!(matches!(alone, Err(PublishError::NotUtf8 { .. })));
+    fs::remove_file(&bad).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(rig.path("d/socket")).unwrap();
+    assert!(matches!(rig.publish(&library, "d").await, Err(PublishError::Special { .. })));
+    assert!(matches!(rig.publish(&library, "d/socket").await, Err(PublishError::Special { .. })));
+    fs::write(rig.path("deadbeef"), b"x").unwrap();
+    assert!(matches!(rig.publish(&library, "deadbeef").await, Err(PublishError::Name(_))));
+    let name = Some("beef".parse().unwrap());
+    let options = PublishOptions { name, ..PublishOptions::default() };
+    library.publish(&rig.path("deadbeef"), options, |_| {}).await.unwrap();
+    fs::create_dir(rig.path("e")).unwrap();
+    fs::write(rig.path("e/x.enjambre-part"), b"x").unwrap();
+    assert!(matches!(rig.publish(&library, "e").await, Err(PublishError::Path(_))));
+    assert_eq!(library.entries().len(), 1);
+}
+
+#[tokio::test]
+async fn change_during_read_is_detected() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    fs::write(rig.path("a"), pattern(5 << 20, 1)).unwrap();
+    let path = rig.path("a");
+    let touch = move |progress: PublishProgress| {
+        if progress.done < progress.total {
+            let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+            std::io::Write::write_all(&mut file, b"x").unwrap();
+        }
+    };
+    let refused = library.publish(&rig.path("a"), PublishOptions::default(), touch).await;
+    assert!(matches!(refused, Err(PublishError::Changed { .. })), "{refused:?}");
+    assert!(library.entries().is_empty());
+}
+
+#[tokio::test]
+async fn outbox_lists_each_name_once_per_catalogue_in_order() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    let (one, two) = (CatalogueId([1; 16]), CatalogueId([2; 16]));
+    let version = PublishedVersion { version: 1, new: true };
+    // The same content under two names: catalogues need both.
+    fs::write(rig.path("a"), b"same").unwrap();
+    fs::write(rig.path("b"), b"same").unwrap();
+    let id = rig.publish(&library, "a").await.unwrap().id;
+    assert_eq!(rig.publish(&library, "b").await.unwrap().id, id);
+    let names = |library: &Library, catalogue| -> Vec<String> {
+        library.pending_publications(catalogue).iter().map(|pending| pending.name.to_string()).collect()
+    };
+    assert_eq!(names(&library, one), ["a", "b"]);
+    let a = "a".parse().unwrap();
+    library.mark_published(one, &id, &a, version).await.unwrap();
+    assert_eq!(library.published_version(one, &id, &a), Some(version));
+    assert_eq!(library.published_version(two, &id, &a), None);
+    library.close().await.unwrap();
+    let library = rig.open().await;
+    assert_eq!(names(&library, one), ["b"]);
+    assert_eq!(names(&library, two), ["a", "b"]);
+    // Published again, the name returns to the outbox: a newer version may exist in the catalogue.
+    rig.publish(&library, "a").await.unwrap();
+    assert_eq!(names(&library, one), ["b", "a"]);
+    assert_eq!(library.find("b").unwrap().id, id);
+}
+
+#[tokio::test]
+async fn publishing_partial_download_completes_it() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    let content = pattern(600_000, 5);
+    fs::write(rig.path("a"), &content).unwrap();
+    let other = Rig::new();
+    let other_library = other.open().await;
+    let id = other_library.publish(&rig.path("a"), PublishOptions::default(), |_| {}).await.unwrap().id;
+    let manifest = other_library.open_file(&id).await.unwrap().unwrap().manifest().as_ref().clone();
+    let new = NewFile { name: Some("wanted".parse().unwrap()), kind: FileKind::File, member_of: None };
+    let file = library.create(manifest, new, Destination::Library).await.unwrap();
+    let piece = file.layout().piece(0).unwrap();
+    file.write_pieces(vec![(piece, Bytes::copy_from_slice(&content[..256 << 10]))]).await.unwrap();
+    rig.publish(&library, "a").await.unwrap();
+    assert!(library.find("wanted").unwrap().is_complete());
+    assert_eq!(content_of(&library, &id).await, content);
+    library.close().await.unwrap();
+    let library = rig.open().await;
+    assert!(library.find("wanted").unwrap().is_complete());
+    assert_eq!(content_of(&library, &id).await, content);
+}
+
+#[tokio::test]
+async fn failed_import_leaves_no_content() {
+    let rig = Rig::new();
+    let storage = Arc::new(FaultyStorage::new(Arc::new(rig.content.open()), 1));
+    storage.add(Operation::Commit, When::Nth(2), Fault::Full);
+    let content = ContentStore::Database(storage);
+    let library =
+        Library::open(Arc::new(rig.index.open()), content, LibrarySettings::default()).await.unwrap();
+    fs::create_dir(rig.path("d")).unwrap();
+    for name in ["d/a", "d/b"] {
+        fs::write(rig.path(name), pattern(300 << 10, name.as_bytes()[2])).unwrap();
+    }
+    let full = rig.store(&library, "d").await;
+    assert!(matches!(full, Err(PublishError::Library(LibraryError::Full { .. }))), "{full:?}");
+    assert!(rig.content.entries().iter().all(|(_, entries)| *entries == 0), "{:?}", rig.content.entries());
+    rig.store(&library, "d").await.unwrap();
+}

@@ -1,0 +1,94 @@
+//! The part of a checkpoint that concerns small files.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use crate::library::content::ContentStore;
+use crate::library::content_files;
+use crate::library::error::{LibraryError, Result};
+use crate::library::inner::LibraryInner;
+use crate::library::layout::{self, ContentPlace, DIRTY, HAVE};
+use crate::library::task::blocking;
+use crate::library::unsynced::SmallFilesPlan;
+use enjambre_core::Batch;
+
+impl LibraryInner {
+    pub(in crate::library) fn plan_small_files(&self) -> SmallFilesPlan {
+        let state = self.state.lock();
+        let mut plan = state.unsynced_small.plan();
+        for id in state.unsynced_small.ids() {
+            let Some(slot) = state.slots.get(id) else { continue };
+            match (&slot.record.place, &self.content) {
+                (ContentPlace::Database, _) => plan.in_database = true,
+                (ContentPlace::Files, ContentStore::Files(dir)) => {
+                    plan.dirs.insert(dir.clone());
+                }
+                (place, _) => {
+                    if let Some((root, _)) = place.root_and_rel()
+                        && !plan.dirs.contains(root)
+                    {
+                        plan.dirs.insert(root.to_owned());
+                    }
+                }
+            }
+            plan.ids.push(*id);
+        }
+        plan
+    }
+
+    pub(in crate::library) async fn sync_small_files(&self, plan: &SmallFilesPlan) -> Result<()> {
+        if plan.dirs.is_empty() {
+            return Ok(());
+        }
+        let dirs = plan.dirs.clone();
+        blocking(move || {
+            let mut devices = HashSet::new();
+            for dir in &dirs {
+                match std::fs::metadata(dir) {
+                    Ok(metadata) if devices.insert(metadata.dev()) => content_files::sync_file_system(dir)?,
+                    Ok(_) => {}
+                    // The directory was deleted together with its files.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(LibraryError::io("sync", dir, error)),
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Adds the records of the small files as complete. The caller has synced the files and holds their
+    /// locks.
+    pub(in crate::library) fn put_small_files(&self, plan: &SmallFilesPlan, batch: &mut Batch) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        for id in plan.ids.iter().filter(|id| state.unsynced_small.is_in(plan, id)) {
+            if let Some(slot) = state.slots.get_mut(id) {
+                slot.record.complete = true;
+                slot.stored = false;
+            }
+            state.put_record(batch, id);
+            // After a crash during a download the file may have either bitmap.
+            batch.delete(HAVE, layout::page_key(id, 0));
+            batch.delete(DIRTY, layout::page_key(id, 0));
+        }
+    }
+
+    /// Records whether the batch was committed.
+    pub(in crate::library) fn end_small_files(&self, plan: &SmallFilesPlan, committed: bool) {
+        let mut state = self.state.lock();
+        for id in &plan.ids {
+            if !state.unsynced_small.is_in(plan, id) {
+                continue;
+            }
+            if committed {
+                state.unsynced_small.remove(id);
+            }
+            if let Some(slot) = state.slots.get_mut(id) {
+                slot.stored = committed;
+                slot.record.complete = committed;
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Data to sync at a checkpoint: open files with unsynced changes, and small files.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use super::content_files::ToSync;
+use enjambre_core::model::layout::PieceIndex;
+use enjambre_core::runtime::HashMap;
+use enjambre_core::{Batch, FileId};
+
+/// The changes of one file that a checkpoint makes durable.
+#[derive(Debug)]
+pub(super) struct CheckpointPlan {
+    pub(super) pieces: Vec<PieceIndex>,
+    pub(super) bytes: u64,
+    pub(super) finished: bool,
+    pub(super) in_database: bool,
+    pub(super) to_sync: Option<ToSync>,
+}
+
+/// A file with changes that the index or the disk does not have yet.
+pub(super) trait Unsynced: Debug + Send + Sync {
+    fn id(&self) -> FileId;
+
+    fn plan_checkpoint(&self) -> CheckpointPlan;
+
+    /// Adds the index records of the plan to a batch. The caller has synced the content and holds the lock of
+    /// the id.
+    fn put_checkpoint(&self, plan: &CheckpointPlan, batch: &mut Batch);
+
+    /// Records whether the batch was committed. Returns the number of bytes that became durable and whether
+    /// nothing is left to sync.
+    fn end_checkpoint(&self, plan: &CheckpointPlan, committed: bool) -> (u64, bool);
+
+    /// Whether the index and the disk have all changes.
+    fn is_clean(&self) -> bool;
+}
+
+/// The number of unsynced small files that starts a checkpoint.
+const SOFT_LIMIT: usize = 8 * 1024;
+/// The number of unsynced small files at which writers wait for the checkpoint.
+const HARD_LIMIT: usize = 32 * 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct UnsyncedSmallFiles {
+    files: HashMap<FileId, UnsyncedSmallFile>,
+    bytes: u64,
+    last: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct UnsyncedSmallFile {
+    size: u64,
+    /// The number of the insertion, since a file may be removed and added again.
+    number: u64,
+}
+
+impl UnsyncedSmallFiles {
+    pub(super) fn insert(&mut self, id: FileId, size: u64) {
+        self.remove(&id);
+        self.bytes += size;
+        self.last += 1;
+        self.files.insert(id, UnsyncedSmallFile { size, number: self.last });
+    }
+
+    /// Removes a file that was opened, synced, changed or removed.
+    pub(super) fn remove(&mut self, id: &FileId) {
+        if let Some(file) = self.files.remove(id) {
+            self.bytes -= file.size;
+        }
+    }
+
+    pub(super) fn contains(&self, id: &FileId) -> bool {
+        self.files.contains_key(id)
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = &FileId> {
+        self.files.keys()
+    }
+
+    pub(super) fn plan(&self) -> SmallFilesPlan {
+        SmallFilesPlan { last: self.last, ..SmallFilesPlan::default() }
+    }
+
+    /// Whether the file has been unsynced since the plan was made.
+    pub(super) fn is_in(&self, plan: &SmallFilesPlan, id: &FileId) -> bool {
+        self.files.get(id).is_some_and(|file| file.number <= plan.last)
+    }
+
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn is_over_soft_limit(&self) -> bool {
+        self.files.len() >= SOFT_LIMIT
+    }
+
+    pub(super) fn is_over_hard_limit(&self) -> bool {
+        self.files.len() >= HARD_LIMIT
+    }
+}
+
+/// The small files that a checkpoint makes durable.
+#[derive(Debug, Default)]
+pub(super) struct SmallFilesPlan {
+    pub(super) ids: Vec<FileId>,
+    /// The number of the last insertion before the plan was made.
+    last: u64,
+    pub(super) in_database: bool,
+    /// Directories on the file systems to sync.
+    pub(super) dirs: BTreeSet<PathBuf>,
+}
+
+impl SmallFilesPlan {
+    pub(super) fn ids(&self) -> impl Iterator<Item = FileId> {
+        self.ids.iter().copied()
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+}

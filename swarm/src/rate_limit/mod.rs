@@ -1,0 +1,5 @@
+//! Limits on bandwidth and on the rate of requests.
+
+pub mod bandwidth;
+pub mod gcra;
+pub mod per_address;

@@ -1,0 +1,17 @@
+//! Serves piece hashes, bitmaps, pieces and small files of the library to other peers.
+//!
+//! Service is fair among connections: each one has a few pieces in preparation at a time, connections take turns at the
+//! upload limit, and connections from one address occupy at most half of the slots that others leave free. Memory is
+//! bounded: a reply's bytes are reserved at the transport before the piece is read. Requests without a free slot get the
+//! reply `busy` with the time to retry.
+
+mod long_poll;
+mod refusal;
+mod service;
+mod settings;
+mod slots;
+mod small_files;
+pub(crate) mod super_seeding;
+
+pub use service::Seeder;
+pub use settings::SeederSettings;

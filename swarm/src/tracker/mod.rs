@@ -1,0 +1,22 @@
+//! The tracker: the service that answers requests from the [`crate::catalogue`].
+//!
+//! [`service::TrackerService`] handles requests, with [`lookups`] from memory where possible, and
+//! [`replicas::ReplicaStore`] stores pinned files. In an invite-only swarm [`gate::TrackerGate`] precedes the service, and
+//! [`admission::Admission`] decides which peers it admits. The client side is [`crate::tracker_client`].
+
+pub mod admission;
+mod catalogue_error;
+pub(crate) mod claim_list;
+mod encoded_peers;
+pub mod gate;
+pub mod lookup_cache;
+pub mod lookups;
+pub mod nonce;
+pub mod pin_store;
+pub mod replicas;
+pub mod service;
+pub mod settings;
+mod ticker;
+
+#[cfg(test)]
+pub(crate) mod tests;

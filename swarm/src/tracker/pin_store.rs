@@ -1,0 +1,28 @@
+//! The store of pinned files, as the tracker service needs it.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+
+use crate::catalogue::pins::Pin;
+use enjambre_core::FileId;
+use enjambre_core::model::record::FileRecord;
+use enjambre_core::protocol::error::ErrorReply;
+
+/// Fetches and stores pinned files.
+///
+/// The service reserves the space in the catalogue ([`Catalogue::pin`](crate::catalogue::Catalogue::pin)) before it calls the
+/// store. At its start a store resumes all incomplete pins of [`Catalogue::pins`](crate::catalogue::Catalogue::pins). When a
+/// file is complete and durable, the store calls [`Catalogue::set_complete`](crate::catalogue::Catalogue::set_complete).
+#[async_trait]
+pub trait PinStore: Debug + Send + Sync + 'static {
+    /// The maximum number of bytes that pins may reserve in total.
+    fn quota(&self) -> u64;
+
+    /// Starts or continues to fetch the file in the background. Returns the number of bytes stored so far, without waiting.
+    /// May be called repeatedly.
+    async fn keep(&self, file: &FileRecord, pin: Pin) -> Result<u64, ErrorReply>;
+
+    /// Stops fetching the file, and deletes the replica unless another pin needs it.
+    async fn discard(&self, id: &FileId) -> Result<(), ErrorReply>;
+}

@@ -1,0 +1,448 @@
+//! The replicas of a tracker: copies of pinned files, fetched and served by a peer inside the tracker.
+//!
+//! Space is reserved in the catalogue when a pin is accepted. For a collection only the size of its list is known then, so
+//! the space for its members is reserved when the list has been fetched. A file that is larger than announced is not
+//! stored. Incomplete pins are resumed at the start.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::pin_store::PinStore;
+use crate::catalogue::Catalogue;
+use crate::catalogue::error::CatalogueError;
+use crate::catalogue::pins::Pin;
+use crate::download::DownloadError;
+use crate::download::downloader::Downloader;
+use crate::download::get::{GetRequest, get};
+use crate::download::progress::Progress;
+use crate::download::provider::ProviderSource;
+use crate::download::request::DownloadRequest;
+use crate::library::entry::Entry;
+use crate::library::error::LibraryError;
+use crate::library::library::Library;
+use crate::library::output::Destination;
+use crate::membership::members::Members;
+use crate::peer::announcer::Announcer;
+use crate::peer::offers::{LibraryOffers, TrackerProviders};
+use crate::tracker_client::presence::Presence;
+use crate::tracker_client::trackers::Trackers;
+use enjambre_core::{Endpoint, FileId};
+use enjambre_core::model::identity::KeyPair;
+use enjambre_core::model::record::{FileKind, FileRecord};
+use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
+use enjambre_core::runtime::clock::Clock;
+use enjambre_core::storage::inspect::with_causes;
+
+/// Maximum number of files that are fetched in parallel.
+const MAX_DOWNLOADS: usize = 4;
+/// Maximum number of pending pins. Further pins get the reply `busy`.
+const MAX_FETCHES: usize = 10_000;
+/// Time between attempts to fetch a file.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The parts of a [`ReplicaStore`].
+#[derive(Debug)]
+pub struct ReplicaParts {
+    /// Fetches the replicas into its library.
+    pub downloader: Arc<Downloader>,
+    /// The membership state, in an invite-only swarm.
+    pub members: Option<Arc<Members>>,
+    /// The catalogue with the pins.
+    pub catalogue: Arc<Catalogue>,
+    /// The tracker itself, as a client.
+    pub trackers: Arc<Trackers>,
+    /// The key of the tracker, under which it announces the replicas.
+    pub key: KeyPair,
+    /// The endpoints at which the replicas are offered.
+    pub endpoints: Vec<Endpoint>,
+    /// The clock of the catalogue.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Stores replicas of pinned files.
+#[derive(Debug)]
+pub struct ReplicaStore {
+    parts: ReplicaParts,
+    quota: u64,
+    providers: Arc<TrackerProviders>,
+    presence: Mutex<Option<Arc<Presence>>>,
+    fetches: Mutex<HashMap<FileId, Fetch>>,
+    download_slots: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    this: Weak<Self>,
+}
+
+#[derive(Debug)]
+struct Fetch {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    /// Set if the file cannot be stored.
+    refusal: Option<ErrorReply>,
+}
+
+/// The result of an attempt to fetch a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    /// The replica is complete, or the pin was removed.
+    Done,
+    /// The attempt failed and is repeated.
+    Retry,
+}
+
+impl ReplicaStore {
+    /// Creates a store that reserves at most `quota` bytes.
+    pub fn new(parts: ReplicaParts, quota: u64) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            quota,
+            providers: Arc::new(TrackerProviders(Arc::clone(&parts.trackers))),
+            parts,
+            presence: Mutex::default(),
+            fetches: Mutex::default(),
+            download_slots: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            this: this.clone(),
+        })
+    }
+
+    fn library(&self) -> &Arc<Library> {
+        self.parts.downloader.library()
+    }
+
+    /// Announces the replicas and resumes incomplete pins. The tracker must be serving requests.
+    pub fn start(self: &Arc<Self>) {
+        let source = Arc::new(LibraryOffers::new(Arc::clone(self.library()), true));
+        let ReplicaParts { members, key, endpoints, trackers, .. } = &self.parts;
+        let presence =
+            Presence::start_with_members(members.clone(), key.clone(), endpoints.clone(), trackers, source);
+        let presence = Arc::new(presence);
+        let announcer = Announcer::new(Arc::clone(self.library()), Arc::clone(&presence));
+        *self.presence.lock() = Some(presence);
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(announcer.run()));
+        let store = Arc::clone(self);
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(async move { store.resume().await }));
+    }
+
+    /// Ends the session at the tracker.
+    pub async fn leave(&self) {
+        let presence = self.presence.lock().take();
+        if let Some(presence) = presence {
+            presence.leave().await;
+        }
+    }
+
+    /// Stops all fetches and waits for them. The library and the downloader stay open.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Deletes unpinned replicas and fetches incomplete ones.
+    async fn resume(&self) {
+        self.remove_unpinned().await;
+        let mut after = None;
+        loop {
+            match self.parts.catalogue.pins(after.as_ref()).await {
+                Ok(pins) => {
+                    let Some(last) = pins.last() else { return };
+                    after = Some(last.id);
+                    for pin in pins {
+                        self.resume_pin(&pin).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "reading pins failed; will retry");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    /// Deletes replicas that remain after a crash during `unpin`.
+    async fn remove_unpinned(&self) {
+        for entry in self.library().entries() {
+            if entry.name.is_some()
+                && matches!(self.parts.catalogue.pinned(&entry.id).await, Ok(None))
+                && let Err(error) = self.discard(&entry.id).await
+            {
+                tracing::warn!(id = %entry.id, %error, "deleting an unpinned replica failed");
+            }
+        }
+    }
+
+    async fn resume_pin(&self, pin: &Pin) {
+        if pin.complete {
+            if self.is_complete(&pin.id).await {
+                return;
+            }
+            if let Err(error) = self.parts.catalogue.set_complete(&pin.id, false).await {
+                tracing::warn!(id = %pin.id, %error, "marking a replica as incomplete failed");
+            }
+        }
+        while !self.start_fetch(pin.id) {
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    /// Whether a file, or a collection with all of its members, is stored.
+    async fn is_complete(&self, id: &FileId) -> bool {
+        let library = self.library();
+        let complete = |id: &FileId| library.entry(id).filter(Entry::is_complete);
+        match complete(id).map(|entry| entry.kind) {
+            None => false,
+            Some(FileKind::File) => true,
+            Some(FileKind::Collection) => library.collection(id).await.is_ok_and(|collection| {
+                collection.members().iter().all(|member| complete(&member.id).is_some())
+            }),
+        }
+    }
+
+    /// Fetches a pinned file in the background, unless that is pending or was refused. Returns `false` if too many fetches
+    /// are pending.
+    fn start_fetch(&self, id: FileId) -> bool {
+        let Some(store) = self.this.upgrade() else { return true };
+        let mut fetches = self.fetches.lock();
+        if fetches.contains_key(&id) {
+            return true;
+        }
+        if fetches.len() >= MAX_FETCHES {
+            fetches.retain(|_, fetch| fetch.refusal.is_none());
+            if fetches.len() >= MAX_FETCHES {
+                return false;
+            }
+        }
+        let stop = self.stop.child_token();
+        let task = self.tasks.spawn({
+            let stop = stop.clone();
+            async move {
+                // `discard` and `stop` cancel the fetch and clean up themselves.
+                let Some(result) = stop.run_until_cancelled(store.fetch(&id)).await else { return };
+                store.finish_fetch(&id, result).await;
+            }
+        });
+        fetches.insert(id, Fetch { stop, task, refusal: None });
+        true
+    }
+
+    async fn finish_fetch(&self, id: &FileId, result: Result<(), ErrorReply>) {
+        if let Err(refusal) = &result {
+            tracing::warn!(%id, reason = refusal.message, "pin removed: the file cannot be stored");
+            self.give_up(id).await;
+        }
+        let mut fetches = self.fetches.lock();
+        match result {
+            Ok(()) => drop(fetches.remove(id)),
+            Err(refusal) => {
+                if let Some(fetch) = fetches.get_mut(id) {
+                    fetch.refusal = Some(refusal);
+                }
+            }
+        }
+    }
+
+    /// Removes a pin and deletes its replica.
+    async fn give_up(&self, id: &FileId) {
+        let unpinned = self.parts.catalogue.unpin(id).await.map(drop).map_err(|error| error.to_string());
+        let removed = self.remove(id).await.map_err(|error| error.to_string());
+        if let Err(error) = unpinned.and(removed) {
+            tracing::warn!(%id, error, "removing a pin failed");
+        }
+    }
+
+    /// Fetches a file and retries without limit. Fails if the file cannot be stored.
+    async fn fetch(&self, id: &FileId) -> Result<(), ErrorReply> {
+        while self.try_fetch(id).await? == Attempt::Retry {
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    async fn try_fetch(&self, id: &FileId) -> Result<Attempt, ErrorReply> {
+        // Read in each attempt: a later publication may correct the size.
+        let file = match self.parts.catalogue.file(id, self.parts.clock.now_ms()).await {
+            Ok(Some(file)) => file,
+            Ok(None) => {
+                return Err(ErrorReply::new(ErrorCode::NotFound, "file is no longer offered by any peer"));
+            }
+            Err(error) => {
+                tracing::warn!(%id, %error, "looking up a pinned file failed; will retry");
+                return Ok(Attempt::Retry);
+            }
+        };
+        // A file without providers must not occupy a download slot.
+        if !self.is_complete(id).await && !self.has_provider(id).await {
+            return Ok(Attempt::Retry);
+        }
+        let Ok(_slot) = self.download_slots.acquire().await else { return Ok(Attempt::Retry) };
+        if file.kind == FileKind::File && !self.reserve(id, file.size).await? {
+            return Ok(Attempt::Done);
+        }
+        if let Err(error) = self.download(&file).await {
+            return Ok(retry_download(&file, &error));
+        }
+        if file.kind == FileKind::Collection {
+            let members = match self.library().collection(id).await {
+                Ok(collection) => collection.total_size(),
+                Err(error) => return Err(ErrorReply::new(ErrorCode::Malformed, error.to_string())),
+            };
+            if !self.reserve(id, file.size.saturating_add(members)).await? {
+                return Ok(Attempt::Done);
+            }
+        }
+        if let Err(error) = self.download_members(&file).await {
+            return Ok(retry_download(&file, &error));
+        }
+        match self.parts.catalogue.set_complete(id, true).await {
+            Ok(true) => tracing::info!(%id, name = %file.name, "replica stored"),
+            // Another tracker of the catalogue removed the pin.
+            Ok(false) => self.give_up(id).await,
+            Err(error) => {
+                tracing::warn!(%id, %error, "marking a replica as complete failed; will retry");
+                return Ok(Attempt::Retry);
+            }
+        }
+        Ok(Attempt::Done)
+    }
+
+    /// Downloads a file or the list of a collection.
+    async fn download(&self, file: &FileRecord) -> Result<(), Arc<DownloadError>> {
+        let request = DownloadRequest {
+            id: file.id,
+            name: Some(file.name.clone()),
+            kind: file.kind,
+            member_of: None,
+            claimed_size: Some(file.size),
+            // Only the reserved space may be used.
+            proven_size: Some(file.size),
+            destination: Destination::Library,
+            announced_as: file.id,
+            providers: Arc::clone(&self.providers) as _,
+        };
+        self.parts.downloader.get(request).wait().await
+    }
+
+    /// Downloads the members of a collection and makes the replica durable.
+    async fn download_members(&self, file: &FileRecord) -> Result<(), Arc<DownloadError>> {
+        let request = GetRequest {
+            id: file.id,
+            name: Some(file.name.clone()),
+            kind: file.kind,
+            size: file.size,
+            output: None,
+            force: false,
+            durable: true,
+        };
+        let (progress, _updates) = watch::channel(Progress::default());
+        let providers = Arc::clone(&self.providers) as _;
+        get(&self.parts.downloader, &request, providers, &progress).await.map(drop)
+    }
+
+    /// Whether another peer offers the file.
+    async fn has_provider(&self, id: &FileId) -> bool {
+        let me = self.parts.key.peer_id();
+        let providers = self.providers.providers(id).await;
+        providers.is_ok_and(|providers| providers.iter().any(|provider| provider.peer != me))
+    }
+
+    /// Reserves space for a pin. Returns `false` if the pin was removed.
+    async fn reserve(&self, id: &FileId, size: u64) -> Result<bool, ErrorReply> {
+        loop {
+            match self.parts.catalogue.resize_pin(id, size, self.quota).await {
+                Ok(is_pinned) => return Ok(is_pinned),
+                Err(error @ CatalogueError::QuotaFull { .. }) => return Err(error.into()),
+                Err(error) => tracing::warn!(%id, %error, "reserving space for a replica failed; will retry"),
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    /// Deletes a replica unless it is a member of a stored collection.
+    async fn remove(&self, id: &FileId) -> Result<(), LibraryError> {
+        let library = self.library();
+        for entry in library.entries() {
+            let is_collection = entry.kind == FileKind::Collection && entry.name.is_some() && entry.id != *id;
+            if is_collection
+                && let Ok(collection) = library.collection(&entry.id).await
+                && collection.members().iter().any(|member| member.id == *id)
+            {
+                return Ok(());
+            }
+        }
+        match library.remove(id).await {
+            Err(LibraryError::NotFound { .. }) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Returns the stored bytes of a file or collection.
+    async fn stored_bytes(&self, id: &FileId) -> u64 {
+        let library = self.library();
+        let stored = |id: &FileId| library.entry(id).map_or(0, |entry| entry.stored_bytes());
+        let is_collection = library.entry(id).is_some_and(|entry| entry.kind == FileKind::Collection);
+        let members = match library.collection(id).await {
+            Ok(collection) if is_collection => {
+                collection.members().iter().map(|member| stored(&member.id)).sum()
+            }
+            _ => 0,
+        };
+        stored(id).saturating_add(members)
+    }
+}
+
+fn retry_download(file: &FileRecord, error: &DownloadError) -> Attempt {
+    let error = with_causes(error);
+    tracing::warn!(id = %file.id, name = %file.name, error, "fetching a replica failed; will retry");
+    Attempt::Retry
+}
+
+#[async_trait]
+impl PinStore for ReplicaStore {
+    fn quota(&self) -> u64 {
+        self.quota
+    }
+
+    async fn keep(&self, file: &FileRecord, pin: Pin) -> Result<u64, ErrorReply> {
+        let refusal = {
+            let mut fetches = self.fetches.lock();
+            let is_refused = fetches.get(&file.id).is_some_and(|fetch| fetch.refusal.is_some());
+            if is_refused { fetches.remove(&file.id).and_then(|fetch| fetch.refusal) } else { None }
+        };
+        if let Some(refusal) = refusal {
+            // The request created the pin again.
+            self.give_up(&file.id).await;
+            return Err(refusal);
+        }
+        let is_done = pin.complete && self.is_complete(&file.id).await;
+        if !is_done && !self.start_fetch(file.id) {
+            let busy = ErrorReply::new(ErrorCode::Busy, "too many pins are pending");
+            return Err(busy.retry_after(RETRY_INTERVAL));
+        }
+        Ok(self.stored_bytes(&file.id).await)
+    }
+
+    async fn discard(&self, id: &FileId) -> Result<(), ErrorReply> {
+        let fetch = self.fetches.lock().remove(id);
+        if let Some(Fetch { stop, task, .. }) = fetch {
+            stop.cancel();
+            // A running fetch could recreate the replica.
+            let _ = task.await;
+        }
+        self.remove(id).await.map_err(|error| {
+            tracing::warn!(%id, error = with_causes(&error), "deleting a replica failed");
+            ErrorReply::new(ErrorCode::Storage, "deleting the replica failed")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,419 @@
+//! The request handler of a tracker.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::lookups::Lookups;
+use super::nonce::Nonces;
+use super::pin_store::PinStore;
+use super::settings::{TrackerSettings, millis};
+use super::ticker::ticker;
+use crate::catalogue::list::ListPage;
+use crate::catalogue::peers::Session;
+use crate::catalogue::{Catalogue, Task};
+use crate::rate_limit::per_address::AddressRateLimit;
+use enjambre_core::{Endpoint, FileId, PeerInfo, ReplySink, RequestId};
+use enjambre_core::model::record::Publication;
+use enjambre_core::model::session::SessionId;
+use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
+use enjambre_core::protocol::lookup::{self, Lookup};
+use enjambre_core::protocol::message::{
+    MAX_ENDPOINTS, MAX_LIST, MAX_OFFERS, MAX_QUERY, Reply, Request, SessionGrant, SessionProof, StoreStatus,
+    TrackerStatus,
+};
+use enjambre_core::protocol::server::Handler;
+use enjambre_core::runtime::clock::Clock;
+use enjambre_core::transport::envelope::EncodedRequest;
+
+/// The time limit of the last write of renewals.
+const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// The limit of new sessions per address: a burst, and the milliseconds until one more is allowed.
+const SESSIONS: u64 = 128;
+const SESSION_MS: u64 = 1000;
+/// The time that the count of living peers is cached for status requests, in milliseconds.
+const COUNT_TTL_MS: u64 = 1000;
+
+/// Handles the requests of a tracker.
+#[derive(Debug)]
+pub struct TrackerService {
+    catalogue: Arc<Catalogue>,
+    lookups: Lookups,
+    settings: TrackerSettings,
+    clock: Arc<dyn Clock>,
+    nonces: Nonces,
+    session_limit: AddressRateLimit,
+    store: Option<Arc<dyn PinStore>>,
+    started: u64,
+    /// The number of living peers and the time of the count.
+    alive_peers: tokio::sync::Mutex<Option<(u64, u64)>>,
+}
+
+impl TrackerService {
+    /// A service on a catalogue that was opened with the [`TrackerSettings::rules`] of the same settings. Without a store it
+    /// refuses pins.
+    pub fn new(
+        catalogue: Arc<Catalogue>,
+        settings: TrackerSettings,
+        clock: Arc<dyn Clock>,
+        store: Option<Arc<dyn PinStore>>,
+    ) -> Self {
+        let started = clock.now_ms();
+        let lookups = Lookups::new(Arc::clone(&catalogue), settings.lookup_cache_bytes());
+        Self {
+            catalogue,
+            lookups,
+            settings,
+            clock,
+            nonces: Nonces::default(),
+            session_limit: AddressRateLimit::new(SESSION_MS, SESSIONS),
+            store,
+            started,
+            alive_peers: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The catalogue.
+    pub const fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.catalogue
+    }
+
+    /// Writes renewals and sweeps expired entries until the shutdown, then writes the last renewals. To be run as a task
+    /// alongside the service.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        tokio::join!(
+            shutdown.run_until_cancelled(self.flush_periodically()),
+            shutdown.run_until_cancelled(self.sweep_periodically()),
+            shutdown.run_until_cancelled(self.expire_periodically()),
+        );
+        match timeout(LAST_FLUSH_TIMEOUT, self.catalogue.flush(self.clock.now_ms())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "last renewals not written"),
+            Err(_) => tracing::warn!(timeout = ?LAST_FLUSH_TIMEOUT, "last renewals not written: timed out"),
+        }
+    }
+
+    async fn flush_periodically(&self) {
+        let mut ticks = ticker(self.settings.flush_interval());
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.catalogue.flush(self.clock.now_ms()).await {
+                tracing::warn!(%error, "renewals not written; retrying at the next interval");
+            }
+        }
+    }
+
+    async fn sweep_periodically(&self) {
+        if let Err(error) = self.catalogue.count().await {
+            tracing::warn!(%error, "catalogue count failed");
+        }
+        let mut ticks = ticker(self.settings.sweep);
+        loop {
+            ticks.tick().await;
+            if !self.take_turn(Task::Sweep, self.settings.sweep).await {
+                continue;
+            }
+            match self.catalogue.sweep_peers(self.clock.now_ms()).await {
+                Ok(swept) => tracing::debug!(?swept, "peers swept"),
+                Err(error) => tracing::warn!(%error, "peer sweep failed"),
+            }
+        }
+    }
+
+    async fn expire_periodically(&self) {
+        let mut ticks = ticker(self.settings.expiry_interval());
+        // Providers need time to reconnect after the start.
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            // The count includes the additions of other trackers.
+            if let Err(error) = self.catalogue.count().await {
+                tracing::warn!(%error, "catalogue count failed");
+            }
+            if !self.take_turn(Task::Expire, self.settings.expiry_interval()).await {
+                continue;
+            }
+            match self.catalogue.expire_files(millis(self.settings.file_retention), self.clock.now_ms()).await
+            {
+                Ok(0) => {}
+                Ok(files) => tracing::info!(files, "expired files removed"),
+                Err(error) => tracing::warn!(%error, "file expiry failed"),
+            }
+        }
+    }
+
+    /// Returns whether this tracker is to do a task that the trackers of a catalogue share.
+    async fn take_turn(&self, task: Task, period: Duration) -> bool {
+        let turn = self.catalogue.take_turn(task, millis(period), self.clock.now_ms()).await;
+        turn.unwrap_or_else(|error| {
+            tracing::warn!(%error, ?task, "task skipped: its schedule in the catalogue is unreadable");
+            false
+        })
+    }
+
+    /// Returns the session with this id. On an authenticated connection the session must belong to the same peer, so that a
+    /// leaked session id is useless to other peers.
+    async fn session(&self, session: SessionId, peer: &PeerInfo) -> Result<Session, ErrorReply> {
+        let session = self.catalogue.authorize(session, self.clock.now_ms()).await?;
+        if peer.identity.is_some_and(|identity| identity != session.peer) {
+            return Err(unauthorized("the session belongs to another key than the connection"));
+        }
+        Ok(session)
+    }
+
+    async fn open_session(&self, proof: Option<SessionProof>, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
+        let now = self.clock.now_ms();
+        let catalogue = self.catalogue.id();
+        let nonce = self.nonces.issue(peer.connection, now);
+        let Some(proof) = proof else { return Ok(Reply::OpenSession { catalogue, nonce, grant: None }) };
+        if proof.endpoints.len() > MAX_ENDPOINTS {
+            return Err(malformed(format!("too many endpoints; the limit is {MAX_ENDPOINTS}")));
+        }
+        if !self.nonces.is_valid(proof.nonce, peer.connection, now) {
+            return Err(unauthorized("the nonce is expired or belongs to another connection"));
+        }
+        let signed = SessionProof::signed_bytes(catalogue, proof.nonce, &proof.endpoints);
+        if !proof.key.verifies(&signed, &proof.signature) {
+            return Err(unauthorized("the signature is not valid for this key"));
+        }
+        let id = proof.key.peer_id();
+        if peer.identity.is_some_and(|identity| identity != id) {
+            return Err(unauthorized("the connection belongs to another key"));
+        }
+        let endpoints = resolve_endpoints(proof.endpoints, peer.address)?;
+        self.session_limit.take(peer.address, now).map_err(|wait| {
+            let busy = ErrorReply::new(ErrorCode::Busy, "too many new sessions from this address");
+            busy.retry_after(Duration::from_millis(wait))
+        })?;
+        let session = self.catalogue.open_session(id, endpoints.clone(), now).await?;
+        tracing::debug!(peer = %id.short(), ?endpoints, "session opened");
+        let grant =
+            SessionGrant { session, lease_ms: millis(self.settings.lease), endpoints, membership: None };
+        Ok(Reply::OpenSession { catalogue, nonce, grant: Some(grant) })
+    }
+
+    async fn providers(&self, id: FileId, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
+        let now = self.clock.now_ms();
+        let Some(providers) = self.lookups.providers(&id, is_local(peer), now).await? else {
+            return Err(not_in_catalogue(&id));
+        };
+        Ok(Reply::Providers { providers })
+    }
+
+    async fn pin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
+        let store = self.store()?;
+        let now = self.clock.now_ms();
+        let file = self.lookups.file(&id, now).await?.ok_or_else(|| not_in_catalogue(&id))?;
+        let pin = self.catalogue.pin(id, file.size, store.quota(), by.peer, now).await?;
+        let stored = store.keep(&file, pin).await?;
+        Ok(Reply::Pin { stored, complete: pin.complete })
+    }
+
+    async fn unpin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
+        let store = self.store()?;
+        // The ids are public, but only the peer that pinned a file may unpin it.
+        if self.catalogue.pinned(&id).await?.is_none_or(|pin| pin.by != by.peer) {
+            return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not pinned by this peer")));
+        }
+        // In this order the space is only released once the replica is deleted.
+        store.discard(&id).await?;
+        self.catalogue.unpin(&id).await?;
+        Ok(Reply::Done)
+    }
+
+    fn store(&self) -> Result<&Arc<dyn PinStore>, ErrorReply> {
+        self.store.as_ref().ok_or_else(|| {
+            let message =
+                "this tracker stores no replicas; set [tracker.store] enabled = true in its configuration";
+            ErrorReply::new(ErrorCode::Unsupported, message)
+        })
+    }
+
+    async fn status(&self) -> Result<Reply, ErrorReply> {
+        let now = self.clock.now_ms();
+        let peers = {
+            // Concurrent requests wait for one count.
+            let mut cached = self.alive_peers.lock().await;
+            match *cached {
+                Some((count, at)) if now.checked_sub(at).is_some_and(|age| age < COUNT_TTL_MS) => count,
+                _ => {
+                    let count = self.catalogue.count_alive_peers(now).await?;
+                    *cached = Some((count, now));
+                    count
+                }
+            }
+        };
+        let store = match &self.store {
+            Some(store) => {
+                let reserved = self.catalogue.reserved().await?;
+                Some(StoreStatus { quota: store.quota(), reserved: reserved.bytes, pins: reserved.pins })
+            }
+            None => None,
+        };
+        Ok(Reply::TrackerStatus(TrackerStatus {
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: now.saturating_sub(self.started),
+            files: self.catalogue.versions(),
+            peers,
+            store,
+        }))
+    }
+
+    async fn reply(&self, request: Request, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
+        let now = self.clock.now_ms();
+        match request {
+            Request::OpenSession { proof } => self.open_session(proof, peer).await,
+            Request::Publish { session, name, id, size, kind } => {
+                let session = self.session(session, peer).await?;
+                let publication = Publication { name, id, size, kind };
+                let published = self.catalogue.publish(&session, &publication, now).await?;
+                tracing::debug!(
+                    peer = %session.peer.short(), name = %publication.name, id = %id.short(),
+                    version = published.version, new = published.new, "file published"
+                );
+                Ok(Reply::Published { version: published.version, new: published.new })
+            }
+            Request::Announce { session, offers } => {
+                check_count(offers.len())?;
+                let session = self.session(session, peer).await?;
+                Ok(Reply::Announced { unknown: self.catalogue.announce(&session, &offers, now).await? })
+            }
+            Request::Withdraw { session, ids } => {
+                check_count(ids.len())?;
+                let session = self.session(session, peer).await?;
+                self.catalogue.withdraw(&session, &ids).await?;
+                Ok(Reply::Done)
+            }
+            Request::Renew { session, .. } => {
+                let session = self.session(session, peer).await?;
+                self.catalogue.renew(session.id, now).await?;
+                Ok(Reply::Done)
+            }
+            Request::Leave { session } => {
+                let session = self.session(session, peer).await?;
+                self.catalogue.leave(session.id, now).await?;
+                Ok(Reply::Done)
+            }
+            Request::Pin { session, id } => self.pin(self.session(session, peer).await?, id).await,
+            Request::Unpin { session, id } => self.unpin(self.session(session, peer).await?, id).await,
+            Request::Find { query } => {
+                check_length(&query)?;
+                Ok(Reply::Find { file: self.lookups.find(&query, now).await? })
+            }
+            Request::Providers { id } => self.providers(id, peer).await,
+            Request::List { pattern, cursor, limit } => {
+                check_length(&pattern)?;
+                let limit = usize::try_from(limit).unwrap_or(MAX_LIST).clamp(1, MAX_LIST);
+                let ListPage { files, cursor } =
+                    self.lookups.list(&pattern, cursor.as_deref(), limit, now).await?;
+                Ok(Reply::List { files, cursor })
+            }
+            Request::Status => self.status().await,
+            _ => Err(ErrorReply::new(
+                ErrorCode::Unsupported,
+                "trackers do not support this request; send it to a peer",
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl Handler for TrackerService {
+    fn answer_immediately(&self, request: &EncodedRequest, peer: &PeerInfo) -> Option<Bytes> {
+        let lookup = lookup::decode(request)?;
+        let now = self.clock.now_ms();
+        match lookup {
+            Lookup::Find { query } => {
+                let answers = self.lookups.cached_find(query, now)?;
+                Some(lookup::reply(request.id(), &answers.found))
+            }
+            Lookup::Providers { id: file } => {
+                Some(self.lookups.cached_providers(&file, is_local(peer), now)?.finish(request.id()))
+            }
+        }
+    }
+
+    async fn handle(
+        &self,
+        _id: RequestId,
+        request: Request,
+        peer: &PeerInfo,
+        _sink: &mut dyn ReplySink,
+    ) -> Result<(Reply, Bytes), ErrorReply> {
+        Ok((self.reply(request, peer).await?, Bytes::new()))
+    }
+}
+
+fn malformed(problem: String) -> ErrorReply {
+    ErrorReply::new(ErrorCode::Malformed, problem)
+}
+
+fn not_in_catalogue(id: &FileId) -> ErrorReply {
+    ErrorReply::new(ErrorCode::NotFound, format!("{id} is not in the catalogue"))
+}
+
+fn unauthorized(problem: &str) -> ErrorReply {
+    ErrorReply::new(ErrorCode::Unauthorized, problem)
+}
+
+/// Returns whether the peer runs on this host.
+fn is_local(peer: &PeerInfo) -> bool {
+    peer.address.is_none_or(|address| address.to_canonical().is_loopback())
+}
+
+fn check_count(count: usize) -> Result<(), ErrorReply> {
+    if count <= MAX_OFFERS {
+        return Ok(());
+    }
+    let message = format!("too many files in one request: {count}; the limit is {MAX_OFFERS}");
+    Err(ErrorReply::new(ErrorCode::TooLarge, message))
+}
+
+fn check_length(text: &str) -> Result<(), ErrorReply> {
+    if text.len() <= MAX_QUERY {
+        Ok(())
+    } else {
+        Err(malformed(format!("the query is longer than {MAX_QUERY} bytes")))
+    }
+}
+
+/// Returns the endpoints that other peers receive. Replaces an unspecified host by the address of the connection, and removes
+/// peer ids, which the replies contain separately.
+fn resolve_endpoints(endpoints: Vec<Endpoint>, address: Option<IpAddr>) -> Result<Vec<Endpoint>, ErrorReply> {
+    let mut resolved = Vec::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        if endpoint.port() == 0 {
+            return Err(malformed(format!("endpoint {endpoint} is unreachable: its port is 0")));
+        }
+        let endpoint = match address {
+            Some(address) if endpoint.is_unspecified() => endpoint.with_address(address.to_canonical()),
+            _ => endpoint,
+        }
+        .with_id(None);
+        if !resolved.contains(&endpoint) {
+            resolved.push(endpoint);
+        }
+    }
+    Ok(resolved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unspecified_host_becomes_connection_address() {
+        let given = ["zmq://0.0.0.0:7710", "zmq://[::]:7710", "zmq://peer.example.org:1"];
+        let given: Vec<Endpoint> = given.map(|text| text.parse().unwrap()).to_vec();
+        let resolved = resolve_endpoints(given.clone(), Some("::ffff:10.0.0.7".parse().unwrap())).unwrap();
+        let resolved: Vec<_> = resolved.iter().map(Endpoint::to_string).collect();
+        assert_eq!(resolved, ["zmq://10.0.0.7:7710", "zmq://peer.example.org:1"]);
+        assert_eq!(resolve_endpoints(given.clone(), None).unwrap(), given);
+        assert!(resolve_endpoints(vec!["zmq://0.0.0.0:0".parse().unwrap()], None).is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! Settings of a tracker.
+
+use std::time::Duration;
+
+use crate::catalogue::CatalogueRules;
+use crate::catalogue::leases::LeaseRules;
+
+/// The settings of a tracker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrackerSettings {
+    /// The time that a peer counts as alive after a renewal. Peers renew three times per lease.
+    pub lease: Duration,
+    /// The time that a file without living providers is listed.
+    pub file_retention: Duration,
+    /// The time that the claims of a peer that is not alive are stored for its return.
+    pub claim_retention: Duration,
+    /// The maximum time between two writes of renewals.
+    pub flush: Duration,
+    /// The time between two sweeps for expired peers and claims.
+    pub sweep: Duration,
+    /// The maximum number of peers, including peers that are not alive but whose claims are stored. With several trackers on
+    /// one database each uses its own count, which includes the additions of the others up to its last full count.
+    pub max_peers: u64,
+    /// The maximum number of versions of names, counted in the same way. A version takes about 1 KiB of the database.
+    pub max_versions: u64,
+    /// The memory in bytes for answers to look-ups without the database.
+    pub lookup_cache: usize,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Default for TrackerSettings {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(30),
+            file_retention: 30 * DAY,
+            claim_retention: DAY,
+            flush: Duration::from_secs(5),
+            sweep: Duration::from_secs(60),
+            max_peers: 100_000,
+            max_versions: 10_000_000,
+            lookup_cache: 32 << 20,
+        }
+    }
+}
+
+/// A duration in whole milliseconds.
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl TrackerSettings {
+    /// The time between two writes of renewals: at most a sixth of a lease.
+    pub fn flush_interval(&self) -> Duration {
+        self.flush.min(self.lease / 6).max(Duration::from_millis(10))
+    }
+
+    /// The time between two searches for expired files.
+    pub fn expiry_interval(&self) -> Duration {
+        (self.file_retention / 720).clamp(Duration::from_secs(1), Duration::from_secs(60 * 60))
+    }
+
+    /// The rules of the catalogue.
+    pub fn rules(&self) -> CatalogueRules {
+        let lease = millis(self.lease).max(1);
+        CatalogueRules {
+            leases: LeaseRules {
+                lease,
+                retention: millis(self.claim_retention).max(lease),
+                settle: lease.saturating_mul(4).max(60_000),
+            },
+            cache_ttl: millis(self.flush_interval()).min(5000),
+            max_peers: self.max_peers,
+            max_versions: self.max_versions,
+            file_number_cache: self.lookup_cache / 8,
+        }
+    }
+
+    /// The memory for cached look-ups in bytes: the rest of the cache.
+    pub fn lookup_cache_bytes(&self) -> usize {
+        self.lookup_cache - self.lookup_cache / 8
+    }
+}

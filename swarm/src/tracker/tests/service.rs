@@ -1,0 +1,338 @@
+//! Tests of the tracker service over an in-process network, with one request at a time.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::advance;
+
+use super::{Tracker, World, endpoint, file, offer, publication};
+use crate::catalogue::Catalogue;
+use crate::catalogue::pins::Pin;
+use crate::tracker::pin_store::PinStore;
+use crate::tracker::service::TrackerService;
+use crate::tracker::settings::TrackerSettings;
+use crate::tracker_client::client::TrackerClient;
+use crate::tracker_client::error::TrackerError;
+use enjambre_core::{ConnectionHandle, ConnectionId, FileId, Memory, Message, PeerInfo, ReplySink, RequestId, TransportError};
+use enjambre_core::model::identity::KeyPair;
+use enjambre_core::model::record::FileRecord;
+use enjambre_core::model::session::SessionId;
+use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
+use enjambre_core::protocol::message::{MAX_QUERY, Nonce, Reply, Request, SessionProof};
+use enjambre_core::protocol::server::{Handler, serve};
+
+const AT: &str = "memory://tracker:1";
+
+async fn world() -> (World, Arc<Memory>, Tracker, TrackerClient) {
+    let (world, storage) = (World::new(), Arc::new(Memory::new()));
+    let tracker = world.tracker(AT, &storage).await;
+    let client = TrackerClient::new(world.dialer(), endpoint(AT));
+    (world, storage, tracker, client)
+}
+
+async fn open_session(client: &TrackerClient, key: &KeyPair) -> SessionId {
+    let at = endpoint(&format!("memory://{}:1", key.peer_id().short()));
+    client.open_session(key, &[at]).await.unwrap().1.session
+}
+
+async fn providers(client: &TrackerClient, n: u32) -> usize {
+    client.providers(&file(n)).await.unwrap().len()
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, TrackerError>) -> Option<ErrorCode> {
+    result.unwrap_err().code()
+}
+
+#[tokio::test(start_paused = true)]
+async fn published_file_is_found_with_its_publisher() {
+    let (_, _, _tracker, client) = world().await;
+    let key = KeyPair::generate();
+    let session = open_session(&client, &key).await;
+    assert_eq!(client.publish(session, &publication("a", 1)).await.unwrap(), (1, true));
+    let record = client.find("a").await.unwrap();
+    assert_eq!((record.id, record.publisher, record.providers), (file(1), key.peer_id(), 1));
+    assert_eq!(client.list("", None, 10).await.unwrap(), (vec![record], None));
+    assert_eq!(client.providers(&file(1)).await.unwrap()[0].peer, key.peer_id());
+    assert_eq!(code(client.find("b").await), Some(ErrorCode::NotFound));
+    assert_eq!(code(client.providers(&file(2)).await), Some(ErrorCode::NotFound));
+    let status = client.status().await.unwrap();
+    assert_eq!((status.peers, status.files, status.store), (1, 1, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_peer_is_no_provider_until_it_renews() {
+    let (_, _, _tracker, client) = world().await;
+    let session = open_session(&client, &KeyPair::generate()).await;
+    client.publish(session, &publication("a", 1)).await.unwrap();
+    advance(Duration::from_millis(29_900)).await;
+    assert_eq!(providers(&client, 1).await, 1);
+    advance(Duration::from_millis(200)).await;
+    assert_eq!(providers(&client, 1).await, 0);
+    assert_eq!(client.find("a").await.unwrap().providers, 0);
+    client.renew(session).await.unwrap();
+    assert_eq!(providers(&client, 1).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leave_is_immediate_and_void_for_older_sessions() {
+    let (_, _, _tracker, client) = world().await;
+    let key = KeyPair::generate();
+    let old = open_session(&client, &key).await;
+    client.publish(old, &publication("a", 1)).await.unwrap();
+    let new = open_session(&client, &key).await;
+    assert_eq!(code(client.leave(old).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.publish(old, &publication("b", 2)).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.renew(old).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(providers(&client, 1).await, 1);
+    client.leave(new).await.unwrap();
+    assert_eq!(providers(&client, 1).await, 0);
+    assert_eq!(code(client.renew(new).await), Some(ErrorCode::Unauthorized));
+}
+
+#[tokio::test(start_paused = true)]
+async fn peers_stay_alive_over_a_long_tracker_outage() {
+    let (world, storage, tracker, client) = world().await;
+    let (alive, expired) = (
+        open_session(&client, &KeyPair::generate()).await,
+        open_session(&client, &KeyPair::generate()).await,
+    );
+    client.publish(alive, &publication("a", 1)).await.unwrap();
+    client.publish(expired, &publication("b", 2)).await.unwrap();
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        client.renew(alive).await.unwrap();
+    }
+    // Renewals are written at most 5 s later.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    tracker.kill().await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let _tracker = world.tracker(AT, &storage).await;
+    assert_eq!(providers(&client, 1).await, 1, "it was alive when the tracker was killed");
+    assert_eq!(providers(&client, 2).await, 0, "its lease had expired");
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    client.renew(alive).await.expect("the session is still open");
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(providers(&client, 1).await, 1);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(providers(&client, 1).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_tracker_writes_the_last_renewals() {
+    let (world, storage, tracker, client) = world().await;
+    let other = world.tracker("memory://other:1", &storage).await;
+    let session = open_session(&client, &KeyPair::generate()).await;
+    client.publish(session, &publication("a", 1)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(26_000)).await;
+    client.renew(session).await.unwrap();
+    tracker.stop().await;
+    // Without the last renewal the lease would have expired.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let client = TrackerClient::new(world.dialer(), endpoint("memory://other:1"));
+    assert_eq!(providers(&client, 1).await, 1);
+    other.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn trackers_of_one_database_share_peers_and_renewals() {
+    let (world, storage, _first, client) = world().await;
+    let _second = world.tracker("memory://second:1", &storage).await;
+    let second = TrackerClient::new(world.dialer(), endpoint("memory://second:1"));
+    assert_eq!(client.catalogue().await.unwrap(), second.catalogue().await.unwrap());
+    let session = open_session(&client, &KeyPair::generate()).await;
+    client.publish(session, &publication("a", 1)).await.unwrap();
+    assert_eq!(providers(&second, 1).await, 1);
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        client.renew(session).await.unwrap();
+        assert_eq!(providers(&second, 1).await, 1);
+    }
+    second.renew(session).await.expect("a session is valid at all trackers of the catalogue");
+    second.leave(session).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(providers(&client, 1).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn replaced_session_is_void_at_all_trackers() {
+    let (world, storage, _first, client) = world().await;
+    let _second = world.tracker("memory://second:1", &storage).await;
+    let second = TrackerClient::new(world.dialer(), endpoint("memory://second:1"));
+    let key = KeyPair::generate();
+    let old = open_session(&client, &key).await;
+    client.publish(old, &publication("a", 1)).await.unwrap();
+    second.renew(old).await.expect("it is valid");
+    open_session(&client, &key).await;
+    assert_eq!(code(second.leave(old).await), Some(ErrorCode::Unauthorized));
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(code(second.renew(old).await), Some(ErrorCode::Unauthorized));
+    assert_eq!((providers(&client, 1).await, providers(&second, 1).await), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn publication_survives_a_killed_tracker() {
+    let (world, storage, tracker, client) = world().await;
+    let session = open_session(&client, &KeyPair::generate()).await;
+    client.publish(session, &publication("a", 1)).await.unwrap();
+    tracker.kill().await;
+    let _tracker = world.tracker(AT, &storage).await;
+    assert_eq!(client.find("a").await.unwrap().providers, 1);
+    client.announce(session, &[offer(1)]).await.expect("the session is still open");
+}
+
+#[derive(Debug)]
+struct Sink;
+
+#[async_trait]
+impl ReplySink for Sink {
+    async fn reserve(&mut self, _bytes: usize) -> Result<(), TransportError> {
+        Ok(())
+    }
+    async fn send(self: Box<Self>, _message: Message) -> Result<(), TransportError> {
+        Ok(())
+    }
+}
+
+fn connection(number: u64) -> PeerInfo {
+    let (connection, handle) = (ConnectionId(number), ConnectionHandle::default());
+    PeerInfo { connection, handle, address: None, identity: None }
+}
+
+async fn send(service: &TrackerService, request: Request, address: &str) -> Result<Reply, ErrorReply> {
+    let address: IpAddr = address.parse().unwrap();
+    let peer = PeerInfo { address: Some(address), ..connection(1) };
+    let (reply, payload) = service.handle(RequestId(1), request, &peer, &mut Sink).await?;
+    assert_eq!(payload, Bytes::new());
+    Ok(reply)
+}
+
+async fn proof(service: &TrackerService, key: &KeyPair, endpoints: &[&str]) -> SessionProof {
+    let Reply::OpenSession { catalogue, nonce, .. } =
+        send(service, Request::OpenSession { proof: None }, "127.0.0.1").await.unwrap()
+    else {
+        panic!("wrong reply")
+    };
+    let endpoints: Vec<_> = endpoints.iter().map(|text| endpoint(text)).collect();
+    let signature = key.sign(&SessionProof::signed_bytes(catalogue, nonce, &endpoints));
+    SessionProof { key: key.public(), nonce, signature, endpoints }
+}
+
+#[tokio::test(start_paused = true)]
+async fn loopback_endpoints_go_to_local_requesters_only() {
+    let (_, _, tracker, _client) = world().await;
+    let service = &tracker.service;
+    let key = KeyPair::generate();
+    let proof = proof(service, &key, &["zmq://0.0.0.0:7710", "zmq://10.0.0.5:7710"]).await;
+    let reply = send(service, Request::OpenSession { proof: Some(proof) }, "127.0.0.1").await.unwrap();
+    let Reply::OpenSession { grant: Some(grant), .. } = reply else { panic!("{reply:?}") };
+    assert_eq!(grant.endpoints[0], endpoint("zmq://127.0.0.1:7710"));
+    let session = grant.session;
+    let publish = Request::Publish {
+        session,
+        name: "a".parse().unwrap(),
+        id: file(1),
+        size: 1,
+        kind: enjambre_core::model::record::FileKind::File,
+    };
+    send(service, publish, "127.0.0.1").await.unwrap();
+    for (requester, count) in [("127.0.0.1", 2), ("::1", 2), ("::ffff:127.0.0.1", 2), ("10.0.0.9", 1)] {
+        let reply = send(service, Request::Providers { id: file(1) }, requester).await.unwrap();
+        let Reply::Providers { providers } = reply else { panic!("{reply:?}") };
+        assert_eq!(providers[0].endpoints.len(), count, "{requester}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_proof_is_bound_to_nonce_key_and_connection() {
+    let (_, _, tracker, _client) = world().await;
+    let service = &tracker.service;
+    let (key, other) = (KeyPair::generate(), KeyPair::generate());
+    let valid = proof(service, &key, &["zmq://10.0.0.5:7710"]).await;
+    let refused = |proof: SessionProof| async move {
+        let result = send(service, Request::OpenSession { proof: Some(proof) }, "10.0.0.5").await;
+        result.unwrap_err().code
+    };
+    let wrong = SessionProof { key: other.public(), ..valid.clone() };
+    assert_eq!(refused(wrong).await, ErrorCode::Unauthorized);
+    let wrong = SessionProof { endpoints: vec![endpoint("zmq://10.6.6.6:1")], ..valid.clone() };
+    assert_eq!(refused(wrong).await, ErrorCode::Unauthorized);
+    let wrong = SessionProof { nonce: Nonce([7; 32]), ..valid.clone() };
+    assert_eq!(refused(wrong).await, ErrorCode::Unauthorized);
+    let wrong = SessionProof { endpoints: vec![endpoint("zmq://10.0.0.5:7710"); 9], ..valid.clone() };
+    assert_eq!(refused(wrong).await, ErrorCode::Malformed);
+    let other_connection = connection(2);
+    let request = || Request::OpenSession { proof: Some(valid.clone()) };
+    let result = service.handle(RequestId(1), request(), &other_connection, &mut Sink).await;
+    assert_eq!(result.unwrap_err().code, ErrorCode::Unauthorized);
+    let authenticated = PeerInfo { identity: Some(other.peer_id()), ..connection(1) };
+    let result = service.handle(RequestId(1), request(), &authenticated, &mut Sink).await;
+    assert_eq!(result.unwrap_err().code, ErrorCode::Unauthorized);
+    assert!(send(service, request(), "10.0.0.5").await.is_ok());
+    advance(Duration::from_secs(61)).await;
+    assert_eq!(refused(valid.clone()).await, ErrorCode::Unauthorized);
+}
+
+#[tokio::test(start_paused = true)]
+async fn oversized_and_unsupported_requests_are_refused() {
+    let (_, _, tracker, client) = world().await;
+    let session = open_session(&client, &KeyPair::generate()).await;
+    let service = &tracker.service;
+    let long = "x".repeat(MAX_QUERY + 1);
+    for (request, expected) in [
+        (Request::Announce { session, offers: vec![offer(1); 801] }, ErrorCode::TooLarge),
+        (Request::Withdraw { session, ids: vec![file(1); 801] }, ErrorCode::TooLarge),
+        (Request::Find { query: long.clone() }, ErrorCode::Malformed),
+        (Request::List { pattern: long, cursor: None, limit: 1 }, ErrorCode::Malformed),
+        (Request::Have { id: file(1), wait: None }, ErrorCode::Unsupported),
+        (Request::Renew { session: SessionId([0; 16]), membership: None }, ErrorCode::Unauthorized),
+    ] {
+        assert_eq!(send(service, request, "10.0.0.1").await.unwrap_err().code, expected);
+    }
+    let error = send(service, Request::Pin { session, id: file(1) }, "10.0.0.1").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unsupported);
+    assert!(error.message.contains("[tracker.store] enabled = true"), "{}", error.message);
+}
+
+/// A store that accepts pins and stores nothing.
+#[derive(Debug)]
+struct NullStore;
+
+#[async_trait]
+impl PinStore for NullStore {
+    fn quota(&self) -> u64 {
+        1 << 40
+    }
+    async fn keep(&self, _file: &FileRecord, _pin: Pin) -> Result<u64, ErrorReply> {
+        Ok(0)
+    }
+    async fn discard(&self, _id: &FileId) -> Result<(), ErrorReply> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_pinning_peer_can_unpin() {
+    let world = World::new();
+    let settings = TrackerSettings::default();
+    let storage = Arc::new(Memory::new());
+    let catalogue = Catalogue::open(storage, settings.rules(), world.clock.now_ms()).await.unwrap();
+    let store: Arc<dyn PinStore> = Arc::new(NullStore);
+    let service = TrackerService::new(Arc::new(catalogue), settings, Arc::clone(&world.clock), Some(store));
+    let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
+    let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::new(service)));
+    let client = TrackerClient::new(world.dialer(), endpoint(AT));
+    let owner = open_session(&client, &KeyPair::generate()).await;
+    let other = open_session(&client, &KeyPair::generate()).await;
+    client.publish(owner, &publication("a", 1)).await.unwrap();
+    assert_eq!(client.pin(owner, file(1)).await.unwrap(), (0, false));
+    assert_eq!(client.pin(other, file(1)).await.unwrap(), (0, false));
+    assert_eq!(code(client.unpin(other, file(1)).await), Some(ErrorCode::NotFound));
+    assert_eq!(client.status().await.unwrap().store.unwrap().pins, 1);
+    client.unpin(owner, file(1)).await.unwrap();
+    assert_eq!(client.status().await.unwrap().store.unwrap().pins, 0);
+    listener.shutdown(Duration::ZERO).await;
+    serving.await.unwrap();
+}

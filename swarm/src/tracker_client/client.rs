@@ -1,0 +1,303 @@
+//! Requests to one tracker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::error::TrackerError;
+use enjambre_core::{Connection, Deadline, Endpoint, FileId, TransportError};
+use enjambre_core::model::identity::KeyPair;
+use enjambre_core::model::membership::SignedMembership;
+use enjambre_core::model::record::{FileRecord, Offer, Provider, Publication};
+use enjambre_core::model::secret::Secret;
+use enjambre_core::model::session::{CatalogueId, SessionId};
+use enjambre_core::protocol::client::{CallError, call, unexpected};
+use enjambre_core::protocol::error::ErrorCode;
+use enjambre_core::protocol::message::{
+    MAX_OFFERS, MembershipState, Reply, Request, SessionGrant, SessionProof, TrackerStatus,
+};
+use enjambre_core::transport::dialer::Dialer;
+
+/// The time limit of a request.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The time during which other trackers are preferred to an unresponsive one.
+const UNRESPONSIVE_TIME: Duration = Duration::from_secs(30);
+
+/// A client of one tracker.
+#[derive(Debug)]
+pub struct TrackerClient {
+    dialer: Arc<Dialer>,
+    endpoint: Endpoint,
+    connection: Mutex<Option<Arc<dyn Connection>>>,
+    catalogue: Mutex<Option<CatalogueId>>,
+    unresponsive_since: Mutex<Option<Instant>>,
+}
+
+/// The reply to a renewal in an invite-only swarm: the changes of the membership state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MembershipRenewal {
+    /// A new membership of the peer.
+    pub membership: Option<SignedMembership>,
+    /// The next signed page of revocations.
+    pub revocations: Option<Bytes>,
+    /// Whether another page follows.
+    pub more: bool,
+}
+
+macro_rules! expect {
+    ($connection:expr, $reply:expr, $pattern:pat => $value:expr) => {
+        match $reply {
+            $pattern => Ok($value),
+            _ => Err(unexpected($connection)),
+        }
+    };
+}
+
+impl TrackerClient {
+    /// A client of the tracker at this endpoint. It connects with the first request.
+    pub fn new(dialer: Arc<Dialer>, endpoint: Endpoint) -> Self {
+        Self {
+            dialer,
+            endpoint,
+            connection: Mutex::default(),
+            catalogue: Mutex::default(),
+            unresponsive_since: Mutex::default(),
+        }
+    }
+
+    /// The endpoint of the tracker.
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    async fn connection(&self) -> Result<Arc<dyn Connection>, TrackerError> {
+        if let Some(connection) = &*self.connection.lock() {
+            return Ok(Arc::clone(connection));
+        }
+        let new = self.dialer.connect(&self.endpoint).await;
+        let new = new.map_err(|error| TrackerError::from_call(&self.endpoint, &error.into()))?;
+        Ok(Arc::clone(self.connection.lock().get_or_insert(new)))
+    }
+
+    async fn call<T>(
+        &self,
+        request: &Request,
+        read: impl FnOnce(&dyn Connection, Reply) -> Result<T, CallError>,
+    ) -> Result<T, TrackerError> {
+        let connection = self.connection().await?;
+        let result = match call(&*connection, request, Deadline::Total(DEADLINE)).await {
+            Ok((reply, _)) => {
+                *self.unresponsive_since.lock() = None;
+                read(&*connection, reply)
+            }
+            Err(error) => Err(error),
+        };
+        result.map_err(|error| {
+            if error.remote().is_none() {
+                // Another tracker may listen there next time.
+                *self.catalogue.lock() = None;
+                if matches!(error, CallError::Transport(TransportError::Closed)) {
+                    *self.connection.lock() = None;
+                }
+            }
+            TrackerError::from_call(&self.endpoint, &error)
+        })
+    }
+
+    /// Records that a request timed out.
+    pub(super) fn set_unresponsive(&self) {
+        *self.unresponsive_since.lock() = Some(Instant::now());
+    }
+
+    /// Returns whether a request timed out recently, without a reply since.
+    pub(super) fn is_unresponsive(&self) -> bool {
+        self.unresponsive_since.lock().is_some_and(|since| since.elapsed() < UNRESPONSIVE_TIME)
+    }
+
+    /// Returns the catalogue of the tracker, cached while the tracker replies.
+    pub async fn catalogue(&self) -> Result<CatalogueId, TrackerError> {
+        let known = *self.catalogue.lock();
+        match known {
+            Some(known) => Ok(known),
+            None => self.query_catalogue().await,
+        }
+    }
+
+    /// Requests the catalogue of the tracker.
+    pub async fn query_catalogue(&self) -> Result<CatalogueId, TrackerError> {
+        let request = Request::OpenSession { proof: None };
+        let catalogue = self
+            .call(&request, |at, reply| expect!(at, reply, Reply::OpenSession { catalogue, .. } => catalogue))
+            .await?;
+        *self.catalogue.lock() = Some(catalogue);
+        Ok(catalogue)
+    }
+
+    /// Opens a session. Returns its catalogue and the grant.
+    pub async fn open_session(
+        &self,
+        key: &KeyPair,
+        endpoints: &[Endpoint],
+    ) -> Result<(CatalogueId, SessionGrant), TrackerError> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match self.try_open_session(key, endpoints).await {
+                // The nonce is lost if the connection was lost between the two steps.
+                Err(error) if error.code() == Some(ErrorCode::Unauthorized) && attempt < 2 => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_open_session(
+        &self,
+        key: &KeyPair,
+        endpoints: &[Endpoint],
+    ) -> Result<(CatalogueId, SessionGrant), TrackerError> {
+        let first = Request::OpenSession { proof: None };
+        let (catalogue, nonce) = self
+            .call(
+                &first,
+                |at, reply| expect!(at, reply, Reply::OpenSession { catalogue, nonce, .. } => (catalogue, nonce)),
+            )
+            .await?;
+        let signature = key.sign(&SessionProof::signed_bytes(catalogue, nonce, endpoints));
+        let proof = SessionProof { key: key.public(), nonce, signature, endpoints: endpoints.to_vec() };
+        let second = Request::OpenSession { proof: Some(proof) };
+        let grant = self
+            .call(
+                &second,
+                |at, reply| expect!(at, reply, Reply::OpenSession { grant: Some(grant), .. } => grant),
+            )
+            .await?;
+        *self.catalogue.lock() = Some(catalogue);
+        Ok((catalogue, grant))
+    }
+
+    /// Publishes a file. Durable on return. Returns the version of the name and whether it is new.
+    pub async fn publish(
+        &self,
+        session: SessionId,
+        publication: &Publication,
+    ) -> Result<(u64, bool), TrackerError> {
+        let Publication { name, id, size, kind } = publication.clone();
+        let request = Request::Publish { session, name, id, size, kind };
+        self.call(
+            &request,
+            |at, reply| expect!(at, reply, Reply::Published { version, new } => (version, new)),
+        )
+        .await
+    }
+
+    /// Announces offers, split into several requests if necessary. Returns the files that the catalogue does not contain.
+    pub async fn announce(&self, session: SessionId, offers: &[Offer]) -> Result<Vec<FileId>, TrackerError> {
+        let mut all = Vec::new();
+        for chunk in offers.chunks(MAX_OFFERS) {
+            let request = Request::Announce { session, offers: chunk.to_vec() };
+            all.extend(
+                self.call(&request, |at, reply| expect!(at, reply, Reply::Announced { unknown } => unknown))
+                    .await?,
+            );
+        }
+        Ok(all)
+    }
+
+    /// Withdraws offers, split into several requests if necessary.
+    pub async fn withdraw(&self, session: SessionId, ids: &[FileId]) -> Result<(), TrackerError> {
+        for chunk in ids.chunks(MAX_OFFERS) {
+            self.done(&Request::Withdraw { session, ids: chunk.to_vec() }).await?;
+        }
+        Ok(())
+    }
+
+    async fn done(&self, request: &Request) -> Result<(), TrackerError> {
+        self.call(request, |at, reply| expect!(at, reply, Reply::Done => ())).await
+    }
+
+    /// Renews the lease of a session.
+    pub async fn renew(&self, session: SessionId) -> Result<(), TrackerError> {
+        self.done(&Request::Renew { session, membership: None }).await
+    }
+
+    /// As [`TrackerClient::renew`] in an invite-only swarm. Returns the changes since the state `known`.
+    pub async fn renew_membership(
+        &self,
+        session: SessionId,
+        known: MembershipState,
+    ) -> Result<MembershipRenewal, TrackerError> {
+        let request = Request::Renew { session, membership: Some(known) };
+        self.call(&request, |at, reply| match reply {
+            Reply::Renewed { membership, revocations, more } => {
+                Ok(MembershipRenewal { membership, revocations, more })
+            }
+            // The tracker's swarm is open.
+            Reply::Done => Ok(MembershipRenewal::default()),
+            _ => Err(unexpected(at)),
+        })
+        .await
+    }
+
+    /// Joins an invite-only swarm with the secret of an invitation.
+    pub async fn join(&self, secret: Secret) -> Result<SignedMembership, TrackerError> {
+        self.call(
+            &Request::Join { secret },
+            |at, reply| expect!(at, reply, Reply::Joined { membership } => membership),
+        )
+        .await
+    }
+
+    /// Ends the session.
+    pub async fn leave(&self, session: SessionId) -> Result<(), TrackerError> {
+        self.done(&Request::Leave { session }).await
+    }
+
+    /// Pins a file at the tracker. Returns the number of bytes stored so far and whether the replica is complete.
+    pub async fn pin(&self, session: SessionId, id: FileId) -> Result<(u64, bool), TrackerError> {
+        let request = Request::Pin { session, id };
+        self.call(
+            &request,
+            |at, reply| expect!(at, reply, Reply::Pin { stored, complete } => (stored, complete)),
+        )
+        .await
+    }
+
+    /// Unpins a file.
+    pub async fn unpin(&self, session: SessionId, id: FileId) -> Result<(), TrackerError> {
+        self.done(&Request::Unpin { session, id }).await
+    }
+
+    /// Returns the file with a name, an id or a prefix of an id.
+    pub async fn find(&self, query: &str) -> Result<FileRecord, TrackerError> {
+        let request = Request::Find { query: query.to_owned() };
+        self.call(&request, |at, reply| expect!(at, reply, Reply::Find { file } => file)).await
+    }
+
+    /// Returns the current providers of a file.
+    pub async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, TrackerError> {
+        let request = Request::Providers { id: *id };
+        self.call(&request, |at, reply| expect!(at, reply, Reply::Providers { providers } => providers)).await
+    }
+
+    /// Returns a page of the catalogue and the cursor of the next one.
+    pub async fn list(
+        &self,
+        pattern: &str,
+        cursor: Option<Vec<u8>>,
+        limit: u32,
+    ) -> Result<(Vec<FileRecord>, Option<Vec<u8>>), TrackerError> {
+        let request = Request::List { pattern: pattern.to_owned(), cursor, limit };
+        self.call(&request, |at, reply| expect!(at, reply, Reply::List { files, cursor } => (files, cursor)))
+            .await
+    }
+
+    /// Returns the status of the tracker.
+    pub async fn status(&self) -> Result<TrackerStatus, TrackerError> {
+        self.call(&Request::Status, |at, reply| expect!(at, reply, Reply::TrackerStatus(status) => status))
+            .await
+    }
+}

@@ -1,0 +1,127 @@
+//! Errors of requests to trackers.
+
+use std::fmt;
+
+use enjambre_core::Endpoint;
+use enjambre_core::model::record::FileRecord;
+use enjambre_core::protocol::client::CallError;
+use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
+use enjambre_core::storage::inspect::with_causes;
+
+/// A tracker that could not be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreachableTracker {
+    /// The endpoint of the tracker.
+    pub endpoint: Endpoint,
+    /// The error text.
+    pub reason: String,
+}
+
+/// An error of a request to trackers.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrackerError {
+    /// No catalogue contains the file.
+    #[error("{message}")]
+    NotFound {
+        /// The message of the tracker.
+        message: String,
+    },
+    /// Several files match the prefix.
+    #[error("{message}; add more digits: {}", Matches(matches))]
+    Ambiguous {
+        /// The message of the tracker.
+        message: String,
+        /// The files, at most 16 of each catalogue.
+        matches: Vec<FileRecord>,
+    },
+    /// No tracker replied.
+    #[error("no tracker is reachable{}", Reasons(reasons))]
+    Unreachable {
+        /// The trackers and their errors.
+        reasons: Vec<UnreachableTracker>,
+    },
+    /// A tracker refused the request.
+    #[error("tracker {endpoint} refused the request: {error}")]
+    Refused {
+        /// The endpoint of the tracker.
+        endpoint: Endpoint,
+        /// The error reply.
+        error: ErrorReply,
+    },
+}
+
+impl TrackerError {
+    /// Converts the error of a call to one tracker.
+    pub fn from_call(endpoint: &Endpoint, error: &CallError) -> Self {
+        match error.remote() {
+            Some(error) => Self::from_reply(endpoint, error.clone()),
+            None => Self::Unreachable { reasons: vec![UnreachableTracker::new(endpoint, error)] },
+        }
+    }
+
+    fn from_reply(endpoint: &Endpoint, error: ErrorReply) -> Self {
+        match error.code {
+            ErrorCode::NotFound => Self::NotFound { message: error.message },
+            ErrorCode::Ambiguous => {
+                Self::Ambiguous { message: error.message, matches: error.matches.into_vec() }
+            }
+            _ => Self::Refused { endpoint: endpoint.clone(), error },
+        }
+    }
+
+    /// The code of the error reply; `None` if no tracker replied.
+    pub const fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::NotFound { .. } => Some(ErrorCode::NotFound),
+            Self::Ambiguous { .. } => Some(ErrorCode::Ambiguous),
+            Self::Refused { error, .. } => Some(error.code),
+            Self::Unreachable { .. } => None,
+        }
+    }
+
+    /// Returns whether another tracker of the same catalogue may succeed.
+    pub const fn is_retryable_elsewhere(&self) -> bool {
+        matches!(
+            self.code(),
+            None | Some(ErrorCode::Busy | ErrorCode::Storage | ErrorCode::Internal | ErrorCode::Unsupported)
+        )
+    }
+}
+
+impl UnreachableTracker {
+    /// A failed call, with the causes of the error.
+    pub fn new(endpoint: &Endpoint, error: &dyn std::error::Error) -> Self {
+        Self { endpoint: endpoint.clone(), reason: with_causes(error) }
+    }
+
+    /// A call that timed out.
+    pub fn timed_out(endpoint: &Endpoint) -> Self {
+        Self { endpoint: endpoint.clone(), reason: format!("{endpoint} did not reply in time") }
+    }
+}
+
+struct Reasons<'a>(&'a [UnreachableTracker]);
+
+impl fmt::Display for Reasons<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str(": none is configured; set peer.trackers");
+        }
+        for (at, UnreachableTracker { reason, .. }) in self.0.iter().enumerate() {
+            write!(f, "{}{reason}", if at == 0 { ": " } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+struct Matches<'a>(&'a [FileRecord]);
+
+impl fmt::Display for Matches<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, file) in self.0.iter().enumerate() {
+            write!(f, "{}{} ({})", if at == 0 { "" } else { ", " }, file.id, file.name)?;
+        }
+        Ok(())
+    }
+}

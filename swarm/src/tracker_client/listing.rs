@@ -1,0 +1,106 @@
+//! A list of the files of several catalogues. Pages are fetched on demand and merged by name.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures::future::join_all;
+
+use super::client::TrackerClient;
+use super::error::{TrackerError, UnreachableTracker};
+use super::trackers::{CatalogueGroup, Trackers};
+use enjambre_core::model::record::FileRecord;
+use enjambre_core::protocol::message::MAX_LIST;
+
+#[derive(Debug)]
+struct Source {
+    group: CatalogueGroup,
+    page: VecDeque<FileRecord>,
+    cursor: Option<Vec<u8>>,
+    done: bool,
+    replied: bool,
+}
+
+/// A list in progress. It buffers at most one page of each catalogue.
+#[derive(Debug)]
+pub struct Listing {
+    trackers: Arc<Trackers>,
+    pattern: String,
+    sources: Option<Vec<Source>>,
+    reasons: Vec<UnreachableTracker>,
+}
+
+impl Trackers {
+    /// Lists the files of all catalogues that match the pattern, in the order of their names.
+    pub fn list(self: &Arc<Self>, pattern: &str) -> Listing {
+        Listing::new(Arc::clone(self), pattern.to_owned())
+    }
+}
+
+impl Listing {
+    const fn new(trackers: Arc<Trackers>, pattern: String) -> Self {
+        Self { trackers, pattern, sources: None, reasons: Vec::new() }
+    }
+
+    /// Returns the next file, or `None` at the end. The order is by name, newest version first. A file with the same name in
+    /// several catalogues is returned once.
+    pub async fn next(&mut self) -> Result<Option<FileRecord>, TrackerError> {
+        if self.sources.is_none() {
+            let (groups, reasons) = self.trackers.groups(true).await;
+            if groups.is_empty() {
+                return Err(TrackerError::Unreachable { reasons });
+            }
+            let source =
+                |group| Source { group, page: VecDeque::new(), cursor: None, done: false, replied: false };
+            self.sources = Some(groups.into_iter().map(source).collect());
+        }
+        let sources = self.sources.as_deref_mut().unwrap_or_default();
+        let filled = join_all(sources.iter_mut().map(|source| source.fill(&self.pattern))).await;
+        for (source, result) in sources.iter_mut().zip(filled) {
+            match result {
+                Ok(()) => {}
+                // The list continues while any catalogue is reachable.
+                Err(TrackerError::Unreachable { reasons }) => {
+                    tracing::warn!(?reasons, "catalogue unreachable; its files are not listed");
+                    source.done = true;
+                    self.reasons.extend(reasons);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if sources.iter().all(|source| !source.replied) {
+            return Err(TrackerError::Unreachable { reasons: std::mem::take(&mut self.reasons) });
+        }
+        let key = |file: &FileRecord| (file.name.clone(), Reverse(file.version), file.id);
+        let first =
+            sources.iter().enumerate().filter_map(|(at, source)| Some((key(source.page.front()?), at)));
+        let Some((_, at)) = first.min() else { return Ok(None) };
+        let Some(mut file) = sources[at].page.pop_front() else { return Ok(None) };
+        for source in sources {
+            while source.page.front().is_some_and(|other| other.name == file.name && other.id == file.id) {
+                let same = source.page.pop_front();
+                file.providers = file.providers.max(same.map_or(0, |same| same.providers));
+            }
+        }
+        Ok(Some(file))
+    }
+}
+
+impl Source {
+    async fn fill(&mut self, pattern: &str) -> Result<(), TrackerError> {
+        while self.page.is_empty() && !self.done {
+            let cursor = &self.cursor;
+            let limit = u32::try_from(MAX_LIST).unwrap_or(u32::MAX);
+            // Cursors are valid at all trackers of a catalogue.
+            let request =
+                |client: Arc<TrackerClient>| async move { client.list(pattern, cursor.clone(), limit).await };
+            let (files, next) = self.group.request(request).await?;
+            self.replied = true;
+            // A repeated cursor would make the list endless.
+            self.done = next.is_none() || next == self.cursor;
+            self.page = files.into();
+            self.cursor = next;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,333 @@
+//! The presence of a peer in every catalogue: it opens a session, announces the offers, sends the outbox, renews the lease and
+//! leaves.
+//!
+//! Each tracker has a worker. Among the trackers of one catalogue only one worker has the session. The offers and publications
+//! come from the library ([`OfferSource`]), so they survive outages of trackers and restarts of this process.
+
+mod lease;
+mod shared;
+mod state;
+mod worker;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::client::TrackerClient;
+use super::error::TrackerError;
+use super::offers::{Acknowledgement, OfferSource};
+use super::trackers::Trackers;
+use crate::change::ChangeNotifier;
+use crate::membership::members::Members;
+use enjambre_core::{Endpoint, FileId, PeerId};
+use enjambre_core::model::identity::KeyPair;
+use enjambre_core::model::record::{Offer, Publication};
+use enjambre_core::model::session::{CatalogueId, SessionId};
+use enjambre_core::protocol::error::ErrorCode;
+use shared::Shared;
+use state::{Phase, State, WorkerState};
+
+/// The time limit of a publication or a pin, including the wait for a tracker.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The maximum time between two attempts to find an open session.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// The time limit of leaving.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The state of a replica at a tracker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PinProgress {
+    /// The number of bytes stored so far.
+    pub stored: u64,
+    /// Whether the replica is complete and durable.
+    pub complete: bool,
+}
+
+/// The state of the connection to one tracker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrackerState {
+    /// The tracker.
+    pub endpoint: Endpoint,
+    /// Its catalogue, once it is known.
+    pub catalogue: Option<CatalogueId>,
+    /// Whether this tracker or another one of its catalogue has the session of the peer.
+    pub connected: bool,
+    /// Whether another tracker of the same catalogue has the session, and this one is its standby.
+    pub standby: bool,
+    /// The reason why it is not connected.
+    pub last_error: Option<String>,
+    /// The endpoints of this peer that the catalogue gives to other peers.
+    pub advertised: Vec<Endpoint>,
+    /// A problem with these endpoints and its remedy.
+    pub warning: Option<String>,
+}
+
+/// A peer's presence with all its trackers.
+#[derive(Debug)]
+pub struct Presence {
+    shared: Arc<Shared>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl Presence {
+    /// Starts the presence in the background. The peer advertises `endpoints`, at most
+    /// [`MAX_ENDPOINTS`](enjambre_core::protocol::message::MAX_ENDPOINTS); see
+    /// [`SessionProof::endpoints`](enjambre_core::protocol::message::SessionProof::endpoints).
+    pub fn start(
+        key: KeyPair,
+        endpoints: Vec<Endpoint>,
+        trackers: &Trackers,
+        source: Arc<dyn OfferSource>,
+    ) -> Self {
+        Self::start_with_members(None, key, endpoints, trackers, source)
+    }
+
+    /// As [`Presence::start`], and also keeps the membership state of an invite-only swarm up to date.
+    pub fn start_with_members(
+        members: Option<Arc<Members>>,
+        key: KeyPair,
+        endpoints: Vec<Endpoint>,
+        trackers: &Trackers,
+        source: Arc<dyn OfferSource>,
+    ) -> Self {
+        let clients = trackers.clients().to_vec();
+        let workers = vec![WorkerState::default(); clients.len()];
+        let shared = Arc::new(Shared {
+            key,
+            endpoints,
+            source,
+            members,
+            clients,
+            state: Mutex::new(State { workers, ..State::default() }),
+            changed: ChangeNotifier::default(),
+        });
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        for (index, client) in shared.clients.iter().enumerate() {
+            let worker = worker::Worker { shared: Arc::clone(&shared), index, client: Arc::clone(client) };
+            tasks.spawn(shutdown.clone().run_until_cancelled_owned(worker.run()));
+        }
+        tasks.close();
+        Self { shared, shutdown, tasks }
+    }
+
+    /// The id of the peer.
+    pub fn peer(&self) -> PeerId {
+        self.shared.key.peer_id()
+    }
+
+    /// Announces a new or changed offer, which the library already contains.
+    pub fn offer(&self, offer: Offer) {
+        self.change(offer.id, Some(offer));
+    }
+
+    /// Withdraws an offer, which the library no longer contains.
+    pub fn withdraw(&self, id: FileId) {
+        self.change(id, None);
+    }
+
+    fn change(&self, id: FileId, offer: Option<Offer>) {
+        self.shared.update(|state| {
+            for catalogue in state.catalogues.values_mut() {
+                catalogue.change(id, offer);
+            }
+        });
+    }
+
+    /// Publishes a name that the outbox of the library already contains. Wakes the workers, which send the outbox, and
+    /// returns the acknowledgement of the first catalogue.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unreachable`] if no tracker is reachable; the publication stays in the outbox and is sent later.
+    /// [`TrackerError::Refused`] if every catalogue with a session refuses it.
+    pub async fn publish(&self, publication: &Publication) -> Result<Acknowledgement, TrackerError> {
+        let mut until = Instant::now() + REQUEST_TIMEOUT;
+        let (sender, mut results) = mpsc::unbounded_channel();
+        let mut sent = self.shared.update(|state| {
+            state.watch_publication(publication.clone(), sender);
+            state.outbox += 1;
+            state.sent
+        });
+        // A worker may have sent the publication before this call: it also sends what it announces and the catalogue
+        // does not know.
+        let catalogues: Vec<CatalogueId> = self.shared.state.lock().catalogues.keys().copied().collect();
+        let source = &self.shared.source;
+        if let Some(acknowledged) =
+            catalogues.into_iter().find_map(|id| source.acknowledgement(id, publication))
+        {
+            return Ok(acknowledged);
+        }
+        let mut refusals = HashMap::new();
+        loop {
+            let mut seen = self.shared.changed.version();
+            while let Ok((catalogue, result)) = results.try_recv() {
+                match result {
+                    Ok(acknowledged) => return Ok(acknowledged),
+                    Err(refusal) => {
+                        refusals.insert(catalogue, refusal);
+                    }
+                }
+            }
+            let refused = |(catalogue, ..): &(CatalogueId, _, _)| refusals.contains_key(catalogue);
+            let failures = self.shared.failures();
+            if (failures.is_some() || self.shared.sessions().iter().all(refused))
+                && let Some(refusal) = refusals.values().next()
+            {
+                return Err(TrackerError::clone(refusal));
+            }
+            if let Some(reasons) = failures {
+                return Err(TrackerError::Unreachable { reasons });
+            }
+            // Earlier publications in the outbox are sent first, however many there are.
+            let now_sent = self.shared.state.lock().sent;
+            if sent != now_sent {
+                (sent, until) = (now_sent, Instant::now() + REQUEST_TIMEOUT);
+            }
+            let changed = timeout_at(until, self.shared.changed.changed(&mut seen));
+            // After the shutdown no worker reports results.
+            if !matches!(self.shutdown.run_until_cancelled(changed).await, Some(Ok(()))) {
+                return Err(self.shared.timed_out());
+            }
+        }
+    }
+
+    /// Pins a file at a tracker whose catalogue contains it, or returns the progress of an earlier pin. Poll it for progress.
+    pub async fn pin(&self, id: FileId) -> Result<PinProgress, TrackerError> {
+        self.with_any(|_, session, client| async move {
+            let (stored, complete) = client.pin(session, id).await?;
+            Ok(PinProgress { stored, complete })
+        })
+        .await
+    }
+
+    /// Unpins a file.
+    pub async fn unpin(&self, id: FileId) -> Result<(), TrackerError> {
+        self.with_any(|_, session, client| async move { client.unpin(session, id).await }).await
+    }
+
+    /// Sends a request to all catalogues and returns the first success. Waits for a session if none is open.
+    async fn with_any<T, F>(
+        &self,
+        request: impl Fn(CatalogueId, SessionId, Arc<TrackerClient>) -> F,
+    ) -> Result<T, TrackerError>
+    where
+        F: Future<Output = Result<T, TrackerError>>,
+    {
+        let until = Instant::now() + REQUEST_TIMEOUT;
+        let mut tried = HashSet::new();
+        let mut refusal = None;
+        loop {
+            let mut running: FuturesUnordered<_> = self
+                .shared
+                .sessions()
+                .into_iter()
+                .filter(|(_, session, client)| tried.insert((*session, client.endpoint().clone())))
+                .map(|(catalogue, session, client)| {
+                    let endpoint = client.endpoint().clone();
+                    let reply = request(catalogue, session, client);
+                    async move { (catalogue, session, endpoint, reply.await) }
+                })
+                .collect();
+            while let Ok(Some((catalogue, session, endpoint, result))) =
+                timeout_at(until, running.next()).await
+            {
+                match result {
+                    Ok(value) => return Ok(value),
+                    Err(error) if error.code() == Some(ErrorCode::Unauthorized) => {
+                        // The worker opens another session.
+                        self.shared.end_session(catalogue, session);
+                    }
+                    Err(error) if error.code().is_none_or(|code| code == ErrorCode::Storage) => {
+                        // The tracker or its database is unreachable. The worker checks it, and the request is repeated after
+                        // the next change.
+                        tried.remove(&(session, endpoint));
+                        self.shared.suspect(catalogue);
+                    }
+                    Err(error) => refusal = Some(error),
+                }
+            }
+            drop(running);
+            let mut seen = self.shared.changed.version();
+            if let Some(refusal) = refusal {
+                return Err(refusal);
+            }
+            if let Some(reasons) = self.shared.failures() {
+                return Err(TrackerError::Unreachable { reasons });
+            }
+            // The timeout covers changes during the requests.
+            let change = self.shared.changed.changed(&mut seen);
+            let change = timeout_at(until.min(Instant::now() + RETRY_INTERVAL), change);
+            // After the shutdown no worker reports changes.
+            let left = self.shutdown.run_until_cancelled(change).await.is_none();
+            if left || Instant::now() >= until {
+                return Err(self.shared.timed_out());
+            }
+        }
+    }
+
+    /// The state of each tracker connection, in the order of the configuration.
+    pub fn status(&self) -> Vec<TrackerState> {
+        let state = self.shared.state.lock();
+        let tracker_state = |(worker, client): (&WorkerState, &Arc<TrackerClient>)| {
+            let endpoint = client.endpoint().clone();
+            let advertised = worker
+                .catalogue
+                .and_then(|id| state.catalogues.get(&id))
+                .map_or_else(Vec::new, |catalogue| catalogue.advertised().to_vec());
+            let loopback = !advertised.is_empty() && advertised.iter().all(Endpoint::is_loopback);
+            let warning = (loopback && !endpoint.is_loopback()).then(|| {
+                "only loopback addresses are advertised, so peers on other hosts cannot reach this one; \
+                 set transport.advertise to a reachable address"
+                    .to_owned()
+            });
+            TrackerState {
+                endpoint,
+                catalogue: worker.catalogue,
+                connected: matches!(worker.phase, Phase::Connected | Phase::Standby),
+                standby: worker.phase == Phase::Standby,
+                last_error: worker.last_error.clone(),
+                advertised,
+                warning,
+            }
+        };
+        state.workers.iter().zip(&self.shared.clients).map(tracker_state).collect()
+    }
+
+    /// Waits until every tracker is connected or has failed, at most for the time `limit`. Returns whether one is connected.
+    pub async fn wait_connected(&self, limit: Duration) -> bool {
+        let settled = |state: &State| state.workers.iter().all(|worker| worker.phase != Phase::Starting);
+        let _ = timeout(limit, self.shared.wait(settled)).await;
+        self.shared.state.lock().workers.iter().any(|worker| worker.phase == Phase::Connected)
+    }
+
+    /// Stops the workers and ends the session in every catalogue. Takes at most two seconds.
+    pub async fn leave(&self) {
+        self.shutdown.cancel();
+        let leave_all = async {
+            self.tasks.wait().await;
+            let leave = |(_, session, client): (CatalogueId, SessionId, Arc<TrackerClient>)| async move {
+                if let Err(error) = client.leave(session).await {
+                    tracing::debug!(tracker = %client.endpoint(), %error, "leaving failed");
+                }
+            };
+            futures::future::join_all(self.shared.sessions().into_iter().map(leave)).await;
+        };
+        if timeout(LEAVE_TIMEOUT, leave_all).await.is_err() {
+            tracing::info!("leaving timed out; the lease will expire");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The state that the workers of a presence share: the active worker and the session of each catalogue, and the unsent changes.
+
+use std::collections::HashSet;
+
+use tokio::sync::mpsc;
+
+use crate::tracker_client::error::TrackerError;
+use crate::tracker_client::offers::Acknowledgement;
+use enjambre_core::{Endpoint, FileId};
+use enjambre_core::model::record::{Offer, Publication};
+use enjambre_core::model::session::{CatalogueId, SessionId};
+use enjambre_core::protocol::message::SessionGrant;
+use enjambre_core::runtime::HashMap;
+
+/// The maximum number of unsent changes. Beyond it the session ends, and the next one announces all offers.
+const MAX_CHANGES: usize = 10_000;
+
+/// The phase of a worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Connects or opens a session.
+    #[default]
+    Starting,
+    /// Has a session.
+    Connected,
+    /// Another worker has the session of the same catalogue.
+    Standby,
+    /// Waits before the next attempt.
+    Failed,
+}
+
+/// The state of the worker of one tracker.
+#[derive(Debug, Clone, Default)]
+pub(super) struct WorkerState {
+    pub(super) phase: Phase,
+    pub(super) catalogue: Option<CatalogueId>,
+    pub(super) last_error: Option<String>,
+}
+
+/// The state of one catalogue.
+#[derive(Debug, Default)]
+pub(super) struct CatalogueState {
+    /// The worker that has the session.
+    pub(super) active: Option<usize>,
+    pub(super) grant: Option<SessionGrant>,
+    /// Whether all offers from before the session were announced in it.
+    pub(super) announced: bool,
+    /// Whether a request failed, so that the worker is to check the tracker.
+    pub(super) suspect: bool,
+    /// The unsent changes of the session: an offer, or `None` for a withdrawal.
+    changes: HashMap<FileId, Option<Offer>>,
+    /// Offers of files that the catalogue does not contain. They are announced again, because the files may be published later.
+    unknown: HashMap<FileId, Offer>,
+}
+
+impl CatalogueState {
+    /// Records a change for the current session. Ignored without a session, because a new session announces all offers.
+    pub(super) fn change(&mut self, id: FileId, offer: Option<Offer>) {
+        if self.grant.is_none() {
+            return;
+        }
+        self.changes.insert(id, offer);
+        if self.changes.len() > MAX_CHANGES {
+            self.end_session();
+        }
+    }
+
+    /// Returns up to `limit` unsent changes without removing them.
+    pub(super) fn some_changes(&self, limit: usize) -> Vec<(FileId, Option<Offer>)> {
+        self.changes.iter().take(limit).map(|(id, offer)| (*id, *offer)).collect()
+    }
+
+    /// Records announced offers. The catalogue does not contain the files in `unknown`.
+    pub(super) fn announced(&mut self, offers: &[Offer], unknown: &HashSet<FileId>) {
+        for offer in offers {
+            if !unknown.contains(&offer.id) {
+                self.unknown.remove(&offer.id);
+            } else if self.unknown.len() < MAX_CHANGES {
+                self.unknown.insert(offer.id, *offer);
+            }
+        }
+    }
+
+    /// The offers of files that the catalogue does not contain.
+    pub(super) fn unknown(&self) -> Vec<Offer> {
+        self.unknown.values().copied().collect()
+    }
+
+    /// Removes sent changes, except those that changed again meanwhile.
+    pub(super) fn sent(&mut self, changes: &[(FileId, Option<Offer>)]) {
+        for (id, offer) in changes {
+            if self.changes.get(id) == Some(offer) {
+                self.changes.remove(id);
+            }
+            if offer.is_none() {
+                self.unknown.remove(id);
+            }
+        }
+    }
+
+    pub(super) fn begin_session(&mut self, grant: SessionGrant) {
+        self.end_session();
+        self.grant = Some(grant);
+    }
+
+    pub(super) fn end_session(&mut self) {
+        self.changes.clear();
+        self.unknown.clear();
+        self.grant = None;
+        self.announced = false;
+    }
+
+    pub(super) fn session(&self) -> Option<SessionId> {
+        self.grant.as_ref().map(|grant| grant.session)
+    }
+
+    /// The endpoints of this peer that the catalogue gives to other peers.
+    pub(super) fn advertised(&self) -> &[Endpoint] {
+        self.grant.as_ref().map_or(&[], |grant| &grant.endpoints)
+    }
+}
+
+/// The state of a presence.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) workers: Vec<WorkerState>,
+    pub(super) catalogues: HashMap<CatalogueId, CatalogueState>,
+    /// Incremented when the outbox has a new publication.
+    pub(super) outbox: u64,
+    /// The number of publications that were sent.
+    pub(super) sent: u64,
+    /// The publications whose results callers wait for.
+    pub(super) watched: Vec<(Publication, mpsc::UnboundedSender<PublishResult>)>,
+}
+
+/// The result of sending a publication to a catalogue.
+pub(super) type PublishResult = (CatalogueId, Result<Acknowledgement, TrackerError>);
+
+impl State {
+    /// Reports the results of this publication to the sender until its receiver is dropped.
+    pub(super) fn watch_publication(
+        &mut self,
+        publication: Publication,
+        sender: mpsc::UnboundedSender<PublishResult>,
+    ) {
+        self.watched.retain(|(_, sender)| !sender.is_closed());
+        self.watched.push((publication, sender));
+    }
+
+    /// Reports the result of a publication to the callers that wait for it.
+    pub(super) fn report(&mut self, publication: &Publication, result: &PublishResult) {
+        self.sent += 1;
+        self.watched
+            .retain(|(watched, sender)| watched != publication || sender.send(result.clone()).is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant() -> SessionGrant {
+        SessionGrant { session: SessionId([1; 16]), lease_ms: 1, endpoints: Vec::new(), membership: None }
+    }
+
+    #[test]
+    fn changes_stay_until_their_latest_value_is_sent() {
+        let id = FileId::from_bytes([1; 32]);
+        let offer = |complete| Some(Offer { id, size: 1, complete });
+        let mut state = CatalogueState::default();
+        state.change(id, offer(false));
+        assert!(state.some_changes(10).is_empty(), "no changes are recorded without a session");
+        state.begin_session(grant());
+        state.change(id, offer(false));
+        let sent = state.some_changes(10);
+        state.change(id, offer(true));
+        state.sent(&sent);
+        assert_eq!(state.some_changes(10), [(id, offer(true))]);
+    }
+
+    #[test]
+    fn too_many_changes_end_the_session() {
+        let mut state = CatalogueState::default();
+        state.begin_session(grant());
+        for n in 0..=u32::try_from(MAX_CHANGES).unwrap() {
+            let mut id = [0; 32];
+            id[..4].copy_from_slice(&n.to_be_bytes());
+            state.change(FileId::from_bytes(id), None);
+        }
+        assert!(state.session().is_none() && state.some_changes(1).is_empty());
+    }
+}

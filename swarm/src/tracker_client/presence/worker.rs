@@ -1,0 +1,419 @@
+//! The worker of one tracker. Among the workers of one catalogue only one is active:
+//!
+//! ```text
+//! Starting --catalogue known--> Standby --no active worker--> Connected
+//!    ^                                                           |
+//!    '---- back-off ---- Failed <------- no reply ---------------'
+//! ```
+//! A session belongs to the catalogue, so the worker that takes over continues it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::lease::Lease;
+use super::shared::Shared;
+use super::state::{Phase, State};
+use crate::tracker_client::client::{MembershipRenewal, TrackerClient};
+use crate::tracker_client::error::{TrackerError, UnreachableTracker};
+use crate::tracker_client::offers::Acknowledgement;
+use enjambre_core::model::membership::Invalid;
+use enjambre_core::model::record::{Offer, Publication};
+use enjambre_core::model::session::{CatalogueId, SessionId};
+use enjambre_core::protocol::error::ErrorCode;
+use enjambre_core::protocol::message::MAX_OFFERS;
+use enjambre_core::runtime::backoff::Backoff;
+use enjambre_core::StorageError;
+
+/// The time during which changes are collected before they are sent.
+const COLLECT_TIME: Duration = Duration::from_millis(20);
+/// The minimum time limit of a renewal, for short leases.
+const MIN_RENEWAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The number of publications that are read at once.
+const OUTBOX_PAGE: usize = 100;
+/// The back-off between attempts to connect.
+const MIN_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_secs(15);
+
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    /// The index of this worker.
+    pub(super) index: usize,
+    pub(super) client: Arc<TrackerClient>,
+}
+
+/// An error that ends an attempt to keep a session.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Tracker(#[from] TrackerError),
+    #[error("library storage failed: {0}")]
+    Library(#[from] StorageError),
+    #[error("the tracker now serves another catalogue")]
+    OtherCatalogue,
+    #[error("the membership state of the tracker is not valid: {0}; check swarm.authority")]
+    Membership(#[from] Invalid),
+    #[error("the swarm is invite-only, but swarm.authority is not set; join with `enjambre join`")]
+    InviteOnly,
+}
+
+impl SessionError {
+    /// Returns whether the session or the peer is not authorized.
+    fn is_unauthorized(&self) -> bool {
+        matches!(self, Self::Tracker(error) if error.code() == Some(ErrorCode::Unauthorized))
+    }
+
+    /// The error text, without the general prefix of an unreachable tracker.
+    fn reason(&self) -> String {
+        match self {
+            Self::Tracker(TrackerError::Unreachable { reasons }) if !reasons.is_empty() => {
+                let each: Vec<_> = reasons.iter().map(|tracker| tracker.reason.as_str()).collect();
+                each.join("; ")
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+impl Worker {
+    /// Runs until the future is dropped.
+    pub(super) async fn run(self) {
+        let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
+        loop {
+            let Err(failure) = self.attempt(&mut backoff).await;
+            let error = failure.reason();
+            tracing::info!(tracker = %self.client.endpoint(), error, "tracker connection failed; retrying");
+            self.shared.update(|state| {
+                let worker = &mut state.workers[self.index];
+                worker.phase = Phase::Failed;
+                worker.last_error = Some(error);
+                for catalogue in state.catalogues.values_mut() {
+                    if catalogue.active == Some(self.index) {
+                        catalogue.active = None;
+                    }
+                }
+            });
+            sleep(backoff.next_jittered()).await;
+        }
+    }
+
+    async fn attempt(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, SessionError> {
+        let catalogue = self.client.query_catalogue().await?;
+        loop {
+            let mine = self.shared.update(|state| {
+                let active = state.catalogues.entry(catalogue).or_default();
+                let mine = *active.active.get_or_insert(self.index) == self.index;
+                let worker = &mut state.workers[self.index];
+                worker.catalogue = Some(catalogue);
+                worker.phase = if mine { Phase::Starting } else { Phase::Standby };
+                mine
+            });
+            if mine {
+                break;
+            }
+            // The condition ignores unrelated changes, including those of this loop, so that workers do not wake each other.
+            let is_vacant = |state: &State| {
+                state.catalogues.get(&catalogue).is_none_or(|catalogue| catalogue.active.is_none())
+            };
+            self.shared.wait(is_vacant).await;
+        }
+        self.maintain(catalogue, backoff).await
+    }
+
+    /// Keeps the session and the catalogue up to date, as the active worker.
+    async fn maintain(
+        &self,
+        catalogue: CatalogueId,
+        backoff: &mut Backoff,
+    ) -> Result<std::convert::Infallible, SessionError> {
+        let mut seen = self.shared.changed.version();
+        let mut lease = self.session(catalogue).await?;
+        let (mut outbox, mut reopened) = (None, false);
+        loop {
+            let (current, session, suspect) = {
+                let mut state = self.shared.state.lock();
+                let outbox = state.outbox;
+                let known = state.catalogues.entry(catalogue).or_default();
+                (outbox, known.session(), std::mem::take(&mut known.suspect))
+            };
+            if session != Some(lease.session) {
+                // It ended because of too many changes or an `unauthorized` reply.
+                lease = self.session(catalogue).await?;
+                outbox = None;
+            }
+            let sent = async {
+                if suspect {
+                    self.renew(catalogue, &mut lease).await?;
+                }
+                if outbox != Some(current) {
+                    self.send_outbox(catalogue, &mut lease).await?;
+                    outbox = Some(current);
+                }
+                self.send_changes(catalogue, &mut lease).await
+            };
+            match sent.await {
+                Ok(()) => reopened = false,
+                // The tracker does not know the session, for example after a restart: the next round opens a new one.
+                Err(error) if error.is_unauthorized() && !reopened => {
+                    reopened = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            self.set_connected();
+            backoff.reset();
+            tokio::select! {
+                biased;
+                () = sleep_until(lease.renew_at) => {
+                    self.renew(catalogue, &mut lease).await?;
+                    if Instant::now() >= lease.announce_all_at {
+                        self.announce_all(catalogue, &mut lease).await?;
+                    }
+                    if Instant::now() >= lease.retry_at {
+                        self.announce_unknown(catalogue, &mut lease).await?;
+                        // Refused publications are repeated too.
+                        outbox = None;
+                    }
+                }
+                () = self.shared.changed.changed(&mut seen) => {
+                    // Changes are collected, but a publication is sent at once: its caller waits.
+                    let publication = self.shared.wait(|state| Some(state.outbox) != outbox);
+                    let _ = timeout(COLLECT_TIME, publication).await;
+                }
+            }
+        }
+    }
+
+    fn set_connected(&self) {
+        let known = self.shared.state.lock().workers[self.index].phase == Phase::Connected;
+        if !known {
+            tracing::info!(tracker = %self.client.endpoint(), "tracker connected");
+            self.shared.update(|state| {
+                let worker = &mut state.workers[self.index];
+                worker.phase = Phase::Connected;
+                worker.last_error = None;
+            });
+        }
+    }
+
+    /// Returns a session in which all offers are announced: the one of the previous worker, or a new one.
+    async fn session(&self, catalogue: CatalogueId) -> Result<Lease, SessionError> {
+        let known = {
+            let state = self.shared.state.lock();
+            let known = state.catalogues.get(&catalogue);
+            known.and_then(|known| known.grant.clone().map(|grant| (grant, known.announced)))
+        };
+        if let Some((grant, announced)) = known {
+            let mut lease = Lease::new(grant.session, grant.lease_ms);
+            match self.renew(catalogue, &mut lease).await {
+                Ok(()) => {
+                    // The previous worker may have failed in between.
+                    if !announced {
+                        self.announce_all(catalogue, &mut lease).await?;
+                    }
+                    return Ok(lease);
+                }
+                Err(error) if error.is_unauthorized() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let start = Instant::now();
+        let (actual, grant) = self.client.open_session(&self.shared.key, &self.shared.endpoints).await?;
+        if actual != catalogue {
+            return Err(SessionError::OtherCatalogue);
+        }
+        let mut lease = Lease::new(grant.session, grant.lease_ms);
+        lease.renew_at = start + lease.interval;
+        if let Some(members) = &self.shared.members {
+            members.update(grant.membership.as_ref(), None).await?;
+            // The first renewal returns the revocation list.
+            lease.renew_at = start;
+        } else if grant.membership.is_some() {
+            // Without a membership gate this peer would serve non-members.
+            return Err(SessionError::InviteOnly);
+        }
+        // Changes are recorded from here on. The library already contains the earlier ones.
+        self.shared.update(|state| {
+            state.catalogues.entry(catalogue).or_default().begin_session(grant);
+        });
+        // The outbox precedes the announcements: callers wait for it, and its files cannot be announced before.
+        self.send_outbox(catalogue, &mut lease).await?;
+        self.announce_all(catalogue, &mut lease).await?;
+        Ok(lease)
+    }
+
+    async fn renew(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
+        while self.renew_once(catalogue, lease).await? {}
+        Ok(())
+    }
+
+    /// Renews the lease. Returns whether the tracker has more revocation pages.
+    async fn renew_once(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<bool, SessionError> {
+        let start = Instant::now();
+        // An unresponsive tracker must not use up the lease: another tracker has to receive the renewal in time, even if the
+        // previous one was not written.
+        let limit = (lease.interval / 2).max(MIN_RENEWAL_TIMEOUT);
+        let known = self.shared.members.as_ref().map(|members| members.state());
+        let renewed = match known {
+            Some(known) => timeout(limit, self.client.renew_membership(lease.session, known)).await,
+            None => timeout(limit, self.client.renew(lease.session))
+                .await
+                .map(|renewed| renewed.map(|()| MembershipRenewal::default())),
+        };
+        let timed_out = |_| {
+            let reasons = vec![UnreachableTracker::timed_out(self.client.endpoint())];
+            Err(TrackerError::Unreachable { reasons })
+        };
+        let renewal = self.check(catalogue, lease.session, renewed.unwrap_or_else(timed_out))?;
+        lease.renew_at = start + lease.interval;
+        let (Some(members), Some(known)) = (&self.shared.members, known) else { return Ok(false) };
+        members.update(renewal.membership.as_ref(), renewal.revocations.as_ref()).await?;
+        // Each page must advance the version, so that a faulty tracker cannot cause an endless loop.
+        Ok(renewal.more && members.state().revocations > known.revocations)
+    }
+
+    async fn renew_if_due(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
+        if Instant::now() >= lease.renew_at { self.renew(catalogue, lease).await } else { Ok(()) }
+    }
+
+    /// Ends the session if the reply is `unauthorized`.
+    fn check<T>(
+        &self,
+        catalogue: CatalogueId,
+        session: SessionId,
+        result: Result<T, TrackerError>,
+    ) -> Result<T, SessionError> {
+        if let Err(error) = &result
+            && error.code() == Some(ErrorCode::Unauthorized)
+        {
+            self.shared.end_session(catalogue, session);
+        }
+        Ok(result?)
+    }
+
+    async fn announce_all(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
+        let mut after = None;
+        loop {
+            let page = self.shared.source.offers(after, MAX_OFFERS).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            self.announce(catalogue, lease, &page).await?;
+            self.renew_if_due(catalogue, lease).await?;
+        }
+        lease.schedule_announce_all();
+        if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue)
+            && known.session() == Some(lease.session)
+        {
+            known.announced = true;
+        }
+        Ok(())
+    }
+
+    async fn announce(
+        &self,
+        catalogue: CatalogueId,
+        lease: &mut Lease,
+        offers: &[Offer],
+    ) -> Result<(), SessionError> {
+        let announced = self.client.announce(lease.session, offers).await;
+        let unknown = self.check(catalogue, lease.session, announced)?;
+        let mut remaining: HashSet<_> = unknown.iter().copied().collect();
+        if !unknown.is_empty() {
+            // The files expired, or the database was lost. Their publisher publishes them again.
+            for publication in self.shared.source.publications_of(&unknown).await? {
+                self.publish(catalogue, lease.session, &publication).await?;
+                remaining.remove(&publication.id);
+                self.renew_if_due(catalogue, lease).await?;
+            }
+        }
+        if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue) {
+            known.announced(offers, &remaining);
+        }
+        Ok(())
+    }
+
+    /// Announces again the files that the catalogue did not contain, with a back-off.
+    async fn announce_unknown(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
+        let unknown = self.shared.state.lock().catalogues.get(&catalogue).map(|known| known.unknown());
+        for offers in unknown.unwrap_or_default().chunks(MAX_OFFERS) {
+            self.announce(catalogue, lease, offers).await?;
+            self.renew_if_due(catalogue, lease).await?;
+        }
+        lease.schedule_retry();
+        Ok(())
+    }
+
+    /// Publishes a file. A refused publication stays in the outbox and is repeated later, without blocking the rest. Fails only
+    /// if the tracker or its database is unreachable or the session ended.
+    async fn publish(
+        &self,
+        catalogue: CatalogueId,
+        session: SessionId,
+        publication: &Publication,
+    ) -> Result<(), SessionError> {
+        let result = match self.client.publish(session, publication).await {
+            Ok((version, new)) => Ok(Acknowledgement { catalogue, version, new }),
+            Err(error)
+                if error
+                    .code()
+                    .is_some_and(|code| !matches!(code, ErrorCode::Unauthorized | ErrorCode::Storage)) =>
+            {
+                tracing::warn!(name = %publication.name, %error, "publication refused");
+                Err(error)
+            }
+            Err(error) => return self.check(catalogue, session, Err(error)),
+        };
+        let marked = match &result {
+            Ok(acknowledged) => self.shared.source.mark_published(publication, *acknowledged).await,
+            Err(_) => Ok(()),
+        };
+        self.shared.update(|state| state.report(publication, &(catalogue, result)));
+        Ok(marked?)
+    }
+
+    async fn send_outbox(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
+        let mut after: Option<Publication> = None;
+        loop {
+            let page =
+                self.shared.source.pending_publications(catalogue, after.as_ref(), OUTBOX_PAGE).await?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            for publication in &page {
+                self.publish(catalogue, lease.session, publication).await?;
+                self.renew_if_due(catalogue, lease).await?;
+            }
+            after = page.into_iter().last();
+        }
+    }
+
+    async fn send_changes(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
+        loop {
+            let changes = {
+                let state = self.shared.state.lock();
+                let known = state.catalogues.get(&catalogue);
+                let known = known.filter(|known| known.session() == Some(lease.session));
+                known.map(|known| known.some_changes(MAX_OFFERS)).unwrap_or_default()
+            };
+            if changes.is_empty() {
+                return Ok(());
+            }
+            let offers: Vec<Offer> = changes.iter().filter_map(|(_, offer)| *offer).collect();
+            let withdrawn_ids: Vec<_> =
+                changes.iter().filter(|(_, offer)| offer.is_none()).map(|(id, _)| *id).collect();
+            if !withdrawn_ids.is_empty() {
+                let reply = self.client.withdraw(lease.session, &withdrawn_ids).await;
+                self.check(catalogue, lease.session, reply)?;
+            }
+            if !offers.is_empty() {
+                self.announce(catalogue, lease, &offers).await?;
+            }
+            if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue) {
+                known.sent(&changes);
+            }
+            self.renew_if_due(catalogue, lease).await?;
+        }
+    }
+}

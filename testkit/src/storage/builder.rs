@@ -1,0 +1,34 @@
+//! The interface between a backend and the kit.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use enjambre_core::{Storage, StorageError};
+
+use super::case::Failure;
+
+/// Opens storages for the kit.
+pub trait Builder: Sync {
+    /// The location of the data of a storage, for example a temporary directory. Dropping it deletes the data.
+    type Place: Send + Sync;
+
+    /// Creates an empty place.
+    fn place(&self) -> Self::Place;
+
+    /// Opens the storage at a place, which may contain the data of earlier openings.
+    fn open(
+        &self,
+        place: &Self::Place,
+    ) -> impl Future<Output = Result<Arc<dyn Storage>, StorageError>> + Send;
+
+    /// Called on a separate thread when a call blocks the runtime for a minute. Such a call cannot be cancelled, so this function
+    /// ends the process.
+    fn blocked(failure: &Failure) -> ! {
+        // Written directly, since the test harness would capture `eprintln!`.
+        let _ = writeln!(
+            std::io::stderr(),
+            "{failure}\nthe process ends, because a blocking call cannot be cancelled"
+        );
+        std::process::exit(101)
+    }
+}

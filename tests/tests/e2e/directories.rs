@@ -1,0 +1,89 @@
+//! Directories of many small files are published, downloaded, changed and downloaded again.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+
+use enjambre_tests::content::{read_tree, write_file, write_tree};
+use enjambre_tests::node::World;
+use enjambre_tests::setup::Setup;
+
+/// Writes hundreds of small files in nested directories, and some files of other kinds.
+fn write_many_files(root: &Path) {
+    write_tree(root, 1000);
+    for number in 0..500_u64 {
+        let path = root.join(format!("many/{}/{}/file-{number}.txt", number % 7, number % 3));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        write_file(&path, number * 37 % 20_000, number);
+    }
+}
+
+fn args<'a>(first: &[&'a str], path: &'a Path) -> Vec<&'a OsStr> {
+    first.iter().map(|arg| OsStr::new(*arg)).chain([path.as_os_str()]).collect()
+}
+
+#[test]
+fn directory_of_small_files_is_downloaded_and_updated() {
+    for content in ["database", "files"] {
+        let world = World::new(Setup { content, ..Setup::default() });
+        let folder = world.path("folder");
+        write_many_files(&folder);
+        let tree = read_tree(&folder);
+        let tracker = world.tracker("tracker");
+        let a = world.running_peer("a", &[&tracker]);
+        a.publish(&folder, &[]);
+
+        // Without a daemon, twice: the second time the output is already complete.
+        let b = world.peer("b", &[&tracker]);
+        let out = world.path("out");
+        for _ in 0..2 {
+            b.run(args(&["get", "folder", "-o"], &out)).ok();
+            assert!(read_tree(&out) == tree, "the downloaded directory differs");
+        }
+        // Into the library of a daemon, which later serves the directory without the publisher.
+        let c = world.running_peer("c", &[&tracker]);
+        c.run(["get", "folder"]).ok();
+
+        // One file is changed, one is added and one is removed.
+        fs::write(folder.join("many/0/0/file-0.txt"), "changed").unwrap();
+        fs::write(folder.join("many/new.txt"), "new").unwrap();
+        fs::remove_file(folder.join("many/1/1/file-1.txt")).unwrap();
+        let sent = a.sent();
+        a.publish(&folder, &[]);
+        let changed = read_tree(&folder);
+        c.run(["get", "folder"]).ok();
+        assert!(a.sent() - sent < 200_000, "unchanged files were sent again");
+        let refused = b.run(args(&["get", "folder", "-o"], &out));
+        assert!(refused.status != Some(0), "a changed output file must be an error");
+        b.run(args(&["get", "folder", "--force", "-o"], &out)).ok();
+        fs::remove_file(out.join("many/1/1/file-1.txt")).unwrap();
+        assert!(read_tree(&out) == changed, "the changed directory differs");
+        drop(a);
+        let d = world.peer("d", &[&tracker]);
+        let again = world.path("again");
+        d.run(args(&["get", "folder", "-o"], &again)).ok();
+        assert!(read_tree(&again) == changed, "the directory downloaded from C differs");
+    }
+}
+
+#[test]
+fn interrupted_directory_download_resumes() {
+    let world = World::default();
+    let folder = world.path("folder");
+    write_many_files(&folder);
+    let tree = read_tree(&folder);
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    a.publish(&folder, &[]);
+    let mut b = world.peer("b", &[&tracker]);
+    let out = world.path("out");
+    for (limit, at_least) in [("2MB/s", 1), ("4MB/s", 3_000_000), ("6MB/s", 5_000_000)] {
+        b.set(&format!("limits.download=\"{limit}\""));
+        let mut get = b.spawn(args(&["get", "folder", "--json", "-o"], &out));
+        get.wait_event(|event| event["done"].as_u64().filter(|done| *done >= at_least));
+        get.kill();
+    }
+    b.set("limits.download=unlimited");
+    b.run(args(&["get", "folder", "-o"], &out)).ok();
+    assert!(read_tree(&out) == tree, "the downloaded directory differs");
+}

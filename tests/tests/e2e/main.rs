@@ -1,0 +1,25 @@
+//! End-to-end tests of the program with real processes, sockets and databases.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod command_line;
+mod config_files;
+mod custom_program;
+mod demo;
+mod directories;
+mod download;
+mod formats;
+mod invite_only;
+mod invite_only_storage;
+mod liveness;
+mod postgres;
+mod python;
+mod secure;
+mod security_page;
+mod several_trackers;
+mod shared_catalogue;
+mod start_stop;
+mod storage_check;
+mod storage_copy;
+mod storage_dump;
+mod swarm;

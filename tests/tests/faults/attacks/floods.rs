@@ -1,0 +1,101 @@
+//! Floods of valid requests.
+
+use enjambre_core::protocol::codec::decode_reply;
+use enjambre_core::protocol::message::Request;
+use enjambre_core::{FileId, RequestId};
+use enjambre_tests::raw::RawConnection;
+use enjambre_tests::setup::Wire;
+use enjambre_tests::wait::{TIMEOUT, wait_for};
+
+use super::scene::{Attack, Scene, attacker_address};
+
+/// The number of connections to each node.
+const CONNECTIONS: usize = 3;
+/// The number of pending requests on each connection.
+const PENDING: u64 = 64;
+/// The maximum peak memory in MiB.
+const MEMORY: u64 = 160;
+
+fn tracker_requests(id: FileId) -> Vec<Request> {
+    let find = |query: &str| Request::Find { query: query.to_owned() };
+    let list = |pattern: &str| Request::List { pattern: pattern.to_owned(), cursor: None, limit: u32::MAX };
+    let unknown = FileId::from_bytes([9; 32]);
+    vec![
+        find("film.bin"),
+        find("absent name"),
+        find(&id.to_string()[..8]),
+        Request::Providers { id },
+        Request::Providers { id: unknown },
+        list(""),
+        list(&"*?".repeat(150)),
+        Request::Status,
+        Request::OpenSession { proof: None },
+        Request::Have { id, wait: None },
+    ]
+}
+
+fn peer_requests(id: FileId) -> Vec<Request> {
+    let unknown = FileId::from_bytes([9; 32]);
+    vec![
+        Request::Have { id, wait: None },
+        Request::Manifest { id, first: 0 },
+        Request::Manifest { id, first: u32::MAX },
+        Request::Piece { id, index: 3, super_seed: false },
+        Request::Piece { id, index: 4, super_seed: true },
+        Request::Piece { id, index: u32::MAX, super_seed: false },
+        Request::Have { id: unknown, wait: None },
+        Request::Files { ids: vec![unknown; 512] },
+        Request::Cancel { ids: (0..1000).map(RequestId).collect() },
+        Request::Status,
+    ]
+}
+
+fn flood(wire: Wire) {
+    let mut scene = Scene::new(wire, &[]);
+    let targets = scene.targets();
+    let endpoints = targets.clone().map(|target| target.endpoint);
+    let requests = [tracker_requests(scene.film()), peer_requests(scene.film())];
+    let attack = Attack::start(2 * CONNECTIONS, move |number, stop| {
+        let (endpoint, requests) = (&endpoints[number % 2], &requests[number % 2]);
+        let mut raw = RawConnection::connect_from(endpoint, attacker_address(number), None).unwrap();
+        raw.handshake().unwrap();
+        for (id, request) in (0..PENDING).zip(requests.iter().cycle()) {
+            raw.send_request(id, request).unwrap();
+        }
+        let mut answered = 0;
+        while !stop.is_stopped() {
+            // Every reply is followed by the next request.
+            let (header, _) = raw.read_message().unwrap();
+            assert!(decode_reply(&header).is_some(), "the reply is malformed");
+            let request = &requests[answered as usize % requests.len()];
+            raw.send_request(PENDING + answered, request).unwrap();
+            answered += 1;
+        }
+        answered
+    });
+    for target in &targets {
+        wait_for("all connections", TIMEOUT, || target.more_handles() >= CONNECTIONS as u64);
+    }
+    for _ in 0..2 {
+        scene.check_service();
+    }
+    let answered = attack.stop();
+    println!("{answered} requests were answered");
+    assert!(answered > 1000, "{answered}");
+    for target in targets {
+        target.wait_released();
+        target.assert_memory(MEMORY);
+    }
+    // Valid requests are no reason to close a connection.
+    assert_eq!(scene.aborted_connections(), [vec![], vec![]] as [Vec<String>; 2]);
+}
+
+#[test]
+fn request_flood_over_tcp_leaves_service_available() {
+    flood(Wire::Tcp);
+}
+
+#[test]
+fn request_flood_over_zmq_leaves_service_available() {
+    flood(Wire::Zmq);
+}

@@ -1,0 +1,113 @@
+//! Reasons for the end of a connection, and a rate-limited log of them.
+
+use std::fmt::Display;
+use std::io;
+use std::time::Duration;
+
+use enjambre_core::PeerId;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// The reason for the end of a connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Disconnect {
+    #[error("closed by the remote")]
+    Closed,
+    #[error("closed locally")]
+    Local,
+    /// Closed with a [`ConnectionHandle`](enjambre_core::transport::ConnectionHandle).
+    #[error("closed by the service")]
+    ByService,
+    #[error("idle timeout")]
+    IdleTimeout,
+    #[error("write timeout: the remote does not read its replies")]
+    WriteTimeout,
+    #[error("request timeout: the remote does not complete a request")]
+    RequestTimeout,
+    #[error("handshake timeout")]
+    HandshakeTimeout,
+    #[error("too many connections {0}")]
+    TooManyConnections(&'static str),
+    #[error("protocol violation: {0}")]
+    Protocol(&'static str),
+    #[error("{what} of {actual} exceeds the limit of {limit}")]
+    LimitExceeded { what: &'static str, limit: u64, actual: u64 },
+    #[error("the node at this endpoint has the id {found} instead of {wanted}")]
+    WrongNode { wanted: PeerId, found: PeerId },
+    #[error("I/O error: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Disconnect {
+    /// Returns whether the remote is at fault.
+    pub(crate) fn is_violation(&self) -> bool {
+        match self {
+            Self::Closed | Self::Local | Self::ByService | Self::IdleTimeout => false,
+            Self::Io(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
+            ),
+            _ => true,
+        }
+    }
+}
+
+/// Maximum number of lines in a [`PERIOD`].
+const MAX_LINES: u32 = 10;
+const PERIOD: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default)]
+struct Period {
+    start: Option<Instant>,
+    lines: u32,
+    suppressed: u64,
+}
+
+/// A log of violations that a hostile remote cannot flood.
+#[derive(Debug, Default)]
+pub(crate) struct DisconnectLog {
+    period: Mutex<Period>,
+}
+
+impl DisconnectLog {
+    /// Returns the number of suppressed lines before this one, or `None` if this line is suppressed, too.
+    fn next_line(&self) -> Option<u64> {
+        let mut period = self.period.lock();
+        let now = Instant::now();
+        if period.start.is_none_or(|start| now.duration_since(start) >= PERIOD) {
+            period.start = Some(now);
+            period.lines = 0;
+        }
+        if period.lines < MAX_LINES {
+            period.lines += 1;
+            return Some(std::mem::take(&mut period.suppressed));
+        }
+        period.suppressed += 1;
+        None
+    }
+
+    /// Logs the end of a connection.
+    pub(crate) fn record(&self, remote: &dyn Display, reason: &Disconnect) {
+        if !reason.is_violation() {
+            tracing::debug!(%remote, %reason, "connection ended");
+            return;
+        }
+        if let Some(suppressed) = self.next_line() {
+            tracing::warn!(%remote, %reason, suppressed, "connection aborted");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn log_of_violations_is_rate_limited() {
+        let log = DisconnectLog::default();
+        assert_eq!((0..1000).filter_map(|_| log.next_line()).count(), MAX_LINES as usize);
+        tokio::time::advance(PERIOD).await;
+        assert_eq!(log.next_line(), Some(990));
+        assert_eq!(log.next_line(), Some(0));
+    }
+}
