@@ -27,10 +27,11 @@ faults kills="1000" seeds="500" worlds="10000" cuts="50":
     cargo run --release --package enjambre-tests --example simulate -- --seeds {{ worlds }}
     [ "$(id -u)" != 0 ] || cargo run --release --package enjambre-tests --example power_cut -- --cuts {{ cuts }}
 
-# Run each fuzz target for a number of seconds
-fuzz seconds="60":
-    ENJAMBRE_FUZZ_SECONDS={{ seconds }} cargo test --package enjambre-core --package enjambre-swarm \
-        --package enjambre-transport --package enjambre fuzz -- --nocapture
+# Run each fuzz target of a package for a number of seconds with coverage feedback (needs cargo-bolero)
+fuzz package="enjambre-core" seconds="60":
+    for target in $(cargo bolero list --package {{ package }} | sed -n 's/.*"test":"\([^"]*\)".*/\1/p'); do \
+        cargo bolero test --package {{ package }} --sanitizer NONE --time {{ seconds }}s "$target" || exit 1; \
+    done
 
 # Run the benchmarks of the crates, or of the packages named: `just bench enjambre-swarm`
 bench *packages="enjambre enjambre-swarm enjambre-transport enjambre-storage-sqlite enjambre-storage-sled":

@@ -10,7 +10,6 @@ use enjambre_core::model::bitmap::Bitmap;
 use enjambre_core::model::layout::PieceLayout;
 use enjambre_core::model::manifest::{Manifest, hash_piece};
 use enjambre_swarm::download::schedule::{ProviderKey, Schedule};
-use enjambre_swarm::download::window::WindowSettings;
 
 fn main() {
     divan::main();
@@ -41,7 +40,7 @@ fn schedule_10_000_pieces_of_100_providers(bencher: Bencher<'_, '_>) {
     let layout = PieceLayout::new(10_000 * (4 << 20)).expect("39 GiB is a size");
     assert_eq!(layout.count(), 10_000);
     let new = || {
-        let mut schedule = Schedule::new(layout, &Bitmap::empty(layout), WindowSettings::default(), 7);
+        let mut schedule = Schedule::new(layout, &Bitmap::empty(layout), 7);
         for provider in 0..100 {
             let mut half = Bitmap::empty(layout);
             layout.pieces().filter(|piece| (piece.get() + provider) % 2 == 0).for_each(|piece| {

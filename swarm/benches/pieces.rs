@@ -20,7 +20,7 @@ use enjambre_core::model::record::FileKind;
 use enjambre_core::protocol::message::Request;
 use enjambre_core::protocol::server::Handler;
 use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_swarm::seeder::{Seeder, SeederSettings};
+use enjambre_swarm::seeder::Seeder;
 use enjambre_core::{ConnectionHandle, ConnectionId, Memory, Message, PeerInfo, ReplySink, RequestId, TransportError};
 use futures::stream::{self, StreamExt};
 use tempfile::TempDir;
@@ -133,7 +133,7 @@ fn seed_128_mib(bencher: Bencher<'_, '_>, from: &str) {
         take_in(&file, &content.pieces).await;
     });
     let upload = Arc::new(BandwidthLimit::new(None));
-    let seeder = Arc::new(Seeder::new(Arc::clone(&place.library), upload, SeederSettings::default()));
+    let seeder = Arc::new(Seeder::new(Arc::clone(&place.library), upload));
     let peer = PeerInfo {
         connection: ConnectionId::next(),
         handle: ConnectionHandle::default(),

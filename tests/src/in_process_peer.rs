@@ -22,7 +22,7 @@ use enjambre_swarm::library::publish::PublishOptions;
 use enjambre_swarm::library::settings::LibrarySettings;
 use enjambre_swarm::peer::offers::LibraryOffers;
 use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_swarm::seeder::{Seeder, SeederSettings};
+use enjambre_swarm::seeder::Seeder;
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::offers::Acknowledgement;
 use enjambre_swarm::tracker_client::presence::Presence;
@@ -75,7 +75,7 @@ impl InProcessPeer {
             Some(key.peer_id()),
             settings,
         );
-        let seeder = Seeder::new(Arc::clone(&library), unlimited(), SeederSettings::default());
+        let seeder = Seeder::new(Arc::clone(&library), unlimited());
         let listener = dialer.bind(&"tcp://127.0.0.1:0".parse()?).await?;
         let endpoints = vec![listener.local_endpoint().clone()];
         let serving = tokio::spawn(server::serve(listener, Arc::new(seeder)));

@@ -87,7 +87,7 @@ impl<W: Wire> GuardedConnection<W> {
             socket::configure(&stream, guard.settings.stall_timeout)?;
             let stream = match (security, endpoint.id()) {
                 (Some(security), Some(id)) => security.connect(stream, id).await?,
-                _ => Stream::Plain(stream),
+                _ => Stream::Left(stream),
             };
             wire.establish(Dialled { guard, stream, endpoint, activity, kill }).await
         };

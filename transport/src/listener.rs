@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use enjambre_core::{ConnectionHandle, Endpoint, Incoming, Listener, TransportError};
 use enjambre_core::transport::error::Source;
+use enjambre_core::{ConnectionHandle, Endpoint, Incoming, Listener, TransportError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -38,16 +38,13 @@ impl<W> fmt::Debug for GuardedListener<W> {
 
 impl<W: Wire> GuardedListener<W> {
     pub(crate) async fn bind(parts: Parts<W>, endpoint: &Endpoint) -> Result<Self, Source> {
-        let Parts { guard, wire, security } = parts;
         let tcp = TcpListener::bind((endpoint.host(), endpoint.port())).await?;
-        let id = security.as_ref().map(Security::id);
+        let id = parts.security.as_ref().map(Security::id);
         let endpoint = endpoint.with_port(tcp.local_addr()?.port()).with_id(id);
         // Bounded by the outstanding requests of all connections.
         let (sender, receiver) = mpsc::unbounded_channel();
         let server = Arc::new(Server {
-            guard,
-            wire,
-            security,
+            parts,
             inbox: Inbox { requests: sender, tasks: TaskTracker::new() },
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -100,14 +97,14 @@ impl<W: Wire> Server<W> {
                 accepted = tcp.accept() => accepted,
             };
             match accepted {
-                Ok((stream, address)) => match self.guard.limiter.admit(address.ip()) {
+                Ok((stream, address)) => match self.parts.guard.limiter.admit(address.ip()) {
                     Ok(ticket) => {
                         self.inbox.tasks.spawn(Arc::clone(&self).serve(stream, address, ticket));
                     }
-                    Err(reason) => self.guard.log.record(&address, &reason),
+                    Err(reason) => self.parts.guard.log.record(&address, &reason),
                 },
                 Err(error) => {
-                    self.guard.log.record(&"unknown", &Disconnect::Io(error));
+                    self.parts.guard.log.record(&"unknown", &Disconnect::Io(error));
                     tokio::select! {
                         () = self.stop.cancelled() => return,
                         () = tokio::time::sleep(ACCEPT_DELAY) => {}
@@ -132,7 +129,7 @@ impl<W: Wire> Server<W> {
             ended = self.serve_stream(stream, address, handle) => ended.err().unwrap_or(Disconnect::Closed),
         };
         drop((ended, ticket));
-        self.guard.log.record(&address, &reason);
+        self.parts.guard.log.record(&address, &reason);
     }
 
     async fn serve_stream(
@@ -141,10 +138,10 @@ impl<W: Wire> Server<W> {
         address: SocketAddr,
         handle: ConnectionHandle,
     ) -> Result<(), Disconnect> {
-        socket::configure(&stream, self.guard.settings.stall_timeout)?;
-        let deadline = Instant::now() + self.guard.settings.handshake_timeout;
-        let stream = match &self.security {
-            None => Stream::Plain(stream),
+        socket::configure(&stream, self.parts.guard.settings.stall_timeout)?;
+        let deadline = Instant::now() + self.parts.guard.settings.handshake_timeout;
+        let stream = match &self.parts.security {
+            None => Stream::Left(stream),
             Some(security) => tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Err(Disconnect::Local),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::transport::budget::{ConnectionBudget, Reservation};
+use enjambre_core::transport::budget::{ConnectionBudget, ReplyReservation, Reservation};
 use enjambre_core::transport::envelope::{self, EncodedRequest};
 use enjambre_core::{Incoming, Message, MessageLimits, PeerInfo, ReplySink, TransportError};
 use tokio_util::sync::CancellationToken;
@@ -77,7 +77,8 @@ impl<O: Outlet> Remote<O> {
     pub(crate) fn receive(self: &Arc<Self>, inbox: &Inbox, received: ReceivedRequest<O::Route>) {
         let ReceivedRequest { header, bytes, has_payload, route } = received;
         let slot = Slot::new(&self.gate, bytes);
-        let reply = Box::new(Reply { remote: Arc::clone(self), route, slot, reserved: None });
+        let reply =
+            Box::new(Reply { remote: Arc::clone(self), route, slot, reserved: ReplyReservation::default() });
         let parsed = if has_payload {
             Err(envelope::malformed_reply(envelope::id_of(&header), "a request has no payload"))
         } else {
@@ -103,7 +104,7 @@ struct Reply<O: Outlet> {
     remote: Arc<Remote<O>>,
     route: O::Route,
     slot: Slot,
-    reserved: Option<Reservation>,
+    reserved: ReplyReservation,
 }
 
 impl<O: Outlet> fmt::Debug for Reply<O> {
@@ -115,30 +116,13 @@ impl<O: Outlet> fmt::Debug for Reply<O> {
 #[async_trait]
 impl<O: Outlet> ReplySink for Reply<O> {
     async fn reserve(&mut self, bytes: usize) -> Result<(), TransportError> {
-        if self.remote.closed.is_cancelled() {
-            return Err(TransportError::Closed);
-        }
-        match &mut self.reserved {
-            Some(before) if before.bytes() > 0 => before.merge(self.remote.budget.take(bytes)),
-            reserved => {
-                *reserved = Some(tokio::select! {
-                    biased;
-                    () = self.remote.closed.cancelled() => return Err(TransportError::Closed),
-                    reserved = self.remote.budget.reserve(bytes) => reserved,
-                });
-            }
-        }
-        Ok(())
+        self.reserved.reserve(&self.remote.budget, &self.remote.closed, bytes).await
     }
 
-    async fn send(mut self: Box<Self>, message: Message) -> Result<(), TransportError> {
-        let (message, fits) = self.remote.limits.fit(message);
-        let bytes = message.header.len() + message.payload.len();
-        let before = self.reserved.as_ref().map_or(0, Reservation::bytes);
-        self.reserve(bytes.saturating_sub(before)).await?;
+    async fn send(self: Box<Self>, message: Message) -> Result<(), TransportError> {
         let Self { remote, route, slot, reserved } = *self;
-        let mut reserved = reserved.ok_or(TransportError::Closed)?;
-        reserved.shrink_to(bytes);
+        let (message, fits) = remote.limits.fit(message);
+        let reserved = reserved.complete(&remote.budget, &remote.closed, &message).await?;
         O::send(&remote, route, message, ReplyPermit { _reserved: reserved, _slot: slot }).await?;
         fits
     }

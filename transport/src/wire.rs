@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::{ConnectionHandle, ConnectionId, Endpoint, Incoming, PeerInfo};
 use enjambre_core::transport::calls::{Activity, Calls};
+use enjambre_core::{ConnectionHandle, ConnectionId, Endpoint, Incoming, PeerInfo};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::guard::Guard;
 use crate::guard::disconnect::Disconnect;
-use crate::guard::secure::Security;
+use crate::guard::secure::{self, Security};
 use crate::guard::stream::Stream;
 
 /// A wire format. The value is shared by all connections of a transport.
@@ -97,16 +97,14 @@ impl Accepted {
             connection,
             handle: self.handle.clone(),
             address: Some(self.address.ip().to_canonical()),
-            identity: self.stream.identity(),
+            identity: secure::identity(&self.stream),
         }
     }
 }
 
 /// The part of a listener that its connections share.
 pub(crate) struct Server<W> {
-    pub(crate) guard: Arc<Guard>,
-    pub(crate) wire: Arc<W>,
-    pub(crate) security: Option<Security>,
+    pub(crate) parts: Parts<W>,
     pub(crate) inbox: Inbox,
     /// Refuses new connections and requests. Queued replies are still sent.
     pub(crate) stop: CancellationToken,

@@ -19,7 +19,7 @@ use enjambre_swarm::membership::member_transport::MemberTransport;
 use enjambre_swarm::membership::members::Members;
 use enjambre_swarm::membership::store::MembershipStore;
 use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_swarm::seeder::{Seeder, SeederSettings};
+use enjambre_swarm::seeder::Seeder;
 use tokio::time::timeout;
 
 use crate::config::load::Loaded;
@@ -110,7 +110,7 @@ impl PeerServices {
             settings,
         );
         let seeder =
-            Seeder::new(Arc::clone(&library), limit(config.limits.upload), SeederSettings::default());
+            Seeder::new(Arc::clone(&library), limit(config.limits.upload));
         let (downloader, seeder) = (Arc::new(downloader), Arc::new(seeder));
         Ok(Self { library, downloader, seeder, members, storages })
     }

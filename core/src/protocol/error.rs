@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::record::FileRecord;
 use crate::storage::error::StorageError;
+use crate::transport::error::TransportError;
 
 /// The machine-readable cause of an error reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorCode {
     /// The request is malformed or contains an invalid value.
@@ -36,46 +37,14 @@ pub enum ErrorCode {
     /// The database failed. Retry later.
     Storage,
     /// An internal fault of the node, or an unknown code.
+    #[serde(other)]
     Internal,
 }
 
-const CODES: [(ErrorCode, &str); 12] = [
-    (ErrorCode::Malformed, "malformed"),
-    (ErrorCode::Unsupported, "unsupported"),
-    (ErrorCode::TooLarge, "too_large"),
-    (ErrorCode::NotFound, "not_found"),
-    (ErrorCode::Unauthorized, "unauthorized"),
-    (ErrorCode::Forbidden, "forbidden"),
-    (ErrorCode::Busy, "busy"),
-    (ErrorCode::Conflict, "conflict"),
-    (ErrorCode::Full, "full"),
-    (ErrorCode::Ambiguous, "ambiguous"),
-    (ErrorCode::Storage, "storage"),
-    (ErrorCode::Internal, "internal"),
-];
-
-impl ErrorCode {
-    /// Returns the code as text, as on the wire.
-    pub fn as_str(self) -> &'static str {
-        CODES.iter().find(|(code, _)| *code == self).map_or("internal", |(_, text)| text)
-    }
-}
-
-impl From<String> for ErrorCode {
-    fn from(text: String) -> Self {
-        CODES.iter().find(|(_, known)| *known == text).map_or(Self::Internal, |(code, _)| *code)
-    }
-}
-
-impl From<ErrorCode> for String {
-    fn from(code: ErrorCode) -> String {
-        code.as_str().to_owned()
-    }
-}
-
+/// Writes the code as on the wire.
 impl fmt::Display for ErrorCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        self.serialize(f)
     }
 }
 
@@ -123,5 +92,12 @@ impl From<StorageError> for ErrorReply {
             }
             _ => Self::new(ErrorCode::Storage, "the database failed").retry_after(Duration::from_secs(1)),
         }
+    }
+}
+
+/// The reply on a connection that has ended, which is never sent.
+impl From<TransportError> for ErrorReply {
+    fn from(_: TransportError) -> Self {
+        Self::new(ErrorCode::Internal, "connection closed")
     }
 }

@@ -13,7 +13,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
+use super::error::TransportError;
+use super::message::Message;
 use crate::model::network::network_of;
 
 /// The budget that all connections share.
@@ -191,6 +194,48 @@ impl Drop for Reservation {
         if self.bytes > 0 {
             self.share.release(self.bytes);
         }
+    }
+}
+
+/// The reserved bytes of one reply, for [`ReplySink`](super::ReplySink).
+#[derive(Debug, Default)]
+pub struct ReplyReservation(Option<Reservation>);
+
+impl ReplyReservation {
+    /// Reserves further bytes for the reply, see [`ReplySink::reserve`](super::ReplySink::reserve). Fails when `closed` is
+    /// cancelled.
+    pub async fn reserve(
+        &mut self,
+        budget: &ConnectionBudget,
+        closed: &CancellationToken,
+        bytes: usize,
+    ) -> Result<(), TransportError> {
+        if closed.is_cancelled() {
+            return Err(TransportError::Closed);
+        }
+        match &mut self.0 {
+            Some(before) if before.bytes() > 0 => before.merge(budget.take(bytes)),
+            reserved => {
+                let new = closed.run_until_cancelled(budget.reserve(bytes)).await;
+                *reserved = Some(new.ok_or(TransportError::Closed)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reserves the missing bytes of a complete reply, and returns a reservation of exactly its bytes.
+    pub async fn complete(
+        mut self,
+        budget: &ConnectionBudget,
+        closed: &CancellationToken,
+        reply: &Message,
+    ) -> Result<Reservation, TransportError> {
+        let bytes = reply.header.len() + reply.payload.len();
+        let before = self.0.as_ref().map_or(0, Reservation::bytes);
+        self.reserve(budget, closed, bytes.saturating_sub(before)).await?;
+        let mut reserved = self.0.ok_or(TransportError::Closed)?;
+        reserved.shrink_to(bytes);
+        Ok(reserved)
     }
 }
 

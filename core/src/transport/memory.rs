@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{ConnectionBudget, ReplyBudget, Reservation};
+use super::budget::{ConnectionBudget, ReplyBudget, ReplyReservation};
 use super::caller::Caller;
 use super::calls::{Activity, Calls};
 use super::endpoint_checks::{check_bind, check_connect};
@@ -202,7 +202,8 @@ impl Link {
             Ok(request) => request,
             Err(header) => return self.deliver(Message { header, payload: Bytes::new() }),
         };
-        let reply = MemoryReply { link: Arc::clone(self), _slot: slot, reserved: None };
+        let reply =
+            MemoryReply { link: Arc::clone(self), _slot: slot, reserved: ReplyReservation::default() };
         let incoming = Incoming { request, peer: self.peer.clone(), reply: Box::new(reply) };
         // A closed listener has already failed the call.
         let _ = self.server.requests.send(incoming);
@@ -213,35 +214,20 @@ impl Link {
 struct MemoryReply {
     link: Arc<Link>,
     _slot: OwnedSemaphorePermit,
-    reserved: Option<Reservation>,
+    reserved: ReplyReservation,
 }
 
 #[async_trait]
 impl ReplySink for MemoryReply {
     async fn reserve(&mut self, bytes: usize) -> Result<(), TransportError> {
-        if self.link.closed.is_cancelled() {
-            return Err(TransportError::Closed);
-        }
-        match &mut self.reserved {
-            Some(before) if before.bytes() > 0 => before.merge(self.link.budget.take(bytes)),
-            reserved => {
-                *reserved = Some(tokio::select! {
-                    biased;
-                    () = self.link.closed.cancelled() => return Err(TransportError::Closed),
-                    reserved = self.link.budget.reserve(bytes) => reserved,
-                });
-            }
-        }
-        Ok(())
+        self.reserved.reserve(&self.link.budget, &self.link.closed, bytes).await
     }
 
-    async fn send(mut self: Box<Self>, message: Message) -> Result<(), TransportError> {
-        let (message, fits) = self.link.limits.fit(message);
-        let bytes = message.header.len() + message.payload.len();
-        let before = self.reserved.as_ref().map_or(0, Reservation::bytes);
-        self.reserve(bytes.saturating_sub(before)).await?;
-        // Released before delivery, so that an immediate next request finds a free slot.
+    async fn send(self: Box<Self>, message: Message) -> Result<(), TransportError> {
         let Self { link, _slot, reserved } = *self;
+        let (message, fits) = link.limits.fit(message);
+        let reserved = reserved.complete(&link.budget, &link.closed, &message).await?;
+        // Released before delivery, so that an immediate next request finds a free slot.
         drop((_slot, reserved));
         if link.closed.is_cancelled() {
             return Err(TransportError::Closed);

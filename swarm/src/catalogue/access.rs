@@ -15,7 +15,6 @@ pub(super) const PAGE: usize = 500;
 /// The longest wait of a list for its turn to read, and of a new entry for a block of numbers.
 pub(super) const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reads these keys of a space.
 pub(super) async fn read_all<const N: usize>(
     storage: &dyn Storage,
     space: Space,
@@ -26,7 +25,6 @@ pub(super) async fn read_all<const N: usize>(
     values.try_into().map_err(wrong_count)
 }
 
-/// Reads one key.
 pub(super) async fn read(
     storage: &dyn Storage,
     space: Space,

@@ -33,6 +33,7 @@ impl Damage {
     }
 
     /// Returns how often a damaged entry was skipped.
+    #[cfg(test)]
     pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }

@@ -146,7 +146,6 @@ fn describe_file(record: FileRecord, number: FileNumber) -> Fields {
     ]
 }
 
-/// Describes an entry of the space `meta`.
 fn describe_fact(key: &[u8], value: &[u8]) -> Result<Fields, StorageError> {
     Ok(match key {
         b"format" => {

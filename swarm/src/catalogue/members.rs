@@ -1,14 +1,19 @@
-//! The authority and the members of an invite-only swarm.
+//! The authority, the invitations and the members of an invite-only swarm.
+//!
+//! The uses of an invitation are counted by conditional commits, so concurrent joins at several trackers on one database
+//! never admit more peers than allowed.
 
 use bytes::Bytes;
 
-use super::access::{ATTEMPTS, PAGE, after_key};
+use super::access::{ATTEMPTS, PAGE, after_key, require_same};
 use super::catalogue::Catalogue;
 use super::error::CatalogueError;
-use super::layout::{self, AUTHORITY, MEMBERS, MemberRecord, PEERS};
+use super::layout::{self, AUTHORITY, INVITATIONS, InvitationRecord, MEMBERS, MemberRecord, PEERS};
 use crate::membership::credentials::authority::Authority;
 use enjambre_core::model::identity::KeyPair;
-use enjambre_core::{Batch, PeerId, StorageError};
+use enjambre_core::model::membership::Rights;
+use enjambre_core::model::secret::SecretHash;
+use enjambre_core::{Batch, Durability, KeyRange, PeerId, StorageError, StorageExt};
 
 /// A member and its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,5 +93,113 @@ impl Catalogue {
             }
         }
         Ok(found)
+    }
+
+    /// Creates an invitation with which `uses` peers that know the secret can join until the given time, durably.
+    pub async fn invite(
+        &self,
+        secret: SecretHash,
+        rights: Rights,
+        uses: u32,
+        until: u64,
+        now: u64,
+    ) -> Result<(), StorageError> {
+        let record = InvitationRecord { rights, uses, until, at: now };
+        let mut batch = Batch::new();
+        batch.put(INVITATIONS, layout::invitation_key(secret), layout::encode(&record));
+        self.storage.commit(batch, Durability::Durable).await
+    }
+
+    /// Makes the peer a member, durably. For a member nothing changes and no use is counted, unless the invitation extends its
+    /// rights.
+    pub async fn join(
+        &self,
+        peer: PeerId,
+        secret: SecretHash,
+        now: u64,
+    ) -> Result<MemberRecord, CatalogueError> {
+        let (member_key, invitation_key) = (layout::peer_id_key(&peer), layout::invitation_key(secret));
+        for _ in 0..ATTEMPTS {
+            let (member, known) = self.read_record::<MemberRecord>(MEMBERS, &member_key).await?.unzip();
+            if member.as_ref().is_some_and(|member| member.revoked.is_some()) {
+                return Err(CatalogueError::Revoked);
+            }
+            let rights = member.as_ref().map(|member| member.rights);
+            let stored = self.read_record::<InvitationRecord>(INVITATIONS, &invitation_key).await?;
+            let Some((invitation, stored)) = stored.filter(|(invitation, _)| {
+                invitation.uses > 0 && now < invitation.until && Some(invitation.rights) > rights
+            }) else {
+                let member = member.ok_or(CatalogueError::NoInvitation)?;
+                if member.invitations.contains(&secret) {
+                    // A commit with unknown outcome may have written the record.
+                    self.storage.sync().await?;
+                }
+                return Ok(member);
+            };
+            let mut batch = Batch::new();
+            let (joined, mut invitations) =
+                member.map_or((now, Vec::new()), |member| (member.joined, member.invitations));
+            invitations.push(secret);
+            let rights = invitation.rights;
+            let member = MemberRecord { rights, joined, revoked: None, invitations };
+            require_same(&mut batch, MEMBERS, member_key.clone(), known);
+            batch.put(MEMBERS, member_key.clone(), layout::encode(&member));
+            batch.require(INVITATIONS, invitation_key.clone(), stored);
+            if invitation.uses > 1 {
+                let rest = InvitationRecord { uses: invitation.uses - 1, ..invitation };
+                batch.put(INVITATIONS, invitation_key.clone(), layout::encode(&rest));
+            } else {
+                batch.delete(INVITATIONS, invitation_key.clone());
+            }
+            if self.commit_durably(batch).await? {
+                return Ok(member);
+            }
+        }
+        Err(CatalogueError::Conflict)
+    }
+
+    /// Returns one page of the invitations that are not used up, starting behind `after`; some may have expired. An empty page
+    /// is the end.
+    pub async fn invitations(
+        &self,
+        after: Option<&SecretHash>,
+        now: u64,
+    ) -> Result<Vec<(SecretHash, InvitationRecord)>, StorageError> {
+        let range = after_key(after.map(|id| layout::invitation_key(*id)));
+        let (mut entries, mut read) = (self.storage.entries(INVITATIONS, range, PAGE), Vec::new());
+        while read.len() < PAGE
+            && let Some((key, raw)) = entries.next().await?
+        {
+            let record = self.damage.skip(layout::decode(INVITATIONS, &raw), now)?;
+            if let Some(record) = record {
+                read.push((layout::read_invitation_key(key.as_bytes())?, record));
+            }
+        }
+        Ok(read)
+    }
+
+    /// Returns the ids of the invitations that begin with these hexadecimal digits; at most two, which means ambiguous.
+    pub async fn invitations_with_prefix(&self, digits: &str) -> Result<Vec<SecretHash>, StorageError> {
+        let found = self.storage.scan(INVITATIONS, layout::id_range(digits), 2).await?;
+        found.iter().map(|(key, _)| layout::read_invitation_key(key.as_bytes())).collect()
+    }
+
+    /// Cancels an invitation, durably. Returns `false` if it was used up, expired or cancelled already.
+    pub async fn cancel_invitation(&self, id: SecretHash) -> Result<bool, StorageError> {
+        // A concurrent join requires that the invitation exists.
+        self.delete_durably(INVITATIONS, layout::invitation_key(id)).await
+    }
+
+    /// Deletes expired invitations.
+    pub async fn sweep_invitations(&self, now: u64) -> Result<(), StorageError> {
+        let mut entries = self.storage.entries(INVITATIONS, KeyRange::all(), PAGE);
+        while let Some((key, raw)) = entries.next().await? {
+            let record: Option<InvitationRecord> =
+                self.damage.skip(layout::decode(INVITATIONS, &raw), now)?;
+            if record.is_some_and(|record| record.until <= now) {
+                self.delete_unchanged(INVITATIONS, key, raw).await?;
+            }
+        }
+        Ok(())
     }
 }

@@ -18,7 +18,6 @@ pub mod describe;
 pub mod error;
 #[cfg(test)]
 pub(crate) mod fuzz;
-pub mod invitations;
 pub mod layout;
 pub mod leases;
 pub mod list;

@@ -41,7 +41,6 @@ impl PeerCache {
         self.leases.insert(peer, (lease, now));
     }
 
-    /// Returns the peer of a session.
     pub(super) fn session_peer(&self, session: SessionId) -> Option<PeerNumber> {
         self.sessions.get(&session).copied()
     }

@@ -93,7 +93,8 @@ impl Catalogue {
             let count = |pin: &Option<PinRecord>| u64::from(pin.is_some());
             let reserved = total.bytes.saturating_sub(size(&old));
             let bytes = reserved.saturating_add(size(&new));
-            if size(&new) > size(&old) && bytes > quota {
+            let grows = old.is_none() || size(&new) > size(&old);
+            if grows && bytes > quota {
                 return Err(CatalogueError::QuotaFull { size: size(&new), reserved, quota });
             }
             let pins = total.pins.saturating_sub(count(&old)).saturating_add(count(&new));

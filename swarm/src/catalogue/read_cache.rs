@@ -13,7 +13,6 @@ use quick_cache::{Equivalent, Weighter};
 
 use enjambre_core::runtime::Keys;
 
-/// The number of stamps.
 const STAMPS: usize = 1024;
 
 /// The stamp of a key at one moment.

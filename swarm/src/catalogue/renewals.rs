@@ -94,10 +94,8 @@ impl Catalogue {
             for (((peer, renewal), key), raw) in
                 renewals.iter().zip(&keys).zip(self.storage.get(LEASES, &keys).await?)
             {
-                let record = match &raw {
-                    Some(raw) => self.damage.skip(layout::decode::<LeaseRecord>(LEASES, raw), now)?,
-                    None => None,
-                };
+                let read = raw.as_ref().map(|raw| layout::decode::<LeaseRecord>(LEASES, raw)).transpose();
+                let record = self.damage.skip(read, now)?.flatten();
                 let current = record.filter(|record| record.session == renewal.session && !record.left);
                 let (Some(raw), Some(record)) = (raw, current) else {
                     // The next renewal reads the database, which leads to a new session.

@@ -5,6 +5,7 @@
 //! collection.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,10 +25,11 @@ use super::small_files::{self, SmallMember};
 use super::storage_wait::retry_storage;
 use crate::library::entry::Location;
 use crate::library::error::LibraryError;
+use crate::library::library::Library;
 use crate::library::output::Destination;
 use crate::library::small::{MAX_SMALL, SmallCopy, SmallOutput};
-use enjambre_core::model::collection::{Member, MemberPath};
 use enjambre_core::FileId;
+use enjambre_core::model::collection::{Member, MemberPath};
 use enjambre_core::model::record::{FileKind, Provider};
 
 /// Maximum number of members that are downloaded in parallel.
@@ -69,7 +71,7 @@ pub async fn get_members(
     progress: &watch::Sender<Progress>,
 ) -> Result<u64, Arc<DownloadError>> {
     let library = downloader.library();
-    let collection = library.collection(&id).await.map_err(|error| Arc::new(error.into()))?;
+    let collection = library.collection(&id).await?;
     let providers: Arc<dyn ProviderSource> =
         Arc::new(SharedLookup { inner: providers, latest: Default::default() });
     let total = collection.total_size();
@@ -77,9 +79,8 @@ pub async fn get_members(
     for member in collection.members() {
         members_of.entry(member.id).or_default().push(member);
     }
-    let failed = |error: LibraryError| Arc::new(DownloadError::from(error));
     let attempt = || place_stored_members(downloader, id, &members_of, output);
-    let placed = retry_storage(&downloader.context, progress, attempt).await.map_err(failed)?;
+    let placed = retry_storage(&downloader.context, progress, attempt).await?;
     let mut done: u64 = placed.iter().map(|id| bytes_of(&members_of[id])).sum();
     // In the order of paths, so that members of the same directory are fetched together.
     let (mut waiting, mut small) = (VecDeque::new(), Vec::new());
@@ -186,6 +187,11 @@ fn bytes_of(entries: &[&Member]) -> u64 {
     entries.iter().map(|member| member.size).sum()
 }
 
+/// Returns whether the content of the file is stored at this path.
+pub(super) fn is_linked(library: &Library, id: &FileId, path: PathBuf) -> bool {
+    library.entry(id).is_some_and(|entry| entry.location == Location::Linked { path })
+}
+
 /// Downloads one file to all of its paths in the collection. Returns its bytes, counted once for each path.
 async fn get_member(
     downloader: &Downloader,
@@ -225,13 +231,10 @@ async fn get_member(
         let library = downloader.library();
         for member in entries {
             let path = dir.root().join(member.path.as_str());
-            let is_linked = matches!(library.entry(&member.id), Some(entry)
-                if entry.location == Location::Linked { path: path.clone() });
-            if !is_linked {
+            if !is_linked(library, &member.id, path) {
                 let export =
                     || library.export_member(&member.id, dir, &member.path, member.executable, *force);
-                let copied = retry_storage(&downloader.context, &copy_progress, export).await;
-                copied.map_err(|error| Arc::new(DownloadError::from(error)))?;
+                retry_storage(&downloader.context, &copy_progress, export).await?;
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! The error of a download.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::library::error::LibraryError;
@@ -26,4 +27,10 @@ pub enum DownloadError {
 
 fn last_error(reason: Option<&str>) -> String {
     reason.map_or_else(String::new, |reason| format!(" (last error: {reason})"))
+}
+
+impl From<LibraryError> for Arc<DownloadError> {
+    fn from(error: LibraryError) -> Self {
+        Self::new(error.into())
+    }
 }

@@ -5,15 +5,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::collection::get_members;
+use super::collection::{get_members, is_linked};
 use super::downloader::Downloader;
 use super::error::DownloadError;
 use super::progress::Progress;
 use super::provider::ProviderSource;
 use super::request::DownloadRequest;
 use super::storage_wait::retry_storage;
-use crate::library::entry::Location;
-use crate::library::error::LibraryError;
 use crate::library::output::{Destination, OutputDir};
 use crate::library::small::SmallOutput;
 use enjambre_core::FileId;
@@ -50,7 +48,6 @@ pub async fn get(
 ) -> Result<u64, Arc<DownloadError>> {
     let library = downloader.library();
     let context = &*downloader.context;
-    let failed = |error: LibraryError| Arc::new(DownloadError::from(error));
     let destination = match (&request.output, request.kind) {
         (Some(path), FileKind::File) => Destination::Path { path: path.clone(), force: request.force },
         _ => Destination::Library,
@@ -81,11 +78,9 @@ pub async fn get(
         (FileKind::File, output) => {
             if let Some(path) = output {
                 let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                let is_linked = matches!(library.entry(&request.id), Some(entry)
-                    if entry.location == Location::Linked { path: absolute });
-                if !is_linked {
+                if !is_linked(library, &request.id, absolute) {
                     let export = || library.export(&request.id, path, request.force);
-                    retry_storage(context, progress, export).await.map_err(failed)?;
+                    retry_storage(context, progress, export).await?;
                 }
             }
             let size = library.entry(&request.id).map_or(last.total, |entry| entry.size);
@@ -93,24 +88,22 @@ pub async fn get(
             size
         }
         (FileKind::Collection, output) => {
-            let output = match output {
-                Some(path) => {
-                    let create = || OutputDir::create(path);
-                    let dir = retry_storage(context, progress, create).await.map_err(failed)?;
-                    Some(SmallOutput { dir, force: request.force })
-                }
-                None => None,
-            };
-            let bytes = get_members(downloader, request.id, output.as_ref(), providers, progress).await?;
-            if let Some(SmallOutput { dir, .. }) = output.filter(|_| request.durable) {
+            let mut small_output = None;
+            if let Some(path) = output {
+                let dir = retry_storage(context, progress, || OutputDir::create(path)).await?;
+                small_output = Some(SmallOutput { dir, force: request.force });
+            }
+            let bytes =
+                get_members(downloader, request.id, small_output.as_ref(), providers, progress).await?;
+            if let Some(SmallOutput { dir, .. }) = small_output.filter(|_| request.durable) {
                 // The library does not track copies in the output directory, so its checkpoint does not sync them.
-                retry_storage(context, progress, || dir.sync()).await.map_err(failed)?;
+                retry_storage(context, progress, || dir.sync()).await?;
             }
             bytes
         }
     };
     if request.durable {
-        retry_storage(context, progress, || library.checkpoint_all()).await.map_err(failed)?;
+        retry_storage(context, progress, || library.checkpoint_all()).await?;
     }
     Ok(bytes)
 }

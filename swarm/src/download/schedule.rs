@@ -39,7 +39,6 @@ use self::locality::Locality;
 pub use self::provider::ProviderKey;
 use self::provider::ProviderState;
 use self::rarity::Rarity;
-use super::window::WindowSettings;
 use enjambre_core::model::bitmap::Bitmap;
 use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::runtime::HashMap;
@@ -93,7 +92,6 @@ pub struct Arrival {
 #[derive(Debug)]
 pub struct Schedule {
     layout: PieceLayout,
-    settings: WindowSettings,
     rarity: Rarity,
     /// The pieces that have not arrived.
     outstanding: Bits,
@@ -113,10 +111,9 @@ pub struct Schedule {
 
 impl Schedule {
     /// Creates a schedule for the pieces that are not in `have`. The seed determines all random choices.
-    pub fn new(layout: PieceLayout, have: &Bitmap, settings: WindowSettings, seed: u64) -> Self {
+    pub fn new(layout: PieceLayout, have: &Bitmap, seed: u64) -> Self {
         let mut schedule = Self {
             layout,
-            settings,
             rarity: Rarity::new(layout.count()),
             outstanding: Bits::empty(layout.count()),
             outstanding_count: 0,
@@ -163,10 +160,7 @@ impl Schedule {
     pub fn set_provider(&mut self, provider: ProviderKey, have: &Bitmap, now: Duration) {
         let complete = have.is_full();
         let have = Bits::from_bitmap(have);
-        let state = self
-            .providers
-            .entry(provider)
-            .or_insert_with(|| ProviderState::new(self.settings, self.layout, now));
+        let state = self.providers.entry(provider).or_insert_with(|| ProviderState::new(self.layout, now));
         self.locality.providers_changed();
         let was_complete = std::mem::replace(&mut state.complete, complete);
         let before = std::mem::replace(&mut state.have, have);

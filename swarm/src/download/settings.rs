@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use super::window::WindowSettings;
-
 /// Settings of a downloader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DownloadSettings {
@@ -16,8 +14,6 @@ pub struct DownloadSettings {
     /// Maximum number of bytes that are requested and not yet written, over all downloads. It also bounds the loss after
     /// `kill -9`, since written pieces survive it.
     pub budget_bytes: usize,
-    /// Request window of each provider.
-    pub window: WindowSettings,
 }
 
 impl Default for DownloadSettings {
@@ -27,7 +23,6 @@ impl Default for DownloadSettings {
             silence_timeout: Duration::from_secs(10),
             max_providers: 16,
             budget_bytes: 8 * 1024 * 1024,
-            window: WindowSettings::default(),
         }
     }
 }

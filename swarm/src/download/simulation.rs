@@ -95,8 +95,7 @@ impl Swarm {
             .map(|at| Node {
                 site: at % sites,
                 have: if at == SOURCE { Bitmap::full(layout) } else { Bitmap::empty(layout) },
-                schedule: (at != SOURCE)
-                    .then(|| Schedule::new(layout, &Bitmap::empty(layout), settings.window, at as u64)),
+                schedule: (at != SOURCE).then(|| Schedule::new(layout, &Bitmap::empty(layout), at as u64)),
                 providers: Vec::new(),
                 downloaders: Vec::new(),
                 pending: VecDeque::new(),

@@ -26,7 +26,7 @@ use crate::library::library::Library;
 use crate::library::publish::PublishOptions;
 use crate::library::settings::LibrarySettings;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use crate::seeder::{Seeder, SeederSettings};
+use crate::seeder::Seeder;
 use enjambre_core::{FileId, Listener, PeerInfo, ReplySink, RequestId};
 use enjambre_core::model::record::{FileKind, Provider};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
@@ -219,7 +219,7 @@ impl World {
         let settings =
             DownloadSettings { provider_timeout: Duration::from_secs(20), ..DownloadSettings::default() };
         let downloader = Downloader::new(Arc::clone(&library), dialer, no_limit(), me, settings);
-        let seeder = Seeder::new(Arc::clone(&library), no_limit(), SeederSettings::default());
+        let seeder = Seeder::new(Arc::clone(&library), no_limit());
         let seeder = Arc::new(TestSeeder {
             seeder,
             behavior,

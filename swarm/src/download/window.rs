@@ -14,23 +14,12 @@ use std::time::Duration;
 
 use enjambre_core::model::layout::PieceLayout;
 
-/// Settings of a [`Window`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowSettings {
-    /// Initial number of requests in flight.
-    pub initial: u32,
-    /// Maximum number of bytes in flight to one provider; at least one piece is always allowed.
-    pub max_bytes: u64,
-    /// Maximum number of requests in flight to one provider.
-    pub max_requests: u32,
-}
-
-impl Default for WindowSettings {
-    fn default() -> Self {
-        Self { initial: 8, max_bytes: 8 * 1024 * 1024, max_requests: 48 }
-    }
-}
-
+/// Initial number of requests in flight.
+const INITIAL: u32 = 8;
+/// Maximum number of bytes in flight to one provider; at least one piece is always allowed.
+const MAX_BYTES: u32 = 8 * 1024 * 1024;
+/// Maximum number of requests in flight to one provider.
+const MAX_REQUESTS: u32 = 48;
 /// With fewer queued requests the provider or the line may become idle.
 const MIN_QUEUED: f64 = 8.0;
 /// More queued requests do not increase the throughput.
@@ -77,10 +66,12 @@ struct Probe {
 
 impl Window {
     /// Creates the window of a new provider for a file of this layout.
-    pub fn new(settings: WindowSettings, layout: PieceLayout) -> Self {
-        let by_bytes = settings.max_bytes / u64::from(layout.piece_size());
-        let max = u32::try_from(by_bytes).unwrap_or(u32::MAX).clamp(1, settings.max_requests.max(1));
-        let limit = settings.initial.clamp(1, max);
+    pub fn new(layout: PieceLayout) -> Self {
+        Self::with_max((MAX_BYTES / layout.piece_size()).clamp(1, MAX_REQUESTS))
+    }
+
+    fn with_max(max: u32) -> Self {
+        let limit = INITIAL.min(max);
         Self { limit, max, arrived: 0, latency: None, min_latency: None, slow_start: true, probe: None }
     }
 
@@ -152,12 +143,8 @@ mod tests {
     use super::*;
     use std::collections::VecDeque;
 
-    fn layout(pieces: u64) -> PieceLayout {
-        PieceLayout::new(pieces * 256 * 1024).unwrap()
-    }
-
     fn wide() -> Window {
-        Window::new(WindowSettings { initial: 8, max_bytes: 1 << 30, max_requests: 1000 }, layout(1000))
+        Window::with_max(1000)
     }
 
     /// Simulates a provider that sends a piece each `service` over a line with a round trip of `delay`. Returns its
@@ -252,8 +239,7 @@ mod tests {
 
     #[test]
     fn limit_stays_within_one_and_maximum() {
-        let settings = WindowSettings { initial: 3, max_bytes: 1, max_requests: 48 };
-        let mut window = Window::new(settings, layout(10));
+        let mut window = Window::with_max(1);
         window.arrived(None, Duration::ZERO);
         assert_eq!(window.limit(), 1);
         window.busy();

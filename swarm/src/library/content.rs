@@ -49,7 +49,8 @@ impl ContentStore {
         }
     }
 
-    /// Writes pieces. They are durable after [`Self::sync`]. With plain files the file of an empty piece is created.
+    /// Writes pieces. They are durable after [`Self::sync`]. With plain files the file of an empty piece is
+    /// created.
     pub(super) async fn write(&self, pieces: Vec<StoredPiece>) -> Result<()> {
         match self {
             Self::Database(content) => {

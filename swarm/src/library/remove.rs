@@ -134,7 +134,8 @@ impl LibraryInner {
         Ok(true)
     }
 
-    /// Commits a removal. A failure with unknown outcome, which counts as applied, is returned as the inner error.
+    /// Commits a removal. A failure with unknown outcome, which counts as applied, is returned as the inner
+    /// error.
     async fn commit_removal(&self, batch: Batch, durability: Durability) -> Result<Result<()>> {
         let parts = self.is_in_parts(&batch);
         match self.commit_in_parts(batch, durability).await {

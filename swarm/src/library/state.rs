@@ -230,8 +230,8 @@ fn remove_name(names: &mut BTreeMap<Name, BTreeSet<(u64, FileId)>>, name: &NameR
     }
 }
 
-/// Linked files by the hash of their path, so that publishing an unchanged file again need not read it. Hashes
-/// may collide, so callers compare the path in the record.
+/// Linked files by the hash of their path, so that publishing an unchanged file again need not read it.
+/// Hashes may collide, so callers compare the path in the record.
 #[derive(Debug, Default)]
 struct PathIndex {
     files: HashMap<u64, FileId>,

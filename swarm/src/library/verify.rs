@@ -4,7 +4,7 @@ use rustix::fs::OFlags;
 
 use super::entry::{LibraryEvent, VerifyReport};
 use super::error::{LibraryError, Result};
-use super::layout::{ContentPlace, LinkState};
+use super::layout::{ContentPlace, LinkState, Record};
 use super::library::Library;
 use super::linked::{open_regular, verified_fingerprint};
 use super::load::load_manifest;
@@ -23,7 +23,7 @@ impl Library {
             return Err(LibraryError::not_found(id));
         };
         if record.withdrawn && record.complete {
-            self.verify_withdrawn(id).await?;
+            self.verify_withdrawn(id, &record).await?;
         }
         let changed = || LibraryError::Changed { id: *id, path: record.place.path().unwrap_or_default() };
         let Some(file) = self.files.open(id).await? else { return Err(changed()) };
@@ -55,11 +55,8 @@ impl Library {
     }
 
     /// Offers a withdrawn file again if the linked file has the right content.
-    async fn verify_withdrawn(&self, id: &FileId) -> Result<()> {
+    async fn verify_withdrawn(&self, id: &FileId, record: &Record) -> Result<()> {
         let inner = &self.inner;
-        let Some(record) = inner.state.lock().slots.get(id).map(|slot| slot.record.clone()) else {
-            return Err(LibraryError::not_found(id));
-        };
         let (Some(path), Some((root, rel))) = (record.place.path(), record.place.root_and_rel()) else {
             return Ok(());
         };

@@ -6,12 +6,9 @@
 //! reply `busy` with the time to retry.
 
 mod long_poll;
-mod refusal;
 mod service;
-mod settings;
 mod slots;
 mod small_files;
 pub(crate) mod super_seeding;
 
 pub use service::Seeder;
-pub use settings::SeederSettings;

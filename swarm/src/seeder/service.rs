@@ -8,11 +8,10 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::long_poll::LongPoll;
-use super::refusal;
-use super::settings::SeederSettings;
 use super::slots::Slots;
 use super::small_files;
 use super::super_seeding::SuperSeeding;
+use crate::library::error::LibraryError;
 use crate::library::file::LibraryFile;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
@@ -36,13 +35,13 @@ pub struct Seeder {
 
 impl Seeder {
     /// Creates a seeder for this library that sends no faster than `upload`.
-    pub fn new(library: Arc<Library>, upload: Arc<BandwidthLimit>, settings: SeederSettings) -> Self {
+    pub fn new(library: Arc<Library>, upload: Arc<BandwidthLimit>) -> Self {
         Self {
             library,
             upload,
             super_seeding: SuperSeeding::default(),
             long_poll: LongPoll::default(),
-            slots: Slots::new(settings),
+            slots: Slots::default(),
             sent: AtomicU64::new(0),
             started: Instant::now(),
         }
@@ -65,7 +64,7 @@ impl Seeder {
     }
 
     async fn open(&self, id: &FileId) -> Result<Arc<LibraryFile>, ErrorReply> {
-        let file = self.library.open_cached(id).await.map_err(refusal::from_library)?;
+        let file = self.library.open_cached(id).await?;
         let not_found =
             || ErrorReply::new(ErrorCode::NotFound, format!("file {id} is not offered by this peer"));
         file.ok_or_else(not_found)
@@ -81,7 +80,7 @@ impl Seeder {
         let hashes = file.manifest().hashes();
         let page = hashes.get(first as usize..).unwrap_or_default();
         let page = &page[..page.len().min(MAX_PIECE_SIZE as usize / 32)];
-        sink.reserve(page.len() * 32).await.map_err(|_| refusal::connection_closed())?;
+        sink.reserve(page.len() * 32).await?;
         let mut payload = BytesMut::with_capacity(page.len() * 32);
         for hash in page {
             payload.extend_from_slice(hash);
@@ -98,8 +97,7 @@ impl Seeder {
     ) -> Result<(Reply, Bytes), ErrorReply> {
         let mut file = self.open(id).await?;
         if let Some(wait) = wait {
-            let changed = self.long_poll.until_changed(&file, wait, peer.connection, sink).await;
-            changed.map_err(|_| refusal::connection_closed())?;
+            self.long_poll.until_changed(&file, wait, peer.connection, sink).await?;
             // The file may have been removed or replaced.
             file = self.open(id).await?;
         }
@@ -122,19 +120,35 @@ impl Seeder {
             ErrorReply::new(ErrorCode::NotFound, format!("piece {index} of the file is not available"))
         })?;
         // A closed connection does not use the upload limit, however many requests are pending.
-        sink.reserve(0).await.map_err(|_| refusal::connection_closed())?;
+        sink.reserve(0).await?;
         let claim = self.super_seeding.claim(file, super_seed);
         // Claimed when it is this request's turn, so that a waiting request does not withhold a piece from others.
         if !self.upload.take_if(layout.len(piece), || claim.take(piece, super_seed)).await {
             let sent = claim.sent_pieces();
-            sink.reserve(sent.len()).await.map_err(|_| refusal::connection_closed())?;
+            sink.reserve(sent.len()).await?;
             return Ok((Reply::AlreadySent, sent));
         }
-        sink.reserve(layout.len(piece)).await.map_err(|_| refusal::connection_closed())?;
-        let content = file.read_piece(piece).await.map_err(refusal::from_library)?;
+        sink.reserve(layout.len(piece)).await?;
+        let content = file.read_piece(piece).await?;
         self.sent.fetch_add(content.len() as u64, Relaxed);
         claim.commit();
         Ok((Reply::Piece, content))
+    }
+}
+
+/// Converts a library error to an error reply without internal details.
+impl From<LibraryError> for ErrorReply {
+    fn from(error: LibraryError) -> Self {
+        match error {
+            LibraryError::Storage(error) => error.into(),
+            LibraryError::Changed { .. } | LibraryError::NotFound { .. } => {
+                Self::new(ErrorCode::NotFound, "file is no longer offered by this peer")
+            }
+            error => {
+                tracing::warn!(%error, "piece read failed");
+                Self::new(ErrorCode::Storage, "piece read failed")
+            }
+        }
     }
 }
 
@@ -221,7 +235,7 @@ mod tests {
         let library = Library::open(index, store, LibrarySettings::default()).await.unwrap();
         let early = library.publish(&early, PublishOptions::default(), |_| {}).await.unwrap().id;
         let no_limit = Arc::new(BandwidthLimit::new(None));
-        let seeder = Seeder::new(Arc::clone(&library), no_limit, SeederSettings::default());
+        let seeder = Seeder::new(Arc::clone(&library), no_limit);
         let peer = PeerInfo {
             connection: ConnectionId(1),
             handle: ConnectionHandle::default(),

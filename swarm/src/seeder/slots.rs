@@ -9,12 +9,16 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::settings::SeederSettings;
 use enjambre_core::model::network::network_of;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::MAX_CANCEL;
 use enjambre_core::{ConnectionId, PeerInfo, RequestId};
 
+/// Maximum number of connections with pending piece requests. Connections from one address occupy at most half of the slots
+/// that others leave free. Further connections get the reply `busy`.
+const SLOTS: usize = 256;
+/// Maximum number of pieces in preparation for one connection.
+const PER_CONNECTION: usize = 3;
 /// When to retry after `busy`.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
@@ -32,7 +36,7 @@ struct Slot {
 /// The slots of a seeder.
 #[derive(Debug)]
 pub(super) struct Slots {
-    settings: SeederSettings,
+    count: usize,
     used: Mutex<HashMap<ConnectionId, Slot>>,
 }
 
@@ -73,11 +77,13 @@ impl Drop for PendingRequest<'_> {
     }
 }
 
-impl Slots {
-    pub(super) fn new(settings: SeederSettings) -> Self {
-        Self { settings, used: Mutex::default() }
+impl Default for Slots {
+    fn default() -> Self {
+        Self { count: SLOTS, used: Mutex::default() }
     }
+}
 
+impl Slots {
     /// Registers a request. Fails with `busy` if the connection has no slot and there is none for it.
     pub(super) fn register(&self, peer: &PeerInfo, id: RequestId) -> Result<PendingRequest<'_>, ErrorReply> {
         let connection = peer.connection;
@@ -88,7 +94,7 @@ impl Slots {
         }
         let slot = used.entry(connection).or_insert_with(|| Slot {
             network,
-            permits: Arc::new(Semaphore::new(self.settings.per_connection.max(1))),
+            permits: Arc::new(Semaphore::new(PER_CONNECTION)),
             requests: HashMap::new(),
         });
         if slot.requests.contains_key(&id) {
@@ -101,8 +107,8 @@ impl Slots {
 
     /// Whether there is a slot for another connection from this network.
     fn has_free_slot(&self, used: &HashMap<ConnectionId, Slot>, network: Option<IpAddr>) -> bool {
-        let free = self.settings.slots.saturating_sub(used.len());
-        if free > self.settings.slots / 2 || network.is_none() {
+        let free = self.count.saturating_sub(used.len());
+        if free > self.count / 2 || network.is_none() {
             return free > 0;
         }
         // One network never occupies all slots, however many connections it opens.
@@ -132,10 +138,10 @@ mod tests {
     use super::*;
     use enjambre_core::ConnectionHandle;
 
-    const SLOTS: usize = 16;
+    const COUNT: usize = 16;
 
     fn slots() -> Slots {
-        Slots::new(SeederSettings { slots: SLOTS, ..SeederSettings::default() })
+        Slots { count: COUNT, used: Mutex::default() }
     }
 
     /// A connection from this address, or without an address.
@@ -153,7 +159,7 @@ mod tests {
         let mut number = 0;
         for from in [1, 2, 3, 4] {
             let before = held.len();
-            for _ in 0..SLOTS {
+            for _ in 0..COUNT {
                 number += 1;
                 let peer = connection(number, Some(from));
                 match slots.register(&peer, RequestId(1)) {
@@ -176,7 +182,7 @@ mod tests {
     fn connections_without_address_take_all_slots() {
         let slots = slots();
         let take = |number| slots.register(&connection(number, None), RequestId(1));
-        let held: Vec<_> = (0..SLOTS as u64).map(|number| take(number).unwrap()).collect();
+        let held: Vec<_> = (0..COUNT as u64).map(|number| take(number).unwrap()).collect();
         assert!(take(1000).is_err());
         drop(held);
     }

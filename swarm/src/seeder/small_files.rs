@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::refusal;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_core::{FileId, ReplySink};
@@ -39,13 +38,13 @@ pub(super) async fn read(
     let mut sizes = sizes[..fit.count()].to_vec();
     let bytes = sizes.iter().flatten().sum::<u64>() as usize;
     // A closed connection does not use the upload limit, however many requests are pending.
-    sink.reserve(0).await.map_err(|_| refusal::connection_closed())?;
+    sink.reserve(0).await?;
     upload.take(bytes).await;
-    sink.reserve(bytes).await.map_err(|_| refusal::connection_closed())?;
+    sink.reserve(bytes).await?;
     // Files that were added meanwhile exceed the reserved bytes.
     let known: Vec<FileId> =
         ids.iter().zip(&sizes).filter(|(_, size)| size.is_some()).map(|(id, _)| *id).collect();
-    let read = library.read_small(&known).await.map_err(refusal::from_library)?;
+    let read = library.read_small(&known).await?;
     for (size, now) in sizes.iter_mut().filter(|size| size.is_some()).zip(read.sizes) {
         *size = now;
     }

@@ -22,7 +22,7 @@ use enjambre_swarm::peer::announcer::Announcer;
 use enjambre_swarm::peer::offers::{LibraryOffers, TrackerProviders};
 use enjambre_swarm::peer::repair::Repair;
 use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_swarm::seeder::{Seeder, SeederSettings};
+use enjambre_swarm::seeder::Seeder;
 use enjambre_swarm::tracker_client::presence::Presence;
 use enjambre_swarm::tracker_client::trackers::Trackers;
 use enjambre_testkit::storage::fault::FaultyStorage;
@@ -134,7 +134,7 @@ impl Peer {
             Some(self.id()),
             DownloadSettings::default(),
         ));
-        let seeder = Arc::new(Seeder::new(Arc::clone(&library), unlimited(), SeederSettings::default()));
+        let seeder = Arc::new(Seeder::new(Arc::clone(&library), unlimited()));
         let listener = dialer.bind(&self.endpoint).await.map_err(|error| error.to_string())?;
         let handler: Arc<dyn Handler> =
             if self.misbehaving { Arc::new(MisbehavingSeeder::new(seeder, seed)) } else { seeder };

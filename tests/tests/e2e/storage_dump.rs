@@ -14,9 +14,11 @@ fn dump_and_stats_show_databases_of_stopped_node() {
     for backend in ["sqlite", "sled"] {
         let world = World::new(Setup { backend, ..Setup::default() });
         let mut tracker = world.tracker("tracker");
-        let a = world.peer("a", &[&tracker]);
+        let mut a = world.running_peer("a", &[&tracker]);
         let (file, hash) = world.file("film.bin", 300_000);
         a.publish(&file, &["--store"]);
+        // A killed peer does not end its session.
+        a.kill();
         let running = tracker.run(["storage", "stats"]).expect_status(1);
         assert!(running.stderr.contains("in use"), "{}", running.stderr);
         tracker.stop(Signal::TERM, TIMEOUT).ok();

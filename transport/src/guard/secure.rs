@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::disconnect::Disconnect;
-use super::stream::{Secured, Socket, Stream};
+use super::stream::{Socket, Stream};
 
 /// The prefix of a 32-byte Ed25519 key in `SubjectPublicKeyInfo` and in PKCS #8 (RFC 8410).
 const PUBLIC: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -87,21 +87,17 @@ impl Security {
 
     /// Performs the handshake of the answering side. The caller limits the time.
     pub(crate) async fn accept(&self, stream: TcpStream) -> Result<Stream, Disconnect> {
-        let socket = Arc::new(stream);
-        let tls = self.acceptor.accept(Socket::new(Arc::clone(&socket))).await.map_err(explain)?;
-        let peer = peer(tls.get_ref().1)?;
-        Ok(Stream::Secure(Box::new(Secured { tls: TlsStream::Server(tls), socket, peer })))
+        let tls = self.acceptor.accept(Socket::new(stream)).await.map_err(explain)?;
+        peer(tls.get_ref().1)?;
+        Ok(Stream::Right(Box::new(TlsStream::Server(tls))))
     }
 
     /// Performs the handshake of the requesting side with the node with this id. The caller limits the time.
     pub(crate) async fn connect(&self, stream: TcpStream, wanted: PeerId) -> Result<Stream, Disconnect> {
-        let socket = Arc::new(stream);
-        let connecting = self.connector.connect(name_of(wanted), Socket::new(Arc::clone(&socket)));
-        let tls = connecting.await.map_err(explain)?;
-        let peer = peer(tls.get_ref().1)?;
+        let tls = self.connector.connect(name_of(wanted), Socket::new(stream)).await.map_err(explain)?;
         // A resumed session skips the verifier.
-        check(wanted, peer).map_err(|WrongNode { wanted, found }| Disconnect::WrongNode { wanted, found })?;
-        Ok(Stream::Secure(Box::new(Secured { tls: TlsStream::Client(tls), socket, peer })))
+        check(wanted, peer(tls.get_ref().1)?)?;
+        Ok(Stream::Right(Box::new(TlsStream::Client(tls))))
     }
 }
 
@@ -147,16 +143,16 @@ fn peer(connection: &CommonState) -> Result<PeerId, Disconnect> {
     owner(key).map_err(|_| MISSING)
 }
 
-/// The remote has another id than the endpoint.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("the node has the id {found} instead of {wanted}")]
-struct WrongNode {
-    wanted: PeerId,
-    found: PeerId,
+/// Returns the authenticated id of the remote; `None` for a stream without encryption.
+pub(crate) fn identity(stream: &Stream) -> Option<PeerId> {
+    match stream {
+        Stream::Left(_) => None,
+        Stream::Right(tls) => peer(tls.get_ref().1).ok(),
+    }
 }
 
-fn check(wanted: PeerId, found: PeerId) -> Result<(), WrongNode> {
-    if wanted == found { Ok(()) } else { Err(WrongNode { wanted, found }) }
+fn check(wanted: PeerId, found: PeerId) -> Result<(), Disconnect> {
+    if wanted == found { Ok(()) } else { Err(Disconnect::WrongNode { wanted, found }) }
 }
 
 /// Translates the error of a handshake.
@@ -164,9 +160,9 @@ fn explain(error: io::Error) -> Disconnect {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match inner {
         Some(Error::InvalidCertificate(CertificateError::Other(OtherError(other)))) => {
-            match other.downcast_ref::<WrongNode>() {
-                Some(&WrongNode { wanted, found }) => Disconnect::WrongNode { wanted, found },
-                None => Disconnect::Io(error),
+            match other.downcast_ref() {
+                Some(&Disconnect::WrongNode { wanted, found }) => Disconnect::WrongNode { wanted, found },
+                _ => Disconnect::Io(error),
             }
         }
         Some(Error::InvalidMessage(_)) => Disconnect::Protocol("the remote does not use TLS"),

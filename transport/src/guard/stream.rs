@@ -8,150 +8,69 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use enjambre_core::PeerId;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp;
 use tokio_rustls::TlsStream;
+use tokio_util::either::Either;
 
 use super::ending::{self, HangUp};
 
 /// The size of a read from the socket of a TLS stream. TLS itself reads 4 KiB.
 const BUFFER: usize = 32 * 1024;
 
-/// A stream to a remote.
-#[derive(Debug)]
-pub(crate) enum Stream {
-    Plain(TcpStream),
-    Secure(Box<Secured>),
-}
-
-/// An encrypted stream to an authenticated remote.
-#[derive(Debug)]
-pub(crate) struct Secured {
-    pub(super) tls: TlsStream<Socket>,
-    pub(super) socket: Arc<TcpStream>,
-    pub(super) peer: PeerId,
-}
-
-impl Stream {
-    /// The authenticated id of the remote.
-    pub(crate) fn identity(&self) -> Option<PeerId> {
-        match self {
-            Self::Plain(_) => None,
-            Self::Secure(secured) => Some(secured.peer),
-        }
-    }
-
-    /// Splits the stream into its directions.
-    pub(crate) fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
-        match self {
-            Self::Plain(stream) => {
-                let (read, write) = stream.split();
-                (ReadHalf::Plain(read), WriteHalf::Plain(write))
-            }
-            Self::Secure(secured) => {
-                let Secured { tls, socket, .. } = &mut **secured;
-                let (read, write) = tokio::io::split(tls);
-                (ReadHalf::Secure(read, socket), WriteHalf::Secure(write))
-            }
-        }
-    }
-}
-
-/// The receiving half of a stream.
-#[derive(Debug)]
-pub(crate) enum ReadHalf<'a> {
-    Plain(tcp::ReadHalf<'a>),
-    Secure(tokio::io::ReadHalf<&'a mut TlsStream<Socket>>, &'a TcpStream),
-}
+/// A stream to a remote, plain or encrypted.
+pub(crate) type Stream = Either<TcpStream, Box<TlsStream<Socket>>>;
 
 /// The sending half of a stream. Written bytes are sent by `flush` at the latest.
-#[derive(Debug)]
-pub(crate) enum WriteHalf<'a> {
-    Plain(tcp::WriteHalf<'a>),
-    Secure(tokio::io::WriteHalf<&'a mut TlsStream<Socket>>),
-}
+pub(crate) type WriteHalf<'a> = Either<tcp::WriteHalf<'a>, tokio::io::WriteHalf<&'a mut TlsStream<Socket>>>;
 
-impl HangUp for ReadHalf<'_> {
-    async fn hung_up(&self) {
-        match self {
-            Self::Plain(read) => ending::hung_up(read.as_ref()).await,
-            Self::Secure(_, socket) => ending::hung_up(socket).await,
+/// The receiving half of a stream.
+pub(crate) type ReadHalf<'a> = Either<tcp::ReadHalf<'a>, SecureReadHalf<'a>>;
+
+/// Splits a stream into its directions.
+pub(crate) fn split(stream: &mut Stream) -> (ReadHalf<'_>, WriteHalf<'_>) {
+    match stream {
+        Either::Left(plain) => {
+            let (read, write) = plain.split();
+            (Either::Left(read), Either::Left(write))
+        }
+        Either::Right(tls) => {
+            let socket = Arc::clone(&tls.get_ref().0.stream);
+            let (read, write) = tokio::io::split(&mut **tls);
+            (Either::Right(SecureReadHalf { read, socket }), Either::Right(write))
         }
     }
 }
 
-macro_rules! delegate_read {
-    ($type:ty, $secure:pat => $inner:expr) => {
-        impl AsyncRead for $type {
-            fn poll_read(
-                self: Pin<&mut Self>,
-                context: &mut Context<'_>,
-                buffer: &mut ReadBuf<'_>,
-            ) -> Poll<io::Result<()>> {
-                match self.get_mut() {
-                    Self::Plain(plain) => Pin::new(plain).poll_read(context, buffer),
-                    $secure => Pin::new($inner).poll_read(context, buffer),
-                }
-            }
-        }
-    };
+/// The receiving half of an encrypted stream.
+#[derive(Debug)]
+pub(crate) struct SecureReadHalf<'a> {
+    read: tokio::io::ReadHalf<&'a mut TlsStream<Socket>>,
+    socket: Arc<TcpStream>,
 }
 
-macro_rules! delegate_write {
-    ($type:ty, $secure:pat => $inner:expr) => {
-        impl AsyncWrite for $type {
-            fn poll_write(
-                self: Pin<&mut Self>,
-                context: &mut Context<'_>,
-                bytes: &[u8],
-            ) -> Poll<io::Result<usize>> {
-                match self.get_mut() {
-                    Self::Plain(plain) => Pin::new(plain).poll_write(context, bytes),
-                    $secure => Pin::new($inner).poll_write(context, bytes),
-                }
-            }
-
-            fn poll_write_vectored(
-                self: Pin<&mut Self>,
-                context: &mut Context<'_>,
-                parts: &[IoSlice<'_>],
-            ) -> Poll<io::Result<usize>> {
-                match self.get_mut() {
-                    Self::Plain(plain) => Pin::new(plain).poll_write_vectored(context, parts),
-                    $secure => Pin::new($inner).poll_write_vectored(context, parts),
-                }
-            }
-
-            fn is_write_vectored(&self) -> bool {
-                true
-            }
-
-            fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-                match self.get_mut() {
-                    Self::Plain(plain) => Pin::new(plain).poll_flush(context),
-                    $secure => Pin::new($inner).poll_flush(context),
-                }
-            }
-
-            fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-                match self.get_mut() {
-                    Self::Plain(plain) => Pin::new(plain).poll_shutdown(context),
-                    $secure => Pin::new($inner).poll_shutdown(context),
-                }
-            }
-        }
-    };
+impl AsyncRead for SecureReadHalf<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.read).poll_read(context, into)
+    }
 }
 
-delegate_read!(Stream, Self::Secure(secured) => &mut secured.tls);
-delegate_write!(Stream, Self::Secure(secured) => &mut secured.tls);
-delegate_read!(ReadHalf<'_>, Self::Secure(read, _) => read);
-delegate_write!(WriteHalf<'_>, Self::Secure(write) => write);
+impl HangUp for Either<tcp::ReadHalf<'_>, SecureReadHalf<'_>> {
+    async fn hung_up(&self) {
+        match self {
+            Self::Left(plain) => ending::hung_up(plain.as_ref()).await,
+            Self::Right(secure) => ending::hung_up(&secure.socket).await,
+        }
+    }
+}
 
-/// The socket of a TLS stream. It is shared with [`ReadHalf`], which detects the end of the stream. The read buffer exists
+/// The socket of a TLS stream. It is shared with [`SecureReadHalf`], which detects the end of the stream. The read buffer exists
 /// only while it contains bytes.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -161,8 +80,8 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(super) const fn new(stream: Arc<TcpStream>) -> Self {
-        Self { stream, buffer: Vec::new(), begin: 0 }
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self { stream: Arc::new(stream), buffer: Vec::new(), begin: 0 }
     }
 }
 

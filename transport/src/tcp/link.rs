@@ -13,7 +13,7 @@ use super::preface;
 use super::reader::FrameReader;
 use super::writer::{self, Frame};
 use crate::guard::disconnect::Disconnect;
-use crate::guard::stream::Stream;
+use crate::guard::stream::{self, Stream};
 use crate::guard::{Guard, ending};
 use crate::wire::{Dialled, Link};
 
@@ -68,7 +68,7 @@ impl TcpLink {
     ) {
         let reason = {
             let settings = &guard.settings;
-            let (from, mut to) = stream.split();
+            let (from, mut to) = stream::split(&mut stream);
             // Sent bytes count for the idle timeout, but not for the silence of the remote.
             let traffic = Activity::default();
             let never = CancellationToken::new();

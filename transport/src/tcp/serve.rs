@@ -3,8 +3,8 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use enjambre_core::{ConnectionId, Message, TransportError};
 use enjambre_core::transport::calls::Activity;
+use enjambre_core::{ConnectionId, Message, TransportError};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
@@ -14,7 +14,7 @@ use super::reader::FrameReader;
 use super::writer::{self, Frame};
 use crate::guard::disconnect::Disconnect;
 use crate::guard::ending::{self, HangUp};
-use crate::guard::stream::ReadHalf;
+use crate::guard::stream::{self, ReadHalf};
 use crate::remote::{CloseOnDrop, Outlet, ReceivedRequest, Remote, ReplyPermit};
 use crate::wire::{Accepted, Server};
 
@@ -44,7 +44,7 @@ impl Outlet for Queue {
 pub(super) async fn serve<W>(server: &Server<W>, accepted: Accepted) -> Result<(), Disconnect> {
     let info = accepted.info(ConnectionId::next());
     let Accepted { mut stream, deadline, .. } = accepted;
-    let settings = &server.guard.settings;
+    let settings = &server.parts.guard.settings;
     tokio::select! {
         biased;
         () = server.stop.cancelled() => return Err(Disconnect::Local),
@@ -53,11 +53,11 @@ pub(super) async fn serve<W>(server: &Server<W>, accepted: Accepted) -> Result<(
         }
     }
     let (frames, mut queue) = mpsc::channel(settings.in_flight);
-    let remote = Remote::new(&server.guard, info, Queue { frames });
+    let remote = Remote::new(&server.parts.guard, info, Queue { frames });
     let _close = CloseOnDrop(Arc::clone(&remote));
     let activity = Activity::default();
     {
-        let (from, mut to) = stream.split();
+        let (from, mut to) = stream::split(&mut stream);
         let mut outbound =
             pin!(writer::send_queued(&mut queue, &mut to, &activity, settings.stall_timeout, &remote.closed));
         tokio::select! {
@@ -84,7 +84,7 @@ async fn receive_requests<W>(
     activity: &Activity,
 ) -> Result<(), Disconnect> {
     let mut reader = FrameReader::new(from, activity.clone());
-    while let Some(lengths) = reader.next(&server.guard.settings).await? {
+    while let Some(lengths) = reader.next(&server.parts.guard.settings).await? {
         let bytes = lengths.header;
         let admitted = u32::try_from(bytes).unwrap_or(u32::MAX);
         if !remote.gate.try_enter(true, admitted) {

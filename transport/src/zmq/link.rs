@@ -21,7 +21,7 @@ use crate::guard::frame::Direction;
 use crate::guard::gate::RequestGate;
 use crate::guard::handshake::{SocketInfo, shake_hands};
 use crate::guard::splice::{self, Inbound, MAX_PONGS, Payloads};
-use crate::guard::stream::Stream;
+use crate::guard::stream::{self, Stream};
 use crate::guard::{Guard, ending};
 use crate::wire::{Dialled, Link};
 
@@ -128,7 +128,7 @@ impl ZmqLink {
         // Sent bytes count for the idle timeout, but not for the silence of the remote.
         let traffic = Activity::default();
         let reason = {
-            let (mut from_public, mut to_public) = public.split();
+            let (mut from_public, mut to_public) = stream::split(&mut public);
             let (mut from_inner, mut to_inner) = inner.split();
             let inbound = splice::inbound(
                 &mut from_public,

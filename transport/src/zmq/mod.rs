@@ -30,6 +30,6 @@ impl Wire for Zmq {
     }
 
     async fn serve(server: &Server<Self>, accepted: Accepted) -> Result<(), Disconnect> {
-        serve::serve(server, &server.wire.inner_listener, accepted).await
+        serve::serve(server, &server.parts.wire.inner_listener, accepted).await
     }
 }

@@ -19,7 +19,7 @@ use crate::guard::ending;
 use crate::guard::frame::Direction;
 use crate::guard::handshake::{SocketInfo, shake_hands};
 use crate::guard::splice::{self, MAX_PONGS};
-use crate::guard::stream::Stream;
+use crate::guard::stream::{self, Stream};
 use crate::remote::{CloseOnDrop, ReceivedRequest};
 use crate::wire::{Accepted, Inbox, Server};
 
@@ -49,7 +49,7 @@ pub(super) async fn serve<W>(
     };
     let (router, received) = router.split();
     let outlet = Router::new(identity, router);
-    let remote = ZmqRemote::new(&server.guard, info, outlet);
+    let remote = ZmqRemote::new(&server.parts.guard, info, outlet);
     let _close = CloseOnDrop(Arc::clone(&remote));
     server.inbox.tasks.spawn(receive(Arc::clone(&remote), server.inbox.clone(), received));
     transfer(server, &remote, &mut public, &mut inner).await
@@ -62,7 +62,7 @@ async fn transfer<W>(
     public: &mut Stream,
     inner: &mut UnixStream,
 ) -> Result<(), Disconnect> {
-    let settings = &server.guard.settings;
+    let settings = &server.parts.guard.settings;
     let activity = Activity::default();
     let (pong_sender, mut pongs) = mpsc::channel(MAX_PONGS);
     let direction = Direction::Requests {
@@ -72,7 +72,7 @@ async fn transfer<W>(
     };
     let timeout = settings.stall_timeout;
     {
-        let (mut from_public, mut to_public) = public.split();
+        let (mut from_public, mut to_public) = stream::split(public);
         let (mut from_inner, mut to_inner) = inner.split();
         let mut outbound = pin!(splice::outbound(
             &mut from_inner,

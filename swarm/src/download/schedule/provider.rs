@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::bits::Bits;
 use crate::download::arrival_rate::ArrivalRate;
-use crate::download::window::{Window, WindowSettings};
+use crate::download::window::Window;
 use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 
 /// Expected latency of a provider that has not delivered any piece.
@@ -37,13 +37,13 @@ pub(super) struct ProviderState {
 
 impl ProviderState {
     /// The state of a provider whose pieces are not yet counted, as for a complete provider.
-    pub(super) fn new(settings: WindowSettings, layout: PieceLayout, now: Duration) -> Self {
+    pub(super) fn new(layout: PieceLayout, now: Duration) -> Self {
         Self {
             have: Bits::empty(layout.count()),
             complete: true,
             already_sent: None,
             in_flight: Vec::new(),
-            window: Window::new(settings, layout),
+            window: Window::new(layout),
             rate: ArrivalRate::new(now),
             min_latency: None,
             round_trip: None,

@@ -17,7 +17,7 @@ fn layout(pieces: u32) -> PieceLayout {
 
 fn schedule(pieces: u32) -> Schedule {
     let layout = layout(pieces);
-    Schedule::new(layout, &Bitmap::empty(layout), WindowSettings::default(), 7)
+    Schedule::new(layout, &Bitmap::empty(layout), 7)
 }
 
 fn bitmap(pieces: u32, of: &[u32]) -> Bitmap {
@@ -40,7 +40,7 @@ fn rarest_piece_is_requested_first() {
 #[test]
 fn stored_pieces_are_never_requested() {
     let layout = layout(4);
-    let mut schedule = Schedule::new(layout, &bitmap(4, &[0, 2]), WindowSettings::default(), 1);
+    let mut schedule = Schedule::new(layout, &bitmap(4, &[0, 2]), 1);
     schedule.set_provider(A, &Bitmap::full(layout), NOW);
     let mut requested: Vec<_> =
         std::iter::from_fn(|| schedule.next(A, NOW)).map(|request| request.piece.get()).collect();
@@ -208,7 +208,7 @@ proptest! {
     #[test]
     fn every_piece_arrives(seed in any::<u64>(), pieces in 1u32..150, steps in steps()) {
         let layout = layout(pieces);
-        let mut schedule = Schedule::new(layout, &Bitmap::empty(layout), WindowSettings::default(), seed);
+        let mut schedule = Schedule::new(layout, &Bitmap::empty(layout), seed);
         let mut requested: BTreeSet<(ProviderKey, PieceIndex)> = BTreeSet::new();
         let mut has: HashMap<ProviderKey, Bitmap> = HashMap::new();
         let mut stored = HashSet::new();

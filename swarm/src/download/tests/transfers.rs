@@ -13,10 +13,9 @@ use crate::download::provider;
 use crate::download::request::DownloadRequest;
 use crate::download::schedule::PieceRequest;
 use crate::download::settings::DownloadSettings;
-use crate::download::window::WindowSettings;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_core::{Deadline, Memory};
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::{Deadline, Memory};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 #[tokio::test(start_paused = true)]
@@ -71,21 +70,24 @@ async fn misbehaving_provider_does_not_fail_download() {
 #[tokio::test(start_paused = true)]
 async fn budget_bounds_unwritten_bytes() {
     let world = World::new(20 * MIB);
-    let source = world.provider("source", Behavior::Honest, |_| true).await;
+    // The windows of three providers exceed the budget.
+    let mut sources = Vec::new();
+    for name in ["one", "two", "three"] {
+        sources.push(world.provider(name, Behavior::Honest, |_| true).await);
+    }
+    let sent_bytes = || sources.iter().map(|source| source.sent_bytes()).sum::<u64>();
     let content = Arc::new(FaultyStorage::new(Arc::new(Memory::new()), 1));
     content.add(Operation::Commit, When::Always, Fault::Delay(Duration::from_secs(30)));
-    // Only the budget limits the requests.
-    let window = WindowSettings { initial: 64, max_bytes: 64 * MIB as u64, max_requests: 64 };
-    let settings = DownloadSettings { window, ..DownloadSettings::default() };
+    let settings = DownloadSettings { budget_bytes: 4 * MIB, ..DownloadSettings::default() };
     let node =
         world.node_on("reader", Behavior::Honest, settings, BandwidthLimit::new(None), content.clone()).await;
     let download = node.downloader.get(world.request());
     tokio::time::sleep(Duration::from_secs(20)).await;
-    assert_eq!(source.sent_bytes(), settings.budget_bytes as u64);
+    assert_eq!(sent_bytes(), settings.budget_bytes as u64);
     content.clear();
     download.wait().await.unwrap();
     world.assert_complete(&node).await;
-    assert_eq!(source.sent_bytes(), 20 * MIB as u64);
+    assert_eq!(sent_bytes(), 20 * MIB as u64);
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ use crate::library::library::Library;
 use crate::library::output::Destination;
 use crate::library::settings::LibrarySettings;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use crate::seeder::{Seeder, SeederSettings};
+use crate::seeder::Seeder;
 use enjambre_core::model::bitmap::Bitmap;
 use enjambre_core::model::layout::PieceLayout;
 use enjambre_core::model::manifest::{Manifest, hash_piece};
@@ -234,7 +234,7 @@ impl World {
         let (dialer, me) = (Arc::clone(&endpoint.dialer), Some(endpoint.provider.peer));
         let download = Arc::new(BandwidthLimit::new(self.download));
         let downloader = Downloader::new(Arc::clone(&library), dialer, download, me, settings);
-        let seeder = Seeder::new(Arc::clone(&library), Arc::new(upload), SeederSettings::default());
+        let seeder = Seeder::new(Arc::clone(&library), Arc::new(upload));
         let seeder = Arc::new(TestSeeder {
             seeder,
             behavior,

@@ -21,11 +21,11 @@ use crate::download::storage_wait::{self, StorageWait};
 use crate::library::entry::NewFile;
 use crate::library::error::LibraryError;
 use crate::library::file::LibraryFile;
+use enjambre_core::RequestId;
 use enjambre_core::model::layout::PieceIndex;
 use enjambre_core::model::manifest::Manifest;
 use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::runtime::{self, HashMap};
-use enjambre_core::RequestId;
 
 /// Maximum number of batches of pieces that are hashed and written in parallel.
 const MAX_WRITERS: usize = 8;
@@ -167,8 +167,7 @@ impl<'a> Transfer<'a> {
     /// Starts a schedule for the missing pieces of the file.
     pub(super) fn open(&mut self, file: Arc<LibraryFile>) {
         let seed = runtime::rng().next_u64();
-        let schedule =
-            Schedule::new(file.manifest().layout(), &file.have(), self.context.settings.window, seed);
+        let schedule = Schedule::new(file.manifest().layout(), &file.have(), seed);
         self.open = Some(OpenFile { file, schedule });
         self.report();
     }

@@ -11,8 +11,7 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
-use super::error::PublishError;
-use super::options::{ProgressCallback, PublishProgress};
+use super::options::{ProgressCallback, PublishError, PublishProgress};
 use super::scan::{Found, is_executable};
 use crate::library::error::LibraryError;
 use crate::library::inner::LibraryInner;
@@ -73,17 +72,16 @@ struct Hashing {
     progress: ProgressCallback,
 }
 
-/// Hashes the files whose ids are not `known`.
+/// Hashes the files whose ids are not known.
 pub(super) async fn hash_files(
     inner: &LibraryInner,
     found: Arc<Found>,
-    known: Vec<Option<FileId>>,
     progress: ProgressCallback,
 ) -> Result<Vec<Hashed>, PublishError> {
     let total: u64 = found.files.iter().map(|file| file.fingerprint.size()).sum();
-    let mut results: Vec<Option<Hashed>> = Vec::with_capacity(known.len());
-    for (file, known) in found.files.iter().zip(known) {
-        let Some(id) = known else {
+    let mut results: Vec<Option<Hashed>> = Vec::with_capacity(found.files.len());
+    for file in &found.files {
+        let Some(id) = file.known else {
             results.push(None);
             continue;
         };

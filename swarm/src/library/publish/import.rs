@@ -8,8 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::OFlags;
 
-use super::error::{PublishError, publish_blocking};
 use super::hash::Hashed;
+use super::options::{PublishError, publish_blocking};
 use super::scan::FoundFile;
 use crate::library::content_files::StoredPiece;
 use crate::library::error::Result;

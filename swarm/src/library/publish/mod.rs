@@ -5,15 +5,13 @@
 //! the hash. A directory becomes a collection. Trackers learn of published names from the outbox of the
 //! library.
 
-mod error;
 mod hash;
 mod import;
 mod options;
 mod register;
 mod scan;
 
-pub use error::PublishError;
-pub use options::{PublishOptions, PublishProgress, Published};
+pub use options::{PublishError, PublishOptions, PublishProgress, Published};
 
 #[cfg(test)]
 pub(super) use register::NewPublished;

@@ -5,10 +5,9 @@ use std::collections::btree_map::Entry as MapEntry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{PublishError, publish_blocking};
 use super::hash::{Hashed, hash_files};
 use super::import::{EncodedCollection, Imports};
-use super::options::{PublishOptions, PublishProgress, Published};
+use super::options::{PublishError, PublishOptions, PublishProgress, Published, publish_blocking};
 use super::scan::{Found, scan};
 use crate::library::entry::LibraryEvent;
 use crate::library::error::{LibraryError, Result};
@@ -37,22 +36,18 @@ impl Library {
         let PublishOptions { name, store } = options;
         let (given, inner) = (path.to_owned(), Arc::clone(&self.inner));
         let since_ms = now_ms();
-        let (found, known) = publish_blocking(move || {
-            let found = scan(&given, name)?;
-            let known = match store {
-                true => vec![None; found.files.len()],
-                false => {
-                    let state = inner.state.lock();
-                    let known =
-                        found.files.iter().map(|file| state.known_link(&file.path, &file.fingerprint));
-                    known.collect()
+        let found = publish_blocking(move || {
+            let mut found = scan(&given, name)?;
+            if !store {
+                let state = inner.state.lock();
+                for file in &mut found.files {
+                    file.known = state.known_link(&file.path, &file.fingerprint);
                 }
-            };
-            Ok((found, known))
+            }
+            Ok(Arc::new(found))
         })
         .await?;
-        let found = Arc::new(found);
-        let hashed = hash_files(&self.inner, Arc::clone(&found), known, Arc::new(progress)).await?;
+        let hashed = hash_files(&self.inner, Arc::clone(&found), Arc::new(progress)).await?;
         let collection = match found.kind {
             FileKind::File => None,
             FileKind::Collection => {
@@ -85,8 +80,8 @@ impl Library {
     }
 }
 
-/// Imports the content if `store` is set, and adds the files to the index. `since_ms` is a time before the first
-/// read.
+/// Imports the content if `store` is set, and adds the files to the index. `since_ms` is a time before the
+/// first read.
 async fn add(
     files: Arc<OpenFiles>,
     found: Arc<Found>,
@@ -123,8 +118,7 @@ async fn add(
     }
     // After an error the files may be registered all the same. If not, the next start removes the
     // imported content.
-    files.register(new, known).await?;
-    Ok(())
+    Ok(files.register(new, known).await?)
 }
 
 /// A published file. This process hashed every piece of it.

@@ -4,10 +4,10 @@ use std::fs::Metadata;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::error::PublishError;
-use super::options::MAX_DEPTH;
+use super::options::{MAX_DEPTH, PublishError};
 use crate::library::error::LibraryError;
 use crate::library::linked::Fingerprint;
+use enjambre_core::FileId;
 use enjambre_core::model::collection::{CollectionError, MAX_MEMBERS, MemberPath};
 use enjambre_core::model::name::Name;
 use enjambre_core::model::record::FileKind;
@@ -18,12 +18,14 @@ pub(super) struct FoundFile {
     pub(super) member: MemberPath,
     pub(super) fingerprint: Fingerprint,
     pub(super) executable: bool,
+    /// The id, if the library links the file with this fingerprint.
+    pub(super) known: Option<FileId>,
 }
 
 impl FoundFile {
     fn new(path: PathBuf, member: MemberPath, metadata: &Metadata) -> Self {
         let (fingerprint, executable) = (Fingerprint::of(metadata), is_executable(metadata));
-        Self { path, member, fingerprint, executable }
+        Self { path, member, fingerprint, executable, known: None }
     }
 }
 

@@ -19,18 +19,13 @@ impl LibraryInner {
         let mut plan = state.unsynced_small.plan();
         for id in state.unsynced_small.ids() {
             let Some(slot) = state.slots.get(id) else { continue };
-            match (&slot.record.place, &self.content) {
-                (ContentPlace::Database, _) => plan.in_database = true,
-                (ContentPlace::Files, ContentStore::Files(dir)) => {
-                    plan.dirs.insert(dir.clone());
-                }
-                (place, _) => {
-                    if let Some((root, _)) = place.root_and_rel()
-                        && !plan.dirs.contains(root)
-                    {
-                        plan.dirs.insert(root.to_owned());
-                    }
-                }
+            plan.in_database |= slot.record.place == ContentPlace::Database;
+            let dir = match (&slot.record.place, &self.content) {
+                (ContentPlace::Files, ContentStore::Files(dir)) => Some(dir.as_path()),
+                (place, _) => place.root_and_rel().map(|(root, _)| root),
+            };
+            if let Some(dir) = dir.filter(|dir| !plan.dirs.contains(*dir)) {
+                plan.dirs.insert(dir.to_owned());
             }
             plan.ids.push(*id);
         }

@@ -121,8 +121,8 @@ pub(super) fn write_to_output(files: Vec<SmallFile>, output: &SmallOutput) -> Re
     Ok(written)
 }
 
-/// Writes a batch of files, first as part files, which are then renamed. Never follows a symbolic link out of the
-/// directory. Has opened the subdirectories `dirs`. Its methods block.
+/// A writer for a batch of files, with the subdirectories it has opened. Each file is written as a part
+/// file, which is then renamed. No symbolic link is followed out of the directory. The methods block.
 struct SmallFileWriter<'a> {
     output: &'a OutputDir,
     force: bool,

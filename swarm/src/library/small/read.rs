@@ -193,8 +193,8 @@ impl LibraryInner {
         Ok(others)
     }
 
-    /// Copies a batch. Returns the files that cannot be copied in a batch: something exists at a path, or the file
-    /// cannot be read.
+    /// Copies a batch. Returns the files that cannot be copied in a batch: something exists at a path, or
+    /// the file cannot be read.
     async fn copy_small(&self, batch: Vec<SmallCopy>, output: SmallOutput) -> Result<Vec<FileId>> {
         let ids: Vec<FileId> = batch.iter().map(|file| file.id).collect();
         let (read, _) = self.read_small(&ids).await?;
