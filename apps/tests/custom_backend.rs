@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use enjambre::App;
 use enjambre::registry::{InvalidLimit, Security};
-use enjambre_core::{Memory, Place, Role};
 use enjambre_core::transport::memory::MemoryNetwork;
+use enjambre_core::{Memory, Place, Role};
 use parking_lot::Mutex;
 
 #[derive(serde::Deserialize)]

@@ -12,7 +12,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre::App;
 use enjambre::registry::NoSettings;
-use enjambre_core::{Batch, Durability, Key, KeyRange, Limits, Memory, Place, Role, Space, Storage, StorageError};
+use enjambre_core::{
+    Batch, Durability, Key, KeyRange, Limits, Memory, Place, Role, Space, Storage, StorageError,
+};
 
 /// A storage that ignores the conditions of a commit.
 #[derive(Debug)]

@@ -5,12 +5,12 @@
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use enjambre_core::{FileId, RequestId};
 use enjambre_core::model::record::Offer;
 use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::message::{MAX_OFFERS, Reply, Request};
 use enjambre_core::protocol::{codec, lookup};
 use enjambre_core::transport::envelope::EncodedRequest;
+use enjambre_core::{FileId, RequestId};
 
 const ID: RequestId = RequestId(77);
 

@@ -5,8 +5,8 @@
 //! `transaction` describes atomicity and isolation of batches between processes, `lane` and `writer` the handling of connections
 //! that fail during a commit.
 //!
-//! The client is `tokio-postgres`, which pipelines statements. `deadpool-postgres` is not used, because it has no timeout for each
-//! server of the URL.
+//! The client is `tokio-postgres`, which pipelines statements. `deadpool-postgres` is not used, because it has no timeout for
+//! each server of the URL.
 
 mod committer;
 mod connection;

@@ -8,20 +8,22 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::BytesCount;
+use enjambre_core::model::layout::{PieceIndex, PieceLayout};
+use enjambre_core::model::manifest::{Manifest, hash_piece};
+use enjambre_core::model::record::FileKind;
+use enjambre_core::protocol::message::Request;
+use enjambre_core::protocol::server::Handler;
+use enjambre_core::{
+    ConnectionHandle, ConnectionId, Memory, Message, PeerInfo, ReplySink, RequestId, TransportError,
+};
 use enjambre_swarm::library::content::ContentStore;
 use enjambre_swarm::library::entry::NewFile;
 use enjambre_swarm::library::file::LibraryFile;
 use enjambre_swarm::library::library::Library;
 use enjambre_swarm::library::output::Destination;
 use enjambre_swarm::library::settings::LibrarySettings;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::manifest::{Manifest, hash_piece};
-use enjambre_core::model::record::FileKind;
-use enjambre_core::protocol::message::Request;
-use enjambre_core::protocol::server::Handler;
 use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_swarm::seeder::Seeder;
-use enjambre_core::{ConnectionHandle, ConnectionId, Memory, Message, PeerInfo, ReplySink, RequestId, TransportError};
 use futures::stream::{self, StreamExt};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;

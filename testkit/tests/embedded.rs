@@ -7,7 +7,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::{Batch, Durability, Embedded, EmbeddedSettings, Key, KeyRange, Space, Storage, StorageError};
+use enjambre_core::{
+    Batch, Durability, Embedded, EmbeddedSettings, Key, KeyRange, Space, Storage, StorageError,
+};
 use enjambre_testkit::storage::fake::{EngineFault, FakeDisk, FakeEngine, REFUSED};
 
 const SPACE: Space = Space::new("s");

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::{Storage, StorageError};
 use enjambre_core::storage::layers::metrics::MeteredStorage;
 use enjambre_core::storage::layers::retry::{Retry, RetryStorage};
 use enjambre_core::storage::memory::Disk;
+use enjambre_core::{Storage, StorageError};
 use enjambre_testkit::storage::{Builder, run_all};
 
 struct Layered(fn(Arc<dyn Storage>) -> Arc<dyn Storage>);

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use enjambre_core::{Batch, Durability, Key, KeyRange, Memory, Space, Storage};
 use enjambre_core::storage::layers::metrics::{ErrorKind, MeteredStorage, Method};
+use enjambre_core::{Batch, Durability, Key, KeyRange, Memory, Space, Storage};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 const SPACE: Space = Space::new("s");

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::{Batch, Durability, Key, KeyRange, Memory, Space, Storage, StorageError};
 use enjambre_core::storage::layers::retry::{Retry, RetryStorage};
+use enjambre_core::{Batch, Durability, Key, KeyRange, Memory, Space, Storage, StorageError};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 use tokio::time::Instant;
 

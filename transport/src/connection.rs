@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::{Connection, Deadline, Endpoint, Message, RequestId, TransportError};
 use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::transport::caller::Caller;
+use enjambre_core::{Connection, Deadline, Endpoint, Message, RequestId, TransportError};
 use futures::future::{BoxFuture, FutureExt, Shared as SharedFuture};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use enjambre_core::{Connection, Endpoint, Listener, PeerId, Transport, TransportError};
 use enjambre_core::transport::{check_bind, check_connect};
+use enjambre_core::{Connection, Endpoint, Listener, PeerId, Transport, TransportError};
 
 use crate::connection::GuardedConnection;
 use crate::guard::Guard;

@@ -109,8 +109,7 @@ impl PeerServices {
             Some(key.peer_id()),
             settings,
         );
-        let seeder =
-            Seeder::new(Arc::clone(&library), limit(config.limits.upload));
+        let seeder = Seeder::new(Arc::clone(&library), limit(config.limits.upload));
         let (downloader, seeder) = (Arc::new(downloader), Arc::new(seeder));
         Ok(Self { library, downloader, seeder, members, storages })
     }

@@ -19,9 +19,9 @@ use super::transfer;
 use crate::change::ChangeNotifier;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_core::{FileId, PeerId};
 use enjambre_core::model::layout::MAX_PIECE_SIZE;
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::{FileId, PeerId};
 
 /// The result of a transfer, set once.
 #[derive(Default)]

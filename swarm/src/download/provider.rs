@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::schedule::PieceRequest;
 use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::{Connection, Deadline, Endpoint, FileId, RequestId, TransportError};
 use enjambre_core::model::layout::PieceLayout;
 use enjambre_core::model::manifest::{Manifest, PieceHash};
 use enjambre_core::model::record::Provider;
@@ -18,6 +17,7 @@ use enjambre_core::protocol::client::{CallError, call, call_with_id, unexpected}
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{HaveWait, Reply, Request};
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::{Connection, Deadline, Endpoint, FileId, RequestId, TransportError};
 
 /// Looks up the providers of a file, usually at trackers.
 #[async_trait]
@@ -219,9 +219,9 @@ pub(super) async fn files(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use enjambre_core::{Listener, Message, PeerId};
     use enjambre_core::protocol::codec;
     use enjambre_core::transport::memory::MemoryNetwork;
+    use enjambre_core::{Listener, Message, PeerId};
 
     const LIMIT: Duration = Duration::from_secs(10);
 

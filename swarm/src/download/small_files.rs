@@ -23,10 +23,10 @@ use super::provider::{self, ProviderError, ProviderSource};
 use crate::library::error::LibraryError;
 use crate::library::small::{SmallFile, SmallOutput};
 use enjambre_core::model::collection::MemberPath;
-use enjambre_core::{Connection, Deadline, FileId};
 use enjambre_core::model::record::Provider;
 use enjambre_core::protocol::message::MAX_FILES;
 use enjambre_core::runtime;
+use enjambre_core::{Connection, Deadline, FileId};
 
 /// Approximate size of a batch.
 const BATCH_BYTES: u64 = 512 * 1024;

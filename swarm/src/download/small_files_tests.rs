@@ -27,13 +27,13 @@ use crate::library::publish::PublishOptions;
 use crate::library::settings::LibrarySettings;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use crate::seeder::Seeder;
-use enjambre_core::{FileId, Listener, PeerInfo, ReplySink, RequestId};
 use enjambre_core::model::record::{FileKind, Provider};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::storage::memory::Disk;
 use enjambre_core::transport::memory::MemoryNetwork;
+use enjambre_core::{FileId, Listener, PeerInfo, ReplySink, RequestId};
 
 /// How a provider replies to requests for small files.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -237,9 +237,14 @@ impl LibraryFile {
         }
     }
 
-    pub(super) fn set_progress(&self, count: u32) {
+    /// Updates the number of stored pieces in the index and wakes the tasks that wait for progress.
+    pub(super) fn update_progress(&self) {
         if let Some(slot) = self.inner.state.lock().slots.get_mut(&self.id()) {
-            slot.have = count;
+            // Counted under the lock of the index, so that a concurrent write cannot set an older count.
+            let state = self.state.lock();
+            if !state.retired {
+                slot.have = state.have.count();
+            }
         }
         self.progress.notify();
     }
@@ -326,7 +331,7 @@ impl LibraryFile {
             }
             state.put_record(&mut batch, &id);
         }
-        let count = {
+        {
             let mut state = self.state.lock();
             if state.retired {
                 return Ok(());
@@ -341,9 +346,8 @@ impl LibraryFile {
             for page in 0..layout::bitmap_pages(layout) {
                 layout::put_bitmap_page(&mut batch, HAVE, &id, &state.synced, page);
             }
-            state.have.count()
-        };
-        self.set_progress(count);
+        }
+        self.update_progress();
         tracing::warn!(%id, pieces = pieces.len(), "damaged pieces dropped");
         self.inner.notify(LibraryEvent::Added(id));
         self.inner.notify(LibraryEvent::Damaged(id));

@@ -7,7 +7,7 @@
 //! that it does not have.
 //!
 //! Layers, from the bottom: `layout` (records), [`content`] (the library's own store), `inner` (index, locks,
-//! checkpoints), [`file`] (one open file), `open_files` (opening and changing files), [`library`] (the public interface).
+//! checkpoints), [`mod@file`] (one open file), `open_files` (opening and changing files), [`library`] (the public interface).
 //! Networking and catalogues are unknown here.
 
 mod checkpoint;

@@ -133,7 +133,7 @@ impl LibraryFile {
         recorded?;
 
         let mut bytes = 0;
-        let (first, count) = {
+        let first = {
             let mut state = self.state.lock();
             let first = state.have.is_empty() && !pieces.is_empty();
             for piece in pieces {
@@ -144,10 +144,10 @@ impl LibraryFile {
                 }
             }
             state.allocated |= allocated;
-            (first, state.have.count())
+            first
         };
         if bytes > 0 {
-            self.set_progress(count);
+            self.update_progress();
             self.inner.mark_dirty(Arc::clone(&self) as _, bytes);
         }
         if first && layout.count() == 1 {

@@ -8,11 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::per_connection::PerConnection;
 use super::refusal::Refusal;
-use enjambre_core::{ConnectionId, PeerId, PeerInfo, ReplySink, RequestId};
 use enjambre_core::model::membership::Rights;
 use enjambre_core::protocol::error::ErrorReply;
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
+use enjambre_core::{ConnectionId, PeerId, PeerInfo, ReplySink, RequestId};
 
 /// A member that was admitted on a connection.
 #[derive(Debug)]

@@ -14,12 +14,14 @@ use bytes::Bytes;
 use futures::future::join;
 
 use super::members::Members;
-use enjambre_core::{Connection, Deadline, Endpoint, Listener, Message, PeerId, RequestId, Transport, TransportError};
 use enjambre_core::model::membership::{SKEW_MS, SignedMembership};
 use enjambre_core::protocol::authorization;
 use enjambre_core::protocol::codec;
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::{Reply, Request};
+use enjambre_core::{
+    Connection, Deadline, Endpoint, Listener, Message, PeerId, RequestId, Transport, TransportError,
+};
 
 /// The longest wait of a call for this node's own membership, which arrives soon after a start.
 const OWN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -16,11 +16,11 @@ use super::credentials::revocations::{RevocationPage, Revocations};
 use super::refusal::Refusal;
 use super::store::{MembershipStore, MembershipUpdate};
 use super::verifier::Verifier;
-use enjambre_core::{Connection, PeerId, PeerInfo, StorageError};
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::model::membership::{Invalid, LIFE_MS, Membership, SKEW_MS, SignedMembership};
 use enjambre_core::protocol::message::MembershipState;
 use enjambre_core::runtime::clock::Clock;
+use enjambre_core::{Connection, PeerId, PeerInfo, StorageError};
 
 /// The membership state of a node.
 #[derive(Debug)]

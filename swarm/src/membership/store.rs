@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use super::credentials::revocations::{MAX_REVOKED, PAGE, Revocation, Revocations};
 use crate::library::{SWARM, read_revoked_key, revoked_key, revoked_keys, swarm_key};
-use enjambre_core::{Batch, Durability, PeerId, Storage, StorageError, StorageExt};
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::model::membership::SignedMembership;
+use enjambre_core::{Batch, Durability, PeerId, Storage, StorageError, StorageExt};
 
 /// The key of the node's membership.
 const MEMBERSHIP: &str = "membership";

@@ -16,7 +16,6 @@ use super::store::MembershipStore;
 use crate::library::{SWARM, revoked_keys, swarm_key};
 use crate::membership::credentials::authority::Authority;
 use crate::membership::credentials::revocations::{LISTED_MS, Revocation, Revocations};
-use enjambre_core::{Batch, Connection, Deadline, Durability, Endpoint, Listener, PeerInfo, ReplySink, RequestId, Storage, Transport, TransportError};
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::membership::{LIFE_MS, Rights, SKEW_MS, SignedMembership};
 use enjambre_core::protocol::client::{CallError, call};
@@ -27,6 +26,10 @@ use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::memory::Disk;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::memory::MemoryNetwork;
+use enjambre_core::{
+    Batch, Connection, Deadline, Durability, Endpoint, Listener, PeerInfo, ReplySink, RequestId, Storage,
+    Transport, TransportError,
+};
 use enjambre_testkit::clock::TimerClock;
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 

@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use super::per_connection::PerConnection;
 use super::refusal::Refusal;
 use crate::rate_limit::gcra::RateLimit;
-use enjambre_core::{PeerId, PeerInfo};
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::model::membership::{Invalid, Membership, SignedMembership};
+use enjambre_core::{PeerId, PeerInfo};
 
 /// The limit of verifications per connection.
 const LIMIT: RateLimit = RateLimit { burst: 3, interval: 60_000 };

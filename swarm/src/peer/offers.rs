@@ -13,9 +13,9 @@ use crate::library::library::Library;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::offers::{Acknowledgement, OfferSource};
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::{FileId, StorageError};
 use enjambre_core::model::record::{Offer, Provider, Publication};
 use enjambre_core::model::session::CatalogueId;
+use enjambre_core::{FileId, StorageError};
 
 /// The offers and publications of a library.
 #[derive(Debug)]

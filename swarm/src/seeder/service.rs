@@ -15,11 +15,11 @@ use crate::library::error::LibraryError;
 use crate::library::file::LibraryFile;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_core::{FileId, PeerInfo, ReplySink, RequestId};
 use enjambre_core::model::layout::MAX_PIECE_SIZE;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{HaveWait, PeerStatus, Reply, Request};
 use enjambre_core::protocol::server::Handler;
+use enjambre_core::{FileId, PeerInfo, ReplySink, RequestId};
 
 /// Serves the files of a library.
 #[derive(Debug)]

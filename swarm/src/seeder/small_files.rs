@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_core::{FileId, ReplySink};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MAX_FILES, Reply};
+use enjambre_core::{FileId, ReplySink};
 
 /// Maximum bytes of content in a reply.
 const MAX_REPLY_BYTES: u64 = 1024 * 1024;

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::library::file::LibraryFile;
-use enjambre_core::model::bitmap::Bitmap;
 use enjambre_core::FileId;
+use enjambre_core::model::bitmap::Bitmap;
 use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 
 /// Maximum number of files whose sent pieces are tracked.

@@ -21,12 +21,12 @@ use crate::membership::per_connection::PerConnection;
 use crate::membership::refusal::Refusal;
 use crate::membership::verifier::Verifier;
 use crate::rate_limit::per_address::AddressRateLimit;
-use enjambre_core::{PeerId, PeerInfo};
 use enjambre_core::model::membership::{LIFE_MS, Rights, SKEW_MS, SignedMembership};
 use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MembershipState, Reply};
 use enjambre_core::runtime::clock::Clock;
+use enjambre_core::{PeerId, PeerInfo};
 
 /// The time between two sweeps for expired invitations and revocations.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::catalogue::error::CatalogueError;
-use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::StorageError;
+use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 
 impl From<CatalogueError> for ErrorReply {
     fn from(error: CatalogueError) -> Self {

@@ -1,7 +1,7 @@
 //! A cache of recent look-ups in bounded memory, with replies that are encoded already.
 //!
-//! The cache listens to the writes of this tracker and updates or removes the affected entries before a write is acknowledged,
-//! see [`crate::catalogue::read_cache`]. Only hits are cached, never the absence of a file.
+//! The cache listens to the writes of this tracker and updates or removes the affected entries before a write is acknowledged.
+//! Only hits are cached, never the absence of a file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -3,9 +3,9 @@
 
 use rand::RngExt;
 
+use enjambre_core::ConnectionId;
 use enjambre_core::protocol::message::Nonce;
 use enjambre_core::runtime;
-use enjambre_core::ConnectionId;
 
 /// The validity of a nonce in milliseconds.
 const VALID_MS: u64 = 60_000;

@@ -34,12 +34,12 @@ use crate::peer::announcer::Announcer;
 use crate::peer::offers::{LibraryOffers, TrackerProviders};
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::{Endpoint, FileId};
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::record::{FileKind, FileRecord};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::inspect::with_causes;
+use enjambre_core::{Endpoint, FileId};
 
 /// Maximum number of files that are fetched in parallel.
 const MAX_DOWNLOADS: usize = 4;

@@ -18,7 +18,6 @@ use crate::catalogue::list::ListPage;
 use crate::catalogue::peers::Session;
 use crate::catalogue::{Catalogue, Task};
 use crate::rate_limit::per_address::AddressRateLimit;
-use enjambre_core::{Endpoint, FileId, PeerInfo, ReplySink, RequestId};
 use enjambre_core::model::record::Publication;
 use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
@@ -30,6 +29,7 @@ use enjambre_core::protocol::message::{
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::envelope::EncodedRequest;
+use enjambre_core::{Endpoint, FileId, PeerInfo, ReplySink, RequestId};
 
 /// The time limit of the last write of renewals.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);

@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::error::TrackerError;
-use enjambre_core::{Connection, Deadline, Endpoint, FileId, TransportError};
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::membership::SignedMembership;
 use enjambre_core::model::record::{FileRecord, Offer, Provider, Publication};
@@ -20,6 +19,7 @@ use enjambre_core::protocol::message::{
     MAX_OFFERS, MembershipState, Reply, Request, SessionGrant, SessionProof, TrackerStatus,
 };
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::{Connection, Deadline, Endpoint, FileId, TransportError};
 
 /// The time limit of a request.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::builder::Builder;
-use enjambre_core::{Batch, Condition, Durability, Key, KeyRange, Limits, Space, Storage, StorageError, Write};
+use enjambre_core::{
+    Batch, Condition, Durability, Key, KeyRange, Limits, Space, Storage, StorageError, Write,
+};
 
 /// The number of finished operations that are recorded for a failure.
 const RECORDED: usize = 40;

@@ -10,8 +10,10 @@ use std::sync::mpsc::Receiver;
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
-use enjambre_core::{ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Space, StorageError, Write};
 use enjambre_core::storage::memory::Spaces;
+use enjambre_core::{
+    ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Space, StorageError, Write,
+};
 
 /// A failure of one operation.
 #[derive(Debug)]

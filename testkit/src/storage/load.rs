@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use enjambre_core::{Batch, Durability, Key, KeyRange, Space, Storage, StorageError};
 use enjambre_core::storage::pages::StorageExt as _;
+use enjambre_core::{Batch, Durability, Key, KeyRange, Space, Storage, StorageError};
 
 /// The space of small records.
 pub const RECORDS: Space = Space::new("records");

@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::bench::{Bench, Violation, ensure, key};
 use super::builder::Builder;
-use enjambre_core::{Batch, Durability, Key, KeyRange, Space, StorageError};
 use enjambre_core::storage::value::MAX_KEY;
+use enjambre_core::{Batch, Durability, Key, KeyRange, Space, StorageError};
 
 const A: Space = Space::new("a");
 

@@ -15,7 +15,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_util::sync::CancellationToken;
 
-use enjambre_core::{Connection, Deadline, Endpoint, Listener, Message, PeerId, RequestId, Transport, TransportError};
+use enjambre_core::{
+    Connection, Deadline, Endpoint, Listener, Message, PeerId, RequestId, Transport, TransportError,
+};
 
 /// The faults to inject. Probabilities are from 0 to 1, per call.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -314,9 +316,9 @@ impl Connection for FaultConnection {
 mod tests {
     use super::*;
     use crate::transport::subject::Subject;
+    use enjambre_core::transport::envelope;
     use enjambre_core::transport::memory::MemoryNetwork;
     use enjambre_core::{Incoming, MessageLimits};
-    use enjambre_core::transport::envelope;
 
     crate::transport_conformance!(Subject {
         transport: Arc::new(FaultTransport::new(MemoryNetwork::new().transport(), 1, Faults::default())),

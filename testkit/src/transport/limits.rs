@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use enjambre_core::{Deadline, Message, RequestId, TransportError};
 use enjambre_core::transport::envelope::{self, PROTOCOL_VERSION};
+use enjambre_core::{Deadline, Message, RequestId, TransportError};
 
 use super::probe::{
     LONG, TIMEOUT, accept, answer, call, echo, in_time, join, payload, read, reply, request, spawn_call,

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
-use enjambre_core::{Connection, Deadline, Incoming, Listener, Message, RequestId, TransportError};
 use enjambre_core::transport::envelope::{self, EncodedRequest};
+use enjambre_core::{Connection, Deadline, Incoming, Listener, Message, RequestId, TransportError};
 
 /// Maximum duration of a step that must complete.
 pub const TIMEOUT: Duration = Duration::from_secs(30);

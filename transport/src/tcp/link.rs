@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::{Endpoint, Message, TransportError};
 use enjambre_core::transport::calls::{Activity, Calls};
 use enjambre_core::transport::envelope;
+use enjambre_core::{Endpoint, Message, TransportError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 

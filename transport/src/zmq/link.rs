@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::{Endpoint, Message, TransportError};
 use enjambre_core::transport::calls::{Activity, Calls};
+use enjambre_core::{Endpoint, Message, TransportError};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;

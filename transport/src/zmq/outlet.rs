@@ -163,8 +163,8 @@ mod tests {
     use crate::remote::ReceivedRequest;
     use crate::settings::TransportSettings;
     use crate::wire::Inbox;
-    use enjambre_core::{ConnectionHandle, ConnectionId, Message, PeerInfo, RequestId};
     use enjambre_core::transport::envelope;
+    use enjambre_core::{ConnectionHandle, ConnectionId, Message, PeerInfo, RequestId};
     use tokio::sync::mpsc;
     use tokio_util::task::TaskTracker;
     use zeromq::{RouterSocket, Socket};

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::{Connection, ConnectionId, Deadline, Listener, Message, RequestId, TransportError};
 use enjambre_core::transport::envelope;
+use enjambre_core::{Connection, ConnectionId, Deadline, Listener, Message, RequestId, TransportError};
 use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -8,8 +8,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::{Deadline, Endpoint, Message, RequestId, TransportError};
 use enjambre_core::transport::envelope;
+use enjambre_core::{Deadline, Endpoint, Message, RequestId, TransportError};
 use enjambre_transport::settings::TransportSettings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::{RequestId, TransportError};
 use enjambre_core::transport::envelope;
+use enjambre_core::{RequestId, TransportError};
 use enjambre_transport::settings::TransportSettings;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;

@@ -32,8 +32,8 @@ use enjambre_core::model::record::{FileKind, Provider};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
-use enjambre_core::{Listener, Memory, PeerInfo, ReplySink, RequestId, Storage};
 use enjambre_core::transport::memory::MemoryNetwork;
+use enjambre_core::{Listener, Memory, PeerInfo, ReplySink, RequestId, Storage};
 
 pub(super) const MIB: usize = 1024 * 1024;
 

@@ -9,10 +9,10 @@ use crate::download::provider::ProviderError;
 use crate::download::provider_choice::{self, Candidate};
 use crate::download::schedule::ProviderKey;
 use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::{Connection, PeerId};
 use enjambre_core::model::record::Provider;
 use enjambre_core::runtime::HashMap;
 use enjambre_core::runtime::backoff::Backoff;
+use enjambre_core::{Connection, PeerId};
 
 /// Interval of `have` requests to a partial provider that does not delay its replies until its pieces change.
 pub(super) const HAVE_INTERVAL: Duration = Duration::from_millis(500);

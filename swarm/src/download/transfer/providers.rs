@@ -15,11 +15,11 @@ use super::state::{MAX_LOOKUP_INTERVAL, OpenFile, Transfer};
 use crate::download::error::DownloadError;
 use crate::download::provider::{self, ConnectedProvider, ProviderError};
 use crate::download::schedule::ProviderKey;
+use enjambre_core::Deadline;
 use enjambre_core::model::bitmap::Bitmap;
 use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::model::record::Provider;
 use enjambre_core::protocol::message::HaveWait;
-use enjambre_core::Deadline;
 
 /// Maximum interval of look-ups while fewer than [`ENOUGH_PROVIDERS`] are active.
 const MAX_SEARCH_INTERVAL: Duration = Duration::from_secs(2);

@@ -24,7 +24,7 @@ impl Library {
     /// file is either stored or not.
     ///
     /// # Errors
-    /// [`LibraryError::Full`] if the disk is full; the call may be repeated.
+    /// [`LibraryError::Full`](crate::library::error::LibraryError::Full) if the disk is full; the call may be repeated.
     pub async fn add_small(
         &self,
         files: Vec<SmallFile>,

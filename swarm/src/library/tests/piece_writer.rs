@@ -146,3 +146,17 @@ async fn removal_with_unknown_outcome_counts_as_applied() {
         assert!(rig.content.entries().iter().all(|(_, entries)| *entries == 0));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_writes_count_every_piece() {
+    let rig = Rig::new(false);
+    let library = rig.open().await;
+    for seed in 0..=u8::MAX {
+        let sample = Sample::new(2 * PIECE, seed);
+        let file = sample.create(&library, &seed.to_string(), Destination::Library).await;
+        let write = |number| file.write_pieces(vec![sample.piece(number)]);
+        let (first, second) = tokio::join!(write(0), write(1));
+        assert!(first.unwrap().is_empty() && second.unwrap().is_empty());
+        assert!(library.entry(&sample.id()).unwrap().is_complete(), "file {seed}");
+    }
+}

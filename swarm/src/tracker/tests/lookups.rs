@@ -8,12 +8,12 @@ use futures::FutureExt;
 use crate::catalogue::Catalogue;
 use crate::catalogue::tests::{RULES, START, current_session, file, open, publication, session, storage};
 use crate::tracker::lookups::Lookups;
-use enjambre_core::{PeerId, RequestId, Storage};
 use enjambre_core::model::record::{Offer, Provider};
 use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::codec;
 use enjambre_core::protocol::lookup::{ProvidersReply, reply};
 use enjambre_core::protocol::message::Reply;
+use enjambre_core::{PeerId, RequestId, Storage};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 const CACHE: usize = 1 << 20;

@@ -22,7 +22,6 @@ use crate::tracker::settings::TrackerSettings;
 use crate::tracker_client::offers::{Acknowledgement, OfferSource};
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::{Endpoint, FileId, Listener, Storage, StorageError};
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::record::{FileKind, Offer, Publication};
 use enjambre_core::model::session::CatalogueId;
@@ -30,6 +29,7 @@ use enjambre_core::protocol::server;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::memory::MemoryNetwork;
+use enjambre_core::{Endpoint, FileId, Listener, Storage, StorageError};
 use enjambre_testkit::clock::TimerClock;
 
 pub(crate) fn endpoint(text: &str) -> Endpoint {

@@ -16,13 +16,15 @@ use crate::tracker::service::TrackerService;
 use crate::tracker::settings::TrackerSettings;
 use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::TrackerError;
-use enjambre_core::{ConnectionHandle, ConnectionId, FileId, Memory, Message, PeerInfo, ReplySink, RequestId, TransportError};
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::record::FileRecord;
 use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MAX_QUERY, Nonce, Reply, Request, SessionProof};
 use enjambre_core::protocol::server::{Handler, serve};
+use enjambre_core::{
+    ConnectionHandle, ConnectionId, FileId, Memory, Message, PeerInfo, ReplySink, RequestId, TransportError,
+};
 
 const AT: &str = "memory://tracker:1";
 

@@ -27,11 +27,11 @@ use super::offers::{Acknowledgement, OfferSource};
 use super::trackers::Trackers;
 use crate::change::ChangeNotifier;
 use crate::membership::members::Members;
-use enjambre_core::{Endpoint, FileId, PeerId};
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::record::{Offer, Publication};
 use enjambre_core::model::session::{CatalogueId, SessionId};
 use enjambre_core::protocol::error::ErrorCode;
+use enjambre_core::{Endpoint, FileId, PeerId};
 use shared::Shared;
 use state::{Phase, State, WorkerState};
 

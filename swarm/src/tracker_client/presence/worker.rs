@@ -19,13 +19,13 @@ use super::state::{Phase, State};
 use crate::tracker_client::client::{MembershipRenewal, TrackerClient};
 use crate::tracker_client::error::{TrackerError, UnreachableTracker};
 use crate::tracker_client::offers::Acknowledgement;
+use enjambre_core::StorageError;
 use enjambre_core::model::membership::Invalid;
 use enjambre_core::model::record::{Offer, Publication};
 use enjambre_core::model::session::{CatalogueId, SessionId};
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::MAX_OFFERS;
 use enjambre_core::runtime::backoff::Backoff;
-use enjambre_core::StorageError;
 
 /// The time during which changes are collected before they are sent.
 const COLLECT_TIME: Duration = Duration::from_millis(20);

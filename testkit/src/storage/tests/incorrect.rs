@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::defects::{DETECTED_BY, Defect};
 use super::*;
-use enjambre_core::{Batch, Condition, Durability, Key, KeyRange, Limits, Memory, Space, Write};
 use enjambre_core::storage::value::MAX_KEY;
+use enjambre_core::{Batch, Condition, Durability, Key, KeyRange, Limits, Memory, Space, Write};
 
 #[derive(Debug)]
 struct Incorrect {

@@ -10,7 +10,6 @@ use super::{Swarm, Tracker, code, open_session, refused, transport};
 use crate::membership::credentials::authority::Authority;
 use crate::membership::members::Members;
 use crate::tracker::tests::{file, offer, publication};
-use enjambre_core::{ConnectionHandle, ConnectionId, Deadline, Message, PeerId, PeerInfo, ReplySink, RequestId, TransportError};
 use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::membership::Rights;
 use enjambre_core::model::secret::Secret;
@@ -19,6 +18,9 @@ use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MembershipState, Reply, Request};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::{
+    ConnectionHandle, ConnectionId, Deadline, Message, PeerId, PeerInfo, ReplySink, RequestId, TransportError,
+};
 use enjambre_testkit::storage::fault::{Fault, Operation, When};
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,6 @@ use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::{Connection, ConnectionHandle, Deadline, Endpoint, Memory, PeerInfo, ReplySink, RequestId, Storage, Transport};
 use enjambre_core::model::identity::{KeyPair, PublicKey};
 use enjambre_core::model::membership::Rights;
 use enjambre_core::model::secret::Secret;
@@ -36,6 +35,10 @@ use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::envelope::EncodedRequest;
 use enjambre_core::transport::memory::MemoryNetwork;
+use enjambre_core::{
+    Connection, ConnectionHandle, Deadline, Endpoint, Memory, PeerInfo, ReplySink, RequestId, Storage,
+    Transport,
+};
 use enjambre_testkit::clock::TimerClock;
 use enjambre_testkit::storage::fault::FaultyStorage;
 

@@ -8,11 +8,11 @@ use super::{Swarm, code, open_session};
 use crate::catalogue::layout::{self, MEMBERS, META, REVOKED};
 use crate::membership::credentials::revocations::{PAGE, RevocationPage};
 use crate::tracker::settings::TrackerSettings;
-use enjambre_core::{Batch, Deadline, Durability, PeerId, Storage};
 use enjambre_core::model::membership::{LIFE_MS, Rights};
 use enjambre_core::protocol::client::call;
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::{MembershipState, Request};
+use enjambre_core::{Batch, Deadline, Durability, PeerId, Storage};
 use enjambre_testkit::storage::fault::{Fault, Operation, When};
 
 #[tokio::test(start_paused = true)]
