@@ -216,8 +216,12 @@ impl ReplyReservation {
         match &mut self.0 {
             Some(before) if before.bytes() > 0 => before.merge(budget.take(bytes)),
             reserved => {
-                let new = closed.run_until_cancelled(budget.reserve(bytes)).await;
-                *reserved = Some(new.ok_or(TransportError::Closed)?);
+                // Biased: the end of a connection frees bytes, which its own waiting replies must not take.
+                *reserved = Some(tokio::select! {
+                    biased;
+                    () = closed.cancelled() => return Err(TransportError::Closed),
+                    reserved = budget.reserve(bytes) => reserved,
+                });
             }
         }
         Ok(())
