@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use enjambre_tests::process_stats;
 use enjambre_tests::process::Process;
+use enjambre_tests::process_stats;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::machine::WarmMemory;

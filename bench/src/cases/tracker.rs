@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use enjambre_tests::node::World;
-use enjambre_tests::setup::Setup;
 use enjambre_tests::process::Process;
+use enjambre_tests::setup::Setup;
 use enjambre_tests::{binary, process_stats};
 
 use super::{Case, Contender};
@@ -152,7 +152,8 @@ fn udp_load(stage: &Stage, kind: Kind) -> Contender<'_> {
     let run = move || {
         let room = stage.room()?;
         let tracker = UdpTracker::start(kind, room.path())?;
-        let memory = || process_stats::memory(tracker.process.pid(), "VmRSS").unwrap_or_default() as f64 * 1024.0;
+        let memory =
+            || process_stats::memory(tracker.process.pid(), "VmRSS").unwrap_or_default() as f64 * 1024.0;
         let before = memory();
         let first = AtomicU32::new(0);
         let announced = tracker.announce(LOAD, &first)?;

@@ -31,7 +31,8 @@ impl Tool for Sendme {
 
     fn offer(&self, run: &Run<'_>) -> Result<Box<dyn Source>> {
         let mut process = Process::start_command(run.folder, send(run));
-        let ticket = process.wait_line(TIMEOUT, |line| line.strip_prefix("sendme receive ").map(str::to_owned));
+        let ticket =
+            process.wait_line(TIMEOUT, |line| line.strip_prefix("sendme receive ").map(str::to_owned));
         let name = run.content.name().to_owned();
         Ok(Box::new(Sender { process: Some(process), folder: run.folder.to_owned(), ticket, name }))
     }
