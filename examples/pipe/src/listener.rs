@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::transport::budget::{ConnectionBudget, ReplyBudget, Reservation};
+use enjambre_core::transport::budget::{ConnectionBudget, ReplyBudget, ReplyReservation, Reservation};
 use enjambre_core::transport::calls::Activity;
 use enjambre_core::transport::envelope::{self, EncodedRequest};
 use enjambre_core::{
@@ -186,7 +186,11 @@ impl Server {
                     envelope::malformed_reply(Some(request.id()), "a request has no payload")
                 }
                 Ok(request) => {
-                    let reply = Box::new(PipeReply { remote: remote.clone(), slot, reserved: None });
+                    let reply = Box::new(PipeReply {
+                        remote: remote.clone(),
+                        slot,
+                        reserved: ReplyReservation::default(),
+                    });
                     // Fails only after a stop.
                     let _ = self.incoming.send(Incoming { request, peer: remote.info.clone(), reply });
                     continue;
@@ -195,7 +199,7 @@ impl Server {
             };
             let message = Message { header: rejection, payload: Bytes::new() };
             let reserved = remote.budget.reserve(message.header.len()).await;
-            let _ = remote.replies.send(Reply { message, _slot: slot, _reserved: Some(reserved) });
+            let _ = remote.replies.send(Reply { message, _slot: slot, _reserved: reserved });
         }
     }
 }
@@ -205,7 +209,7 @@ impl Server {
 struct Reply {
     message: Message,
     _slot: OwnedSemaphorePermit,
-    _reserved: Option<Reservation>,
+    _reserved: Reservation,
 }
 
 /// Writes queued replies, until `stop` is cancelled and the queue is empty.
@@ -243,33 +247,20 @@ struct Remote {
 struct PipeReply {
     remote: Remote,
     slot: OwnedSemaphorePermit,
-    reserved: Option<Reservation>,
+    reserved: ReplyReservation,
 }
 
 #[async_trait]
 impl ReplySink for PipeReply {
     async fn reserve(&mut self, bytes: usize) -> Result<(), TransportError> {
         let Remote { budget, closed, .. } = &self.remote;
-        if closed.is_cancelled() {
-            return Err(TransportError::Closed);
-        }
-        match &mut self.reserved {
-            // Waiting while holding bytes could deadlock.
-            Some(reserved) if reserved.bytes() > 0 => reserved.merge(budget.take(bytes)),
-            reserved => {
-                let new = closed.run_until_cancelled(budget.reserve(bytes)).await;
-                *reserved = Some(new.ok_or(TransportError::Closed)?);
-            }
-        }
-        Ok(())
+        self.reserved.reserve(budget, closed, bytes).await
     }
 
-    async fn send(mut self: Box<Self>, message: Message) -> Result<(), TransportError> {
-        let (message, fits) = self.remote.limits.fit(message);
-        let bytes = message.header.len() + message.payload.len();
-        let reserved = self.reserved.as_ref().map_or(0, Reservation::bytes);
-        self.reserve(bytes.saturating_sub(reserved)).await?;
+    async fn send(self: Box<Self>, message: Message) -> Result<(), TransportError> {
         let Self { remote, slot, reserved } = *self;
+        let (message, fits) = remote.limits.fit(message);
+        let reserved = reserved.complete(&remote.budget, &remote.closed, &message).await?;
         let reply = Reply { message, _slot: slot, _reserved: reserved };
         remote.replies.send(reply).map_err(|_| TransportError::Closed)?;
         fits
