@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use enjambre_core::model::record::{FileKind, Offer, Publication};
 use enjambre_core::storage::location;
-use enjambre_core::{FileId, PeerId, Role, Tenancy};
+use enjambre_core::{FileId, FileKind, Offer, PeerId, Publication, Role, Tenancy, UnixMillis};
 use enjambre_storage_sqlite::{SqliteSettings, open};
 use enjambre_swarm::catalogue::Catalogue;
 use enjambre_swarm::catalogue::peers::Session;
@@ -14,7 +13,7 @@ use enjambre_swarm::tracker::settings::TrackerSettings;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-const NOW: u64 = 1_000_000_000;
+const NOW: UnixMillis = UnixMillis(1_000_000_000);
 /// Number of offers per announcement.
 const OFFERS: u8 = 200;
 /// Number of peers that announce concurrently.

@@ -5,16 +5,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::CommandFactory;
 use enjambre_core::{Place, Role, Storage, Transport};
 use serde::de::DeserializeOwned;
 
 use crate::cli::output;
-use crate::cli::program::Program;
 use crate::cli::{self, Cli};
 use crate::logging;
 use crate::registry::{InvalidLimit, PluginError, Registry, Security, TransportParts};
 use crate::shutdown;
 
+/// The version of Enjambre.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Time for which blocking threads can continue after the end of a command.
 const BLOCKING_GRACE: Duration = Duration::from_millis(200);
 
@@ -46,7 +48,8 @@ const BLOCKING_GRACE: Duration = Duration::from_millis(200);
 /// ```
 #[derive(Debug)]
 pub struct App {
-    program: Program,
+    name: String,
+    version: String,
     registry: Registry,
 }
 
@@ -59,7 +62,7 @@ impl Default for App {
 impl App {
     /// Creates the program `enjambre` with its built-in plug-ins.
     pub fn new() -> Self {
-        Self { program: Program::enjambre(), registry: Registry::with_builtins() }
+        Self { name: "enjambre".to_owned(), version: VERSION.to_owned(), registry: Registry::with_builtins() }
     }
 
     /// Creates a program with another name and version, which appear in its help, and with the built-in plug-ins.
@@ -67,12 +70,17 @@ impl App {
     /// Name and version are usually `env!("CARGO_PKG_NAME")` and `env!("CARGO_PKG_VERSION")` of the crate with the
     /// `main` function.
     pub fn named(name: &str, version: &str) -> Self {
-        Self { program: Program::named(name, version), registry: Registry::with_builtins() }
+        let version = format!("{version} (enjambre {VERSION})");
+        Self { name: name.to_owned(), version, ..Self::new() }
     }
 
-    /// Registers a storage backend. See [`Registry::register_storage`].
+    /// Registers a storage backend. Replaces a backend with the same name.
     ///
-    /// `open` receives the table `[storage.NAME]` of the configuration, and the place and the role of the storage.
+    /// `open` receives the table `[storage.NAME]` of the configuration, and the place and the role of the storage. `S` is
+    /// deserialized from the table and should reject unknown fields. A name consists of letters, digits, `_` and `-`.
+    ///
+    /// # Panics
+    /// If the name is `backend` or `layers`, which are keys of the section `[storage]`.
     pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F) -> &mut Self
     where
         S: DeserializeOwned,
@@ -83,7 +91,13 @@ impl App {
         self
     }
 
-    /// Registers a function that removes a scratch place of a backend. See [`Registry::remove_scratch_with`].
+    /// Registers a function that removes a scratch place of a backend.
+    ///
+    /// Only backends that store data outside of the paths of [`Place::database`] and the data directory need it, for
+    /// example on a server.
+    ///
+    /// # Panics
+    /// If no backend with this name is registered.
     pub fn remove_scratch_with<S, F, Fut>(&mut self, name: &str, remove: F) -> &mut Self
     where
         S: DeserializeOwned,
@@ -94,9 +108,10 @@ impl App {
         self
     }
 
-    /// Registers the transport of a scheme. See [`Registry::register_transport`].
+    /// Registers the transport of a scheme. Replaces a transport with the same scheme.
     ///
-    /// `create` receives the section `[transport.limits]` and the key of the node.
+    /// If a remote node listens with several transports, the one that was registered first is dialed. `create` receives
+    /// the section `[transport.limits]` and the key of the node.
     ///
     /// ```
     /// use enjambre::App;
@@ -123,6 +138,15 @@ impl App {
         self
     }
 
+    fn command(&self) -> clap::Command {
+        let plugins = format!(
+            "Storage backends: {}\nTransports: {}",
+            self.registry.backends().join(", "),
+            self.registry.schemes().join(", ")
+        );
+        Cli::command().name(self.name.clone()).version(self.version.clone()).after_help(plugins)
+    }
+
     /// Runs the command line of the process. This is the whole body of a `main` function.
     pub fn main(self) -> ExitCode {
         logging::silence_engine_panics();
@@ -131,7 +155,7 @@ impl App {
 
     /// Runs a command line. The first argument is the name of the program.
     pub fn run(self, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-        let cli = match Cli::parse_arguments(self.program.command(&self.registry), arguments) {
+        let cli = match Cli::parse_arguments(self.command(), arguments) {
             Ok(cli) => cli,
             Err(error) => {
                 // Includes `--help` and `--version`.
@@ -158,5 +182,21 @@ impl App {
                 failure.exit_code()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_contains_name_version_and_plugins() {
+        let mut command = App::named("mine", "7.1.2").command();
+        let version = format!("mine 7.1.2 (enjambre {VERSION})\n");
+        assert_eq!(command.render_version().to_string(), version);
+        let help = command.render_help().to_string();
+        assert!(help.contains("Usage: mine "), "{help}");
+        assert!(help.contains("memory") && help.contains("zmq"), "{help}");
+        assert_eq!(App::new().command().render_version().to_string(), format!("enjambre {VERSION}\n"));
     }
 }

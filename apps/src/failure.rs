@@ -3,7 +3,13 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use enjambre_core::StorageError;
 use enjambre_core::storage::inspect::with_causes;
+use enjambre_swarm::catalogue::error::CatalogueError;
+use enjambre_swarm::download::DownloadError;
+use enjambre_swarm::library::error::LibraryError;
+use enjambre_swarm::library::publish::PublishError;
+use enjambre_swarm::tracker_client::error::TrackerError;
 use serde::{Deserialize, Serialize};
 
 use crate::config::error::ConfigError;
@@ -13,7 +19,7 @@ use crate::config::error::ConfigError;
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 #[non_exhaustive]
-pub enum Status {
+pub(crate) enum Status {
     /// 1: the operation failed.
     Failed = 1,
     /// 2: the command line or the configuration is invalid.
@@ -26,57 +32,49 @@ pub enum Status {
 
 /// A failed command. It can be sent to another process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// The exit status.
-    pub status: Status,
+pub(crate) struct Failure {
+    pub(crate) status: Status,
     /// The failed action, its cause and the remedy, in one line.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl Failure {
-    /// Creates a failure with an exit status.
-    pub fn new(status: Status, message: impl fmt::Display) -> Self {
+    pub(crate) fn new(status: Status, message: impl fmt::Display) -> Self {
         Self { status, message: one_line(&message.to_string()) }
     }
 
-    /// Creates a failure with exit status 1.
-    pub fn failed(message: impl fmt::Display) -> Self {
+    pub(crate) fn failed(message: impl fmt::Display) -> Self {
         Self::new(Status::Failed, message)
     }
 
-    /// Creates a failure with exit status 2.
-    pub fn usage(message: impl fmt::Display) -> Self {
+    pub(crate) fn usage(message: impl fmt::Display) -> Self {
         Self::new(Status::Usage, message)
     }
 
-    /// Creates a failure with exit status 3.
-    pub fn not_found(message: impl fmt::Display) -> Self {
+    pub(crate) fn not_found(message: impl fmt::Display) -> Self {
         Self::new(Status::NotFound, message)
     }
 
-    /// Creates a failure with exit status 4.
-    pub fn unreachable(message: impl fmt::Display) -> Self {
+    pub(crate) fn unreachable(message: impl fmt::Display) -> Self {
         Self::new(Status::Unreachable, message)
     }
 
-    /// Creates the failure of a command that a signal interrupted.
-    pub fn interrupted() -> Self {
+    pub(crate) fn interrupted() -> Self {
         Self::failed("interrupted")
     }
 
     /// Creates a failure from an error with its chain of causes.
-    pub fn from_error(status: Status, error: &(dyn std::error::Error + 'static)) -> Self {
+    pub(crate) fn from_error(status: Status, error: &(dyn std::error::Error + 'static)) -> Self {
         Self::new(status, with_causes(error))
     }
 
     /// Prepends the failed action to the message.
-    pub fn context(mut self, what: impl fmt::Display) -> Self {
+    pub(crate) fn context(mut self, what: impl fmt::Display) -> Self {
         self.message = one_line(&format!("{what}: {}", self.message));
         self
     }
 
-    /// Returns the exit code of the process.
-    pub fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.status as u8)
     }
 }
@@ -110,10 +108,81 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        let error: &(dyn std::error::Error + 'static) = error.as_ref();
-        Self::from_error(Status::Failed, error)
+impl From<Box<dyn std::error::Error + Send + Sync>> for Failure {
+    fn from(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        Self::from_error(Status::Failed, &*error)
+    }
+}
+
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Self {
+        Self::from_error(Status::Failed, &error)
+    }
+}
+
+impl From<CatalogueError> for Failure {
+    fn from(error: CatalogueError) -> Self {
+        let status = match &error {
+            CatalogueError::NotFound { .. } => Status::NotFound,
+            _ => Status::Failed,
+        };
+        Self::from_error(status, &error)
+    }
+}
+
+impl From<LibraryError> for Failure {
+    fn from(error: LibraryError) -> Self {
+        let status = match &error {
+            LibraryError::NotFound { .. } => Status::NotFound,
+            LibraryError::Ambiguous { .. } => Status::Usage,
+            _ => Status::Failed,
+        };
+        Self::from_error(status, &error)
+    }
+}
+
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Library(error) => error.into(),
+            // The user corrects both on the command line.
+            PublishError::Name(_) | PublishError::NotUtf8 { .. } => Self::from_error(Status::Usage, &error),
+            _ => Self::from_error(Status::Failed, &error),
+        }
+    }
+}
+
+impl From<TrackerError> for Failure {
+    fn from(error: TrackerError) -> Self {
+        let status = match &error {
+            TrackerError::NotFound { .. } => Status::NotFound,
+            TrackerError::Ambiguous { .. } => Status::Usage,
+            TrackerError::Unreachable { .. } => Status::Unreachable,
+            _ => Status::Failed,
+        };
+        Self::from_error(status, &error)
+    }
+}
+
+impl From<&DownloadError> for Failure {
+    fn from(error: &DownloadError) -> Self {
+        let status = match error {
+            DownloadError::NoProviders { .. } => Status::Unreachable,
+            DownloadError::Library(LibraryError::NotFound { .. }) => Status::NotFound,
+            _ => Status::Failed,
+        };
+        Self::from_error(status, error)
+    }
+}
+
+pub(crate) trait ResultContext<T> {
+    /// Converts the error to a failure that starts with the action.
+    fn context(self, action: impl fmt::Display) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<Failure>> ResultContext<T> for Result<T, E> {
+    fn context(self, action: impl fmt::Display) -> Result<T, Failure> {
+        self.map_err(|error| error.into().context(action))
     }
 }
 

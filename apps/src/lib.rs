@@ -31,24 +31,24 @@
 //! }
 //! ```
 //!
-//! `docs/WRITING-A-BACKEND.md` is a tutorial that ends with a backend that passes the conformance kit. `examples/redb`
-//! is a complete backend. See [`App::register_transport`] for transports.
+//! `docs/WRITING-A-BACKEND.md` is a tutorial that ends with a backend that passes the conformance test suite.
+//! `examples/redb` is a complete backend. See [`App::register_transport`] for transports.
 
 mod app;
 mod cli;
 pub mod config;
-pub mod control;
-pub mod data_dir;
-pub mod failure;
+mod control;
+mod data_dir;
+mod failure;
 #[cfg(test)]
 mod fuzz;
-pub mod listeners;
-pub mod logging;
-pub mod node_key;
-pub mod peer;
+mod listeners;
+mod logging;
+mod node_key;
+mod peer;
 pub mod registry;
-pub mod shutdown;
-pub mod tracker;
+mod shutdown;
+mod tracker;
 
 pub use app::App;
 

@@ -12,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 const CAPPED_TARGETS: [&str; 2] = ["tokio_postgres", "tokio_postgres::query"];
 
 /// Parses the filter of `[log] level`. Targets that log secrets or content are capped at level `info`.
-pub fn filter(level: &str) -> Result<Targets, ParseError> {
+pub(crate) fn filter(level: &str) -> Result<Targets, ParseError> {
     let mut filter: Targets = level.parse()?;
     for target in CAPPED_TARGETS {
         if filter.would_enable(target, &Level::DEBUG) {
@@ -23,7 +23,7 @@ pub fn filter(level: &str) -> Result<Targets, ParseError> {
 }
 
 /// Replaces the panic message of a storage engine by a debug event. The caller of the engine reports the panic as an error.
-pub fn silence_engine_panics() {
+pub(crate) fn silence_engine_panics() {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if is_guarded() {
@@ -35,7 +35,7 @@ pub fn silence_engine_panics() {
 }
 
 /// Starts log output. Further calls have no effect.
-pub fn start(level: &str) {
+pub(crate) fn start(level: &str) {
     let filter = filter(level).unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)

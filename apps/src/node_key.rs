@@ -1,94 +1,95 @@
 //! The Ed25519 key of a node: 32 bytes in the file `key` of the data directory.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use enjambre_core::model::identity::KeyPair;
+use enjambre_core::KeyPair;
+use tokio::fs::{self, File, OpenOptions};
+use tokio::io::AsyncWriteExt;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, ResultContext};
 
 const NAME: &str = "key";
 
-/// Reads the key, or creates one at the first start. The caller holds the lock of the data directory. Blocks.
-pub fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
-    if let Some(pair) = load(data_dir)? {
+/// Reads the key, or creates one at the first start. The caller holds the lock of the data directory.
+pub(crate) async fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
+    if let Some(pair) = load(data_dir).await? {
         return Ok(pair);
     }
     let pair = KeyPair::generate();
-    write(data_dir, &pair)?;
+    write(data_dir, &pair).await?;
     Ok(pair)
 }
 
-/// Reads the key. Returns `None` if the node was never started. The caller holds the lock of the data directory. Blocks.
-pub fn load(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
+/// Reads the key. Returns `None` if the node was never started. The caller holds the lock of the data directory.
+pub(crate) async fn load(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
     let path = data_dir.join(NAME);
-    match std::fs::read(&path) {
-        Ok(secret) => {
-            let secret: [u8; 32] = secret.as_slice().try_into().map_err(|_| {
-                Failure::failed(format!(
-                    "{} is not a key of 32 bytes; restore it from a backup, or delete it to create a new identity",
-                    path.display()
-                ))
-            })?;
-            restrict(&path)?;
-            Ok(Some(KeyPair::from_secret(&secret)))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::from(error).context(format!("cannot read node key {}", path.display()))),
-    }
+    let secret = match fs::read(&path).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        read => read.context(format!("cannot read node key {}", path.display()))?,
+    };
+    let secret: [u8; 32] = secret.as_slice().try_into().map_err(|_| {
+        Failure::failed(format!(
+            "{} is not a key of 32 bytes; restore it from a backup, or delete it to create a new identity",
+            path.display()
+        ))
+    })?;
+    restrict(&path).await?;
+    Ok(Some(KeyPair::from_secret(&secret)))
 }
 
-/// Stores the key of a node. The caller holds the lock of the data directory. Blocks.
-pub fn write(data_dir: &Path, pair: &KeyPair) -> Result<(), Failure> {
+/// Stores the key of a node. The caller holds the lock of the data directory.
+pub(crate) async fn write(data_dir: &Path, pair: &KeyPair) -> Result<(), Failure> {
     let path = data_dir.join(NAME);
-    create(data_dir, &path, pair)
-        .map_err(|error| Failure::from(error).context(format!("cannot write node key {}", path.display())))
+    create(data_dir, &path, pair).await.context(format!("cannot write node key {}", path.display()))
 }
 
 /// Restores the permissions of a key that other users can read.
-fn restrict(path: &Path) -> Result<(), Failure> {
-    let mode = std::fs::metadata(path)?.permissions().mode();
+async fn restrict(path: &Path) -> Result<(), Failure> {
+    let mode = fs::metadata(path).await?.permissions().mode();
     if mode & 0o077 != 0 {
         tracing::warn!(path = %path.display(), "node key was readable by other users, permissions corrected");
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
+        fs::set_permissions(path, PermissionsExt::from_mode(0o600)).await?;
     }
     Ok(())
 }
 
 /// Writes a temporary file and renames it, so that a crash leaves no partial key.
-fn create(data_dir: &Path, path: &Path, pair: &KeyPair) -> std::io::Result<()> {
+async fn create(data_dir: &Path, path: &Path, pair: &KeyPair) -> std::io::Result<()> {
     let draft = data_dir.join(format!("{NAME}.new"));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.set_permissions(PermissionsExt::from_mode(0o600))?;
-    file.write_all(&pair.secret())?;
-    file.sync_all()?;
-    std::fs::rename(&draft, path)?;
-    File::open(data_dir)?.sync_all()
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft).await?;
+    file.set_permissions(PermissionsExt::from_mode(0o600)).await?;
+    file.write_all(&pair.secret()).await?;
+    // Reports an error of the write, which `sync_all` does not.
+    file.flush().await?;
+    file.sync_all().await?;
+    fs::rename(&draft, path).await?;
+    File::open(data_dir).await?.sync_all().await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn key_is_created_once_and_private() {
+    #[tokio::test]
+    async fn key_is_created_once_and_private() {
         let folder = tempfile::tempdir().unwrap();
-        let first = load_or_create(folder.path()).unwrap();
+        let first = load_or_create(folder.path()).await.unwrap();
         let path = folder.path().join(NAME);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-        let second = load_or_create(folder.path()).unwrap();
+        let second = load_or_create(folder.path()).await.unwrap();
         assert_eq!(first.peer_id(), second.peer_id());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
-    #[test]
-    fn damaged_key_is_not_replaced() {
+    #[tokio::test]
+    async fn damaged_key_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(NAME), b"short").unwrap();
-        assert!(load_or_create(folder.path()).unwrap_err().message.contains("32 bytes"));
+        assert!(load_or_create(folder.path()).await.unwrap_err().message.contains("32 bytes"));
         assert_eq!(std::fs::read(folder.path().join(NAME)).unwrap(), b"short");
     }
 }

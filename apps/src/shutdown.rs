@@ -6,13 +6,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Maximum duration of a graceful shutdown.
-pub const LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// Share of [`LIMIT`] reserved for the end of the runtime and of the process.
 const RESERVE: Duration = Duration::from_millis(300);
 
 /// Returns a token that SIGINT or SIGTERM cancels. The process exits within [`LIMIT`] after that signal, forcibly if
 /// necessary. A second signal exits immediately.
-pub fn on_signal() -> std::io::Result<CancellationToken> {
+pub(crate) fn on_signal() -> std::io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let token = CancellationToken::new();

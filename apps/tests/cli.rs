@@ -79,6 +79,10 @@ fn invalid_configuration_exits_with_2() {
     assert_error(&backend, 2, &["storage.backend", "postgrs", "memory, postgres, sled, sqlite"]);
     let scheme = run(&["list", "--set", "peer.trackers=[\"gopher://h:1\"]"]);
     assert_error(&scheme, 2, &["peer.trackers", "gopher://h:1", "zmq://"]);
+    assert_error(&run(&["library", "--set", "foo=1"]), 2, &["`foo`", "enjambre config show"]);
+    assert_error(&run(&["peer", "--set", "limits.upload=-1"]), 2, &["limits.upload", "-1", "50MB/s"]);
+    let endpoint = run(&["list", "--set", "peer.trackers=[\"tcp:/h:1\"]"]);
+    assert_error(&endpoint, 2, &["peer.trackers", "missing \"://\""]);
     let limit = run(&["peer", "--set", "transport.limits.payload=1KiB"]);
     assert_error(&limit, 2, &["transport.limits.payload", "1KiB"]);
     assert_error(&run(&["list", "--config", "missing.toml"]), 2, &["missing.toml"]);
@@ -86,6 +90,27 @@ fn invalid_configuration_exits_with_2() {
     let variable = [("ENJAMBRE__DOWNLOAD__PROVIDER_TIMEOUT", "soon")];
     let soon = run_in(folder.path(), &["library"], &variable);
     assert_error(&soon, 2, &["download.provider_timeout", "soon", "ENJAMBRE__DOWNLOAD__PROVIDER_TIMEOUT"]);
+}
+
+#[test]
+fn configuration_of_other_node_is_refused() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("tracker.toml"), "[tracker]\n").unwrap();
+    std::fs::write(folder.path().join("peer.toml"), "[peer]\n").unwrap();
+    std::fs::write(folder.path().join("both.toml"), "[tracker]\n[peer]\n").unwrap();
+    let run = |file: &str, command: &[&str]| {
+        run_in(folder.path(), &[command, &["--config", file]].concat(), &[])
+    };
+    for command in [&["library"][..], &["get", "x"], &["peer"]] {
+        assert_error(&run("tracker.toml", command), 2, &["tracker.toml configures a tracker"]);
+    }
+    for command in [&["invite"][..], &["peers"], &["revoke", "abcd"], &["tracker"]] {
+        assert_error(&run("peer.toml", command), 2, &["peer.toml configures a peer", "tracker's machine"]);
+    }
+    assert!(!folder.path().join("data").exists());
+    assert_eq!(run("both.toml", &["library"]).status, 0);
+    let added = run("tracker.toml", &["library", "--set", "peer.data_dir=other"]);
+    assert_eq!(added.status, 0, "{}", added.stderr);
 }
 
 #[test]
@@ -148,7 +173,8 @@ fn config_check_validates_the_file() {
 fn unreachable_tracker_exits_with_4() {
     // Nothing listens at port 1 of loopback.
     let tracker = "peer.trackers=[\"zmq://127.0.0.1:1\"]";
-    assert_error(&run(&["list", "--set", tracker]), 4, &["zmq://127.0.0.1:1"]);
+    let refused = "error: cannot reach tracker zmq://127.0.0.1:1: connection refused; check that it is running";
+    assert_error(&run(&["list", "--set", tracker]), 4, &[refused]);
     let alone = "transport.listen=[\"zmq://127.0.0.1:0\"]";
     let json = run(&["get", "x", "--json", "--set", tracker, "--set", alone]);
     assert_error(&json, 4, &["zmq://127.0.0.1:1"]);
@@ -160,4 +186,6 @@ fn unknown_file_exits_with_3() {
     let nothing = run(&["library", "--json"]);
     assert_eq!((nothing.status, nothing.stdout.as_str()), (0, ""), "{}", nothing.stderr);
     assert_error(&run(&["remove", "nothing"]), 3, &["nothing"]);
+    assert_error(&run(&["demo", "nothing"]), 1, &["cannot publish nothing"]);
+    assert_error(&run(&["demo", "--config", "x.toml"]), 2, &["--config"]);
 }

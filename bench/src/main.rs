@@ -1,7 +1,8 @@
-//! Benchmarks Enjambre against other tools, an earlier build and a limit program in the same run.
+//! Benchmarks Enjambre against other tools, an earlier build and a baseline program in the same run.
 //!
 //!     cargo run --release --manifest-path bench/Cargo.toml
-//!     cargo run --release --manifest-path bench/Cargo.toml -- --case single,publish --rounds 3 --tools limit,libtorrent,enjambre
+//!     cargo run --release --manifest-path bench/Cargo.toml -- --case single,publish --rounds 3 \
+//!       --tools baseline,libtorrent,enjambre
 //!
 //! The program installs nothing, skips missing tools, uses loopback only, works in a temporary directory and leaves no
 //! process running. The figures come from `/proc`, so it runs on Linux only.
@@ -107,7 +108,7 @@ fn section(report: &CaseReport) -> String {
 }
 
 fn aims(reports: &[CaseReport]) -> String {
-    format!("### Aims\n\n{}", report::markdown(&goals::table(reports)))
+    format!("### Targets\n\n{}", report::markdown(&goals::table(reports)))
 }
 
 /// Writes the requested files.
@@ -123,11 +124,12 @@ fn write(reports: &[CaseReport], tools: &[Rc<dyn Tool>], options: &Options) -> R
         fs::write(path, serde_json::to_vec_pretty(&all)?).with_context(|| path.display().to_string())?;
     }
     if let Some(path) = &options.markdown {
-        let others = versions.iter().filter(|(name, _)| !name.starts_with("enjambre") && **name != "limit");
+        let others =
+            versions.iter().filter(|(name, _)| !name.starts_with("enjambre") && **name != "baseline");
         let others: Vec<String> = others.map(|(name, version)| format!("{name} {version}")).collect();
         let mut text = format!(
-            "Measured on {date}: {}; medians of {} rounds where nothing else is said.\n\
-             Compared with: {}.\n\n",
+            "Measured on {date}: {}; medians of {} rounds unless stated otherwise.\n\
+             Versions of the other tools:\n{}.\n\n",
             machine::describe(),
             options.rounds,
             others.join(", ")

@@ -64,7 +64,7 @@ pub(crate) struct Options {
 /// Programs that take part in the measurement.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// The limit program: the least that any tool can take
+    /// The baseline program: the least that any tool can take
     Limit {
         /// Which side
         #[command(subcommand)]
@@ -72,7 +72,7 @@ pub(crate) enum Command {
     },
 }
 
-/// A process of the limit program.
+/// A process of the baseline program.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Side {
     /// Serve a file

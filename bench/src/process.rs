@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::machine::WarmMemory;
 
-/// How long one run of one tool may take, where nothing else is said.
+/// How long one run of one tool may take, unless stated otherwise.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 /// How often peak memory is looked at. The kernel keeps the peak, so only that of the last moment can be missed.
 const LOOK: Duration = Duration::from_millis(5);

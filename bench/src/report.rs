@@ -218,21 +218,21 @@ mod tests {
             name: "single",
             title: String::new(),
             columns: vec![SECONDS, CPU],
-            reference: Some("limit"),
+            reference: Some("baseline"),
             rounds: 3,
             contests: vec![
-                contest("limit", &[0.4, 0.5, 0.6]),
+                contest("baseline", &[0.4, 0.5, 0.6]),
                 contest("ours", &[1.0]),
                 contest("theirs", &[]),
             ],
         };
         assert_eq!(
             markdown(&report.table()),
-            "|        |      s | x limit | CPU s |\n\
-             | ------ | -----: | ------: | ----: |\n\
-             | limit  |   0.50 |    1.00 |       |\n\
-             | ours   |   1.00 |    2.00 |       |\n\
-             | theirs | failed |         |       |\n"
+            "|          |      s | x baseline | CPU s |\n\
+             | -------- | -----: | ---------: | ----: |\n\
+             | baseline |   0.50 |       1.00 |       |\n\
+             | ours     |   1.00 |       2.00 |       |\n\
+             | theirs   | failed |            |       |\n"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The benchmark program transfers a small file with the limit program and Enjambre and writes its tables.
+//! The benchmark program transfers a small file with the baseline program and Enjambre and writes its tables.
 
 use std::fs;
 use std::process::Command;
@@ -10,7 +10,7 @@ fn small_file_is_measured_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let (json, page) = (folder.path().join("figures.json"), folder.path().join("page.md"));
     let output = Command::new(env!("CARGO_BIN_EXE_enjambre-bench"))
-        .args(["--case", "single,publish", "--tools", "limit,enjambre", "--rounds", "1", "--size", "8MiB"])
+        .args(["--case", "single,publish", "--tools", "baseline,enjambre", "--rounds", "1", "--size", "8MiB"])
         .arg("--dir")
         .arg(folder.path())
         .arg("--json")
@@ -32,7 +32,7 @@ fn small_file_is_measured_and_reported() {
     assert_eq!(single["case"], "single");
     assert!(single["contenders"].as_array().unwrap().len() >= 3, "{single}");
     let page = fs::read_to_string(&page).unwrap();
-    assert!(page.contains("| limit ") && page.contains("| enjambre tcp "), "{page}");
+    assert!(page.contains("| baseline ") && page.contains("| enjambre tcp "), "{page}");
     let left: Vec<_> =
         fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left.len(), 2, "nothing else is left: {left:?}");

@@ -34,7 +34,7 @@ fn announce() -> Request {
 }
 
 fn parse(header: &Bytes) -> EncodedRequest {
-    EncodedRequest::parse(header).expect("the header is valid")
+    EncodedRequest::parse(header.clone()).expect("the header is valid")
 }
 
 #[divan::bench(args = ["find", "piece", "announce"])]

@@ -20,8 +20,16 @@ pub mod runtime;
 pub mod storage;
 pub mod transport;
 
+pub use model::bitmap::Bitmap;
+pub use model::collection::{Collection, CollectionError, Member, MemberPath};
 pub use model::endpoint::Endpoint;
 pub use model::id::{FileId, PeerId};
+pub use model::identity::KeyPair;
+pub use model::layout::{PieceIndex, PieceLayout};
+pub use model::manifest::Manifest;
+pub use model::name::Name;
+pub use model::record::{FileKind, FileRecord, Offer, Provider, Publication};
+pub use model::session::{CatalogueId, SessionId};
 pub use model::time::UnixMillis;
 pub use storage::Storage;
 pub use storage::embedded::{Embedded, EmbeddedSettings};
@@ -31,7 +39,9 @@ pub use storage::location::{Place, Scratch, Tenancy};
 pub use storage::memory::Memory;
 pub use storage::pages::StorageExt;
 pub use storage::value::{Batch, Condition, Durability, Key, KeyRange, Limits, Role, Space, Write};
-pub use transport::envelope::RequestId;
+pub use transport::calls::Activity;
+pub use transport::dialer::Dialer;
+pub use transport::envelope::{EncodedRequest, RequestId};
 pub use transport::error::TransportError;
 pub use transport::{
     Connection, ConnectionHandle, ConnectionId, Deadline, Incoming, Listener, Message, MessageLimits,

@@ -8,17 +8,19 @@
 //! unreachable replica does not delay renewals of leases. The owner of a schema has one task, which keeps the order of all
 //! commits.
 
+use std::collections::VecDeque;
 use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use enjambre_core::{Durability, StorageError};
+use enjambre_core::{Batch, Durability, StorageError};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::group::Verdict;
 use crate::lane::{CommitError, Lane};
-use crate::request::{Commit, Reply, Request, Sync};
 use crate::writer::RENEWAL;
 
 /// The maximum number of batches in a group.
@@ -33,11 +35,38 @@ const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(20);
 /// The error of a batch that was not attempted.
 const OVERLOADED: &str = "earlier commits took too long";
 
+pub(crate) type Reply = oneshot::Sender<Result<(), StorageError>>;
+
+pub(crate) enum Request {
+    Commit(Commit),
+    /// The last request that is processed.
+    Close(Reply),
+}
+
+/// A queued batch. A sync is a durable commit of an empty batch.
+pub(crate) struct Commit {
+    pub(crate) batch: Batch,
+    pub(crate) durability: Durability,
+    pub(crate) ticket: Ticket,
+    pub(crate) reply: Reply,
+    pub(crate) _permits: [OwnedSemaphorePermit; 2],
+}
+
+/// Decides between the commit task, which starts a request, and its caller, which withdraws it after a timeout.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ticket(Arc<AtomicBool>);
+
+impl Ticket {
+    /// Returns whether this call was the first.
+    pub(crate) fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}
+
 /// The requests of one transaction, and those that follow it.
 #[derive(Default)]
 struct Group {
     commits: Vec<Commit>,
-    syncs: Vec<Sync>,
     /// Requests for the second task, which are forwarded after the commits.
     forwarded: Vec<Request>,
     close: Option<Reply>,
@@ -107,8 +136,8 @@ impl Committer {
                 }
             };
             let Some(first) = first else { break None };
-            let Group { commits, syncs, forwarded, close } = self.gather(first);
-            self.serve(commits, syncs).await;
+            let Group { commits, forwarded, close } = self.gather(first);
+            self.serve(commits).await;
             if let Some(durable) = &self.durable {
                 for request in forwarded {
                     // If the task has ended, the dropped reply channel tells the caller.
@@ -138,20 +167,13 @@ impl Committer {
         let mut next = Some(first);
         while let Some(request) = next {
             match request {
-                Request::Commit(Commit { durability: Durability::Durable, .. }) | Request::Sync(_)
-                    if self.durable.is_some() =>
-                {
+                Request::Commit(Commit { durability: Durability::Durable, .. }) if self.durable.is_some() => {
                     group.forwarded.push(request);
                 }
                 Request::Commit(commit) => {
                     if commit.ticket.take() {
                         bytes += commit.batch.size();
                         group.commits.push(commit);
-                    }
-                }
-                Request::Sync(sync) => {
-                    if sync.ticket.take() {
-                        group.syncs.push(sync);
                     }
                 }
                 Request::Close(reply) => {
@@ -167,116 +189,90 @@ impl Committer {
     }
 
     /// Commits a group and replies to its callers.
-    async fn serve(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) {
-        if commits.is_empty() && syncs.is_empty() {
+    async fn serve(&mut self, commits: Vec<Commit>) {
+        if commits.is_empty() {
             return;
         }
-        match self.lane.commit(&commits, !syncs.is_empty(), LOCK_TIMEOUT).await {
-            Err(CommitError::Rejected(error) | CommitError::LockTimeout(error))
-                if commits.len() + syncs.len() > 1 =>
-            {
+        match self.commit(&commits, LOCK_TIMEOUT).await {
+            Err(CommitError::Rejected(error) | CommitError::LockTimeout(error)) if commits.len() > 1 => {
                 tracing::debug!(%error, batches = commits.len(), "group rejected, committing one by one");
-                self.serve_one_by_one(commits, syncs).await;
+                self.serve_one_by_one(commits).await;
             }
-            outcome => _ = reply(outcome, commits, syncs),
+            outcome => _ = reply(outcome, commits),
         }
     }
 
     /// Commits the batches of a rejected group one by one. Batches that wait for a row lock come last.
-    async fn serve_one_by_one(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) {
+    async fn serve_one_by_one(&mut self, commits: Vec<Commit>) {
         let deadline = Instant::now() + self.lane.retry_timeout();
-        let overloaded = || (Instant::now() > deadline).then(|| OVERLOADED.to_owned());
         // Once the server is unavailable, the remaining requests would time out as well.
-        let (mut unavailable, mut locked) = (None::<String>, Vec::new());
-        for commit in commits {
-            unavailable = unavailable.or_else(overloaded);
+        let mut unavailable = None::<String>;
+        let mut pending: VecDeque<_> =
+            commits.into_iter().map(|commit| (commit, SHORT_LOCK_TIMEOUT)).collect();
+        while let Some((commit, lock_timeout)) = pending.pop_front() {
+            if Instant::now() > deadline {
+                unavailable.get_or_insert_with(|| OVERLOADED.to_owned());
+            }
             if let Some(reason) = &unavailable {
-                _ = commit.reply.send(Err(unavailable_error(reason)));
+                let _ = commit.reply.send(Err(unavailable_error(reason)));
                 continue;
             }
-            match self.lane.commit(std::slice::from_ref(&commit), false, SHORT_LOCK_TIMEOUT).await {
-                Err(CommitError::LockTimeout(_)) => locked.push(commit),
-                outcome => unavailable = reply(outcome, vec![commit], Vec::new()),
+            match self.commit(std::slice::from_ref(&commit), lock_timeout).await {
+                Err(CommitError::LockTimeout(_)) if lock_timeout == SHORT_LOCK_TIMEOUT => {
+                    pending.push_back((commit, LOCK_TIMEOUT));
+                }
+                outcome => unavailable = reply(outcome, vec![commit]),
             }
         }
-        for commit in locked {
-            if let Some(reason) = unavailable.clone().or_else(overloaded) {
-                _ = commit.reply.send(Err(unavailable_error(&reason)));
-                continue;
-            }
-            let outcome = self.lane.commit(std::slice::from_ref(&commit), false, LOCK_TIMEOUT).await;
-            unavailable = reply(outcome, vec![commit], Vec::new());
-        }
-        for sync in syncs {
-            if let Some(reason) = &unavailable {
-                _ = sync.reply.send(Err(unavailable_error(reason)));
-                continue;
-            }
-            let outcome = self.lane.commit(&[], true, LOCK_TIMEOUT).await;
-            unavailable = reply(outcome, Vec::new(), vec![sync]);
-        }
+    }
+
+    async fn commit(
+        &mut self,
+        commits: &[Commit],
+        lock_timeout: Duration,
+    ) -> Result<Vec<Verdict>, CommitError> {
+        let batches: Vec<&Batch> = commits.iter().map(|commit| &commit.batch).collect();
+        let strongest = commits.iter().map(|commit| commit.durability).max();
+        self.lane.commit(&batches, strongest.unwrap_or(Durability::Buffered), lock_timeout).await
     }
 }
 
 /// Replies to the callers of a group. Returns the reason if the server is unavailable.
-fn reply(
-    outcome: Result<Vec<Verdict>, CommitError>,
-    commits: Vec<Commit>,
-    syncs: Vec<Sync>,
-) -> Option<String> {
-    match outcome {
+fn reply(outcome: Result<Vec<Verdict>, CommitError>, commits: Vec<Commit>) -> Option<String> {
+    let (error, reason) = match outcome {
         Ok(verdicts) => {
             for (commit, verdict) in commits.into_iter().zip(verdicts) {
                 let applied = verdict == Verdict::Applied;
                 let _ = commit.reply.send(if applied { Ok(()) } else { Err(StorageError::Conflict) });
             }
-            for sync in syncs {
-                let _ = sync.reply.send(Ok(()));
-            }
-            None
-        }
-        Err(CommitError::Rejected(error) | CommitError::LockTimeout(error)) => {
-            fail_all(&error, commits, syncs);
-            None
-        }
-        Err(CommitError::Unavailable(error)) => {
-            fail_all(&error, commits, syncs);
-            Some(error.to_string())
+            return None;
         }
         Err(CommitError::Unknown(reason, verdicts)) => {
             for (commit, verdict) in commits.into_iter().zip(verdicts) {
-                let _ = commit.reply.send(Err(match verdict {
-                    Verdict::Applied => StorageError::Indeterminate { source: reason.clone().into() },
+                let error = match verdict {
                     Verdict::Conflict => StorageError::Conflict,
-                    // It is a conflict only if the earlier batches are applied.
-                    Verdict::ConflictInGroup => unavailable_error(&reason),
-                }));
+                    Verdict::Applied if !commit.batch.is_empty() => {
+                        StorageError::Indeterminate { source: reason.clone().into() }
+                    }
+                    // A sync, or a conflict only if the earlier batches are applied.
+                    Verdict::Applied | Verdict::ConflictInGroup => unavailable_error(&reason),
+                };
+                let _ = commit.reply.send(Err(error));
             }
-            for sync in syncs {
-                let _ = sync.reply.send(Err(unavailable_error(&reason)));
-            }
-            Some(reason)
+            return Some(reason);
         }
+        Err(CommitError::Rejected(error) | CommitError::LockTimeout(error)) => (error, None),
+        Err(CommitError::Unavailable(error)) => {
+            let reason = error.to_string();
+            (error, Some(reason))
+        }
+    };
+    for commit in commits {
+        let _ = commit.reply.send(Err(error.copy("commit")));
     }
-}
-
-fn fail_all(error: &StorageError, commits: Vec<Commit>, syncs: Vec<Sync>) {
-    let replies = commits.into_iter().map(|commit| commit.reply);
-    for reply in replies.chain(syncs.into_iter().map(|sync| sync.reply)) {
-        let _ = reply.send(Err(copy(error)));
-    }
+    reason
 }
 
 fn unavailable_error(reason: &str) -> StorageError {
     StorageError::Unavailable { reason: reason.to_owned() }
-}
-
-/// Copies an error for another caller.
-fn copy(error: &StorageError) -> StorageError {
-    match error {
-        StorageError::Unavailable { reason } => StorageError::Unavailable { reason: reason.clone() },
-        StorageError::Locked { path } => StorageError::Locked { path: path.clone() },
-        StorageError::Full { source } => StorageError::Full { source: source.to_string().into() },
-        other => StorageError::backend("commit", other.to_string()),
-    }
 }

@@ -21,13 +21,10 @@ pub(crate) fn password(settings: &PostgresSettings, place: &Place) -> Result<Opt
             "read the password",
             "both password_env and password_file are set; remove one of them",
         )),
-        (Some(name), None) => match std::env::var(name) {
-            Ok(password) => Ok(Some(password)),
-            Err(_) => Err(StorageError::backend(
-                "read the password",
-                format!("the environment variable {name} from password_env is not set"),
-            )),
-        },
+        (Some(name), None) => std::env::var(name).map(Some).map_err(|_| {
+            let cause = format!("the environment variable {name} from password_env is not set");
+            StorageError::backend("read the password", cause)
+        }),
         (None, Some(file)) => read_password(&place.input_file(file)).map(Some),
         (None, None) => Ok(std::env::var(PGPASSWORD).ok()),
     }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use enjambre_core::{Batch, Condition, Key, Space};
+use enjambre_core::{Batch, Condition, Key, Space, Write};
 
 /// The existing entries among the keys of a group. A key without an entry is absent from the database. A value is `None` if no
 /// condition reads it.
@@ -59,12 +59,10 @@ pub(crate) fn accesses<'a>(
 ) -> BTreeMap<Space, BTreeMap<Key, Access>> {
     let mut accesses: BTreeMap<Space, BTreeMap<Key, Access>> = BTreeMap::new();
     for batch in batches {
-        for condition in &batch.conditions {
-            let (Condition::Absent(space, key) | Condition::Equals(space, key, _)) = condition;
-            accesses.entry(*space).or_default().entry(key.clone()).or_default().read = true;
+        for (space, key) in batch.conditions.iter().map(Condition::target) {
+            accesses.entry(space).or_default().entry(key.clone()).or_default().read = true;
         }
-        for write in &batch.writes {
-            let (space, key) = write.target();
+        for (space, key) in batch.writes.iter().map(Write::target) {
             accesses.entry(space).or_default().entry(key.clone()).or_default().written = true;
         }
     }
@@ -80,10 +78,7 @@ pub(crate) fn decide<'a>(batches: impl Iterator<Item = &'a Batch>, existing: &Ex
         let mut verdict = Verdict::Applied;
         let mut required_absent = Vec::new();
         for condition in &batch.conditions {
-            let (target, expected) = match condition {
-                Condition::Absent(space, key) => ((*space, key), None),
-                Condition::Equals(space, key, value) => ((*space, key), Some(value)),
-            };
+            let (target, expected) = (condition.target(), condition.value());
             if let Some(pending) = last_writes.get(&target) {
                 if *pending != expected {
                     verdict = Verdict::ConflictInGroup;
@@ -98,10 +93,7 @@ pub(crate) fn decide<'a>(batches: impl Iterator<Item = &'a Batch>, existing: &Ex
         }
         if verdict == Verdict::Applied {
             absent.extend(required_absent);
-            last_writes.extend(batch.writes.iter().map(|write| {
-                let (space, key) = write.target();
-                ((space, key), write.value())
-            }));
+            last_writes.extend(batch.writes.iter().map(|write| (write.target(), write.value())));
         }
         verdicts.push(verdict);
     }

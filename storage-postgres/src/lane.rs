@@ -3,18 +3,16 @@
 //! A group is one transaction. It is retried for a limited time if a concurrent transaction interferes. If the connection fails
 //! during a commit, the lane reconnects and looks up the outcome.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use enjambre_core::runtime::backoff::Backoff;
-use enjambre_core::{Batch, Condition, Durability, Space, StorageError};
+use enjambre_core::{Batch, Durability, StorageError};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::connection::Connection;
 use crate::error::{Class, Failure};
-use crate::group::Verdict;
-use crate::request::Commit;
+use crate::group::{Verdict, accesses};
 use crate::schema::Schema;
 use crate::server::Servers;
 use crate::transaction::{Outcome, Transaction, was_applied};
@@ -86,21 +84,18 @@ impl Lane {
     /// Commits the batches in one transaction. `lock_timeout` limits how long a buffered commit waits for row locks.
     pub(crate) async fn commit(
         &mut self,
-        commits: &[Commit],
-        sync: bool,
+        batches: &[&Batch],
+        durability: Durability,
         lock_timeout: Duration,
     ) -> Result<Vec<Verdict>, CommitError> {
-        let batches: Vec<&Batch> = commits.iter().map(|commit| &commit.batch).collect();
-        let strongest = commits.iter().map(|commit| commit.durability).max();
-        let durability = if sync { Durability::Durable } else { strongest.unwrap_or(Durability::Buffered) };
-        let spaces: BTreeSet<Space> = batches.iter().copied().flat_map(spaces_of).collect();
+        let accesses = accesses(batches.iter().copied());
         let deadline = Instant::now() + self.retry_timeout();
         let mut backoff = Backoff::new(MIN_RETRY_DELAY, MAX_RETRY_DELAY);
         // An existing connection may have failed unnoticed, so it is replaced once. A failure of a new connection is final.
         let mut may_be_stale = self.connection.is_some();
         loop {
             let connection = self.take_connection().await.map_err(CommitError::Unavailable)?;
-            let outcome = match ensure_tables(&self.schema, &connection, &spaces).await {
+            let outcome = match self.schema.ensure_tables(&connection, accesses.keys()).await {
                 Err(failure) => Outcome::Failed(failure),
                 Ok(()) => {
                     self.number += 1;
@@ -108,10 +103,10 @@ impl Lane {
                         schema: &self.schema,
                         writer: &self.writer,
                         number: self.number,
-                        batches: &batches,
+                        batches,
+                        accesses: &accesses,
                         durability,
                         lock_timeout,
-                        sync,
                     };
                     transaction.run(&connection).await
                 }
@@ -121,7 +116,7 @@ impl Lane {
                 Outcome::Done(verdicts) => {
                     let applied = verdicts.contains(&Verdict::Applied);
                     self.unsynced = match durability {
-                        Durability::Durable if applied || sync => false,
+                        Durability::Durable if applied => false,
                         Durability::Durable => self.unsynced,
                         Durability::Buffered => self.unsynced || applied,
                     };
@@ -242,7 +237,7 @@ impl Lane {
         }
         let end = async {
             if self.unsynced {
-                match self.commit(&[], true, CLOSE_TIMEOUT).await {
+                match self.commit(&[&Batch::new()], Durability::Durable, CLOSE_TIMEOUT).await {
                     Ok(_) => {}
                     Err(
                         CommitError::Unavailable(error)
@@ -267,22 +262,4 @@ impl Lane {
         };
         timeout(CLOSE_TIMEOUT, end).await.unwrap_or_else(|_| Err(late()))
     }
-}
-
-async fn ensure_tables(
-    schema: &Schema,
-    connection: &Connection,
-    spaces: &BTreeSet<Space>,
-) -> Result<(), Failure> {
-    for space in spaces {
-        schema.ensure_table(connection, *space).await?;
-    }
-    Ok(())
-}
-
-fn spaces_of(batch: &Batch) -> impl Iterator<Item = Space> {
-    let conditions = batch.conditions.iter().map(|condition| match condition {
-        Condition::Absent(space, _) | Condition::Equals(space, _, _) => *space,
-    });
-    conditions.chain(batch.writes.iter().map(|write| write.target().0))
 }

@@ -14,7 +14,6 @@ mod credentials;
 mod error;
 mod group;
 mod lane;
-mod request;
 mod schema;
 mod server;
 mod server_url;
@@ -30,10 +29,8 @@ use std::time::Duration;
 use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::storage::database_file::{create_parent_dir, lock, path_for};
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
-use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::{Instant, sleep};
 
-use committer::Committer;
 use connection::Connection;
 use lane::Lane;
 use schema::Schema;
@@ -63,20 +60,13 @@ pub async fn open(
     place: &Place,
     role: Role,
 ) -> Result<Arc<dyn Storage>, StorageError> {
-    let prepared = {
-        let (settings, place) = (settings.clone(), place.clone());
-        blocking(move || prepare(&settings, &place, role)).await?
-    };
-    let Prepared { servers, schema, folder, lock } = prepared;
+    let Prepared { servers, schema, folder, lock } = prepare(settings, place, role).await?;
     let (servers, schema) = (Arc::new(servers), Arc::new(schema));
     let connection = first_connection(&servers, &schema, settings.start_timeout).await?;
     let writer = Writer::new(&schema, folder);
     writer.register(&connection, &schema, settings.timeout).await?;
-    let pool = storage::pool(servers.clone(), settings.connections)?;
-    let lane = Lane::new(servers, schema.clone(), writer, Some(connection));
-    let (requests, received) = unbounded_channel();
-    let ended = Committer::start(lane, received, lock);
-    Ok(Arc::new(Postgres::new(pool, schema, settings.timeout, requests, ended)))
+    let lane = Lane::new(servers.clone(), schema.clone(), writer, Some(connection));
+    Ok(Arc::new(Postgres::start(servers, schema, settings.connections, lane, lock)?))
 }
 
 /// Connects and prepares the schema. Waits for an unreachable server, so that nodes and servers can be started in any order.
@@ -109,14 +99,21 @@ async fn first_connection(
 
 /// Removes the schema of a role with all its tables. Refuses a schema that does not belong to Enjambre.
 pub async fn remove(settings: &PostgresSettings, place: &Place, role: Role) -> Result<(), StorageError> {
-    let prepared = {
-        let (settings, place) = (settings.clone(), place.clone());
-        blocking(move || prepare(&settings, &place, role)).await?
-    };
+    let prepared = prepare(settings, place, role).await?;
     schema::remove(&prepared.servers.connect().await?, &prepared.schema).await
 }
 
-fn prepare(settings: &PostgresSettings, place: &Place, role: Role) -> Result<Prepared, StorageError> {
+async fn prepare(settings: &PostgresSettings, place: &Place, role: Role) -> Result<Prepared, StorageError> {
+    let (settings, place) = (settings.clone(), place.clone());
+    let prepared = tokio::task::spawn_blocking(move || prepare_blocking(&settings, &place, role)).await;
+    prepared.unwrap_or_else(|error| Err(StorageError::backend("open", error)))
+}
+
+fn prepare_blocking(
+    settings: &PostgresSettings,
+    place: &Place,
+    role: Role,
+) -> Result<Prepared, StorageError> {
     let configured = || settings.schema.clone();
     // A scratch place has a schema of its own.
     let scratch = place.scratch.as_ref().map(|scratch| scratch.name().to_owned());
@@ -147,11 +144,4 @@ fn prepare(settings: &PostgresSettings, place: &Place, role: Role) -> Result<Pre
     }
     let schema = Schema::new(name, role, &servers.description);
     Ok(Prepared { servers, schema, folder, lock: lock_file })
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
-) -> Result<T, StorageError> {
-    let outcome = tokio::task::spawn_blocking(work).await;
-    outcome.unwrap_or_else(|error| Err(StorageError::backend("open", error)))
 }

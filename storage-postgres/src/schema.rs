@@ -36,13 +36,6 @@ pub(crate) fn is_valid_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-const fn purpose(role: Role) -> &'static str {
-    match role {
-        Role::Records => "records",
-        Role::Content => "content",
-    }
-}
-
 /// A schema and its tables that are known to exist.
 #[derive(Debug)]
 pub(crate) struct Schema {
@@ -99,7 +92,7 @@ impl Schema {
                 "INSERT INTO {} (only_one, purpose, format) VALUES (0, $1, $2) ON CONFLICT (only_one) DO NOTHING",
                 self.meta_table("format")
             );
-            connection.execute(&insert, &[&purpose(self.role), &(FORMAT as i64)]).await.map_err(failed)?;
+            connection.execute(&insert, &[&self.role.name(), &(FORMAT as i64)]).await.map_err(failed)?;
             rows = connection.query(&select, &[]).await.map_err(failed)?;
         }
         let row = rows
@@ -108,7 +101,7 @@ impl Schema {
         let Some((found_purpose, format)) = row else { return Err(self.foreign()) };
         let format = u64::try_from(format).unwrap_or(u64::MAX);
         check_version(&self.description, format, FORMAT)?;
-        if found_purpose != purpose(self.role) {
+        if found_purpose != self.role.name() {
             return Err(self.foreign());
         }
         let columns = "(name TEXT PRIMARY KEY, folder TEXT NOT NULL, session TEXT NOT NULL, commits BIGINT NOT NULL, \
@@ -125,7 +118,7 @@ impl Schema {
         StorageError::corrupt(format!(
             "{} has tables, but is not an Enjambre database for {}; choose another schema",
             self.description,
-            purpose(self.role)
+            self.role.name()
         ))
     }
 
@@ -147,6 +140,18 @@ impl Schema {
             self.known.write().insert(space);
         }
         Ok(found)
+    }
+
+    /// Creates the missing tables of spaces. Must be called outside a transaction.
+    pub(crate) async fn ensure_tables(
+        &self,
+        connection: &Connection,
+        spaces: impl Iterator<Item = &Space>,
+    ) -> Result<(), Failure> {
+        for space in spaces {
+            self.ensure_table(connection, *space).await?;
+        }
+        Ok(())
     }
 
     /// Creates the table of a space if it is missing. Must be called outside a transaction. A table that stays empty is harmless.

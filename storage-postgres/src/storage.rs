@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +13,16 @@ use bytes::Bytes;
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
 use enjambre_core::runtime::buffers::BufferPool;
+use enjambre_core::storage::budget::CommitBudget;
 use enjambre_core::{Batch, Durability, Key, KeyRange, Limits, Space, Storage, StorageError};
-use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
+use crate::committer::{Commit, Committer, Request, Ticket};
 use crate::connection::{Connection, key_and_value};
 use crate::error::{Class, Failure};
-use crate::request::{Commit, Request, Sync, Ticket};
+use crate::lane::Lane;
 use crate::schema::Schema;
 use crate::server::Servers;
 
@@ -29,11 +32,8 @@ const LIMITS: Limits =
 const PAGE_ENTRIES: usize = 1024;
 /// The maximum number of requests in one queue.
 const QUEUED: usize = 1024;
-/// The maximum size of the batches in one queue, in units of [`UNIT`]. A larger batch is queued alone.
-const QUEUED_UNITS: u32 = 16 * 1024;
-const UNIT: usize = 1024;
-/// The size in bytes from which a value is copied to a reusable buffer.
-const LARGE: usize = 32 * 1024;
+/// The maximum size in bytes of the batches in one queue. A larger batch is queued alone.
+const QUEUED_BYTES: usize = 16 * 1024 * 1024;
 /// The bytes of buffers for large values that are kept for reuse.
 const KEPT_BUFFERS: usize = 8 * 1024 * 1024;
 /// The timeout of a close, including the requests queued before it.
@@ -41,7 +41,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Creates the connections of the pool.
 #[derive(Debug)]
-pub(crate) struct Readers(pub(crate) Arc<Servers>);
+struct Readers(Arc<Servers>);
 
 impl managed::Manager for Readers {
     type Type = Connection;
@@ -56,76 +56,50 @@ impl managed::Manager for Readers {
     }
 }
 
-pub(crate) type Pool = managed::Pool<Readers>;
-
-/// Returns a pool of connections for reads. They are opened on demand.
-pub(crate) fn pool(servers: Arc<Servers>, connections: usize) -> Result<Pool, StorageError> {
-    let timeout = servers.statement_timeout;
-    Pool::builder(Readers(servers))
-        .max_size(connections.clamp(1, 1000))
-        .wait_timeout(Some(timeout))
-        .runtime(Runtime::Tokio1)
-        .build()
-        .map_err(|error| StorageError::backend("create the connection pool", error))
-}
-
-/// The limits of a queue of commits and syncs.
-struct Queue {
-    /// One permit for each request.
-    requests: Arc<Semaphore>,
-    /// One permit for each [`UNIT`] of a batch.
-    bytes: Arc<Semaphore>,
-}
-
-impl Queue {
-    fn new() -> Self {
-        Self {
-            requests: Arc::new(Semaphore::new(QUEUED)),
-            bytes: Arc::new(Semaphore::new(QUEUED_UNITS as usize)),
-        }
-    }
-
-    fn close(&self) {
-        self.requests.close();
-        self.bytes.close();
-    }
-}
-
 /// The storage on PostgreSQL.
 pub(crate) struct Postgres {
-    pool: Pool,
+    pool: managed::Pool<Readers>,
     schema: Arc<Schema>,
     timeout: Duration,
     requests: UnboundedSender<Request>,
     /// The queue of buffered commits.
-    buffered: Queue,
+    buffered: CommitBudget,
     /// The queue of durable commits and syncs, which may wait for a slow disk or an unreachable replica.
-    durable: Queue,
+    durable: CommitBudget,
     buffers: BufferPool,
     closing: AtomicBool,
+    /// Becomes true when the commit tasks have ended.
     ended: watch::Receiver<bool>,
 }
 
 impl Postgres {
-    /// `ended` becomes true when the commit tasks have ended.
-    pub(crate) fn new(
-        pool: Pool,
+    /// Starts the commit tasks. Connections for reads are opened on demand. `lock` is held until the tasks have ended.
+    pub(crate) fn start(
+        servers: Arc<Servers>,
         schema: Arc<Schema>,
-        timeout: Duration,
-        requests: UnboundedSender<Request>,
-        ended: watch::Receiver<bool>,
-    ) -> Self {
-        Self {
+        connections: usize,
+        lane: Lane,
+        lock: Option<File>,
+    ) -> Result<Self, StorageError> {
+        let timeout = servers.statement_timeout;
+        let pool = managed::Pool::builder(Readers(servers))
+            .max_size(connections.clamp(1, 1000))
+            .wait_timeout(Some(timeout))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| StorageError::backend("create the connection pool", error))?;
+        let (requests, received) = unbounded_channel();
+        Ok(Self {
             pool,
             schema,
             timeout,
             requests,
-            buffered: Queue::new(),
-            durable: Queue::new(),
+            buffered: CommitBudget::new(QUEUED, QUEUED_BYTES),
+            durable: CommitBudget::new(QUEUED, QUEUED_BYTES),
             buffers: BufferPool::new(KEPT_BUFFERS),
             closing: AtomicBool::new(false),
-            ended,
-        }
+            ended: Committer::start(lane, received, lock),
+        })
     }
 
     fn check_open(&self) -> Result<(), StorageError> {
@@ -186,7 +160,7 @@ impl Postgres {
         let mut found = HashMap::with_capacity(rows.len());
         for row in &rows {
             let (key, value) = key_and_value(row)?;
-            found.insert(key, self.copy(value));
+            found.insert(key, self.buffers.copy(value));
         }
         Ok(keys.into_iter().map(|key| found.get(key).cloned()).collect())
     }
@@ -208,30 +182,9 @@ impl Postgres {
         let mut page = Vec::with_capacity(rows.len());
         for row in &rows {
             let (key, value) = key_and_value(row)?;
-            page.push((Bytes::copy_from_slice(key), self.copy(value)));
+            page.push((Bytes::copy_from_slice(key), self.buffers.copy(value)));
         }
         Ok(page)
-    }
-
-    fn copy(&self, value: &[u8]) -> Bytes {
-        if value.len() < LARGE {
-            return Bytes::copy_from_slice(value);
-        }
-        let mut copy = self.buffers.take(value.len());
-        copy.copy_from_slice(value);
-        copy.freeze()
-    }
-
-    /// Waits for permits of a queue.
-    async fn permit(
-        &self,
-        semaphore: &Arc<Semaphore>,
-        count: u32,
-    ) -> Result<OwnedSemaphorePermit, StorageError> {
-        match timeout(self.timeout, semaphore.clone().acquire_many_owned(count)).await {
-            Ok(permit) => permit.map_err(|_| StorageError::Closed),
-            Err(_) => Err(self.queue_timeout()),
-        }
     }
 
     fn queue_timeout(&self) -> StorageError {
@@ -313,13 +266,13 @@ impl Storage for Postgres {
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
         self.check_open()?;
         LIMITS.check(&batch)?;
-        let units = u32::try_from(batch.size().div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, QUEUED_UNITS);
         let queue = match durability {
             Durability::Buffered => &self.buffered,
             Durability::Durable => &self.durable,
         };
-        // Always in this order, which prevents a deadlock.
-        let permits = [self.permit(&queue.requests, 1).await?, self.permit(&queue.bytes, units).await?];
+        let permits = timeout(self.timeout, queue.acquire(&batch))
+            .await
+            .unwrap_or_else(|_| Err(self.queue_timeout()))?;
         let (reply, received) = oneshot::channel();
         let ticket = Ticket::default();
         let commit = Commit { batch, durability, ticket: ticket.clone(), reply, _permits: permits };
@@ -328,13 +281,7 @@ impl Storage for Postgres {
     }
 
     async fn sync(&self) -> Result<(), StorageError> {
-        self.check_open()?;
-        let permit = self.permit(&self.durable.requests, 1).await?;
-        let (reply, received) = oneshot::channel();
-        let ticket = Ticket::default();
-        let sync = Sync { ticket: ticket.clone(), reply, _permit: permit };
-        self.requests.send(Request::Sync(sync)).map_err(|_| StorageError::Closed)?;
-        self.wait_for_reply(&ticket, received).await
+        self.commit(Batch::new(), Durability::Durable).await
     }
 
     fn limits(&self) -> Limits {

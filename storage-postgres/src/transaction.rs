@@ -21,7 +21,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::connection::{BEGIN_BUFFERED, Connection, Step, key_and_value, pipelined};
 use crate::error::{Class, Failure};
-use crate::group::{Access, Existing, SpaceWrites, Verdict, accesses, decide};
+use crate::group::{Access, Existing, SpaceWrites, Verdict, decide};
 use crate::schema::Schema;
 use crate::writer::Writer;
 
@@ -50,12 +50,12 @@ pub(crate) struct Transaction<'a> {
     /// The number of the commit, unique for the writer.
     pub(crate) number: i64,
     pub(crate) batches: &'a [&'a Batch],
+    /// The keys that the batches access.
+    pub(crate) accesses: &'a BTreeMap<Space, BTreeMap<Key, Access>>,
     pub(crate) durability: Durability,
     /// How long a buffered commit waits for row locks. The holder may wait for a replica, and later commits must not wait for
     /// it.
     pub(crate) lock_timeout: Duration,
-    /// Commits even if the batches write nothing, to make earlier commits durable.
-    pub(crate) sync: bool,
 }
 
 impl Transaction<'_> {
@@ -71,14 +71,13 @@ impl Transaction<'_> {
     }
 
     async fn attempt(&self, connection: &Connection) -> Outcome {
-        let accesses = accesses(self.batches.iter().copied());
-        let decision = match self.lock_and_read(connection, &accesses).await {
+        let decision = match self.lock_and_read(connection).await {
             Ok(Some(existing)) => decide(self.batches.iter().copied(), &existing),
             Ok(None) => return self.end_without_commit(connection, Outcome::NotRegistered).await,
             Err(failure) => return self.end_without_commit(connection, Outcome::Failed(failure)).await,
         };
-        let applied = decision.verdicts.contains(&Verdict::Applied);
-        let sync = self.sync || (applied && self.durability == Durability::Durable);
+        // A durable batch without writes makes earlier commits durable.
+        let sync = self.durability == Durability::Durable && decision.verdicts.contains(&Verdict::Applied);
         if decision.writes.is_empty() && !sync {
             return self.end_without_commit(connection, Outcome::Done(decision.verdicts)).await;
         }
@@ -96,12 +95,9 @@ impl Transaction<'_> {
     }
 
     /// Begins the transaction, locks the rows and reads them. Returns `None` if the writer is not registered.
-    async fn lock_and_read(
-        &self,
-        connection: &Connection,
-        accesses: &BTreeMap<Space, BTreeMap<Key, Access>>,
-    ) -> Result<Option<Existing>, Failure> {
-        let runs: Vec<Run<'_>> = accesses.iter().flat_map(|(space, keys)| runs_of(*space, keys)).collect();
+    async fn lock_and_read(&self, connection: &Connection) -> Result<Option<Existing>, Failure> {
+        let runs: Vec<Run<'_>> =
+            self.accesses.iter().flat_map(|(space, keys)| runs_of(*space, keys)).collect();
         let mut sql = vec![self.writer.lock_row()];
         sql.extend(runs.iter().map(|run| run.sql(self.schema)));
         // Before the transaction: a rejected statement would leave it open.

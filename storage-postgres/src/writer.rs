@@ -14,6 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use enjambre_core::StorageError;
+use tempfile::NamedTempFile;
 use tokio_postgres::types::ToSql;
 
 use crate::connection::Connection;
@@ -155,20 +156,16 @@ pub(crate) fn folder_id(data_dir: &Path) -> Result<String, StorageError> {
     if let Some(id) = read().map_err(failed)? {
         return Ok(id);
     }
-    let draft = data_dir.join(format!("{FOLDER_ID}.{}", random_id()));
-    let created = write_synced(&draft, &format!("{}\n", random_id()))
-        // If several processes create the file, the first one wins.
-        .and_then(|()| match std::fs::hard_link(&draft, &path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+    let create = || {
+        let mut draft = NamedTempFile::new_in(data_dir)?;
+        writeln!(draft, "{}", random_id())?;
+        draft.as_file().sync_all()?;
+        match draft.persist_noclobber(&path) {
+            // If several processes create the file, the first one wins.
+            Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(error.error),
             _ => Ok(()),
-        });
-    let _ = std::fs::remove_file(&draft);
-    created.map_err(failed)?;
+        }
+    };
+    create().map_err(failed)?;
     read().map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
-}
-
-fn write_synced(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = std::fs::File::create_new(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }

@@ -1,11 +1,10 @@
 //! Conversion of sled's errors to [`StorageError`].
 
-use std::any::Any;
 use std::io::ErrorKind;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use enjambre_core::StorageError;
+use enjambre_core::storage::embedded::guarded;
 use sled::Error;
 
 /// Converts an error of sled during `action` on the database `path`.
@@ -17,23 +16,13 @@ pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
     }
 }
 
-/// A panic of sled, with its message. sled panics if it reads inconsistent data.
-#[derive(Debug, thiserror::Error)]
-#[error("sled panicked: {0}")]
-struct Panicked(String);
-
-/// Runs an operation that may read damaged data and converts a panic to [`StorageError::Corrupt`].
+/// Runs an operation that may read damaged data and converts a panic to [`StorageError::Corrupt`]: sled panics if it reads
+/// inconsistent data.
 pub(crate) fn catch_panic<T>(
     path: &Path,
     read: impl FnOnce() -> Result<T, StorageError>,
 ) -> Result<T, StorageError> {
-    catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|payload| Err(StorageError::damaged(path, Panicked(describe(&*payload)))))
-}
-
-fn describe(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
+    guarded(read).unwrap_or_else(|panicked| Err(StorageError::damaged(path, panicked)))
 }
 
 /// Returns whether sled found its file locked. sled reports it in the message only.

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 use std::path::Path;
 
-use enjambre_core::storage::format::check_version;
+use enjambre_core::storage::format::{check_version, foreign};
 use enjambre_core::{Key, KeyRange, Role, Space, StorageError};
 use sled::{Db, IVec};
 
@@ -19,7 +19,6 @@ const META: &str = "enjambre";
 /// Checks that the database belongs to Enjambre and has a supported format, or initialises a new one.
 pub(crate) fn prepare(db: &Db, path: &Path, role: Role) -> Result<(), StorageError> {
     let failed = |error| explain(path, "open", error);
-    let purpose = purpose(role);
     let has_data =
         db.tree_names().iter().any(|name| *name != META && *name != "__sled__default") || !db.is_empty();
     let meta = db.open_tree(META).map_err(failed)?;
@@ -29,37 +28,20 @@ pub(crate) fn prepare(db: &Db, path: &Path, role: Role) -> Result<(), StorageErr
             let found = version[..].try_into().map_or(u64::MAX, u64::from_be_bytes);
             check_version(&path.display().to_string(), found, FORMAT)?;
             let stored = meta.get("role").map_err(failed)?;
-            if stored.as_deref() == Some(purpose.as_bytes()) {
+            if stored.as_deref() == Some(role.name().as_bytes()) {
                 return Ok(());
             }
         }
         None if !has_data => {
             let mut batch = sled::Batch::default();
             batch.insert("format", &FORMAT.to_be_bytes());
-            batch.insert("role", purpose);
+            batch.insert("role", role.name());
             meta.apply_batch(batch).map_err(failed)?;
             return db.flush().map(drop).map_err(failed);
         }
         None => {}
     }
-    Err(foreign(path, role, None))
-}
-
-/// Returns the error for a database that does not belong to Enjambre, or to the other role.
-pub(crate) fn foreign(path: &Path, role: Role, source: Option<sled::Error>) -> StorageError {
-    let what = format!(
-        "{} is a database, but not an Enjambre database for {}; choose another path",
-        path.display(),
-        purpose(role)
-    );
-    StorageError::Corrupt { what, source: source.map(Into::into) }
-}
-
-const fn purpose(role: Role) -> &'static str {
-    match role {
-        Role::Records => "records",
-        Role::Content => "content",
-    }
+    Err(foreign(&path.display().to_string(), role, None))
 }
 
 /// The byte after the name of a space. No name contains it, so no space is a prefix of another.
@@ -78,13 +60,11 @@ pub(crate) fn encode(space: Space, key: &[u8]) -> Vec<u8> {
 /// Returns the range of tree keys for a range of a space.
 pub(crate) fn encode_range(space: Space, range: &KeyRange) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
     let start = match &range.start {
-        Bound::Included(key) => Bound::Included(encode(space, key)),
-        Bound::Excluded(key) => Bound::Excluded(encode(space, key)),
         Bound::Unbounded => Bound::Included(encode(space, b"")),
+        bound => bound.as_ref().map(|key| encode(space, key)),
     };
     let end = match &range.end {
-        Bound::Included(key) => Bound::Included(encode(space, key)),
-        Bound::Excluded(key) => Bound::Excluded(encode(space, key)),
+        bound @ (Bound::Included(_) | Bound::Excluded(_)) => bound.as_ref().map(|key| encode(space, key)),
         Bound::Unbounded => {
             let mut end = encode(space, b"");
             end.pop();

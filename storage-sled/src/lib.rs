@@ -1,4 +1,4 @@
-//! Storage on sled 0.34: one database folder for records, one beside it for content.
+//! Storage on sled 0.34: one database directory for records, one beside it for content.
 //!
 //! All spaces share one tree, because a batch of sled is atomic within a tree: the key of an entry is the name of
 //! its space, a zero byte, and its key. sled alone does not bear a power cut; the engine here syncs its file

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use enjambre_core::storage::database_file;
 use enjambre_core::storage::engine::page_of;
+use enjambre_core::storage::format::foreign;
 use enjambre_core::{
     ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Role, Space, StorageError,
     Write,
@@ -114,7 +115,7 @@ fn open_when_released(options: &Options) -> Result<Db, StorageError> {
             }
             // The segment size differs.
             Err(error @ sled::Error::Unsupported(_)) => {
-                return Err(format::foreign(path, options.role, Some(error)));
+                return Err(foreign(&path.display().to_string(), options.role, Some(error.into())));
             }
             Err(error) => return Err(explain(path, "open", error)),
         }

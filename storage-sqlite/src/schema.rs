@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Bound;
 use std::path::Path;
 
-use enjambre_core::storage::format::check_version;
+use enjambre_core::storage::format::{check_version, foreign};
 use enjambre_core::{KeyRange, Role, Space, StorageError};
 use rusqlite::{Connection, OptionalExtension};
 
@@ -41,14 +41,7 @@ pub(crate) fn prepare(connection: &mut Connection, path: &Path, role: Role) -> R
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
     if id != 0 || version != 0 || tables != 0 {
-        let purpose = match role {
-            Role::Records => "records",
-            Role::Content => "content",
-        };
-        return Err(StorageError::corrupt(format!(
-            "{} is a database, but not an Enjambre database for {purpose}; choose another path",
-            path.display()
-        )));
+        return Err(foreign(&path.display().to_string(), role, None));
     }
     // In one transaction: a file without both is a new one.
     let mut initialise = || {

@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use enjambre_core::runtime::buffers::BufferPool;
 use enjambre_core::storage::database_file;
+use enjambre_core::storage::engine::page_of;
 use enjambre_core::{
     ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Role, Space, StorageError,
     Write,
@@ -63,8 +64,6 @@ const BUSY: Duration = Duration::from_secs(2);
 const BEGIN: &str = "BEGIN EXCLUSIVE";
 /// Writes a row so that the commit is synced.
 const COUNT_SYNC: &str = "UPDATE enjambre_sync SET count = count + 1";
-/// The size in bytes from which a value is read into a reusable buffer.
-const LARGE: usize = 32 * 1024;
 /// The bytes of buffers for large values that are kept for reuse.
 const KEPT_BUFFERS: usize = 4 * 1024 * 1024;
 /// The number of prepared statements that a connection keeps.
@@ -380,7 +379,7 @@ impl Reader for SqliteReader {
             let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(None) };
             self.connection
                 .prepare_cached(&statements.get)?
-                .query_row([key.as_bytes()], |row| Ok(copy(&self.buffers, row.get_ref(0)?.as_blob()?)))
+                .query_row([key.as_bytes()], |row| Ok(self.buffers.copy(row.get_ref(0)?.as_blob()?)))
                 .optional()
         };
         read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error).into())
@@ -393,46 +392,24 @@ impl Reader for SqliteReader {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Key, Bytes)>, ReadError> {
-        let mut page = Vec::new();
-        let mut damaged = false;
         let _guard = self.read_write.as_ref().map(|lock| lock.read());
         let mut read = || {
-            let Some(statements) = self.tables.existing(&self.connection, space)? else { return Ok(()) };
+            let Some(statements) = self.tables.existing(&self.connection, space)? else {
+                return Ok(Vec::new());
+            };
             let mut select = self.connection.prepare_cached(&statements.scan(range))?;
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let mut rows = select.query(params![bound(&range.start), bound(&range.end), limit])?;
-            let mut bytes = 0;
-            while let Some(row) = rows.next()? {
+            let limit_of_query = i64::try_from(limit).unwrap_or(i64::MAX);
+            let parameters = params![bound(&range.start), bound(&range.end), limit_of_query];
+            let entries = select.query_map(parameters, |row| {
                 let (key, value) = (row.get_ref(0)?.as_blob()?, row.get_ref(1)?.as_blob()?);
-                bytes += key.len() + value.len();
-                let Ok(key) = Key::new(Bytes::copy_from_slice(key)) else {
-                    damaged = true;
-                    return Ok(());
-                };
-                page.push((key, copy(&self.buffers, value)));
-                if bytes >= max_bytes {
-                    break;
-                }
-            }
-            Ok(())
+                Ok((Bytes::copy_from_slice(key), self.buffers.copy(value)))
+            })?;
+            page_of(entries, limit, max_bytes)
         };
-        read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error))?;
-        if damaged {
-            return Err(
-                StorageError::corrupt(format!("{} contains an invalid key", self.path.display())).into()
-            );
-        }
-        Ok(page)
+        let page = read().map_err(|error: rusqlite::Error| explain(&self.path, "read from", error))?;
+        let invalid = |_| StorageError::corrupt(format!("{} contains an invalid key", self.path.display()));
+        page.into_iter().map(|(key, value)| Ok((Key::new(key).map_err(invalid)?, value))).collect()
     }
-}
-
-fn copy(buffers: &BufferPool, value: &[u8]) -> Bytes {
-    if value.len() < LARGE {
-        return Bytes::copy_from_slice(value);
-    }
-    let mut copy = buffers.take(value.len());
-    copy.copy_from_slice(value);
-    copy.freeze()
 }
 
 /// Returns the last write to each key, ordered by space and key.

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::PieceLayout;
-use enjambre_core::model::manifest::{Manifest, hash_piece};
+use enjambre_core::model::manifest::hash_piece;
+use enjambre_core::{Bitmap, Manifest, PieceLayout};
 use enjambre_swarm::download::schedule::{ProviderKey, Schedule};
 
 fn main() {

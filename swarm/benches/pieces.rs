@@ -8,20 +8,18 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::BytesCount;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::manifest::{Manifest, hash_piece};
-use enjambre_core::model::record::FileKind;
+use enjambre_core::model::manifest::hash_piece;
 use enjambre_core::protocol::message::Request;
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::{
-    ConnectionHandle, ConnectionId, Memory, Message, PeerInfo, ReplySink, RequestId, TransportError,
+    ConnectionHandle, ConnectionId, FileKind, Manifest, Memory, Message, PeerInfo, PieceIndex, PieceLayout,
+    ReplySink, RequestId, TransportError,
 };
 use enjambre_swarm::library::content::ContentStore;
 use enjambre_swarm::library::entry::NewFile;
 use enjambre_swarm::library::file::LibraryFile;
 use enjambre_swarm::library::library::Library;
 use enjambre_swarm::library::output::Destination;
-use enjambre_swarm::library::settings::LibrarySettings;
 use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_swarm::seeder::Seeder;
 use futures::stream::{self, StreamExt};
@@ -51,7 +49,7 @@ fn place() -> Place {
     // In the build's folder: the temporary one of the system may be in memory.
     let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder");
     let content = ContentStore::Files(folder.path().join("content"));
-    let opening = Library::open(Arc::new(Memory::new()), content, LibrarySettings::default());
+    let opening = Library::open(Arc::new(Memory::new()), content);
     let library = runtime.block_on(opening).expect("the library opens");
     Place { runtime, folder, library }
 }

@@ -7,19 +7,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use enjambre_core::model::record::{FileKind, FileRecord, Offer, Publication};
 use enjambre_core::protocol::codec;
 use enjambre_core::protocol::lookup;
 use enjambre_core::protocol::message::Request;
-use enjambre_core::transport::envelope::EncodedRequest;
-use enjambre_core::{FileId, Memory, PeerId, RequestId};
+use enjambre_core::{
+    EncodedRequest, FileId, FileKind, FileRecord, Memory, Offer, PeerId, Publication, RequestId, UnixMillis,
+};
 use enjambre_swarm::catalogue::Catalogue;
 use enjambre_swarm::catalogue::peers::Session;
 use enjambre_swarm::tracker::lookups::Lookups;
 use enjambre_swarm::tracker::settings::TrackerSettings;
 use tokio::runtime::{Builder, Runtime};
 
-const NOW: u64 = 1_000_000_000;
+const NOW: UnixMillis = UnixMillis(1_000_000_000);
 /// The offers of one announcement.
 const OFFERS: u64 = 800;
 const CACHE: usize = 32 << 20;
@@ -109,8 +109,9 @@ fn find_cached(bencher: Bencher<'_, '_>) {
     let fixture = fixture(CACHE);
     find(&fixture);
     let header = find_header();
-    bencher.bench_local(|| {
-        let request = parse(divan::black_box(&header));
+    // Each request arrives in its own memory.
+    bencher.with_inputs(|| Bytes::copy_from_slice(&header)).bench_local_values(|header| {
+        let request = EncodedRequest::parse(header).expect("the header is valid");
         match lookup::decode(&request) {
             Some(lookup::Lookup::Find { query }) => {
                 let answers = fixture.lookups.cached_find(query, NOW).expect("it is cached");
@@ -133,10 +134,6 @@ fn providers_cached(bencher: Bencher<'_, '_>, peers: u64) {
         let providers = fixture.lookups.cached_providers(&id, true, NOW).expect("it is cached");
         providers.finish(RequestId(7))
     });
-}
-
-fn parse(header: &Bytes) -> EncodedRequest {
-    EncodedRequest::parse(header).expect("the header is valid")
 }
 
 fn find_header() -> Bytes {

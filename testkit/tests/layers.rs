@@ -1,4 +1,4 @@
-//! The storage conformance kit with each storage layer.
+//! The storage conformance test suite with each storage layer.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The in-memory transport passes the conformance kit.
+//! The in-memory transport passes the conformance test suite.
 
 use std::sync::Arc;
 

@@ -29,10 +29,18 @@ async fn calls_are_counted_by_method_and_error_kind() {
     storage.scan(SPACE, KeyRange::all(), 10).await.unwrap();
     let counted = storage.metrics().snapshot();
     let of = |method: Method| counted[method as usize];
-    assert_eq!(Method::ALL.map(|method| of(method).calls()), [1, 1, 1, 2, 2]);
-    assert_eq!(Method::ALL.map(|method| of(method).bytes), [101, 100, 0, 101, 0]);
+    assert_eq!(counted.map(|method| method.calls()), [1, 1, 1, 2, 2]);
+    assert_eq!(counted.map(|method| method.bytes), [101, 100, 0, 101, 0]);
     assert_eq!(of(Method::Durable).errors(ErrorKind::Conflict), 1);
     assert_eq!(of(Method::Buffered).errors(ErrorKind::Full), 1);
     assert_eq!(of(Method::Sync).errors(ErrorKind::Unavailable), 1);
-    assert_eq!(ErrorKind::ALL.map(|kind| of(Method::Get).errors(kind)), [0; 6]);
+    let error_kinds = [
+        ErrorKind::Conflict,
+        ErrorKind::Full,
+        ErrorKind::Indeterminate,
+        ErrorKind::Unavailable,
+        ErrorKind::Corrupt,
+        ErrorKind::Other,
+    ];
+    assert_eq!(error_kinds.map(|kind| of(Method::Get).errors(kind)), [0; 6]);
 }

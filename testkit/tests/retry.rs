@@ -83,7 +83,7 @@ async fn commit_that_may_be_applied_is_not_retried() {
         Fault::Fail,
     ] {
         let Case { faults, storage, .. } = case(Some(10_000), 5);
-        faults.add(Operation::Commit, When::Always, fault);
+        faults.add(Operation::Commit, When::Always, fault.clone());
         let outcome = storage.commit(put(true), Durability::Buffered).await;
         assert!(outcome.is_err());
         assert_eq!(faults.faults_met(), 1, "{fault:?} {outcome:?}");

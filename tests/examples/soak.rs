@@ -316,7 +316,7 @@ impl Soak {
         let source = member.peer.folder().join(&name);
         let size = SIZES[self.next as usize % SIZES.len()];
         let hash = write_file(&source, size, self.next);
-        let options: &[&str] = if self.next.is_multiple_of(2) { &["--store"] } else { &[] };
+        let options: &[&str] = if self.next.is_multiple_of(2) { &["--copy"] } else { &[] };
         member.peer.publish(&source, options);
         member.held.push_back(name.clone());
         self.files.insert(name, SharedFile { hash, source, publisher: number });

@@ -111,7 +111,7 @@ impl DamageTest {
             let name = format!("file-{number}");
             let path = world.path(&name);
             files.insert(name, write_file(&path, size, 1 + number as u64));
-            provider.publish(&path, &["--store"]);
+            provider.publish(&path, &["--copy"]);
         }
         let originals = [world.path("stopped"), world.path("killed")];
         for (number, original) in originals.iter().enumerate() {

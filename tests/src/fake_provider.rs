@@ -9,17 +9,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::model::manifest::hash_piece;
-use enjambre_core::model::record::FileKind;
-use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::client::call;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request, SessionGrant, SessionProof};
 use enjambre_core::protocol::server::{Handler, serve};
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Connection, Deadline, Endpoint, FileId, Listener, PeerInfo, ReplySink, RequestId};
+use enjambre_core::{
+    Connection, Deadline, Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, PeerInfo, PieceIndex,
+    PieceLayout, ReplySink, RequestId, SessionId,
+};
+use enjambre_transport::Shared;
 use enjambre_transport::settings::TransportSettings;
 use tokio::runtime::Runtime;
 
@@ -113,8 +112,7 @@ async fn announce(
     provider: MisbehavingProvider,
 ) -> Result<()> {
     let settings = TransportSettings::default();
-    let dialer =
-        Dialer::new(vec![enjambre_transport::zmq(settings.clone())?, enjambre_transport::tcp(settings)?]);
+    let dialer = Dialer::new(vec![Shared::new(settings.clone())?.zmq(), Shared::new(settings)?.tcp()]);
     let listener = dialer.bind(&format!("{}://127.0.0.1:0", tracker.scheme()).parse()?).await?;
     let (id, size) = (provider.id, provider.layout.size());
     let endpoints = vec![listener.local_endpoint().clone()];

@@ -5,21 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use async_trait::async_trait;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::record::{FileRecord, Offer, Provider, Publication};
 use enjambre_core::protocol::server;
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Endpoint, FileId, Memory};
+use enjambre_core::{Dialer, Endpoint, FileRecord, KeyPair, Memory, Offer, Publication};
 use enjambre_swarm::download::downloader::Downloader;
-use enjambre_swarm::download::provider::ProviderSource;
 use enjambre_swarm::download::request::DownloadRequest;
 use enjambre_swarm::download::settings::DownloadSettings;
 use enjambre_swarm::library::content::ContentStore;
+use enjambre_swarm::library::entry::NewFile;
 use enjambre_swarm::library::library::Library;
 use enjambre_swarm::library::output::Destination;
 use enjambre_swarm::library::publish::PublishOptions;
-use enjambre_swarm::library::settings::LibrarySettings;
 use enjambre_swarm::peer::offers::LibraryOffers;
 use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_swarm::seeder::Seeder;
@@ -47,24 +42,13 @@ impl Drop for InProcessPeer {
     }
 }
 
-#[derive(Debug)]
-struct Providers(Arc<Trackers>);
-
-#[async_trait]
-impl ProviderSource for Providers {
-    async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, String> {
-        self.0.providers(id).await.map_err(|error| error.to_string())
-    }
-}
-
 impl InProcessPeer {
     /// Starts a peer that uses these trackers.
     pub async fn start(trackers: &[Endpoint], provider_timeout: Duration) -> Result<Self> {
         let shared = Shared::new(TransportSettings::default()).context("invalid transport limits")?;
         let dialer = Arc::new(Dialer::new(vec![shared.tcp()]));
         let memory = || Arc::new(Memory::new());
-        let library =
-            Library::open(memory(), ContentStore::Database(memory()), LibrarySettings::default()).await?;
+        let library = Library::open(memory(), ContentStore::Database(memory())).await?;
         let key = KeyPair::generate();
         let unlimited = || Arc::new(BandwidthLimit::new(None));
         let settings = DownloadSettings { provider_timeout, ..DownloadSettings::default() };
@@ -81,6 +65,7 @@ impl InProcessPeer {
         let serving = tokio::spawn(server::serve(listener, Arc::new(seeder)));
         let trackers = Arc::new(Trackers::new(&dialer, trackers.iter().cloned()));
         let presence = Presence::start(
+            None,
             key,
             endpoints,
             &trackers,
@@ -113,14 +98,12 @@ impl InProcessPeer {
     pub async fn get(&self, file: &FileRecord) -> Result<()> {
         let download = self.downloader.get(DownloadRequest {
             id: file.id,
-            name: Some(file.name.clone()),
-            kind: file.kind,
-            member_of: None,
-            claimed_size: Some(file.size),
+            file: NewFile { name: Some(file.name.clone()), kind: file.kind, member_of: None },
+            claimed_size: file.size,
             proven_size: None,
             destination: Destination::Library,
             announced_as: file.id,
-            providers: Arc::new(Providers(Arc::clone(&self.trackers))),
+            providers: Arc::clone(&self.trackers) as _,
         });
         download.wait().await?;
         let report = self.library.verify(&file.id).await?;

@@ -132,6 +132,14 @@ pub fn make_ext4(test: &str, image: &Path, bytes: u64) -> bool {
     created.map_err(|error| skip(test, &error)).is_ok()
 }
 
+/// Copies an image file without the holes, which are most of it.
+///
+/// # Panics
+/// Panics if the file cannot be copied.
+pub fn copy_image(from: &Path, to: &Path) {
+    run(Command::new("cp").arg("--sparse=always").args([from, to])).unwrap_or_else(|error| panic!("{error}"));
+}
+
 fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     let message = String::from_utf8_lossy(&output.stderr);

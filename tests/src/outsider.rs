@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::membership::SignedMembership;
-use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::client::{CallError, call};
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::{Reply, Request};
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Connection, Deadline, Endpoint, PeerId, Transport, TransportError};
+use enjambre_core::{
+    Connection, Deadline, Dialer, Endpoint, KeyPair, PeerId, SessionId, Transport, TransportError,
+};
 use enjambre_swarm::membership::credentials::invitation::Invitation;
 use enjambre_swarm::tracker_client::client::TrackerClient;
 use enjambre_transport::Shared;

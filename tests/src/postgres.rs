@@ -228,10 +228,12 @@ impl Server {
         self.folder.path().join("data")
     }
 
+    /// Writes the configuration. The server crashes but the machine does not, so commits survive without `fsync`, which
+    /// would dominate the duration of the tests.
     fn configure(&self) {
         let added = format!(
             "\nlisten_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = ''\nshared_buffers = '32MB'\n\
-             max_connections = 200\ntimezone = 'UTC'\n{}\n",
+             fsync = off\nmax_connections = 200\ntimezone = 'UTC'\n{}\n",
             self.port, self.settings
         );
         let path = self.data().join("postgresql.conf");

@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 
 use crate::content::{MIB, hash_of, write_file};
-use crate::mount::{Mount, make_ext4};
+use crate::mount::{Mount, copy_image, make_ext4};
 use crate::node::{Peer, Tracker, World};
 use crate::process::Process;
 use crate::setup::Setup;
@@ -164,7 +164,7 @@ impl PowerCutTest {
         self.next += 1;
         let path = self.world.path(&name);
         let hash = write_file(&path, size, self.next);
-        let process = self.publisher.spawn([OsStr::new("publish"), OsStr::new("--store"), path.as_os_str()]);
+        let process = self.publisher.spawn([OsStr::new("publish"), OsStr::new("--copy"), path.as_os_str()]);
         Command { name, hash, action: Action::Publish, process }
     }
 
@@ -184,7 +184,7 @@ impl PowerCutTest {
         for signal in [Signal::STOP, Signal::KILL] {
             if signal == Signal::KILL {
                 let [from, to] = [&self.images[number % 2], &self.images[(number + 1) % 2]];
-                fs::copy(from, to).expect("cannot copy the disk image");
+                copy_image(from, to);
             }
             self.tracker.signal(signal);
             self.publisher.signal(signal);

@@ -64,7 +64,8 @@ impl Process {
         Self::start_command(folder, command)
     }
 
-    /// Starts a command without `ENJAMBRE_*` environment variables. Standard error is written to a file in `folder`.
+    /// Starts a command without `ENJAMBRE_*` environment variables and without the configuration file of the user. Standard
+    /// error is written to a file in `folder`.
     ///
     /// # Panics
     /// Panics if the process cannot be started.
@@ -79,6 +80,8 @@ impl Process {
             }
         }
         let mut child = command
+            .env("XDG_CONFIG_HOME", folder.join("no-user-config"))
+            .env("XDG_DATA_HOME", folder.join("no-user-data"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&stderr).expect("cannot create the log file"))

@@ -7,12 +7,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 
-use enjambre_core::model::record::{FileKind, Offer, Publication};
-use enjambre_core::model::session::SessionId;
-use enjambre_core::{FileId, KeyRange, PeerId, Space, Storage};
+use enjambre_core::{
+    FileId, FileKind, KeyRange, Offer, PeerId, Publication, SessionId, Space, Storage, UnixMillis,
+};
 use enjambre_swarm::catalogue::error::CatalogueError;
 use enjambre_swarm::catalogue::layout::{self, FILES, FileEntry, LEASES, OFFERS, PEERS, PROVIDERS};
 use enjambre_swarm::catalogue::leases::LeaseRules;
@@ -20,12 +21,16 @@ use enjambre_swarm::catalogue::peers::Session;
 use enjambre_swarm::catalogue::{Catalogue, CatalogueRules, Task};
 use enjambre_swarm::tracker::lookups::Lookups;
 
-const LEASE: u64 = 30_000;
-const CACHE_TTL: u64 = 5_000;
-const RETENTION: u64 = 1_000_000;
-const START: u64 = 1_000_000_000;
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const LEASE: Duration = ms(30_000);
+const CACHE_TTL: Duration = ms(5_000);
+const RETENTION: Duration = ms(1_000_000);
+const START: UnixMillis = UnixMillis(1_000_000_000);
 const RULES: CatalogueRules = CatalogueRules {
-    leases: LeaseRules { lease: LEASE, retention: RETENTION, settle: 120_000 },
+    leases: LeaseRules { lease: LEASE, retention: RETENTION, settle: ms(120_000) },
     cache_ttl: CACHE_TTL,
     max_peers: 10_000,
     max_versions: 1_000_000,
@@ -53,22 +58,22 @@ impl Trackers {
         Self { storage, all, lookups }
     }
 
-    async fn session(&self, at: usize, peer: u8, now: u64) -> Session {
+    async fn session(&self, at: usize, peer: u8, now: UnixMillis) -> Session {
         let endpoint = format!("tcp://10.0.0.{peer}:7710").parse().expect("a valid endpoint");
         let opened = self.all[at].open_session(PeerId::from_bytes([peer; 32]), vec![endpoint], now).await;
         let id = opened.expect("the session opens");
         self.all[at].authorize(id, now).await.expect("a new session is valid")
     }
 
-    async fn publish(&self, at: usize, by: &Session, name: &str, n: u64, now: u64) -> u64 {
+    async fn publish(&self, at: usize, by: &Session, name: &str, n: u64, now: UnixMillis) -> u64 {
         let published = self.all[at].publish(by, &publication(name, n), now).await;
         published.expect("the publication succeeds").version
     }
 
     /// The number of providers of the file according to one of the trackers.
-    async fn count(&self, at: usize, n: u64, now: u64) -> usize {
+    async fn count(&self, at: usize, n: u64, now: UnixMillis) -> usize {
         let providers = self.lookups[at].providers(&file(n), true, now).await;
-        providers.expect("the look-up succeeds").unwrap_or_default().len()
+        providers.expect("the lookup succeeds").unwrap_or_default().len()
     }
 
     async fn entries(&self, space: Space) -> usize {
@@ -113,17 +118,17 @@ async fn any_tracker_answers_for_all(connections: Connections) {
     assert!(unknown.is_empty(), "a file published at one tracker is unknown at another");
     for (at, tracker) in trackers.lookups.iter().enumerate() {
         assert_eq!(trackers.count(at, 1, START).await, 2);
-        let found = tracker.find("film", START).await.expect("the look-up succeeds");
+        let found = tracker.find("film", START).await.expect("the lookup succeeds");
         assert_eq!((found.id, found.version, found.providers), (file(1), 1, 2));
         let page = tracker.list("f*", None, 10, START).await.expect("the scan succeeds");
         assert_eq!(page.files.len(), 1);
     }
     // A newer version and a peer that leaves are seen once the caches have expired.
-    assert_eq!(trackers.publish(2, &publisher, "film", 2, START + 1).await, 2);
-    trackers.all[2].leave(other.id, START + 1).await.expect("the peer leaves");
+    assert_eq!(trackers.publish(2, &publisher, "film", 2, START + ms(1)).await, 2);
+    trackers.all[2].leave(other.id, START + ms(1)).await.expect("the peer leaves");
     for (at, tracker) in trackers.lookups.iter().enumerate() {
-        let later = START + CACHE_TTL + 1;
-        assert_eq!(tracker.find("film", later).await.expect("the look-up succeeds").id, file(2));
+        let later = START + CACHE_TTL + ms(1);
+        assert_eq!(tracker.find("film", later).await.expect("the lookup succeeds").id, file(2));
         assert_eq!(trackers.count(at, 1, later).await, 1);
     }
 }
@@ -133,40 +138,40 @@ async fn session_is_valid_everywhere_until_a_newer_one(connections: Connections)
     let former = trackers.session(0, 1, START).await;
     trackers.publish(1, &former, "a", 1, START).await;
     for (n, tracker) in trackers.all.iter().enumerate() {
-        tracker.renew(former.id, START + 1).await.expect("the session is valid here");
-        let session = tracker.authorize(former.id, START + 1).await.expect("the session is valid");
+        tracker.renew(former.id, START + ms(1)).await.expect("the session is valid here");
+        let session = tracker.authorize(former.id, START + ms(1)).await.expect("the session is valid");
         assert_eq!(session, former, "{n}");
     }
     // A session opened by a tracker whose clock is behind still counts as newer.
-    let newer = trackers.session(1, 1, START - 7000).await;
+    let newer = trackers.session(1, 1, START - ms(7000)).await;
     assert!(newer.began > former.began);
     for tracker in &trackers.all {
         let less = Offer { complete: false, ..offer(1) };
-        let late = tracker.announce(&former, &[less], START + 2).await;
+        let late = tracker.announce(&former, &[less], START + ms(2)).await;
         assert!(matches!(late, Err(CatalogueError::Unauthorized)), "{late:?}");
-        let late = tracker.leave(former.id, START + 2).await;
+        let late = tracker.leave(former.id, START + ms(2)).await;
         assert!(matches!(late, Err(CatalogueError::Unauthorized)), "{late:?}");
-        let late = tracker.renew(former.id, START + CACHE_TTL + 2).await;
+        let late = tracker.renew(former.id, START + CACHE_TTL + ms(2)).await;
         assert!(matches!(late, Err(CatalogueError::Unauthorized)), "{late:?}");
-        tracker.renew(newer.id, START + CACHE_TTL + 2).await.expect("the newer session is valid");
+        tracker.renew(newer.id, START + CACHE_TTL + ms(2)).await.expect("the newer session is valid");
     }
-    trackers.all[2].leave(newer.id, START + CACHE_TTL + 3).await.expect("the peer leaves");
-    let late = trackers.all[0].renew(newer.id, START + 2 * CACHE_TTL + 4).await;
+    trackers.all[2].leave(newer.id, START + CACHE_TTL + ms(3)).await.expect("the peer leaves");
+    let late = trackers.all[0].renew(newer.id, START + 2 * CACHE_TTL + ms(4)).await;
     assert!(matches!(late, Err(CatalogueError::Unauthorized)), "{late:?}");
 }
 
 /// One peer renews at one tracker, another alternates between trackers, every third of a lease. Each tracker flushes every
 /// 5 s at a different time, and the clocks differ by up to 5 s.
 async fn renewal_at_one_tracker_counts_at_all(connections: Connections) {
-    const CLOCKS: [u64; 3] = [5_000, 0, 10_000];
+    const CLOCKS: [Duration; 3] = [ms(5_000), ms(0), ms(10_000)];
     let trackers = Trackers::open(connections).await;
-    let clock = |at: usize, now: u64| now - 5_000 + CLOCKS[at];
+    let clock = |at: usize, now: UnixMillis| now - ms(5_000) + CLOCKS[at];
     let stationary = trackers.session(0, 1, clock(0, START)).await;
     trackers.publish(0, &stationary, "a", 1, clock(0, START)).await;
     let roaming = trackers.session(1, 2, clock(1, START)).await;
     trackers.publish(1, &roaming, "b", 2, clock(1, START)).await;
     for second in 1..=120 {
-        let now = START + second * 1000;
+        let now = START + Duration::from_secs(second);
         if second % 10 == 0 {
             trackers.all[0].renew(stationary.id, clock(0, now)).await.expect("the renewal succeeds");
             let at = (second / 10 % 3) as usize;
@@ -181,7 +186,7 @@ async fn renewal_at_one_tracker_counts_at_all(connections: Connections) {
         }
     }
     // Without renewals all trackers consider a peer offline one lease later, by the clock of the last renewal.
-    let late = START + 120_000 + LEASE + 10_000;
+    let late = START + ms(120_000) + LEASE + ms(10_000);
     for at in 0..3 {
         assert_eq!(trackers.count(at, 1, late).await, 0, "tracker {at}");
     }
@@ -192,11 +197,11 @@ async fn late_flush_keeps_a_later_renewal(connections: Connections) {
     let [a, b, _] = &trackers.all;
     let peer = trackers.session(0, 1, START).await;
     trackers.publish(0, &peer, "a", 1, START).await;
-    a.renew(peer.id, START + 10_000).await.expect("the renewal succeeds");
-    b.renew(peer.id, START + 20_000).await.expect("the renewal succeeds");
-    b.flush(START + 21_000).await.expect("the flush succeeds");
-    a.flush(START + 25_000).await.expect("the flush succeeds");
-    assert_eq!(trackers.count(2, 1, START + 20_000 + LEASE - 1).await, 1);
+    a.renew(peer.id, START + ms(10_000)).await.expect("the renewal succeeds");
+    b.renew(peer.id, START + ms(20_000)).await.expect("the renewal succeeds");
+    b.flush(START + ms(21_000)).await.expect("the flush succeeds");
+    a.flush(START + ms(25_000)).await.expect("the flush succeeds");
+    assert_eq!(trackers.count(2, 1, START + ms(20_000) + LEASE - ms(1)).await, 1);
 }
 
 async fn concurrent_publications_all_succeed(connections: Connections) {
@@ -206,7 +211,7 @@ async fn concurrent_publications_all_succeed(connections: Connections) {
         let by = trackers.session(at as usize, at as u8 + 1, START).await;
         let mut versions = Vec::new();
         for n in 0..EACH {
-            versions.push(trackers.publish(at as usize, &by, "same", at * 100 + n, START + n).await);
+            versions.push(trackers.publish(at as usize, &by, "same", at * 100 + n, START + ms(n)).await);
         }
         versions
     });
@@ -228,11 +233,10 @@ async fn concurrent_publications_all_succeed(connections: Connections) {
 
 async fn one_tracker_at_a_time_sweeps(connections: Connections) {
     let trackers = Trackers::open(connections).await;
-    for period in [60_000u64, 3_600_000] {
+    for (task, period) in [(Task::Sweep, ms(60_000)), (Task::Expire, ms(3_600_000))] {
         for round in 0..3 {
             // Clocks and timers of trackers differ by seconds.
-            let at = |tracker: u64| START + 10 * period + round * period + tracker * 2000;
-            let task = if period == 60_000 { Task::Sweep } else { Task::Expire };
+            let at = |tracker: u64| START + (10 + round) * period + ms(tracker * 2000);
             let turns = trackers.all.iter().zip(0..).map(|(each, n)| each.take_turn(task, period, at(n)));
             let turns = join_all(turns).await.into_iter().map(|turn| turn.expect("the turn is decided"));
             assert_eq!(turns.filter(|mine| *mine).count(), 1);
@@ -273,7 +277,7 @@ async fn peer_returning_during_a_sweep_keeps_or_loses_all(connections: Connectio
         match renewed {
             // The peer keeps its offers and is visible although no tracker has flushed.
             Ok(_) => {
-                c.renew(*session, late + 1).await.expect("the session remains valid");
+                c.renew(*session, late + ms(1)).await.expect("the session remains valid");
                 assert_eq!(trackers.count(0, (*peer).into(), late).await, 1, "peer {peer}");
             }
             Err(CatalogueError::Unauthorized) => refused += 1,

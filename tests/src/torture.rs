@@ -231,7 +231,7 @@ impl Torture {
         let hash = write_file(&path, size, self.next);
         let mut args = vec![OsStr::new("publish"), path.as_os_str()];
         if self.random.random_bool(0.5) {
-            args.push(OsStr::new("--store"));
+            args.push(OsStr::new("--copy"));
         }
         let process = self.publisher.spawn(args);
         (Action::Publish { name, hash }, process)

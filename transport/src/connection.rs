@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::runtime::backoff::Backoff;
-use enjambre_core::transport::caller::Caller;
-use enjambre_core::{Connection, Deadline, Endpoint, Message, RequestId, TransportError};
+use enjambre_core::transport::caller::{Caller, Exchange};
+use enjambre_core::{Endpoint, Message, RequestId, TransportError};
 use futures::future::{BoxFuture, FutureExt, Shared as SharedFuture};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -18,19 +17,8 @@ use crate::guard::socket;
 use crate::guard::stream::Stream;
 use crate::wire::{Dialled, Link, Parts, Wire};
 
-/// The cause of a failed connection attempt, shared by all calls that waited for it.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-struct ConnectError(Arc<Disconnect>);
-
-impl From<Disconnect> for ConnectError {
-    fn from(reason: Disconnect) -> Self {
-        Self(Arc::new(reason))
-    }
-}
-
 /// A connection attempt that several calls can wait for.
-type Attempt<L> = SharedFuture<BoxFuture<'static, Result<Arc<L>, ConnectError>>>;
+type Attempt<L> = SharedFuture<BoxFuture<'static, Result<Arc<L>, Arc<Disconnect>>>>;
 
 #[derive(Debug)]
 enum State<L> {
@@ -38,7 +26,7 @@ enum State<L> {
     Connecting(Attempt<L>),
     Up(Arc<L>),
     /// No attempt before this time, because of this error.
-    BackedOff(Instant, ConnectError),
+    BackedOff(Instant, Arc<Disconnect>),
 }
 
 #[derive(Debug)]
@@ -48,21 +36,21 @@ struct Current<L> {
 }
 
 impl<L> Current<L> {
-    fn back_off(&mut self, error: ConnectError) {
+    fn back_off(&mut self, error: Arc<Disconnect>) {
         self.state = State::BackedOff(Instant::now() + self.backoff.next_jittered(), error);
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct GuardedConnection<W: Wire> {
-    parts: Parts<W>,
+    parts: Arc<Parts<W>>,
     caller: Caller,
     in_flight: Semaphore,
     current: Mutex<Current<W::Link>>,
 }
 
 impl<W: Wire> GuardedConnection<W> {
-    pub(crate) fn new(parts: Parts<W>, endpoint: Endpoint) -> Self {
+    pub(crate) fn new(parts: Arc<Parts<W>>, endpoint: Endpoint) -> Self {
         let settings = &parts.guard.settings;
         let backoff = Backoff::new(settings.reconnect_first, settings.reconnect_longest);
         Self {
@@ -73,23 +61,23 @@ impl<W: Wire> GuardedConnection<W> {
         }
     }
 
-    fn unreachable(&self, error: ConnectError) -> TransportError {
+    fn unreachable(&self, error: Arc<Disconnect>) -> TransportError {
         TransportError::Unreachable { endpoint: self.caller.endpoint().clone(), source: Box::new(error) }
     }
 
     fn connect(&self) -> Attempt<W::Link> {
         let limit = self.parts.guard.settings.handshake_timeout;
-        let (Parts { guard, wire, security }, endpoint) =
-            (self.parts.clone(), self.caller.endpoint().clone());
+        let (parts, endpoint) = (Arc::clone(&self.parts), self.caller.endpoint().clone());
         let (activity, kill) = (self.caller.activity().clone(), self.caller.closed().child_token());
         let connecting = async move {
+            let guard = Arc::clone(&parts.guard);
             let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
             socket::configure(&stream, guard.settings.stall_timeout)?;
-            let stream = match (security, endpoint.id()) {
+            let stream = match (&parts.security, endpoint.id()) {
                 (Some(security), Some(id)) => security.connect(stream, id).await?,
                 _ => Stream::Left(stream),
             };
-            wire.establish(Dialled { guard, stream, endpoint, activity, kill }).await
+            parts.wire.establish(Dialled { guard, stream, endpoint, activity, kill }).await
         };
         let closed = self.caller.closed().clone();
         // In a task, because the call that started the attempt may be abandoned while others wait for it.
@@ -102,9 +90,7 @@ impl<W: Wire> GuardedConnection<W> {
                 }
             }
         });
-        async move { task.await.unwrap_or(Err(Disconnect::Local)).map_err(ConnectError::from) }
-            .boxed()
-            .shared()
+        async move { task.await.unwrap_or(Err(Disconnect::Local)).map_err(Arc::new) }.boxed().shared()
     }
 
     /// Returns the link, after connecting if necessary.
@@ -141,6 +127,12 @@ impl<W: Wire> GuardedConnection<W> {
         drop(current);
         connected.map_err(|error| self.unreachable(error))
     }
+}
+
+impl<W: Wire> Exchange for GuardedConnection<W> {
+    fn caller(&self) -> &Caller {
+        &self.caller
+    }
 
     async fn exchange(&self, id: RequestId, header: Bytes) -> Result<Message, TransportError> {
         loop {
@@ -151,29 +143,5 @@ impl<W: Wire> GuardedConnection<W> {
             link.send(header).await;
             return self.caller.reply(call).await;
         }
-    }
-}
-
-#[async_trait]
-impl<W: Wire> Connection for GuardedConnection<W> {
-    fn next_id(&self) -> RequestId {
-        self.caller.next_id()
-    }
-
-    async fn call(
-        &self,
-        id: RequestId,
-        header: Bytes,
-        deadline: Deadline,
-    ) -> Result<Message, TransportError> {
-        self.caller.call(header.len(), deadline, self.exchange(id, header)).await
-    }
-
-    fn endpoint(&self) -> &Endpoint {
-        self.caller.endpoint()
-    }
-
-    async fn close(&self) {
-        self.caller.close();
     }
 }

@@ -21,7 +21,7 @@ mod zmq;
 
 use std::sync::Arc;
 
-use enjambre_core::model::identity::KeyPair;
+use enjambre_core::KeyPair;
 
 use guard::Guard;
 use guard::secure::Security;
@@ -58,16 +58,6 @@ impl Shared {
         let tcp = StreamTransport::<tcp::Tcp>::new(Arc::clone(&self.guard), Some(security.clone()));
         [Arc::new(tcp), Arc::new(StreamTransport::<zmq::Zmq>::new(Arc::clone(&self.guard), Some(security)))]
     }
-}
-
-/// Returns a transport with the scheme `zmq` and its own limits.
-pub fn zmq(settings: TransportSettings) -> Result<Arc<dyn GuardedTransport>, InvalidSetting> {
-    Ok(Shared::new(settings)?.zmq())
-}
-
-/// Returns a transport with the scheme `tcp` and its own limits.
-pub fn tcp(settings: TransportSettings) -> Result<Arc<dyn GuardedTransport>, InvalidSetting> {
-    Ok(Shared::new(settings)?.tcp())
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ impl<W> fmt::Debug for GuardedListener<W> {
 }
 
 impl<W: Wire> GuardedListener<W> {
-    pub(crate) async fn bind(parts: Parts<W>, endpoint: &Endpoint) -> Result<Self, Source> {
+    pub(crate) async fn bind(parts: Arc<Parts<W>>, endpoint: &Endpoint) -> Result<Self, Source> {
         let tcp = TcpListener::bind((endpoint.host(), endpoint.port())).await?;
         let id = parts.security.as_ref().map(Security::id);
         let endpoint = endpoint.with_port(tcp.local_addr()?.port()).with_id(id);

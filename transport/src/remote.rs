@@ -6,8 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::transport::budget::{ConnectionBudget, ReplyReservation, Reservation};
-use enjambre_core::transport::envelope::{self, EncodedRequest};
-use enjambre_core::{Incoming, Message, MessageLimits, PeerInfo, ReplySink, TransportError};
+use enjambre_core::transport::envelope;
+use enjambre_core::{EncodedRequest, Incoming, Message, MessageLimits, PeerInfo, ReplySink, TransportError};
 use tokio_util::sync::CancellationToken;
 
 use crate::guard::Guard;
@@ -43,20 +43,10 @@ pub(crate) struct Remote<O> {
     info: PeerInfo,
     pub(crate) gate: Arc<RequestGate>,
     limits: MessageLimits,
-    budget: ConnectionBudget,
+    budget: Arc<ConnectionBudget>,
     /// Cancelled when the connection has ended or accepts no further replies.
     pub(crate) closed: CancellationToken,
     pub(crate) outlet: O,
-}
-
-/// A request as received from a stream.
-pub(crate) struct ReceivedRequest<Route> {
-    pub(crate) header: Bytes,
-    /// The bytes that the request has acquired at the gate.
-    pub(crate) bytes: usize,
-    /// Whether the request has a payload, which is malformed.
-    pub(crate) has_payload: bool,
-    pub(crate) route: Route,
 }
 
 impl<O: Outlet> Remote<O> {
@@ -73,16 +63,22 @@ impl<O: Outlet> Remote<O> {
         })
     }
 
-    /// Passes a request to the listener, or answers it if its header is invalid.
-    pub(crate) fn receive(self: &Arc<Self>, inbox: &Inbox, received: ReceivedRequest<O::Route>) {
-        let ReceivedRequest { header, bytes, has_payload, route } = received;
-        let slot = Slot::new(&self.gate, bytes);
+    /// Passes a request to the listener, or answers it if its header is invalid or it has a payload. The bytes of the header
+    /// have passed the gate.
+    pub(crate) fn receive(
+        self: &Arc<Self>,
+        inbox: &Inbox,
+        header: Bytes,
+        has_payload: bool,
+        route: O::Route,
+    ) {
+        let slot = Slot::new(&self.gate, header.len());
         let reply =
             Box::new(Reply { remote: Arc::clone(self), route, slot, reserved: ReplyReservation::default() });
         let parsed = if has_payload {
             Err(envelope::malformed_reply(envelope::id_of(&header), "a request has no payload"))
         } else {
-            EncodedRequest::parse(&header)
+            EncodedRequest::parse(header)
         };
         match parsed {
             Ok(request) => {

@@ -1,31 +1,23 @@
 //! Limits and timeouts.
-//!
-//! Sizes are numbers of bytes or texts such as `"64KiB"`. Durations are texts such as `"10s"`.
 
 use std::time::Duration;
 
 use enjambre_core::MessageLimits;
-use serde::Deserialize;
 
 /// The limits and timeouts of a transport. The defaults are safe for public networks.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransportSettings {
     /// Maximum size of a header in bytes.
-    #[serde(with = "size")]
     pub header: usize,
     /// Maximum size of a payload in bytes, at least that of the largest piece, 4 MiB.
-    #[serde(with = "size")]
     pub payload: usize,
     /// Maximum number of frames per ZeroMQ message.
     pub frames: usize,
     /// Maximum number of outstanding requests per connection, in each direction.
     pub in_flight: usize,
     /// Maximum number of queued reply bytes per connection.
-    #[serde(with = "size")]
     pub queued_per_connection: usize,
     /// Maximum number of queued reply bytes of all connections.
-    #[serde(with = "size")]
     pub queued_total: usize,
     /// Maximum number of accepted connections; the limit on open files may lower it. If all are in use, a connection from an
     /// address with few connections replaces one from the address (for IPv6, the /48 network) with the most.
@@ -33,19 +25,14 @@ pub struct TransportSettings {
     /// Maximum number of accepted connections per address (for IPv6, per /64 network).
     pub connections_per_address: usize,
     /// Maximum duration of connecting and the handshake.
-    #[serde(with = "time")]
     pub handshake_timeout: Duration,
     /// The time without traffic after which a connection is closed.
-    #[serde(with = "time")]
     pub idle_timeout: Duration,
     /// Maximum time for a remote to read 256 KiB of its queued replies, and to send a complete request.
-    #[serde(with = "time")]
     pub stall_timeout: Duration,
     /// The delay after the first failed connection attempt. It doubles with each further failure.
-    #[serde(with = "time")]
     pub reconnect_first: Duration,
     /// Maximum delay between connection attempts.
-    #[serde(with = "time")]
     pub reconnect_longest: Duration,
 }
 
@@ -123,54 +110,13 @@ impl TransportSettings {
     }
 }
 
-mod size {
-    use serde::{Deserialize, Deserializer, de::Error};
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Size {
-            Bytes(usize),
-            Text(String),
-        }
-        match Size::deserialize(deserializer)? {
-            Size::Bytes(bytes) => Ok(bytes),
-            Size::Text(text) => {
-                let size = text.parse::<bytesize::ByteSize>().map_err(D::Error::custom)?;
-                usize::try_from(size.as_u64()).map_err(D::Error::custom)
-            }
-        }
-    }
-}
-
-mod time {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, de::Error};
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        humantime::parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn defaults_are_valid_and_units_are_parsed() {
+    fn defaults_are_valid() {
         TransportSettings::default().validate().unwrap();
-        let text = "header = 32768\npayload = \"8MiB\"\nidle_timeout = \"1m 30s\"";
-        let settings: TransportSettings = toml::from_str(text).unwrap();
-        let expected = TransportSettings {
-            header: 32_768,
-            payload: 8 << 20,
-            idle_timeout: Duration::from_secs(90),
-            ..TransportSettings::default()
-        };
-        assert_eq!(settings, expected);
-        assert!(toml::from_str::<TransportSettings>("headers = 1").is_err());
-        assert!(toml::from_str::<TransportSettings>("idle_timeout = \"long\"").is_err());
     }
 
     #[test]

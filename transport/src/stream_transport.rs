@@ -24,12 +24,12 @@ pub trait GuardedTransport: Transport {
 /// A transport with a wire format over TCP, or over TLS.
 #[derive(Debug)]
 pub(crate) struct StreamTransport<W> {
-    parts: Parts<W>,
+    parts: Arc<Parts<W>>,
 }
 
 impl<W: Wire> StreamTransport<W> {
     pub(crate) fn new(guard: Arc<Guard>, security: Option<Security>) -> Self {
-        Self { parts: Parts { guard, wire: Arc::default(), security } }
+        Self { parts: Arc::new(Parts { guard, wire: W::default(), security }) }
     }
 }
 
@@ -55,12 +55,12 @@ impl<W: Wire> Transport for StreamTransport<W> {
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
         check_connect(self, endpoint)?;
-        Ok(Arc::new(GuardedConnection::new(self.parts.clone(), endpoint.clone())))
+        Ok(Arc::new(GuardedConnection::new(Arc::clone(&self.parts), endpoint.clone())))
     }
 
     async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
         check_bind(self, endpoint)?;
-        match GuardedListener::bind(self.parts.clone(), endpoint).await {
+        match GuardedListener::bind(Arc::clone(&self.parts), endpoint).await {
             Ok(listener) => Ok(Arc::new(listener)),
             Err(source) => Err(TransportError::Bind { endpoint: endpoint.clone(), source }),
         }

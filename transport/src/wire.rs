@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::transport::calls::{Activity, Calls};
-use enjambre_core::{ConnectionHandle, ConnectionId, Endpoint, Incoming, PeerInfo};
+use enjambre_core::transport::calls::Calls;
+use enjambre_core::{Activity, ConnectionHandle, ConnectionId, Endpoint, Incoming, PeerInfo};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,9 @@ use crate::guard::Guard;
 use crate::guard::disconnect::Disconnect;
 use crate::guard::secure::{self, Security};
 use crate::guard::stream::Stream;
+
+/// Maximum number of consecutive replies without a call. More close the connection.
+pub(crate) const MAX_UNMATCHED: u64 = 1024;
 
 /// A wire format. The value is shared by all connections of a transport.
 pub(crate) trait Wire: Debug + Default + Send + Sync + 'static {
@@ -30,10 +33,8 @@ pub(crate) trait Wire: Debug + Default + Send + Sync + 'static {
     type Link: Link;
 
     /// Performs the handshake and starts the transfer of messages. The caller limits the time.
-    fn establish(
-        self: Arc<Self>,
-        dialled: Dialled,
-    ) -> impl Future<Output = Result<Arc<Self::Link>, Disconnect>> + Send;
+    fn establish(&self, dialled: Dialled)
+    -> impl Future<Output = Result<Arc<Self::Link>, Disconnect>> + Send;
 
     /// Serves an accepted connection from the handshake to its end.
     fn serve(
@@ -58,15 +59,9 @@ pub(crate) trait Link: Debug + Send + Sync + 'static {
 #[derive(Debug)]
 pub(crate) struct Parts<W> {
     pub(crate) guard: Arc<Guard>,
-    pub(crate) wire: Arc<W>,
+    pub(crate) wire: W,
     /// `None` without encryption.
     pub(crate) security: Option<Security>,
-}
-
-impl<W> Clone for Parts<W> {
-    fn clone(&self) -> Self {
-        Self { guard: Arc::clone(&self.guard), wire: Arc::clone(&self.wire), security: self.security.clone() }
-    }
 }
 
 /// A new stream of the requesting side, before the handshake.
@@ -104,7 +99,7 @@ impl Accepted {
 
 /// The part of a listener that its connections share.
 pub(crate) struct Server<W> {
-    pub(crate) parts: Parts<W>,
+    pub(crate) parts: Arc<Parts<W>>,
     pub(crate) inbox: Inbox,
     /// Refuses new connections and requests. Queued replies are still sent.
     pub(crate) stop: CancellationToken,

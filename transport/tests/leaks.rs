@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::model::identity::KeyPair;
 use enjambre_core::transport::envelope;
-use enjambre_core::{Deadline, Incoming, Message};
+use enjambre_core::{Deadline, Incoming, KeyPair, Message};
 use enjambre_transport::settings::TransportSettings;
 use enjambre_transport::{GuardedTransport, Shared};
 use tokio::runtime::Builder;

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use enjambre_core::Endpoint;
-use enjambre_core::model::identity::KeyPair;
+use enjambre_core::{Endpoint, KeyPair};
 use enjambre_swarm::tracker_client::trackers::Trackers;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +13,6 @@ use crate::node_key;
 use crate::registry::Registry;
 use crate::tracker::endpoints_file;
 
-/// The arguments of a command.
 pub(crate) struct Context<'a> {
     pub(crate) registry: &'a Registry,
     pub(crate) loaded: Loaded,
@@ -35,21 +33,16 @@ impl Context<'_> {
         let config = &self.loaded.config;
         let folder = self.loaded.data_dir(self.loaded.kind);
         // A node that was never started has no key yet and uses a temporary one.
-        let key = crate::blocking(move || node_key::load(&folder)).await?.unwrap_or_else(KeyPair::generate);
+        let key = node_key::load(&folder).await?.unwrap_or_else(KeyPair::generate);
         let dialer = self.registry.dialer(&self.loaded, &key)?;
         let endpoints: Vec<Endpoint> = match self.loaded.kind {
             NodeKind::Peer => config.peer.trackers.clone(),
             NodeKind::Tracker => {
-                let data_dir = self.loaded.data_dir(NodeKind::Tracker);
-                let listen = endpoints_file::effective(&config.transport.listen, &data_dir);
-                let dialed: Vec<Endpoint> = listen.iter().map(loopback_if_unspecified).collect();
+                let listen = endpoints_file::effective(&config.transport.listen, &folder).await;
+                let dialed: Vec<Endpoint> = listen.iter().map(endpoints_file::dialable).collect();
                 dialer.preferred(key.peer_id(), &dialed)
             }
         };
         Ok(Arc::new(Trackers::new(&dialer, endpoints)))
     }
-}
-
-fn loopback_if_unspecified(listen: &Endpoint) -> Endpoint {
-    if listen.is_unspecified() { listen.with_address([127, 0, 0, 1].into()) } else { listen.clone() }
 }

@@ -7,16 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use enjambre_core::FileId;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileKind;
+use enjambre_core::{FileId, FileKind, Name};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::output::{Stdout, notice, plain, rate, size};
+use super::output::{Stdout, count, notice, plain, rate, size};
 use super::progress::Bar;
 use crate::control::message::{Command, Event};
-use crate::failure::Failure;
+use crate::failure::{Failure, ResultContext};
 use node::Node;
 
 #[derive(Debug, Args)]
@@ -30,13 +28,15 @@ const SLOW_DOWNLOAD_SECONDS: u64 = 4;
 
 /// Runs the demonstration in a temporary directory. All processes end with this call.
 pub(super) async fn run(arguments: &Arguments, stop: CancellationToken) -> Result<(), Failure> {
+    if let Some(path) = &arguments.path {
+        let found = tokio::fs::metadata(path).await;
+        found.context(format!("cannot publish {}", path.display()))?;
+    }
     let folder = tempfile::Builder::new().prefix("enjambre-demo-").tempdir()?;
     let mut nodes = Vec::new();
     let root = folder.path().canonicalize()?;
-    let result = match stop.run_until_cancelled(show(arguments, &root, &mut nodes)).await {
-        Some(result) => result,
-        None => Err(Failure::interrupted()),
-    };
+    let result = stop.run_until_cancelled(show(arguments, &root, &mut nodes)).await;
+    let result = result.unwrap_or_else(|| Err(Failure::interrupted()));
     let mut stdout = Stdout::default();
     if let Err(failure) = &result
         && !stop.is_cancelled()
@@ -100,10 +100,10 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
 
     let query = published.id.to_string();
     let second = folder.join("copy-2");
-    let seconds = get(&nodes[2], &query, &second, None).await?.seconds;
+    let seconds = get(&nodes[2], &query, &second, None).await?;
     stdout.line(&format!("peer 2 downloaded it in {seconds:.2} s, {}", rate(total, seconds)));
 
-    stdout.line(&format!("peer 3 downloads it, limited to {}/s", size(slow)));
+    stdout.line(&format!("peer 3 downloads it, limited to {}", rate(slow, 1.0)));
     let third = folder.join("copy-3");
     let (halfway, mut reached) = mpsc::channel(1);
     let (left, right) = nodes.split_at_mut(3);
@@ -113,7 +113,7 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
         left[1].kill().await?;
         Ok::<_, Failure>(Some((done, providers)))
     };
-    let (downloaded, killed) = tokio::try_join!(downloading, killing)?;
+    let (seconds, killed) = tokio::try_join!(downloading, killing)?;
     match killed {
         Some((done, providers)) => stdout.line(&format!(
             "  after {} of {}, from {providers} providers: killed peer 1 (SIGKILL to process {})",
@@ -123,7 +123,6 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
         )),
         None => stdout.line("  the download completed before peer 1 could be killed"),
     }
-    let seconds = downloaded.seconds;
     stdout.line(&format!("peer 3 downloaded it in {seconds:.2} s, {}", rate(total, seconds)));
 
     for copy in [second, third] {
@@ -132,10 +131,7 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
             return Err(Failure::failed("a downloaded copy differs from the published file"));
         }
     }
-    let files = match expected.len() {
-        1 => "1 file".to_owned(),
-        count => format!("{count} files"),
-    };
+    let files = count(expected.len() as u64, "file");
     stdout.line(&format!("verified: the BLAKE3 hashes of both copies match ({files})"));
     stdout.finish()
 }
@@ -168,17 +164,14 @@ async fn publish(node: &Node, source: &Path) -> Result<Published, Failure> {
     Ok(Published { name, id, kind, seconds: started.elapsed().as_secs_f64() })
 }
 
-struct Downloaded {
-    seconds: f64,
-}
-
-/// Downloads on a node. Sends progress and number of providers to `halfway` once half of the file is complete.
+/// Downloads on a node. Returns the duration in seconds. Sends progress and number of providers to `halfway` once half of
+/// the file is complete.
 async fn get(
     node: &Node,
     query: &str,
     output: &Path,
     mut halfway: Option<mpsc::Sender<(u64, u32)>>,
-) -> Result<Downloaded, Failure> {
+) -> Result<f64, Failure> {
     let mut bar = Bar::new();
     let mut duration = None;
     let label = format!("{} downloads", node.name);
@@ -199,7 +192,6 @@ async fn get(
         Command::Get { query: query.to_owned(), output: Some(output.to_owned()), force: false, sync: false };
     let result = node.run(command, &mut show).await;
     bar.clear();
-    result.map_err(|failure| failure.context(&node.name))?;
-    let seconds = duration.ok_or_else(|| Failure::failed("the download did not complete"))?;
-    Ok(Downloaded { seconds })
+    result.context(&node.name)?;
+    duration.ok_or_else(|| Failure::failed("the download did not complete"))
 }

@@ -5,18 +5,17 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::context::Context;
-use super::output::{Stdout, size};
+use super::output::size;
 use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
-use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Name, id, or a prefix of an id with at least 8 digits
     #[arg(value_name = "NAME|ID")]
     query: String,
-    /// Path of the exported file or directory
+    /// Path of the exported file or directory; a file is written into PATH if it is a directory
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
     /// Replace an existing file or directory at PATH
@@ -27,12 +26,10 @@ pub(super) struct Arguments {
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     let Arguments { query, output, force } = arguments;
     let command = Command::Export { query, output: std::path::absolute(output)?, force };
-    let mut stdout = Stdout::default();
-    let mut show = |event| {
+    runner::print(&context, command, |stdout, event| {
         if let Event::Exported { path, bytes, .. } = event {
             stdout.line(&format!("{} ({})", path.display(), size(bytes)));
         }
-    };
-    runner::run(&context, command, Reach::Command, &mut show).await?;
-    stdout.finish()
+    })
+    .await
 }

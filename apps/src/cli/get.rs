@@ -11,14 +11,14 @@ use super::progress::Bar;
 use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
-use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Name (selects its newest version), id, or a prefix of an id with at least 8 digits
     #[arg(value_name = "NAME|ID")]
     query: String,
-    /// Write the download to PATH and seed it from there, instead of storing it in the library
+    /// Write the download to PATH, or into PATH if it is a directory, and seed it from there, instead of storing it in
+    /// the library
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Replace an existing file or directory at PATH
@@ -43,16 +43,27 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         Event::Progress { done, total, providers } => {
             bar.show(&label, done, total, Some(providers));
         }
-        Event::Complete { name, id, path, bytes, seconds } => {
+        Event::Complete { name, id, path, bytes, received, seconds } => {
             let place = path.map_or_else(|| "library".to_owned(), |path| path.display().to_string());
-            let figures = format!("{} in {seconds:.1} s, {}", size(bytes), rate(bytes, seconds));
-            bar.suspend(|| stdout.line(&format!("{name}: {place} ({figures})  {id}")));
+            let text = match received {
+                0 => format!("{name}: already complete, {place} ({})  {id}", size(bytes)),
+                _ => {
+                    let rate = rate(received, seconds);
+                    let received = if received < bytes {
+                        format!(", {} of it new", size(received))
+                    } else {
+                        String::new()
+                    };
+                    format!("{name}: {place} ({}{received} in {seconds:.1} s, {rate})  {id}", size(bytes))
+                }
+            };
+            bar.suspend(|| stdout.line(&text));
         }
         Event::Warning { message } => bar.suspend(|| warn(&message)),
         _ => {}
     };
     let command = Command::Get { query, output, force, sync };
-    let result = runner::run(&context, command, Reach::Command, &mut show).await;
+    let result = runner::run(&context, command, &mut show).await;
     bar.clear();
     if let (Err(failure), true) = (&result, json) {
         stdout.json(&json!({ "event": "error", "message": failure.message }));

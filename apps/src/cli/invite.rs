@@ -5,7 +5,7 @@ use enjambre_core::Endpoint;
 use serde_json::json;
 
 use super::context::Context;
-use super::output::{Stdout, time, warn};
+use super::output::time;
 use super::runner;
 use crate::config::value::Span;
 use crate::control::message::{Command, Event, InvitationLine};
@@ -42,8 +42,12 @@ pub(super) struct Arguments {
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     let Arguments { uses, expires, read_only, trackers, list, cancel, json } = arguments;
     let lifetime_ms = u64::try_from(expires.get().as_millis()).unwrap_or(u64::MAX);
-    let mut stdout = Stdout::default();
-    let mut show = |event| match event {
+    let command = match cancel {
+        Some(id) => Command::CancelInvitation { id },
+        None if list => Command::Invitations,
+        None => Command::Invite { uses, lifetime_ms, read_only, trackers },
+    };
+    runner::print_at_tracker(&context, command, |stdout, event| match event {
         Event::Invitation { invitation, id, uses, expires_ms } if json => {
             let created =
                 json!({ "invitation": invitation, "id": id, "uses": uses, "expires_ms": expires_ms });
@@ -54,16 +58,9 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         Event::OpenInvitation(invitation) => stdout.line(&line(&invitation)),
         Event::Cancelled { id } if json => stdout.json(&json!({ "cancelled": id })),
         Event::Cancelled { id } => stdout.line(&format!("cancelled invitation {}", short(&id))),
-        Event::Warning { message } => warn(&message),
         _ => {}
-    };
-    let command = match cancel {
-        Some(id) => Command::CancelInvitation { id },
-        None if list => Command::Invitations,
-        None => Command::Invite { uses, lifetime_ms, read_only, trackers },
-    };
-    runner::run_at_tracker(&context, command, &mut show).await?;
-    stdout.finish()
+    })
+    .await
 }
 
 /// Returns the first digits of an invitation id.

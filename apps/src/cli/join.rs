@@ -1,17 +1,15 @@
 //! `enjambre join`: joins an invite-only swarm and writes the configuration of this peer.
 
-use std::fmt::Write as _;
 use std::fs::OpenOptions;
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use enjambre_core::Endpoint;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::membership::{Rights, SKEW_MS};
+use enjambre_core::model::membership::{Rights, SKEW};
 use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_core::{Endpoint, KeyPair};
 use enjambre_swarm::membership::credentials::invitation::Invitation;
 use enjambre_swarm::tracker_client::client::TrackerClient;
 use enjambre_swarm::tracker_client::error::TrackerError;
@@ -20,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::Stdout;
 use super::runner;
-use crate::config::load::{Loaded, Sources, new_file};
+use crate::config::load::{Loaded, Sources, new_file, user_data_dir, user_file};
 use crate::config::sections::NodeKind;
-use crate::failure::Failure;
+use crate::failure::{Failure, ResultContext};
 use crate::node_key;
 use crate::registry::Registry;
 
@@ -72,15 +70,17 @@ pub(super) async fn run(
     if listen.is_empty() {
         listen.push(LISTEN.parse().map_err(Failure::usage)?);
     }
-    let text = configuration(&invitation, &listen);
+    // The configuration directory of the user is not a place for content.
+    let data_dir = if user_file().as_ref() == Some(&path) { user_data_dir() } else { None };
+    let text = configuration(&invitation, &listen, data_dir)?;
     let loaded = Sources { file: Some(path.clone()), ..sources }.load_text(&text, &registry.table_names())?;
     registry.check(&loaded)?;
     let joined = async {
         let data_dir = runner::lock(&loaded.data_dir(NodeKind::Peer)).await?;
-        let folder = data_dir.path().to_owned();
-        let key = crate::blocking(move || node_key::load_or_create(&folder)).await?;
+        let key = node_key::load_or_create(data_dir.path()).await?;
         let rights = join(registry, &loaded, &invitation, &key).await?;
         let file = path.clone();
+        // Completes even if the command is interrupted.
         crate::blocking(move || write_new(&file, &text)).await?;
         Ok::<_, Failure>((key.peer_id(), rights))
     };
@@ -92,7 +92,9 @@ pub(super) async fn run(
     if *json {
         stdout.json(&json!({ "peer": peer, "rights": rights, "config": path }));
     } else {
-        stdout.line(&format!("joined as {peer} ({rights}); configuration written to {}", path.display()));
+        let path = path.display();
+        stdout.line(&format!("joined as {peer} (rights: {rights}); configuration written to {path}"));
+        stdout.line(&format!("start the peer with: enjambre peer --config {path}"));
     }
     stdout.finish()
 }
@@ -109,7 +111,7 @@ async fn join(
     for tracker in &invitation.trackers {
         match TrackerClient::new(Arc::clone(&dialer), tracker.clone()).join(invitation.secret).await {
             Ok(membership) => {
-                let verified = membership.verify(&invitation.authority, SystemClock.now_ms());
+                let verified = membership.verify(&invitation.authority, SystemClock.now());
                 let membership = verified.map_err(|error| {
                     Failure::failed(format!("tracker {tracker} issued an invalid membership: {error}"))
                 })?;
@@ -122,7 +124,7 @@ async fn join(
             }
             Err(TrackerError::Unreachable { reasons: new }) => reasons.extend(new),
             Err(error) => {
-                let expired = SystemClock.now_ms() > invitation.until.saturating_add(SKEW_MS);
+                let expired = SystemClock.now() > invitation.until + SKEW;
                 let hint =
                     if expired { "the invitation has expired; request a new one" } else { "cannot join" };
                 return Err(Failure::from(error).context(hint));
@@ -132,19 +134,29 @@ async fn join(
     Err(TrackerError::Unreachable { reasons }.into())
 }
 
-fn configuration(invitation: &Invitation, listen: &[Endpoint]) -> String {
+fn configuration(
+    invitation: &Invitation,
+    listen: &[Endpoint],
+    data_dir: Option<PathBuf>,
+) -> Result<String, Failure> {
     let list = |endpoints: &[Endpoint]| {
         endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect::<Vec<_>>().join(", ")
     };
-    let mut text = String::from("# Peer of an invite-only swarm, written by `enjambre join`.\n");
-    let _ = write!(
-        text,
-        "\n[swarm]\nauthority = \"{}\"\n\n[peer]\ntrackers = [{}]\n\n[transport]\nlisten = [{}]\n",
+    let data_dir = match data_dir {
+        Some(path) => {
+            let path = path.into_os_string().into_string();
+            let path = path.map_err(|path| Failure::usage(format!("{} is not UTF-8", path.display())))?;
+            format!("data_dir = {}\n", toml::Value::String(path))
+        }
+        None => String::new(),
+    };
+    Ok(format!(
+        "# Peer of an invite-only swarm, written by `enjambre join`.\n\n[swarm]\nauthority = \"{}\"\n\n\
+         [peer]\n{data_dir}trackers = [{}]\n\n[transport]\nlisten = [{}]\n",
         invitation.authority,
         list(&invitation.trackers),
         list(listen)
-    );
-    text
+    ))
 }
 
 fn already_exists(path: &Path) -> Failure {
@@ -155,19 +167,17 @@ fn already_exists(path: &Path) -> Failure {
 }
 
 /// Writes a new file. Never overwrites an existing one.
-fn write_new(path: &PathBuf, text: &str) -> Result<(), Failure> {
-    let context = |error: std::io::Error| {
-        Failure::from(error).context(format!(
-            "cannot write configuration {} after joining; run the command again with the same invitation",
-            path.display()
-        ))
-    };
+fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
+    let action = format!(
+        "cannot write configuration {} after joining; run the command again with the same invitation",
+        path.display()
+    );
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(context)?;
+        std::fs::create_dir_all(folder).context(&action)?;
     }
     let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(already_exists(path)),
-        opened => opened.map_err(context)?,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(already_exists(path)),
+        opened => opened.context(&action)?,
     };
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(context)
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).context(action)
 }

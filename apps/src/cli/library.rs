@@ -1,31 +1,20 @@
 //! `enjambre library`
 
-use clap::Args;
-use enjambre_core::model::record::FileKind;
+use enjambre_core::FileKind;
 
 use super::context::Context;
-use super::output::{Stdout, plain, size};
+use super::output::{plain, size};
 use super::runner;
 use crate::control::message::{Command, Event, LibraryLine};
 use crate::failure::Failure;
-use crate::peer::Reach;
 
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    /// Print one JSON object per line
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> Result<(), Failure> {
-    let mut stdout = Stdout::default();
-    let mut show = |event| match event {
+pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
+    runner::print(&context, Command::Library, |stdout, event| match event {
         Event::File(file) if json => stdout.json(&file),
         Event::File(file) => stdout.line(&line(&file)),
         _ => {}
-    };
-    runner::run(&context, Command::Library, Reach::Offline, &mut show).await?;
-    stdout.finish()
+    })
+    .await
 }
 
 fn line(file: &LibraryLine) -> String {

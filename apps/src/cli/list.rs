@@ -1,7 +1,7 @@
 //! `enjambre list`: lists the catalogue of the trackers.
 
 use clap::Args;
-use enjambre_core::model::record::{FileKind, FileRecord};
+use enjambre_core::{FileKind, FileRecord};
 
 use super::context::Context;
 use super::output::{Stdout, size, time};

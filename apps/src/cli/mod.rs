@@ -12,7 +12,6 @@ mod list;
 pub(crate) mod output;
 mod peer;
 mod peers;
-pub(crate) mod program;
 mod progress;
 mod publish;
 mod remove;
@@ -36,6 +35,7 @@ use crate::failure::Failure;
 use crate::logging;
 use crate::registry::Registry;
 use context::Context;
+use output::Json;
 
 /// Self-hosted peer-to-peer file distribution
 #[derive(Debug, Parser)]
@@ -82,22 +82,26 @@ impl Cli {
     }
 }
 
+const GLOBAL: &str = "Global options";
+
 /// The options of all commands.
 #[derive(Debug, Args)]
 struct Global {
     /// Configuration file [default: $ENJAMBRE_CONFIG, ./enjambre.toml, ~/.config/enjambre/enjambre.toml]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     config: Option<PathBuf>,
     /// Override a configuration value: section.key=VALUE, with a TOML value or a bare word; can be repeated
-    #[arg(long, global = true, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    #[arg(long, global = true, value_name = "KEY=VALUE", action = ArgAction::Append, help_heading = GLOBAL)]
     set: Vec<String>,
     /// Log more; repeat for even more detail
-    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", help_heading = GLOBAL)]
     verbose: u8,
     /// Log errors only
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     quiet: bool,
 }
+
+const AT_TRACKER: &str = "Run this command on the tracker's machine, with the tracker's configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -112,7 +116,7 @@ enum Command {
     /// Download a file or directory
     Get(get::Arguments),
     /// List files in the library of this peer
-    Library(library::Arguments),
+    Library(Json),
     /// Export a file or directory from the library to a path
     Export(export::Arguments),
     /// Remove a file or directory from the library; linked files are not deleted
@@ -120,16 +124,20 @@ enum Command {
     /// Verify the hashes of files in the library
     Verify(verify::Arguments),
     /// Show the status of the peer and its trackers
-    Status(status::Arguments),
+    Status(Json),
     /// Join an invite-only swarm
     Join(join::Arguments),
     /// Create, list or cancel invitations to the swarm
+    #[command(after_help = AT_TRACKER)]
     Invite(invite::Arguments),
     /// List members of the swarm
-    Peers(peers::Arguments),
+    #[command(after_help = AT_TRACKER)]
+    Peers(Json),
     /// Revoke a peer's membership
+    #[command(after_help = AT_TRACKER)]
     Revoke(revoke::Arguments),
     /// Reserve a name for one peer
+    #[command(after_help = AT_TRACKER)]
     Reserve(reserve::Arguments),
     /// Inspect, copy, check and benchmark databases
     Storage(storage::Arguments),
@@ -139,24 +147,25 @@ enum Command {
     Demo(demo::Arguments),
 }
 
-/// Runs a command.
 pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     let sources = Sources { file: global.config, set: global.set };
-    if let Command::Storage(arguments) = &command
-        && let Some(arguments) = arguments.copy()
-    {
-        logging::start(&level("warn", global.verbose, global.quiet));
-        return storage::copy::run(registry, &sources, arguments, stop).await;
-    }
+    let start_logging = |level: &str| logging::start(&filter(level, global.verbose, global.quiet));
     let kind = match &command {
         Command::Config(arguments) => return config::run(registry, sources, arguments),
+        Command::Storage(storage::Arguments { command: storage::Command::Copy(arguments) }) => {
+            start_logging("warn");
+            return storage::copy::run(registry, &sources, arguments, stop).await;
+        }
+        Command::Demo(_) if sources.file.is_some() || !sources.set.is_empty() => {
+            return Err(Failure::usage("--config and --set cannot be used with `demo`"));
+        }
         Command::Demo(arguments) => {
-            logging::start(&level("warn", global.verbose, global.quiet));
+            start_logging("warn");
             return demo::run(arguments, stop).await;
         }
         Command::Join(arguments) => {
-            logging::start(&level("warn", global.verbose, global.quiet));
+            start_logging("warn");
             registry.prepare_process();
             return join::run(registry, sources, arguments, stop).await;
         }
@@ -172,8 +181,7 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
     // By default, short commands log warnings only.
     let is_configured = loaded.values().get("log.level").is_some_and(|level| level.origin != "default");
     let is_daemon = matches!(command, Command::Tracker | Command::Peer);
-    let default_level = if is_configured || is_daemon { loaded.config.log.level.as_str() } else { "warn" };
-    logging::start(&level(default_level, global.verbose, global.quiet));
+    start_logging(if is_configured || is_daemon { &loaded.config.log.level } else { "warn" });
     registry.prepare_process();
     let context = Context { registry, loaded, sources, stop };
     match command {
@@ -182,21 +190,21 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
         Command::Publish(arguments) => publish::run(context, arguments).await,
         Command::List(arguments) => list::run(context, arguments).await,
         Command::Get(arguments) => get::run(context, arguments).await,
-        Command::Library(arguments) => library::run(context, arguments).await,
+        Command::Library(Json { json }) => library::run(context, json).await,
         Command::Export(arguments) => export::run(context, arguments).await,
         Command::Remove(arguments) => remove::run(context, arguments).await,
         Command::Verify(arguments) => verify::run(context, arguments).await,
-        Command::Status(arguments) => status::run(context, arguments).await,
+        Command::Status(Json { json }) => status::run(context, json).await,
         Command::Storage(arguments) => storage::run(context, arguments).await,
         Command::Invite(arguments) => invite::run(context, arguments).await,
-        Command::Peers(arguments) => peers::run(context, arguments).await,
+        Command::Peers(Json { json }) => peers::run(context, json).await,
         Command::Revoke(arguments) => revoke::run(context, arguments).await,
         Command::Reserve(arguments) => reserve::run(context, arguments).await,
         Command::Config(_) | Command::Demo(_) | Command::Join(_) => Ok(()),
     }
 }
 
-fn level(default_level: &str, verbose: u8, quiet: bool) -> String {
+fn filter(default_level: &str, verbose: u8, quiet: bool) -> String {
     match (quiet, verbose) {
         (true, _) => "error".to_owned(),
         (false, 0) => default_level.to_owned(),

@@ -4,9 +4,19 @@ use std::io::{ErrorKind, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytesize::ByteSize;
+use clap::Args;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use enjambre_core::UnixMillis;
+
+/// The option of commands that print lines.
+#[derive(Debug, Args)]
+pub(crate) struct Json {
+    /// Print one JSON object per line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// The output of a command on stdout. A closed pipe (`| head`) is not an error; further output is discarded.
 #[derive(Debug, Default)]
@@ -30,7 +40,6 @@ impl Stdout {
         }
     }
 
-    /// Prints a value as a line of JSON.
     pub(crate) fn json(&mut self, value: &impl Serialize) {
         match serde_json::to_string(value) {
             Ok(text) => self.line(&text),
@@ -51,28 +60,30 @@ impl Stdout {
     }
 }
 
-/// Prints a line to stderr.
 pub(crate) fn notice(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Prints a warning to stderr.
 pub(crate) fn warn(message: &str) {
     notice(&format!("warning: {message}"));
 }
 
-/// Formats a number of bytes.
+/// Formats a number of things, such as `1 file` or `2 files`.
+pub(crate) fn count(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 pub(crate) fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }
 
-/// Formats a time in milliseconds since 1970-01-01 UTC.
-pub(crate) fn time(ms: u64) -> String {
-    let at = UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH);
+/// Formats a time.
+pub(crate) fn time(time: UnixMillis) -> String {
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(time.get())).unwrap_or(UNIX_EPOCH);
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
-/// Formats a rate in bytes per second.
 pub(crate) fn rate(bytes: u64, seconds: f64) -> String {
     format!("{:.0} MB/s", bytes as f64 / 1e6 / seconds.max(1e-6))
 }

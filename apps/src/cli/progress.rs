@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::output::count;
+
 /// A progress bar that is shown at the first update.
 #[derive(Debug)]
 pub(super) struct Bar {
@@ -25,12 +27,10 @@ impl Bar {
         Self { bar }
     }
 
-    /// Creates a bar that is never shown.
     pub(super) fn hidden() -> Self {
         Self { bar: ProgressBar::hidden() }
     }
 
-    /// Updates the bar.
     pub(super) fn show(&mut self, label: &str, done: u64, total: u64, providers: Option<u32>) {
         if self.bar.message() != label {
             self.bar.reset();
@@ -39,11 +39,8 @@ impl Bar {
         }
         self.bar.set_length(total);
         self.bar.set_position(done);
-        self.bar.set_prefix(match providers {
-            None => String::new(),
-            Some(1) => "  1 provider".to_owned(),
-            Some(count) => format!("  {count} providers"),
-        });
+        let providers = providers.map(|number| format!("  {}", count(number.into(), "provider")));
+        self.bar.set_prefix(providers.unwrap_or_default());
     }
 
     /// Hides the bar while `print` writes to the terminal.
@@ -51,7 +48,6 @@ impl Bar {
         self.bar.suspend(print);
     }
 
-    /// Removes the bar.
     pub(super) fn clear(&self) {
         self.bar.finish_and_clear();
     }

@@ -3,16 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileKind;
+use enjambre_core::{FileKind, Name};
 
 use super::context::Context;
 use super::output::{Stdout, notice, plain, size, warn};
 use super::progress::Bar;
-use super::runner::{Executor, run_and_stay};
+use super::runner::run_and_stay;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
-use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -24,7 +22,7 @@ pub(super) struct Arguments {
     name: Option<String>,
     /// Copy the content into the library instead of seeding the original file
     #[arg(long)]
-    store: bool,
+    copy: bool,
     /// Store a replica on a tracker and wait until it is complete
     #[arg(long)]
     pin: bool,
@@ -34,7 +32,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
-    let Arguments { paths, name, store, pin, serve } = arguments;
+    let Arguments { paths, name, copy, pin, serve } = arguments;
     if name.is_some() && paths.len() > 1 {
         return Err(Failure::usage("--name requires a single PATH"));
     }
@@ -61,10 +59,10 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         Event::Warning { message } => bar.suspend(|| warn(&message)),
         _ => {}
     };
-    let command = Command::Publish { paths, name, store, pin };
-    let executor = run_and_stay(&context, command, Reach::Command, &mut show).await;
+    let command = Command::Publish { paths, name, store: copy, pin };
+    let node = run_and_stay(&context, command, &mut show).await;
     bar.clear();
-    if let Executor::Local(node) = executor? {
+    if let Some(node) = node? {
         if serve {
             match node.endpoints() {
                 [] => warn("the files are not seeded because the port is in use"),

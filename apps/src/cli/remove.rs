@@ -3,11 +3,9 @@
 use clap::Args;
 
 use super::context::Context;
-use super::output::Stdout;
 use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
-use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -17,16 +15,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: Context<'_>, Arguments { query }: Arguments) -> Result<(), Failure> {
-    let mut stdout = Stdout::default();
-    let mut show = |event| {
-        if let Event::Removed { name, id } = event {
-            stdout.line(&match name {
-                Some(name) => format!("removed {name}  {id}"),
-                None => format!("removed {id}"),
-            });
-        }
-    };
-    // If no peer is running, the trackers learn of the removal when the peer starts and announces its files.
-    runner::run(&context, Command::Remove { query }, Reach::Offline, &mut show).await?;
-    stdout.finish()
+    runner::print(&context, Command::Remove { query }, |stdout, event| match event {
+        Event::Removed { name: Some(name), id } => stdout.line(&format!("removed {name}  {id}")),
+        Event::Removed { name: None, id } => stdout.line(&format!("removed {id}")),
+        _ => {}
+    })
+    .await
 }

@@ -1,11 +1,10 @@
 //! `enjambre reserve`
 
 use clap::Args;
-use enjambre_core::model::name::Name;
+use enjambre_core::Name;
 use serde_json::json;
 
 use super::context::Context;
-use super::output::Stdout;
 use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
@@ -27,13 +26,11 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     let Arguments { name, peer, json, .. } = arguments;
-    let mut stdout = Stdout::default();
-    let mut show = |event| match event {
+    runner::print_at_tracker(&context, Command::Reserve { name, peer }, |stdout, event| match event {
         Event::Reserved { name, peer } if json => stdout.json(&json!({ "name": name, "peer": peer })),
         Event::Reserved { name, peer: Some(peer) } => stdout.line(&format!("reserved {name} for {peer}")),
         Event::Reserved { name, peer: None } => stdout.line(&format!("released {name}")),
         _ => {}
-    };
-    runner::run_at_tracker(&context, Command::Reserve { name, peer }, &mut show).await?;
-    stdout.finish()
+    })
+    .await
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::invite::short;
-use super::output::{Stdout, time, warn};
+use super::output::time;
 use super::runner;
 use crate::control::message::{Command, Event, InvitationLine};
 use crate::failure::Failure;
@@ -20,8 +20,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: Context<'_>, Arguments { peer, json }: Arguments) -> Result<(), Failure> {
-    let mut stdout = Stdout::default();
-    let mut show = |event| match event {
+    runner::print_at_tracker(&context, Command::Revoke { peer }, |stdout, event| match event {
         Event::Revoked { peer, new, cancelled } if json => {
             let cancelled: Vec<_> = cancelled.into_iter().map(|invitation| invitation.id).collect();
             stdout.json(&json!({ "peer": peer, "new": new, "cancelled": cancelled }));
@@ -31,11 +30,9 @@ pub(super) async fn run(context: Context<'_>, Arguments { peer, json }: Argument
             cancelled.iter().for_each(|invitation| stdout.line(&line(invitation)));
         }
         Event::Revoked { peer, new: false, .. } => stdout.line(&format!("{peer} is already revoked")),
-        Event::Warning { message } => warn(&message),
         _ => {}
-    };
-    runner::run_at_tracker(&context, Command::Revoke { peer }, &mut show).await?;
-    stdout.finish()
+    })
+    .await
 }
 
 fn line(invitation: &InvitationLine) -> String {

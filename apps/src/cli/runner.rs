@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::context::Context;
-use super::output::notice;
+use super::output::{Stdout, notice, warn};
 use crate::config::sections::NodeKind;
-use crate::control::client::{Connection, Outcome, connect};
+use crate::control::client::{Connection, connect};
 use crate::control::message::{Command, Event, run_locally};
 use crate::data_dir::DataDir;
 use crate::failure::Failure;
@@ -20,85 +20,98 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of attempts if the running node exits during the command.
 const MAX_ATTEMPTS: usize = 5;
 
-/// The process that executed a command.
-pub(super) enum Executor {
-    /// The running node.
-    RunningNode,
-    /// This process. The node that was started for the command is still running.
-    Local(PeerNode),
+/// Runs a command of a peer. `show` prints its events, except warnings.
+pub(super) async fn print(
+    context: &Context<'_>,
+    command: Command,
+    show: impl FnMut(&mut Stdout, Event) + Send,
+) -> Result<(), Failure> {
+    let mut stdout = Stdout::default();
+    run(context, command, &mut printing(&mut stdout, show)).await?;
+    stdout.finish()
+}
+
+/// Runs a command in the running tracker, or on its database if the tracker is stopped. `show` prints its events, except
+/// warnings.
+pub(super) async fn print_at_tracker(
+    context: &Context<'_>,
+    command: Command,
+    show: impl FnMut(&mut Stdout, Event) + Send,
+) -> Result<(), Failure> {
+    let mut stdout = Stdout::default();
+    let mut show = printing(&mut stdout, show);
+    let run = async {
+        match lock_or_connect(&context.loaded.data_dir(NodeKind::Tracker)).await? {
+            Access::Locked(data_dir) => {
+                let admin = StandaloneAdmin::open(context.registry, &context.loaded, data_dir).await?;
+                let result = run_locally(&admin.service, command, &mut show).await;
+                result.and(admin.close().await)
+            }
+            Access::Connected(connection) => connection.run(command, &mut show).await.unwrap_or_else(|| {
+                Err(Failure::failed(
+                    "the running tracker exited during the command; check the result and retry if necessary",
+                ))
+            }),
+        }
+    };
+    context.stop.run_until_cancelled(run).await.unwrap_or_else(|| Err(interrupted()))?;
+    drop(show);
+    stdout.finish()
+}
+
+fn printing<'a>(
+    stdout: &'a mut Stdout,
+    mut show: impl FnMut(&mut Stdout, Event) + Send + 'a,
+) -> impl FnMut(Event) + Send + 'a {
+    move |event| match event {
+        Event::Warning { message } => warn(&message),
+        event => show(stdout, event),
+    }
 }
 
 /// Runs a command and stops the node that was started for it, if any.
 pub(super) async fn run(
     context: &Context<'_>,
     command: Command,
-    reach: Reach,
     show: &mut (dyn FnMut(Event) + Send),
 ) -> Result<(), Failure> {
-    match run_and_stay(context, command, reach, show).await? {
-        Executor::RunningNode => {}
-        Executor::Local(node) => node.stop().await,
+    if let Some(node) = run_and_stay(context, command, show).await? {
+        node.stop().await;
     }
     Ok(())
 }
 
-/// Runs a command in the running tracker, or on its database if the tracker is stopped.
-pub(super) async fn run_at_tracker(
-    context: &Context<'_>,
-    command: Command,
-    show: &mut (dyn FnMut(Event) + Send),
-) -> Result<(), Failure> {
-    let path = context.loaded.data_dir(NodeKind::Tracker);
-    let run = async {
-        match lock_or_connect(&path).await? {
-            Access::Locked(data_dir) => {
-                let admin = StandaloneAdmin::open(context.registry, &context.loaded, data_dir).await?;
-                let result = run_locally(&admin.service, command, show).await;
-                result.and(admin.close().await)
-            }
-            Access::Connected(connection) => match connection.run(command, show).await {
-                Outcome::Ended(result) => result,
-                Outcome::ConnectionClosed => Err(Failure::failed(
-                    "the running tracker exited during the command; check the result and retry if necessary",
-                )),
-            },
-        }
-    };
-    context.stop.run_until_cancelled(run).await.unwrap_or_else(|| Err(interrupted()))
-}
-
-/// Runs a command. A node that was started for it keeps running if the command succeeds.
+/// Runs a command in the running node, or in a node that is started for it. Returns that node, which keeps running, if the
+/// command succeeds.
 pub(super) async fn run_and_stay(
     context: &Context<'_>,
     command: Command,
-    reach: Reach,
     show: &mut (dyn FnMut(Event) + Send),
-) -> Result<Executor, Failure> {
+) -> Result<Option<PeerNode>, Failure> {
     let path = context.loaded.data_dir(NodeKind::Peer);
+    let reach = match command {
+        // If no peer is running, the trackers learn of a removal when the peer starts and announces its files.
+        Command::Library | Command::Remove { .. } => Reach::Offline,
+        _ => Reach::Command,
+    };
     for _ in 0..MAX_ATTEMPTS {
         match lock_or_connect(&path).await? {
             Access::Locked(data_dir) => {
                 let start = PeerNode::start(context.registry, &context.loaded, data_dir, reach);
                 let node = context.stop.run_until_cancelled(start).await.ok_or_else(interrupted)??;
                 let running = run_locally(node.handler(), command.clone(), show);
-                let result =
-                    context.stop.run_until_cancelled(running).await.unwrap_or_else(|| Err(interrupted()));
-                match result {
-                    Ok(()) => return Ok(Executor::Local(node)),
-                    Err(failure) => {
-                        node.stop().await;
-                        return Err(failure);
-                    }
+                let result = context.stop.run_until_cancelled(running).await;
+                if let Err(failure) = result.unwrap_or_else(|| Err(interrupted())) {
+                    node.stop().await;
+                    return Err(failure);
                 }
+                return Ok(Some(node));
             }
             Access::Connected(connection) => {
                 let running = connection.run(command.clone(), show);
-                match context.stop.run_until_cancelled(running).await {
-                    Some(Outcome::Ended(result)) => return result.map(|()| Executor::RunningNode),
-                    Some(Outcome::ConnectionClosed) => {
-                        notice("the running peer exited; continuing in this process");
-                    }
-                    None => return Err(interrupted()),
+                match context.stop.run_until_cancelled(running).await.ok_or_else(interrupted)? {
+                    Some(result) => return result.map(|()| None),
+                    None => notice("the running peer exited; continuing in this process"),
                 }
             }
         }
@@ -109,9 +122,7 @@ pub(super) async fn run_and_stay(
     )))
 }
 
-/// Access to a data directory.
 enum Access {
-    /// This process holds the lock.
     Locked(DataDir),
     /// Another process holds the lock and accepts commands.
     Connected(Connection),
@@ -121,7 +132,7 @@ enum Access {
 async fn lock_or_connect(path: &Path) -> Result<Access, Failure> {
     let until = Instant::now() + LOCK_TIMEOUT;
     loop {
-        if let Some(data_dir) = try_lock(path).await? {
+        if let Some(data_dir) = DataDir::try_lock(path).await? {
             return Ok(Access::Locked(data_dir));
         }
         match connect(path).await {
@@ -138,7 +149,7 @@ async fn lock_or_connect(path: &Path) -> Result<Access, Failure> {
 
 /// Locks the data directory of a peer for a daemon. Waits for a short command to exit, but not for another daemon.
 pub(super) async fn lock_for_daemon(path: &Path) -> Result<DataDir, Failure> {
-    if let Some(data_dir) = try_lock(path).await? {
+    if let Some(data_dir) = DataDir::try_lock(path).await? {
         return Ok(data_dir);
     }
     if let Ok(connection) = connect(path).await {
@@ -164,7 +175,7 @@ pub(super) async fn lock_for_daemon(path: &Path) -> Result<DataDir, Failure> {
 pub(super) async fn lock(path: &Path) -> Result<DataDir, Failure> {
     let until = Instant::now() + LOCK_TIMEOUT;
     loop {
-        if let Some(data_dir) = try_lock(path).await? {
+        if let Some(data_dir) = DataDir::try_lock(path).await? {
             return Ok(data_dir);
         }
         if Instant::now() > until {
@@ -176,11 +187,6 @@ pub(super) async fn lock(path: &Path) -> Result<DataDir, Failure> {
         }
         sleep(Duration::from_millis(100)).await;
     }
-}
-
-async fn try_lock(path: &Path) -> Result<Option<DataDir>, Failure> {
-    let path = path.to_owned();
-    crate::blocking(move || DataDir::try_lock(&path)).await
 }
 
 fn interrupted() -> Failure {

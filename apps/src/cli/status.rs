@@ -1,26 +1,18 @@
 //! `enjambre status`: the status of the running peer and of the trackers.
 
-use clap::Args;
 use enjambre_core::Endpoint;
 use enjambre_core::protocol::message::TrackerStatus;
 use enjambre_swarm::tracker_client::error::TrackerError;
 use serde_json::{Value, json};
 
 use super::context::Context;
-use super::output::{Stdout, size};
+use super::output::{Stdout, count, size};
 use crate::config::sections::NodeKind;
-use crate::control::client::{Outcome, connect};
+use crate::control::client::connect;
 use crate::control::message::{Command, Event, NodeStatus};
 use crate::failure::Failure;
 
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    /// Print one JSON object per line
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> Result<(), Failure> {
+pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
     let query = async {
         let node = match context.loaded.kind {
             NodeKind::Peer => running_peer(&context).await?,
@@ -48,7 +40,8 @@ pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> 
                 &json!({ "node": "tracker", "endpoint": endpoint, "running": false, "message": error.to_string() }),
             ),
             (Ok(status), false) => tracker_text(endpoint, status, &mut stdout),
-            (Err(error), false) => stdout.line(&format!("tracker {endpoint}: {error}")),
+            // The error names the endpoint.
+            (Err(error), false) => stdout.line(&error.to_string()),
         }
     }
     stdout.finish()?;
@@ -69,10 +62,7 @@ async fn running_peer(context: &Context<'_>) -> Result<Option<NodeStatus>, Failu
             found = Some(status);
         }
     };
-    match connection.run(Command::Status, &mut show).await {
-        Outcome::Ended(result) => result?,
-        Outcome::ConnectionClosed => {}
-    }
+    connection.run(Command::Status, &mut show).await.transpose()?;
     Ok(found)
 }
 
@@ -90,8 +80,8 @@ fn peer_text(node: &NodeStatus, stdout: &mut Stdout) {
         stdout.line(&format!("  listening on {endpoint}"));
     }
     stdout.line(&format!(
-        "  {} files ({} published by this peer), {}; sent {} since start",
-        node.files,
+        "  {} ({} published by this peer), {}; sent {} since start",
+        count(node.files, "file"),
         node.published,
         size(node.content_bytes),
         size(node.sent_bytes)
@@ -106,13 +96,15 @@ fn peer_text(node: &NodeStatus, stdout: &mut Stdout) {
 fn tracker_text(endpoint: &Endpoint, status: &TrackerStatus, stdout: &mut Stdout) {
     let TrackerStatus { program, uptime_ms, files, peers, store, .. } = status;
     stdout.line(&format!(
-        "tracker {endpoint}: {files} files, {peers} peers online, up {} s, version {program}",
+        "tracker {endpoint}: {}, {} online, up {} s, version {program}",
+        count(*files, "file"),
+        count(*peers, "peer"),
         uptime_ms / 1000
     ));
     if let Some(store) = store {
         stdout.line(&format!(
-            "  {} replicas, {} of {} reserved",
-            store.pins,
+            "  {}, {} of {} reserved",
+            count(store.pins, "replica"),
             size(store.reserved),
             size(store.quota)
         ));

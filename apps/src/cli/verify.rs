@@ -3,11 +3,10 @@
 use clap::Args;
 
 use super::context::Context;
-use super::output::{Stdout, warn};
+use super::output::count;
 use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
-use crate::peer::Reach;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -17,20 +16,18 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: Context<'_>, Arguments { query }: Arguments) -> Result<(), Failure> {
-    let mut stdout = Stdout::default();
-    let mut show = |event| match event {
-        Event::Verified { name, id, good, bad, missing } => {
+    runner::print(&context, Command::Verify { query }, |stdout, event| {
+        if let Event::Verified { name, id, good, bad, missing } = event {
             let file = name.map_or_else(|| id.to_string(), |name| format!("{name}  {id}"));
             let state = match (bad, missing) {
-                (0, 0) => format!("valid, {good} pieces"),
-                (0, missing) => format!("valid but incomplete, {good} pieces valid, {missing} missing"),
-                (bad, _) => format!("DAMAGED, {bad} pieces damaged, {good} valid"),
+                (0, 0) => format!("valid, {}", count(good, "piece")),
+                (0, missing) => {
+                    format!("valid but incomplete, {} valid, {missing} missing", count(good, "piece"))
+                }
+                (bad, _) => format!("DAMAGED, {} damaged, {good} valid", count(bad, "piece")),
             };
             stdout.line(&format!("{file}: {state}"));
         }
-        Event::Warning { message } => warn(&message),
-        _ => {}
-    };
-    runner::run(&context, Command::Verify { query }, Reach::Command, &mut show).await?;
-    stdout.finish()
+    })
+    .await
 }

@@ -2,59 +2,55 @@
 
 use std::path::PathBuf;
 
+use super::sections::NodeKind;
+
 /// An invalid configuration. The message contains the key, the value and its origin.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The file is unreadable.
+pub(crate) enum ConfigError {
     #[error("cannot read configuration file {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is not valid TOML.
+    Read { path: PathBuf, source: std::io::Error },
     #[error("invalid TOML at {}:{line}: {problem}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// The line, starting at 1.
-        line: usize,
-        /// The problem.
-        problem: String,
-    },
+    Syntax { path: PathBuf, line: usize, problem: String },
     /// An argument of `--set` or an environment variable is malformed.
     #[error("{origin}: {problem}")]
     Assignment {
         /// `--set TEXT`, or the name of the environment variable.
         origin: String,
-        /// The problem.
         problem: String,
     },
-    /// The key does not exist.
-    #[error("unknown key `{}` in {origin}; did you mean `{nearest}`?", single_line(.key))]
+    /// A command for the other kind of node would create that node's data beside the configured one.
+    #[error("{} configures a {}", path.display(), other_kind(*.configured))]
+    OtherKind { path: PathBuf, configured: NodeKind },
+    #[error("unknown key `{}` in {origin}; {}", single_line(.key), suggestion(nearest.as_deref()))]
     UnknownKey {
         /// The key with its section.
         key: String,
-        /// The layer that contains the key.
         origin: String,
-        /// The most similar known key.
-        nearest: String,
+        /// The most similar known key, if there is one.
+        nearest: Option<String>,
     },
-    /// The value of a key is invalid.
     #[error("invalid value `{}` = {} (from {origin}): {}", single_line(.key), single_line(.value), single_line(.problem))]
     Value {
         /// The key with its section.
         key: String,
-        /// The value as TOML.
         value: String,
-        /// The layer that contains the value.
         origin: String,
-        /// The problem.
         problem: String,
     },
+}
+
+const fn other_kind(configured: NodeKind) -> &'static str {
+    match configured {
+        NodeKind::Tracker => "tracker; run this command with the configuration of a peer",
+        NodeKind::Peer => "peer; run this command on the tracker's machine, with the tracker's configuration",
+    }
+}
+
+fn suggestion(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(nearest) => format!("did you mean `{nearest}`?"),
+        None => "`enjambre config show` lists all keys".to_owned(),
+    }
 }
 
 /// Escapes the newlines of a value: an error message is a single line.

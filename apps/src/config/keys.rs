@@ -10,7 +10,7 @@ use super::secret::shown;
 const STORAGE: &str = "storage";
 
 /// Rejects a layer with a key that is not in `known`. The tables of the storage `backends` are not checked.
-pub fn check(layer: &Layer, known: &Table, backends: &[&str]) -> Result<(), ConfigError> {
+pub(crate) fn check(layer: &Layer, known: &Table, backends: &[&str]) -> Result<(), ConfigError> {
     let mut all = Vec::new();
     collect("", known, &mut all);
     all.extend(backends.iter().map(|backend| format!("{STORAGE}.{backend}")));
@@ -49,7 +49,7 @@ impl Checker<'_> {
                 _ if is_backend => return Err(self.no_section(key, value)),
                 (Some(_), _) => {}
                 (None, _) => {
-                    let nearest = self.nearest(&key).to_owned();
+                    let nearest = self.nearest(&key).map(str::to_owned);
                     return Err(ConfigError::UnknownKey { key, origin: self.layer.origin.clone(), nearest });
                 }
             }
@@ -63,15 +63,18 @@ impl Checker<'_> {
         ConfigError::Value { key, value, origin: self.layer.origin.clone(), problem }
     }
 
-    /// Returns the most similar known key. The same name in another section takes precedence over a similar spelling.
-    fn nearest(&self, key: &str) -> &str {
+    /// Returns the most similar known key, unless none is similar. The same name in another section takes precedence over a
+    /// similar spelling.
+    fn nearest(&self, key: &str) -> Option<&str> {
         let name = last(key);
-        let distance = |known: &&String| {
+        let distance = |known: &str| {
             let by_name = strsim::damerau_levenshtein(name, last(known));
             let sections = strsim::damerau_levenshtein(key, known);
             (by_name.min(sections), sections)
         };
-        self.all.iter().min_by_key(distance).map_or("", String::as_str)
+        let nearest = self.all.iter().map(String::as_str).min_by_key(|known| distance(known))?;
+        // At most every third character differs.
+        (distance(nearest).0 * 3 <= name.len()).then_some(nearest)
     }
 }
 
@@ -88,7 +91,7 @@ mod tests {
         let known = Table::try_from(Config::defaults(NodeKind::Peer)).unwrap();
         match check(&Layer::set(argument).unwrap(), &known, &["sqlite", "sled"]) {
             Ok(()) => None,
-            Err(ConfigError::UnknownKey { nearest, .. }) => Some(nearest),
+            Err(ConfigError::UnknownKey { nearest, .. }) => nearest,
             Err(other) => panic!("{other}"),
         }
     }

@@ -11,43 +11,38 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::error::ConfigError;
+use super::keys;
 use super::layer::{Layer, without_origin};
 use super::secret::shown;
 use super::sections::{AdmissionMode, Config, NodeKind};
-use super::{keys, layer};
 
 /// The environment variable with the path of the configuration file.
-pub const ENV_FILE: &str = "ENJAMBRE_CONFIG";
+pub(crate) const ENV_FILE: &str = "ENJAMBRE_CONFIG";
 /// The name of the configuration file in the current directory and in the user's configuration directory.
-pub const FILE_NAME: &str = "enjambre.toml";
+pub(crate) const FILE_NAME: &str = "enjambre.toml";
 
 /// The configuration sources of the command line.
 #[derive(Debug, Clone, Default)]
-pub struct Sources {
-    /// The argument of `--config`.
-    pub file: Option<PathBuf>,
+pub(crate) struct Sources {
+    pub(crate) file: Option<PathBuf>,
     /// The arguments of `--set`. Later ones take precedence.
-    pub set: Vec<String>,
+    pub(crate) set: Vec<String>,
 }
 
 /// An effective value.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Effective {
-    /// The value.
-    pub value: Value,
+pub(crate) struct Effective {
+    pub(crate) value: Value,
     /// The layer that contains the value.
-    pub origin: String,
+    pub(crate) origin: String,
 }
 
 /// A configuration with the origin of every value.
 #[derive(Debug, Clone)]
-pub struct Loaded {
-    /// The values.
-    pub config: Config,
-    /// The kind of the configured node.
-    pub kind: NodeKind,
-    /// The configuration file, if any.
-    pub file: Option<PathBuf>,
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    pub(crate) kind: NodeKind,
+    pub(crate) file: Option<PathBuf>,
     values: BTreeMap<String, Effective>,
     base: PathBuf,
 }
@@ -57,21 +52,25 @@ impl Sources {
     ///
     /// Without `kind`, the configuration is that of a tracker if a layer contains a section `[tracker]`, and of a peer
     /// otherwise. `backends` are the names of the storage backends.
-    pub fn load(&self, kind: Option<NodeKind>, backends: &[&str]) -> Result<Loaded, ConfigError> {
-        let file = match &self.file {
-            Some(file) => Some(file.clone()),
-            None => search(),
-        };
-        let mut layers = Vec::new();
-        if let Some(file) = &file {
-            layers.push(Layer::file(file)?);
-        }
+    pub(crate) fn load(&self, kind: Option<NodeKind>, backends: &[&str]) -> Result<Loaded, ConfigError> {
+        let file = self.file.clone().or_else(search);
+        let mut layers = Vec::from_iter(file.as_deref().map(Layer::file).transpose()?);
         layers.extend(self.above_file()?);
+        if let (Some(path), Some(kind)) = (&file, kind) {
+            let (own, other, configured) = match kind {
+                NodeKind::Tracker => ("tracker", "peer", NodeKind::Peer),
+                NodeKind::Peer => ("peer", "tracker", NodeKind::Tracker),
+            };
+            let has = |layer: &Layer, section: &str| layer.table.contains_key(section);
+            if has(&layers[0], other) && !layers.iter().any(|layer| has(layer, own)) {
+                return Err(ConfigError::OtherKind { path: path.clone(), configured });
+            }
+        }
         Loaded::from_layers(layers, file, kind, backends)
     }
 
     /// Like [`Sources::load`] for a peer, with `text` as the contents of the file, which need not exist.
-    pub fn load_text(&self, text: &str, backends: &[&str]) -> Result<Loaded, ConfigError> {
+    pub(crate) fn load_text(&self, text: &str, backends: &[&str]) -> Result<Loaded, ConfigError> {
         let file = self.file.clone().unwrap_or_else(|| FILE_NAME.into());
         let mut layers = vec![Layer::text(&file, text)?];
         layers.extend(self.above_file()?);
@@ -93,28 +92,37 @@ impl Sources {
 
 /// Returns the path for a new configuration: the named file, or the default file of the user. Returns `None` if the user has
 /// no configuration directory.
-pub fn new_file(sources: &Sources) -> Option<PathBuf> {
-    let named = || std::env::var_os(ENV_FILE).filter(|name| !name.is_empty()).map(PathBuf::from);
-    sources.file.clone().or_else(named).or_else(user_file)
+pub(crate) fn new_file(sources: &Sources) -> Option<PathBuf> {
+    sources.file.clone().or_else(named_file).or_else(user_file)
 }
 
-fn user_file() -> Option<PathBuf> {
-    let folder = std::env::var_os("XDG_CONFIG_HOME")
+fn named_file() -> Option<PathBuf> {
+    std::env::var_os(ENV_FILE).filter(|name| !name.is_empty()).map(PathBuf::from)
+}
+
+/// Returns the configuration file of the user.
+pub(crate) fn user_file() -> Option<PathBuf> {
+    Some(user_folder("XDG_CONFIG_HOME", ".config")?.join(FILE_NAME))
+}
+
+/// Returns the data directory of the user's peer.
+pub(crate) fn user_data_dir() -> Option<PathBuf> {
+    user_folder("XDG_DATA_HOME", ".local/share")
+}
+
+/// Returns the directory `enjambre` in the base directory of a variable, which is `default` in the home directory if the
+/// variable is not set.
+fn user_folder(variable: &str, default: &str) -> Option<PathBuf> {
+    let base = std::env::var_os(variable)
         .map(PathBuf::from)
         .filter(|folder| folder.is_absolute())
-        .or_else(|| std::env::home_dir().map(|home| home.join(".config")))?;
-    Some(folder.join("enjambre").join(FILE_NAME))
+        .or_else(|| std::env::home_dir().map(|home| home.join(default)))?;
+    Some(base.join("enjambre"))
 }
 
 fn search() -> Option<PathBuf> {
-    if let Some(named) = std::env::var_os(ENV_FILE).filter(|name| !name.is_empty()) {
-        return Some(named.into());
-    }
-    let here = PathBuf::from(FILE_NAME);
-    if here.is_file() {
-        return Some(here);
-    }
-    user_file().filter(|file| file.is_file())
+    let default = || [Some(PathBuf::from(FILE_NAME)), user_file()].into_iter().flatten();
+    named_file().or_else(|| default().find(|file| file.is_file()))
 }
 
 impl Loaded {
@@ -143,7 +151,7 @@ impl Loaded {
         let mut table = Table::new();
         for (key, value) in &merged {
             flatten(key, value, &mut values);
-            table.insert(key.clone(), layer::without_origin(value));
+            table.insert(key.clone(), without_origin(value));
         }
         let config = Config::deserialize(table).map_err(|error| describe(&error, &values))?;
         let folder = file.as_deref().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
@@ -155,36 +163,27 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// Returns the data directory of a tracker or a peer.
-    pub fn data_dir(&self, kind: NodeKind) -> PathBuf {
+    pub(crate) fn data_dir(&self, kind: NodeKind) -> PathBuf {
         self.base.join(match kind {
             NodeKind::Tracker => &self.config.tracker.data_dir,
             NodeKind::Peer => &self.config.peer.data_dir,
         })
     }
 
-    /// Returns whether the swarm of this node is invite-only.
-    pub fn is_invite_only(&self) -> bool {
+    pub(crate) fn is_invite_only(&self) -> bool {
         match self.kind {
             NodeKind::Tracker => self.config.swarm.admission == AdmissionMode::Invite,
             NodeKind::Peer => self.config.swarm.authority.get().is_some(),
         }
     }
 
-    /// Returns all effective values by key.
-    pub fn values(&self) -> &BTreeMap<String, Effective> {
+    pub(crate) fn values(&self) -> &BTreeMap<String, Effective> {
         &self.values
     }
 
     /// Creates the error for an invalid value.
-    pub fn invalid(&self, key: &str, problem: impl Into<String>) -> ConfigError {
-        let found = self.values.get(key);
-        ConfigError::Value {
-            key: key.to_owned(),
-            value: found.map_or_else(String::new, |found| shown(key, &found.value)),
-            origin: found.map_or_else(|| "default".to_owned(), |found| found.origin.clone()),
-            problem: problem.into(),
-        }
+    pub(crate) fn invalid(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        invalid(&self.values, key, problem.into())
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -211,9 +210,8 @@ impl Loaded {
             [("transport.advertise", &transport.advertise), ("transport.listen", &transport.listen)]
         {
             if endpoints.len() > MAX_ENDPOINTS {
-                return Err(
-                    self.invalid(key, format!("too many endpoints; at most {MAX_ENDPOINTS} are allowed"))
-                );
+                let problem = format!("too many endpoints; at most {MAX_ENDPOINTS} are allowed");
+                return Err(self.invalid(key, problem));
             }
         }
         if tracker.lease.get().as_millis() < 100 {
@@ -228,7 +226,7 @@ impl Loaded {
     }
 
     /// Formats the configuration as TOML, with the origin of each value in a comment.
-    pub fn show(&self) -> String {
+    pub(crate) fn show(&self) -> String {
         let mut sections: BTreeMap<&str, Vec<(&str, &Effective)>> = BTreeMap::new();
         for (key, effective) in &self.values {
             let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
@@ -283,13 +281,15 @@ fn quoted_key(name: &str) -> Cow<'_, str> {
 fn describe(error: &toml::de::Error, values: &BTreeMap<String, Effective>) -> ConfigError {
     let text = error.to_string();
     let key = text.lines().rev().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`')).unwrap_or("");
-    let found = values.get(key);
-    ConfigError::Value {
-        key: key.to_owned(),
-        value: found.map_or_else(|| "{..}".to_owned(), |found| shown(key, &found.value)),
-        origin: found.map_or_else(|| "the configuration".to_owned(), |found| found.origin.clone()),
-        problem: error.message().replace('\n', "; "),
-    }
+    invalid(values, key, error.message().replace('\n', "; "))
+}
+
+fn invalid(values: &BTreeMap<String, Effective>, key: &str, problem: String) -> ConfigError {
+    let (value, origin) = match values.get(key) {
+        Some(found) => (shown(key, &found.value), found.origin.clone()),
+        None => ("{..}".to_owned(), "the configuration".to_owned()),
+    };
+    ConfigError::Value { key: key.to_owned(), value, origin, problem }
 }
 
 #[cfg(test)]

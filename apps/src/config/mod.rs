@@ -4,12 +4,12 @@
 //! `--set KEY=VALUE`. Errors name the key, the value and the layer. [`crate::registry`] checks the tables of the
 //! storage backends.
 
-pub mod error;
+pub(crate) mod error;
 #[cfg(test)]
 pub(crate) mod fuzz;
-pub mod keys;
-pub mod layer;
-pub mod load;
-pub mod secret;
+mod keys;
+mod layer;
+pub(crate) mod load;
+mod secret;
 pub mod sections;
 pub mod value;

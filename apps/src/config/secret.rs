@@ -2,34 +2,25 @@
 
 use toml::Value;
 
-/// The replacement of a secret.
-const HIDDEN: &str = "\"***\"";
-
 /// Formats the value of a key as TOML, with passwords redacted.
-pub fn shown(key: &str, value: &Value) -> String {
+pub(crate) fn shown(key: &str, value: &Value) -> String {
+    redacted(key, value).to_string()
+}
+
+fn redacted(key: &str, value: &Value) -> Value {
     let name = key.rsplit('.').next().unwrap_or(key).to_lowercase();
     // The name can be quoted.
     let name = name.trim_end_matches('"');
     if name.ends_with("password") || name.ends_with("secret") {
-        return HIDDEN.to_owned();
+        return "***".into();
     }
-    redact(value).to_string()
-}
-
-fn redact(value: &Value) -> Value {
     match value {
-        Value::String(text) => Value::String(without_password(text)),
-        Value::Array(values) => Value::Array(values.iter().map(redact).collect()),
+        Value::String(text) => without_password(text).into(),
+        Value::Array(values) => values.iter().map(|value| redacted(key, value)).collect::<Vec<_>>().into(),
         // An inline table in a list, or a table in the place of a single value.
-        Value::Table(table) => Value::Table(
-            table
-                .iter()
-                .map(|(key, value)| {
-                    let secret = shown(key, value) == HIDDEN;
-                    (key.clone(), if secret { Value::String("***".to_owned()) } else { redact(value) })
-                })
-                .collect(),
-        ),
+        Value::Table(table) => {
+            Value::Table(table.iter().map(|(key, value)| (key.clone(), redacted(key, value))).collect())
+        }
         other => other.clone(),
     }
 }

@@ -21,7 +21,7 @@ pub enum NodeKind {
 }
 
 /// A complete configuration.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Settings of `enjambre tracker`.
@@ -51,17 +51,7 @@ impl Config {
             NodeKind::Tracker => vec![loopback("zmq", 7700)],
             NodeKind::Peer => vec![loopback("tcp", 7711), loopback("zmq", 7710)],
         };
-        Self {
-            tracker: TrackerSection::default(),
-            peer: PeerSection::default(),
-            swarm: SwarmSection::default(),
-            transport: TransportSection { listen, ..TransportSection::default() },
-            library: LibrarySection::default(),
-            download: DownloadSection::default(),
-            limits: LimitsSection::default(),
-            log: LogSection::default(),
-            storage: StorageSection::default(),
-        }
+        Self { transport: TransportSection { listen, ..TransportSection::default() }, ..Self::default() }
     }
 }
 
@@ -208,27 +198,22 @@ impl Default for TransportLimits {
 }
 
 /// The storage of file content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ContentKind {
     /// In the database.
+    #[default]
     Database,
     /// In plain files below the data directory, with the index in the database.
     Files,
 }
 
 /// `[library]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LibrarySection {
     /// `"database"` or `"files"`.
     pub content: ContentKind,
-}
-
-impl Default for LibrarySection {
-    fn default() -> Self {
-        Self { content: ContentKind::Database }
-    }
 }
 
 /// `[download]`

@@ -21,7 +21,12 @@ fn invalid(text: &str, expected: &'static str) -> ParseValueError {
 }
 
 macro_rules! as_text {
-    ($name:ident) => {
+    ($name:ident, $expected:literal) => {
+        impl $name {
+            /// The description of a valid value, for errors.
+            const EXPECTED: &str = $expected;
+        }
+
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -30,7 +35,11 @@ macro_rules! as_text {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+                let value = toml::Value::deserialize(deserializer)?;
+                match value.as_str() {
+                    Some(text) => text.parse().map_err(serde::de::Error::custom),
+                    None => Err(serde::de::Error::custom(format_args!("expected {}", Self::EXPECTED))),
+                }
             }
         }
     };
@@ -67,7 +76,7 @@ impl FromStr for Span {
             .ok()
             .filter(|span| (Duration::from_millis(1)..=LONGEST).contains(span))
             .map(Self)
-            .ok_or_else(|| invalid(text, "a duration such as \"30s\", \"5min\" or \"30d\""))
+            .ok_or_else(|| invalid(text, Self::EXPECTED))
     }
 }
 
@@ -77,7 +86,7 @@ impl fmt::Display for Span {
     }
 }
 
-as_text!(Span);
+as_text!(Span, "a duration such as \"30s\", \"5min\" or \"30d\"");
 
 /// A number of bytes: `"50GiB"`, `"64KiB"`, `"1GB"`, `"4096B"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,9 +113,7 @@ impl FromStr for Size {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Self, ParseValueError> {
-        text.parse::<ByteSize>()
-            .map(|size| Self(size.as_u64()))
-            .map_err(|_| invalid(text, "a size such as \"64KiB\", \"50GiB\" or \"1GB\""))
+        text.parse::<ByteSize>().map(|size| Self(size.as_u64())).map_err(|_| invalid(text, Self::EXPECTED))
     }
 }
 
@@ -124,7 +131,7 @@ impl fmt::Display for Size {
     }
 }
 
-as_text!(Size);
+as_text!(Size, "a size such as \"64KiB\", \"50GiB\" or \"1GB\"");
 
 /// A rate in bytes per second, `"50MB/s"`, or `"unlimited"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -148,7 +155,7 @@ impl FromStr for Rate {
             .and_then(|size| size.trim_end().parse::<Size>().ok())
             .filter(|size| size.get() > 0)
             .map(|size| Self(Some(size.get())))
-            .ok_or_else(|| invalid(text, "a rate such as \"50MB/s\", or \"unlimited\""))
+            .ok_or_else(|| invalid(text, Self::EXPECTED))
     }
 }
 
@@ -161,7 +168,7 @@ impl fmt::Display for Rate {
     }
 }
 
-as_text!(Rate);
+as_text!(Rate, "a rate such as \"50MB/s\", or \"unlimited\"");
 
 /// A timeout: a duration, or `"none"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -181,7 +188,7 @@ impl FromStr for Timeout {
         if text == "none" {
             return Ok(Self(None));
         }
-        let error = |_| invalid(text, "a duration such as \"500ms\" or \"5s\", or \"none\"");
+        let error = |_| invalid(text, Self::EXPECTED);
         text.parse().map(|span| Self(Some(span))).map_err(error)
     }
 }
@@ -195,7 +202,7 @@ impl fmt::Display for Timeout {
     }
 }
 
-as_text!(Timeout);
+as_text!(Timeout, "a duration such as \"500ms\" or \"5s\", or \"none\"");
 
 /// The public key of the authority of an invite-only swarm, or an empty string if the swarm is open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -222,7 +229,7 @@ impl fmt::Display for AuthorityKey {
     }
 }
 
-as_text!(AuthorityKey);
+as_text!(AuthorityKey, "64 hexadecimal digits in quotes");
 
 #[cfg(test)]
 mod tests {

@@ -18,19 +18,10 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection to the process that uses a data directory.
 #[derive(Debug)]
-pub struct Connection(Framed<UnixStream, LinesCodec>);
-
-/// The outcome of a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// The command completed.
-    Ended(Result<(), Failure>),
-    /// The process closed the connection before the command completed.
-    ConnectionClosed,
-}
+pub(crate) struct Connection(Framed<UnixStream, LinesCodec>);
 
 /// Connects to the process that uses a data directory. Fails if no process listens.
-pub async fn connect(data_dir: &Path) -> io::Result<Connection> {
+pub(crate) async fn connect(data_dir: &Path) -> io::Result<Connection> {
     let path = socket::path(&data_dir.canonicalize()?);
     socket::check_folder(path.parent().expect("the path of a socket has a parent"))?;
     let stream = timeout(SEND_TIMEOUT, UnixStream::connect(path)).await??;
@@ -39,25 +30,24 @@ pub async fn connect(data_dir: &Path) -> io::Result<Connection> {
 
 impl Connection {
     /// Runs a command in the other process and passes its events to `show`. Dropping the future cancels the command.
-    pub async fn run(mut self, command: Command, show: &mut (dyn FnMut(Event) + Send)) -> Outcome {
+    /// Returns `None` if the process closes the connection before the command completes.
+    pub(crate) async fn run(
+        mut self,
+        command: Command,
+        show: &mut (dyn FnMut(Event) + Send),
+    ) -> Option<Result<(), Failure>> {
         let envelope = Envelope { version: CONTROL_VERSION, command };
         let line = match serde_json::to_string(&envelope) {
             Ok(line) if line.len() <= MAX_LINE => line,
-            Ok(_) => {
-                return Outcome::Ended(Err(Failure::usage("the command is too long; specify fewer paths")));
-            }
-            Err(error) => {
-                return Outcome::Ended(Err(Failure::usage(format!("cannot send the command: {error}"))));
-            }
+            Ok(_) => return Some(Err(Failure::usage("the command is too long; specify fewer paths"))),
+            Err(error) => return Some(Err(Failure::usage(format!("cannot send the command: {error}")))),
         };
-        if !matches!(timeout(SEND_TIMEOUT, self.0.send(line)).await, Ok(Ok(()))) {
-            return Outcome::ConnectionClosed;
-        }
+        timeout(SEND_TIMEOUT, self.0.send(line)).await.ok()?.ok()?;
         loop {
-            let Some(Ok(line)) = self.0.next().await else { return Outcome::ConnectionClosed };
+            let line = self.0.next().await?.ok()?;
             match serde_json::from_str(&line) {
-                Ok(Event::Done) => return Outcome::Ended(Ok(())),
-                Ok(Event::Failed(failure)) => return Outcome::Ended(Err(failure)),
+                Ok(Event::Done) => return Some(Ok(())),
+                Ok(Event::Failed(failure)) => return Some(Err(failure)),
                 Ok(event) => show(event),
                 // An event of a newer version. `done` and `failed` exist in every version.
                 Err(error) => tracing::debug!(%error, "unknown control event ignored"),

@@ -5,9 +5,11 @@
 //! cancelled if the client disconnects. If the node exits without a final event, the client can lock the data
 //! directory and run the command itself.
 
-pub mod client;
+pub(crate) mod client;
 #[cfg(test)]
 pub(crate) mod fuzz;
-pub mod message;
-pub mod server;
-pub mod socket;
+pub(crate) mod message;
+pub(crate) mod server;
+pub(crate) mod socket;
+#[cfg(test)]
+mod tests;

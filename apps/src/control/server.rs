@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use tokio::net::unix::OwnedReadHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -24,7 +24,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the commands of the socket until `stop` is cancelled. Running commands are dropped then, and their connections
 /// closed.
-pub async fn serve(listener: UnixListener, handler: Arc<dyn Execute>, stop: CancellationToken) {
+pub(crate) async fn serve(listener: UnixListener, handler: Arc<dyn Execute>, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
@@ -54,61 +54,48 @@ pub async fn serve(listener: UnixListener, handler: Arc<dyn Execute>, stop: Canc
     tasks.wait().await;
 }
 
-type Lines = FramedRead<OwnedReadHalf, LinesCodec>;
+type Reader = FramedRead<OwnedReadHalf, LinesCodec>;
+type Writer = FramedWrite<OwnedWriteHalf, LinesCodec>;
 
 async fn answer(stream: UnixStream, handler: &dyn Execute) {
     let (reader, writer) = stream.into_split();
     let mut reader = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE));
     let mut writer = FramedWrite::new(writer, LinesCodec::new());
-    let (events, mut receiver) = Events::channel();
-    let run = async {
-        let result = match command(&mut reader).await {
-            Ok(Some(Envelope { command, .. })) => {
-                tokio::select! {
-                    result = handler.execute(command, events) => result,
-                    () = disconnected(&mut reader) => return None,
+    let result = match command(&mut reader).await {
+        Ok(Some(Envelope { command, .. })) => {
+            let (events, mut receiver) = Events::channel();
+            let run = async { Ok(handler.execute(command, events).await) };
+            let write = async {
+                while let Some(event) = receiver.recv().await {
+                    send(&mut writer, &event).await?;
                 }
-            }
-            Ok(None) => return None,
-            Err(failure) => {
-                drop(events);
-                Err(failure)
-            }
-        };
-        Some(match result {
-            Ok(()) => Event::Done,
-            Err(failure) => Event::Failed(failure),
-        })
-    };
-    let write = async {
-        while let Some(event) = receiver.recv().await {
-            let line = serde_json::to_string(&event).unwrap_or_else(|error| {
-                let failure = Failure::failed(format!("cannot serialize an event: {error}"));
-                serde_json::to_string(&Event::Failed(failure)).expect("a failure serializes")
-            });
-            if !matches!(timeout(SEND_TIMEOUT, writer.send(line)).await, Ok(Ok(()))) {
-                return None;
+                Ok::<_, std::io::Error>(())
+            };
+            // The command is cancelled if the client disconnects or stops reading.
+            tokio::select! {
+                finished = async { tokio::try_join!(run, write) } => finished.ok().map(|(result, ())| result),
+                () = disconnected(&mut reader) => None,
             }
         }
-        Some(writer)
+        Ok(None) => None,
+        Err(failure) => Some(Err(failure)),
     };
-    // If the client stops reading, `write` ends first and drops `run`.
-    tokio::pin!(run, write);
-    let (last, writer) = tokio::select! {
-        last = &mut run => (last, write.await),
-        writer = &mut write => match writer {
-            Some(writer) => (run.await, Some(writer)),
-            None => return,
-        },
-    };
-    if let (Some(last), Some(mut writer)) = (last, writer) {
-        let line = serde_json::to_string(&last).expect("the final event serializes");
-        let _ = timeout(SEND_TIMEOUT, writer.send(line)).await;
+    if let Some(result) = result {
+        let _ = send(&mut writer, &result.map_or_else(Event::Failed, |()| Event::Done)).await;
     }
 }
 
+/// Sends an event. Fails if the client is gone or stops reading.
+async fn send(writer: &mut Writer, event: &Event) -> std::io::Result<()> {
+    let line = serde_json::to_string(event).unwrap_or_else(|error| {
+        let failure = Failure::failed(format!("cannot serialize an event: {error}"));
+        serde_json::to_string(&Event::Failed(failure)).expect("a failure serializes")
+    });
+    timeout(SEND_TIMEOUT, writer.send(line)).await?.map_err(std::io::Error::other)
+}
+
 /// Receives the command. Returns `None` if the client disconnects.
-async fn command(reader: &mut Lines) -> Result<Option<Envelope>, Failure> {
+async fn command(reader: &mut Reader) -> Result<Option<Envelope>, Failure> {
     match timeout(RECEIVE_TIMEOUT, reader.next()).await {
         Ok(Some(Ok(line))) => match serde_json::from_str::<Envelope>(&line) {
             Ok(envelope) if envelope.version == CONTROL_VERSION => Ok(Some(envelope)),
@@ -122,7 +109,6 @@ async fn command(reader: &mut Lines) -> Result<Option<Envelope>, Failure> {
     }
 }
 
-/// Waits until the client disconnects.
-async fn disconnected(reader: &mut Lines) {
+async fn disconnected(reader: &mut Reader) {
     while let Some(Ok(_)) = reader.next().await {}
 }

@@ -18,7 +18,7 @@ const FOLDER: &str = "control";
 const SOCKET: &str = "socket";
 
 /// Returns the path of the socket of a data directory, whose path must be canonical.
-pub fn path(data_dir: &Path) -> PathBuf {
+pub(crate) fn path(data_dir: &Path) -> PathBuf {
     let inside = data_dir.join(FOLDER).join(SOCKET);
     if inside.as_os_str().len() <= MAX_PATH {
         return inside;
@@ -34,7 +34,7 @@ pub fn path(data_dir: &Path) -> PathBuf {
 }
 
 /// Listens on the socket of a data directory and replaces a stale socket. The caller holds the lock.
-pub fn listen(data_dir: &Path) -> Result<UnixListener> {
+pub(crate) fn listen(data_dir: &Path) -> Result<UnixListener> {
     let path = path(data_dir);
     let folder = path.parent().expect("the path of a socket has a parent");
     match DirBuilder::new().mode(0o700).create(folder) {
@@ -55,7 +55,7 @@ pub fn listen(data_dir: &Path) -> Result<UnixListener> {
 }
 
 /// Removes the socket of a data directory. The caller holds the lock and no longer listens.
-pub fn remove(data_dir: &Path) {
+pub(crate) fn remove(data_dir: &Path) {
     let path = path(data_dir);
     let folder = path.parent().expect("the path of a socket has a parent");
     // A socket that remains is replaced at the next start.

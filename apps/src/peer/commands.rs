@@ -1,26 +1,26 @@
 //! Executes the commands of the command line on a node.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use enjambre_core::FileId;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::{FileKind, Publication};
+use enjambre_core::{Collection, FileId, FileKind, Name, Publication};
 use enjambre_swarm::download::get::{GetRequest, get};
-use enjambre_swarm::download::progress::{Phase, Progress};
+use enjambre_swarm::download::request::{Phase, Progress};
 use enjambre_swarm::library::entry::{Entry, Location, Origin};
 use enjambre_swarm::library::error::LibraryError;
+use enjambre_swarm::library::library::Library;
+use enjambre_swarm::library::publish::{PublishOptions, PublishProgress};
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::publication;
 use super::{Node, Reach};
 use crate::control::message::{Command, Event, Events, Execute, LibraryLine, NodeStatus, TrackerLine};
-use crate::failure::Failure;
+use crate::failure::{Failure, ResultContext};
 
 /// Interval of progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -35,9 +35,9 @@ impl Execute for Node {
         match command {
             Command::Publish { paths, name, store, pin } => {
                 for path in paths {
-                    let published = self.publish(path, name.clone(), store, &events).await?;
+                    let (publication, size) = self.publish(&path, name.clone(), store, &events).await?;
                     if pin {
-                        self.pin(&published, &events).await?;
+                        self.pin(&publication, size, &events).await?;
                     }
                 }
                 Ok(())
@@ -58,14 +58,7 @@ impl Execute for Node {
                 events.send(Event::Status(self.status())).await;
                 Ok(())
             }
-            Command::Invite { .. }
-            | Command::Invitations
-            | Command::CancelInvitation { .. }
-            | Command::Peers
-            | Command::Revoke { .. }
-            | Command::Reserve { .. } => {
-                Err(Failure::usage("command not supported by a peer; use the configuration of a tracker"))
-            }
+            _ => Err(Failure::usage("command not supported by a peer; use the configuration of a tracker")),
         }
     }
 }
@@ -79,37 +72,56 @@ impl Node {
         })
     }
 
-    async fn publish(
+    /// Adds a file or directory to the library. Returns the publication, which is now in the outbox as well, and the size of
+    /// the file or of all members of the directory.
+    async fn add(
         &self,
-        path: PathBuf,
+        path: &Path,
         name: Option<Name>,
         store: bool,
         events: &Events,
-    ) -> Result<Publication, Failure> {
-        let presence = self.presence()?;
-        let (published, publication) =
-            publication::publish(&self.services.library, &path, name, store, events)
-                .await
-                .map_err(|failure| failure.context(format!("cannot publish {}", path.display())))?;
-        let acknowledged = presence.publish(&publication).await.map_err(|error| {
-            let unreached = matches!(error, TrackerError::Unreachable { .. });
-            let failure = Failure::from(error);
-            if unreached {
-                let text = format!(
-                    "{} is in the library and will be published when a tracker becomes reachable: {failure}",
-                    publication.name
-                );
-                return Failure::unreachable(text);
-            }
-            failure.context(format!(
-                "{} is in the library, but trackers refused the publication",
-                publication.name
-            ))
+    ) -> Result<(Publication, u64), Failure> {
+        let library = &self.services.library;
+        let (shown, sink) = (path.to_owned(), events.clone());
+        let progress = move |PublishProgress { done, total, .. }: PublishProgress| {
+            sink.progress(Event::Hashing { path: shown.clone(), done, total });
+        };
+        let published = library.publish(path, PublishOptions { name, store }, progress).await?;
+        if published.skipped_links > 0 {
+            let count = published.skipped_links;
+            events.warn(format!("{}: skipped {count} symbolic links", path.display())).await;
+        }
+        // For a directory the publication contains the size of the encoded collection, not that of its files.
+        let entry = library.entry(&published.id).ok_or_else(|| {
+            Failure::failed(format!("{} was removed during the publication", published.name))
         })?;
+        let (name, size) = (published.name, published.size);
+        Ok((Publication { name, id: entry.id, size: entry.size, kind: entry.kind }, size))
+    }
+
+    async fn publish(
+        &self,
+        path: &Path,
+        name: Option<Name>,
+        store: bool,
+        events: &Events,
+    ) -> Result<(Publication, u64), Failure> {
+        let presence = self.presence()?;
+        let added = self.add(path, name, store, events).await;
+        let (publication, size) = added.context(format!("cannot publish {}", path.display()))?;
+        let acknowledged = presence.publish(&publication).await;
+        let outcome = match &acknowledged {
+            Err(TrackerError::Unreachable { .. }) => {
+                "; a running peer publishes it when a tracker is reachable"
+            }
+            _ => ", but trackers refused the publication",
+        };
+        let acknowledged =
+            acknowledged.context(format!("{} is in the library{outcome}", publication.name))?;
         let event = Event::Published {
             name: publication.name.clone(),
             id: publication.id,
-            size: published.size,
+            size,
             kind: publication.kind,
             version: acknowledged.version,
             new: acknowledged.new,
@@ -118,33 +130,19 @@ impl Node {
         for warning in presence.status().into_iter().filter_map(|tracker| tracker.warning) {
             events.warn(warning).await;
         }
-        Ok(publication)
+        Ok((publication, size))
     }
 
-    /// Returns the size of a file, or of all members of a collection.
-    async fn total_size(&self, publication: &Publication) -> u64 {
-        match publication.kind {
-            FileKind::File => publication.size,
-            FileKind::Collection => match self.services.library.collection(&publication.id).await {
-                Ok(collection) => collection.total_size(),
-                Err(_) => publication.size,
-            },
-        }
-    }
-
-    async fn pin(&self, publication: &Publication, events: &Events) -> Result<(), Failure> {
+    async fn pin(&self, publication: &Publication, total: u64, events: &Events) -> Result<(), Failure> {
         let presence = self.presence()?;
-        let refused = |error: TrackerError| {
-            Failure::from(error)
-                .context(format!("{} is published, but no tracker stores a replica", publication.name))
-        };
-        let total = self.total_size(publication).await;
         let mut ticks = interval(PIN_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let progress = presence.pin(publication.id).await.map_err(refused)?;
             let name = publication.name.clone();
+            let progress = presence.pin(publication.id).await;
+            let progress =
+                progress.context(format!("{name} is published, but no tracker stores a replica"))?;
             if progress.complete {
                 events.send(Event::Pinned { name }).await;
                 return Ok(());
@@ -175,10 +173,11 @@ impl Node {
             FileKind::File if path.is_dir() => path.join(name.as_str()),
             _ => path,
         });
+        let stored = self.stored_bytes(&id).await;
         let request =
             GetRequest { id, name: Some(name.clone()), kind, size, output: output.clone(), force, durable };
         let (progress, mut updates) = watch::channel(Progress { total: size, ..Progress::default() });
-        let running = get(&self.services.downloader, &request, Arc::clone(&self.providers) as _, &progress);
+        let running = get(&self.services.downloader, &request, Arc::clone(&self.trackers) as _, &progress);
         tokio::pin!(running);
         let mut ticks = interval(PROGRESS_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -200,8 +199,23 @@ impl Node {
         let last = *updates.borrow();
         events.send(progress_event(Progress { done: bytes, total: bytes, ..last })).await;
         let seconds = started.elapsed().as_secs_f64();
-        events.send(Event::Complete { name, id, path: output, bytes, seconds }).await;
+        let path = output.or_else(|| match self.services.library.entry(&id)?.location {
+            Location::Linked { path } => Some(path),
+            _ => None,
+        });
+        let received = bytes.saturating_sub(stored);
+        events.send(Event::Complete { name, id, path, bytes, received, seconds }).await;
         Ok(())
+    }
+
+    /// Returns the stored bytes of a file, or of the members of a directory.
+    async fn stored_bytes(&self, id: &FileId) -> u64 {
+        let library = &self.services.library;
+        let stored = |id: &FileId| library.entry(id).map_or(0, |entry| entry.stored_bytes());
+        match library.collection(id).await {
+            Ok(collection) => collection.members().iter().map(|member| stored(&member.id)).sum(),
+            Err(_) => stored(id),
+        }
     }
 
     /// Looks up a file at the trackers, which know the newest version. Falls back to complete files of the library.
@@ -255,6 +269,9 @@ impl Node {
             if entry.kind == FileKind::Collection
                 && let Ok(collection) = library.collection(&entry.id).await
             {
+                if let Some(folder) = linked_folder(library, &collection) {
+                    (line.content, line.path) = ("linked".to_owned(), Some(folder));
+                }
                 line.size = collection.total_size();
                 for member in collection.members() {
                     let Some(entry) = library.entry(&member.id) else {
@@ -306,6 +323,7 @@ impl Node {
             entries[1..].sort_by_key(|entry| entry.id);
             entries.dedup_by_key(|entry| entry.id);
         }
+        let members = self.member_names(&entries).await;
         let mut damaged = 0_u64;
         for entry in entries {
             let report = match library.verify(&entry.id).await {
@@ -321,7 +339,7 @@ impl Node {
             };
             damaged += u64::from(!report.bad.is_empty());
             let event = Event::Verified {
-                name: entry.name,
+                name: entry.name.map(|name| name.to_string()).or_else(|| members.get(&entry.id).cloned()),
                 id: entry.id,
                 good: u64::from(report.good),
                 bad: report.bad.len() as u64,
@@ -332,13 +350,28 @@ impl Node {
         match damaged {
             0 => Ok(()),
             count => Err(Failure::failed(format!(
-                "{count} files are damaged; their damaged pieces are no longer offered; run `get` to download them again"
+                "damaged files: {count}; their damaged pieces are no longer offered; run `get` to download them again"
             ))),
         }
     }
 
+    /// Returns `NAME/PATH` of the members of the directories among these entries.
+    async fn member_names(&self, entries: &[Entry]) -> HashMap<FileId, String> {
+        let mut names = HashMap::new();
+        for entry in entries.iter().filter(|entry| entry.kind == FileKind::Collection) {
+            let Some(name) = &entry.name else { continue };
+            // An incomplete directory has no list of members yet; a damaged one is reported by its verification.
+            let Ok(collection) = self.services.library.collection(&entry.id).await else { continue };
+            let paths = collection.members().iter();
+            names.extend(paths.map(|member| (member.id, format!("{name}/{}", member.path.as_str()))));
+        }
+        names
+    }
+
     fn status(&self) -> NodeStatus {
         let entries = self.services.library.entries();
+        // A member of a directory has no name of its own.
+        let named = || entries.iter().filter(|entry| entry.name.is_some());
         let tracker = |state: TrackerState| TrackerLine {
             endpoint: state.endpoint,
             connected: state.connected,
@@ -351,8 +384,8 @@ impl Node {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             daemon: self.reach == Reach::Daemon,
             listen: self.listen.clone(),
-            files: entries.len() as u64,
-            published: entries.iter().filter(|entry| entry.origin == Origin::Published).count() as u64,
+            files: named().count() as u64,
+            published: named().filter(|entry| entry.origin == Origin::Published).count() as u64,
             content_bytes: entries.iter().map(Entry::stored_bytes).sum(),
             sent_bytes: self.services.seeder.sent_bytes(),
             trackers: self
@@ -373,30 +406,37 @@ struct DiskState {
 
 impl DiskState {
     fn message(&mut self, name: &Name, progress: Progress) -> Option<String> {
-        let full = progress.phase == Phase::DiskFull;
-        match (self.is_full, full) {
-            (false, true) => {
-                self.is_full = true;
-                self.resumed = None;
-                Some(format!(
+        if progress.phase == Phase::DiskFull {
+            self.resumed = None;
+            return (!std::mem::replace(&mut self.is_full, true)).then(|| {
+                format!(
                     "disk full: the download of {name} waits at {} of {} bytes and resumes when there is free space",
                     progress.done, progress.total
-                ))
-            }
-            (true, true) => {
-                self.resumed = None;
-                None
-            }
-            (true, false) => {
-                let resumed = *self.resumed.get_or_insert_with(Instant::now);
-                (resumed.elapsed() >= DISK_FREE_DELAY).then(|| {
-                    self.is_full = false;
-                    format!("disk no longer full: the download of {name} resumed")
-                })
-            }
-            (false, false) => None,
+                )
+            });
+        }
+        if !self.is_full || self.resumed.get_or_insert_with(Instant::now).elapsed() < DISK_FREE_DELAY {
+            return None;
+        }
+        self.is_full = false;
+        Some(format!("disk no longer full: the download of {name} resumed"))
+    }
+}
+
+/// Returns the directory of the user that contains the linked members of a collection. If these are in several directories,
+/// returns the one that contains most of them.
+fn linked_folder(library: &Library, collection: &Collection) -> Option<PathBuf> {
+    let mut folders: HashMap<PathBuf, u32> = HashMap::new();
+    for member in collection.members() {
+        let relative = Path::new(member.path.as_str());
+        if let Some(Entry { location: Location::Linked { path }, .. }) = library.entry(&member.id)
+            && path.ends_with(relative)
+            && let Some(folder) = path.ancestors().nth(relative.components().count())
+        {
+            *folders.entry(folder.to_owned()).or_default() += 1;
         }
     }
+    folders.into_iter().max_by_key(|(_, members)| *members).map(|(folder, _)| folder)
 }
 
 fn progress_event(progress: Progress) -> Event {

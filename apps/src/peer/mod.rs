@@ -4,20 +4,18 @@
 //! in their lifetime. `commands` executes the commands of the command line.
 
 mod commands;
-mod errors;
-mod publication;
-pub mod services;
+pub(crate) mod services;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use enjambre_core::Endpoint;
-use enjambre_core::model::identity::KeyPair;
+use enjambre_core::{Endpoint, KeyPair};
 use enjambre_swarm::peer::announcer::Announcer;
-use enjambre_swarm::peer::offers::{LibraryOffers, TrackerProviders};
+use enjambre_swarm::peer::offers::LibraryOffers;
 use enjambre_swarm::peer::repair::Repair;
 use enjambre_swarm::tracker_client::presence::Presence;
 use enjambre_swarm::tracker_client::trackers::Trackers;
+use futures::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +32,7 @@ use services::{CloseMode, PeerServices};
 
 /// How a node participates in the swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub(crate) enum Reach {
     /// A daemon, `enjambre peer`: a port in use is an error.
     Daemon,
     /// A command without a daemon: if the port is in use, it offers nothing.
@@ -48,7 +46,7 @@ const STOP_LISTENING: Duration = Duration::from_millis(300);
 
 /// A running peer. [`PeerNode::stop`] shuts it down.
 #[derive(Debug)]
-pub struct PeerNode {
+pub(crate) struct PeerNode {
     inner: Arc<Node>,
     listeners: Listeners,
     background: Vec<JoinHandle<()>>,
@@ -63,7 +61,6 @@ pub(super) struct Node {
     services: PeerServices,
     key: KeyPair,
     trackers: Arc<Trackers>,
-    providers: Arc<TrackerProviders>,
     /// `None` if the node is offline.
     presence: Option<Arc<Presence>>,
     listen: Vec<Endpoint>,
@@ -73,18 +70,14 @@ pub(super) struct Node {
 
 impl PeerNode {
     /// Starts a peer. The data directory is locked by this process.
-    pub async fn start(
+    pub(crate) async fn start(
         registry: &Registry,
         loaded: &Loaded,
         data_dir: DataDir,
         reach: Reach,
     ) -> Result<Self, Failure> {
         let folder = data_dir.path().to_owned();
-        let key = crate::blocking({
-            let folder = folder.clone();
-            move || node_key::load_or_create(&folder)
-        })
-        .await?;
+        let key = node_key::load_or_create(&folder).await?;
         let dialer = registry.dialer(loaded, &key)?;
         let place = node_place(NodeKind::Peer, &folder);
         let authority = loaded.config.swarm.authority.get();
@@ -111,67 +104,48 @@ impl PeerNode {
         let mut background = Vec::new();
         let presence = (reach != Reach::Offline).then(|| {
             let advertise = &loaded.config.transport.advertise;
-            let endpoints = match (listen.is_empty(), advertise.is_empty()) {
-                (true, _) => Vec::new(),
-                (false, true) => listen.clone(),
-                (false, false) => advertise.clone(),
-            };
+            let endpoints =
+                if listen.is_empty() || advertise.is_empty() { &listen } else { advertise }.clone();
             let source = LibraryOffers::new(Arc::clone(&services.library), !listen.is_empty());
-            let members = services.members.clone();
-            Arc::new(Presence::start_with_members(
-                members,
-                key.clone(),
-                endpoints,
-                &trackers,
-                Arc::new(source),
-            ))
+            let (members, source) = (services.members.clone(), Arc::new(source));
+            Arc::new(Presence::start(members, key.clone(), endpoints, &trackers, source))
         });
         if let Some(presence) = presence.as_ref().filter(|_| !listen.is_empty()) {
             let announcer = Announcer::new(Arc::clone(&services.library), Arc::clone(presence));
-            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(announcer.run()).map_drop()));
+            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(announcer.run()).map(drop)));
         }
-        let providers = Arc::new(TrackerProviders(Arc::clone(&trackers)));
-        let inner = Arc::new(Node {
-            services,
-            key,
-            trackers,
-            providers,
-            presence,
-            listen,
-            reach,
-            started: Instant::now(),
-        });
+        let inner =
+            Arc::new(Node { services, key, trackers, presence, listen, reach, started: Instant::now() });
+        let mut node = Self { inner, listeners, background, stop, data_dir };
         if reach != Reach::Offline {
+            let Self { inner, stop, background, .. } = &mut node;
             let downloader = Arc::clone(&inner.services.downloader);
-            let repair = Repair::new(downloader, Arc::clone(&inner.providers) as _);
-            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(repair.run()).map_drop()));
+            let repair = Repair::new(downloader, Arc::clone(&inner.trackers) as _);
+            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(repair.run()).map(drop)));
             match socket::listen(&folder) {
                 Ok(listener) => {
-                    let handler: Arc<dyn Execute> = Arc::clone(&inner) as _;
+                    let handler: Arc<dyn Execute> = Arc::clone(inner) as _;
                     background.push(tokio::spawn(server::serve(listener, handler, stop.clone())));
                 }
                 Err(error) => {
-                    let node = Self { inner, listeners, background, stop, data_dir };
                     node.stop().await;
                     return Err(Failure::from(error).context("cannot create the control socket"));
                 }
             }
         }
-        Ok(Self { inner, listeners, background, stop, data_dir })
+        Ok(node)
     }
 
-    /// Returns the listen endpoints.
-    pub fn endpoints(&self) -> &[Endpoint] {
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
         &self.inner.listen
     }
 
-    /// Returns the executor of commands.
-    pub fn handler(&self) -> &dyn Execute {
+    pub(crate) fn handler(&self) -> &dyn Execute {
         &*self.inner
     }
 
     /// Leaves the swarm, flushes pending writes and shuts the peer down.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         let leave = async {
             if let Some(presence) = &self.inner.presence {
@@ -186,16 +160,5 @@ impl PeerNode {
             let mode = if self.inner.reach == Reach::Command { CloseMode::Fast } else { CloseMode::Durable };
             self.inner.services.close(mode).await;
         });
-    }
-}
-
-/// Discards the result of a future.
-trait MapDrop: Future + Sized {
-    fn map_drop(self) -> impl Future<Output = ()>;
-}
-
-impl<F: Future> MapDrop for F {
-    async fn map_drop(self) {
-        self.await;
     }
 }

@@ -4,16 +4,14 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::model::identity::{KeyPair, PublicKey};
+use enjambre_core::model::identity::PublicKey;
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::SystemClock;
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Place, Role, Storage};
+use enjambre_core::{Dialer, KeyPair, Place, Role, Storage};
 use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::settings::DownloadSettings;
 use enjambre_swarm::library::content::ContentStore;
 use enjambre_swarm::library::library::Library;
-use enjambre_swarm::library::settings::LibrarySettings;
 use enjambre_swarm::membership::gate::MembershipGate;
 use enjambre_swarm::membership::member_transport::MemberTransport;
 use enjambre_swarm::membership::members::Members;
@@ -25,7 +23,7 @@ use tokio::time::timeout;
 use crate::config::load::Loaded;
 use crate::config::sections::ContentKind;
 use crate::config::value::Rate;
-use crate::failure::{Failure, Status};
+use crate::failure::{Failure, ResultContext};
 use crate::registry::Registry;
 
 /// Shares of the shutdown time, [`crate::shutdown::LIMIT`].
@@ -34,21 +32,18 @@ const STOP_LIBRARY: Duration = Duration::from_millis(1500);
 
 /// The parts of a node that stores files.
 #[derive(Debug)]
-pub struct PeerServices {
-    /// Stores files.
-    pub library: Arc<Library>,
-    /// Downloads files.
-    pub downloader: Arc<Downloader>,
-    /// Serves files.
-    pub seeder: Arc<Seeder>,
+pub(crate) struct PeerServices {
+    pub(crate) library: Arc<Library>,
+    pub(crate) downloader: Arc<Downloader>,
+    pub(crate) seeder: Arc<Seeder>,
     /// The membership state, in an invite-only swarm.
-    pub members: Option<Arc<Members>>,
+    pub(crate) members: Option<Arc<Members>>,
     storages: Vec<Arc<dyn Storage>>,
 }
 
 /// How the library is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CloseMode {
+pub(crate) enum CloseMode {
     /// Everything is synced to the disk.
     Durable,
     /// Content that was not reported as durable is not synced. The next process verifies it.
@@ -57,7 +52,7 @@ pub enum CloseMode {
 
 impl PeerServices {
     /// Opens the library at a place. With an `authority` files are only downloaded from members of its swarm.
-    pub async fn open(
+    pub(crate) async fn open(
         registry: &Registry,
         loaded: &Loaded,
         place: Place,
@@ -82,9 +77,7 @@ impl PeerServices {
                 let store = MembershipStore::new(Arc::clone(&index));
                 let opened =
                     Members::open(authority, key.peer_id(), Arc::new(SystemClock), Some(store)).await;
-                Some(opened.map_err(|error| {
-                    Failure::from_error(Status::Failed, &error).context("cannot read the membership state")
-                })?)
+                Some(opened.context("cannot read the membership state")?)
             }
             None => None,
         };
@@ -94,9 +87,8 @@ impl PeerServices {
             ),
             None => Arc::clone(dialer),
         };
-        let library = Library::open(index, content, LibrarySettings::default()).await.map_err(|error| {
-            Failure::from_error(Status::Failed, &error).context("cannot open the library")
-        })?;
+        let library = Library::open(index, content).await;
+        let library = library.context("cannot open the library")?;
         let limit = |rate: Rate| Arc::new(BandwidthLimit::new(rate.get().and_then(NonZeroU64::new)));
         let settings = DownloadSettings {
             provider_timeout: config.download.provider_timeout.get(),
@@ -115,7 +107,7 @@ impl PeerServices {
     }
 
     /// Returns the handler for requests of other peers. In an invite-only swarm it only serves members.
-    pub fn handler(&self) -> Arc<dyn Handler> {
+    pub(crate) fn handler(&self) -> Arc<dyn Handler> {
         let seeder: Arc<dyn Handler> = Arc::clone(&self.seeder) as _;
         match &self.members {
             Some(members) => Arc::new(MembershipGate::new(seeder, Arc::clone(members))),
@@ -124,7 +116,7 @@ impl PeerServices {
     }
 
     /// Stops downloads and closes the library and the databases, within the shutdown time.
-    pub async fn close(&self, mode: CloseMode) {
+    pub(crate) async fn close(&self, mode: CloseMode) {
         if timeout(STOP_TRANSFERS, self.downloader.shutdown()).await.is_err() {
             tracing::warn!("stopping downloads timed out");
         }
@@ -134,12 +126,12 @@ impl PeerServices {
                 CloseMode::Fast => self.library.close_without_sync().await,
             };
             if let Err(error) = closed {
-                let error = Failure::from_error(Status::Failed, &error);
+                let error = Failure::from(error);
                 tracing::warn!(%error, "library close failed");
             }
             for storage in &self.storages {
                 if let Err(error) = storage.close().await {
-                    let error = Failure::from_error(Status::Failed, &error);
+                    let error = Failure::from(error);
                     tracing::warn!(%error, "database close failed");
                 }
             }

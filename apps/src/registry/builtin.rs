@@ -20,8 +20,7 @@ pub(super) const OPTIONAL_BACKENDS: [(&str, bool); 3] = [
 ];
 
 impl Registry {
-    /// Creates a registry with the built-in plug-ins.
-    pub fn with_builtins() -> Self {
+    pub(crate) fn with_builtins() -> Self {
         let mut registry = Self::default();
         register_memory(&mut registry);
         register_databases(&mut registry);

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::{Place, Role, Storage, Transport};
+use enjambre_core::{KeyPair, Place, Role, Storage, Transport};
 use enjambre_transport::settings::InvalidSetting;
 use futures::future::{BoxFuture, FutureExt};
 use serde::de::DeserializeOwned;
@@ -24,53 +23,16 @@ pub(super) type Transports = Vec<Arc<dyn Transport>>;
 pub(super) type CreateTransports =
     dyn Fn(TransportParts<'_>) -> Result<Transports, InvalidLimit> + Send + Sync;
 
-/// A storage backend.
 pub(super) struct Backend {
-    open: Box<Call<Arc<dyn Storage>>>,
-    check: Box<Check>,
-    remove_scratch: Option<Box<Call<()>>>,
-}
-
-impl Backend {
-    pub(super) fn new<S, F, Fut>(open: F) -> Self
-    where
-        S: DeserializeOwned,
-        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Arc<dyn Storage>, PluginError>> + Send + 'static,
-    {
-        Self {
-            open: erase(open),
-            check: Box::new(|table| S::deserialize(table).map(drop)),
-            remove_scratch: None,
-        }
-    }
-
-    pub(super) fn set_remove_scratch<S, F, Fut>(&mut self, remove: F)
-    where
-        S: DeserializeOwned,
-        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<(), PluginError>> + Send + 'static,
-    {
-        self.remove_scratch = Some(erase(remove));
-    }
-
     /// Starts to open a storage.
-    pub(super) fn open(&self, table: Table, place: Place, role: Role) -> Pending<Arc<dyn Storage>> {
-        (self.open)(table, place, role)
-    }
-
-    /// Starts to remove a scratch place. Returns `None` if the backend has nothing to remove.
-    pub(super) fn remove_scratch(&self, table: Table, place: Place, role: Role) -> Option<Pending<()>> {
-        self.remove_scratch.as_ref().map(|remove| remove(table, place, role))
-    }
-
+    pub(super) open: Box<Call<Arc<dyn Storage>>>,
     /// Checks that a table deserializes to the settings of the backend.
-    pub(super) fn check(&self, table: Table) -> Result<(), TableError> {
-        (self.check)(table)
-    }
+    pub(super) check: Box<Check>,
+    /// Starts to remove a scratch place. `None` if the backend has nothing to remove.
+    pub(super) remove_scratch: Option<Box<Call<()>>>,
 }
 
-fn erase<S, T, F, Fut>(call: F) -> Box<Call<T>>
+pub(super) fn erase<S, T, F, Fut>(call: F) -> Box<Call<T>>
 where
     S: DeserializeOwned,
     T: 'static,

@@ -14,19 +14,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use enjambre_core::model::identity::KeyPair;
 use enjambre_core::storage::layers::metrics::MeteredStorage;
 use enjambre_core::storage::layers::retry::{Retry, RetryStorage};
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Endpoint, Place, Role, Storage, Transport};
+use enjambre_core::{Dialer, Endpoint, KeyPair, Place, Role, Storage, Transport};
 use enjambre_swarm::record_copy;
 use serde::de::DeserializeOwned;
 
 use crate::config::error::ConfigError;
 use crate::config::load::Loaded;
 use crate::config::sections::LayersSection;
-use crate::failure::{Failure, Status};
-use erased::{Backend, Scheme, Transports};
+use crate::failure::{Failure, ResultContext};
+use erased::{Backend, Scheme, Transports, erase};
 pub use erased::{InvalidLimit, PluginError, Security, TransportParts};
 
 /// The settings of a backend without settings.
@@ -36,7 +34,7 @@ pub struct NoSettings {}
 
 /// Storage backends and transports by name.
 #[derive(Default)]
-pub struct Registry {
+pub(crate) struct Registry {
     storages: BTreeMap<String, Backend>,
     /// In the order of preference.
     transports: Vec<(String, Scheme)>,
@@ -53,18 +51,12 @@ impl fmt::Debug for Registry {
 
 impl Registry {
     /// Raises the limit of open files. To be called once, before listening: each connection uses a file descriptor.
-    pub fn prepare_process(&self) {
+    pub(crate) fn prepare_process(&self) {
         enjambre_transport::open_files::raise_open_file_limit();
     }
 
-    /// Registers a storage backend. Replaces a backend with the same name.
-    ///
-    /// `S` is deserialized from the table `[storage.NAME]` and should reject unknown fields. A name consists of letters,
-    /// digits, `_` and `-`.
-    ///
-    /// # Panics
-    /// If the name is `backend` or `layers`, which are keys of the section `[storage]`.
-    pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F)
+    /// Registers a storage backend. See [`crate::App::register_storage`].
+    pub(crate) fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F)
     where
         S: DeserializeOwned,
         F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
@@ -75,17 +67,12 @@ impl Registry {
             !["backend", "layers"].contains(&name.as_str()),
             "a storage backend cannot be named {name:?}: storage.{name} is a common setting of all backends"
         );
-        self.storages.insert(name, Backend::new(open));
+        let check = Box::new(|table| S::deserialize(table).map(drop));
+        self.storages.insert(name, Backend { open: erase(open), check, remove_scratch: None });
     }
 
-    /// Registers a function that removes a scratch place of a backend.
-    ///
-    /// Only backends that store data outside of the paths of [`Place::database`] and the data directory need it, for
-    /// example on a server.
-    ///
-    /// # Panics
-    /// If no backend with this name is registered.
-    pub fn remove_scratch_with<S, F, Fut>(&mut self, name: &str, remove: F)
+    /// Registers a function that removes a scratch place. See [`crate::App::remove_scratch_with`].
+    pub(crate) fn remove_scratch_with<S, F, Fut>(&mut self, name: &str, remove: F)
     where
         S: DeserializeOwned,
         F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
@@ -94,13 +81,11 @@ impl Registry {
         let Some(backend) = self.storages.get_mut(name) else {
             panic!("storage backend {name:?} is not registered; call register_storage first");
         };
-        backend.set_remove_scratch(remove);
+        backend.remove_scratch = Some(erase(remove));
     }
 
-    /// Registers the transport of a scheme. Replaces a transport with the same scheme.
-    ///
-    /// If a remote node listens with several transports, the one that was registered first is dialed.
-    pub fn register_transport<F>(&mut self, scheme: impl Into<String>, security: Security, create: F)
+    /// Registers the transport of a scheme. See [`crate::App::register_transport`].
+    pub(crate) fn register_transport<F>(&mut self, scheme: impl Into<String>, security: Security, create: F)
     where
         F: Fn(TransportParts<'_>) -> Result<Arc<dyn Transport>, InvalidLimit> + Send + Sync + 'static,
     {
@@ -124,12 +109,12 @@ impl Registry {
     }
 
     /// Returns the names of the registered storage backends.
-    pub fn backends(&self) -> Vec<&str> {
+    pub(crate) fn backends(&self) -> Vec<&str> {
         self.storages.keys().map(String::as_str).collect()
     }
 
     /// Returns the schemes of the registered transports, in the order of preference.
-    pub fn schemes(&self) -> Vec<&str> {
+    pub(crate) fn schemes(&self) -> Vec<&str> {
         self.transports.iter().map(|(name, _)| name.as_str()).collect()
     }
 
@@ -143,27 +128,27 @@ impl Registry {
     }
 
     /// Removes the data of a scratch place. Its storages must be closed.
-    pub async fn remove_scratch(&self, loaded: &Loaded, place: Place, role: Role) -> Result<(), Failure> {
+    pub(crate) async fn remove_scratch(
+        &self,
+        loaded: &Loaded,
+        place: Place,
+        role: Role,
+    ) -> Result<(), Failure> {
         let Some(scratch) = place.scratch.clone() else { return Ok(()) };
         let section = &loaded.config.storage;
         let mut outcome = Ok(());
-        if let Some(removal) =
-            self.backend(loaded)?.remove_scratch(section.table(&section.backend), place, role)
-        {
-            let removal = removal.map_err(|error| invalid_table(&section.backend, &error))?;
-            outcome = removal.await.map_err(|error| {
-                let action = format!("cannot remove {} from the {} storage", scratch.name(), section.backend);
-                Failure::from_error(Status::Failed, &*error).context(action)
-            });
+        if let Some(remove) = &self.backend(loaded)?.remove_scratch {
+            let removal = remove(section.table(&section.backend), place, role)
+                .map_err(|error| invalid_table(&section.backend, &error))?;
+            let action = format!("cannot remove {} from the {} storage", scratch.name(), section.backend);
+            outcome = removal.await.context(action);
         }
-        let removed = crate::blocking(move || {
-            scratch.remove().map_err(|error| Failure::from(error).context("cannot remove scratch directory"))
-        });
+        let removed = crate::blocking(move || scratch.remove().context("cannot remove scratch directory"));
         removed.await.and(outcome)
     }
 
     /// Opens a storage of the configured backend. Rejects the target of an incomplete copy.
-    pub async fn open_storage(
+    pub(crate) async fn open_storage(
         &self,
         loaded: &Loaded,
         place: Place,
@@ -176,7 +161,7 @@ impl Registry {
                 "the database contains an incomplete copy; run the same `enjambre storage copy` command again to resume \
                  it, or with --force to restart it",
             ),
-            Err(error) => Failure::from_error(Status::Failed, &error),
+            Err(error) => Failure::from(error),
         };
         // The storage was not written, so an error of `close` does not matter.
         let _ = storage.close().await;
@@ -184,16 +169,14 @@ impl Registry {
     }
 
     /// Like [`Self::open_storage`], but accepts the target of an incomplete copy.
-    pub async fn open_incomplete(
+    pub(crate) async fn open_incomplete(
         &self,
         loaded: &Loaded,
         place: Place,
         role: Role,
     ) -> Result<Arc<dyn Storage>, Failure> {
-        self.try_open_storage(loaded, place, role).await?.map_err(|error| {
-            Failure::from_error(Status::Failed, &*error)
-                .context(format!("cannot open the {} storage", loaded.config.storage.backend))
-        })
+        let opened = self.try_open_storage(loaded, place, role).await?;
+        opened.context(format!("cannot open the {} storage", loaded.config.storage.backend))
     }
 
     /// Like [`Self::open_incomplete`], but returns an error of the backend unchanged.
@@ -205,20 +188,12 @@ impl Registry {
     ) -> Result<Result<Arc<dyn Storage>, PluginError>, Failure> {
         let section = &loaded.config.storage;
         let (data_dir, scratch) = (place.data_dir.clone(), place.scratch.clone());
-        let opening = self
-            .backend(loaded)?
-            .open(section.table(&section.backend), place, role)
+        let opening = (self.backend(loaded)?.open)(section.table(&section.backend), place, role)
             .map_err(|error| invalid_table(&section.backend, &error))?;
         match scratch {
             Some(scratch) => {
-                let create = move || {
-                    scratch.create().map_err(|error| {
-                        let folder = scratch.data_dir();
-                        let action = format!("cannot create scratch directory {}", folder.display());
-                        Failure::from(error).context(action)
-                    })
-                };
-                crate::blocking(create).await?;
+                let action = format!("cannot create scratch directory {}", scratch.data_dir().display());
+                crate::blocking(move || scratch.create().context(action)).await?;
             }
             None => tokio::fs::create_dir_all(&data_dir).await?,
         }
@@ -226,18 +201,17 @@ impl Registry {
     }
 
     /// Returns whether the transport of an endpoint authenticates both sides of a connection.
-    pub fn is_authenticated(&self, endpoint: &Endpoint) -> bool {
+    pub(crate) fn is_authenticated(&self, endpoint: &Endpoint) -> bool {
         self.scheme(endpoint.scheme()).is_some_and(|known| known.security == Security::Authenticated)
     }
 
     /// Creates a dialer over all transports, for the node with this key.
-    pub fn dialer(&self, loaded: &Loaded, key: &KeyPair) -> Result<Arc<Dialer>, ConfigError> {
-        Ok(Arc::new(Dialer::new(self.transports(loaded, key)?)))
-    }
-
-    fn transports(&self, loaded: &Loaded, key: &KeyPair) -> Result<Transports, ConfigError> {
-        self.create_transports(TransportParts { limits: &loaded.config.transport.limits, key })
-            .map_err(|error| loaded.invalid(&format!("transport.limits.{}", error.key), error.problem))
+    pub(crate) fn dialer(&self, loaded: &Loaded, key: &KeyPair) -> Result<Arc<Dialer>, ConfigError> {
+        let parts = TransportParts { limits: &loaded.config.transport.limits, key };
+        let transports = self
+            .create_transports(parts)
+            .map_err(|error| loaded.invalid(&format!("transport.limits.{}", error.key), error.problem))?;
+        Ok(Arc::new(Dialer::new(transports)))
     }
 
     /// Creates the transport of each scheme, in the order of preference.
@@ -268,11 +242,7 @@ fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Ar
         storage = Arc::new(RetryStorage::new(storage, retry));
     }
     if layers.metrics {
-        let name = match role {
-            Role::Records => "records",
-            Role::Content => "content",
-        };
-        storage = Arc::new(MeteredStorage::new(storage, name));
+        storage = Arc::new(MeteredStorage::new(storage, role.name()));
     }
     storage
 }

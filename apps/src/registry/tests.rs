@@ -24,7 +24,7 @@ fn related_transports_are_created_once_and_replaceable() {
         created.iter().map(|transport| transport.scheme()).collect::<Vec<_>>()
     };
     assert_eq!((schemes(&registry), calls.load(Ordering::Relaxed)), (vec!["tcp", "zmq"], 1));
-    let own = enjambre_transport::zmq(builtin::transport_settings(&limits)).unwrap();
+    let own = Shared::new(builtin::transport_settings(&limits)).unwrap().zmq();
     let same: Arc<dyn Transport> = own;
     let registered = Arc::clone(&same);
     registry.register_transport("zmq", Security::Plaintext, move |_| Ok(Arc::clone(&registered)));

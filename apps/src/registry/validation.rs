@@ -1,9 +1,9 @@
 //! Validation of a configuration against the registered plug-ins.
 
-use enjambre_core::Endpoint;
-use enjambre_core::model::identity::KeyPair;
+use enjambre_core::{Endpoint, KeyPair};
 
 use super::builtin::OPTIONAL_BACKENDS;
+use super::erased::Scheme;
 use super::{Registry, Security};
 use crate::config::error::ConfigError;
 use crate::config::load::{Loaded, Sources};
@@ -11,14 +11,14 @@ use crate::config::sections::NodeKind;
 
 impl Registry {
     /// Loads and validates a configuration. See [`Sources::load`].
-    pub fn load(&self, sources: &Sources, kind: Option<NodeKind>) -> Result<Loaded, ConfigError> {
+    pub(crate) fn load(&self, sources: &Sources, kind: Option<NodeKind>) -> Result<Loaded, ConfigError> {
         let loaded = sources.load(kind, &self.table_names())?;
         self.check(&loaded)?;
         Ok(loaded)
     }
 
     /// Checks backend, backend tables and endpoints, and that no plaintext endpoint is exposed unintentionally.
-    pub fn check(&self, loaded: &Loaded) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self, loaded: &Loaded) -> Result<(), ConfigError> {
         let backend = &loaded.config.storage.backend;
         if !self.storages.contains_key(backend) {
             return Err(loaded.invalid("storage.backend", self.unknown_backend(backend)));
@@ -31,7 +31,7 @@ impl Registry {
             self.check_invite_only(loaded)?;
         }
         // The result does not depend on the key.
-        self.transports(loaded, &KeyPair::generate()).map(drop)
+        self.dialer(loaded, &KeyPair::generate()).map(drop)
     }
 
     /// The allowed tables in `[storage]`. A table of a backend that this build does not include is ignored.
@@ -54,7 +54,7 @@ impl Registry {
     fn check_tables(&self, loaded: &Loaded) -> Result<(), ConfigError> {
         for (name, table) in &loaded.config.storage.tables {
             let Some(backend) = self.storages.get(name) else { continue };
-            backend.check(table.clone()).map_err(|error| {
+            (backend.check)(table.clone()).map_err(|error| {
                 let text = error.to_string();
                 let inner = text
                     .lines()
@@ -85,12 +85,12 @@ impl Registry {
     fn check_trackers(&self, loaded: &Loaded) -> Result<(), ConfigError> {
         for endpoint in &loaded.config.peer.trackers {
             let scheme = endpoint.scheme();
-            let problem = match (self.is_plaintext(endpoint), endpoint.id()) {
-                (false, None) => format!(
+            let problem = match (self.is_authenticated(endpoint), endpoint.id()) {
+                (true, None) => format!(
                     "{endpoint} does not contain the id of the tracker; write {scheme}://ID@HOST:PORT, as printed by the \
                      tracker"
                 ),
-                (true, Some(_)) => format!(
+                (false, Some(_)) => format!(
                     "{endpoint} contains an id, but {scheme}:// does not authenticate the tracker; remove the id, or use \
                      an encrypted endpoint"
                 ),
@@ -104,13 +104,13 @@ impl Registry {
     /// Rejects plaintext endpoints beyond loopback without `transport.allow_plaintext`.
     fn check_exposure(&self, loaded: &Loaded) -> Result<(), ConfigError> {
         let transport = &loaded.config.transport;
-        let is_exposed = |endpoint: &&Endpoint| self.is_plaintext(endpoint) && !endpoint.is_loopback();
+        let is_exposed = |endpoint: &&Endpoint| !self.is_authenticated(endpoint) && !endpoint.is_loopback();
         let (Some(endpoint), false) = (transport.listen.iter().find(is_exposed), transport.allow_plaintext)
         else {
             return Ok(());
         };
-        let is_secure = |security: Security| security == Security::Authenticated;
-        let secure = self.transports.iter().filter(|(_, scheme)| is_secure(scheme.security));
+        let is_secure = |(_, scheme): &&(String, Scheme)| scheme.security == Security::Authenticated;
+        let secure = self.transports.iter().filter(is_secure);
         let secure: Vec<_> = secure.map(|(name, _)| format!("{name}://")).collect();
         let problem = format!(
             "{endpoint} is neither encrypted nor authenticated, and other machines can reach it; use {} instead, listen \
@@ -126,7 +126,7 @@ impl Registry {
             if key == "peer.trackers" && loaded.kind != NodeKind::Peer {
                 continue;
             }
-            if let Some(endpoint) = endpoints.iter().find(|endpoint| self.is_plaintext(endpoint)) {
+            if let Some(endpoint) = endpoints.iter().find(|endpoint| !self.is_authenticated(endpoint)) {
                 let problem = format!(
                     "the swarm is invite-only, and {endpoint} does not authenticate peers; use {}s:// instead, also on \
                      loopback",
@@ -136,10 +136,6 @@ impl Registry {
             }
         }
         Ok(())
-    }
-
-    fn is_plaintext(&self, endpoint: &Endpoint) -> bool {
-        self.scheme(endpoint.scheme()).is_some_and(|scheme| scheme.security == Security::Plaintext)
     }
 }
 

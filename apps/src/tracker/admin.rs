@@ -4,26 +4,25 @@
 //! database.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use enjambre_core::model::membership::Rights;
-use enjambre_core::model::name::Name;
 use enjambre_core::model::secret::{Secret, SecretHash};
 use enjambre_core::runtime::clock::{Clock, SystemClock};
-use enjambre_core::{Endpoint, PeerId, Role, Storage, StorageError};
+use enjambre_core::{Endpoint, Name, PeerId, Role, Storage};
 use enjambre_swarm::catalogue::Catalogue;
-use enjambre_swarm::catalogue::error::CatalogueError;
 use enjambre_swarm::catalogue::layout::InvitationRecord;
 use enjambre_swarm::membership::credentials::invitation::{Invitation, MAX_TRACKERS};
 use enjambre_swarm::tracker::admission::Admission;
 use enjambre_swarm::tracker::settings::TrackerSettings;
 
-use super::{admission, endpoints_file};
+use super::endpoints_file;
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
 use crate::control::message::{Command, Event, Events, Execute, InvitationLine, MemberLine};
 use crate::data_dir::DataDir;
-use crate::failure::{Failure, Status};
+use crate::failure::{Failure, ResultContext};
 use crate::node_key;
 use crate::registry::Registry;
 use crate::registry::locations::node_place;
@@ -31,9 +30,8 @@ use crate::registry::locations::node_place;
 /// Minimum number of digits in a prefix of an id.
 const MIN_PREFIX: usize = 4;
 
-/// Executes the administration commands of a tracker.
 #[derive(Debug)]
-pub struct AdminService {
+pub(crate) struct AdminService {
     catalogue: Arc<Catalogue>,
     /// `None` if the swarm is open.
     admission: Option<Arc<Admission>>,
@@ -43,41 +41,30 @@ pub struct AdminService {
 
 /// The admin service of a tracker that is stopped.
 #[derive(Debug)]
-pub struct StandaloneAdmin {
-    /// The service.
-    pub service: AdminService,
+pub(crate) struct StandaloneAdmin {
+    pub(crate) service: AdminService,
     storage: Arc<dyn Storage>,
     _data_dir: DataDir,
 }
 
 impl StandaloneAdmin {
     /// Opens the database of a tracker whose data directory is locked by this process.
-    pub async fn open(registry: &Registry, loaded: &Loaded, data_dir: DataDir) -> Result<Self, Failure> {
+    pub(crate) async fn open(
+        registry: &Registry,
+        loaded: &Loaded,
+        data_dir: DataDir,
+    ) -> Result<Self, Failure> {
         let folder = data_dir.path().to_owned();
-        let listen = loaded.config.transport.listen.clone();
-        let (key, listen) = crate::blocking({
-            let folder = folder.clone();
-            move || Ok((node_key::load_or_create(&folder)?, endpoints_file::effective(&listen, &folder)))
-        })
-        .await?;
+        let key = node_key::load_or_create(&folder).await?;
+        let listen = endpoints_file::effective(&loaded.config.transport.listen, &folder).await;
         let place = node_place(NodeKind::Tracker, &folder);
         let storage = registry.open_storage(loaded, place, Role::Records).await?;
-        let rules =
-            TrackerSettings { lease: loaded.config.tracker.lease.get(), ..TrackerSettings::default() };
-        let opened = async {
-            let catalogue = Catalogue::open(Arc::clone(&storage), rules.rules(), SystemClock.now_ms()).await;
-            let catalogue = Arc::new(catalogue.map_err(|error| {
-                Failure::from_error(Status::Failed, &error).context("cannot open the catalogue")
-            })?);
-            let admission = admission::open(loaded, &catalogue, key.peer_id()).await?;
-            let with_id = |endpoint: &Endpoint| {
-                endpoint.with_id(registry.is_authenticated(endpoint).then(|| key.peer_id()))
-            };
-            let listen = listen.iter().map(with_id).collect();
-            Ok(AdminService::new(registry, loaded, catalogue, admission, listen))
-        };
-        match opened.await {
-            Ok(service) => Ok(Self { service, storage, _data_dir: data_dir }),
+        match open_catalogue(loaded, &storage, key.peer_id()).await {
+            Ok((catalogue, admission, _)) => {
+                let service =
+                    AdminService::new(registry, loaded, catalogue, admission, &listen, key.peer_id());
+                Ok(Self { service, storage, _data_dir: data_dir })
+            }
             Err(failure) => {
                 // The first failure is reported, because nothing was written.
                 let _ = storage.close().await;
@@ -86,32 +73,29 @@ impl StandaloneAdmin {
         }
     }
 
-    /// Closes the database.
-    pub async fn close(self) -> Result<(), Failure> {
-        self.storage.close().await.map_err(storage_failure)
+    pub(crate) async fn close(self) -> Result<(), Failure> {
+        Ok(self.storage.close().await?)
     }
 }
 
 impl AdminService {
-    /// Creates the service of a tracker that listens on these endpoints.
-    pub fn new(
+    /// Creates the service of a tracker with this id that listens on these endpoints.
+    pub(crate) fn new(
         registry: &Registry,
         loaded: &Loaded,
         catalogue: Arc<Catalogue>,
         admission: Option<Arc<Admission>>,
-        listen: Vec<Endpoint>,
+        listen: &[Endpoint],
+        tracker: PeerId,
     ) -> Self {
-        let id = listen.iter().find_map(Endpoint::id);
         let advertise = &loaded.config.transport.advertise;
-        let announced = if advertise.is_empty() { listen } else { advertise.clone() };
-        let with_id = |endpoint: Endpoint| match registry.is_authenticated(&endpoint) {
-            true => endpoint.with_id(id),
-            false => endpoint,
-        };
+        let announced = if advertise.is_empty() { listen } else { advertise };
+        let with_id =
+            |endpoint: &Endpoint| endpoint.with_id(registry.is_authenticated(endpoint).then_some(tracker));
         let is_reachable = |endpoint: &Endpoint| {
             endpoint.id().is_some() && endpoint.port() != 0 && !endpoint.is_unspecified()
         };
-        let endpoints = announced.into_iter().map(with_id).filter(is_reachable).collect();
+        let endpoints = announced.iter().map(with_id).filter(is_reachable).collect();
         Self { catalogue, admission, endpoints }
     }
 
@@ -158,9 +142,9 @@ impl AdminService {
                         machines can reach";
             events.warn(text).await;
         }
-        let now = SystemClock.now_ms();
-        let (secret, until) = (Secret::generate(), now.saturating_add(lifetime_ms));
-        self.catalogue.invite(secret.hash(), rights, uses, until, now).await.map_err(storage_failure)?;
+        let now = SystemClock.now();
+        let (secret, until) = (Secret::generate(), now + Duration::from_millis(lifetime_ms));
+        self.catalogue.invite(secret.hash(), rights, uses, until, now).await?;
         let authority = *admission.authority().key();
         let id = secret.hash().to_string();
         let invitation = Invitation { authority, secret, until, trackers }.to_string();
@@ -170,10 +154,10 @@ impl AdminService {
 
     async fn invitations(&self, events: &Events) -> Result<(), Failure> {
         self.admission()?;
-        let now = SystemClock.now_ms();
+        let now = SystemClock.now();
         let mut after = None;
         loop {
-            let page = self.catalogue.invitations(after.as_ref(), now).await.map_err(storage_failure)?;
+            let page = self.catalogue.invitations(after.as_ref(), now).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.0);
             for invitation in page.iter().filter(|(_, record)| now < record.until) {
@@ -185,9 +169,9 @@ impl AdminService {
     async fn cancel_invitation(&self, prefix: &str, events: &Events) -> Result<(), Failure> {
         self.admission()?;
         let prefix = parse_prefix("invitation", prefix)?;
-        let found = self.catalogue.invitations_with_prefix(&prefix).await.map_err(storage_failure)?;
+        let found = self.catalogue.invitations_with_prefix(&prefix).await?;
         let id = single("invitation", &prefix, &found)?;
-        if !self.catalogue.cancel_invitation(id).await.map_err(storage_failure)? {
+        if !self.catalogue.cancel_invitation(id).await? {
             return Err(Failure::not_found(format!("invitation {prefix} no longer exists")));
         }
         events.send(Event::Cancelled { id: id.to_string() }).await;
@@ -198,7 +182,7 @@ impl AdminService {
         self.admission()?;
         let mut after = None;
         loop {
-            let page = self.catalogue.members(after.as_ref(), SystemClock.now_ms()).await?;
+            let page = self.catalogue.members(after.as_ref(), SystemClock.now()).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.peer);
             for member in page {
@@ -219,11 +203,12 @@ impl AdminService {
     async fn revoke(&self, peer: &str, events: &Events) -> Result<(), Failure> {
         let admission = self.admission()?;
         let peer = self.peer(peer).await?;
-        let revoked = self.catalogue.revoke(&peer, SystemClock.now_ms()).await?;
+        let revoked = self.catalogue.revoke(&peer, SystemClock.now()).await?;
         if let Err(error) = admission.refresh().await {
-            let error = Failure::from_error(Status::Failed, &error).message;
-            let text =
-                format!("{peer} is revoked, but its open connections are closed with a delay: {error}");
+            let text = format!(
+                "{peer} is revoked, but its open connections are closed with a delay: {}",
+                Failure::from(error)
+            );
             events.warn(text).await;
         }
         if revoked.ahead {
@@ -241,11 +226,11 @@ impl AdminService {
         let peer = match peer {
             Some(peer) => {
                 let peer = self.peer(&peer).await?;
-                let now = SystemClock.now_ms();
-                self.catalogue.reserve(&name, peer, now).await.map_err(storage_failure)?;
+                let now = SystemClock.now();
+                self.catalogue.reserve(&name, peer, now).await?;
                 Some(peer)
             }
-            None if self.catalogue.release(&name).await.map_err(storage_failure)? => None,
+            None if self.catalogue.release(&name).await? => None,
             None => return Err(Failure::not_found(format!("name {name} is not reserved"))),
         };
         events.send(Event::Reserved { name, peer }).await;
@@ -258,18 +243,44 @@ impl AdminService {
             return Ok(peer);
         }
         let prefix = parse_prefix("peer", id)?;
-        let found = self.catalogue.peers_with_prefix(&prefix).await.map_err(storage_failure)?;
+        let found = self.catalogue.peers_with_prefix(&prefix).await?;
         single("peer", &prefix, &found)
     }
-}
-
-fn storage_failure(error: StorageError) -> Failure {
-    Failure::from_error(Status::Failed, &error)
 }
 
 fn line((id, record): &(SecretHash, InvitationRecord)) -> InvitationLine {
     let InvitationRecord { rights, uses, until, at, .. } = *record;
     InvitationLine { id: id.to_string(), rights, uses, expires_ms: until, created_ms: at }
+}
+
+/// Opens the catalogue of a tracker, and the admission if the swarm is invite-only.
+pub(super) async fn open_catalogue(
+    loaded: &Loaded,
+    storage: &Arc<dyn Storage>,
+    tracker: PeerId,
+) -> Result<(Arc<Catalogue>, Option<Arc<Admission>>, TrackerSettings), Failure> {
+    let section = &loaded.config.tracker;
+    let settings = TrackerSettings {
+        lease: section.lease.get(),
+        file_retention: section.retention.get(),
+        lookup_cache: section.lookup_cache.as_usize(),
+        ..TrackerSettings::default()
+    };
+    let catalogue = Catalogue::open(Arc::clone(storage), settings.rules(), SystemClock.now()).await;
+    let catalogue = Arc::new(catalogue.context("cannot open the catalogue")?);
+    let action = "cannot read the authority of the swarm";
+    if loaded.is_invite_only() {
+        let admission = Admission::open(Arc::clone(&catalogue), tracker, Arc::new(SystemClock)).await;
+        let admission = Arc::new(admission.context(action)?);
+        return Ok((catalogue, Some(admission), settings));
+    }
+    // A single tracker in open mode would open the whole swarm.
+    if catalogue.is_invite_only().await.context(action)? {
+        let problem =
+            "the swarm of this database is invite-only; set it to \"invite\", or use another database";
+        return Err(loaded.invalid("swarm.admission", problem).into());
+    }
+    Ok((catalogue, None, settings))
 }
 
 /// Checks and normalizes an id or a prefix of an id.
@@ -290,16 +301,6 @@ fn single<T: Copy>(kind: &str, prefix: &str, found: &[T]) -> Result<T, Failure> 
         [] => Err(Failure::not_found(format!("no {kind} has an id with the prefix {prefix}"))),
         [one] => Ok(*one),
         _ => Err(Failure::usage(format!("several {kind} ids have the prefix {prefix}; specify more digits"))),
-    }
-}
-
-impl From<CatalogueError> for Failure {
-    fn from(error: CatalogueError) -> Self {
-        let status = match &error {
-            CatalogueError::NotFound { .. } => Status::NotFound,
-            _ => Status::Failed,
-        };
-        Self::from_error(status, &error)
     }
 }
 

@@ -20,14 +20,19 @@ pub(super) async fn write(data_dir: &Path, endpoints: &[Endpoint]) {
 }
 
 /// Returns the configured listen endpoints. If one of them has port 0, returns the endpoints that the running tracker has
-/// written. Blocks briefly.
-pub(crate) fn effective(listen: &[Endpoint], data_dir: &Path) -> Vec<Endpoint> {
+/// written.
+pub(crate) async fn effective(listen: &[Endpoint], data_dir: &Path) -> Vec<Endpoint> {
     if listen.iter().any(|endpoint| endpoint.port() == 0) {
-        let text = std::fs::read_to_string(data_dir.join(FILE_NAME)).unwrap_or_default();
+        let text = tokio::fs::read_to_string(data_dir.join(FILE_NAME)).await.unwrap_or_default();
         let written: Vec<Endpoint> = text.lines().filter_map(|line| line.parse().ok()).collect();
         if !written.is_empty() {
             return written;
         }
     }
     listen.to_vec()
+}
+
+/// Replaces the wildcard address of a listener of this machine by loopback.
+pub(crate) fn dialable(listen: &Endpoint) -> Endpoint {
+    if listen.is_unspecified() { listen.with_address([127, 0, 0, 1].into()) } else { listen.clone() }
 }

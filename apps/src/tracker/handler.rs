@@ -7,12 +7,10 @@ use bytes::Bytes;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
-use enjambre_core::transport::envelope::EncodedRequest;
-use enjambre_core::{PeerInfo, ReplySink, RequestId};
+use enjambre_core::{EncodedRequest, PeerInfo, ReplySink, RequestId};
 use enjambre_swarm::seeder::Seeder;
 use enjambre_swarm::tracker::service::TrackerService;
 
-/// Dispatches the requests of a tracker.
 #[derive(Debug)]
 pub(super) struct TrackerHandler {
     pub(super) service: Arc<TrackerService>,

@@ -1,7 +1,6 @@
 //! A tracker, assembled from its configuration: catalogue, service, listeners and replicas.
 
-pub mod admin;
-mod admission;
+pub(crate) mod admin;
 pub(crate) mod endpoints_file;
 mod handler;
 mod replicas;
@@ -10,13 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enjambre_core::protocol::server::Handler;
-use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_core::runtime::clock::SystemClock;
 use enjambre_core::{Endpoint, Role, Storage};
-use enjambre_swarm::catalogue::Catalogue;
 use enjambre_swarm::tracker::gate::TrackerGate;
 use enjambre_swarm::tracker::pin_store::PinStore;
 use enjambre_swarm::tracker::service::TrackerService;
-use enjambre_swarm::tracker::settings::TrackerSettings;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -25,12 +22,13 @@ use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
 use crate::control::{server, socket};
 use crate::data_dir::DataDir;
-use crate::failure::{Failure, Status};
+use crate::failure::Failure;
 use crate::listeners::{self, Listeners};
 use crate::node_key;
+use crate::peer::services::PeerServices;
 use crate::registry::Registry;
-use crate::registry::locations::node_place;
-use admin::AdminService;
+use crate::registry::locations::{node_place, replica_place};
+use admin::{AdminService, open_catalogue};
 use handler::TrackerHandler;
 use replicas::Replicas;
 
@@ -41,7 +39,7 @@ const STOP_STORAGE: Duration = Duration::from_millis(1200);
 
 /// A running tracker. [`TrackerNode::stop`] shuts it down.
 #[derive(Debug)]
-pub struct TrackerNode {
+pub(crate) struct TrackerNode {
     storage: Arc<dyn Storage>,
     replicas: Option<Replicas>,
     listeners: Listeners,
@@ -53,51 +51,36 @@ pub struct TrackerNode {
 
 impl TrackerNode {
     /// Starts a tracker. The data directory is locked by this process.
-    pub async fn start(registry: &Registry, loaded: &Loaded, data_dir: DataDir) -> Result<Self, Failure> {
-        let section = &loaded.config.tracker;
+    pub(crate) async fn start(
+        registry: &Registry,
+        loaded: &Loaded,
+        data_dir: DataDir,
+    ) -> Result<Self, Failure> {
         let folder = data_dir.path().to_owned();
-        let key = crate::blocking({
-            let folder = folder.clone();
-            move || node_key::load_or_create(&folder)
-        })
-        .await?;
+        let key = node_key::load_or_create(&folder).await?;
         let dialer = registry.dialer(loaded, &key)?;
         let place = node_place(NodeKind::Tracker, &folder);
         let storage = registry.open_storage(loaded, place, Role::Records).await?;
-        let settings = TrackerSettings {
-            lease: section.lease.get(),
-            file_retention: section.retention.get(),
-            lookup_cache: section.lookup_cache.as_usize(),
-            ..TrackerSettings::default()
-        };
-        let catalogue =
-            Catalogue::open(Arc::clone(&storage), settings.rules(), SystemClock.now_ms()).await.map_err(
-                |error| Failure::from_error(Status::Failed, &error).context("cannot open the catalogue"),
-            )?;
-        let catalogue = Arc::new(catalogue);
-        let admission = admission::open(loaded, &catalogue, key.peer_id()).await?;
+        let tracker = key.peer_id();
+        let (catalogue, admission, settings) = open_catalogue(loaded, &storage, tracker).await?;
         let mut listeners = Listeners::bind(&dialer, &loaded.config.transport.listen)
             .await
             .map_err(|error| listeners::bind_failure(&error))?;
-        let replicas = if section.store.enabled {
+        let replicas = if loaded.config.tracker.store.enabled {
             let authority = admission.as_ref().map(|admission| *admission.authority().key());
-            let services =
-                replicas::open_services(registry, loaded, &folder, &dialer, &key, authority).await?;
+            let place = replica_place(&folder);
+            let services = PeerServices::open(registry, loaded, place, &dialer, &key, authority).await?;
             Some(Replicas::new(loaded, services, &dialer, key, &catalogue, &listeners.endpoints()))
         } else {
             None
         };
         let pins = replicas.as_ref().map(|replicas| Arc::clone(&replicas.store) as Arc<dyn PinStore>);
-        let admin = AdminService::new(
-            registry,
-            loaded,
-            Arc::clone(&catalogue),
-            admission.clone(),
-            listeners.endpoints(),
-        );
+        let listen = listeners.endpoints();
+        let admin =
+            AdminService::new(registry, loaded, Arc::clone(&catalogue), admission.clone(), &listen, tracker);
         let service = Arc::new(TrackerService::new(catalogue, settings, Arc::new(SystemClock), pins));
         let seeder = replicas.as_ref().map(|replicas| Arc::clone(&replicas.services.seeder));
-        endpoints_file::write(&folder, &listeners.endpoints()).await;
+        endpoints_file::write(&folder, &listen).await;
         let handler: Arc<dyn Handler> = Arc::new(TrackerHandler { service: Arc::clone(&service), seeder });
         let handler = match &admission {
             Some(admission) => Arc::new(TrackerGate::new(handler, Arc::clone(admission))),
@@ -130,13 +113,12 @@ impl TrackerNode {
         Ok(Self { storage, replicas, listeners, service, control, stop, data_dir })
     }
 
-    /// Returns the listen endpoints.
-    pub fn endpoints(&self) -> Vec<Endpoint> {
+    pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
         self.listeners.endpoints()
     }
 
     /// Flushes pending writes and shuts the tracker down.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         if let Some(replicas) = &self.replicas {
             // The store leaves the swarm through this tracker, which must still be listening.
             replicas.stop().await;
@@ -147,7 +129,7 @@ impl TrackerNode {
             let _ = tokio::join!(self.service, self.control);
             socket::remove(self.data_dir.path());
             if let Err(error) = self.storage.close().await {
-                let error = Failure::from_error(Status::Failed, &error);
+                let error = Failure::from(error);
                 tracing::warn!(%error, "database close failed");
             }
         };

@@ -1,40 +1,23 @@
 //! Assembly of the replica store of a tracker.
 
 use std::net::{IpAddr, UdpSocket};
-use std::path::Path;
 use std::sync::Arc;
 
-use enjambre_core::Endpoint;
-use enjambre_core::model::identity::{KeyPair, PublicKey};
 use enjambre_core::runtime::clock::SystemClock;
-use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::{Dialer, Endpoint, KeyPair};
 use enjambre_swarm::catalogue::Catalogue;
 use enjambre_swarm::tracker::replicas::{ReplicaParts, ReplicaStore};
 use enjambre_swarm::tracker_client::trackers::Trackers;
 
+use super::endpoints_file::dialable;
 use crate::config::load::Loaded;
-use crate::failure::Failure;
 use crate::peer::services::{CloseMode, PeerServices};
-use crate::registry::Registry;
-use crate::registry::locations::replica_place;
 
 /// The replica store of a tracker, with the library that contains the replicas.
 #[derive(Debug)]
 pub(super) struct Replicas {
     pub(super) store: Arc<ReplicaStore>,
     pub(super) services: PeerServices,
-}
-
-/// Opens the library for the replicas. With an `authority` they are only fetched from members of its swarm.
-pub(super) async fn open_services(
-    registry: &Registry,
-    loaded: &Loaded,
-    data_dir: &Path,
-    dialer: &Arc<Dialer>,
-    key: &KeyPair,
-    authority: Option<PublicKey>,
-) -> Result<PeerServices, Failure> {
-    PeerServices::open(registry, loaded, replica_place(data_dir), dialer, key, authority).await
 }
 
 impl Replicas {
@@ -47,11 +30,7 @@ impl Replicas {
         catalogue: &Arc<Catalogue>,
         listen: &[Endpoint],
     ) -> Self {
-        // The wildcard address is dialled on loopback.
-        let tracker = listen.first().map(|endpoint| match endpoint.is_unspecified() {
-            true => endpoint.with_address(IpAddr::from([127, 0, 0, 1])),
-            false => endpoint.clone(),
-        });
+        let tracker = listen.first().map(dialable);
         let advertise = &loaded.config.transport.advertise;
         let parts = ReplicaParts {
             downloader: Arc::clone(&services.downloader),

@@ -17,7 +17,7 @@ use crate::stage::Stage;
 use crate::tools::Variant;
 
 const KILLED_AT: Column = Column { key: "killed_at", title: "killed at MiB", digits: 0 };
-const AGAIN: Column = Column { key: "again_mib", title: "sent twice MiB", digits: 1 };
+const AGAIN: Column = Column { key: "again_mib", title: "re-sent MiB", digits: 1 };
 
 /// Measures the resumed half. Repeated bytes are counted at the source and include those in flight at the kill.
 pub(super) fn resume(stage: &Stage) -> Case<'_> {

@@ -27,8 +27,8 @@ const READY: Column = Column { key: "ready_ms", title: "ready after ms", digits:
 const IDLE: Column = Column { key: "idle_mib", title: "idle MiB", digits: 1 };
 const BINARY: Column = Column { key: "binary_mib", title: "binary MiB", digits: 1 };
 const ANNOUNCES: Column = Column { key: "announces", title: "announced files/s", digits: 0 };
-const LOOK_UPS: Column = Column { key: "look_ups", title: "look-ups/s", digits: 0 };
-const PROVIDERS: Column = Column { key: "providers", title: "look-ups of providers/s", digits: 0 };
+const LOOK_UPS: Column = Column { key: "lookups", title: "lookups/s", digits: 0 };
+const PROVIDERS: Column = Column { key: "providers", title: "lookups of providers/s", digits: 0 };
 const ENTRY: Column = Column { key: "entry_bytes", title: "memory per entry, bytes", digits: 0 };
 
 /// Measures the time from process start to readiness, the idle memory and the binary size.
@@ -45,7 +45,7 @@ pub(super) fn start<'a>(stage: &'a Stage, others: &[Kind]) -> Case<'a> {
     contenders.push(Contender { name: "enjambre tracker".to_owned(), run: Box::new(run) });
     Case {
         name: "start",
-        title: "A tracker starts with an empty folder".to_owned(),
+        title: "A tracker starts with an empty directory".to_owned(),
         columns: vec![READY, IDLE, BINARY],
         reference: None,
         most_rounds: usize::MAX,
@@ -110,7 +110,7 @@ pub(super) fn load<'a>(stage: &'a Stage, others: &[Kind]) -> Case<'a> {
     Case {
         name: "tracker",
         title: format!(
-            "A tracker under load: new entries; look-ups of single files, hot ({}) and beyond the cache ({})",
+            "A tracker under load: hot ({}) and beyond the cache ({})",
             of_all(HOT).unwrap_or_default(),
             of_all(LARGE).unwrap_or_default()
         ),
@@ -139,7 +139,7 @@ fn under(load: &Load, stage: &Stage) -> Result<Sample> {
     };
     if load.looked_up.is_some() {
         let (found, named) = (rate("find", "lookups_per_s")?, rate("providers", "lookups_per_s")?);
-        return Ok(Sample::from([("look_ups", found), ("providers", named)]));
+        return Ok(Sample::from([("lookups", found), ("providers", named)]));
     }
     let grown = rate("announce-new", "rss_kib")? - rate("announce-new", "rss_before_kib")?;
     Ok(Sample::from([
@@ -162,7 +162,7 @@ fn udp_load(stage: &Stage, kind: Kind) -> Contender<'_> {
         let seconds = LOAD.as_secs_f64();
         Ok(Sample::from([
             ("announces", announced as f64 / seconds),
-            ("look_ups", looked_up as f64 / seconds),
+            ("lookups", looked_up as f64 / seconds),
             ("entry_bytes", grown / f64::from(first.load(Ordering::Relaxed))),
         ]))
     };

@@ -49,7 +49,7 @@ pub(super) fn swarm<'a>(
 ) -> Case<'a> {
     let size = size(stage, 512 * MIB);
     let held =
-        upload.map(|bytes| format!(", the source held to {} MB/s", bytes / 1_000_000)).unwrap_or_default();
+        upload.map(|bytes| format!(", the source limited to {} MB/s", bytes / 1_000_000)).unwrap_or_default();
     let title = format!("One source, {downloads} downloaders, {}{held}", size.display());
     let task = if upload.is_some() { Task::Limited } else { Task::Swarm };
     let plan = Plan { downloads, upload, ..Plan::default() };
@@ -60,13 +60,13 @@ pub(super) fn swarm<'a>(
     Case { columns, reference: Some("enjambre tcp"), most_rounds, ..case }
 }
 
-/// A folder of small files.
+/// A directory of small files.
 pub(super) fn small_files<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> {
     let plan = Plan::default();
     let case = transfer(
         stage,
         "small-files",
-        "A folder of 1,000 files of 10 KiB, one source, one downloader".to_owned(),
+        "A directory of 1,000 files of 10 KiB, one source, one downloader".to_owned(),
         takers(tools, Task::Folder),
         plan,
         || stage.files(1000, 10 << 10),
@@ -78,7 +78,7 @@ pub(super) fn small_files<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<
 pub(super) fn publish<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> {
     let size = size(stage, 1024 * MIB);
     let contenders = takers(tools, Task::Publish).into_iter().map(|tool| {
-        let name = if tool.name() == "limit" { "limit: hash with all cores" } else { tool.name() };
+        let name = if tool.name() == "baseline" { "baseline: hash with all cores" } else { tool.name() };
         let run = move || {
             let content = stage.file(size.as_u64())?;
             let room = stage.room()?;
@@ -101,7 +101,7 @@ pub(super) fn publish<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> 
         name: "publish",
         title: format!("Publish {}: until it can be offered", size.display()),
         columns: vec![SECONDS, CPU, PEER_MIB],
-        reference: Some("limit: hash with all cores"),
+        reference: Some("baseline: hash with all cores"),
         most_rounds: usize::MAX,
         is_large: false,
         contenders: contenders.collect(),
@@ -157,7 +157,7 @@ fn transfer<'a>(
         name,
         title,
         columns,
-        reference: Some("limit"),
+        reference: Some("baseline"),
         most_rounds: usize::MAX,
         is_large: false,
         contenders: contenders.collect(),

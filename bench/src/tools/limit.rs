@@ -1,4 +1,4 @@
-//! The limit program: the reference that all others are measured against.
+//! The baseline program: the reference that all others are measured against.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +15,7 @@ pub(super) struct Limit;
 
 impl Tool for Limit {
     fn name(&self) -> &'static str {
-        "limit"
+        "baseline"
     }
 
     fn version(&self) -> Result<String> {

@@ -226,14 +226,8 @@ impl Collection {
                 return Err(reader.malformed("a member does not have four fields"));
             }
             let path: MemberPath = reader.text()?.parse()?;
-            if let Some(last) = members.last() {
-                match last.path.cmp(&path) {
-                    std::cmp::Ordering::Less => {}
-                    std::cmp::Ordering::Equal => return Err(CollectionError::Duplicate { path }),
-                    std::cmp::Ordering::Greater => {
-                        return Err(reader.malformed("the members are not sorted"));
-                    }
-                }
+            if members.last().is_some_and(|last| last.path > path) {
+                return Err(reader.malformed("the members are not sorted"));
             }
             let size = reader.head(UINT)?;
             let id = reader

@@ -102,7 +102,8 @@ impl FromStr for Endpoint {
         if text.len() > MAX_ENDPOINT {
             return Err(refuse("the text is too long"));
         }
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| refuse("missing scheme"))?;
+        let (scheme, rest) =
+            text.split_once("://").ok_or_else(|| refuse("missing \"://\" after the scheme"))?;
         if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
             return Err(refuse("the scheme contains characters other than lower-case letters and digits"));
         }

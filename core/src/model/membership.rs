@@ -3,16 +3,18 @@
 //! A credential has a fixed length, so untrusted input cannot make the parser allocate or recurse.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::id::PeerId;
 use crate::model::identity::{KeyPair, PublicKey, Signature};
+use crate::model::time::UnixMillis;
 
-/// The validity period of a membership, in milliseconds.
-pub const LIFE_MS: u64 = 24 * 60 * 60 * 1000;
-/// The maximum difference between the clocks of two nodes, in milliseconds.
-pub const SKEW_MS: u64 = 5 * 60 * 1000;
+/// The validity period of a membership.
+pub const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The maximum difference between the clocks of two nodes.
+pub const SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// The prefix of the signed message. The bytes before the signature follow it.
 pub const CONTEXT: &[u8] = b"enjambre membership 1";
@@ -47,10 +49,10 @@ pub struct Membership {
     pub peer: PeerId,
     /// Its rights.
     pub rights: Rights,
-    /// The begin of its validity, in milliseconds since 1970-01-01 UTC.
-    pub from: u64,
+    /// The begin of its validity.
+    pub from: UnixMillis,
     /// The end of its validity, exclusive.
-    pub until: u64,
+    pub until: UnixMillis,
 }
 
 /// Why a credential of an authority is not accepted.
@@ -84,15 +86,15 @@ pub enum Invalid {
 }
 
 impl Membership {
-    /// Checks the validity period at the time `now`, with a tolerance of [`SKEW_MS`].
+    /// Checks the validity period at the time `now`, with a tolerance of [`SKEW`].
     ///
     /// # Errors
     /// [`Invalid::NotYetValid`] and [`Invalid::Expired`].
-    pub const fn check_time(&self, now: u64) -> Result<(), Invalid> {
-        if now.saturating_add(SKEW_MS) < self.from {
+    pub fn check_time(&self, now: UnixMillis) -> Result<(), Invalid> {
+        if now + SKEW < self.from {
             return Err(Invalid::NotYetValid);
         }
-        if now >= self.until.saturating_add(SKEW_MS) {
+        if now >= self.until + SKEW {
             return Err(Invalid::Expired);
         }
         Ok(())
@@ -114,8 +116,8 @@ impl Membership {
         body[0] = VERSION;
         body[1..33].copy_from_slice(self.peer.as_bytes());
         body[33] = u8::from(self.rights == Rights::Full);
-        body[34..42].copy_from_slice(&self.from.to_be_bytes());
-        body[42..].copy_from_slice(&self.until.to_be_bytes());
+        body[34..42].copy_from_slice(&self.from.get().to_be_bytes());
+        body[42..].copy_from_slice(&self.until.get().to_be_bytes());
         body
     }
 }
@@ -142,14 +144,15 @@ impl SignedMembership {
     /// [`Invalid::Malformed`].
     pub fn claim(&self) -> Result<Membership, Invalid> {
         let (body, _) = self.0.split_first_chunk::<BODY>().ok_or(Invalid::Malformed)?;
-        let number = |at: usize| body[at..at + 8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let time =
+            |at: usize| UnixMillis(body[at..at + 8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
         let rights = match (body[0], body[33]) {
             (VERSION, 0) => Rights::ReadOnly,
             (VERSION, 1) => Rights::Full,
             _ => return Err(Invalid::Malformed),
         };
         let peer = PeerId::try_from(&body[1..33]).map_err(|_| Invalid::Malformed)?;
-        Ok(Membership { peer, rights, from: number(34), until: number(42) })
+        Ok(Membership { peer, rights, from: time(34), until: time(42) })
     }
 
     /// Decodes the membership and verifies its validity period, then its signature. The period comes first because its
@@ -157,7 +160,7 @@ impl SignedMembership {
     ///
     /// # Errors
     /// The reason why the membership is not accepted.
-    pub fn verify(&self, authority: &PublicKey, now: u64) -> Result<Membership, Invalid> {
+    pub fn verify(&self, authority: &PublicKey, now: UnixMillis) -> Result<Membership, Invalid> {
         let membership = self.claim()?;
         membership.check_time(now)?;
         let (body, signature) = self.0.split_first_chunk::<BODY>().ok_or(Invalid::Malformed)?;
@@ -180,15 +183,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const NOW: u64 = 2_000_000_000_000;
+    const NOW: UnixMillis = UnixMillis(2_000_000_000_000);
+    const MS: Duration = Duration::from_millis(1);
     const PEER: PeerId = PeerId::from_bytes([7; 32]);
 
     fn authority() -> KeyPair {
         KeyPair::from_secret(&[1; 32])
     }
 
-    fn membership(peer: PeerId, rights: Rights, from: u64) -> Membership {
-        Membership { peer, rights, from, until: from.saturating_add(LIFE_MS) }
+    fn membership(peer: PeerId, rights: Rights, from: UnixMillis) -> Membership {
+        Membership { peer, rights, from, until: from + LIFE }
     }
 
     fn signed() -> SignedMembership {
@@ -200,10 +204,10 @@ mod tests {
         let verify = |now| signed().verify(&authority().public(), now);
         let expected = membership(PEER, Rights::Full, NOW);
         assert_eq!(verify(NOW), Ok(expected));
-        assert_eq!(verify(NOW - SKEW_MS), Ok(expected));
-        assert_eq!(verify(NOW - SKEW_MS - 1), Err(Invalid::NotYetValid));
-        assert_eq!(verify(NOW + LIFE_MS + SKEW_MS - 1), Ok(expected));
-        assert_eq!(verify(NOW + LIFE_MS + SKEW_MS), Err(Invalid::Expired));
+        assert_eq!(verify(NOW - SKEW), Ok(expected));
+        assert_eq!(verify(NOW - SKEW - MS), Err(Invalid::NotYetValid));
+        assert_eq!(verify(NOW + LIFE + SKEW - MS), Ok(expected));
+        assert_eq!(verify(NOW + LIFE + SKEW), Err(Invalid::Expired));
     }
 
     #[test]
@@ -223,7 +227,7 @@ mod tests {
         #[test]
         fn random_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), now in any::<u64>()) {
             if let Some(signed) = SignedMembership::from_bytes(&bytes) {
-                prop_assert!(signed.verify(&authority().public(), now).is_err());
+                prop_assert!(signed.verify(&authority().public(), UnixMillis(now)).is_err());
             } else {
                 prop_assert_ne!(bytes.len(), LENGTH);
             }
@@ -232,7 +236,7 @@ mod tests {
         #[test]
         fn membership_round_trips(peer in any::<[u8; 32]>(), full in any::<bool>(), now in any::<u64>()) {
             let rights = if full { Rights::Full } else { Rights::ReadOnly };
-            let expected = membership(PeerId::from_bytes(peer), rights, now);
+            let expected = membership(PeerId::from_bytes(peer), rights, UnixMillis(now));
             prop_assert_eq!(expected.sign(&authority()).claim().unwrap(), expected);
         }
     }

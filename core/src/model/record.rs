@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::endpoint::Endpoint;
 use super::id::{FileId, PeerId};
 use super::name::Name;
+use super::time::UnixMillis;
 
 /// The type of the content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -29,8 +30,8 @@ pub struct FileRecord {
     pub size: u64,
     /// The type of the content.
     pub kind: FileKind,
-    /// The time of publication in milliseconds since 1970-01-01 UTC, by the clock of the tracker.
-    pub published_ms: u64,
+    /// The time of publication, by the clock of the tracker.
+    pub published_ms: UnixMillis,
     /// The publisher.
     pub publisher: PeerId,
     /// The number of active peers that offer all or part of the file.

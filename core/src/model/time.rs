@@ -1,6 +1,6 @@
 //! Wall-clock time stamps.
 
-use std::ops::Add;
+use std::ops::{Add, Sub};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,11 @@ impl UnixMillis {
         self.0
     }
 
+    /// Returns the time since `earlier`, or `None` if `earlier` is later.
+    pub fn checked_since(self, earlier: Self) -> Option<Duration> {
+        self.0.checked_sub(earlier.0).map(Duration::from_millis)
+    }
+
     /// Returns the time since `earlier`, or zero if `earlier` is later.
     pub const fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
@@ -32,8 +37,22 @@ impl Add<Duration> for UnixMillis {
     type Output = Self;
 
     fn add(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+        Self(self.0.saturating_add(millis(duration)))
     }
+}
+
+/// Subtracts a duration and saturates at 0.
+impl Sub<Duration> for UnixMillis {
+    type Output = Self;
+
+    fn sub(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(millis(duration)))
+    }
+}
+
+/// Returns a duration in whole milliseconds, at most [`u64::MAX`].
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -45,7 +64,11 @@ mod tests {
         let second = Duration::from_secs(1);
         assert_eq!(UnixMillis(5) + second, UnixMillis(1005));
         assert_eq!(UnixMillis(u64::MAX) + second, UnixMillis(u64::MAX));
+        assert_eq!(UnixMillis(1005) - second, UnixMillis(5));
+        assert_eq!(UnixMillis(5) - second, UnixMillis(0));
         assert_eq!(UnixMillis(1005).saturating_since(UnixMillis(5)), second);
         assert_eq!(UnixMillis(5).saturating_since(UnixMillis(1005)), Duration::ZERO);
+        assert_eq!(UnixMillis(1005).checked_since(UnixMillis(5)), Some(second));
+        assert_eq!(UnixMillis(5).checked_since(UnixMillis(1005)), None);
     }
 }

@@ -75,7 +75,7 @@ mod tests {
     }
 
     fn parse(header: impl Into<Bytes>) -> Option<EncodedRequest> {
-        EncodedRequest::parse(&header.into()).ok()
+        EncodedRequest::parse(header.into()).ok()
     }
 
     /// The header of an announcement without the array of its offers.

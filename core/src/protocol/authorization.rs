@@ -35,18 +35,20 @@ mod tests {
     use crate::model::id::{FileId, PeerId};
     use crate::model::identity::KeyPair;
     use crate::model::membership::{Membership, Rights};
+    use crate::model::time::UnixMillis;
     use crate::protocol::message::Reply;
     use crate::transport::envelope::RequestId;
     use proptest::prelude::*;
 
     fn parse(header: bytes::Bytes) -> EncodedRequest {
-        EncodedRequest::parse(&header).unwrap()
+        EncodedRequest::parse(header).unwrap()
     }
 
     #[test]
     fn authorize_and_unauthorized_are_recognized() {
         let peer = PeerId::from_bytes([1; 32]);
-        let membership = Membership { peer, rights: Rights::Full, from: 5, until: 10 };
+        let membership =
+            Membership { peer, rights: Rights::Full, from: UnixMillis(5), until: UnixMillis(10) };
         let membership = membership.sign(&KeyPair::from_secret(&[1; 32]));
         let id = RequestId(1 << 40);
         let authorize = codec::encode_request(id, &Request::Authorize { membership });

@@ -102,7 +102,7 @@ mod tests {
     use serde::Deserialize;
 
     fn parse(header: &Bytes) -> (RequestId, Result<Request, ErrorReply>) {
-        let request = EncodedRequest::parse(header).unwrap();
+        let request = EncodedRequest::parse(header.clone()).unwrap();
         (request.id(), decode_request(&request))
     }
 
@@ -170,7 +170,7 @@ mod tests {
         #[test]
         fn any_bytes_are_accepted_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = decode_reply(&bytes);
-            if let Ok(request) = EncodedRequest::parse(&bytes.into()) {
+            if let Ok(request) = EncodedRequest::parse(bytes.into()) {
                 let _ = decode_request(&request);
             }
         }
@@ -181,7 +181,7 @@ mod tests {
             let mut header = encode_request(RequestId(5), &request).to_vec();
             let at = at % header.len();
             header[at] = to;
-            if let Ok(request) = EncodedRequest::parse(&header.into()) {
+            if let Ok(request) = EncodedRequest::parse(header.into()) {
                 let _ = decode_request(&request);
             }
         }

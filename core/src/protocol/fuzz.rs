@@ -32,7 +32,7 @@ pub(crate) fn head(data: &[u8]) {
 /// Requests. All decoders return the same.
 pub(crate) fn request(data: &[u8]) {
     let id = envelope::id_of(data);
-    let request = match EncodedRequest::parse(&Bytes::copy_from_slice(data)) {
+    let request = match EncodedRequest::parse(Bytes::copy_from_slice(data)) {
         Ok(request) => request,
         Err(reply) => {
             assert!(reply.len() < MAX_REFUSAL && envelope::id_of(&reply) == id);
@@ -53,7 +53,7 @@ pub(crate) fn request(data: &[u8]) {
             assert_eq!(any.as_ref(), Some(&decoded));
             let written = codec::encode_request(request.id(), &decoded);
             assert!(written.len() <= data.len() + MAX_GROWTH, "{} bytes of {}", written.len(), data.len());
-            let parsed = EncodedRequest::parse(&written).expect("it was encoded here");
+            let parsed = EncodedRequest::parse(written).expect("it was encoded here");
             let is_specialized = match &decoded {
                 Request::Announce { .. } => announce::decode(&parsed).is_some(),
                 Request::Find { .. } | Request::Providers { .. } => lookup::decode(&parsed).is_some(),

@@ -145,7 +145,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(header: impl Into<Bytes>) -> Option<EncodedRequest> {
-        EncodedRequest::parse(&header.into()).ok()
+        EncodedRequest::parse(header.into()).ok()
     }
 
     fn encode(request: &Request) -> EncodedRequest {

@@ -15,6 +15,7 @@ use crate::model::name::Name;
 use crate::model::record::{FileKind, FileRecord, Offer, Provider};
 use crate::model::secret::Secret;
 use crate::model::session::{CatalogueId, SessionId};
+use crate::model::time::UnixMillis;
 use crate::transport::envelope::RequestId;
 
 /// Maximum number of offers or ids in an `announce` or `withdraw` request.
@@ -217,8 +218,8 @@ pub enum Request {
 pub struct MembershipState {
     /// The version up to which the member has all revocations; 0 for none.
     pub revocations: u64,
-    /// The end of its membership, in milliseconds since 1970-01-01 UTC; 0 if it has none.
-    pub expires_ms: u64,
+    /// The end of its membership; 0 if it has none.
+    pub expires_ms: UnixMillis,
 }
 
 /// The condition of a long poll.

@@ -1,4 +1,4 @@
-//! Exponential back-off between attempts.
+//! Exponential backoff between attempts.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A back-off that starts with `min` and never exceeds `max`.
+    /// A backoff that starts with `min` and never exceeds `max`.
     pub const fn new(min: Duration, max: Duration) -> Self {
         Self { min, max, next: min }
     }

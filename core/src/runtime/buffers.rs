@@ -50,6 +50,16 @@ impl BufferPool {
         Buffer { bytes: reused.unwrap_or_else(|| vec![0; size]), len, pool: class.map(|_| self.clone()) }
     }
 
+    /// Copies a value, into a pooled buffer if it is large.
+    pub fn copy(&self, value: &[u8]) -> Bytes {
+        if class_of(value.len()).is_none() {
+            return Bytes::copy_from_slice(value);
+        }
+        let mut copy = self.take(value.len());
+        copy.copy_from_slice(value);
+        copy.freeze()
+    }
+
     /// The number of bytes in idle buffers.
     pub fn idle_bytes(&self) -> usize {
         self.idle.lock().bytes

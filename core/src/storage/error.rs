@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::inspect::with_causes;
+
 /// The error of the underlying engine or server.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -103,6 +105,16 @@ impl StorageError {
     /// Damage without an error of the engine.
     pub fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into(), source: None }
+    }
+
+    /// Copies the error of `action` for another caller. The error of the engine becomes text.
+    pub fn copy(&self, action: &str) -> Self {
+        match self {
+            Self::Full { source } => Self::Full { source: with_causes(&**source).into() },
+            Self::Unavailable { reason } => Self::Unavailable { reason: reason.clone() },
+            Self::Locked { path } => Self::Locked { path: path.clone() },
+            other => Self::backend(action, with_causes(other)),
+        }
     }
 
     /// Returns whether a repeated call may succeed without a repair.

@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-use super::error::StorageError;
+use super::error::{Source, StorageError};
+use super::value::Role;
 
 /// Checks the format version of a database against the only version that this program reads and writes. `database` names the
 /// database in the error.
@@ -20,6 +21,15 @@ pub fn check_version(database: &str, found: u64, supported: u64) -> Result<(), S
             Err(StorageError::corrupt(what))
         }
     }
+}
+
+/// The error for a database that another program wrote, or this program for another role. `database` names it.
+/// `source` is the error of the engine, if it detected this.
+pub fn foreign(database: &str, role: Role, source: Option<Source>) -> StorageError {
+    let role = role.name();
+    let what =
+        format!("{database} is a database, but not an Enjambre database for {role}; choose another path");
+    StorageError::Corrupt { what, source }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //!
 //! The caller decides how times and ids are formatted. Secrets are truncated.
 
+use crate::model::time::UnixMillis;
+
 /// A human-readable record.
 pub type Fields = Vec<(&'static str, Field)>;
 
@@ -14,8 +16,8 @@ pub enum Field {
     Number(u64),
     /// A flag.
     Flag(bool),
-    /// Milliseconds since 1970-01-01 UTC.
-    Time(u64),
+    /// A time.
+    Time(UnixMillis),
     /// Several values.
     List(Vec<Self>),
 }

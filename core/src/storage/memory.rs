@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -37,20 +36,16 @@ impl Spaces {
     pub fn scan(&self, space: Space, range: &KeyRange, limit: usize, max_bytes: usize) -> Vec<(Key, Bytes)> {
         // `BTreeMap::range` panics if the end is before the start.
         let Some(entries) = self.0.get(&space).filter(|_| !range.is_empty()) else { return Vec::new() };
-        let bounds: (Bound<&[u8]>, Bound<&[u8]>) =
-            (range.start.as_ref().map(|b| &b[..]), range.end.as_ref().map(|b| &b[..]));
-        let entries = entries.range::<[u8], _>(bounds);
-        let entries =
-            entries.filter_map(|(key, value)| Some(Ok((Key::new(key.clone()).ok()?, value.clone()))));
+        let entries = entries
+            .range::<[u8], _>(range.bounds())
+            .filter_map(|(key, value)| Some(Ok((Key::new(key.clone()).ok()?, value.clone()))));
         let Ok::<_, Infallible>(page) = page_of(entries, limit, max_bytes);
         page
     }
 
     fn holds(&self, condition: &Condition) -> bool {
-        match condition {
-            Condition::Absent(space, key) => self.get(*space, key).is_none(),
-            Condition::Equals(space, key, value) => self.get(*space, key) == Some(value),
-        }
+        let (space, key) = condition.target();
+        self.get(space, key) == condition.value()
     }
 
     /// Applies a write and returns the previous value.

@@ -2,9 +2,10 @@
 //!
 //! A networked backend implements [`Storage`] directly. An embedded, synchronous engine implements the small trait
 //! [`engine::Engine`], and [`embedded::Embedded`] adapts it to `Storage` with group commit and reader threads. The meaning of keys
-//! and values is defined in the catalogue and the library of the crate `enjambre-swarm`. The conformance kit of the crate
-//! `enjambre-testkit` tests the requirements of `Storage`.
+//! and values is defined in the catalogue and the library of the crate `enjambre-swarm`. The conformance test suite of
+//! the crate `enjambre-testkit` tests the requirements of `Storage`.
 
+pub mod budget;
 pub mod database_file;
 pub mod embedded;
 pub mod engine;

@@ -1,7 +1,7 @@
 //! Spaces, keys, ranges, batches, and the limits of a backend.
 
 use std::fmt;
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 
 use bytes::Bytes;
 
@@ -19,6 +19,16 @@ pub enum Role {
     Records,
     /// Pieces of files: values up to the largest that the backend supports, written once.
     Content,
+}
+
+impl Role {
+    /// The name in lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Records => "records",
+            Self::Content => "content",
+        }
+    }
 }
 
 /// A named set of keys, separate from all other spaces, like a table in SQL.
@@ -147,20 +157,14 @@ impl KeyRange {
         Self { start: Bound::Excluded(key.0.clone()), end: self.end.clone() }
     }
 
+    /// The bounds as slices, for example for [`BTreeMap::range`](std::collections::BTreeMap::range).
+    pub fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+        (self.start.as_ref().map(|key| &key[..]), self.end.as_ref().map(|key| &key[..]))
+    }
+
     /// Returns whether the range contains the key.
     pub fn contains(&self, key: &Key) -> bool {
-        let key = key.as_bytes();
-        let after_start = match &self.start {
-            Bound::Included(start) => key >= &start[..],
-            Bound::Excluded(start) => key > &start[..],
-            Bound::Unbounded => true,
-        };
-        let before_end = match &self.end {
-            Bound::Included(end) => key <= &end[..],
-            Bound::Excluded(end) => key < &end[..],
-            Bound::Unbounded => true,
-        };
-        after_start && before_end
+        RangeBounds::<[u8]>::contains(&self.bounds(), key.as_bytes())
     }
 
     /// Returns whether the range cannot contain a key, because its end is not after its start. Some engines panic on such a
@@ -183,6 +187,23 @@ pub enum Condition {
     Absent(Space, Key),
     /// The key has this value.
     Equals(Space, Key, Bytes),
+}
+
+impl Condition {
+    /// The space and key.
+    pub const fn target(&self) -> (Space, &Key) {
+        match self {
+            Self::Absent(space, key) | Self::Equals(space, key, _) => (*space, key),
+        }
+    }
+
+    /// The required value, or `None` if the key must be absent.
+    pub const fn value(&self) -> Option<&Bytes> {
+        match self {
+            Self::Absent(..) => None,
+            Self::Equals(_, _, value) => Some(value),
+        }
+    }
 }
 
 /// A change in a batch.
@@ -258,10 +279,10 @@ impl Batch {
 
     /// The size of all keys and values in bytes, which [`Limits::max_batch`] limits.
     pub fn size(&self) -> usize {
-        let conditions = self.conditions.iter().map(|condition| match condition {
-            Condition::Absent(_, key) => key.as_bytes().len(),
-            Condition::Equals(_, key, value) => key.as_bytes().len() + value.len(),
-        });
+        let conditions = self
+            .conditions
+            .iter()
+            .map(|condition| condition.target().1.as_bytes().len() + condition.value().map_or(0, Bytes::len));
         conditions.chain(self.writes.iter().map(Write::size)).sum()
     }
 

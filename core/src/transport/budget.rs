@@ -42,15 +42,13 @@ impl ReplyBudget {
     }
 
     /// Returns the budget of a new connection from this address.
-    pub fn connection(self: &Arc<Self>, address: Option<IpAddr>) -> ConnectionBudget {
-        ConnectionBudget {
-            shared: Arc::new(Share {
-                budget: Arc::clone(self),
-                address: address.map(network_of),
-                taken: Mutex::new(0),
-                turn: tokio::sync::Mutex::new(()),
-            }),
-        }
+    pub fn connection(self: &Arc<Self>, address: Option<IpAddr>) -> Arc<ConnectionBudget> {
+        Arc::new(ConnectionBudget {
+            budget: Arc::clone(self),
+            address: address.map(network_of),
+            taken: Mutex::new(0),
+            turn: tokio::sync::Mutex::new(()),
+        })
     }
 
     /// The number of reserved bytes of all connections.
@@ -59,15 +57,16 @@ impl ReplyBudget {
     }
 }
 
+/// The budget of one connection.
 #[derive(Debug)]
-struct Share {
+pub struct ConnectionBudget {
     budget: Arc<ReplyBudget>,
     address: Option<IpAddr>,
     taken: Mutex<usize>,
     turn: tokio::sync::Mutex<()>,
 }
 
-impl Share {
+impl ConnectionBudget {
     fn try_take(&self, bytes: usize) -> bool {
         let mut taken = self.budget.taken.lock();
         let mut own = self.taken.lock();
@@ -89,12 +88,6 @@ impl Share {
         }
         self.add(&mut taken, &mut own, bytes);
         true
-    }
-
-    fn take(&self, bytes: usize) {
-        let mut taken = self.budget.taken.lock();
-        let mut own = self.taken.lock();
-        self.add(&mut taken, &mut own, bytes);
     }
 
     fn add(&self, taken: &mut Taken, own: &mut usize, bytes: usize) {
@@ -120,50 +113,37 @@ impl Share {
         drop(taken);
         self.budget.released.notify_waiters();
     }
-}
 
-/// The budget of one connection. Clones share it.
-#[derive(Debug, Clone)]
-pub struct ConnectionBudget {
-    shared: Arc<Share>,
-}
-
-impl ConnectionBudget {
     /// Waits until `bytes` are free and reserves them. Dropping the future reserves nothing.
-    pub async fn reserve(&self, bytes: usize) -> Reservation {
-        if bytes > 0 && !self.shared.try_take(bytes) {
-            let _turn = self.shared.turn.lock().await;
+    pub async fn reserve(self: &Arc<Self>, bytes: usize) -> Reservation {
+        if bytes > 0 && !self.try_take(bytes) {
+            let _turn = self.turn.lock().await;
             loop {
-                let released = self.shared.budget.released.notified();
+                let released = self.budget.released.notified();
                 tokio::pin!(released);
                 // Before the check, so that no release is missed.
                 released.as_mut().enable();
-                if self.shared.try_take(bytes) {
+                if self.try_take(bytes) {
                     break;
                 }
                 released.await;
             }
         }
-        Reservation { share: Arc::clone(&self.shared), bytes }
+        Reservation { of: Arc::clone(self), bytes }
     }
 
     /// Reserves bytes immediately, even if they are not free. For an increase of a reservation: waiting with a reservation
     /// could deadlock.
-    pub fn take(&self, bytes: usize) -> Reservation {
-        self.shared.take(bytes);
-        Reservation { share: Arc::clone(&self.shared), bytes }
-    }
-
-    /// The number of reserved bytes of this connection.
-    pub fn taken(&self) -> usize {
-        *self.shared.taken.lock()
+    pub fn take(self: &Arc<Self>, bytes: usize) -> Reservation {
+        self.add(&mut self.budget.taken.lock(), &mut self.taken.lock(), bytes);
+        Reservation { of: Arc::clone(self), bytes }
     }
 }
 
 /// Reserved bytes. Dropping a reservation releases them.
 #[derive(Debug)]
 pub struct Reservation {
-    share: Arc<Share>,
+    of: Arc<ConnectionBudget>,
     bytes: usize,
 }
 
@@ -175,7 +155,7 @@ impl Reservation {
 
     /// Adds the bytes of another reservation of the same connection.
     pub fn merge(&mut self, mut other: Self) {
-        debug_assert!(Arc::ptr_eq(&self.share, &other.share), "reservations of one connection");
+        debug_assert!(Arc::ptr_eq(&self.of, &other.of), "reservations of one connection");
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
@@ -184,7 +164,7 @@ impl Reservation {
         let surplus = self.bytes.saturating_sub(bytes);
         if surplus > 0 {
             self.bytes = bytes;
-            self.share.release(surplus);
+            self.of.release(surplus);
         }
     }
 }
@@ -192,7 +172,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.share.release(self.bytes);
+            self.of.release(self.bytes);
         }
     }
 }
@@ -206,7 +186,7 @@ impl ReplyReservation {
     /// cancelled.
     pub async fn reserve(
         &mut self,
-        budget: &ConnectionBudget,
+        budget: &Arc<ConnectionBudget>,
         closed: &CancellationToken,
         bytes: usize,
     ) -> Result<(), TransportError> {
@@ -230,7 +210,7 @@ impl ReplyReservation {
     /// Reserves the missing bytes of a complete reply, and returns a reservation of exactly its bytes.
     pub async fn complete(
         mut self,
-        budget: &ConnectionBudget,
+        budget: &Arc<ConnectionBudget>,
         closed: &CancellationToken,
         reply: &Message,
     ) -> Result<Reservation, TransportError> {
@@ -256,7 +236,7 @@ mod tests {
         while let Some(reservation) = greedy.reserve(4).now_or_never() {
             held.push(reservation);
         }
-        assert_eq!((greedy.taken(), budget.taken()), (8, 8));
+        assert_eq!((*greedy.taken.lock(), budget.taken()), (8, 8));
         let others: Vec<_> = (0..40).map(|_| budget.connection(None)).collect();
         held.extend(others.iter().filter_map(|other| other.reserve(4).now_or_never()));
         assert!(budget.taken() <= 32);
@@ -284,7 +264,7 @@ mod tests {
         let connection = budget.connection(None);
         let mut first = connection.reserve(8).await;
         let waiting = tokio::spawn({
-            let connection = connection.clone();
+            let connection = Arc::clone(&connection);
             async move { connection.reserve(2).await.bytes() }
         });
         tokio::task::yield_now().await;
@@ -310,7 +290,7 @@ mod tests {
         first.merge(connection.reserve(5).await);
         assert_eq!((first.bytes(), budget.taken()), (15, 15));
         drop(first);
-        assert_eq!((connection.taken(), budget.taken()), (0, 0));
+        assert_eq!((*connection.taken.lock(), budget.taken()), (0, 0));
     }
 
     fn from(last: u8) -> Option<IpAddr> {
@@ -318,9 +298,9 @@ mod tests {
     }
 
     /// Reserves as much as these connections can, in steps of 16.
-    fn take_all(connections: &[ConnectionBudget]) -> Vec<Reservation> {
-        let steps = |connection: &ConnectionBudget| {
-            let connection = connection.clone();
+    fn take_all(connections: &[Arc<ConnectionBudget>]) -> Vec<Reservation> {
+        let steps = |connection: &Arc<ConnectionBudget>| {
+            let connection = Arc::clone(connection);
             std::iter::from_fn(move || connection.reserve(16).now_or_never())
         };
         connections.iter().flat_map(steps).collect()
@@ -362,7 +342,7 @@ mod tests {
             let budget = ReplyBudget::new(32 * 64, 8 * 64);
             let alone = budget.connection(address);
             let _held = take_all(std::slice::from_ref(&alone));
-            assert_eq!(alone.taken(), 8 * 64);
+            assert_eq!(*alone.taken.lock(), 8 * 64);
             // A second connection gets half of the bytes left.
             assert!(budget.connection(address).reserve(8 * 64).now_or_never().is_some());
         }

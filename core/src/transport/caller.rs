@@ -1,17 +1,20 @@
 //! The requesting side that all transports share: ids, limits, deadlines, and closing.
 //!
-//! A transport manages its links by itself and defines how a request gets its reply over a link. The outstanding calls of a
-//! link are in [`super::calls`].
+//! A transport manages its links by itself and defines how a request gets its reply over a link ([`Exchange`]). The
+//! outstanding calls of a link are in [`super::calls`].
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::calls::{Activity, PendingCall};
 use super::envelope::RequestId;
 use super::error::TransportError;
-use super::interface::Deadline;
+use super::interface::{Connection, Deadline};
 use super::message::{Message, MessageLimits};
 use crate::model::endpoint::Endpoint;
 
@@ -42,11 +45,6 @@ impl Caller {
         &self.endpoint
     }
 
-    /// Returns a new request id.
-    pub fn next_id(&self) -> RequestId {
-        RequestId(self.next_id.fetch_add(1, Ordering::Relaxed))
-    }
-
     /// The clock of received bytes, which all links update.
     pub fn activity(&self) -> &Activity {
         &self.activity
@@ -57,38 +55,63 @@ impl Caller {
         &self.closed
     }
 
-    /// Runs `exchange`, which sends a request with a header of this length and returns its reply. Drops it at the deadline
-    /// and when the connection is closed.
-    pub async fn call(
-        &self,
-        header_length: usize,
-        deadline: Deadline,
-        exchange: impl Future<Output = Result<Message, TransportError>>,
-    ) -> Result<Message, TransportError> {
-        self.limits.check_header(header_length)?;
-        tokio::select! {
-            biased;
-            () = self.closed.cancelled() => Err(TransportError::Closed),
-            reply = self.activity.within(deadline, exchange) => {
-                reply.unwrap_or_else(|| Err(TransportError::Deadline { endpoint: self.endpoint.clone() }))
-            }
-        }
-    }
-
     /// Waits for the reply to a sent call.
     pub async fn reply(&self, mut call: PendingCall) -> Result<Message, TransportError> {
         let replaced = || Err(TransportError::Lost { endpoint: self.endpoint.clone() });
         call.reply().await.unwrap_or_else(replaced)
     }
-
-    /// Closes the connection. All calls return [`TransportError::Closed`].
-    pub fn close(&self) {
-        self.closed.cancel();
-    }
 }
 
 impl Drop for Caller {
     fn drop(&mut self) {
-        self.close();
+        self.closed.cancel();
+    }
+}
+
+/// A connection with a [`Caller`]. Every `Exchange` is a [`Connection`].
+pub trait Exchange: Debug + Send + Sync + 'static {
+    /// The state of the connection.
+    fn caller(&self) -> &Caller;
+
+    /// Sends a request and returns its reply. The future is dropped at the deadline of the call, and when the connection is
+    /// closed.
+    fn exchange(
+        &self,
+        id: RequestId,
+        header: Bytes,
+    ) -> impl Future<Output = Result<Message, TransportError>> + Send;
+}
+
+#[async_trait]
+impl<E: Exchange> Connection for E {
+    fn next_id(&self) -> RequestId {
+        RequestId(self.caller().next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn call(
+        &self,
+        id: RequestId,
+        header: Bytes,
+        deadline: Deadline,
+    ) -> Result<Message, TransportError> {
+        let caller = self.caller();
+        caller.limits.check_header(header.len())?;
+        let reply = tokio::select! {
+            biased;
+            () = caller.closed.cancelled() => Err(TransportError::Closed),
+            reply = caller.activity.within(deadline, self.exchange(id, header)) => {
+                reply.unwrap_or_else(|| Err(TransportError::Deadline { endpoint: caller.endpoint.clone() }))
+            }
+        };
+        // Closing the connection also ends its link, which the exchange may notice first.
+        reply.map_err(|error| if caller.closed.is_cancelled() { TransportError::Closed } else { error })
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.caller().endpoint
+    }
+
+    async fn close(&self) {
+        self.caller().closed.cancel();
     }
 }

@@ -81,14 +81,14 @@ struct State {
     pending: HashMap<RequestId, (u64, oneshot::Sender<Reply>)>,
     serial: u64,
     failed: bool,
+    /// The number of replies without a call since the last reply with a call.
+    unmatched: u64,
 }
 
 /// The outstanding calls of an established connection.
 #[derive(Debug, Default)]
 pub struct Calls {
     state: Mutex<State>,
-    unmatched: AtomicU64,
-    unmatched_in_a_row: AtomicU64,
 }
 
 impl Calls {
@@ -110,27 +110,25 @@ impl Calls {
         Some(PendingCall { calls: Arc::clone(self), id, serial, receiver })
     }
 
-    /// Delivers a reply to its call. Drops and counts a reply without a call or with an unreadable id.
-    pub fn deliver(&self, reply: Message) {
+    /// Delivers a reply to its call. Drops a reply without a call or with an unreadable id. Returns the number of replies
+    /// without a call since the last reply with a call.
+    pub fn deliver(&self, reply: Message) -> u64 {
         let id = envelope::id_of(&reply.header);
-        self.deliver_to(id, reply);
+        self.deliver_to(id, reply)
     }
 
     /// Like [`Calls::deliver`], with the id from the header of the reply.
-    pub fn deliver_to(&self, id: Option<RequestId>, reply: Message) {
-        let call = id.and_then(|id| {
-            let mut state = self.state.lock();
-            let call = state.pending.remove(&id);
-            state.useful |= call.is_some();
-            call
-        });
-        // The call may be abandoned in this moment.
-        if call.is_none_or(|(_, sender)| sender.send(Ok(reply)).is_err()) {
-            self.unmatched.fetch_add(1, Ordering::Relaxed);
-            self.unmatched_in_a_row.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.unmatched_in_a_row.store(0, Ordering::Relaxed);
-        }
+    pub fn deliver_to(&self, id: Option<RequestId>, reply: Message) -> u64 {
+        let mut state = self.state.lock();
+        let Some((_, sender)) = id.and_then(|id| state.pending.remove(&id)) else {
+            state.unmatched += 1;
+            return state.unmatched;
+        };
+        (state.useful, state.unmatched) = (true, 0);
+        drop(state);
+        // Fails if the call is abandoned in this moment.
+        let _ = sender.send(Ok(reply));
+        0
     }
 
     /// Returns whether any call got its reply, or [`Calls::retire`] ended the calls. A new connection then probably succeeds.
@@ -172,16 +170,6 @@ impl Calls {
         for (_, sender) in pending.into_values() {
             let _ = sender.send(Err(error()));
         }
-    }
-
-    /// The number of replies without a call since the last reply with a call.
-    pub fn unmatched_in_a_row(&self) -> u64 {
-        self.unmatched_in_a_row.load(Ordering::Relaxed)
-    }
-
-    /// The number of replies without a call.
-    pub fn unmatched(&self) -> u64 {
-        self.unmatched.load(Ordering::Relaxed)
     }
 }
 
@@ -226,11 +214,9 @@ mod tests {
         let (mut one, two) = (calls.begin(RequestId(1)).unwrap(), calls.begin(RequestId(2)).unwrap());
         drop(two);
         assert!(calls.is_waiting(RequestId(1)) && !calls.is_waiting(RequestId(2)));
-        calls.deliver(reply(2));
-        calls.deliver(reply(1));
-        calls.deliver(Message::default());
+        assert_eq!([calls.deliver(reply(2)), calls.deliver(Message::default())], [1, 2]);
+        assert_eq!([calls.deliver(reply(1)), calls.deliver(reply(1))], [0, 1]);
         assert_eq!(one.reply().await.unwrap().unwrap(), reply(1));
-        assert_eq!(calls.unmatched(), 2);
     }
 
     #[tokio::test]

@@ -17,27 +17,16 @@ pub fn check_bind(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), 
 pub fn check_connect(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), TransportError> {
     check_scheme(transport, endpoint)?;
     let scheme = transport.scheme();
-    match (transport.identity().is_some(), endpoint.id()) {
-        (true, None) => {
-            return Err(invalid(
-                endpoint,
-                format!("the id of the node is missing; use {scheme}://ID@HOST:PORT"),
-            ));
+    let problem = match (transport.identity().is_some(), endpoint.id()) {
+        (true, None) => format!("the id of the node is missing; use {scheme}://ID@HOST:PORT"),
+        (false, Some(_)) => format!("{scheme}:// does not authenticate; omit the id, or use {scheme}s://"),
+        _ if endpoint.port() == 0 => "port 0 is valid for listening only".to_owned(),
+        _ if endpoint.is_unspecified() => {
+            "the host is the unspecified address; use a specific address".to_owned()
         }
-        (false, Some(_)) => {
-            let problem = format!("{scheme}:// does not authenticate; omit the id, or use {scheme}s://");
-            return Err(invalid(endpoint, problem));
-        }
-        _ => {}
-    }
-    if endpoint.port() == 0 {
-        return Err(invalid(endpoint, "port 0 is valid for listening only".to_owned()));
-    }
-    if endpoint.is_unspecified() {
-        let problem = "the host is the unspecified address; use a specific address".to_owned();
-        return Err(invalid(endpoint, problem));
-    }
-    Ok(())
+        _ => return Ok(()),
+    };
+    Err(invalid(endpoint, problem))
 }
 
 fn check_scheme(transport: &dyn Transport, endpoint: &Endpoint) -> Result<(), TransportError> {

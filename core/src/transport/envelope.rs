@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use ciborium::Value;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -53,15 +53,15 @@ pub struct EncodedRequest {
 impl EncodedRequest {
     /// Parses the header of a request, except for its fields. If the header is malformed or has another protocol version,
     /// returns the header of the reply to send.
-    pub fn parse(header: &Bytes) -> Result<Self, Bytes> {
-        Self::parse_usual(header).or_else(|| Self::parse_any(header)).ok_or_else(|| rejection(header))
-    }
-
-    fn parse_usual(header: &Bytes) -> Option<Self> {
-        let mut rest = header.strip_prefix(PREFIX)?;
-        let id = RequestId(take_head(&mut rest, UINT)?);
-        let item = rest.strip_prefix(b"\x67request")?;
-        Self::from_item(id, header.slice_ref(item))
+    pub fn parse(mut header: Bytes) -> Result<Self, Bytes> {
+        if let Some((id, item)) = usual_request(&header)
+            && let Some(kind) = kind_of(item)
+        {
+            // Takes over the header. A second handle to its bytes would cost an allocation.
+            header.advance(header.len() - item.len());
+            return Ok(Self { id, item: header, kind });
+        }
+        Self::parse_any(&header).ok_or_else(|| rejection(&header))
     }
 
     fn parse_any(header: &[u8]) -> Option<Self> {
@@ -75,17 +75,9 @@ impl EncodedRequest {
         if v != PROTOCOL_VERSION {
             return None;
         }
-        Self::from_item(id, encode(Vec::new(), &request))
-    }
-
-    fn from_item(id: RequestId, item: Bytes) -> Option<Self> {
-        let has_fields = *item.first()? == MAP_OF_ONE;
-        let mut rest = &item[usize::from(has_fields)..];
-        let length = usize::try_from(take_head(&mut rest, TEXT)?).ok()?;
-        let start = item.len() - rest.len();
-        let kind = start..start.checked_add(length)?;
-        std::str::from_utf8(item.get(kind.clone())?).ok()?;
-        (has_fields || kind.end == item.len()).then_some(Self { id, item, kind })
+        let item = encode(Vec::new(), &request);
+        let kind = kind_of(&item)?;
+        Some(Self { id, item, kind })
     }
 
     /// The request id.
@@ -95,7 +87,7 @@ impl EncodedRequest {
 
     /// The kind, for example `find`.
     pub fn kind(&self) -> &str {
-        // Checked by `from_item`.
+        // Checked by `kind_of`.
         std::str::from_utf8(&self.item[self.kind.clone()]).unwrap_or_default()
     }
 
@@ -108,6 +100,23 @@ impl EncodedRequest {
     pub fn decode<T: DeserializeOwned>(&self) -> Option<T> {
         decode(&self.item)
     }
+}
+
+fn usual_request(header: &[u8]) -> Option<(RequestId, &[u8])> {
+    let mut rest = header.strip_prefix(PREFIX)?;
+    let id = RequestId(take_head(&mut rest, UINT)?);
+    Some((id, rest.strip_prefix(b"\x67request")?))
+}
+
+/// Returns the position of the kind in the item of a request.
+fn kind_of(item: &[u8]) -> Option<Range<usize>> {
+    let has_fields = *item.first()? == MAP_OF_ONE;
+    let mut rest = &item[usize::from(has_fields)..];
+    let length = usize::try_from(take_head(&mut rest, TEXT)?).ok()?;
+    let start = item.len() - rest.len();
+    let kind = start..start.checked_add(length)?;
+    std::str::from_utf8(item.get(kind.clone())?).ok()?;
+    (has_fields || kind.end == item.len()).then_some(kind)
 }
 
 /// An encoded reply, or an encoded error.
@@ -283,14 +292,14 @@ mod tests {
         let other =
             cbor!({"x" => [1], "request" => {"find" => {"query" => "a"}}, "id" => 7, "v" => 1}).unwrap();
         for header in [usual, bytes_of(other)] {
-            let request = EncodedRequest::parse(&header).unwrap();
+            let request = EncodedRequest::parse(header).unwrap();
             assert_eq!(
                 (request.id(), request.kind(), request.fields()),
                 (RequestId(7), "find", Some(&fields[..]))
             );
         }
         let plain = encode_request(RequestId(300), &"status");
-        let request = EncodedRequest::parse(&plain).unwrap();
+        let request = EncodedRequest::parse(plain).unwrap();
         assert_eq!((request.id(), request.kind(), request.fields()), (RequestId(300), "status", None));
     }
 
@@ -301,7 +310,7 @@ mod tests {
         let two_kinds = encode_request(RequestId(7), &cbor!({"a" => {}, "b" => {}}).unwrap());
         let no_text = encode_request(RequestId(7), &cbor!({1 => {}}).unwrap());
         for header in [surplus, no_request, two_kinds, no_text] {
-            let reply = EncodedRequest::parse(&header).unwrap_err();
+            let reply = EncodedRequest::parse(header.clone()).unwrap_err();
             assert_eq!(error_of(&reply), (Some(RequestId(7)), "malformed".to_owned()), "{header:?}");
         }
     }
@@ -309,7 +318,7 @@ mod tests {
     #[test]
     fn request_of_another_version_is_unsupported() {
         let newer = bytes_of(cbor!({"v" => 2, "id" => 3, "news" => "status"}).unwrap());
-        let reply = EncodedRequest::parse(&newer).unwrap_err();
+        let reply = EncodedRequest::parse(newer).unwrap_err();
         assert_eq!(error_of(&reply), (Some(RequestId(3)), "unsupported".to_owned()));
     }
 
@@ -319,7 +328,7 @@ mod tests {
         let huge_array = [0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
         for bytes in [&b""[..], b"\xff", b"\xa0", &deep, &huge_array, b"hello"] {
             assert_eq!(id_of(bytes), None);
-            let reply = EncodedRequest::parse(&Bytes::copy_from_slice(bytes)).unwrap_err();
+            let reply = EncodedRequest::parse(Bytes::copy_from_slice(bytes)).unwrap_err();
             assert_eq!(error_of(&reply), (None, "malformed".to_owned()));
         }
     }
@@ -349,7 +358,7 @@ mod tests {
             header[at] = to;
             let header = Bytes::from(header);
             if let Some(any) = EncodedRequest::parse_any(&header) {
-                let usual = EncodedRequest::parse(&header).unwrap();
+                let usual = EncodedRequest::parse(header).unwrap();
                 prop_assert_eq!((usual.id, usual.kind()), (any.id, any.kind()));
                 prop_assert_eq!(usual.decode::<Value>(), any.decode::<Value>());
             }

@@ -25,8 +25,8 @@ pub enum Deadline {
 
 /// Connects to and listens at the endpoints of one scheme.
 ///
-/// An implementation is checked by the conformance kit of the crate `enjambre-testkit`. A wrapper around another transport,
-/// for example for metrics or fault injection, implements the same trait:
+/// An implementation is checked by the conformance test suite of the crate `enjambre-testkit`. A wrapper around another
+/// transport, for example for metrics or fault injection, implements the same trait:
 ///
 /// ```
 /// use std::sync::Arc;

@@ -15,12 +15,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::{ConnectionBudget, ReplyBudget, ReplyReservation};
-use super::caller::Caller;
+use super::caller::{Caller, Exchange};
 use super::calls::{Activity, Calls};
 use super::endpoint_checks::{check_bind, check_connect};
 use super::envelope::{EncodedRequest, RequestId};
 use super::error::TransportError;
-use super::interface::{Connection, Deadline, Incoming, Listener, ReplySink, Transport};
+use super::interface::{Connection, Incoming, Listener, ReplySink, Transport};
 use super::message::{Message, MessageLimits};
 use super::peer_info::{ConnectionHandle, ConnectionId, PeerInfo};
 use crate::model::endpoint::Endpoint;
@@ -70,9 +70,8 @@ impl MemoryNetwork {
     }
 }
 
-/// A transport with the scheme `memory`, see [`MemoryNetwork`].
-#[derive(Debug, Clone)]
-pub struct MemoryTransport {
+#[derive(Debug)]
+struct MemoryTransport {
     network: MemoryNetwork,
     identity: Option<PeerId>,
 }
@@ -143,14 +142,16 @@ impl Server {
     fn close(&self) {
         self.closed.cancel();
         for link in std::mem::take(&mut *self.links.lock()).iter().filter_map(Weak::upgrade) {
-            link.close(|| TransportError::Lost { endpoint: link.endpoint.clone() });
+            // First, so that no call begins on an ended link.
+            link.calls.fail(|| TransportError::Lost { endpoint: link.endpoint.clone() });
+            link.closed.cancel();
         }
     }
 
     fn accept(self: &Arc<Self>, client: &MemoryConnection) -> Arc<Link> {
         let MemoryConnection { shared, identity, caller, .. } = client;
         let (endpoint, activity) = (caller.endpoint(), caller.activity());
-        let closed = CancellationToken::new();
+        let closed = caller.closed().child_token();
         let (connection, handle) = (ConnectionId::next(), ConnectionHandle::new(closed.clone()));
         let link = Arc::new(Link {
             endpoint: endpoint.clone(),
@@ -179,18 +180,12 @@ struct Link {
     peer: PeerInfo,
     calls: Arc<Calls>,
     activity: Activity,
-    budget: ConnectionBudget,
+    budget: Arc<ConnectionBudget>,
     in_flight: Arc<Semaphore>,
     closed: CancellationToken,
 }
 
 impl Link {
-    fn close(&self, error: impl Fn() -> TransportError) {
-        // First, so that the calls end with this error instead of that of a cancelled link.
-        self.calls.fail(error);
-        self.closed.cancel();
-    }
-
     fn deliver(&self, reply: Message) {
         self.activity.record();
         self.calls.deliver(reply);
@@ -198,7 +193,7 @@ impl Link {
 
     /// Passes a request to the listener.
     fn request(self: &Arc<Self>, header: Bytes, slot: OwnedSemaphorePermit) {
-        let request = match EncodedRequest::parse(&header) {
+        let request = match EncodedRequest::parse(header) {
             Ok(request) => request,
             Err(header) => return self.deliver(Message { header, payload: Bytes::new() }),
         };
@@ -295,6 +290,10 @@ struct MemoryConnection {
 
 impl MemoryConnection {
     fn link(&self) -> Result<Arc<Link>, TransportError> {
+        // The link of a closed connection would be closed, and `exchange` would try again.
+        if self.caller.closed().is_cancelled() {
+            return Err(TransportError::Closed);
+        }
         let mut current = self.link.lock();
         if let Some(link) = current.as_ref().filter(|link| !link.closed.is_cancelled()) {
             return Ok(Arc::clone(link));
@@ -312,6 +311,12 @@ impl MemoryConnection {
         let link = server.accept(self);
         *current = Some(Arc::clone(&link));
         Ok(link)
+    }
+}
+
+impl Exchange for MemoryConnection {
+    fn caller(&self) -> &Caller {
+        &self.caller
     }
 
     async fn exchange(&self, id: RequestId, header: Bytes) -> Result<Message, TransportError> {
@@ -334,49 +339,12 @@ impl MemoryConnection {
             };
         }
     }
-
-    fn close_now(&self) {
-        self.caller.close();
-        if let Some(link) = self.link.lock().take() {
-            link.close(|| TransportError::Closed);
-        }
-    }
-}
-
-#[async_trait]
-impl Connection for MemoryConnection {
-    fn next_id(&self) -> RequestId {
-        self.caller.next_id()
-    }
-
-    async fn call(
-        &self,
-        id: RequestId,
-        header: Bytes,
-        deadline: Deadline,
-    ) -> Result<Message, TransportError> {
-        self.caller.call(header.len(), deadline, self.exchange(id, header)).await
-    }
-
-    fn endpoint(&self) -> &Endpoint {
-        self.caller.endpoint()
-    }
-
-    async fn close(&self) {
-        self.close_now();
-    }
-}
-
-impl Drop for MemoryConnection {
-    fn drop(&mut self) {
-        self.close_now();
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::envelope;
+    use crate::transport::{Deadline, envelope};
 
     #[tokio::test(start_paused = true)]
     async fn deadline_uses_the_paused_clock() {

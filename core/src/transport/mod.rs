@@ -2,7 +2,7 @@
 //!
 //! A request is a header. A reply is a header and an optional payload, which no serializer copies. Replies are matched to
 //! requests by the id in the header ([`envelope`]). Requests and replies themselves are decoded by [`crate::protocol`]. The
-//! contract of the traits is checked by the conformance kit of the crate `enjambre-testkit`.
+//! contract of the traits is checked by the conformance test suite of the crate `enjambre-testkit`.
 
 pub mod budget;
 pub mod caller;

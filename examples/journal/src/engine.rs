@@ -80,8 +80,8 @@ fn header(synced: u64) -> Vec<u8> {
 
 /// Replays all complete records.
 ///
-/// Returns the state, the synced length and the end of the last complete record, or `None` if the header is invalid or a
-/// synced record is incomplete.
+/// Returns the state, the synced length and the end of the last complete record, or `None` if the header is invalid or
+/// a synced record is incomplete.
 fn replay(bytes: &[u8]) -> Option<(Tables, usize, usize)> {
     let (header, mut rest) = bytes.split_at_checked(HEADER)?;
     let synced = u64::from_be_bytes(header.strip_prefix(MAGIC)?.try_into().ok()?);

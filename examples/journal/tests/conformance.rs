@@ -1,4 +1,4 @@
-//! Runs the storage conformance kit on the journal, in both roles.
+//! Runs the storage conformance test suite on the journal, in both roles.
 
 use std::sync::Arc;
 

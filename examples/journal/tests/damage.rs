@@ -1,4 +1,4 @@
-//! Cases outside the conformance kit: truncated, damaged, foreign and locked files.
+//! Cases outside the conformance test suite: truncated, damaged, foreign and locked files.
 
 use std::fs::{File, read, write};
 use std::path::Path;

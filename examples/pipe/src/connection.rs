@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::transport::caller::Caller;
-use enjambre_core::transport::calls::{Activity, Calls};
+use enjambre_core::transport::caller::{Caller, Exchange};
+use enjambre_core::transport::calls::Calls;
 use enjambre_core::transport::envelope;
-use enjambre_core::{Connection, Deadline, Endpoint, Message, MessageLimits, RequestId, TransportError};
+use enjambre_core::{Activity, Endpoint, Message, MessageLimits, RequestId, TransportError};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, Semaphore, mpsc};
@@ -49,7 +48,7 @@ impl PipeConnection {
             return Ok(Arc::clone(link));
         }
         let endpoint = self.caller.endpoint();
-        // A local attempt fails immediately, so there is no back-off between attempts.
+        // A local attempt fails immediately, so there is no backoff between attempts.
         let stream = UnixStream::connect(&self.path).await.map_err(|error| TransportError::Unreachable {
             endpoint: endpoint.clone(),
             source: error.into(),
@@ -66,6 +65,12 @@ impl PipeConnection {
         tokio::spawn(Arc::clone(&link).run(stream, queue, self.limits, activity, endpoint.clone()));
         *current = Some(Arc::clone(&link));
         Ok(link)
+    }
+}
+
+impl Exchange for PipeConnection {
+    fn caller(&self) -> &Caller {
+        &self.caller
     }
 
     async fn exchange(&self, id: RequestId, header: Bytes) -> Result<Message, TransportError> {
@@ -131,29 +136,5 @@ impl Link {
             };
             self.calls.deliver_to(id, Message { header, payload });
         }
-    }
-}
-
-#[async_trait]
-impl Connection for PipeConnection {
-    fn next_id(&self) -> RequestId {
-        self.caller.next_id()
-    }
-
-    async fn call(
-        &self,
-        id: RequestId,
-        header: Bytes,
-        deadline: Deadline,
-    ) -> Result<Message, TransportError> {
-        self.caller.call(header.len(), deadline, self.exchange(id, header)).await
-    }
-
-    fn endpoint(&self) -> &Endpoint {
-        self.caller.endpoint()
-    }
-
-    async fn close(&self) {
-        self.caller.close();
     }
 }

@@ -3,8 +3,7 @@
 use std::io::{Error, ErrorKind, Result};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use enjambre_core::transport::calls::Activity;
-use enjambre_core::{Message, MessageLimits};
+use enjambre_core::{Activity, Message, MessageLimits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The lengths of header and payload.

@@ -9,11 +9,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::transport::budget::{ConnectionBudget, ReplyBudget, ReplyReservation, Reservation};
-use enjambre_core::transport::calls::Activity;
-use enjambre_core::transport::envelope::{self, EncodedRequest};
+use enjambre_core::transport::envelope;
 use enjambre_core::{
-    ConnectionHandle, ConnectionId, Endpoint, Incoming, Listener, Message, MessageLimits, PeerInfo,
-    ReplySink, TransportError,
+    Activity, ConnectionHandle, ConnectionId, EncodedRequest, Endpoint, Incoming, Listener, Message,
+    MessageLimits, PeerInfo, ReplySink, TransportError,
 };
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -181,25 +180,22 @@ impl Server {
             let (header, payload) = frame::read_lengths(&mut from, &self.limits).await?;
             let header = frame::read_bytes(&mut from, header, &Activity::default()).await?;
             frame::skip(&mut from, payload).await?;
-            let rejection = match EncodedRequest::parse(&header) {
+            let reply =
+                Box::new(PipeReply { remote: remote.clone(), slot, reserved: ReplyReservation::default() });
+            let parsed = match EncodedRequest::parse(header) {
                 Ok(request) if payload > 0 => {
-                    envelope::malformed_reply(Some(request.id()), "a request has no payload")
+                    Err(envelope::malformed_reply(Some(request.id()), "a request has no payload"))
                 }
-                Ok(request) => {
-                    let reply = Box::new(PipeReply {
-                        remote: remote.clone(),
-                        slot,
-                        reserved: ReplyReservation::default(),
-                    });
-                    // Fails only after a stop.
-                    let _ = self.incoming.send(Incoming { request, peer: remote.info.clone(), reply });
-                    continue;
-                }
-                Err(rejection) => rejection,
+                parsed => parsed,
             };
-            let message = Message { header: rejection, payload: Bytes::new() };
-            let reserved = remote.budget.reserve(message.header.len()).await;
-            let _ = remote.replies.send(Reply { message, _slot: slot, _reserved: reserved });
+            // Both fail only after the end of the listener or of the connection.
+            let _ = match parsed {
+                Ok(request) => {
+                    let incoming = Incoming { request, peer: remote.info.clone(), reply };
+                    self.incoming.send(incoming).map_err(|_| TransportError::Closed)
+                }
+                Err(header) => reply.send(Message { header, payload: Bytes::new() }).await,
+            };
         }
     }
 }
@@ -238,7 +234,7 @@ async fn send_replies(
 struct Remote {
     info: PeerInfo,
     limits: MessageLimits,
-    budget: ConnectionBudget,
+    budget: Arc<ConnectionBudget>,
     replies: mpsc::UnboundedSender<Reply>,
     closed: CancellationToken,
 }

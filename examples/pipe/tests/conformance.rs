@@ -1,4 +1,4 @@
-//! Runs the transport conformance kit on the transport over Unix domain sockets.
+//! Runs the transport conformance test suite on the transport over Unix domain sockets.
 
 use std::sync::Arc;
 

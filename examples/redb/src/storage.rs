@@ -155,9 +155,8 @@ impl Reader for Redb {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Key, Bytes)>, ReadError> {
-        let bounds = (range.start.as_ref().map(|key| &key[..]), range.end.as_ref().map(|key| &key[..]));
         let page = self.read(space, |table| {
-            let entries = table.range::<&[u8]>(bounds)?;
+            let entries = table.range::<&[u8]>(range.bounds())?;
             let entries = entries.map(|entry| entry.map(|(k, v)| (k.value().to_vec(), v.value().to_vec())));
             Ok(page_of(entries, limit, max_bytes)?)
         })?;

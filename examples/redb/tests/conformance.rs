@@ -1,10 +1,10 @@
-//! Runs the storage conformance kit on redb, in both roles.
+//! Runs the storage conformance test suite on redb, in both roles.
 
 use std::sync::Arc;
 
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
 use enjambre_redb::{RedbSettings, open};
-use enjambre_testkit::storage::{Builder, run_all};
+use enjambre_testkit::storage::{Builder, expect_exclusive, run_all};
 use tempfile::TempDir;
 
 struct Redb(Role);
@@ -25,4 +25,9 @@ impl Builder for Redb {
 async fn redb_passes_conformance_kit() {
     run_all(&Redb(Role::Records)).await;
     run_all(&Redb(Role::Content)).await;
+}
+
+#[tokio::test]
+async fn second_opening_is_locked() {
+    expect_exclusive(&Redb(Role::Records)).await;
 }

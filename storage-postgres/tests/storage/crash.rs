@@ -1,4 +1,4 @@
-//! The crash level of the kit: `kill -9` during commits loses nothing acknowledged and leaves no partial batch.
+//! The crash level of the suite: `kill -9` during commits loses nothing acknowledged and leaves no partial batch.
 
 use std::os::unix::process::parent_id;
 use std::path::PathBuf;
@@ -7,20 +7,11 @@ use enjambre_core::{Place, Role, Tenancy};
 use enjambre_storage_postgres::{PostgresSettings, open};
 use enjambre_testkit::storage::crash::survive_kills;
 use enjambre_tests::postgres::{Server, fresh_schema};
-use enjambre_tests::wait::{TIMEOUT, wait_for};
+use enjambre_tests::wait::TIMEOUT;
 
 /// The file that tells the victims of a test, which are child processes, the server and the schema.
 fn parameters_file(process: u32, role: Role) -> PathBuf {
     std::env::temp_dir().join(format!("enjambre-postgres-crash-{process}-{role:?}"))
-}
-
-/// Waits until the server has ended the sessions of a killed process. Until then it may still apply a last commit, which the
-/// checks would observe in some spaces only.
-fn wait_for_end_of_sessions(server: &Server, application: &str) {
-    let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = '{application}'");
-    tokio::task::block_in_place(|| {
-        wait_for("the server has ended the sessions", TIMEOUT, || server.sql(&sql).trim() == "0");
-    });
 }
 
 /// `test` is the full name of the calling test, which the victims run.
@@ -39,18 +30,12 @@ async fn run(test: &str, role: Role, tenancy: Tenancy) {
         std::fs::write(&own_file, format!("{url}\n{schema}")).unwrap();
     }
     let settings = PostgresSettings {
-        url: format!("{url}?application_name={schema}").try_into().unwrap(),
-        schema: Some(schema.clone()),
+        url: url.try_into().unwrap(),
+        schema: Some(schema),
         connect_timeout: TIMEOUT,
         ..PostgresSettings::default()
     };
-    survive_kills(test, async |folder| {
-        if let Some(server) = &server {
-            wait_for_end_of_sessions(server, &schema);
-        }
-        open(&settings, &Place::new(folder, tenancy), role).await
-    })
-    .await;
+    survive_kills(test, async |folder| open(&settings, &Place::new(folder, tenancy), role).await).await;
     let _ = std::fs::remove_file(own_file);
 }
 

@@ -1,4 +1,4 @@
-//! Opening of foreign, damaged, locked and newer databases.
+//! Opening of foreign, damaged and newer databases.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -69,16 +69,6 @@ async fn file_instead_of_directory_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("library.sled"), "a file").unwrap();
     assert!(open(folder.path()).await.is_err());
-}
-
-#[tokio::test]
-async fn second_opening_is_locked() {
-    let folder = tempfile::tempdir().unwrap();
-    let first = open(folder.path()).await.unwrap();
-    let error = open(folder.path()).await.unwrap_err();
-    assert!(matches!(error, StorageError::Locked { .. }), "{error}");
-    first.close().await.unwrap();
-    open(folder.path()).await.unwrap().close().await.unwrap();
 }
 
 #[tokio::test]

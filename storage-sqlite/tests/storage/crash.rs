@@ -1,4 +1,4 @@
-//! The crash level of the kit: `kill -9` during commits loses nothing acknowledged and leaves no partial batch.
+//! The crash level of the suite: `kill -9` during commits loses nothing acknowledged and leaves no partial batch.
 
 use enjambre_core::{Place, Role, Tenancy};
 use enjambre_storage_sqlite::{SqliteSettings, open};

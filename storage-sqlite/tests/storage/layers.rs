@@ -1,4 +1,4 @@
-//! The conformance kit on SQLite inside each layer and inside all layers.
+//! The conformance test suite on SQLite inside each layer and inside all layers.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Opening of foreign, damaged, locked, newer and unfinished databases.
+//! Opening of foreign, damaged, newer and unfinished databases.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -82,16 +82,6 @@ async fn damaged_page_is_reported_as_corrupt() {
     };
     let error = outcome.await.unwrap_err();
     assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
-}
-
-#[tokio::test]
-async fn second_opening_is_locked() {
-    let folder = tempfile::tempdir().unwrap();
-    let first = open(folder.path()).await.unwrap();
-    let error = open(folder.path()).await.unwrap_err();
-    assert!(matches!(error, StorageError::Locked { .. }), "{error}");
-    first.close().await.unwrap();
-    open(folder.path()).await.unwrap().close().await.unwrap();
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::layout;
-use enjambre_core::{Batch, Durability, Key, KeyRange, Space, Storage, StorageError};
+use enjambre_core::{Batch, Key, KeyRange, Space, Storage, StorageError};
 
 /// The number of attempts of a conditional commit that conflicts with other writers.
 pub(super) const ATTEMPTS: usize = 100;
@@ -32,19 +32,6 @@ pub(super) async fn read(
 ) -> Result<Option<Bytes>, StorageError> {
     let [value] = read_all(storage, space, std::array::from_ref(key)).await?;
     Ok(value)
-}
-
-/// Commits the batch. Returns `false` on a conflict.
-pub(super) async fn try_commit(
-    storage: &dyn Storage,
-    batch: Batch,
-    durability: Durability,
-) -> Result<bool, StorageError> {
-    match storage.commit(batch, durability).await {
-        Ok(()) => Ok(true),
-        Err(StorageError::Conflict) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// Requires that the key still has the value that was read.

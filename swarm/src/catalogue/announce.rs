@@ -12,9 +12,7 @@ use super::layout::{
     self, CLEARED, Claim, FILES, FileEntry, FileNumber, MAX_NUMBER, OFFERS, PROVIDERS, PeerNumber,
 };
 use super::peers::Session;
-use enjambre_core::model::layout::PieceLayout;
-use enjambre_core::model::record::Offer;
-use enjambre_core::{Batch, Durability, FileId, KeyRange, StorageError};
+use enjambre_core::{Batch, Durability, FileId, KeyRange, Offer, PieceLayout, StorageError, UnixMillis};
 
 /// The number of entries scanned for each announced claim before the claims are read one by one.
 const SCANNED_PER_CLAIM: usize = 4;
@@ -29,7 +27,7 @@ impl Catalogue {
         &self,
         by: &Session,
         offers: &[Offer],
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Vec<FileId>, CatalogueError> {
         for offer in offers {
             PieceLayout::new(offer.size)?;
@@ -65,7 +63,7 @@ impl Catalogue {
     async fn resolve(
         &self,
         offers: &[Offer],
-        now: u64,
+        now: UnixMillis,
         batch: &mut Batch,
     ) -> Result<(Vec<FileId>, Vec<Announced>), CatalogueError> {
         let mut announced = Vec::with_capacity(offers.len());
@@ -114,7 +112,7 @@ impl Catalogue {
             match raw.map(|raw| Claim::decode_offer(&raw)) {
                 Some(Ok((stored, began))) if stored == *claim => {
                     skipped = true;
-                    if began == by.began.min(MAX_NUMBER) {
+                    if began == by.began.min(UnixMillis(MAX_NUMBER)) {
                         continue;
                     }
                 }

@@ -1,7 +1,9 @@
 //! The catalogue: opening, counting and access to the storage.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -12,25 +14,24 @@ use tokio::sync::Semaphore;
 use super::access::{self, ATTEMPTS, PAGE, read_all};
 use super::changes::{ChangeListener, Listeners};
 use super::damage::Damage;
-use super::error::CatalogueError;
 use super::layout::{self, FORMAT, FileNumber, FormatRecord, META};
 use super::leases::{LeaseRules, LeaseTable};
-use super::numbers::Numbers;
 use super::peer_cache::PeerCache;
 use super::read_cache::ReadCache;
 use crate::membership::credentials::revocations::Revocation;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::session::CatalogueId;
 use enjambre_core::runtime;
 use enjambre_core::storage::format::check_version;
-use enjambre_core::{Batch, Durability, FileId, Key, KeyRange, Space, Storage, StorageError, StorageExt};
+use enjambre_core::{
+    Batch, CatalogueId, Durability, FileId, Key, KeyRange, Name, Space, Storage, StorageError, StorageExt,
+    UnixMillis,
+};
 
 /// The purpose of the database in its format record.
 const CATALOGUE: &str = "catalogue";
 /// The memory of a cached file number.
 pub(super) const FILE_NUMBER_BYTES: usize = 128;
 /// The number of concurrent reads of all lists together. A list may need thousands of reads, and a database behind a network
-/// has few connections; the limit leaves connections for look-ups.
+/// has few connections; the limit leaves connections for lookups.
 pub(super) const LIST_READS: usize = 4;
 
 /// The catalogue in a database.
@@ -54,7 +55,10 @@ pub struct Catalogue {
     /// The revocation list as of one version, including revocations that have expired since. It saves reading the list for
     /// each of many revocations in a row.
     pub(super) revocations: Mutex<Option<(u64, Vec<Revocation>)>>,
-    pub(super) numbers: Numbers,
+    /// The numbers that this tracker has allocated and not yet used.
+    pub(super) numbers: tokio::sync::Mutex<Range<u64>>,
+    /// An upper bound of the numbers in use, as far as this tracker knows.
+    pub(super) highest_number: AtomicU64,
 }
 
 /// The limits and periods of a catalogue.
@@ -62,8 +66,8 @@ pub struct Catalogue {
 pub struct CatalogueRules {
     /// The periods that determine whether peers are alive.
     pub leases: LeaseRules,
-    /// The time for which cached entries are valid, in milliseconds.
-    pub cache_ttl: u64,
+    /// The time for which cached entries are valid.
+    pub cache_ttl: Duration,
     /// The highest number of peers, including peers that are away and kept for their return.
     pub max_peers: u64,
     /// The highest number of versions of names.
@@ -80,7 +84,7 @@ impl Catalogue {
     pub async fn open(
         storage: Arc<dyn Storage>,
         rules: CatalogueRules,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Self, StorageError> {
         let keys = ["format", "catalogue", "stamp", "numbers"].map(layout::meta_key);
         for _ in 0..ATTEMPTS {
@@ -111,7 +115,7 @@ impl Catalogue {
                 storage,
                 id: CatalogueId(id),
                 rules,
-                leases: Mutex::new(LeaseTable::new(rules.leases, stamp, now)),
+                leases: Mutex::new(LeaseTable::new(rules.leases, stamp.map(UnixMillis), now)),
                 cache: Mutex::default(),
                 file_numbers: ReadCache::new(rules.file_number_cache, FILE_NUMBER_BYTES, rules.cache_ttl),
                 listeners: Listeners::default(),
@@ -120,7 +124,8 @@ impl Catalogue {
                 damage: Damage::default(),
                 list_reads: Semaphore::new(LIST_READS),
                 revocations: Mutex::default(),
-                numbers: Numbers::new(numbers),
+                numbers: tokio::sync::Mutex::new(0..0),
+                highest_number: AtomicU64::new(numbers),
             });
         }
         Err(StorageError::Unavailable {
@@ -195,7 +200,11 @@ impl Catalogue {
         batch: Batch,
         durability: Durability,
     ) -> Result<bool, StorageError> {
-        access::try_commit(&*self.storage, batch, durability).await
+        match self.storage.commit(batch, durability).await {
+            Ok(()) => Ok(true),
+            Err(StorageError::Conflict) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Commits the batch durably. Returns `false` on a conflict, or if the outcome is unknown: the caller reads the entries
@@ -226,10 +235,6 @@ impl Catalogue {
         batch.delete(space, key);
         self.storage.commit(batch, Durability::Durable).await?;
         Ok(existed)
-    }
-
-    pub(super) async fn next_number(&self) -> Result<u64, CatalogueError> {
-        self.numbers.next(&*self.storage).await
     }
 }
 

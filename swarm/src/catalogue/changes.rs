@@ -6,8 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::RwLock;
 
 use super::layout::{Claim, PeerNumber};
-use enjambre_core::FileId;
-use enjambre_core::model::name::Name;
+use enjambre_core::{FileId, Name};
 
 /// Receives each write of one [`Catalogue`](super::catalogue::Catalogue) after its commit and before it is acknowledged.
 ///

@@ -5,10 +5,8 @@ use super::layout::{
     InvitationRecord, LEASES, LeaseRecord, MEMBERS, META, MemberRecord, OFFERS, PEERS, PINS, PROVIDERS,
     PinRecord, RESERVATIONS, REVOKED, ReservationRecord, ReservedRecord, SESSIONS, VERSIONS, VersionRecord,
 };
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::record::{FileKind, FileRecord};
 use enjambre_core::storage::inspect::{Field, Fields};
-use enjambre_core::{FileId, PeerId, Space, StorageError};
+use enjambre_core::{FileId, FileKind, FileRecord, KeyPair, PeerId, Space, StorageError, UnixMillis};
 
 /// Describes an entry. Session ids, with which others could impersonate a peer, are shortened, and only the public half of
 /// the authority's key is shown.
@@ -116,7 +114,10 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
             fields
         }
         REVOKED => {
-            vec![("peer", peer_id(key)?), ("version", Field::Time(layout::read_number(space, value)?))]
+            vec![
+                ("peer", peer_id(key)?),
+                ("version", Field::Time(UnixMillis(layout::read_number(space, value)?))),
+            ]
         }
         RESERVATIONS => {
             let name = std::str::from_utf8(key).map_err(|_| malformed())?;
@@ -153,9 +154,9 @@ fn describe_fact(key: &[u8], value: &[u8]) -> Result<Fields, StorageError> {
             vec![("format", Field::Number(v)), ("what", Field::Text(what))]
         }
         b"catalogue" => vec![("catalogue", Field::hex(value))],
-        b"stamp" => vec![("stamp", Field::Time(layout::read_number(META, value)?))],
-        b"swept" => vec![("swept", Field::Time(layout::read_number(META, value)?))],
-        b"expired" => vec![("expired", Field::Time(layout::read_number(META, value)?))],
+        b"stamp" => vec![("stamp", Field::Time(UnixMillis(layout::read_number(META, value)?)))],
+        b"swept" => vec![("swept", Field::Time(UnixMillis(layout::read_number(META, value)?)))],
+        b"expired" => vec![("expired", Field::Time(UnixMillis(layout::read_number(META, value)?)))],
         b"revocations" => vec![("revocations", Field::Number(layout::read_number(META, value)?))],
         b"numbers" => vec![("numbers", Field::Number(layout::read_number(META, value)?))],
         b"reserved" => {
@@ -170,7 +171,7 @@ fn describe_fact(key: &[u8], value: &[u8]) -> Result<Fields, StorageError> {
 mod tests {
     use super::*;
     use crate::catalogue::layout::SPACES;
-    use enjambre_core::model::session::SessionId;
+    use enjambre_core::SessionId;
     use proptest::prelude::*;
 
     #[test]
@@ -179,8 +180,8 @@ mod tests {
         let record = LeaseRecord {
             id: PeerId::from_bytes([1; 32]),
             session: SessionId([0xab; 16]),
-            began: 5,
-            renewed: 6,
+            began: UnixMillis(5),
+            renewed: UnixMillis(6),
             endpoints: vec!["tcp://127.0.0.1:1".parse().unwrap()],
             left: false,
             settled: true,

@@ -2,9 +2,10 @@
 
 use crate::membership::credentials::revocations::MAX_REVOKED;
 use enjambre_core::model::layout::FileTooLarge;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileRecord;
-use enjambre_core::{PeerId, StorageError};
+use enjambre_core::{FileRecord, Name, PeerId, StorageError};
+
+/// Minimum number of digits in a prefix of an id.
+pub(super) const MIN_PREFIX: usize = 8;
 
 /// An error of the catalogue.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +15,7 @@ pub enum CatalogueError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The catalogue has nothing with this name or id.
-    #[error("{0} is not in the catalogue")]
+    #[error("{} is not in the catalogue{}", .0, prefix_hint(.0))]
     NotFound(String),
     /// The prefix matches several files.
     #[error("the ids of {} files begin with {prefix}", count_text(*.more, .matches.len()))]
@@ -70,6 +71,12 @@ pub enum CatalogueError {
     /// The catalogue has reached [`CatalogueRules::max_versions`](super::CatalogueRules::max_versions).
     #[error("the catalogue has reached its limit of files")]
     TooManyFiles,
+}
+
+fn prefix_hint(query: &str) -> &'static str {
+    let digits = query.trim_matches('"');
+    let is_short = digits.len() < MIN_PREFIX && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_short { "; a prefix of an id needs at least 8 digits" } else { "" }
 }
 
 fn count_text(more: bool, count: usize) -> String {

@@ -13,19 +13,21 @@
 //! ```
 //! (after `leave` only `open_session` leads back, because `leave` ends the session).
 
-use super::layout::{LeaseRecord, PeerNumber};
-use enjambre_core::model::session::SessionId;
-use enjambre_core::runtime::HashMap;
+use std::time::Duration;
 
-/// The periods of leases, in milliseconds.
+use super::layout::{LeaseRecord, PeerNumber};
+use enjambre_core::runtime::HashMap;
+use enjambre_core::{SessionId, UnixMillis};
+
+/// The periods of leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseRules {
     /// The time for which a peer counts as alive after a renewal.
-    pub lease: u64,
+    pub lease: Duration,
     /// The time for which the claims of a peer that is away are kept.
-    pub retention: u64,
+    pub retention: Duration,
     /// The time after the start of a session at which the claims of earlier sessions of the peer are deleted.
-    pub settle: u64,
+    pub settle: Duration,
 }
 
 /// A renewal that is not stored yet.
@@ -33,8 +35,8 @@ pub struct LeaseRules {
 pub struct Renewal {
     /// The session that was renewed.
     pub session: SessionId,
-    /// The time of the renewal in ms since 1970.
-    pub at: u64,
+    /// The time of the renewal.
+    pub at: UnixMillis,
 }
 
 /// The data of one write of renewals.
@@ -43,7 +45,7 @@ pub struct Flush {
     /// The newest renewal of each peer.
     pub renewals: Vec<(PeerNumber, Renewal)>,
     /// The stamp: peers that were alive then have had time to renew since, or still have it.
-    pub stamp: u64,
+    pub stamp: UnixMillis,
 }
 
 /// The action of a sweep for a peer.
@@ -59,15 +61,15 @@ pub enum Verdict {
 
 #[derive(Debug, Clone, Copy)]
 struct Grace {
-    stamp: u64,
-    until: u64,
+    stamp: UnixMillis,
+    until: UnixMillis,
 }
 
 impl Grace {
     /// Whether the period is active. An end much later than one lease from now means that the clock was set back; small
     /// adjustments are normal, and the caller may have read the clock before the period started.
-    const fn is_on(&self, now: u64, rules: LeaseRules) -> bool {
-        now < self.until && self.until - now <= rules.lease.saturating_mul(2)
+    fn is_on(&self, now: UnixMillis, rules: LeaseRules) -> bool {
+        now < self.until && self.until.saturating_since(now) <= rules.lease.saturating_mul(2)
     }
 }
 
@@ -77,47 +79,55 @@ pub struct LeaseTable {
     rules: LeaseRules,
     grace: Option<Grace>,
     /// The time at which the database was last reached.
-    reached: u64,
+    reached: UnixMillis,
     /// While the database is unreachable: the stamp of the grace period that will follow.
-    away: Option<u64>,
+    away: Option<UnixMillis>,
     pending: HashMap<PeerNumber, Renewal>,
-    stamped: u64,
+    stamped: UnixMillis,
     /// The time from which no lease that this tracker renewed or granted a grace period can be alive.
-    quiet_from: u64,
+    quiet_from: UnixMillis,
 }
 
 impl LeaseTable {
     /// The state at the start of a tracker; `stamp` is the stored one.
-    pub fn new(rules: LeaseRules, stamp: Option<u64>, now: u64) -> Self {
-        let until = now.saturating_add(rules.lease);
+    pub fn new(rules: LeaseRules, stamp: Option<UnixMillis>, now: UnixMillis) -> Self {
+        let until = now + rules.lease;
         let grace = stamp.map(|stamp| Grace { stamp, until });
         let pending = HashMap::default();
-        Self { rules, grace, reached: now, away: None, pending, stamped: 0, quiet_from: until }
+        Self {
+            rules,
+            grace,
+            reached: now,
+            away: None,
+            pending,
+            stamped: UnixMillis::default(),
+            quiet_from: until,
+        }
     }
 
     /// The time of a renewal of the peer's session that is not stored yet.
-    fn pending(&self, peer: PeerNumber, record: &LeaseRecord) -> Option<u64> {
+    fn pending(&self, peer: PeerNumber, record: &LeaseRecord) -> Option<UnixMillis> {
         let renewal = self.pending.get(&peer).filter(|renewal| renewal.session == record.session)?;
         Some(renewal.at)
     }
 
     /// Whether a renewal is so far in the future that it comes from a wrong clock and must be ignored.
-    pub fn is_impossible(&self, renewed: u64, now: u64) -> bool {
-        renewed > now.saturating_add(self.rules.lease)
+    pub fn is_impossible(&self, renewed: UnixMillis, now: UnixMillis) -> bool {
+        renewed > now + self.rules.lease
     }
 
     /// Whether the peer counts as alive.
-    pub fn is_alive(&self, peer: PeerNumber, record: &LeaseRecord, now: u64) -> bool {
+    pub fn is_alive(&self, peer: PeerNumber, record: &LeaseRecord, now: UnixMillis) -> bool {
         self.alive_until(peer, record, now).is_some()
     }
 
     /// The time until which the peer counts as alive without another renewal, or `None` if it is not alive.
-    pub fn alive_until(&self, peer: PeerNumber, record: &LeaseRecord, now: u64) -> Option<u64> {
+    pub fn alive_until(&self, peer: PeerNumber, record: &LeaseRecord, now: UnixMillis) -> Option<UnixMillis> {
         if record.left {
             return None;
         }
-        let end = |renewed: u64| renewed.saturating_add(self.rules.lease);
-        let leased = |renewed: u64| {
+        let end = |renewed: UnixMillis| renewed + self.rules.lease;
+        let leased = |renewed: UnixMillis| {
             let covered = !self.is_impossible(renewed, now) && now < end(renewed);
             covered.then(|| end(renewed))
         };
@@ -126,7 +136,7 @@ impl LeaseTable {
             alive && grace.is_on(now, self.rules)
         };
         let grace = match self.away {
-            Some(stamp) => Some(Grace { stamp, until: now.saturating_add(self.rules.lease) }),
+            Some(stamp) => Some(Grace { stamp, until: now + self.rules.lease }),
             None => self.grace,
         };
         let pending = self.pending(peer, record).and_then(leased);
@@ -142,32 +152,32 @@ impl LeaseTable {
     }
 
     /// Records that the database was reached. Returns whether it had been unreachable.
-    pub fn reached(&mut self, now: u64) -> bool {
+    pub fn reached(&mut self, now: UnixMillis) -> bool {
         self.reached = now;
         let Some(stamp) = self.away.take() else { return false };
-        self.grace = Some(Grace { stamp, until: now.saturating_add(self.rules.lease) });
+        self.grace = Some(Grace { stamp, until: now + self.rules.lease });
         self.saw_alive(now);
         true
     }
 
     /// Records a renewal.
-    pub fn renew(&mut self, peer: PeerNumber, session: SessionId, now: u64) {
+    pub fn renew(&mut self, peer: PeerNumber, session: SessionId, now: UnixMillis) {
         self.pending.insert(peer, Renewal { session, at: now });
         self.saw_alive(now);
     }
 
     /// Discards renewals of a peer that opened a session or left.
-    pub fn reset(&mut self, peer: PeerNumber, now: u64) {
+    pub fn reset(&mut self, peer: PeerNumber, now: UnixMillis) {
         self.pending.remove(&peer);
         self.saw_alive(now);
     }
 
-    fn saw_alive(&mut self, now: u64) {
-        self.quiet_from = self.quiet_from.max(now.saturating_add(self.rules.lease));
+    fn saw_alive(&mut self, now: UnixMillis) {
+        self.quiet_from = self.quiet_from.max(now + self.rules.lease);
     }
 
     /// Returns the data to be written, or `None` if there is neither a renewal nor a lease to which the stamp matters.
-    pub fn take(&mut self, now: u64) -> Option<Flush> {
+    pub fn take(&mut self, now: UnixMillis) -> Option<Flush> {
         // Ended for good, even if the clock returns to the earlier time.
         self.grace = self.grace.filter(|grace| grace.is_on(now, self.rules));
         if self.pending.is_empty() && self.stamped >= self.quiet_from {
@@ -191,18 +201,18 @@ impl LeaseTable {
     }
 
     /// Records that the stamp was written.
-    pub fn stamped(&mut self, stamp: u64) {
+    pub fn stamped(&mut self, stamp: UnixMillis) {
         self.stamped = self.stamped.max(stamp);
     }
 
     /// The action of a sweep for a peer.
-    pub fn verdict(&self, peer: PeerNumber, record: &LeaseRecord, now: u64) -> Verdict {
+    pub fn verdict(&self, peer: PeerNumber, record: &LeaseRecord, now: UnixMillis) -> Verdict {
         if self.is_alive(peer, record, now) {
-            let due = now >= record.began.saturating_add(self.rules.settle);
+            let due = now >= record.began + self.rules.settle;
             return if due && !record.settled { Verdict::Settle } else { Verdict::Keep };
         }
         let renewed = self.pending(peer, record).unwrap_or_default().max(record.renewed);
-        let away = now.saturating_sub(renewed);
+        let away = now.saturating_since(renewed);
         // With a clock that was set back the time away is 0.
         if away >= self.rules.retention { Verdict::Remove } else { Verdict::Keep }
     }
@@ -214,7 +224,11 @@ mod tests {
     use enjambre_core::PeerId;
     use proptest::prelude::*;
 
-    const RULES: LeaseRules = LeaseRules { lease: 30, retention: 1000, settle: 60 };
+    const RULES: LeaseRules = LeaseRules {
+        lease: Duration::from_millis(30),
+        retention: Duration::from_secs(1),
+        settle: Duration::from_millis(60),
+    };
 
     fn peer(n: u8) -> PeerNumber {
         PeerNumber(u64::from(n))
@@ -224,8 +238,8 @@ mod tests {
         LeaseRecord {
             id: PeerId::from_bytes([1; 32]),
             session: SessionId([session; 16]),
-            began: renewed,
-            renewed,
+            began: UnixMillis(renewed),
+            renewed: UnixMillis(renewed),
             endpoints: Vec::new(),
             left: false,
             settled: false,
@@ -234,127 +248,139 @@ mod tests {
 
     #[test]
     fn lease_ends_without_renewal_of_the_same_session() {
-        let mut table = LeaseTable::new(RULES, None, 0);
+        let mut table = LeaseTable::new(RULES, None, UnixMillis(0));
         let lease = record(1, 1000);
-        assert!(table.is_alive(peer(1), &lease, 1029));
-        assert!(!table.is_alive(peer(1), &lease, 1030));
-        table.renew(peer(1), SessionId([1; 16]), 1020);
-        assert!(table.is_alive(peer(1), &lease, 1049));
-        assert!(!table.is_alive(peer(1), &record(2, 1000), 1049));
+        assert!(table.is_alive(peer(1), &lease, UnixMillis(1029)));
+        assert!(!table.is_alive(peer(1), &lease, UnixMillis(1030)));
+        table.renew(peer(1), SessionId([1; 16]), UnixMillis(1020));
+        assert!(table.is_alive(peer(1), &lease, UnixMillis(1049)));
+        assert!(!table.is_alive(peer(1), &record(2, 1000), UnixMillis(1049)));
     }
 
     #[test]
     fn peer_that_left_gets_no_grace_period() {
-        let table = LeaseTable::new(RULES, Some(1000), 1001);
+        let table = LeaseTable::new(RULES, Some(UnixMillis(1000)), UnixMillis(1001));
         let gone = LeaseRecord { left: true, ..record(1, 1000) };
-        assert!(!table.is_alive(peer(1), &gone, 1001));
+        assert!(!table.is_alive(peer(1), &gone, UnixMillis(1001)));
     }
 
     #[test]
     fn restart_grants_grace_to_peers_alive_at_the_stamp() {
-        let table = LeaseTable::new(RULES, Some(1010), 5000);
-        assert!(table.is_alive(peer(1), &record(1, 1000), 5029), "alive at the stamp");
-        assert!(!table.is_alive(peer(1), &record(1, 1000), 5030), "the grace period is one lease");
-        assert!(!table.is_alive(peer(1), &record(1, 980), 5000), "dead at the stamp");
+        let table = LeaseTable::new(RULES, Some(UnixMillis(1010)), UnixMillis(5000));
+        assert!(table.is_alive(peer(1), &record(1, 1000), UnixMillis(5029)), "alive at the stamp");
+        assert!(
+            !table.is_alive(peer(1), &record(1, 1000), UnixMillis(5030)),
+            "the grace period is one lease"
+        );
+        assert!(!table.is_alive(peer(1), &record(1, 980), UnixMillis(5000)), "dead at the stamp");
     }
 
     #[test]
     fn grace_ends_when_the_clock_is_set_back() {
-        let mut table = LeaseTable::new(RULES, Some(1010), 5000);
+        let mut table = LeaseTable::new(RULES, Some(UnixMillis(1010)), UnixMillis(5000));
         let lease = record(1, 1000);
-        assert!(table.is_alive(peer(1), &lease, 5000));
-        assert!(table.is_alive(peer(1), &lease, 4990), "a small adjustment of the clock");
-        assert!(!table.is_alive(peer(1), &lease, 2000));
-        table.renew(peer(2), SessionId([2; 16]), 2000);
-        assert_eq!(table.take(2000).unwrap().stamp, 2000);
-        assert!(!table.is_alive(peer(1), &lease, 5000), "the grace period has ended");
+        assert!(table.is_alive(peer(1), &lease, UnixMillis(5000)));
+        assert!(table.is_alive(peer(1), &lease, UnixMillis(4990)), "a small adjustment of the clock");
+        assert!(!table.is_alive(peer(1), &lease, UnixMillis(2000)));
+        table.renew(peer(2), SessionId([2; 16]), UnixMillis(2000));
+        assert_eq!(table.take(UnixMillis(2000)).unwrap().stamp, UnixMillis(2000));
+        assert!(!table.is_alive(peer(1), &lease, UnixMillis(5000)), "the grace period has ended");
     }
 
     #[test]
     fn renewal_in_the_far_future_is_ignored() {
-        let table = LeaseTable::new(RULES, None, 0);
-        assert!(!table.is_alive(peer(1), &record(1, 1_000_000), 1000));
-        assert_eq!(table.verdict(peer(1), &record(1, 1_000_000), 1000), Verdict::Keep);
+        let table = LeaseTable::new(RULES, None, UnixMillis(0));
+        assert!(!table.is_alive(peer(1), &record(1, 1_000_000), UnixMillis(1000)));
+        assert_eq!(table.verdict(peer(1), &record(1, 1_000_000), UnixMillis(1000)), Verdict::Keep);
     }
 
     #[test]
     fn outage_grants_grace_to_peers_alive_before_it() {
-        let mut table = LeaseTable::new(RULES, None, 1000);
-        assert!(!table.reached(1005));
+        let mut table = LeaseTable::new(RULES, None, UnixMillis(1000));
+        assert!(!table.reached(UnixMillis(1005)));
         table.missed();
         table.missed();
         let (lived, dead) = (record(1, 990), record(1, 975));
-        assert!(table.is_alive(peer(1), &lived, 2000), "the peer could not renew");
-        assert!(!table.is_alive(peer(1), &dead, 2000), "dead before the outage");
+        assert!(table.is_alive(peer(1), &lived, UnixMillis(2000)), "the peer could not renew");
+        assert!(!table.is_alive(peer(1), &dead, UnixMillis(2000)), "dead before the outage");
         assert_eq!(
-            table.take(2000).unwrap().stamp,
-            1005,
+            table.take(UnixMillis(2000)).unwrap().stamp,
+            UnixMillis(1005),
             "a tracker that starts now grants the same grace period"
         );
-        assert!(table.reached(2000));
-        assert!(table.is_alive(peer(1), &lived, 2029));
-        assert!(!table.is_alive(peer(1), &lived, 2030), "the grace period is one lease");
-        assert!(!table.is_alive(peer(1), &dead, 2001));
-        assert_eq!(table.take(2010).unwrap().stamp, 1005);
-        assert_eq!(table.take(2030).unwrap().stamp, 2030);
+        assert!(table.reached(UnixMillis(2000)));
+        assert!(table.is_alive(peer(1), &lived, UnixMillis(2029)));
+        assert!(!table.is_alive(peer(1), &lived, UnixMillis(2030)), "the grace period is one lease");
+        assert!(!table.is_alive(peer(1), &dead, UnixMillis(2001)));
+        assert_eq!(table.take(UnixMillis(2010)).unwrap().stamp, UnixMillis(1005));
+        assert_eq!(table.take(UnixMillis(2030)).unwrap().stamp, UnixMillis(2030));
     }
 
     #[test]
     fn outage_during_grace_continues_the_same_grace() {
-        let mut table = LeaseTable::new(RULES, Some(500), 1000);
+        let mut table = LeaseTable::new(RULES, Some(UnixMillis(500)), UnixMillis(1000));
         table.missed();
-        table.reached(1100);
-        assert!(table.is_alive(peer(1), &record(1, 490), 1129));
-        assert!(!table.is_alive(peer(1), &record(1, 490), 1130));
+        table.reached(UnixMillis(1100));
+        assert!(table.is_alive(peer(1), &record(1, 490), UnixMillis(1129)));
+        assert!(!table.is_alive(peer(1), &record(1, 490), UnixMillis(1130)));
     }
 
     #[test]
     fn renewal_counts_beside_a_stored_one_of_a_wrong_clock() {
-        let mut table = LeaseTable::new(RULES, None, 0);
-        table.renew(peer(1), SessionId([1; 16]), 1000);
-        assert!(table.is_alive(peer(1), &record(1, 1_000_000), 1029));
-        assert!(!table.is_alive(peer(1), &record(1, 1_000_000), 1030));
+        let mut table = LeaseTable::new(RULES, None, UnixMillis(0));
+        table.renew(peer(1), SessionId([1; 16]), UnixMillis(1000));
+        assert!(table.is_alive(peer(1), &record(1, 1_000_000), UnixMillis(1029)));
+        assert!(!table.is_alive(peer(1), &record(1, 1_000_000), UnixMillis(1030)));
     }
 
     #[test]
     fn flush_returns_newest_renewals_until_written() {
-        let mut table = LeaseTable::new(RULES, None, 0);
+        let mut table = LeaseTable::new(RULES, None, UnixMillis(0));
         let session = SessionId([1; 16]);
-        table.renew(peer(1), session, 10);
-        table.renew(peer(1), session, 20);
-        let flush = table.take(21).unwrap();
-        assert_eq!(flush, Flush { renewals: vec![(peer(1), Renewal { session, at: 20 })], stamp: 21 });
-        assert!(table.is_alive(peer(1), &record(1, 0), 40), "the peer is alive during the write");
-        assert_eq!(table.take(21), Some(flush.clone()), "a failed flush is repeated");
-        table.renew(peer(1), session, 22);
+        table.renew(peer(1), session, UnixMillis(10));
+        table.renew(peer(1), session, UnixMillis(20));
+        let flush = table.take(UnixMillis(21)).unwrap();
+        assert_eq!(
+            flush,
+            Flush {
+                renewals: vec![(peer(1), Renewal { session, at: UnixMillis(20) })],
+                stamp: UnixMillis(21)
+            }
+        );
+        assert!(table.is_alive(peer(1), &record(1, 0), UnixMillis(40)), "the peer is alive during the write");
+        assert_eq!(table.take(UnixMillis(21)), Some(flush.clone()), "a failed flush is repeated");
+        table.renew(peer(1), session, UnixMillis(22));
         table.written(&flush.renewals);
-        let newer = table.take(23).unwrap().renewals;
-        assert_eq!(newer, [(peer(1), Renewal { session, at: 22 })]);
+        let newer = table.take(UnixMillis(23)).unwrap().renewals;
+        assert_eq!(newer, [(peer(1), Renewal { session, at: UnixMillis(22) })]);
         table.written(&newer);
-        assert!(table.take(24).unwrap().renewals.is_empty());
+        assert!(table.take(UnixMillis(24)).unwrap().renewals.is_empty());
     }
 
     #[test]
     fn stamps_continue_until_no_lease_can_be_alive() {
-        let mut table = LeaseTable::new(RULES, None, 0);
-        table.renew(peer(1), SessionId([1; 16]), 10);
-        let flush = table.take(10).unwrap();
+        let mut table = LeaseTable::new(RULES, None, UnixMillis(0));
+        table.renew(peer(1), SessionId([1; 16]), UnixMillis(10));
+        let flush = table.take(UnixMillis(10)).unwrap();
         table.written(&flush.renewals);
-        table.stamped(10);
-        assert!(table.take(30).is_some(), "the lease may still be alive, so a restart needs the stamp");
-        table.stamped(45);
-        assert_eq!(table.take(50), None);
+        table.stamped(UnixMillis(10));
+        assert!(
+            table.take(UnixMillis(30)).is_some(),
+            "the lease may still be alive, so a restart needs the stamp"
+        );
+        table.stamped(UnixMillis(45));
+        assert_eq!(table.take(UnixMillis(50)), None);
     }
 
     #[test]
     fn verdict_depends_on_the_time_away() {
-        let mut table = LeaseTable::new(RULES, None, 0);
+        let mut table = LeaseTable::new(RULES, None, UnixMillis(0));
         let lease = record(1, 100);
-        assert_eq!(table.verdict(peer(1), &lease, 110), Verdict::Keep);
-        assert_eq!(table.verdict(peer(1), &lease, 1099), Verdict::Keep);
-        assert_eq!(table.verdict(peer(1), &lease, 1100), Verdict::Remove);
-        table.renew(peer(1), lease.session, 1095);
-        assert_eq!(table.verdict(peer(1), &lease, 1100), Verdict::Settle);
+        assert_eq!(table.verdict(peer(1), &lease, UnixMillis(110)), Verdict::Keep);
+        assert_eq!(table.verdict(peer(1), &lease, UnixMillis(1099)), Verdict::Keep);
+        assert_eq!(table.verdict(peer(1), &lease, UnixMillis(1100)), Verdict::Remove);
+        table.renew(peer(1), lease.session, UnixMillis(1095));
+        assert_eq!(table.verdict(peer(1), &lease, UnixMillis(1100)), Verdict::Settle);
     }
 
     proptest! {
@@ -362,11 +388,11 @@ mod tests {
         fn peer_is_alive_for_exactly_one_lease(
             gaps in prop::collection::vec(1u64..40, 1..20), flush_every in 1usize..4,
         ) {
-            let mut table = LeaseTable::new(RULES, None, 0);
-            let (mut now, mut last, mut lease) = (1000, 1000, record(1, 1000));
+            let mut table = LeaseTable::new(RULES, None, UnixMillis(0));
+            let (mut now, mut last, mut lease) = (UnixMillis(1000), UnixMillis(1000), record(1, 1000));
             for (step, gap) in gaps.into_iter().enumerate() {
-                now += gap;
-                prop_assert_eq!(table.is_alive(peer(1), &lease, now), now < last + 30);
+                now = now + Duration::from_millis(gap);
+                prop_assert_eq!(table.is_alive(peer(1), &lease, now), now < last + RULES.lease);
                 table.renew(peer(1), lease.session, now);
                 last = now;
                 if step % flush_every == 0 {

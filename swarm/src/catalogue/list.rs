@@ -12,8 +12,7 @@ use super::error::CatalogueError;
 use super::layout::{self, VERSIONS, VersionRecord};
 use super::pattern::Pattern;
 use enjambre_core::model::name::MAX_NAME;
-use enjambre_core::model::record::FileRecord;
-use enjambre_core::{FileId, KeyRange, StorageError};
+use enjambre_core::{FileId, FileRecord, KeyRange, StorageError, UnixMillis};
 
 /// The number of names that one page examines.
 const MAX_EXAMINED: usize = 10_000;
@@ -41,7 +40,7 @@ impl Catalogue {
         pattern: &str,
         cursor: Option<&[u8]>,
         limit: usize,
-        now: u64,
+        now: UnixMillis,
         known_count: impl Fn(&FileId) -> Option<u32>,
     ) -> Result<ListPage, CatalogueError> {
         let pattern = Pattern::new(pattern);

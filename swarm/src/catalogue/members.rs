@@ -10,10 +10,9 @@ use super::catalogue::Catalogue;
 use super::error::CatalogueError;
 use super::layout::{self, AUTHORITY, INVITATIONS, InvitationRecord, MEMBERS, MemberRecord, PEERS};
 use crate::membership::credentials::authority::Authority;
-use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::membership::Rights;
 use enjambre_core::model::secret::SecretHash;
-use enjambre_core::{Batch, Durability, KeyRange, PeerId, StorageError, StorageExt};
+use enjambre_core::{Batch, Durability, KeyPair, KeyRange, PeerId, StorageError, StorageExt, UnixMillis};
 
 /// A member and its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +22,7 @@ pub struct Member {
     /// The record of the member.
     pub record: MemberRecord,
     /// The last stored renewal, or `None` if the peer has been away for long.
-    pub seen: Option<u64>,
+    pub seen: Option<UnixMillis>,
     /// Whether the peer is alive.
     pub alive: bool,
 }
@@ -60,7 +59,11 @@ impl Catalogue {
     }
 
     /// Returns one page of all members by ascending id, starting behind `after`. An empty page is the end.
-    pub async fn members(&self, after: Option<&PeerId>, now: u64) -> Result<Vec<Member>, CatalogueError> {
+    pub async fn members(
+        &self,
+        after: Option<&PeerId>,
+        now: UnixMillis,
+    ) -> Result<Vec<Member>, CatalogueError> {
         let range = after_key(after.map(layout::peer_id_key));
         let page = self.storage.scan(MEMBERS, range, PAGE).await?;
         let keys: Vec<_> = page.iter().map(|(key, _)| key.clone()).collect();
@@ -101,8 +104,8 @@ impl Catalogue {
         secret: SecretHash,
         rights: Rights,
         uses: u32,
-        until: u64,
-        now: u64,
+        until: UnixMillis,
+        now: UnixMillis,
     ) -> Result<(), StorageError> {
         let record = InvitationRecord { rights, uses, until, at: now };
         let mut batch = Batch::new();
@@ -116,7 +119,7 @@ impl Catalogue {
         &self,
         peer: PeerId,
         secret: SecretHash,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<MemberRecord, CatalogueError> {
         let (member_key, invitation_key) = (layout::peer_id_key(&peer), layout::invitation_key(secret));
         for _ in 0..ATTEMPTS {
@@ -163,7 +166,7 @@ impl Catalogue {
     pub async fn invitations(
         &self,
         after: Option<&SecretHash>,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Vec<(SecretHash, InvitationRecord)>, StorageError> {
         let range = after_key(after.map(|id| layout::invitation_key(*id)));
         let (mut entries, mut read) = (self.storage.entries(INVITATIONS, range, PAGE), Vec::new());
@@ -191,7 +194,7 @@ impl Catalogue {
     }
 
     /// Deletes expired invitations.
-    pub async fn sweep_invitations(&self, now: u64) -> Result<(), StorageError> {
+    pub async fn sweep_invitations(&self, now: UnixMillis) -> Result<(), StorageError> {
         let mut entries = self.storage.entries(INVITATIONS, KeyRange::all(), PAGE);
         while let Some((key, raw)) = entries.next().await? {
             let record: Option<InvitationRecord> =

@@ -1,10 +1,10 @@
 //! The catalogue of a tracker in a [`Storage`](enjambre_core::storage::Storage): names and their versions, files, the claims of
 //! peers to have them, leases of peers, pins, and the members of an invite-only swarm.
 //!
-//! [`layout`] documents keys and records. Several trackers may work on one database at the same time: every update that must
-//! not be lost is a conditional commit that is repeated with fresh values on a conflict, and nothing is cached for longer
-//! than [`CatalogueRules::cache_ttl`]. This module has no clock: every call receives the time in milliseconds since
-//! 1970-01-01 UTC. A [`changes::ChangeListener`] learns of each committed write, so that a caller can cache what it reads.
+//! [`layout`] documents keys and records. Several trackers may work on one database at the same time: every update that
+//! must not be lost is a conditional commit that is repeated with fresh values on a conflict, and nothing is cached for
+//! longer than [`CatalogueRules::cache_ttl`]. This module has no clock: every call receives the time. A
+//! [`changes::ChangeListener`] learns of each committed write, so that a caller can cache what it reads.
 
 mod access;
 mod announce;

@@ -1,18 +1,14 @@
-//! Look-up of files by name, id and prefix of an id.
+//! Lookup of files by name, id and prefix of an id.
 
 use bytes::Bytes;
 
 use super::catalogue::Catalogue;
-use super::error::CatalogueError;
+use super::error::{CatalogueError, MIN_PREFIX};
 use super::layout::{self, FILES, FileEntry, VERSIONS, VersionRecord};
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileRecord;
-use enjambre_core::{FileId, KeyRange, StorageError};
+use enjambre_core::{FileId, FileRecord, KeyRange, Name, StorageError, UnixMillis};
 
 /// The number of files that the error for an ambiguous prefix lists.
 pub const MAX_MATCHES: usize = 16;
-/// The shortest prefix of an id, in hexadecimal digits.
-const MIN_PREFIX: usize = 8;
 
 /// The result of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +53,7 @@ pub(crate) fn not_found(query: &str) -> CatalogueError {
 
 impl Catalogue {
     /// Returns the newest version of a name, the file with an id, or the file whose id begins with 8 or more digits.
-    pub async fn find(&self, query: &str, now: u64) -> Result<FileRecord, CatalogueError> {
+    pub async fn find(&self, query: &str, now: UnixMillis) -> Result<FileRecord, CatalogueError> {
         match Query::parse(query)? {
             Query::Id(id) => self.file(&id, now).await?.ok_or_else(|| not_found(query)),
             Query::Prefix(prefix) => self.find_by_prefix(&prefix, now).await,
@@ -71,7 +67,7 @@ impl Catalogue {
     }
 
     /// Returns the file with this id, under the name of its latest publication. `None` if the catalogue does not have it.
-    pub async fn file(&self, id: &FileId, now: u64) -> Result<Option<FileRecord>, CatalogueError> {
+    pub async fn file(&self, id: &FileId, now: UnixMillis) -> Result<Option<FileRecord>, CatalogueError> {
         let Some((entry, _)) = self.read_record::<FileEntry>(FILES, &layout::file_key(id)).await? else {
             return Ok(None);
         };
@@ -79,7 +75,7 @@ impl Catalogue {
         Ok(Some(entry.with_id(*id, providers)))
     }
 
-    async fn find_by_prefix(&self, prefix: &str, now: u64) -> Result<FileRecord, CatalogueError> {
+    async fn find_by_prefix(&self, prefix: &str, now: UnixMillis) -> Result<FileRecord, CatalogueError> {
         let page = self.storage.scan(FILES, layout::id_range(prefix), MAX_MATCHES + 1).await?;
         let mut matches = Vec::with_capacity(page.len().min(MAX_MATCHES));
         for (key, _) in page.iter().take(MAX_MATCHES) {

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::layout::{LeaseRecord, PeerNumber};
-use enjambre_core::model::session::SessionId;
+use enjambre_core::{SessionId, UnixMillis};
 
 /// The number of cached leases, and of cached sessions.
 const CAPACITY: usize = 16_384;
@@ -13,19 +14,30 @@ const CAPACITY: usize = 16_384;
 #[derive(Debug, Default)]
 pub(super) struct PeerCache {
     /// Each with the time of the read.
-    leases: HashMap<PeerNumber, (Arc<LeaseRecord>, u64)>,
+    leases: HashMap<PeerNumber, (Arc<LeaseRecord>, UnixMillis)>,
     /// The peer of a session never changes, so these entries do not expire.
     sessions: HashMap<SessionId, PeerNumber>,
 }
 
 impl PeerCache {
-    /// Returns a lease that was read at most `ttl` milliseconds ago, and the time of the read.
-    pub(super) fn lease(&self, peer: PeerNumber, now: u64, ttl: u64) -> Option<(&Arc<LeaseRecord>, u64)> {
+    /// Returns a lease that was read at most `ttl` ago, and the time of the read.
+    pub(super) fn lease(
+        &self,
+        peer: PeerNumber,
+        now: UnixMillis,
+        ttl: Duration,
+    ) -> Option<(&Arc<LeaseRecord>, UnixMillis)> {
         let (lease, read) = self.leases.get(&peer)?;
-        now.checked_sub(*read).is_some_and(|age| age <= ttl).then_some((lease, *read))
+        now.checked_since(*read).is_some_and(|age| age <= ttl).then_some((lease, *read))
     }
 
-    pub(super) fn insert_lease(&mut self, peer: PeerNumber, lease: Arc<LeaseRecord>, now: u64, ttl: u64) {
+    pub(super) fn insert_lease(
+        &mut self,
+        peer: PeerNumber,
+        lease: Arc<LeaseRecord>,
+        now: UnixMillis,
+        ttl: Duration,
+    ) {
         if let Some((cached, _)) = self.leases.get(&peer) {
             // A read that started before the session was opened or left must not undo the change.
             let same = cached.session == lease.session;
@@ -33,7 +45,7 @@ impl PeerCache {
                 return;
             }
         } else if self.leases.len() >= CAPACITY {
-            self.leases.retain(|_, (_, read)| now.saturating_sub(*read) <= ttl);
+            self.leases.retain(|_, (_, read)| now.saturating_since(*read) <= ttl);
             if self.leases.len() >= CAPACITY {
                 self.leases.clear();
             }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rand::RngExt;
@@ -10,9 +11,8 @@ use super::access::{ATTEMPTS, replace};
 use super::catalogue::Catalogue;
 use super::error::CatalogueError;
 use super::layout::{self, LEASES, LeaseRecord, MAX_NUMBER, PEERS, PeerNumber, SESSIONS};
-use enjambre_core::model::session::SessionId;
 use enjambre_core::runtime;
-use enjambre_core::{Batch, Durability, Endpoint, Key, PeerId, Space, StorageError};
+use enjambre_core::{Batch, Durability, Endpoint, Key, PeerId, SessionId, Space, StorageError, UnixMillis};
 
 /// A valid session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct Session {
     /// The number of the peer.
     pub number: PeerNumber,
     /// The start time, unique among the sessions of the peer.
-    pub began: u64,
+    pub began: UnixMillis,
 }
 
 /// The leases of the living ones among some peers.
@@ -32,8 +32,8 @@ pub struct Session {
 pub struct AlivePeers {
     /// One element for each peer, in the order of the request: its lease, or `None` if the peer is not alive.
     pub leases: Vec<Option<Arc<LeaseRecord>>>,
-    /// The time until which this is valid without further events, in milliseconds since 1970.
-    pub until: u64,
+    /// The time until which this is valid without further events.
+    pub until: UnixMillis,
 }
 
 impl AlivePeers {
@@ -49,14 +49,14 @@ impl Catalogue {
         &self,
         peer: PeerId,
         endpoints: Vec<Endpoint>,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<SessionId, CatalogueError> {
         let id_key = layout::peer_id_key(&peer);
         for _ in 0..ATTEMPTS {
             let session = SessionId(runtime::rng().random());
             let known = self.peer_number(PEERS, &id_key).await?;
             let mut batch = Batch::new();
-            let mut began = now.min(MAX_NUMBER);
+            let mut began = now.min(UnixMillis(MAX_NUMBER));
             let number = match known {
                 Some(number) => {
                     let key = layout::peer_key(number);
@@ -66,7 +66,9 @@ impl Catalogue {
                     let record = layout::decode::<LeaseRecord>(LEASES, &raw);
                     if let Some(record) = self.damage.skip(record, now)? {
                         // Sessions of a peer are distinguished by their start time, whatever the clocks of trackers show.
-                        began = began.max(record.began.saturating_add(1).min(now.saturating_add(60_000)));
+                        began = began.max(
+                            (record.began + Duration::from_millis(1)).min(now + Duration::from_secs(60)),
+                        );
                         batch.delete(SESSIONS, layout::session_key(record.session));
                     }
                     batch.require(LEASES, key, raw);
@@ -117,14 +119,14 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`CatalogueError::Unauthorized`] if the session is void, expired or unknown.
-    pub async fn authorize(&self, session: SessionId, now: u64) -> Result<Session, CatalogueError> {
+    pub async fn authorize(&self, session: SessionId, now: UnixMillis) -> Result<Session, CatalogueError> {
         Ok(self.authorized(session, now).await?.0)
     }
 
     pub(super) async fn authorized(
         &self,
         session: SessionId,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<(Session, Arc<LeaseRecord>), CatalogueError> {
         let number = self.session_peer(session).await?;
         let valid = |lease: Arc<LeaseRecord>| {
@@ -182,7 +184,7 @@ impl Catalogue {
     pub(super) async fn read_lease(
         &self,
         peer: PeerNumber,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Option<(LeaseRecord, Bytes)>, StorageError> {
         let Some(raw) = self.read(LEASES, &layout::peer_key(peer)).await? else { return Ok(None) };
         let record = self.damage.skip(layout::decode(LEASES, &raw), now)?;
@@ -193,7 +195,7 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`CatalogueError::Unauthorized`] if the session had ended already.
-    pub async fn leave(&self, session: SessionId, now: u64) -> Result<(), CatalogueError> {
+    pub async fn leave(&self, session: SessionId, now: UnixMillis) -> Result<(), CatalogueError> {
         let peer = self.session_peer(session).await?;
         let ended = self.end_session(peer, Some(session), now).await?;
         if ended { Ok(()) } else { Err(CatalogueError::Unauthorized) }
@@ -205,7 +207,7 @@ impl Catalogue {
         &self,
         peer: PeerNumber,
         leaves: Option<SessionId>,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<bool, CatalogueError> {
         let key = layout::peer_key(peer);
         for _ in 0..ATTEMPTS {
@@ -232,7 +234,11 @@ impl Catalogue {
     }
 
     /// Returns the leases of those of the peers that are alive.
-    pub async fn alive_peers(&self, peers: &[PeerNumber], now: u64) -> Result<AlivePeers, StorageError> {
+    pub async fn alive_peers(
+        &self,
+        peers: &[PeerNumber],
+        now: UnixMillis,
+    ) -> Result<AlivePeers, StorageError> {
         let (mut alive, missing) = self.alive_in_cache(peers, now);
         if missing.is_empty() {
             return Ok(alive);
@@ -250,7 +256,7 @@ impl Catalogue {
         let (leases, mut cache) = (self.leases.lock(), self.cache.lock());
         for (at, lease) in read {
             if let Some(until) = leases.alive_until(peers[at], &lease, now) {
-                alive.until = alive.until.min(until).min(now.saturating_add(ttl));
+                alive.until = alive.until.min(until).min(now + ttl);
                 alive.leases[at] = Some(Arc::clone(&lease));
                 cache.insert_lease(peers[at], lease, now, ttl);
             }
@@ -259,21 +265,21 @@ impl Catalogue {
     }
 
     /// As [`Catalogue::alive_peers`], or `None` if that has to read the database.
-    pub fn cached_alive_peers(&self, peers: &[PeerNumber], now: u64) -> Option<AlivePeers> {
+    pub fn cached_alive_peers(&self, peers: &[PeerNumber], now: UnixMillis) -> Option<AlivePeers> {
         let (alive, missing) = self.alive_in_cache(peers, now);
         missing.is_empty().then_some(alive)
     }
 
     /// Returns the peers that are alive according to the cache, and the indices of all other peers.
-    fn alive_in_cache(&self, peers: &[PeerNumber], now: u64) -> (AlivePeers, Vec<usize>) {
+    fn alive_in_cache(&self, peers: &[PeerNumber], now: UnixMillis) -> (AlivePeers, Vec<usize>) {
         let ttl = self.rules.cache_ttl;
-        let mut alive = AlivePeers { leases: Vec::with_capacity(peers.len()), until: u64::MAX };
+        let mut alive = AlivePeers { leases: Vec::with_capacity(peers.len()), until: UnixMillis(u64::MAX) };
         let mut missing = Vec::new();
         let (leases, cache) = (self.leases.lock(), self.cache.lock());
         for (at, peer) in peers.iter().enumerate() {
             let found = cache.lease(*peer, now, ttl).and_then(|(lease, read)| {
                 let until = leases.alive_until(*peer, lease, now)?;
-                Some((lease, until.min(read.saturating_add(ttl))))
+                Some((lease, until.min(read + ttl)))
             });
             alive.leases.push(found.map(|(lease, _)| Arc::clone(lease)));
             match found {

@@ -4,27 +4,7 @@ use super::access::{ATTEMPTS, PAGE, after_key, require_same};
 use super::catalogue::Catalogue;
 use super::error::CatalogueError;
 use super::layout::{self, META, PINS, PinRecord, ReservedRecord};
-use enjambre_core::{Batch, FileId, PeerId};
-
-/// A file of which the tracker stores a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pin {
-    /// The file.
-    pub id: FileId,
-    /// The bytes reserved for the replica.
-    pub size: u64,
-    /// Whether the replica is complete and durable.
-    pub complete: bool,
-    /// The peer that requested the pin.
-    pub by: PeerId,
-}
-
-impl Pin {
-    fn new(id: FileId, record: &PinRecord) -> Self {
-        let PinRecord { size, complete, by, .. } = *record;
-        Self { id, size, complete, by }
-    }
-}
+use enjambre_core::{Batch, FileId, PeerId, UnixMillis};
 
 impl Catalogue {
     /// Pins the file and reserves `size` of `quota` bytes for its replica, durably. An existing pin is returned unchanged.
@@ -34,11 +14,11 @@ impl Catalogue {
         size: u64,
         quota: u64,
         by: PeerId,
-        now: u64,
-    ) -> Result<Pin, CatalogueError> {
+        now: UnixMillis,
+    ) -> Result<PinRecord, CatalogueError> {
         let new = PinRecord { size, complete: false, at: now, by };
         let (_, pin) = self.change_pin(&id, quota, |pin| Some(pin.unwrap_or_else(|| new.clone()))).await?;
-        Ok(Pin::new(id, &pin.unwrap_or(new)))
+        Ok(pin.unwrap_or(new))
     }
 
     /// Changes the reservation of a pin, durably, because the size of the replica may be known only later. Returns `false` if
@@ -52,9 +32,9 @@ impl Catalogue {
     }
 
     /// Returns the pin of the file.
-    pub async fn pinned(&self, id: &FileId) -> Result<Option<Pin>, CatalogueError> {
+    pub async fn pinned(&self, id: &FileId) -> Result<Option<PinRecord>, CatalogueError> {
         let pin = self.read_record(PINS, &layout::file_key(id)).await?;
-        Ok(pin.map(|(record, _)| Pin::new(*id, &record)))
+        Ok(pin.map(|(record, _)| record))
     }
 
     /// Records durably whether the replica is complete. Returns `false` if the file is not pinned.
@@ -115,12 +95,11 @@ impl Catalogue {
     }
 
     /// Returns one page of all pins by ascending id, starting behind `after`. An empty page is the end.
-    pub async fn pins(&self, after: Option<&FileId>) -> Result<Vec<Pin>, CatalogueError> {
+    pub async fn pins(&self, after: Option<&FileId>) -> Result<Vec<(FileId, PinRecord)>, CatalogueError> {
         let range = after_key(after.map(layout::file_key));
         let page = self.storage.scan(PINS, range, PAGE).await?;
         let pins = page.iter().map(|(key, raw)| {
-            let id = layout::read_file_key(PINS, key.as_bytes())?;
-            Ok(Pin::new(id, &layout::decode(PINS, raw)?))
+            Ok((layout::read_file_key(PINS, key.as_bytes())?, layout::decode::<PinRecord>(PINS, raw)?))
         });
         pins.collect()
     }

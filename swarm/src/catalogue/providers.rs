@@ -1,6 +1,7 @@
 //! Providers of files: claims of peers that are alive.
 
 use std::ops::Bound;
+use std::sync::atomic::Ordering;
 
 use rand::RngExt;
 
@@ -8,7 +9,7 @@ use super::access::PAGE;
 use super::catalogue::Catalogue;
 use super::layout::{self, Claim, FILES, FileEntry, FileNumber, PROVIDERS, PeerNumber};
 use enjambre_core::runtime;
-use enjambre_core::{FileId, KeyRange, StorageError, StorageExt};
+use enjambre_core::{FileId, KeyRange, StorageError, StorageExt, UnixMillis};
 
 /// The largest count of providers; a larger one is reported as this.
 pub(crate) const MAX_COUNTED: usize = 1000;
@@ -21,7 +22,7 @@ impl Catalogue {
     pub async fn file_claims(
         &self,
         id: &FileId,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Option<(FileEntry, Vec<(PeerNumber, Claim)>)>, StorageError> {
         let Some((entry, _)) = self.read_record::<FileEntry>(FILES, &layout::file_key(id)).await? else {
             return Ok(None);
@@ -31,7 +32,11 @@ impl Catalogue {
     }
 
     /// Returns the number of providers of the file, up to 1,000.
-    pub(super) async fn count_providers(&self, file: FileNumber, now: u64) -> Result<u32, StorageError> {
+    pub(super) async fn count_providers(
+        &self,
+        file: FileNumber,
+        now: UnixMillis,
+    ) -> Result<u32, StorageError> {
         let claims = self.read_claims(file, MAX_COUNTED, now).await?;
         let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
         let alive = self.alive_peers(&peers, now).await?;
@@ -43,14 +48,14 @@ impl Catalogue {
         &self,
         file: FileNumber,
         limit: usize,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Vec<(PeerNumber, Claim)>, StorageError> {
         let all = KeyRange::prefix(&layout::providers_prefix(file));
         let mut claims = self.scan_claims(all.clone(), limit, now).await?;
         if claims.len() < limit {
             return Ok(claims);
         }
-        let from = PeerNumber(runtime::rng().random_range(0..=self.numbers.highest()));
+        let from = PeerNumber(runtime::rng().random_range(0..=self.highest_number.load(Ordering::Relaxed)));
         let from = layout::provider_key(file, from).into_bytes();
         let second = KeyRange { start: Bound::Included(from.clone()), end: all.end };
         let first = KeyRange { start: all.start, end: Bound::Excluded(from) };
@@ -65,7 +70,7 @@ impl Catalogue {
         &self,
         mut range: KeyRange,
         limit: usize,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Vec<(PeerNumber, Claim)>, StorageError> {
         let mut claims = Vec::new();
         while claims.len() < limit {
@@ -89,7 +94,11 @@ impl Catalogue {
     }
 
     /// Whether any living peer claims to have the file, with or without endpoints.
-    pub(super) async fn has_living_provider(&self, file: FileNumber, now: u64) -> Result<bool, StorageError> {
+    pub(super) async fn has_living_provider(
+        &self,
+        file: FileNumber,
+        now: UnixMillis,
+    ) -> Result<bool, StorageError> {
         let range = KeyRange::prefix(&layout::providers_prefix(file));
         let mut pages = self.storage.pages(PROVIDERS, range, PAGE);
         while let Some(page) = pages.next().await? {

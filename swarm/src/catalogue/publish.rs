@@ -14,10 +14,10 @@ use super::layout::{
 };
 use super::names::Published;
 use super::peers::Session;
-use enjambre_core::model::layout::PieceLayout;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::Publication;
-use enjambre_core::{Batch, Durability, FileId, Key, KeyRange, PeerId, Space, StorageError};
+use enjambre_core::{
+    Batch, Durability, FileId, Key, KeyRange, Name, PeerId, PieceLayout, Publication, Space, StorageError,
+    UnixMillis,
+};
 
 /// The number of retries of a publication with unknown outcome. Further retries would wait for a storage that does not recover
 /// soon.
@@ -30,7 +30,7 @@ impl Catalogue {
         &self,
         session: &Session,
         publication: &Publication,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Published, CatalogueError> {
         let Publication { name, id, size, kind } = publication;
         let by = session.peer;
@@ -107,7 +107,7 @@ impl Catalogue {
     }
 
     /// Reserves the name for this peer, durably, and replaces an earlier reservation. Published versions remain.
-    pub async fn reserve(&self, name: &Name, by: PeerId, now: u64) -> Result<(), StorageError> {
+    pub async fn reserve(&self, name: &Name, by: PeerId, now: UnixMillis) -> Result<(), StorageError> {
         let record = ReservationRecord { by, at: now };
         let mut batch = Batch::new();
         batch.put(RESERVATIONS, layout::reservation_key(name), layout::encode(&record));

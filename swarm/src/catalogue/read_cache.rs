@@ -7,10 +7,12 @@
 
 use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 use quick_cache::{Equivalent, Weighter};
 
+use enjambre_core::UnixMillis;
 use enjambre_core::runtime::Keys;
 
 const STAMPS: usize = 1024;
@@ -25,7 +27,7 @@ pub(crate) struct Stamp {
 #[derive(Debug, Clone)]
 struct Entry<V> {
     value: V,
-    read: u64,
+    read: UnixMillis,
     weight: u64,
 }
 
@@ -44,12 +46,12 @@ pub(crate) struct ReadCache<K, V> {
     entries: Cache<K, Entry<V>, ByWeight>,
     hasher: Keys,
     stamps: Box<[AtomicU64]>,
-    ttl: u64,
+    ttl: Duration,
 }
 
 impl<K: Hash + Eq, V: Clone> ReadCache<K, V> {
-    /// A cache of at most `bytes` bytes, with entries of usually `entry_bytes`, which are valid for `ttl` milliseconds.
-    pub(crate) fn new(bytes: usize, entry_bytes: usize, ttl: u64) -> Self {
+    /// A cache of at most `bytes` bytes, with entries of usually `entry_bytes`, which are valid for `ttl`.
+    pub(crate) fn new(bytes: usize, entry_bytes: usize, ttl: Duration) -> Self {
         Self {
             entries: Cache::with_weighter((bytes / entry_bytes).max(1), bytes as u64, ByWeight),
             hasher: Keys::default(),
@@ -59,9 +61,9 @@ impl<K: Hash + Eq, V: Clone> ReadCache<K, V> {
     }
 
     /// Returns a valid value.
-    pub(crate) fn get<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q, now: u64) -> Option<V> {
+    pub(crate) fn get<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q, now: UnixMillis) -> Option<V> {
         let Entry { value, read, .. } = self.entries.get(key)?;
-        now.checked_sub(read).is_some_and(|age| age < self.ttl).then_some(value)
+        now.checked_since(read).is_some_and(|age| age < self.ttl).then_some(value)
     }
 
     /// Returns a value, even if it is too old.
@@ -80,7 +82,7 @@ impl<K: Hash + Eq, V: Clone> ReadCache<K, V> {
     }
 
     /// Caches a value of `weight` bytes that was read at `now`, unless its key was touched since the stamp was taken.
-    pub(crate) fn insert(&self, key: K, value: V, weight: usize, now: u64, stamp: Stamp)
+    pub(crate) fn insert(&self, key: K, value: V, weight: usize, now: UnixMillis, stamp: Stamp)
     where
         K: Clone,
     {

@@ -8,8 +8,7 @@ use super::error::CatalogueError;
 use super::layout::{self, LEASES, LeaseRecord, META, PeerNumber};
 use super::leases::{Flush, Renewal};
 use super::peers::Session;
-use enjambre_core::model::session::SessionId;
-use enjambre_core::{Batch, Durability, StorageError};
+use enjambre_core::{Batch, Durability, SessionId, StorageError, UnixMillis};
 
 /// The number of leases that one batch of renewals changes.
 const FLUSH_BATCH: usize = 256;
@@ -19,7 +18,7 @@ const FLUSH_ATTEMPTS: usize = 5;
 impl Catalogue {
     /// Renews the lease of the session's peer. The next [`Catalogue::flush`] stores the renewal. If the peer was not alive,
     /// the renewal is stored at once, for other trackers and for a sweep that is about to remove the peer.
-    pub async fn renew(&self, session: SessionId, now: u64) -> Result<Session, CatalogueError> {
+    pub async fn renew(&self, session: SessionId, now: UnixMillis) -> Result<Session, CatalogueError> {
         let (valid, lease) = self.authorized(session, now).await?;
         let returns = {
             let mut leases = self.leases.lock();
@@ -42,7 +41,7 @@ impl Catalogue {
     /// Stores the renewals since the last flush, and the stamp. Renewals that cannot be stored remain for the next flush.
     /// Without renewals it only checks that the database is reachable, because the lease rules depend on that, see
     /// [`super::leases`].
-    pub async fn flush(&self, now: u64) -> Result<(), StorageError> {
+    pub async fn flush(&self, now: UnixMillis) -> Result<(), StorageError> {
         let flush = self.leases.lock().take(now);
         let flushed = match flush {
             Some(flush) => self.write_flush(flush, now).await,
@@ -62,7 +61,7 @@ impl Catalogue {
         flushed
     }
 
-    async fn write_flush(&self, flush: Flush, now: u64) -> Result<(), StorageError> {
+    async fn write_flush(&self, flush: Flush, now: UnixMillis) -> Result<(), StorageError> {
         let Flush { renewals, stamp } = flush;
         let mut conflicted = false;
         for chunk in renewals.chunks(FLUSH_BATCH) {
@@ -74,7 +73,7 @@ impl Catalogue {
             }
         }
         let mut batch = Batch::new();
-        batch.put(META, layout::meta_key("stamp"), layout::number(stamp));
+        batch.put(META, layout::meta_key("stamp"), layout::number(stamp.get()));
         self.storage.commit(batch, Durability::Buffered).await?;
         self.leases.lock().stamped(stamp);
         if conflicted { Err(StorageError::Conflict) } else { Ok(()) }
@@ -85,7 +84,7 @@ impl Catalogue {
     async fn write_renewals(
         &self,
         renewals: &[(PeerNumber, Renewal)],
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Vec<PeerNumber>, StorageError> {
         let keys: Vec<_> = renewals.iter().map(|(peer, _)| layout::peer_key(*peer)).collect();
         for _ in 0..FLUSH_ATTEMPTS {

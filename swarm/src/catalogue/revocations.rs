@@ -7,9 +7,9 @@ use super::catalogue::Catalogue;
 use super::error::CatalogueError;
 use super::layout::{self, INVITATIONS, InvitationRecord, MEMBERS, META, MemberRecord, PEERS, REVOKED};
 use crate::membership::credentials::revocations::{MAX_REVOKED, Revocation, Revocations};
-use enjambre_core::model::membership::LIFE_MS;
+use enjambre_core::model::membership::LIFE;
 use enjambre_core::model::secret::SecretHash;
-use enjambre_core::{Batch, Durability, Key, KeyRange, PeerId, StorageError, StorageExt};
+use enjambre_core::{Batch, Durability, Key, KeyRange, PeerId, StorageError, StorageExt, UnixMillis};
 
 /// The result of [`Catalogue::revoke`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`CatalogueError::NotFound`] if the peer never was a member.
-    pub async fn revoke(&self, peer: &PeerId, now: u64) -> Result<RevokeOutcome, CatalogueError> {
+    pub async fn revoke(&self, peer: &PeerId, now: UnixMillis) -> Result<RevokeOutcome, CatalogueError> {
         let key = layout::peer_id_key(peer);
         // The record of a commit with unknown outcome, and the result if it was applied.
         let mut tried: Option<(Bytes, RevokeOutcome)> = None;
@@ -62,7 +62,7 @@ impl Catalogue {
             let member = layout::encode(&MemberRecord { revoked: Some(now), ..member });
             batch.put(MEMBERS, key.clone(), member.clone());
             batch.put(REVOKED, key.clone(), layout::number(version));
-            let ahead = version > now.saturating_add(LIFE_MS);
+            let ahead = UnixMillis(version) > now + LIFE;
             let outcome = RevokeOutcome { new: true, cancelled, ahead };
             match self.try_commit(batch, Durability::Durable).await {
                 Ok(true) => {
@@ -84,7 +84,7 @@ impl Catalogue {
         &self,
         batch: &mut Batch,
         member: &MemberRecord,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Vec<(SecretHash, InvitationRecord)>, StorageError> {
         let mut cancelled = Vec::new();
         for id in &member.invitations {
@@ -99,18 +99,18 @@ impl Catalogue {
 
     /// Returns the current version of the list and the version of the next revocation, which the batch stores. Versions grow
     /// with the time, too: peers accept only newer ones, even after an old backup of the database was restored.
-    async fn next_version(&self, batch: &mut Batch, now: u64) -> Result<(u64, u64), StorageError> {
+    async fn next_version(&self, batch: &mut Batch, now: UnixMillis) -> Result<(u64, u64), StorageError> {
         let key = layout::meta_key("revocations");
         let raw = self.read(META, &key).await?;
         let known = raw.as_ref().map_or(Ok(0), |raw| layout::read_number(META, raw))?;
         require_same(batch, META, key.clone(), raw);
-        let version = known.saturating_add(1).max(now);
+        let version = known.saturating_add(1).max(now.get());
         batch.put(META, key, layout::number(version));
         Ok((known, version))
     }
 
     /// Ends the session of a peer, so that it is no longer named as a provider.
-    async fn end_session_of(&self, peer: &PeerId, now: u64) -> Result<(), CatalogueError> {
+    async fn end_session_of(&self, peer: &PeerId, now: UnixMillis) -> Result<(), CatalogueError> {
         if let Some(number) = self.peer_number(PEERS, &layout::peer_id_key(peer)).await? {
             self.end_session(number, None, now).await?;
         }
@@ -124,7 +124,7 @@ impl Catalogue {
     }
 
     /// Returns the revocation list: the revoked members whose membership may not have expired yet.
-    pub async fn revocations(&self, now: u64) -> Result<Revocations, CatalogueError> {
+    pub async fn revocations(&self, now: UnixMillis) -> Result<Revocations, CatalogueError> {
         for _ in 0..ATTEMPTS {
             let version = self.revocations_version().await?;
             let list = self.revocations_at(version, now).await?;
@@ -138,7 +138,7 @@ impl Catalogue {
     }
 
     /// Returns the list at this version, from the cache if possible.
-    async fn revocations_at(&self, version: u64, now: u64) -> Result<Vec<Revocation>, StorageError> {
+    async fn revocations_at(&self, version: u64, now: UnixMillis) -> Result<Vec<Revocation>, StorageError> {
         if let Some((_, list)) = self.revocations.lock().as_ref().filter(|(cached, _)| *cached == version) {
             return Ok(list.iter().filter(|revocation| !revocation.is_expired(now)).copied().collect());
         }
@@ -151,7 +151,7 @@ impl Catalogue {
     }
 
     /// Deletes the revocations of peers whose membership has expired.
-    pub async fn sweep_revocations(&self, now: u64) -> Result<(), StorageError> {
+    pub async fn sweep_revocations(&self, now: UnixMillis) -> Result<(), StorageError> {
         let mut entries = self.storage.entries(REVOKED, KeyRange::all(), PAGE);
         while let Some((key, raw)) = entries.next().await? {
             if read(&key, &raw)?.is_expired(now) {

@@ -3,6 +3,7 @@
 //! Each step is conditional on the entries on which its decision is based, so a peer that returns meanwhile wins.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -14,7 +15,7 @@ use super::layout::{
     PeerNumber, SESSIONS,
 };
 use super::leases::Verdict;
-use enjambre_core::{Batch, Durability, Key, KeyRange, StorageError, StorageExt};
+use enjambre_core::{Batch, Durability, Key, KeyRange, StorageError, StorageExt, UnixMillis};
 
 /// The result of a peer sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,27 +46,32 @@ pub enum Task {
 }
 
 impl Catalogue {
-    /// Whether this tracker is to do the task now, which is due every `period` milliseconds. If so, records the start.
-    pub async fn take_turn(&self, task: Task, period: u64, now: u64) -> Result<bool, StorageError> {
+    /// Whether this tracker is to do the task now, which is due every `period`. If so, records the start.
+    pub async fn take_turn(
+        &self,
+        task: Task,
+        period: Duration,
+        now: UnixMillis,
+    ) -> Result<bool, StorageError> {
         let key = layout::meta_key(match task {
             Task::Sweep => "swept",
             Task::Expire => "expired",
         });
         let last = self.read(META, &key).await?;
-        let at = last.as_ref().map(|raw| layout::read_number(META, raw)).transpose()?;
+        let at = last.as_ref().map(|raw| layout::read_number(META, raw)).transpose()?.map(UnixMillis);
         // Tolerates clocks and timers that differ a little.
         let period = period - period / 10;
-        if at.is_some_and(|at| at.abs_diff(now) < period) {
+        if at.is_some_and(|at| at.saturating_since(now).max(now.saturating_since(at)) < period) {
             return Ok(false);
         }
         let mut batch = Batch::new();
         require_same(&mut batch, META, key.clone(), last);
-        batch.put(META, key, layout::number(now));
+        batch.put(META, key, layout::number(now.get()));
         self.try_commit(batch, Durability::Buffered).await
     }
 
     /// Removes peers that have been away for the retention period, and claims of earlier sessions.
-    pub async fn sweep_peers(&self, now: u64) -> Result<Swept, StorageError> {
+    pub async fn sweep_peers(&self, now: UnixMillis) -> Result<Swept, StorageError> {
         let mut swept = Swept::default();
         let (mut entries, mut seen) = (self.storage.entries(LEASES, KeyRange::all(), PAGE), 0);
         while let Some((key, raw)) = entries.next().await? {
@@ -93,7 +99,7 @@ impl Catalogue {
     }
 
     /// Counts the peers that are alive.
-    pub async fn count_alive_peers(&self, now: u64) -> Result<u64, StorageError> {
+    pub async fn count_alive_peers(&self, now: UnixMillis) -> Result<u64, StorageError> {
         let (mut entries, mut alive) = (self.storage.entries(LEASES, KeyRange::all(), PAGE), 0);
         while let Some((key, raw)) = entries.next().await? {
             if let Some((peer, record)) = self.damage.skip(read_lease(&key, &raw), now)? {
@@ -109,10 +115,10 @@ impl Catalogue {
         peer: PeerNumber,
         record: LeaseRecord,
         raw: Bytes,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<u64, StorageError> {
         let mut removed = 0;
-        let current = record.began.min(MAX_NUMBER);
+        let current = record.began.min(UnixMillis(MAX_NUMBER));
         let mut pages = self.storage.pages(OFFERS, KeyRange::prefix(&layout::offers_prefix(peer)), PAGE);
         while let Some(page) = pages.next().await? {
             let mut batch = Batch::new();
@@ -181,9 +187,9 @@ impl Catalogue {
         }
     }
 
-    /// Marks files without living providers, and removes those that have been marked for `retention` milliseconds. Returns the
+    /// Marks files without living providers, and removes those that have been marked for `retention`. Returns the
     /// number of removed files.
-    pub async fn expire_files(&self, retention: u64, now: u64) -> Result<u64, StorageError> {
+    pub async fn expire_files(&self, retention: Duration, now: UnixMillis) -> Result<u64, StorageError> {
         let (mut entries, mut expired) = (self.storage.entries(FILES, KeyRange::all(), PAGE), 0);
         while let Some((key, raw)) = entries.next().await? {
             let removed = self.expire_file(&key, raw, retention, now).await;
@@ -196,8 +202,8 @@ impl Catalogue {
         &self,
         key: &Key,
         raw: Bytes,
-        retention: u64,
-        now: u64,
+        retention: Duration,
+        now: UnixMillis,
     ) -> Result<bool, StorageError> {
         let id = layout::read_file_key(FILES, key.as_bytes())?;
         let entry: FileEntry = layout::decode(FILES, &raw)?;
@@ -207,7 +213,9 @@ impl Catalogue {
         let gone = match entry.gone {
             // A mark in the future comes from a wrong clock.
             Some(since) if !alive && since <= now => {
-                return Ok(now - since >= retention && self.remove_file(&id, entry.no, &raw).await?);
+                return Ok(
+                    now.saturating_since(since) >= retention && self.remove_file(&id, entry.no, &raw).await?
+                );
             }
             None if alive => return Ok(false),
             _ => (!alive).then_some(now),

@@ -16,30 +16,25 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::context::retry_storage;
 use super::downloader::Downloader;
 use super::error::DownloadError;
-use super::progress::{Phase, Progress};
 use super::provider::ProviderSource;
-use super::request::DownloadRequest;
+use super::request::{DownloadRequest, Phase, Progress};
 use super::small_files::{self, SmallMember};
-use super::storage_wait::retry_storage;
-use crate::library::entry::Location;
+use crate::library::entry::{Location, NewFile};
 use crate::library::error::LibraryError;
 use crate::library::library::Library;
 use crate::library::output::Destination;
 use crate::library::small::{MAX_SMALL, SmallCopy, SmallOutput};
-use enjambre_core::FileId;
-use enjambre_core::model::collection::{Member, MemberPath};
-use enjambre_core::model::record::{FileKind, Provider};
+use enjambre_core::{FileId, FileKind, Member, MemberPath, Provider};
 
-/// Maximum number of members that are downloaded in parallel.
 const MAX_PARALLEL: usize = 32;
-/// How long members share the result of a provider look-up.
+/// How long members share the result of a provider lookup.
 const LOOKUP_VALIDITY: Duration = Duration::from_secs(2);
-/// Interval of progress updates.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A provider look-up that many members share.
+/// A provider lookup that many members share.
 struct SharedLookup {
     inner: Arc<dyn ProviderSource>,
     latest: tokio::sync::Mutex<Option<(Instant, Vec<Provider>)>>,
@@ -48,7 +43,7 @@ struct SharedLookup {
 #[async_trait]
 impl ProviderSource for SharedLookup {
     async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, String> {
-        // Locked during the look-up on purpose: other members wait for the same result.
+        // Locked during the lookup on purpose: other members wait for the same result.
         let mut latest = self.latest.lock().await;
         if let Some((time, providers)) = &*latest
             && time.elapsed() < LOOKUP_VALIDITY
@@ -213,10 +208,8 @@ async fn get_member(
     };
     let download = downloader.get(DownloadRequest {
         id: first.id,
-        name: None,
-        kind: FileKind::File,
-        member_of: Some(collection),
-        claimed_size: Some(first.size),
+        file: NewFile { name: None, kind: FileKind::File, member_of: Some(collection) },
+        claimed_size: first.size,
         proven_size: Some(first.size),
         destination,
         announced_as: collection,

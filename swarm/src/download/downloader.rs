@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -12,64 +12,29 @@ use tokio_util::task::TaskTracker;
 
 use super::context::DownloadContext;
 use super::error::DownloadError;
-use super::progress::Progress;
-use super::request::DownloadRequest;
+use super::request::{DownloadRequest, Progress};
 use super::settings::DownloadSettings;
 use super::transfer;
-use crate::change::ChangeNotifier;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_core::model::layout::MAX_PIECE_SIZE;
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{FileId, PeerId};
+use enjambre_core::{Dialer, FileId, PeerId};
 
-/// The result of a transfer, set once.
-#[derive(Default)]
-struct Outcome {
-    result: OnceLock<Result<(), Arc<DownloadError>>>,
-    is_set: ChangeNotifier,
-}
-
-impl Outcome {
-    fn is_set(&self) -> bool {
-        self.result.get().is_some()
-    }
-
-    /// Sets the result unless there is one.
-    fn set(&self, result: Result<(), Arc<DownloadError>>) {
-        let _ = self.result.set(result);
-        self.is_set.notify();
-    }
-}
-
-/// Sets the outcome when the task of a transfer ends, even by a panic.
-struct OutcomeGuard(Arc<Outcome>);
-
-impl Drop for OutcomeGuard {
-    fn drop(&mut self) {
-        self.0.set(Err(Arc::new(DownloadError::Cancelled)));
-    }
-}
-
+#[derive(Debug)]
 struct Running {
     progress: watch::Receiver<Progress>,
-    outcome: Arc<Outcome>,
+    outcome: watch::Receiver<Option<Result<(), Arc<DownloadError>>>>,
     /// Cancels the transfer when the last waiter is dropped.
     _stop: DropGuard,
 }
 
 /// Downloads files into the library.
+#[derive(Debug)]
 pub struct Downloader {
     pub(super) context: Arc<DownloadContext>,
     running: Mutex<HashMap<FileId, Weak<Running>>>,
     tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
-}
-
-impl std::fmt::Debug for Downloader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Downloader").field("running", &self.running.lock().len()).finish_non_exhaustive()
-    }
 }
 
 /// A handle to a download. When all handles of a download are dropped, it stops and keeps its verified pieces.
@@ -85,9 +50,10 @@ impl Download {
 
     /// Waits until the file is complete in the library or at its destination.
     pub async fn wait(&self) -> Result<(), Arc<DownloadError>> {
-        let outcome = &self.running.outcome;
-        outcome.is_set.wait_until(|| outcome.is_set()).await;
-        outcome.result.get().cloned().unwrap_or_else(|| Err(Arc::new(DownloadError::Cancelled)))
+        let mut outcome = self.running.outcome.clone();
+        let result = outcome.wait_for(Option::is_some).await.ok().and_then(|result| result.clone());
+        // The result is missing if the task panicked.
+        result.unwrap_or_else(|| Err(Arc::new(DownloadError::Cancelled)))
     }
 }
 
@@ -125,24 +91,20 @@ impl Downloader {
         let entry = running.entry(request.id);
         if let Entry::Occupied(entry) = &entry
             && let Some(transfer) = entry.get().upgrade()
-            && !transfer.outcome.is_set()
+            && transfer.outcome.borrow().is_none()
+            && transfer.outcome.has_changed().is_ok()
         {
             return Download { running: transfer };
         }
         let cancel = self.shutdown.child_token();
         let (progress, updates) = watch::channel(Progress::default());
-        let outcome = Arc::new(Outcome::default());
-        let transfer = Arc::new(Running {
-            progress: updates,
-            outcome: Arc::clone(&outcome),
-            _stop: cancel.clone().drop_guard(),
-        });
+        let (sender, outcome) = watch::channel(None);
+        let transfer = Arc::new(Running { progress: updates, outcome, _stop: cancel.clone().drop_guard() });
         entry.insert_entry(Arc::downgrade(&transfer));
         let context = Arc::clone(&self.context);
-        let guard = OutcomeGuard(outcome);
         self.tasks.spawn(async move {
             let result = transfer::run(&context, &request, &progress, &cancel).await;
-            guard.0.set(result.map(drop).map_err(Arc::new));
+            sender.send_replace(Some(result.map(drop).map_err(Arc::new)));
         });
         Download { running: transfer }
     }

@@ -7,11 +7,9 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use super::provider::ProviderSource;
-use enjambre_core::model::record::Provider;
 use enjambre_core::protocol::server::{Handler, serve};
-use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{FileId, Listener, PeerId};
+use enjambre_core::{Dialer, FileId, Listener, PeerId, Provider};
 
 /// A static list of providers, in place of a tracker.
 #[derive(Default)]

@@ -8,10 +8,11 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 
 use super::provider;
-use enjambre_core::model::layout::PieceLayout;
 use enjambre_core::protocol::codec;
 use enjambre_core::protocol::message::Reply;
-use enjambre_core::{Connection, Deadline, Endpoint, FileId, Message, RequestId, TransportError};
+use enjambre_core::{
+    Connection, Deadline, Endpoint, FileId, Message, PieceLayout, RequestId, TransportError,
+};
 
 /// A connection that returns the same reply a number of times and is then lost.
 #[derive(Debug)]

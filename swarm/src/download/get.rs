@@ -6,17 +6,15 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::collection::{get_members, is_linked};
+use super::context::retry_storage;
 use super::downloader::Downloader;
 use super::error::DownloadError;
-use super::progress::Progress;
 use super::provider::ProviderSource;
-use super::request::DownloadRequest;
-use super::storage_wait::retry_storage;
+use super::request::{DownloadRequest, Progress};
+use crate::library::entry::NewFile;
 use crate::library::output::{Destination, OutputDir};
 use crate::library::small::SmallOutput;
-use enjambre_core::FileId;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileKind;
+use enjambre_core::{FileId, FileKind, Name};
 
 /// A file or collection to download, and its destination.
 #[derive(Debug, Clone)]
@@ -54,10 +52,8 @@ pub async fn get(
     };
     let download = downloader.get(DownloadRequest {
         id: request.id,
-        name: request.name.clone(),
-        kind: request.kind,
-        member_of: None,
-        claimed_size: Some(request.size),
+        file: NewFile { name: request.name.clone(), kind: request.kind, member_of: None },
+        claimed_size: request.size,
         proven_size: None,
         destination,
         announced_as: request.id,

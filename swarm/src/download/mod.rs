@@ -3,7 +3,7 @@
 //! [`schedule`] and [`window`] make decisions and use no socket, no clock and no random source of their own. [`provider`]
 //! sends requests to one provider, `transfer` downloads one file, and [`downloader`] shares a transfer among its waiters.
 //! [`collection`] downloads the members of a collection and `small_files` its small files in batches; [`get`] combines
-//! all of it. `storage_wait` retries library operations, for example while the disk is full.
+//! all of it. `context` holds what they share and retries library operations, for example while the disk is full.
 
 pub mod arrival_rate;
 pub mod collection;
@@ -15,9 +15,7 @@ mod fixtures;
 #[cfg(test)]
 pub(crate) mod fuzz;
 pub mod get;
-pub mod progress;
 pub mod provider;
-pub mod provider_choice;
 pub mod request;
 pub mod schedule;
 pub mod settings;
@@ -26,7 +24,6 @@ mod simulation;
 mod small_files;
 #[cfg(test)]
 mod small_files_tests;
-mod storage_wait;
 #[cfg(test)]
 mod tests;
 mod transfer;

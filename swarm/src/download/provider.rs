@@ -1,4 +1,4 @@
-//! Provider look-up, and the requests that a download sends to one provider.
+//! Provider lookup, and the requests that a download sends to one provider.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +9,20 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
 use super::schedule::PieceRequest;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::PieceLayout;
-use enjambre_core::model::manifest::{Manifest, PieceHash};
-use enjambre_core::model::record::Provider;
+use enjambre_core::model::manifest::PieceHash;
 use enjambre_core::protocol::client::{CallError, call, call_with_id, unexpected};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{HaveWait, Reply, Request};
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Connection, Deadline, Endpoint, FileId, RequestId, TransportError};
+use enjambre_core::{
+    Bitmap, Connection, Deadline, Dialer, Endpoint, FileId, Manifest, PieceLayout, Provider, RequestId,
+    TransportError,
+};
 
 /// Looks up the providers of a file, usually at trackers.
 #[async_trait]
 pub trait ProviderSource: Send + Sync + 'static {
     /// Returns the live providers of the file that are currently known; an empty list is not an error. The error is a
-    /// message that says why the look-up failed.
+    /// message that says why the lookup failed.
     async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, String>;
 }
 
@@ -53,9 +52,9 @@ pub enum ProviderError {
     InvalidData(&'static str),
 }
 
-/// Back-off for a busy provider that does not suggest one.
+/// Backoff for a busy provider that does not suggest one.
 const DEFAULT_BUSY_BACKOFF: Duration = Duration::from_millis(200);
-/// Bounds of the back-off that a provider may suggest.
+/// Bounds of the backoff that a provider may suggest.
 const MIN_BUSY_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BUSY_BACKOFF: Duration = Duration::from_secs(30);
 /// Time before the next endpoint of a provider is tried in parallel.
@@ -91,7 +90,6 @@ pub(super) struct ConnectedProvider {
     pub(super) connection: Arc<dyn Connection>,
     /// The layout for the size that the provider claims.
     pub(super) layout: PieceLayout,
-    /// The pieces that the provider has.
     pub(super) have: Bitmap,
     /// The time to the reply. Includes the handshake of a new connection.
     pub(super) round_trip: Duration,
@@ -165,8 +163,7 @@ pub(super) async fn manifest(
         hashes.push(*id.as_bytes());
     }
     while hashes.len() < count {
-        let first =
-            u32::try_from(hashes.len()).map_err(|_| ProviderError::InvalidData("size exceeds the limit"))?;
+        let first = hashes.len() as u32;
         let (Reply::Manifest { size }, payload) =
             call(connection, &Request::Manifest { id, first }, deadline).await?
         else {

@@ -1,26 +1,21 @@
-//! The request to download one file.
+//! The request to download one file, and the progress of the download.
 
 use std::sync::Arc;
 
 use super::provider::ProviderSource;
+use crate::library::entry::NewFile;
 use crate::library::output::Destination;
 use enjambre_core::FileId;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileKind;
 
 /// A file to download and its destination.
 #[derive(Clone)]
 pub struct DownloadRequest {
     /// The id of the file.
     pub id: FileId,
-    /// The name in the library; `None` for a member of a collection.
-    pub name: Option<Name>,
-    /// The kind of the file.
-    pub kind: FileKind,
-    /// The collection that the file belongs to.
-    pub member_of: Option<FileId>,
+    /// The name, kind and collection of the file in the library.
+    pub file: NewFile,
     /// The size that the publisher claims, shown as progress until a provider has proven the size.
-    pub claimed_size: Option<u64>,
+    pub claimed_size: u64,
     /// The size, if it is verified (as the entry of a collection) or if no other size is accepted. Nothing is fetched
     /// from providers that claim another size.
     pub proven_size: Option<u64>,
@@ -30,4 +25,29 @@ pub struct DownloadRequest {
     pub announced_as: FileId,
     /// Looks up the providers.
     pub providers: Arc<dyn ProviderSource>,
+}
+
+/// The activity of a download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// No provider is active: trackers are queried, or providers are retried.
+    #[default]
+    Searching,
+    /// Pieces are being fetched.
+    Fetching,
+    /// The disk is full. The download continues when there is free space.
+    DiskFull,
+}
+
+/// The progress of a download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Verified and written bytes.
+    pub done: u64,
+    /// Total bytes; the claimed size until the size is proven.
+    pub total: u64,
+    /// Number of active providers.
+    pub providers: u32,
+    /// The current activity.
+    pub phase: Phase,
 }

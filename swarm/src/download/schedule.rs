@@ -36,12 +36,11 @@ use rand::{RngExt, SeedableRng};
 
 use self::bits::Bits;
 use self::locality::Locality;
-pub use self::provider::ProviderKey;
 use self::provider::ProviderState;
+pub use self::provider::{Candidate, ProviderKey, connection_order};
 use self::rarity::Rarity;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::runtime::HashMap;
+use enjambre_core::{Bitmap, PieceIndex, PieceLayout};
 
 /// Maximum number of parallel requests for the same piece, not counting overdue ones.
 const MAX_DUPLICATES: usize = 2;
@@ -63,7 +62,6 @@ const MAX_DISTANT_REQUESTS: usize = 2;
 struct InFlight {
     provider: ProviderKey,
     at: Duration,
-    /// The expected time of the reply.
     expected: Duration,
     super_seed: bool,
     /// Whether the reply is too late to count on.
@@ -93,9 +91,7 @@ pub struct Arrival {
 pub struct Schedule {
     layout: PieceLayout,
     rarity: Rarity,
-    /// The pieces that have not arrived.
     outstanding: Bits,
-    outstanding_count: u32,
     requests: HashMap<PieceIndex, Vec<InFlight>>,
     providers: HashMap<ProviderKey, ProviderState>,
     partial_count: usize,
@@ -116,7 +112,6 @@ impl Schedule {
             layout,
             rarity: Rarity::new(layout.count()),
             outstanding: Bits::empty(layout.count()),
-            outstanding_count: 0,
             requests: HashMap::default(),
             providers: HashMap::default(),
             partial_count: 0,
@@ -129,14 +124,13 @@ impl Schedule {
         for piece in layout.pieces().filter(|&piece| !have.contains(piece)) {
             schedule.rarity.insert(piece.get());
             schedule.outstanding.insert(piece.get());
-            schedule.outstanding_count += 1;
         }
         schedule
     }
 
     /// Whether every piece has arrived.
     pub fn is_complete(&self) -> bool {
-        self.outstanding_count == 0
+        self.outstanding.is_empty()
     }
 
     /// Returns the number of requests in flight to a provider.
@@ -164,27 +158,16 @@ impl Schedule {
         self.locality.providers_changed();
         let was_complete = std::mem::replace(&mut state.complete, complete);
         let before = std::mem::replace(&mut state.have, have);
-        match (was_complete, complete) {
-            (true, true) => {}
-            (true, false) => {
-                state.have.iter().for_each(|piece| self.rarity.add_holder(piece));
-                if self.partial_count == 0 {
-                    self.last_partial_delivery = now;
-                }
-                self.partial_count += 1;
-            }
-            (false, true) => {
-                before.iter().for_each(|piece| self.rarity.remove_holder(piece));
-                self.partial_count -= 1;
-            }
-            (false, false) => {
-                for piece in before.symmetric_difference(&state.have) {
-                    match state.have.contains(piece) {
-                        true => self.rarity.add_holder(piece),
-                        false => self.rarity.remove_holder(piece),
-                    }
-                }
-            }
+        if self.partial_count == 0 && !complete {
+            self.last_partial_delivery = now;
+        }
+        self.partial_count = self.partial_count + usize::from(was_complete) - usize::from(complete);
+        // The pieces of complete providers are not counted.
+        let none = Bits::empty(self.layout.count());
+        let before = if was_complete { &none } else { &before };
+        let after = if complete { &none } else { &state.have };
+        for piece in before.symmetric_difference(after) {
+            self.rarity.change_holders(piece, if after.contains(piece) { 1 } else { -1 });
         }
     }
 
@@ -200,7 +183,7 @@ impl Schedule {
         let Some(state) = self.providers.remove(&provider) else { return };
         self.locality.providers_changed();
         if !state.complete {
-            state.have.iter().for_each(|piece| self.rarity.remove_holder(piece));
+            state.have.iter().for_each(|piece| self.rarity.change_holders(piece, -1));
             self.partial_count -= 1;
         }
         for piece in state.in_flight {
@@ -251,7 +234,7 @@ impl Schedule {
 
     /// Chooses a missing piece to request from this provider, and whether to request it with super-seeding.
     fn choose_missing(&mut self, provider: ProviderKey, now: Duration) -> Option<(u32, bool)> {
-        if self.rarity.missing_count() == 0 {
+        if self.rarity.is_empty() {
             return None;
         }
         let state = self.providers.get(&provider)?;
@@ -326,7 +309,6 @@ impl Schedule {
         }
         self.rarity.remove(piece.get());
         let is_new = self.outstanding.remove(piece.get());
-        self.outstanding_count -= u32::from(is_new);
         let others = requests.into_iter().map(|request| request.provider);
         let cancel: Vec<_> = others.filter(|&other| other != provider).collect();
         for other in &cancel {
@@ -387,7 +369,7 @@ impl Schedule {
     fn choose_late(&self, provider: ProviderKey, now: Duration) -> Option<u32> {
         let state = self.providers.get(&provider)?;
         let is_distant = state.distant && self.locality.nearby_pieces().is_some();
-        if self.rarity.missing_count() > 0 && (state.complete || is_distant || !state.in_flight.is_empty()) {
+        if !self.rarity.is_empty() && (state.complete || is_distant || !state.in_flight.is_empty()) {
             return None;
         }
         let latency = state.expected_time(now);

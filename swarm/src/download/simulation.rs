@@ -1,4 +1,4 @@
-//! Simulation of swarms of hundreds of peers with the real [`Schedule`], provider choice and [`SentPieces`] of the source.
+//! Simulation of swarms of hundreds of peers with the real [`Schedule`], connection order and [`SentPieces`] of the source.
 //! Time is measured in ticks. In a tick each node uploads one piece.
 //!
 //! The ideal time is that of Mundinger, Weber and Weiss, "Optimal scheduling of peer-to-peer file dissemination" (Journal of Scheduling
@@ -14,13 +14,11 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
-use super::provider_choice::{self, Candidate};
-use super::schedule::{PieceRequest, ProviderKey, Schedule};
+use super::schedule::{Candidate, PieceRequest, ProviderKey, Schedule, connection_order};
 use super::settings::DownloadSettings;
 use crate::seeder::super_seeding::SentPieces;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::protocol::message::MAX_PROVIDERS;
+use enjambre_core::{Bitmap, PieceIndex, PieceLayout};
 
 /// The duration of a tick: a piece of 256 KiB at 12.5 MB/s.
 const TICK: Duration = Duration::from_millis(20);
@@ -113,9 +111,9 @@ impl Swarm {
             let candidates = listed.iter().enumerate().map(|(place, &other)| Candidate {
                 key: key(place),
                 failures: 0,
-                complete: other == SOURCE,
+                partial: other != SOURCE,
             });
-            let order = provider_choice::order(candidates.collect());
+            let order = connection_order(candidates.collect());
             for chosen in order.into_iter().take(settings.max_providers) {
                 let other = listed[chosen.0 as usize];
                 nodes[at].providers.push(other);

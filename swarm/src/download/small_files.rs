@@ -18,33 +18,28 @@ use tokio::time::{Instant, sleep_until};
 
 use super::context::DownloadContext;
 use super::error::DownloadError;
-use super::progress::{Phase, Progress};
 use super::provider::{self, ProviderError, ProviderSource};
+use super::request::{Phase, Progress};
 use crate::library::error::LibraryError;
 use crate::library::small::{SmallFile, SmallOutput};
-use enjambre_core::model::collection::MemberPath;
-use enjambre_core::model::record::Provider;
 use enjambre_core::protocol::message::MAX_FILES;
 use enjambre_core::runtime;
-use enjambre_core::{Connection, Deadline, FileId};
+use enjambre_core::{Connection, Deadline, FileId, MemberPath, Provider};
 
 /// Approximate size of a batch.
 const BATCH_BYTES: u64 = 512 * 1024;
-/// Maximum number of batches in flight from one provider.
 const MAX_IN_FLIGHT: usize = 4;
 /// Maximum number of files per write, and of parallel writes.
 const WRITE_FILES: usize = 1024;
 const MAX_WRITERS: usize = 2;
 /// Number of successive failures after which a provider is excluded.
 const MAX_FAILURES: u32 = 3;
-/// Back-off for an unreachable provider.
 const BACKOFF: Duration = Duration::from_millis(500);
 
 /// A small member to download.
 #[derive(Debug)]
 pub(super) struct SmallMember {
     pub(super) id: FileId,
-    /// The size in bytes.
     pub(super) size: u64,
     /// The paths, and whether the file is executable there.
     pub(super) paths: Vec<(MemberPath, bool)>,
@@ -79,7 +74,6 @@ struct BatchProvider {
     checked: Option<u64>,
 }
 
-/// A reply to a batch.
 struct BatchReply {
     from: usize,
     files: Vec<SmallMember>,
@@ -87,7 +81,6 @@ struct BatchReply {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-/// A hashed batch.
 struct HashedBatch {
     from: usize,
     valid: Vec<(SmallMember, Bytes)>,
@@ -181,7 +174,7 @@ impl Batches<'_> {
         self.progress.send_if_modified(|old| std::mem::replace(old, new) != new);
     }
 
-    /// Fills the window of every provider. Returns the earliest end of a back-off.
+    /// Fills the window of every provider. Returns the earliest end of a backoff.
     fn send_requests(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let mut wake: Option<Instant> = None;
@@ -262,7 +255,6 @@ impl Batches<'_> {
         );
     }
 
-    /// Writes verified files to the library.
     fn write_files(&mut self) {
         while self.writing < MAX_WRITERS && !self.to_write.is_empty() {
             self.writing += 1;
@@ -309,7 +301,7 @@ impl Batches<'_> {
                 }
             }
             Event::Providers(Err(reason)) => {
-                tracing::debug!(reason, "provider look-up for small files failed");
+                tracing::debug!(reason, "provider lookup for small files failed");
             }
             Event::Connected(at, Ok(connection)) => {
                 let state = &mut self.providers[at].state;

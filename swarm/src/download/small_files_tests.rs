@@ -19,21 +19,19 @@ use super::downloader::Downloader;
 use super::error::DownloadError;
 use super::fixtures::{NodeEndpoint, StaticProviders};
 use super::get::{GetRequest, get};
-use super::progress::Progress;
+use super::request::Progress;
 use super::settings::DownloadSettings;
 use crate::library::content::ContentStore;
 use crate::library::library::Library;
 use crate::library::publish::PublishOptions;
-use crate::library::settings::LibrarySettings;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use crate::seeder::Seeder;
-use enjambre_core::model::record::{FileKind, Provider};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::storage::memory::Disk;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{FileId, Listener, PeerInfo, ReplySink, RequestId};
+use enjambre_core::{FileId, FileKind, Listener, PeerInfo, Provider, ReplySink, RequestId};
 
 /// How a provider replies to requests for small files.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -212,7 +210,7 @@ impl World {
     async fn node_on(&self, index: Disk, content: Disk, behavior: Behavior) -> Node {
         let name = format!("n{}", self.nodes.fetch_add(1, Ordering::Relaxed));
         let store = ContentStore::Database(Arc::new(content.open()));
-        let library = Library::open(Arc::new(index.open()), store, LibrarySettings::default()).await.unwrap();
+        let library = Library::open(Arc::new(index.open()), store).await.unwrap();
         let endpoint = NodeEndpoint::new(&self.network, &name, 0, true).await;
         let (dialer, me) = (Arc::clone(&endpoint.dialer), Some(endpoint.provider.peer));
         let no_limit = || Arc::new(BandwidthLimit::new(None));

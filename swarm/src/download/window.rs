@@ -12,9 +12,8 @@
 
 use std::time::Duration;
 
-use enjambre_core::model::layout::PieceLayout;
+use enjambre_core::PieceLayout;
 
-/// Initial number of requests in flight.
 const INITIAL: u32 = 8;
 /// Maximum number of bytes in flight to one provider; at least one piece is always allowed.
 const MAX_BYTES: u32 = 8 * 1024 * 1024;

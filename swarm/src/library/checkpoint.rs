@@ -16,6 +16,14 @@ use enjambre_core::{Batch, Durability, FileId};
 const SOFT_DIRTY_FILES: usize = 128;
 /// The number of unsynced files at which writers wait for the checkpoint.
 const HARD_DIRTY_FILES: usize = 384;
+/// The number of unsynced small files that starts a checkpoint.
+pub(super) const SOFT_SMALL_FILES: usize = 8 * 1024;
+/// The number of unsynced small files at which writers wait for the checkpoint.
+const HARD_SMALL_FILES: usize = 32 * 1024;
+/// The number of unsynced bytes that starts a checkpoint.
+pub(super) const SOFT_BYTES: u64 = 32 << 20;
+/// The number of unsynced bytes at which writers wait for the checkpoint.
+const HARD_BYTES: u64 = 256 << 20;
 /// The longest time between a write and its sync while little is written.
 const FLUSH_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between attempts while checkpoints fail.
@@ -31,7 +39,7 @@ impl LibraryInner {
         };
         let unsynced = self.unsynced_bytes.fetch_add(written, Ordering::AcqRel) + written;
         self.flush_soon.notify_one();
-        if unsynced >= self.settings.checkpoint_bytes || files >= SOFT_DIRTY_FILES {
+        if unsynced >= SOFT_BYTES || files >= SOFT_DIRTY_FILES {
             self.flush_now.notify_one();
         }
     }
@@ -39,34 +47,34 @@ impl LibraryInner {
     fn is_behind(&self) -> bool {
         let (small_bytes, too_many) = {
             let state = self.state.lock();
-            (state.unsynced_small.bytes(), state.unsynced_small.is_over_hard_limit())
+            (state.unsynced_small.bytes, state.unsynced_small.len() >= HARD_SMALL_FILES)
         };
         too_many
-            || self.unsynced_bytes.load(Ordering::Acquire) + small_bytes >= self.settings.max_unsynced_bytes
+            || self.unsynced_bytes.load(Ordering::Acquire) + small_bytes >= HARD_BYTES
             || self.dirty.lock().len() >= HARD_DIRTY_FILES
     }
 
     /// Delays a writer until the unsynced data is below the limits.
     pub(super) async fn keep_up(self: &Arc<Self>) -> Result<()> {
-        if self.is_behind() {
-            let inner = Arc::clone(self);
-            let work = async move {
-                let _running = inner.checkpoint.lock().await;
-                // The checkpoint that held the lock may have been enough.
-                if inner.is_behind() { inner.checkpoint_locked(None).await } else { Ok(()) }
-            };
-            finished(tokio::spawn(work)).await?;
-        }
-        Ok(())
+        // The checkpoint that holds the lock may be enough.
+        if self.is_behind() { self.checkpoint_if(None, Self::is_behind).await } else { Ok(()) }
     }
 
     /// Makes the writes so far durable, of one file or of all files.
     pub(super) async fn checkpoint(self: &Arc<Self>, only: Option<FileId>) -> Result<()> {
         self.check_open()?;
+        self.checkpoint_if(only, |_| true).await
+    }
+
+    async fn checkpoint_if(
+        self: &Arc<Self>,
+        only: Option<FileId>,
+        is_needed: fn(&Self) -> bool,
+    ) -> Result<()> {
         let inner = Arc::clone(self);
         let work = async move {
             let _running = inner.checkpoint.lock().await;
-            inner.checkpoint_locked(only).await
+            if is_needed(&inner) { inner.checkpoint_locked(only).await } else { Ok(()) }
         };
         finished(tokio::spawn(work)).await
     }
@@ -78,7 +86,7 @@ impl LibraryInner {
             chosen.cloned().collect()
         };
         let small = only.map_or_else(|| self.plan_small_files(), |_| SmallFilesPlan::default());
-        if files.is_empty() && small.is_empty() {
+        if files.is_empty() && small.files.is_empty() {
             // Changes of names, for example, have no unsynced file.
             return if only.is_none() { Ok(self.index.sync().await?) } else { Ok(()) };
         }
@@ -97,7 +105,9 @@ impl LibraryInner {
         self.sync_small_files(&small).await?;
 
         // Then the records of the synced pieces.
-        let _guards = self.lock_all(files.iter().map(|file| file.id()).chain(small.ids())).await;
+        let _guards = self
+            .lock_all(files.iter().map(|file| file.id()).chain(small.files.iter().map(|(id, _)| *id)))
+            .await;
         let mut batch = Batch::new();
         for (file, plan) in files.iter().zip(&plans) {
             file.put_checkpoint(plan, &mut batch);

@@ -14,8 +14,9 @@ use super::error::Result;
 use super::layout::{ContentPlace, split_id};
 use super::task::blocking;
 use crate::record_copy;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::{Batch, Durability, FileId, Key, KeyRange, Space, Storage, StorageExt};
+use enjambre_core::{
+    Batch, Durability, FileId, Key, KeyRange, PieceIndex, PieceLayout, Space, Storage, StorageExt,
+};
 
 const CONTENT: Space = Space::new("content");
 /// All spaces of a content database.
@@ -146,15 +147,14 @@ impl DatabaseContent {
         Ok(())
     }
 
-    /// Reads files with one piece, given their lengths. A file is `None` if it is missing or split
-    /// differently.
-    pub(super) async fn read_small(&self, files: &[(FileId, usize)]) -> Result<Vec<Option<Bytes>>> {
-        let keys: Vec<Key> = files
+    /// Reads pieces, given by file, number and length. A piece is `None` if it is missing or split differently.
+    async fn read_pieces(&self, pieces: &[(FileId, u32, usize)]) -> Result<Vec<Option<Bytes>>> {
+        let keys: Vec<Key> = pieces
             .iter()
-            .flat_map(|(id, len)| (0..self.parts(*len)).map(|part| part_key(id, ONLY, part)))
+            .flat_map(|(id, piece, len)| (0..self.parts(*len)).map(|part| part_key(id, *piece, part)))
             .collect();
         let mut values = self.0.get(CONTENT, &keys).await?.into_iter();
-        let read = files.iter().map(|(_, len)| {
+        let read = pieces.iter().map(|(.., len)| {
             let mut parts: Vec<Option<Bytes>> = values.by_ref().take(usize::from(self.parts(*len))).collect();
             let content = match parts.as_mut_slice() {
                 [only] => only.take(),
@@ -167,6 +167,13 @@ impl DatabaseContent {
         Ok(read.collect())
     }
 
+    /// Reads files with one piece, given their lengths. A file is `None` if it is missing or split
+    /// differently.
+    pub(super) async fn read_small(&self, files: &[(FileId, usize)]) -> Result<Vec<Option<Bytes>>> {
+        let pieces: Vec<_> = files.iter().map(|(id, len)| (*id, ONLY, *len)).collect();
+        self.read_pieces(&pieces).await
+    }
+
     /// Reads a piece, or returns `None` if parts of it are missing.
     pub(super) async fn read(
         &self,
@@ -175,20 +182,10 @@ impl DatabaseContent {
         piece: PieceIndex,
     ) -> Result<Option<Bytes>> {
         let len = layout.len(piece);
-        let keys: Vec<Key> = (0..self.parts(len)).map(|part| part_key(id, piece.get(), part)).collect();
-        let mut values = self.0.get(CONTENT, &keys).await?;
-        if let [Some(only)] = values.as_mut_slice()
-            && only.len() == len
-        {
-            return Ok(Some(std::mem::take(only)));
+        match self.read_pieces(&[(*id, piece.get(), len)]).await?.pop().flatten() {
+            Some(content) => Ok(Some(content)),
+            None => self.read_differently_split(id, piece, len).await,
         }
-        let found: usize = values.iter().flatten().map(Bytes::len).sum();
-        if found != len || values.iter().any(Option::is_none) {
-            return self.read_differently_split(id, piece, len).await;
-        }
-        let mut content = BytesMut::with_capacity(len);
-        values.iter().flatten().for_each(|part| content.extend_from_slice(part));
-        Ok(Some(content.freeze()))
     }
 
     /// Reads a piece that was written when the largest value of the backend had another size.

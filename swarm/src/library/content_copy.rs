@@ -25,11 +25,11 @@ use super::load::{load_bitmap, load_manifest};
 use super::task::blocking;
 use crate::record_copy::hash_entries;
 use crate::record_copy::mark::MARKS;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::manifest::Manifest;
 use enjambre_core::runtime::buffers::BufferPool;
-use enjambre_core::{Batch, Durability, FileId, Key, KeyRange, Space, Storage, StorageError, StorageExt};
+use enjambre_core::{
+    Batch, Bitmap, Durability, FileId, Key, KeyRange, Manifest, PieceIndex, PieceLayout, Space, Storage,
+    StorageError, StorageExt,
+};
 
 const STEP_BYTES: usize = 1 << 20;
 const STEP_PIECES: usize = 256;

@@ -10,9 +10,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::error::{LibraryError, Result};
-use enjambre_core::FileId;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::runtime::buffers::BufferPool;
+use enjambre_core::{FileId, PieceIndex, PieceLayout};
 
 /// The largest number of files that are synced one by one. Above it, one sync of the whole file system is
 /// cheaper.
@@ -21,8 +20,8 @@ const SYNC_ONE_BY_ONE: usize = 16;
 /// An open file with content, complete or not.
 #[derive(Debug)]
 pub(super) struct ContentFile {
-    path: PathBuf,
-    file: Arc<File>,
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<File>,
     /// Serializes writes. The kernel serializes them anyway, and waiting writers would spin on a core that
     /// could hash.
     writing: Mutex<()>,
@@ -47,14 +46,6 @@ impl ContentFile {
             .open(&path)
             .map_err(|error| LibraryError::io("open", &path, error))?;
         Ok(Self::new(path, file))
-    }
-
-    pub(super) const fn file(&self) -> &Arc<File> {
-        &self.file
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Reads a piece, or returns `None` if the file is too short.

@@ -12,11 +12,8 @@ use super::open_files::OpenFiles;
 use super::output::{Destination, Found};
 use super::state::Slot;
 use super::task::blocking;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::manifest::Manifest;
-use enjambre_core::model::name::Name;
-use enjambre_core::runtime::clock::now_ms;
-use enjambre_core::{Batch, Durability, FileId};
+use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_core::{Batch, Bitmap, Durability, FileId, Manifest, Name};
 
 impl OpenFiles {
     pub(super) async fn create(
@@ -28,7 +25,7 @@ impl OpenFiles {
         let inner = &self.inner;
         inner.check_open()?;
         let (id, layout) = (manifest.id(), manifest.layout());
-        let since_ms = now_ms();
+        let since = SystemClock.now();
         // Hashing a large file at the destination takes long, so it is done without the lock, and only if
         // needed.
         let known = inner.state.lock().slots.get(&id).is_some_and(|slot| !slot.record.withdrawn);
@@ -72,8 +69,7 @@ impl OpenFiles {
             Found::Free(target) => {
                 blocking(move || {
                     let (file, inode) = target.create_part()?;
-                    let state = LinkState::Part { inode, executable: target.executable, force: target.force };
-                    let place = target.place(state);
+                    let place = target.part_place(inode);
                     Ok((FileStore::Part(Arc::new(PartFile { file, target })), place, false))
                 })
                 .await?
@@ -83,13 +79,13 @@ impl OpenFiles {
         let mut file_state = FileState::new(layout, stored, store, complete);
         // The content was hashed just now. An unsettled fingerprint may hide a later write.
         let verified = matches!(&place, ContentPlace::Linked { state: LinkState::Whole(fingerprint), .. }
-            if fingerprint.is_settled_by(since_ms));
+            if fingerprint.is_settled_by(since));
         if verified {
             file_state.verified = Bitmap::full(layout);
         }
 
         let published = names.iter().any(|name| name.published);
-        let new_record = Record::new(layout.size(), new.kind, place, since_ms);
+        let new_record = Record::new(layout.size(), new.kind, place, since);
         let record = Record { published, names, complete, ..new_record };
         let have = file_state.have.count();
         let file = LibraryFile::new(Arc::clone(inner), manifest, new.kind, file_state);

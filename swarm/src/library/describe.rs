@@ -6,9 +6,8 @@ use super::layout::{
 };
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::model::membership::{Membership, SignedMembership};
-use enjambre_core::model::record::FileKind;
 use enjambre_core::storage::inspect::{Field, Fields};
-use enjambre_core::{Key, Space, StorageError};
+use enjambre_core::{FileKind, Key, Space, StorageError, UnixMillis};
 
 /// Describes an entry. Hashes, bitmaps and content are summarized by their size.
 ///
@@ -71,7 +70,7 @@ pub fn describe(space: Space, key: &Key, value: &[u8]) -> Result<Fields, Storage
         SWARM => {
             let peer = layout::read_revoked_key(key).ok_or_else(malformed)?;
             let version = u64::from_be_bytes(value.try_into().map_err(|_| malformed())?);
-            vec![("revoked", Field::text(peer)), ("version", Field::Time(version))]
+            vec![("revoked", Field::text(peer)), ("version", Field::Time(UnixMillis(version)))]
         }
         _ if content::SPACES.contains(&space) => {
             let (id, rest) = layout::split_id(space, key)?;

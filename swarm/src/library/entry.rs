@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use enjambre_core::FileId;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileKind;
+use enjambre_core::{FileId, FileKind, Name, UnixMillis};
 
 /// The origin of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,8 +48,8 @@ pub struct Entry {
     pub origin: Origin,
     /// The location of the content.
     pub location: Location,
-    /// The time at which the file was added, in milliseconds since 1970-01-01 UTC.
-    pub added_ms: u64,
+    /// The time at which the file was added.
+    pub added_ms: UnixMillis,
     /// Whether the linked file was changed or deleted. A withdrawn file is not offered until it is verified
     /// or downloaded again.
     pub withdrawn: bool,

@@ -3,9 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use enjambre_core::model::collection::CollectionError;
 use enjambre_core::storage::error::Source;
-use enjambre_core::{FileId, StorageError};
+use enjambre_core::{CollectionError, FileId, StorageError};
 
 /// The result of an operation of the library.
 pub type Result<T, E = LibraryError> = std::result::Result<T, E>;

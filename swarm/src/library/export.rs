@@ -11,10 +11,8 @@ use super::library::Library;
 use super::output::{Destination, Found, OutputDir};
 use super::small::{MAX_SMALL, SmallCopy, SmallOutput};
 use super::task::blocking;
-use enjambre_core::FileId;
-use enjambre_core::model::collection::{Collection, CollectionError, MAX_ENCODED, Member, MemberPath};
-use enjambre_core::model::layout::PieceIndex;
-use enjambre_core::model::record::FileKind;
+use enjambre_core::model::collection::MAX_ENCODED;
+use enjambre_core::{Collection, CollectionError, FileId, FileKind, Member, MemberPath, PieceIndex};
 
 /// The number of bytes of pieces that are read before they are written.
 const COPY_BYTES: usize = 4 << 20;
@@ -58,13 +56,7 @@ impl Library {
         let left: HashSet<FileId> = left.into_iter().collect();
         let one_by_one = |member: &&Member| member.size > MAX_SMALL || left.contains(&member.id);
         for member in collection.members().iter().filter(one_by_one) {
-            let destination = Destination::Member {
-                dir: Arc::clone(&dir),
-                path: member.path.clone(),
-                executable: member.executable,
-                force,
-            };
-            self.export_to(&member.id, destination, false).await?;
+            self.export_member(&member.id, &dir, &member.path, member.executable, force).await?;
         }
         dir.sync().await
     }
@@ -127,7 +119,7 @@ impl Library {
                 return copied;
             }
             if sync {
-                part.file().sync_all().map_err(|error| LibraryError::io("sync", part.path(), error))?;
+                part.file.sync_all().map_err(|error| LibraryError::io("sync", &part.path, error))?;
             }
             target.finish(&part).map(|_| ())
         })

@@ -5,6 +5,7 @@
 //! intended and not synced are hashed. So a kill of the process loses only writes in progress, and a power
 //! cut only unsynced pieces.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,19 +14,17 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::RwLock;
 
+use super::content_files::{ContentFile, ToSync};
 use super::entry::{LibraryEvent, Location};
 use super::error::{LibraryError, Result};
 use super::file_state::{FileState, FileStore};
 use super::inner::LibraryInner;
-use super::layout::{self, HAVE, LinkState};
+use super::layout::{self, DIRTY, HAVE, LinkState};
 use super::linked::LinkedFile;
 use super::task::{blocking, finished};
+use super::unsynced::{CheckpointPlan, Unsynced};
 use crate::change::ChangeNotifier;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::manifest::Manifest;
-use enjambre_core::model::record::FileKind;
-use enjambre_core::{Batch, Durability, FileId};
+use enjambre_core::{Batch, Bitmap, Durability, FileId, FileKind, Manifest, PieceIndex, PieceLayout};
 
 /// An open file.
 #[derive(Debug)]
@@ -77,7 +76,7 @@ impl LibraryFile {
             FileStore::Database(_) => Location::Database,
             FileStore::File(_) => Location::Files,
             FileStore::Part(part) => Location::Linked { path: part.target.path() },
-            FileStore::Linked(linked) => Location::Linked { path: linked.path().to_owned() },
+            FileStore::Linked(linked) => Location::Linked { path: linked.path.clone() },
         }
     }
 
@@ -289,7 +288,7 @@ impl LibraryFile {
             FileStore::Part(part) => {
                 let renamed = Arc::clone(&part);
                 let fingerprint = blocking(move || renamed.target.finish(&renamed.file)).await?;
-                let file = Arc::clone(part.file.file());
+                let file = Arc::clone(&part.file.file);
                 let linked = LinkedFile::new(id, part.target.path(), fingerprint, Some(file));
                 let state = LinkState::Whole(fingerprint);
                 Some((part.target.place(state), linked))
@@ -379,5 +378,112 @@ impl LibraryFile {
         self.inner.unsynced_bytes.fetch_sub(unsynced, Ordering::AcqRel);
         self.inner.dirty.lock().remove(&self.id());
         self.inner.cache.remove(&self.id());
+    }
+}
+
+impl Unsynced for LibraryFile {
+    fn id(&self) -> FileId {
+        self.manifest.id()
+    }
+
+    fn plan_checkpoint(&self) -> CheckpointPlan {
+        let state = self.state.lock();
+        let renamed = !state.name_synced;
+        let handle =
+            |file: &ContentFile| ToSync { path: file.path.clone(), file: Arc::clone(&file.file), renamed };
+        let to_sync = match &state.store {
+            FileStore::Database(_) => None,
+            FileStore::File(file) => Some(handle(file)),
+            FileStore::Part(part) => Some(handle(&part.file)),
+            FileStore::Linked(linked) => {
+                linked.opened().ok().map(|file| ToSync { path: linked.path.clone(), file, renamed })
+            }
+        };
+        CheckpointPlan {
+            pieces: state.unsynced.iter().copied().collect(),
+            bytes: state.unsynced_bytes,
+            finished: state.finished,
+            in_database: matches!(state.store, FileStore::Database(_)) && !state.unsynced.is_empty(),
+            to_sync,
+        }
+    }
+
+    fn put_checkpoint(&self, plan: &CheckpointPlan, batch: &mut Batch) {
+        let (id, layout) = (self.manifest.id(), self.layout());
+        let mut bitmaps = Batch::new();
+        let complete = {
+            let mut state = self.state.lock();
+            if state.retired {
+                return;
+            }
+            let mut pages = BTreeSet::new();
+            for piece in &plan.pieces {
+                if state.have.contains(*piece) {
+                    state.synced.insert(*piece);
+                }
+                state.intended.remove(*piece);
+                pages.insert(layout::page_of(*piece));
+            }
+            for page in pages {
+                layout::put_bitmap_page(&mut bitmaps, HAVE, &id, &state.synced, page);
+                layout::put_bitmap_page(&mut bitmaps, DIRTY, &id, &state.intended, page);
+            }
+            plan.finished && state.finished && state.synced.is_full()
+        };
+        let mut state = self.inner.state.lock();
+        if complete
+            && let Some(slot) = state.slots.get_mut(&id)
+            && !slot.record.complete
+        {
+            slot.record.complete = true;
+            slot.stored = false;
+            bitmaps = Batch::new();
+            layout::delete_bitmaps(&mut bitmaps, &id, layout);
+        }
+        state.put_record(batch, &id);
+        batch.writes.append(&mut bitmaps.writes);
+    }
+
+    fn end_checkpoint(&self, plan: &CheckpointPlan, committed: bool) -> (u64, bool) {
+        let synced = {
+            let mut state = self.state.lock();
+            if state.retired {
+                return (0, true);
+            }
+            for piece in &plan.pieces {
+                if committed {
+                    state.unsynced.remove(piece);
+                } else {
+                    state.synced.remove(*piece);
+                    state.intended.insert(*piece);
+                }
+            }
+            // Unless the file was renamed since the plan was made.
+            state.name_synced |= committed && plan.finished == state.finished;
+            let synced = if committed { plan.bytes.min(state.unsynced_bytes) } else { 0 };
+            state.unsynced_bytes -= synced;
+            synced
+        };
+        if let Some(slot) = self.inner.state.lock().slots.get_mut(&self.manifest.id()) {
+            slot.stored = committed;
+            slot.record.complete &= committed;
+        }
+        (synced, self.is_clean())
+    }
+
+    fn is_clean(&self) -> bool {
+        let finished = {
+            let state = self.state.lock();
+            if state.retired {
+                return true;
+            }
+            if !state.unsynced.is_empty() {
+                return false;
+            }
+            state.finished
+        };
+        let state = self.inner.state.lock();
+        let slot = state.slots.get(&self.manifest.id());
+        slot.is_none_or(|slot| slot.stored && (slot.record.complete || !finished))
     }
 }

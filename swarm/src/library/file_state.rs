@@ -7,8 +7,7 @@ use super::content::DatabaseContent;
 use super::content_files::ContentFile;
 use super::linked::LinkedFile;
 use super::output::Target;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
+use enjambre_core::{Bitmap, PieceIndex, PieceLayout};
 
 #[derive(Debug)]
 pub(super) struct FileState {

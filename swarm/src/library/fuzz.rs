@@ -4,9 +4,7 @@ use bytes::Bytes;
 
 use super::describe::describe;
 use super::layout::{self, ACKS, FILES, HAVE, META, Record, SPACES};
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::PieceLayout;
-use enjambre_core::{FileId, Key};
+use enjambre_core::{Bitmap, FileId, Key, PieceLayout};
 
 /// An entry of any space: a byte for the space, a byte for the length of the key, then key and value.
 pub(crate) fn records(data: &[u8]) {

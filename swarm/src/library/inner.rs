@@ -17,7 +17,6 @@ use super::entry::LibraryEvent;
 use super::error::{LibraryError, Result};
 use super::linked::LinkedFile;
 use super::open_cache::OpenFileCache;
-use super::settings::LibrarySettings;
 use super::state::LibraryState;
 use super::unsynced::Unsynced;
 use enjambre_core::runtime::buffers::BufferPool;
@@ -35,7 +34,6 @@ const EVENT_BUFFER: usize = 4096;
 pub(crate) struct LibraryInner {
     pub(super) index: Arc<dyn Storage>,
     pub(super) content: ContentStore,
-    pub(super) settings: LibrarySettings,
     pub(super) state: Mutex<LibraryState>,
     pub(super) events: broadcast::Sender<LibraryEvent>,
     pub(crate) stop: CancellationToken,
@@ -58,16 +56,10 @@ pub(crate) struct LibraryInner {
 }
 
 impl LibraryInner {
-    pub(super) fn new(
-        index: Arc<dyn Storage>,
-        content: ContentStore,
-        settings: LibrarySettings,
-        state: LibraryState,
-    ) -> Self {
+    pub(super) fn new(index: Arc<dyn Storage>, content: ContentStore, state: LibraryState) -> Self {
         Self {
             index,
             content,
-            settings,
             state: Mutex::new(state),
             events: broadcast::Sender::new(EVENT_BUFFER),
             stop: CancellationToken::new(),
@@ -96,7 +88,7 @@ impl LibraryInner {
     pub(super) fn set_verified(&self, id: &FileId, linked: &LinkedFile) {
         if let Some(slot) = self.state.lock().slots.get_mut(id)
             && !slot.record.withdrawn
-            && slot.record.place.links_to(linked.path(), linked.fingerprint())
+            && slot.record.place.links_to(&linked.path, &linked.fingerprint)
         {
             slot.verified = true;
         }
@@ -143,7 +135,9 @@ impl LibraryInner {
             slot.record.withdrawn = true;
             slot.verified = false;
             slot.stored = false;
-            tracing::warn!(%id, path = ?slot.record.place.path(), "linked file changed or deleted; file withdrawn");
+            let path = slot.record.place.path();
+            let path = path.as_deref().map(|path| tracing::field::display(path.display()));
+            tracing::warn!(%id, path, "linked file changed or deleted; file withdrawn");
             state.unsynced_small.remove(id);
         }
         self.notify(LibraryEvent::Withdrawn(*id));

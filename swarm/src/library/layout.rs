@@ -26,13 +26,11 @@ use serde_bytes::ByteBuf;
 
 use super::error::Result;
 use super::linked::Fingerprint;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::model::manifest::PieceHash;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileKind;
-use enjambre_core::model::session::CatalogueId;
-use enjambre_core::{Batch, FileId, Key, KeyRange, PeerId, Space, StorageError};
+use enjambre_core::{
+    Batch, Bitmap, CatalogueId, FileId, FileKind, Key, KeyRange, Name, PeerId, PieceIndex, PieceLayout,
+    Space, StorageError, UnixMillis,
+};
 
 pub(super) const META: Space = Space::new("library_meta");
 pub(super) const FILES: Space = Space::new("library_files");
@@ -68,7 +66,7 @@ pub(super) struct Record {
     pub(super) published: bool,
     pub(super) place: ContentPlace,
     pub(super) names: Vec<NameRecord>,
-    pub(super) added_ms: u64,
+    pub(super) added_ms: UnixMillis,
     /// Whether every piece is stored and synced.
     pub(super) complete: bool,
     pub(super) withdrawn: bool,
@@ -133,7 +131,7 @@ impl ContentPlace {
 
 impl Record {
     /// The record of a new incomplete file without names.
-    pub(super) const fn new(size: u64, kind: FileKind, place: ContentPlace, added_ms: u64) -> Self {
+    pub(super) const fn new(size: u64, kind: FileKind, place: ContentPlace, added_ms: UnixMillis) -> Self {
         let (published, complete, withdrawn) = (false, false, false);
         Self { size, kind, published, place, names: Vec::new(), added_ms, complete, withdrawn }
     }

@@ -16,13 +16,8 @@ use super::layout::{self, ACKS};
 use super::load::{check_or_write_format, load_state};
 use super::open_files::OpenFiles;
 use super::output::Destination;
-use super::settings::LibrarySettings;
 use super::task::finished;
-use enjambre_core::model::manifest::Manifest;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::{Offer, Publication};
-use enjambre_core::model::session::CatalogueId;
-use enjambre_core::{Batch, Durability, FileId, Storage};
+use enjambre_core::{Batch, CatalogueId, Durability, FileId, Manifest, Name, Offer, Publication, Storage};
 
 /// The largest number of matches of an ambiguous prefix.
 const MAX_MATCHES: usize = 16;
@@ -41,15 +36,11 @@ pub struct Library {
 impl Library {
     /// Opens the library and recovers from a crash: finishes removals and hashes unsynced pieces. Content
     /// without a file is swept in the background.
-    pub async fn open(
-        index: Arc<dyn Storage>,
-        content: ContentStore,
-        settings: LibrarySettings,
-    ) -> Result<Arc<Self>> {
+    pub async fn open(index: Arc<dyn Storage>, content: ContentStore) -> Result<Arc<Self>> {
         content.create().await?;
         check_or_write_format(&*index).await?;
         let state = load_state(&*index).await?;
-        let inner = Arc::new(LibraryInner::new(index, content, settings, state));
+        let inner = Arc::new(LibraryInner::new(index, content, state));
         let files = Arc::new(OpenFiles::new(Arc::clone(&inner)));
         let library = Arc::new(Self {
             inner: Arc::clone(&inner),

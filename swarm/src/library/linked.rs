@@ -13,11 +13,9 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::error::{LibraryError, Result};
-use enjambre_core::FileId;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::manifest::Manifest;
 use enjambre_core::runtime::buffers::BufferPool;
-use enjambre_core::runtime::clock::now_ms;
+use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_core::{FileId, Manifest, PieceIndex, PieceLayout, UnixMillis};
 
 /// The longest interval between two ticks of a file system's clock with fractions of a second.
 const CLOCK_TICK: Duration = Duration::from_millis(100);
@@ -26,8 +24,8 @@ const CLOCK_TICK: Duration = Duration::from_millis(100);
 /// alters it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint {
-    size: u64,
-    inode: u64,
+    pub(super) size: u64,
+    pub(super) inode: u64,
     mtime: (i64, i64),
     ctime: (i64, i64),
 }
@@ -42,23 +40,15 @@ impl Fingerprint {
         }
     }
 
-    pub(crate) const fn inode(&self) -> u64 {
-        self.inode
-    }
-
-    pub(crate) const fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Whether every later change alters the fingerprint of a file that was read at `time_ms` (milliseconds
-    /// since 1970-01-01 UTC) or later. The clock of a file system ticks slowly, so two writes within one tick
+    /// Whether every later change alters the fingerprint of a file that was read at `time` or
+    /// later. The clock of a file system ticks slowly, so two writes within one tick
     /// leave the same times.
-    pub(crate) fn is_settled_by(&self, time_ms: u64) -> bool {
+    pub(crate) fn is_settled_by(&self, time: UnixMillis) -> bool {
         // File systems without fractions of a second round to one or two seconds.
         let tick = if self.ctime.1 == 0 { Duration::from_secs(3) } else { CLOCK_TICK };
         let changed = (u64::try_from(self.ctime.0), u32::try_from(self.ctime.1));
         matches!(changed, (Ok(seconds), Ok(nanos))
-            if Duration::new(seconds, nanos) + tick < Duration::from_millis(time_ms))
+            if Duration::new(seconds, nanos) + tick < Duration::from_millis(time.get()))
     }
 }
 
@@ -106,8 +96,8 @@ pub(super) fn verified_fingerprint(
 #[derive(Debug)]
 pub(super) struct LinkedFile {
     id: FileId,
-    path: PathBuf,
-    fingerprint: Fingerprint,
+    pub(super) path: PathBuf,
+    pub(super) fingerprint: Fingerprint,
     file: Mutex<Option<Arc<File>>>,
 }
 
@@ -116,17 +106,9 @@ impl LinkedFile {
         Self { id, path, fingerprint, file: Mutex::new(file) }
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) const fn fingerprint(&self) -> &Fingerprint {
-        &self.fingerprint
-    }
-
     /// Whether every change from now on alters the fingerprint.
     pub(super) fn is_settled(&self) -> bool {
-        self.fingerprint.is_settled_by(now_ms())
+        self.fingerprint.is_settled_by(SystemClock.now())
     }
 
     fn changed(&self) -> LibraryError {

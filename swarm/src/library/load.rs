@@ -3,11 +3,11 @@
 use super::error::{LibraryError, Result};
 use super::layout::{self, ACKS, FILES, FORMAT, HASHES, HAVE, MEMBERS, META, Record, TOMBS, format_key};
 use super::state::{LibraryState, Slot, Tombstone};
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::PieceLayout;
-use enjambre_core::model::manifest::Manifest;
 use enjambre_core::storage::format::check_version;
-use enjambre_core::{Batch, Durability, FileId, Key, KeyRange, Space, Storage, StorageError, StorageExt};
+use enjambre_core::{
+    Batch, Bitmap, Durability, FileId, Key, KeyRange, Manifest, PieceLayout, Space, Storage, StorageError,
+    StorageExt,
+};
 
 pub(super) const PAGE: usize = 1000;
 /// The number of records of one file that are read at once: 2 MiB of hashes.

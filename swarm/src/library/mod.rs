@@ -20,7 +20,6 @@ pub mod entry;
 pub mod error;
 mod export;
 pub mod file;
-mod file_checkpoint;
 mod file_state;
 #[cfg(test)]
 pub(crate) mod fuzz;
@@ -37,7 +36,6 @@ mod piece_writer;
 pub mod publish;
 mod recover;
 mod remove;
-pub mod settings;
 pub mod small;
 mod state;
 mod task;

@@ -15,9 +15,8 @@ use super::linked::{Fingerprint, LinkedFile};
 use super::load::{load_bitmap, load_manifest};
 use super::output::Target;
 use super::task::{blocking, finished};
-use enjambre_core::FileId;
-use enjambre_core::model::bitmap::Bitmap;
 use enjambre_core::runtime::HashMap;
+use enjambre_core::{Bitmap, FileId};
 
 /// The smallest number of map entries at which entries of closed files are removed.
 const MIN_PRUNE: usize = 1024;
@@ -114,7 +113,7 @@ impl OpenFiles {
             let Some(slot) = state.slots.get(id).filter(|slot| !slot.record.withdrawn) else {
                 return Ok(None);
             };
-            (slot.record.clone(), slot.verified, state.unsynced_small.contains(id))
+            (slot.record.clone(), slot.verified, state.unsynced_small.number(id).is_some())
         };
         if let Some(open) = self.get(id) {
             if open.is_unchanged().await? {
@@ -212,21 +211,20 @@ fn open_linked(
             if complete {
                 return Ok(None);
             }
-            (fingerprint.inode(), false, false)
+            (fingerprint.inode, false, false)
         }
         LinkState::Part { inode, executable, force } => (*inode, *executable, *force),
     };
     let Ok(target) = Target::reopen(root, rel, executable, force) else { return Ok(None) };
     if let Some(file) = target.open_part(inode)? {
-        let state = LinkState::Part { inode, executable, force };
-        let moved = Some(ContentPlace::linked(root, rel, state));
+        let moved = Some(target.part_place(inode));
         let store = FileStore::Part(Arc::new(PartFile { file, target }));
         return Ok(Some(Opened { store, finished: false, moved }));
     }
     match target.open_existing() {
         Ok(Some((_, metadata))) => {
             let fingerprint = Fingerprint::of(&metadata);
-            Ok((fingerprint.inode() == inode).then(|| whole(fingerprint, true)))
+            Ok((fingerprint.inode == inode).then(|| whole(fingerprint, true)))
         }
         _ => Ok(None),
     }

@@ -18,8 +18,8 @@ use super::error::{LibraryError, Result};
 use super::layout::{ContentPlace, LinkState};
 use super::linked::{Fingerprint, verified_fingerprint};
 use super::task::blocking;
-use enjambre_core::model::collection::{Collection, MAX_PART, MemberPath, PART_SUFFIX};
-use enjambre_core::model::manifest::Manifest;
+use enjambre_core::model::collection::{MAX_PART, PART_SUFFIX};
+use enjambre_core::{Collection, Manifest, MemberPath};
 
 /// The destination of a new file.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ pub enum Destination {
 #[derive(Debug)]
 pub struct OutputDir {
     root: PathBuf,
-    dir: Dir,
+    pub(super) dir: Dir,
     /// Serializes the creation of many files. The kernel serializes it anyway, and waiting there would spin
     /// on a core.
     pub(super) writing: Mutex<()>,
@@ -96,11 +96,6 @@ impl OutputDir {
             return Err(LibraryError::BadPath { path: self.root.join(path.as_str()), problem });
         }
         Ok(())
-    }
-
-    /// The directory.
-    pub(crate) const fn dir(&self) -> &Dir {
-        &self.dir
     }
 }
 
@@ -150,7 +145,13 @@ impl Target {
                 let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
                     return Err(LibraryError::BadPath { path, problem: "not the path of a file" });
                 };
-                let dir = Arc::new(OutputDir::open(parent)?);
+                let dir = OutputDir::open(parent).map_err(|error| match error {
+                    LibraryError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                        LibraryError::BadPath { path, problem: "its directory does not exist" }
+                    }
+                    error => error,
+                });
+                let dir = Arc::new(dir?);
                 Ok(Some(Self { dir, rel: name.into(), executable: false, force }))
             }
             Destination::Member { dir, path, executable, force } => {
@@ -168,6 +169,11 @@ impl Target {
         ContentPlace::linked(self.dir.root(), &self.rel, state)
     }
 
+    /// The place of content in the part file with this inode.
+    pub(super) fn part_place(&self, inode: u64) -> ContentPlace {
+        self.place(LinkState::Part { inode, executable: self.executable, force: self.force })
+    }
+
     pub(super) fn path(&self) -> PathBuf {
         self.dir.root().join(&self.rel)
     }
@@ -181,11 +187,11 @@ impl Target {
     pub(super) fn create_part(&self) -> Result<(ContentFile, u64)> {
         let part = part_path(&self.rel);
         if let Some(parent) = self.rel.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            self.dir.dir().create_dir_all(parent).map_err(self.fail("create the directories of"))?;
+            self.dir.dir.create_dir_all(parent).map_err(self.fail("create the directories of"))?;
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true);
-        let file = self.dir.dir().open_with(&part, &options).map_err(self.fail("create"))?.into_std();
+        let file = self.dir.dir.open_with(&part, &options).map_err(self.fail("create"))?.into_std();
         let (file, inode) = self.lock(file)?;
         file.set_len(0).map_err(self.fail("truncate"))?;
         Ok((ContentFile::new(self.path(), file), inode))
@@ -195,7 +201,7 @@ impl Target {
     pub(super) fn open_part(&self, inode: u64) -> Result<Option<ContentFile>> {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        let file = match self.dir.dir().open_with(part_path(&self.rel), &options) {
+        let file = match self.dir.dir.open_with(part_path(&self.rel), &options) {
             Ok(file) => file.into_std(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.fail("open")(error)),
@@ -224,13 +230,13 @@ impl Target {
     /// Opens the existing file at the path, or returns `None` if there is none. Anything but a regular file
     /// is an error.
     pub(super) fn open_existing(&self) -> Result<Option<(File, Metadata)>> {
-        match self.dir.dir().metadata(&self.rel) {
+        match self.dir.dir.metadata(&self.rel) {
             Ok(metadata) if metadata.is_file() => {}
             Ok(_) => return Err(LibraryError::Exists(self.path())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.fail("read the metadata of")(error)),
         }
-        let file = self.dir.dir().open(&self.rel).map_err(self.fail("open"))?.into_std();
+        let file = self.dir.dir.open(&self.rel).map_err(self.fail("open"))?.into_std();
         let metadata = file.metadata().map_err(self.fail("read the metadata of"))?;
         Ok(Some((file, metadata)))
     }
@@ -238,39 +244,39 @@ impl Target {
     /// Renames the complete part file to its final name. Returns its fingerprint.
     pub(super) fn finish(&self, part: &ContentFile) -> Result<Fingerprint> {
         if self.executable {
-            let metadata = part.file().metadata().map_err(self.fail("read the metadata of"))?;
+            let metadata = part.file.metadata().map_err(self.fail("read the metadata of"))?;
             let mode = metadata.mode();
             let permissions = std::fs::Permissions::from_mode(mode | (mode & 0o444) >> 2);
-            part.file().set_permissions(permissions).map_err(self.fail("make executable"))?;
+            part.file.set_permissions(permissions).map_err(self.fail("make executable"))?;
         }
-        let dir = self.dir.dir();
+        let dir = &self.dir.dir;
         if !self.force && dir.symlink_metadata(&self.rel).is_ok() {
             return Err(LibraryError::Exists(self.path()));
         }
         dir.rename(part_path(&self.rel), dir, &self.rel).map_err(self.fail("rename the part file of"))?;
-        Ok(Fingerprint::of(&part.file().metadata().map_err(self.fail("read the metadata of"))?))
+        Ok(Fingerprint::of(&part.file.metadata().map_err(self.fail("read the metadata of"))?))
     }
 
     /// Renames a file with this inode back to the part file, because a power cut lost some of its content.
     pub(super) fn unfinish(&self, inode: u64) -> Result<()> {
-        let dir = self.dir.dir();
-        match dir.symlink_metadata(&self.rel) {
-            Ok(metadata) if MetadataExt::ino(&metadata) == inode => {
-                dir.rename(&self.rel, dir, part_path(&self.rel)).map_err(self.fail("rename"))
-            }
-            _ => Ok(()),
+        let dir = &self.dir.dir;
+        if self.has_inode(&self.rel, inode) {
+            dir.rename(&self.rel, dir, part_path(&self.rel)).map_err(self.fail("rename"))?;
         }
+        Ok(())
     }
 
     /// Removes the part file if it has this inode.
     pub(super) fn remove_part(&self, inode: u64) -> Result<()> {
         let part = part_path(&self.rel);
-        match self.dir.dir().symlink_metadata(&part) {
-            Ok(metadata) if MetadataExt::ino(&metadata) == inode => {
-                self.dir.dir().remove_file(&part).map_err(self.fail("remove the part file of"))
-            }
-            _ => Ok(()),
+        if self.has_inode(&part, inode) {
+            self.dir.dir.remove_file(&part).map_err(self.fail("remove the part file of"))?;
         }
+        Ok(())
+    }
+
+    fn has_inode(&self, rel: &Path, inode: u64) -> bool {
+        self.dir.dir.symlink_metadata(rel).is_ok_and(|metadata| MetadataExt::ino(&metadata) == inode)
     }
 }
 

@@ -16,55 +16,34 @@ use super::file::LibraryFile;
 use super::file_state::FileStore;
 use super::layout::{self, DIRTY};
 use super::task::{blocking, finished};
-use enjambre_core::model::layout::PieceIndex;
-use enjambre_core::model::manifest::Manifest;
-use enjambre_core::{Batch, Durability};
+use enjambre_core::{Batch, Durability, Manifest, PieceIndex};
 
 /// The number of bytes of expected pieces that are recorded as intended at once.
 const INTENT_BYTES: u64 = 2 << 20;
 
-/// When to allocate the blocks of a file.
-#[derive(Debug, Clone, Copy)]
-enum Allocation {
-    Done,
-    Now,
-    /// After this piece was verified.
-    With(PieceIndex),
-}
-
-#[derive(Debug)]
-struct Written {
-    pieces: Vec<PieceIndex>,
-    invalid: Vec<PieceIndex>,
-    allocated: bool,
-}
+/// The numbers of written and of invalid pieces.
+type Written = (Vec<PieceIndex>, Vec<PieceIndex>);
 
 /// Hashes pieces and writes the valid ones, each while it is in the CPU caches. Blocks.
 fn write_valid(
     file: &ContentFile,
     manifest: &Manifest,
     pieces: Vec<(PieceIndex, Bytes)>,
-    allocation: Allocation,
+    allocate: bool,
 ) -> Result<Written> {
-    let mut written =
-        Written { pieces: Vec::with_capacity(pieces.len()), invalid: Vec::new(), allocated: false };
-    if let Allocation::Now = allocation {
+    let (mut written, mut invalid) = (Vec::with_capacity(pieces.len()), Vec::new());
+    if allocate {
         file.preallocate(manifest.layout().size())?;
-        written.allocated = true;
     }
     for (piece, content) in pieces {
         if !manifest.piece_is(piece, &content) {
-            written.invalid.push(piece);
+            invalid.push(piece);
             continue;
         }
-        if matches!(allocation, Allocation::With(last) if piece == last) {
-            file.preallocate(manifest.layout().size())?;
-            written.allocated = true;
-        }
         file.write(manifest.layout(), piece, &content)?;
-        written.pieces.push(piece);
+        written.push(piece);
     }
-    Ok(written)
+    Ok((written, invalid))
 }
 
 impl LibraryFile {
@@ -110,26 +89,23 @@ impl LibraryFile {
         let _gate = self.gate.read().await;
         self.check_usable()?;
         let layout = self.layout();
-        let (store, allocation) = {
+        let (store, allocate) = {
             let state = self.state.lock();
             pieces.retain(|(piece, _)| {
                 layout.piece(piece.get()) != Some(*piece) || !state.have.contains(*piece)
             });
             // The last piece proves the size, so the blocks can be allocated from then on.
-            let last = layout.last().filter(|_| !state.allocated && layout.count() > 1);
-            let allocation = last.map_or(Allocation::Done, |last| match state.have.contains(last) {
-                true => Allocation::Now,
-                false => Allocation::With(last),
-            });
-            (state.store.clone(), allocation)
+            let proven = layout.last().is_some_and(|last| state.have.contains(last));
+            let allocate = proven && !state.allocated && layout.count() > 1;
+            (state.store.clone(), allocate)
         };
         if pieces.is_empty() {
             return Ok(Vec::new());
         }
         let numbers: Vec<PieceIndex> = pieces.iter().map(|(piece, _)| *piece).collect();
         let (written, recorded) =
-            tokio::join!(self.write_content(store, pieces, allocation), self.record_intended(&numbers));
-        let Written { pieces, invalid, allocated } = written?;
+            tokio::join!(self.write_content(store, pieces, allocate), self.record_intended(&numbers));
+        let (pieces, invalid) = written?;
         recorded?;
 
         let mut bytes = 0;
@@ -143,7 +119,7 @@ impl LibraryFile {
                     bytes += layout.len(piece) as u64;
                 }
             }
-            state.allocated |= allocated;
+            state.allocated |= allocate;
             first
         };
         if bytes > 0 {
@@ -160,7 +136,7 @@ impl LibraryFile {
         &self,
         store: FileStore,
         pieces: Vec<(PieceIndex, Bytes)>,
-        allocation: Allocation,
+        allocate: bool,
     ) -> Result<Written> {
         let manifest = Arc::clone(&self.manifest);
         match store {
@@ -175,13 +151,11 @@ impl LibraryFile {
                 content.put(valid.iter().map(|(piece, content)| (&id, piece.get(), content))).await?;
                 let numbers =
                     |pieces: Vec<(PieceIndex, Bytes)>| pieces.into_iter().map(|(piece, _)| piece).collect();
-                Ok(Written { pieces: numbers(valid), invalid: numbers(invalid), allocated: false })
+                Ok((numbers(valid), numbers(invalid)))
             }
-            FileStore::File(file) => {
-                blocking(move || write_valid(&file, &manifest, pieces, allocation)).await
-            }
+            FileStore::File(file) => blocking(move || write_valid(&file, &manifest, pieces, allocate)).await,
             FileStore::Part(part) => {
-                blocking(move || write_valid(&part.file, &manifest, pieces, allocation)).await
+                blocking(move || write_valid(&part.file, &manifest, pieces, allocate)).await
             }
             // A linked file is complete. If pieces are missing, it was withdrawn.
             FileStore::Linked(_) => Err(self.changed()),

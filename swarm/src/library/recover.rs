@@ -13,8 +13,7 @@ use super::load::PAGE;
 use super::open_files::OpenFiles;
 use super::output::Target;
 use super::task::blocking;
-use enjambre_core::model::layout::PieceIndex;
-use enjambre_core::{Batch, Durability, FileId, KeyRange, StorageExt};
+use enjambre_core::{Batch, Durability, FileId, KeyRange, PieceIndex, StorageExt};
 
 impl OpenFiles {
     /// Repairs the state that a crash left. Files that cannot be repaired now are logged and do not prevent
@@ -50,7 +49,7 @@ impl OpenFiles {
             }
             inner.keep_up().await?;
         }
-        let unsynced = !inner.dirty.lock().is_empty() || !inner.plan_small_files().is_empty();
+        let unsynced = !inner.dirty.lock().is_empty() || inner.state.lock().unsynced_small.len() > 0;
         if unsynced {
             // The sync runs in the background and does not delay the start.
             inner.inherited_unsynced.store(true, Ordering::Relaxed);
@@ -154,7 +153,7 @@ impl OpenFiles {
         let Some(place @ ContentPlace::Linked { state: LinkState::Whole(fingerprint), .. }) = place else {
             return Ok(());
         };
-        let inode = fingerprint.inode();
+        let inode = fingerprint.inode;
         let part = blocking(move || {
             let Some((root, rel)) = place.root_and_rel() else { return Ok(None) };
             let target = Target::reopen(root, rel, false, false)?;
@@ -164,8 +163,7 @@ impl OpenFiles {
         })
         .await?;
         let Some(part) = part else { return self.withdraw_locked(&id).await };
-        let state = LinkState::Part { inode, executable: false, force: false };
-        let place = part.target.place(state);
+        let place = part.target.part_place(inode);
         {
             let mut state = file.state.lock();
             state.store = FileStore::Part(Arc::new(part));

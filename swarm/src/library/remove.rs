@@ -204,14 +204,13 @@ impl LibraryInner {
             }
             return self.content.remove(id, Some(record.layout()?)).await;
         }
-        let ContentPlace::Linked { state: LinkState::Part { inode, executable, force }, .. } = &record.place
-        else {
+        let ContentPlace::Linked { state: LinkState::Part { inode, .. }, .. } = &record.place else {
             return Ok(());
         };
-        let (place, inode, executable, force) = (record.place.clone(), *inode, *executable, *force);
+        let (place, inode) = (record.place.clone(), *inode);
         blocking(move || {
             let Some((root, rel)) = place.root_and_rel() else { return Ok(()) };
-            match Target::reopen(root, rel, executable, force) {
+            match Target::reopen(root, rel, false, false) {
                 Ok(target) => target.remove_part(inode),
                 // The directory does not exist any more, and neither does the part file.
                 Err(_) => Ok(()),
@@ -228,7 +227,7 @@ impl LibraryInner {
     }
 
     /// Begins the import of a file and returns whether its content has to be written. Until
-    /// [`Self::end_import`] the content is protected from removals and from the sweep. The caller writes the
+    /// `LibraryState::end_import` the content is protected from removals and from the sweep. The caller writes the
     /// content to the store and syncs it before it adds the record.
     pub(super) async fn begin_import(&self, id: &FileId) -> Result<bool> {
         let _guard = self.lock(id).await;
@@ -237,14 +236,10 @@ impl LibraryInner {
         Ok(!self.stores_completely(id))
     }
 
-    pub(super) fn end_import(&self, id: &FileId) {
-        self.state.lock().end_import(id);
-    }
-
     /// Ends a failed import and removes its content, unless another file or import uses it.
     pub(super) async fn discard_import(&self, id: &FileId) -> Result<()> {
         let _guard = self.lock(id).await;
-        self.end_import(id);
+        self.state.lock().end_import(id);
         self.remove_orphan(id).await
     }
 

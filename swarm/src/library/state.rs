@@ -1,7 +1,7 @@
 //! The index in memory: files, names, collections, tombstones and acknowledged publications.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -9,11 +9,8 @@ use super::entry::{Entry, Location, Origin, PublishedVersion};
 use super::layout::{self, AckKey, ContentPlace, MAX_NAMES, NameRecord, Record};
 use super::linked::Fingerprint;
 use super::unsynced::UnsyncedSmallFiles;
-use enjambre_core::model::layout::PieceLayout;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::Offer;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{Batch, FileId, Key, Space};
+use enjambre_core::{Batch, FileId, Key, Name, Offer, PieceLayout, Space};
 
 #[derive(Debug, Default)]
 pub(super) struct LibraryState {
@@ -30,7 +27,9 @@ pub(super) struct LibraryState {
     pub(super) importing: HashMap<FileId, usize>,
     /// Small files that were stored in a batch and are not known to be synced.
     pub(super) unsynced_small: UnsyncedSmallFiles,
-    paths: PathIndex,
+    /// Linked files by the hash of their path, so that publishing an unchanged file again need not read it. Hashes may
+    /// collide, so callers compare the path in the record.
+    paths: HashMap<u64, FileId>,
 }
 
 #[derive(Debug, Clone)]
@@ -108,7 +107,10 @@ impl LibraryState {
     pub(super) fn remove(&mut self, id: &FileId) -> Option<Slot> {
         self.unsynced_small.remove(id);
         if let Some(path) = self.slots.get(id).and_then(|slot| slot.record.place.path()) {
-            self.paths.remove(&path, id);
+            let hash = self.path_hash(&path);
+            if self.paths.get(&hash) == Some(id) {
+                self.paths.remove(&hash);
+            }
         }
         self.remove_names(id);
         self.slots.remove(id)
@@ -162,20 +164,25 @@ impl LibraryState {
         }
     }
 
+    fn path_hash(&self, path: &Path) -> u64 {
+        self.paths.hasher().hash_one(path.as_os_str().as_bytes())
+    }
+
     /// Indexes the path of a linked file. Of several files with the same path the last one is kept.
     fn index_path(&mut self, id: &FileId, record: &Record) {
         let Some(path) = record.place.path() else { return };
-        let other = self.paths.get(&path).filter(|other| *other != id);
+        let hash = self.path_hash(&path);
+        let other = self.paths.get(&hash).filter(|other| *other != id);
         let newer = other.and_then(|other| self.slots.get(other));
         if newer.is_none_or(|newer| newer.record.added_ms <= record.added_ms) {
-            self.paths.insert(&path, *id);
+            self.paths.insert(hash, *id);
         }
     }
 
     /// Returns the file that is linked at the path if all of it was hashed in the version with this
     /// fingerprint.
     pub(super) fn known_link(&self, path: &Path, fingerprint: &Fingerprint) -> Option<FileId> {
-        let id = self.paths.get(path)?;
+        let id = self.paths.get(&self.path_hash(path))?;
         let slot = self.slots.get(id)?;
         let record = &slot.record;
         let hashed = slot.verified || fingerprint.is_settled_by(record.added_ms);
@@ -226,35 +233,6 @@ fn remove_name(names: &mut BTreeMap<Name, BTreeSet<(u64, FileId)>>, name: &NameR
         files.remove(&(name.number, *id));
         if files.is_empty() {
             names.remove(&name.name);
-        }
-    }
-}
-
-/// Linked files by the hash of their path, so that publishing an unchanged file again need not read it.
-/// Hashes may collide, so callers compare the path in the record.
-#[derive(Debug, Default)]
-struct PathIndex {
-    files: HashMap<u64, FileId>,
-    hasher: RandomState,
-}
-
-impl PathIndex {
-    fn hash(&self, path: &Path) -> u64 {
-        self.hasher.hash_one(path.as_os_str().as_bytes())
-    }
-
-    fn get(&self, path: &Path) -> Option<&FileId> {
-        self.files.get(&self.hash(path))
-    }
-
-    fn insert(&mut self, path: &Path, id: FileId) {
-        self.files.insert(self.hash(path), id);
-    }
-
-    fn remove(&mut self, path: &Path, id: &FileId) {
-        let hash = self.hash(path);
-        if self.files.get(&hash) == Some(id) {
-            self.files.remove(&hash);
         }
     }
 }

@@ -5,9 +5,8 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 
 use super::content_files::ToSync;
-use enjambre_core::model::layout::PieceIndex;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{Batch, FileId};
+use enjambre_core::{Batch, FileId, PieceIndex};
 
 /// The changes of one file that a checkpoint makes durable.
 #[derive(Debug)]
@@ -37,15 +36,10 @@ pub(super) trait Unsynced: Debug + Send + Sync {
     fn is_clean(&self) -> bool;
 }
 
-/// The number of unsynced small files that starts a checkpoint.
-const SOFT_LIMIT: usize = 8 * 1024;
-/// The number of unsynced small files at which writers wait for the checkpoint.
-const HARD_LIMIT: usize = 32 * 1024;
-
 #[derive(Debug, Default)]
 pub(super) struct UnsyncedSmallFiles {
     files: HashMap<FileId, UnsyncedSmallFile>,
-    bytes: u64,
+    pub(super) bytes: u64,
     last: u64,
 }
 
@@ -71,53 +65,27 @@ impl UnsyncedSmallFiles {
         }
     }
 
-    pub(super) fn contains(&self, id: &FileId) -> bool {
-        self.files.contains_key(id)
+    pub(super) fn len(&self) -> usize {
+        self.files.len()
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = &FileId> {
-        self.files.keys()
+    /// The files with the numbers of their insertions.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = (FileId, u64)> {
+        self.files.iter().map(|(id, file)| (*id, file.number))
     }
 
-    pub(super) fn plan(&self) -> SmallFilesPlan {
-        SmallFilesPlan { last: self.last, ..SmallFilesPlan::default() }
-    }
-
-    /// Whether the file has been unsynced since the plan was made.
-    pub(super) fn is_in(&self, plan: &SmallFilesPlan, id: &FileId) -> bool {
-        self.files.get(id).is_some_and(|file| file.number <= plan.last)
-    }
-
-    pub(super) const fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    pub(super) fn is_over_soft_limit(&self) -> bool {
-        self.files.len() >= SOFT_LIMIT
-    }
-
-    pub(super) fn is_over_hard_limit(&self) -> bool {
-        self.files.len() >= HARD_LIMIT
+    /// The number of the insertion of a file, if it is unsynced.
+    pub(super) fn number(&self, id: &FileId) -> Option<u64> {
+        self.files.get(id).map(|file| file.number)
     }
 }
 
 /// The small files that a checkpoint makes durable.
 #[derive(Debug, Default)]
 pub(super) struct SmallFilesPlan {
-    pub(super) ids: Vec<FileId>,
-    /// The number of the last insertion before the plan was made.
-    last: u64,
+    /// The files with the numbers of their insertions.
+    pub(super) files: Vec<(FileId, u64)>,
     pub(super) in_database: bool,
     /// Directories on the file systems to sync.
     pub(super) dirs: BTreeSet<PathBuf>,
-}
-
-impl SmallFilesPlan {
-    pub(super) fn ids(&self) -> impl Iterator<Item = FileId> {
-        self.ids.iter().copied()
-    }
-
-    pub(super) const fn is_empty(&self) -> bool {
-        self.ids.is_empty()
-    }
 }

@@ -9,8 +9,7 @@ use super::library::Library;
 use super::linked::{open_regular, verified_fingerprint};
 use super::load::load_manifest;
 use super::task::blocking;
-use enjambre_core::model::layout::PieceIndex;
-use enjambre_core::{Durability, FileId};
+use enjambre_core::{Durability, FileId, PieceIndex};
 
 impl Library {
     /// Reads and hashes every stored piece. Drops invalid pieces, and offers a withdrawn file again if its

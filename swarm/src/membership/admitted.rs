@@ -12,7 +12,7 @@ use enjambre_core::model::membership::Rights;
 use enjambre_core::protocol::error::ErrorReply;
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
-use enjambre_core::{ConnectionId, PeerId, PeerInfo, ReplySink, RequestId};
+use enjambre_core::{ConnectionId, PeerId, PeerInfo, ReplySink, RequestId, UnixMillis};
 
 /// A member that was admitted on a connection.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub struct AdmittedPeer {
     pub id: PeerId,
     /// Its rights.
     pub rights: Rights,
-    /// The end of its admission, in milliseconds since 1970-01-01 UTC.
-    until: u64,
+    /// The end of its admission.
+    until: UnixMillis,
     /// Cancelled when the peer is revoked.
     revoked: CancellationToken,
 }
@@ -50,7 +50,7 @@ pub struct AdmittedPeers {
 
 impl AdmittedPeers {
     /// Returns the peer that was admitted on the connection, unless the admission has expired.
-    pub fn get(&self, connection: ConnectionId, now: u64) -> Option<Arc<AdmittedPeer>> {
+    pub fn get(&self, connection: ConnectionId, now: UnixMillis) -> Option<Arc<AdmittedPeer>> {
         self.by_connection.lock().get(connection).filter(|peer| now < peer.until).cloned()
     }
 
@@ -66,7 +66,7 @@ impl AdmittedPeers {
         peer: &PeerInfo,
         id: PeerId,
         rights: Rights,
-        until: u64,
+        until: UnixMillis,
         is_revoked: impl Fn(&PeerId) -> bool,
     ) -> Result<Arc<AdmittedPeer>, Refusal> {
         let mut by_connection = self.by_connection.lock();
@@ -115,20 +115,24 @@ mod tests {
     fn admission_ends_with_expiry_or_revocation() {
         let peers = AdmittedPeers::default();
         let (one, two) = (peer_info(1), peer_info(2));
-        let admit =
-            |peer: &PeerInfo, id, rights, until| peers.admit(peer, id, rights, until, |_| false).unwrap();
+        let admit = |peer: &PeerInfo, id, rights, until| {
+            peers.admit(peer, id, rights, UnixMillis(until), |_| false).unwrap()
+        };
         let first = admit(&one, PEER, Rights::Full, 10);
         let other = admit(&two, OTHER, Rights::ReadOnly, 10);
-        assert_eq!(peers.get(ConnectionId(1), 9).unwrap().id, PEER);
-        assert!(peers.get(ConnectionId(1), 10).is_none());
+        assert_eq!(peers.get(ConnectionId(1), UnixMillis(9)).unwrap().id, PEER);
+        assert!(peers.get(ConnectionId(1), UnixMillis(10)).is_none());
         admit(&one, PEER, Rights::Full, 20);
-        assert!(peers.get(ConnectionId(1), 10).is_some());
+        assert!(peers.get(ConnectionId(1), UnixMillis(10)).is_some());
         assert_eq!(peers.revoke(|peer| *peer == PEER), 1);
         assert!(first.revoked.is_cancelled(), "requests from before the second admission are aborted too");
         assert!(one.handle.is_closed() && !two.handle.is_closed());
-        assert!(peers.get(ConnectionId(1), 9).is_none() && !other.revoked.is_cancelled());
-        assert_eq!(peers.get(ConnectionId(2), 9).unwrap().rights, Rights::ReadOnly);
+        assert!(peers.get(ConnectionId(1), UnixMillis(9)).is_none() && !other.revoked.is_cancelled());
+        assert_eq!(peers.get(ConnectionId(2), UnixMillis(9)).unwrap().rights, Rights::ReadOnly);
         assert_eq!(peers.revoke(|peer| *peer == PEER), 0, "nothing is left to close");
-        assert_eq!(peers.admit(&one, PEER, Rights::Full, 20, |_| true).err(), Some(Refusal::Revoked));
+        assert_eq!(
+            peers.admit(&one, PEER, Rights::Full, UnixMillis(20), |_| true).err(),
+            Some(Refusal::Revoked)
+        );
     }
 }

@@ -11,8 +11,7 @@ use enjambre_core::protocol::codec;
 use enjambre_core::protocol::error::ErrorReply;
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
-use enjambre_core::transport::envelope::EncodedRequest;
-use enjambre_core::{PeerInfo, ReplySink, RequestId};
+use enjambre_core::{EncodedRequest, PeerInfo, ReplySink, RequestId};
 
 /// Serves `authorize` requests itself and passes requests of admitted members to another handler.
 #[expect(missing_debug_implementations, reason = "it contains a handler")]

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::future::join;
 
 use super::members::Members;
-use enjambre_core::model::membership::{SKEW_MS, SignedMembership};
+use enjambre_core::model::membership::{SKEW, SignedMembership};
 use enjambre_core::protocol::authorization;
 use enjambre_core::protocol::codec;
 use enjambre_core::protocol::error::ErrorCode;
@@ -94,7 +94,7 @@ impl MemberConnection {
             }
             self.generation.store(generation, Ordering::Relaxed);
         }
-        Ok(self.members.now() < self.until.load(Ordering::Relaxed))
+        Ok(self.members.now().get() < self.until.load(Ordering::Relaxed))
     }
 
     fn not_admitted(&self, problem: impl ToString) -> TransportError {
@@ -119,17 +119,13 @@ impl MemberConnection {
         let membership = self.members.verify(&signed, self.remote).map_err(|error| {
             self.not_admitted(format!("the membership of the remote is not valid: {error}"))
         })?;
-        self.until.store(membership.until.saturating_add(SKEW_MS), Ordering::Relaxed);
+        self.until.store((membership.until + SKEW).get(), Ordering::Relaxed);
         Ok(())
     }
 
     async fn own_membership(&self, deadline: Deadline) -> Result<SignedMembership, TransportError> {
         let (Deadline::Total(limit) | Deadline::Silence(limit)) = deadline;
-        let own = match self.members.own() {
-            Some(own) => Some(own),
-            None => self.members.wait_own(limit.min(OWN_TIMEOUT)).await,
-        };
-        own.ok_or_else(|| {
+        self.members.wait_own(limit.min(OWN_TIMEOUT)).await.ok_or_else(|| {
             self.not_admitted(
                 "this peer has no valid membership; check that it can reach a tracker of the swarm",
             )

@@ -17,10 +17,10 @@ use super::refusal::Refusal;
 use super::store::{MembershipStore, MembershipUpdate};
 use super::verifier::Verifier;
 use enjambre_core::model::identity::PublicKey;
-use enjambre_core::model::membership::{Invalid, LIFE_MS, Membership, SKEW_MS, SignedMembership};
+use enjambre_core::model::membership::{Invalid, LIFE, Membership, SKEW, SignedMembership};
 use enjambre_core::protocol::message::MembershipState;
 use enjambre_core::runtime::clock::Clock;
-use enjambre_core::{Connection, PeerId, PeerInfo, StorageError};
+use enjambre_core::{Connection, PeerId, PeerInfo, StorageError, UnixMillis};
 
 /// The membership state of a node.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Members {
             None => (None, Revocations::default()),
         };
         let unsaved =
-            MembershipUpdate { expired: revoked.expire(clock.now_ms()), ..MembershipUpdate::default() };
+            MembershipUpdate { expired: revoked.expire(clock.now()), ..MembershipUpdate::default() };
         let members = Self {
             verifier: Verifier::new(authority),
             me,
@@ -75,14 +75,14 @@ impl Members {
         Ok(Arc::new(members))
     }
 
-    /// The current time in milliseconds since 1970-01-01 UTC.
-    pub fn now(&self) -> u64 {
-        self.clock.now_ms()
+    /// The current time.
+    pub fn now(&self) -> UnixMillis {
+        self.clock.now()
     }
 
     /// The versions of the membership and of the revocation list, for a renewal.
     pub fn state(&self) -> MembershipState {
-        let until = self.own.borrow().as_ref().map_or(0, |(_, own)| own.until);
+        let until = self.own.borrow().as_ref().map_or(UnixMillis::default(), |(_, own)| own.until);
         MembershipState { revocations: self.revoked.read().version(), expires_ms: until }
     }
 
@@ -140,7 +140,7 @@ impl Members {
         let page = RevocationPage::verify(bytes, self.verifier.authority())?;
         let now = self.now();
         // Versions are times. A version in the future would hide all revocations until then.
-        if page.version() > now.saturating_add(LIFE_MS) {
+        if UnixMillis(page.version()) > now + LIFE {
             if self.future_version.swap(page.version(), Ordering::Relaxed) != page.version() {
                 tracing::warn!(
                     version = page.version(),
@@ -238,7 +238,7 @@ impl Members {
     ) -> Result<Option<SignedMembership>, Refusal> {
         let remote = peer.identity.ok_or(Refusal::NoIdentity)?;
         let membership = self.verifier.verify_limited(peer, signed, remote, self.now())?;
-        let until = membership.until.saturating_add(SKEW_MS);
+        let until = membership.until + SKEW;
         self.admitted.admit(peer, remote, membership.rights, until, |id| self.is_revoked(id))?;
         Ok(self.own())
     }

@@ -15,20 +15,19 @@ use super::members::Members;
 use super::store::MembershipStore;
 use crate::library::{SWARM, revoked_keys, swarm_key};
 use crate::membership::credentials::authority::Authority;
-use crate::membership::credentials::revocations::{LISTED_MS, Revocation, Revocations};
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::membership::{LIFE_MS, Rights, SKEW_MS, SignedMembership};
+use crate::membership::credentials::revocations::{LISTED, Revocation, Revocations};
+use enjambre_core::model::membership::{LIFE, Rights, SKEW, SignedMembership};
+use enjambre_core::model::time::millis;
 use enjambre_core::protocol::client::{CallError, call};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{PeerStatus, Reply, Request};
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{
-    Batch, Connection, Deadline, Durability, Endpoint, Listener, PeerInfo, ReplySink, RequestId, Storage,
-    Transport, TransportError,
+    Batch, Connection, Deadline, Dialer, Durability, Endpoint, KeyPair, Listener, PeerInfo, ReplySink,
+    RequestId, Storage, Transport, TransportError, UnixMillis,
 };
 use enjambre_testkit::clock::TimerClock;
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
@@ -59,7 +58,7 @@ impl Handler for Counter {
 struct World {
     network: MemoryNetwork,
     clock: Arc<dyn Clock>,
-    start: u64,
+    start: UnixMillis,
     authority: Authority,
 }
 
@@ -76,22 +75,22 @@ impl World {
     fn new() -> Self {
         let authority = Authority::new(KeyPair::generate());
         let clock = Arc::new(TimerClock::new());
-        Self { network: MemoryNetwork::new(), start: clock.now_ms(), clock, authority }
+        Self { network: MemoryNetwork::new(), start: clock.now(), clock, authority }
     }
 
     fn membership(&self, key: &KeyPair) -> SignedMembership {
-        self.authority.admit(key.peer_id(), Rights::Full, self.clock.now_ms())
+        self.authority.admit(key.peer_id(), Rights::Full, self.clock.now())
     }
 
     /// A version of the revocation list.
     fn version(&self, number: u64) -> u64 {
-        self.start + number
+        self.start.get() + number
     }
 
     fn revocations(&self, number: u64, keys: &[&KeyPair]) -> Bytes {
         let version = self.version(number);
         let revocations = keys.iter().map(|key| Revocation { peer: key.peer_id(), version });
-        Revocations::new(version, revocations).pages(u64::MAX)[0].sign(&self.authority)
+        Revocations::new(version, revocations).pages(UnixMillis(u64::MAX))[0].sign(&self.authority)
     }
 
     async fn members(&self, key: &KeyPair) -> Arc<Members> {
@@ -167,7 +166,7 @@ async fn non_member_is_refused_even_with_a_foreign_membership() {
     let foreign = Request::Authorize { membership: world.membership(&peer.key) };
     assert_eq!(refused(&*connection, &foreign).await, ErrorCode::Unauthorized);
     let forged =
-        Authority::new(KeyPair::generate()).admit(outsider.peer_id(), Rights::Full, world.clock.now_ms());
+        Authority::new(KeyPair::generate()).admit(outsider.peer_id(), Rights::Full, world.clock.now());
     assert_eq!(
         refused(&*connection, &Request::Authorize { membership: forged }).await,
         ErrorCode::Unauthorized
@@ -239,7 +238,7 @@ async fn revocation_closes_connections_on_both_sides() {
     // A version in the future is rejected, because it would hide all revocations until then. The membership is applied anyway.
     advance(Duration::from_secs(1)).await;
     let renewed = world.membership(&peer.key);
-    let future = world.revocations(LIFE_MS + 60_000, &[&other]);
+    let future = world.revocations(millis(LIFE) + 60_000, &[&other]);
     peer.members.update(Some(&renewed), Some(&future)).await.unwrap();
     assert_eq!((peer.members.own(), peer.members.state().revocations), (Some(renewed), world.version(2)));
     assert!(peer.members.update(None, Some(&Bytes::from_static(b"nonsense"))).await.is_err());
@@ -249,13 +248,13 @@ async fn revocation_closes_connections_on_both_sides() {
 async fn peers_work_offline_until_memberships_expire() {
     let world = World::new();
     let (one, other) = (world.peer("one").await, world.peer("other").await);
-    advance(Duration::from_millis(LIFE_MS - 1)).await;
+    advance(LIFE - Duration::from_millis(1)).await;
     one.request(&other).await.unwrap();
     // A node does not use its own expired membership, although others tolerate clock differences.
     advance(Duration::from_millis(1)).await;
     assert_eq!(one.members.own(), None);
     one.request(&other).await.unwrap();
-    advance(Duration::from_millis(SKEW_MS)).await;
+    advance(SKEW).await;
     assert_not_admitted(one.request(&other).await, "this peer has no valid membership");
     let renewed = world.membership(&one.key);
     one.members.update(Some(&renewed), None).await.unwrap();
@@ -268,27 +267,27 @@ async fn peers_work_offline_until_memberships_expire() {
 async fn clock_differences_up_to_the_tolerance_are_accepted() {
     let world = World::new();
     let peer = world.peer("peer").await;
-    let now = world.clock.now_ms();
+    let now = world.clock.now();
     for (from, valid) in [
-        (now + SKEW_MS, true),
-        (now + SKEW_MS + 1000, false),
-        (now - LIFE_MS - SKEW_MS + 1000, true),
-        (now - LIFE_MS - SKEW_MS, false),
+        (now + SKEW, true),
+        (now + SKEW + Duration::from_secs(1), false),
+        (now - LIFE - SKEW + Duration::from_secs(1), true),
+        (now - LIFE - SKEW, false),
     ] {
         let key = KeyPair::generate();
         let membership = world.authority.admit(key.peer_id(), Rights::Full, from);
         let connection = world.unauthorized(&key, &peer).await;
         let authorized = call(&*connection, &Request::Authorize { membership }, LIMIT).await;
-        assert_eq!(authorized.is_ok(), valid, "{from} at {now}: {authorized:?}");
+        assert_eq!(authorized.is_ok(), valid, "{from:?} at {now:?}: {authorized:?}");
         if valid {
             call(&*connection, &Request::Status, LIMIT).await.unwrap();
         }
     }
     let key = KeyPair::generate();
-    let membership = world.authority.admit(key.peer_id(), Rights::Full, now - LIFE_MS);
+    let membership = world.authority.admit(key.peer_id(), Rights::Full, now - LIFE);
     let connection = world.unauthorized(&key, &peer).await;
     call(&*connection, &Request::Authorize { membership }, LIMIT).await.unwrap();
-    advance(Duration::from_millis(SKEW_MS)).await;
+    advance(SKEW).await;
     assert_eq!(refused(&*connection, &Request::Status).await, ErrorCode::Unauthorized);
 }
 
@@ -334,15 +333,15 @@ async fn membership_state_survives_a_restart() {
     reopened.update(None, Some(&world.revocations(5, &[&late]))).await.unwrap();
     let reopened = open(&world.authority).await;
     assert!(reopened.is_revoked(&revoked.peer_id()) && reopened.is_revoked(&late.peer_id()));
-    advance(Duration::from_millis(LIFE_MS)).await;
+    advance(LIFE).await;
     assert_eq!(open(&world.authority).await.own(), None, "it expired");
-    advance(Duration::from_millis(LISTED_MS)).await;
+    advance(LISTED).await;
     let later = open(&world.authority).await;
     assert!(!later.is_revoked(&revoked.peer_id()), "its revocation expired");
-    later.update(None, Some(&world.revocations(2 * LIFE_MS, &[]))).await.unwrap();
+    later.update(None, Some(&world.revocations(2 * millis(LIFE), &[]))).await.unwrap();
     let stored = disk.open().scan(SWARM, revoked_keys(), 10).await.unwrap();
     assert_eq!(stored, [], "expired revocations are deleted");
-    assert_eq!(later.state().revocations, world.version(2 * LIFE_MS));
+    assert_eq!(later.state().revocations, world.version(2 * millis(LIFE)));
     let other = open(&Authority::new(KeyPair::generate())).await;
     assert_eq!((other.own(), other.state().revocations), (None, 0), "another swarm");
 }

@@ -4,6 +4,7 @@
 //! verifications per connection is limited.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -12,10 +13,10 @@ use super::refusal::Refusal;
 use crate::rate_limit::gcra::RateLimit;
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::model::membership::{Invalid, Membership, SignedMembership};
-use enjambre_core::{PeerId, PeerInfo};
+use enjambre_core::{PeerId, PeerInfo, UnixMillis};
 
 /// The limit of verifications per connection.
-const LIMIT: RateLimit = RateLimit { burst: 3, interval: 60_000 };
+const LIMIT: RateLimit = RateLimit { burst: 3, interval: Duration::from_secs(60) };
 /// The maximum number of cached memberships.
 const CAPACITY: usize = 4096;
 
@@ -25,7 +26,7 @@ pub struct Verifier {
     authority: PublicKey,
     verified: Mutex<HashMap<PeerId, (SignedMembership, Membership)>>,
     /// The state of [`LIMIT`] for each connection.
-    limits: Mutex<PerConnection<u64>>,
+    limits: Mutex<PerConnection<UnixMillis>>,
 }
 
 impl Verifier {
@@ -43,7 +44,12 @@ impl Verifier {
     ///
     /// # Errors
     /// The reason why it is not valid.
-    pub fn verify(&self, signed: &SignedMembership, remote: PeerId, now: u64) -> Result<Membership, Invalid> {
+    pub fn verify(
+        &self,
+        signed: &SignedMembership,
+        remote: PeerId,
+        now: UnixMillis,
+    ) -> Result<Membership, Invalid> {
         if let Some(membership) = self.cached(signed, remote) {
             return membership.check_time(now).map(|()| membership);
         }
@@ -68,7 +74,7 @@ impl Verifier {
         peer: &PeerInfo,
         signed: &SignedMembership,
         remote: PeerId,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Membership, Refusal> {
         if self.cached(signed, remote).is_none() {
             self.take_permit(peer, now)?;
@@ -81,7 +87,7 @@ impl Verifier {
         verified.get(&remote).filter(|(known, _)| known == signed).map(|(_, membership)| *membership)
     }
 
-    fn take_permit(&self, peer: &PeerInfo, now: u64) -> Result<(), Refusal> {
+    fn take_permit(&self, peer: &PeerInfo, now: UnixMillis) -> Result<(), Refusal> {
         let mut limits = self.limits.lock();
         let full_at = limits.get(peer.connection).copied().unwrap_or(now);
         let (full_at, permit) = LIMIT.take(full_at, now);
@@ -94,11 +100,11 @@ impl Verifier {
 mod tests {
     use super::*;
     use crate::membership::credentials::authority::Authority;
-    use enjambre_core::model::identity::KeyPair;
-    use enjambre_core::model::membership::{LIFE_MS, Rights, SKEW_MS};
-    use enjambre_core::{ConnectionHandle, ConnectionId};
+    use enjambre_core::model::membership::{LIFE, Rights, SKEW};
+    use enjambre_core::{ConnectionHandle, ConnectionId, KeyPair};
 
-    const NOW: u64 = 2_000_000_000_000;
+    const NOW: UnixMillis = UnixMillis(2_000_000_000_000);
+    const MS: Duration = Duration::from_millis(1);
 
     fn peer_info(connection: u64) -> PeerInfo {
         let (connection, handle) = (ConnectionId(connection), ConnectionHandle::default());
@@ -118,8 +124,8 @@ mod tests {
         for _ in 0..100 {
             verifier.verify_limited(&connection, &signed, peer(1), NOW).unwrap();
         }
-        let end = NOW + LIFE_MS + SKEW_MS;
-        verifier.verify_limited(&connection, &signed, peer(1), end - 1).unwrap();
+        let end = NOW + LIFE + SKEW;
+        verifier.verify_limited(&connection, &signed, peer(1), end - MS).unwrap();
         let expired = verifier.verify_limited(&connection, &signed, peer(1), end);
         assert_eq!(expired, Err(Refusal::Membership(Invalid::Expired)));
         assert_eq!(verifier.verify(&signed, peer(2), NOW), Err(Invalid::OtherPeer));
@@ -149,16 +155,16 @@ mod tests {
             verifier.verify_limited(&connection, &signed, peer(1), NOW)
         };
         for n in 0..LIMIT.burst {
-            present(NOW - n).unwrap();
+            present(NOW - n * MS).unwrap();
         }
-        assert_eq!(present(NOW - LIMIT.burst), Err(Refusal::TooMany));
-        present(NOW - LIMIT.burst + 1).expect("a cached membership needs no permit");
+        assert_eq!(present(NOW - LIMIT.burst * MS), Err(Refusal::TooMany));
+        present(NOW - LIMIT.burst * MS + MS).expect("a cached membership needs no permit");
         let forged = Authority::new(KeyPair::generate()).admit(peer(1), Rights::Full, NOW);
         assert_eq!(verifier.verify_limited(&connection, &forged, peer(1), NOW), Err(Refusal::TooMany));
         let later = verifier.verify_limited(&connection, &forged, peer(1), NOW + LIMIT.interval);
         assert_eq!(later, Err(Refusal::Membership(Invalid::OtherAuthority)));
         // A clock that was set back does not extend the wait.
-        let back = NOW - LIFE_MS;
+        let back = NOW - LIFE;
         assert_eq!(verifier.verify_limited(&connection, &forged, peer(1), back), Err(Refusal::TooMany));
         let later = verifier.verify_limited(&connection, &forged, peer(1), back + LIMIT.interval);
         assert_eq!(later, Err(Refusal::Membership(Invalid::NotYetValid)), "it is verified");

@@ -9,8 +9,7 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::library::entry::LibraryEvent;
 use crate::library::library::Library;
 use crate::tracker_client::presence::Presence;
-use enjambre_core::FileId;
-use enjambre_core::model::record::Offer;
+use enjambre_core::{FileId, Offer};
 
 /// Announces the files of a library.
 #[derive(Debug)]

@@ -13,9 +13,7 @@ use crate::library::library::Library;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::offers::{Acknowledgement, OfferSource};
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::model::record::{Offer, Provider, Publication};
-use enjambre_core::model::session::CatalogueId;
-use enjambre_core::{FileId, StorageError};
+use enjambre_core::{CatalogueId, FileId, Offer, Provider, Publication, StorageError};
 
 /// The offers and publications of a library.
 #[derive(Debug)]
@@ -92,14 +90,10 @@ impl OfferSource for LibraryOffers {
     }
 }
 
-/// Looks up providers at trackers.
-#[derive(Debug)]
-pub struct TrackerProviders(pub Arc<Trackers>);
-
 #[async_trait]
-impl ProviderSource for TrackerProviders {
+impl ProviderSource for Trackers {
     async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, String> {
-        match self.0.providers(id).await {
+        match Self::providers(self, id).await {
             Ok(providers) => Ok(providers),
             // A provider may announce the file later.
             Err(TrackerError::NotFound { .. }) => Ok(Vec::new()),

@@ -13,19 +13,17 @@ use tokio::time::{Instant, sleep_until};
 use crate::download::downloader::Downloader;
 use crate::download::provider::ProviderSource;
 use crate::download::request::DownloadRequest;
-use crate::library::entry::LibraryEvent;
-use crate::library::library::Library;
+use crate::library::entry::{LibraryEvent, NewFile};
 use crate::library::output::Destination;
 use enjambre_core::FileId;
 use enjambre_core::runtime::backoff::Backoff;
 
-/// Bounds of the back-off after a failed repair.
+/// Bounds of the backoff after a failed repair.
 const MIN_BACKOFF: Duration = Duration::from_secs(60);
 const MAX_BACKOFF: Duration = Duration::from_secs(60 * 60);
 
 /// Downloads damaged files of a library again.
 pub struct Repair {
-    library: Arc<Library>,
     downloader: Arc<Downloader>,
     providers: Arc<dyn ProviderSource>,
     events: Receiver<LibraryEvent>,
@@ -36,10 +34,9 @@ pub struct Repair {
 impl Repair {
     /// Creates a repair that handles all events from now on.
     pub fn new(downloader: Arc<Downloader>, providers: Arc<dyn ProviderSource>) -> Self {
-        let library = Arc::clone(downloader.library());
-        let events = library.events();
+        let events = downloader.library().events();
         let backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
-        Self { library, downloader, providers, events, damaged: BTreeSet::new(), backoff }
+        Self { downloader, providers, events, damaged: BTreeSet::new(), backoff }
     }
 
     /// Repairs damaged files, one after the other, until the library is closed.
@@ -71,19 +68,18 @@ impl Repair {
     }
 
     async fn repair_all(&mut self) {
+        let library = self.downloader.library();
         for id in self.damaged.clone() {
-            let entry = self.library.entry(&id).filter(|entry| !entry.is_complete() && !entry.withdrawn);
-            let (Some(entry), Some(announced_as)) = (entry, self.library.announced_as(&id)) else {
+            let entry = library.entry(&id).filter(|entry| !entry.is_complete() && !entry.withdrawn);
+            let (Some(entry), Some(announced_as)) = (entry, library.announced_as(&id)) else {
                 // Removed, or complete again.
                 self.damaged.remove(&id);
                 continue;
             };
             let download = self.downloader.get(DownloadRequest {
                 id,
-                name: None,
-                kind: entry.kind,
-                member_of: None,
-                claimed_size: Some(entry.size),
+                file: NewFile { name: None, kind: entry.kind, member_of: None },
+                claimed_size: entry.size,
                 proven_size: Some(entry.size),
                 destination: Destination::Library,
                 announced_as,

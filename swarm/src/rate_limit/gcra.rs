@@ -2,27 +2,31 @@
 //!
 //! The state of a limiter is a single time stamp, which the caller stores.
 
+use std::time::Duration;
+
+use enjambre_core::UnixMillis;
+
 /// A rate limit: a burst, and a refill interval.
 #[derive(Debug, Clone, Copy)]
 pub struct RateLimit {
     /// The maximum number of permits available at once.
-    pub burst: u64,
-    /// The time in milliseconds after which one permit is refilled.
-    pub interval: u64,
+    pub burst: u32,
+    /// The time after which one permit is refilled.
+    pub interval: Duration,
 }
 
 impl RateLimit {
     /// Takes a permit. `full_at` is the time at which all permits are available again.
     ///
-    /// Returns the new `full_at`, which the caller stores in either case, and, if no permit is available, the number of
-    /// milliseconds until one is.
-    pub fn take(self, full_at: u64, now: u64) -> (u64, Result<(), u64>) {
-        let latest = now.saturating_add(self.burst.saturating_mul(self.interval));
+    /// Returns the new `full_at`, which the caller stores in either case, and, if no permit is available, the time
+    /// until one is.
+    pub fn take(self, full_at: UnixMillis, now: UnixMillis) -> (UnixMillis, Result<(), Duration>) {
+        let latest = now + self.interval.saturating_mul(self.burst);
         // A clock that was set back must not exhaust the limit for the difference.
         let from = full_at.clamp(now, latest);
-        let taken = from.saturating_add(self.interval);
-        match taken.saturating_sub(latest) {
-            0 => (taken, Ok(())),
+        let taken = from + self.interval;
+        match taken.saturating_since(latest) {
+            Duration::ZERO => (taken, Ok(())),
             wait => (from, Err(wait)),
         }
     }

@@ -6,10 +6,12 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::gcra::RateLimit;
+use enjambre_core::UnixMillis;
 use enjambre_core::model::network::network_of;
 
 /// The maximum number of addresses with state.
@@ -20,17 +22,17 @@ const MAX_ADDRESSES: usize = 10_000;
 pub struct AddressRateLimit {
     rate: RateLimit,
     /// The state of each address.
-    full_at: Mutex<HashMap<IpAddr, u64>>,
+    full_at: Mutex<HashMap<IpAddr, UnixMillis>>,
 }
 
 impl AddressRateLimit {
-    /// A limit of `burst` per address, which refills by one in each interval of `interval` milliseconds.
-    pub fn new(interval: u64, burst: u64) -> Self {
-        Self { rate: RateLimit { burst, interval }, full_at: Mutex::default() }
+    /// A limit with this rate per address.
+    pub fn new(rate: RateLimit) -> Self {
+        Self { rate, full_at: Mutex::default() }
     }
 
-    /// Returns whether a permit is available, or else the number of milliseconds until one is.
-    pub fn peek(&self, address: Option<IpAddr>, now: u64) -> Result<(), u64> {
+    /// Returns whether a permit is available, or else the time until one is.
+    pub fn peek(&self, address: Option<IpAddr>, now: UnixMillis) -> Result<(), Duration> {
         let Some(address) = limited(address) else { return Ok(()) };
         match self.full_at.lock().get(&network_of(address)) {
             Some(full_at) => self.rate.take(*full_at, now).1,
@@ -38,8 +40,8 @@ impl AddressRateLimit {
         }
     }
 
-    /// Takes a permit at the time `now`, or else returns the number of milliseconds until one is available.
-    pub fn take(&self, address: Option<IpAddr>, now: u64) -> Result<(), u64> {
+    /// Takes a permit at the time `now`, or else returns the time until one is available.
+    pub fn take(&self, address: Option<IpAddr>, now: UnixMillis) -> Result<(), Duration> {
         let Some(address) = limited(address) else { return Ok(()) };
         let mut full_at = self.full_at.lock();
         let key = network_of(address);
@@ -64,48 +66,53 @@ fn limited(address: Option<IpAddr>) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    const INTERVAL: u64 = 1000;
-    const BURST: u64 = 128;
+    const BURST: u32 = 128;
+    const RATE: RateLimit = RateLimit { burst: BURST, interval: Duration::from_secs(1) };
 
     #[test]
     fn peek_takes_no_permit() {
-        let limit = AddressRateLimit::new(10, 2);
+        let limit = AddressRateLimit::new(RateLimit { burst: 2, interval: Duration::from_millis(10) });
         let at = Some(IpAddr::from([10, 0, 0, 1]));
         for _ in 0..5 {
-            assert_eq!(limit.peek(at, 0), Ok(()));
+            assert_eq!(limit.peek(at, UnixMillis(0)), Ok(()));
         }
-        limit.take(at, 0).unwrap();
-        limit.take(at, 0).unwrap();
-        assert_eq!((limit.peek(at, 4), limit.take(at, 4)), (Err(6), Err(6)));
-        assert_eq!(limit.peek(at, 10), Ok(()));
+        limit.take(at, UnixMillis(0)).unwrap();
+        limit.take(at, UnixMillis(0)).unwrap();
+        let wait = Duration::from_millis(6);
+        assert_eq!((limit.peek(at, UnixMillis(4)), limit.take(at, UnixMillis(4))), (Err(wait), Err(wait)));
+        assert_eq!(limit.peek(at, UnixMillis(10)), Ok(()));
     }
 
     #[test]
     fn each_network_has_its_own_refilling_limit() {
-        let limit = AddressRateLimit::new(INTERVAL, BURST);
+        let limit = AddressRateLimit::new(RATE);
         let at = |text: &str| Some(text.parse::<IpAddr>().unwrap());
         let (one, other) = (at("2001:db8::1"), at("2001:db8:0:1::1"));
         for _ in 0..BURST {
-            limit.take(one, 5000).unwrap();
+            limit.take(one, UnixMillis(5000)).unwrap();
         }
-        assert_eq!(limit.take(one, 5000), Err(INTERVAL));
-        assert_eq!(limit.take(at("2001:db8::2"), 5400), Err(600), "same /64 network");
-        limit.take(other, 5000).unwrap();
-        limit.take(one, 6000).unwrap();
-        assert!(limit.take(one, 6000).is_err());
-        assert!(limit.take(one, 1000).is_err(), "a clock that was set back grants no permit");
-        limit.take(one, 2000).unwrap();
+        assert_eq!(limit.take(one, UnixMillis(5000)), Err(RATE.interval));
+        assert_eq!(
+            limit.take(at("2001:db8::2"), UnixMillis(5400)),
+            Err(Duration::from_millis(600)),
+            "same /64 network"
+        );
+        limit.take(other, UnixMillis(5000)).unwrap();
+        limit.take(one, UnixMillis(6000)).unwrap();
+        assert!(limit.take(one, UnixMillis(6000)).is_err());
+        assert!(limit.take(one, UnixMillis(1000)).is_err(), "a clock that was set back grants no permit");
+        limit.take(one, UnixMillis(2000)).unwrap();
         for _ in 0..2 * BURST {
-            limit.take(at("::ffff:127.0.0.1"), 5000).unwrap();
-            limit.take(None, 5000).unwrap();
+            limit.take(at("::ffff:127.0.0.1"), UnixMillis(5000)).unwrap();
+            limit.take(None, UnixMillis(5000)).unwrap();
         }
     }
 
     #[test]
     fn number_of_addresses_is_bounded() {
-        let limit = AddressRateLimit::new(INTERVAL, BURST);
+        let limit = AddressRateLimit::new(RATE);
         for n in 0..3 * MAX_ADDRESSES as u32 {
-            limit.take(Some(IpAddr::from((n + (10 << 24)).to_be_bytes())), 0).unwrap();
+            limit.take(Some(IpAddr::from((n + (10 << 24)).to_be_bytes())), UnixMillis(0)).unwrap();
         }
         assert!(limit.full_at.lock().len() <= MAX_ADDRESSES);
     }

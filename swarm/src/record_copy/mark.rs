@@ -16,7 +16,7 @@ pub const MARKS: Space = Space::new("copying");
 pub const VERSION: u64 = 1;
 
 /// The state of a copy, stored in its target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Mark {
     /// The version of the record. Only [`VERSION`] is supported.
     pub v: u64,
@@ -52,11 +52,7 @@ pub struct Cursor {
 impl Mark {
     /// The mark of a new copy.
     pub fn new(source: &[u8]) -> Self {
-        Self::of_version(VERSION, source)
-    }
-
-    fn of_version(v: u64, source: &[u8]) -> Self {
-        Self { v, source: ByteBuf::from(source), run: ByteBuf::new(), emptying: false, content: None }
+        Self { v: VERSION, source: ByteBuf::from(source), ..Self::default() }
     }
 }
 
@@ -89,7 +85,7 @@ impl<'a> Marking<'a> {
         }
         let Some(stored) = &self.stored else { return Ok(None) };
         let Version { v } = decode(stored)?;
-        Ok(Some(if v == VERSION { decode(stored)? } else { Mark::of_version(v, &[]) }))
+        Ok(Some(if v == VERSION { decode(stored)? } else { Mark { v, ..Mark::default() } }))
     }
 
     /// Adds the condition that the mark is unchanged.

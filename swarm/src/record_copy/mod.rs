@@ -161,25 +161,13 @@ pub struct Copy<'a> {
     pub marking: Option<&'a Marking<'a>>,
 }
 
-impl std::fmt::Debug for Copy<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Copy")
-            .field("from", &self.from)
-            .field("to", &self.to)
-            .field("space", &self.space)
-            .finish()
-    }
-}
-
 impl Copy<'_> {
-    /// Makes the target equal to the source. `progress` is called with the copied entries after each commit. Nothing is synced
+    /// Makes the target equal to the source. `progress` is called with the copied entries after commits and at intervals. Nothing is synced
     /// before [`Marking::remove`].
     ///
     /// # Errors
     /// [`StorageError::Conflict`] if another copy uses the target.
     pub async fn run(&self, mut progress: impl FnMut(Count)) -> Result<Count, StorageError> {
-        let limits = self.to.limits();
-        let full = BATCH.min(limits.max_batch / 2);
         let (mut from, mut there) = (self.walk(self.from), self.walk(self.to));
         let (mut batch, mut size, mut copied) = (Batch::new(), 0, Count::default());
         loop {
@@ -188,13 +176,10 @@ impl Copy<'_> {
             while let Some((key, _)) = there.peek().await?
                 && next.as_ref().is_none_or(|(wanted, _)| key < wanted)
             {
-                size += key.as_bytes().len();
-                batch.delete(self.space, key.clone());
+                let key = key.clone();
+                self.commit_full(&mut batch, &mut size, key.as_bytes().len()).await?;
+                batch.delete(self.space, key);
                 there.skip();
-                if batch.writes.len() == PAGE {
-                    self.commit(std::mem::take(&mut batch)).await?;
-                    size = 0;
-                }
             }
             let Some((key, value)) = next else { break };
             let value = (self.change)(self.space, &key, value)?;
@@ -207,26 +192,18 @@ impl Copy<'_> {
                 }
                 _ => false,
             };
+            let mut report = copied.entries.is_multiple_of(PAGE as u64);
             if !same {
                 let added = key.as_bytes().len() + value.len();
-                if !batch.is_empty() && size + added > full {
-                    self.commit(std::mem::take(&mut batch)).await?;
-                    size = 0;
-                    progress(copied);
-                }
-                size += added;
+                report |= self.commit_full(&mut batch, &mut size, added).await?;
                 batch.put(self.space, key, value);
             }
-            if batch.writes.len() >= PAGE {
-                self.commit(std::mem::take(&mut batch)).await?;
-                size = 0;
-                progress(copied);
-            } else if copied.entries.is_multiple_of(PAGE as u64) {
+            if report {
                 progress(copied);
             }
         }
         if !batch.is_empty() {
-            self.commit(batch).await?;
+            commit(self.to, batch, self.marking).await?;
         }
         progress(copied);
         Ok(copied)
@@ -236,8 +213,21 @@ impl Copy<'_> {
         storage.entries(self.space, KeyRange::all(), PAGE)
     }
 
-    async fn commit(&self, batch: Batch) -> Result<(), StorageError> {
-        commit(self.to, batch, self.marking).await
+    /// Commits a batch to which no more entry of `added` bytes fits. Adds `added` to its size.
+    async fn commit_full(
+        &self,
+        batch: &mut Batch,
+        size: &mut usize,
+        added: usize,
+    ) -> Result<bool, StorageError> {
+        let limit = BATCH.min(self.to.limits().max_batch / 2);
+        let full = batch.writes.len() == PAGE || (!batch.is_empty() && *size + added > limit);
+        if full {
+            commit(self.to, std::mem::take(batch), self.marking).await?;
+            *size = 0;
+        }
+        *size += added;
+        Ok(full)
     }
 
     /// Returns the first key whose value differs, or `None` if the target equals the source.

@@ -14,9 +14,7 @@ use crate::library::file::LibraryFile;
 use enjambre_core::protocol::message::HaveWait;
 use enjambre_core::{ConnectionId, ReplySink, TransportError};
 
-/// Maximum time of a long poll.
 const MAX_WAIT: Duration = Duration::from_secs(10);
-/// Maximum number of long polls per connection.
 const MAX_PER_CONNECTION: usize = 8;
 /// Interval of the check whether the connection is still open.
 const CONNECTION_CHECK_INTERVAL: Duration = Duration::from_millis(200);
@@ -26,9 +24,8 @@ const COLLECT: Duration = Duration::from_millis(15);
 const COLLECT_INCREMENT: Duration = Duration::from_millis(1);
 const MAX_COLLECT: Duration = Duration::from_millis(500);
 
-/// The waiting `have` requests.
 #[derive(Debug, Default)]
-pub(crate) struct LongPoll {
+pub(super) struct LongPoll {
     waiting: Mutex<HashMap<ConnectionId, usize>>,
 }
 
@@ -67,7 +64,7 @@ impl LongPoll {
 
     /// Waits until the number of pieces differs from the known number or the requested time is over. Fails if the
     /// connection is closed.
-    pub(crate) async fn until_changed(
+    pub(super) async fn until_changed(
         &self,
         file: &LibraryFile,
         wait: HaveWait,

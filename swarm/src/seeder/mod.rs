@@ -8,7 +8,6 @@
 mod long_poll;
 mod service;
 mod slots;
-mod small_files;
 pub(crate) mod super_seeding;
 
 pub use service::Seeder;

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::long_poll::LongPoll;
 use super::slots::Slots;
-use super::small_files;
 use super::super_seeding::SuperSeeding;
 use crate::library::error::LibraryError;
 use crate::library::file::LibraryFile;
@@ -17,9 +16,12 @@ use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_core::model::layout::MAX_PIECE_SIZE;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
-use enjambre_core::protocol::message::{HaveWait, PeerStatus, Reply, Request};
+use enjambre_core::protocol::message::{HaveWait, MAX_FILES, PeerStatus, Reply, Request};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::{FileId, PeerInfo, ReplySink, RequestId};
+
+/// Maximum bytes of small files in a reply.
+const MAX_FILES_REPLY_BYTES: u64 = 1024 * 1024;
 
 /// Serves the files of a library.
 #[derive(Debug)]
@@ -121,7 +123,7 @@ impl Seeder {
         })?;
         // A closed connection does not use the upload limit, however many requests are pending.
         sink.reserve(0).await?;
-        let claim = self.super_seeding.claim(file, super_seed);
+        let mut claim = self.super_seeding.claim(file, super_seed);
         // Claimed when it is this request's turn, so that a waiting request does not withhold a piece from others.
         if !self.upload.take_if(layout.len(piece), || claim.take(piece, super_seed)).await {
             let sent = claim.sent_pieces();
@@ -133,6 +135,34 @@ impl Seeder {
         self.sent.fetch_add(content.len() as u64, Relaxed);
         claim.commit();
         Ok((Reply::Piece, content))
+    }
+
+    /// Reads small files, from the first one up to the size limit of a reply.
+    async fn serve_files(
+        &self,
+        ids: &[FileId],
+        sink: &mut dyn ReplySink,
+    ) -> Result<(Reply, Bytes), ErrorReply> {
+        let mut sizes = self.library.small_sizes(ids);
+        let mut bytes = 0;
+        let fit = sizes.iter().take_while(|size| {
+            bytes += size.unwrap_or(0);
+            bytes <= MAX_FILES_REPLY_BYTES
+        });
+        sizes.truncate(fit.count());
+        let bytes = sizes.iter().flatten().sum::<u64>() as usize;
+        // A closed connection does not use the upload limit, however many requests are pending.
+        sink.reserve(0).await?;
+        self.upload.take(bytes).await;
+        sink.reserve(bytes).await?;
+        // Files that were added meanwhile exceed the reserved bytes.
+        let known = ids.iter().zip(&sizes).filter(|(_, size)| size.is_some()).map(|(id, _)| *id);
+        let read = self.library.read_small(&known.collect::<Vec<_>>()).await?;
+        for (size, now) in sizes.iter_mut().filter(|size| size.is_some()).zip(read.sizes) {
+            *size = now;
+        }
+        self.sent.fetch_add(read.content.len() as u64, Relaxed);
+        Ok((Reply::Files { sizes }, read.content))
     }
 }
 
@@ -170,12 +200,12 @@ impl Handler for Seeder {
                 pending.run(self.serve_piece(&file, index, super_seed, sink)).await
             }
             Request::Files { ids } => {
-                small_files::check_count(&ids)?;
+                if ids.len() > MAX_FILES {
+                    let message = format!("request contains {} files; the limit is {MAX_FILES}", ids.len());
+                    return Err(ErrorReply::new(ErrorCode::TooLarge, message));
+                }
                 let pending = self.slots.register(peer, id)?;
-                let (reply, content) =
-                    pending.run(small_files::read(&self.library, &self.upload, ids, sink)).await?;
-                self.sent.fetch_add(content.len() as u64, Relaxed);
-                Ok((reply, content))
+                pending.run(self.serve_files(&ids, sink)).await
             }
             Request::Cancel { ids } => {
                 self.slots.cancel(peer.connection, &ids);
@@ -199,7 +229,6 @@ mod tests {
     use super::*;
     use crate::library::content::ContentStore;
     use crate::library::publish::PublishOptions;
-    use crate::library::settings::LibrarySettings;
     use enjambre_core::storage::memory::Disk;
     use enjambre_core::{ConnectionHandle, ConnectionId, Message, TransportError};
 
@@ -232,7 +261,7 @@ mod tests {
         std::fs::write(&late, [2; 900]).unwrap();
         let store = ContentStore::Database(Arc::new(Disk::new().open()));
         let index = Arc::new(Disk::new().open());
-        let library = Library::open(index, store, LibrarySettings::default()).await.unwrap();
+        let library = Library::open(index, store).await.unwrap();
         let early = library.publish(&early, PublishOptions::default(), |_| {}).await.unwrap().id;
         let no_limit = Arc::new(BandwidthLimit::new(None));
         let seeder = Seeder::new(Arc::clone(&library), no_limit);

@@ -22,10 +22,8 @@ const PER_CONNECTION: usize = 3;
 /// When to retry after `busy`.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// A connection with pending requests.
 #[derive(Debug)]
 struct Slot {
-    /// The network of the remote address.
     network: Option<IpAddr>,
     /// Permits for pieces in preparation.
     permits: Arc<Semaphore>,
@@ -33,10 +31,8 @@ struct Slot {
     requests: HashMap<RequestId, CancellationToken>,
 }
 
-/// The slots of a seeder.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Slots {
-    count: usize,
     used: Mutex<HashMap<ConnectionId, Slot>>,
 }
 
@@ -77,19 +73,13 @@ impl Drop for PendingRequest<'_> {
     }
 }
 
-impl Default for Slots {
-    fn default() -> Self {
-        Self { count: SLOTS, used: Mutex::default() }
-    }
-}
-
 impl Slots {
     /// Registers a request. Fails with `busy` if the connection has no slot and there is none for it.
     pub(super) fn register(&self, peer: &PeerInfo, id: RequestId) -> Result<PendingRequest<'_>, ErrorReply> {
         let connection = peer.connection;
         let network = peer.address.map(network_of);
         let mut used = self.used.lock();
-        if !used.contains_key(&connection) && !self.has_free_slot(&used, network) {
+        if !used.contains_key(&connection) && !has_free_slot(&used, network) {
             return Err(ErrorReply::new(ErrorCode::Busy, "no free slot").retry_after(RETRY_AFTER));
         }
         let slot = used.entry(connection).or_insert_with(|| Slot {
@@ -105,18 +95,6 @@ impl Slots {
         Ok(PendingRequest { slots: self, connection, id, cancelled, permits: Arc::clone(&slot.permits) })
     }
 
-    /// Whether there is a slot for another connection from this network.
-    fn has_free_slot(&self, used: &HashMap<ConnectionId, Slot>, network: Option<IpAddr>) -> bool {
-        let free = self.count.saturating_sub(used.len());
-        if free > self.count / 2 || network.is_none() {
-            return free > 0;
-        }
-        // One network never occupies all slots, however many connections it opens.
-        let taken = used.values().filter(|slot| slot.network == network).count();
-        free > 0 && taken < (free + taken).div_ceil(2)
-    }
-
-    /// Cancels pending requests of a connection.
     pub(super) fn cancel(&self, connection: ConnectionId, ids: &[RequestId]) {
         if let Some(slot) = self.used.lock().get(&connection) {
             for id in ids.iter().take(MAX_CANCEL) {
@@ -127,22 +105,26 @@ impl Slots {
         }
     }
 
-    /// Number of pending requests.
     pub(super) fn request_count(&self) -> u64 {
         self.used.lock().values().map(|slot| slot.requests.len() as u64).sum()
     }
+}
+
+/// Whether there is a slot for another connection from this network.
+fn has_free_slot(used: &HashMap<ConnectionId, Slot>, network: Option<IpAddr>) -> bool {
+    let free = SLOTS.saturating_sub(used.len());
+    if free > SLOTS / 2 || network.is_none() {
+        return free > 0;
+    }
+    // One network never occupies all slots, however many connections it opens.
+    let taken = used.values().filter(|slot| slot.network == network).count();
+    free > 0 && taken < (free + taken).div_ceil(2)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use enjambre_core::ConnectionHandle;
-
-    const COUNT: usize = 16;
-
-    fn slots() -> Slots {
-        Slots { count: COUNT, used: Mutex::default() }
-    }
 
     /// A connection from this address, or without an address.
     fn connection(number: u64, from: Option<u8>) -> PeerInfo {
@@ -153,13 +135,13 @@ mod tests {
 
     #[test]
     fn address_takes_half_of_free_slots() {
-        let slots = slots();
+        let slots = Slots::default();
         let mut held = Vec::new();
         let mut taken = Vec::new();
         let mut number = 0;
-        for from in [1, 2, 3, 4] {
+        for from in 1..=8 {
             let before = held.len();
-            for _ in 0..COUNT {
+            for _ in 0..SLOTS {
                 number += 1;
                 let peer = connection(number, Some(from));
                 match slots.register(&peer, RequestId(1)) {
@@ -169,21 +151,21 @@ mod tests {
             }
             taken.push(held.len() - before);
         }
-        assert_eq!(taken, [8, 4, 2, 1]);
+        assert_eq!(taken, [128, 64, 32, 16, 8, 4, 2, 1]);
         // A connection with a slot may send further requests, and the last slot is for another address.
         assert!(slots.register(&connection(1, Some(1)), RequestId(2)).is_ok());
-        let last = slots.register(&connection(1000, Some(5)), RequestId(1)).unwrap();
-        assert!(slots.register(&connection(1001, Some(6)), RequestId(1)).is_err(), "no slot is free");
+        let last = slots.register(&connection(10_000, Some(9)), RequestId(1)).unwrap();
+        assert!(slots.register(&connection(10_001, Some(10)), RequestId(1)).is_err(), "no slot is free");
         drop((held, last));
         assert!(slots.used.lock().is_empty());
     }
 
     #[test]
     fn connections_without_address_take_all_slots() {
-        let slots = slots();
+        let slots = Slots::default();
         let take = |number| slots.register(&connection(number, None), RequestId(1));
-        let held: Vec<_> = (0..COUNT as u64).map(|number| take(number).unwrap()).collect();
-        assert!(take(1000).is_err());
+        let held: Vec<_> = (0..SLOTS as u64).map(|number| take(number).unwrap()).collect();
+        assert!(take(10_000).is_err());
         drop(held);
     }
 }

@@ -12,9 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::library::file::LibraryFile;
-use enjambre_core::FileId;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
+use enjambre_core::{Bitmap, FileId, PieceIndex, PieceLayout};
 
 /// Maximum number of files whose sent pieces are tracked.
 const MAX_FILES: usize = 64;
@@ -27,7 +25,6 @@ pub(crate) struct SentPieces {
 }
 
 impl SentPieces {
-    /// Starts the first round.
     pub(crate) fn new(layout: PieceLayout) -> Self {
         Self { layout, pieces: Bitmap::empty(layout) }
     }
@@ -46,7 +43,6 @@ impl SentPieces {
         self.pieces.remove(piece);
     }
 
-    /// The sent pieces.
     pub(crate) fn pieces(&self) -> &Bitmap {
         &self.pieces
     }
@@ -56,13 +52,13 @@ type SharedPieces = Arc<Mutex<SentPieces>>;
 
 /// The sent pieces of the files that were requested with super-seeding.
 #[derive(Debug, Default)]
-pub(crate) struct SuperSeeding {
+pub(super) struct SuperSeeding {
     files: Mutex<HashMap<FileId, SharedPieces>>,
 }
 
 impl SuperSeeding {
     /// Creates the claim of one request. Only complete files are super-seeded.
-    pub(crate) fn claim(&self, file: &LibraryFile, super_seed: bool) -> PieceClaim {
+    pub(super) fn claim(&self, file: &LibraryFile, super_seed: bool) -> PieceClaim {
         let mut files = self.files.lock();
         let id = file.id();
         let mut sent = files.get(&id).cloned();
@@ -73,44 +69,42 @@ impl SuperSeeding {
             let new = Arc::new(Mutex::new(SentPieces::new(file.layout())));
             sent = Some(Arc::clone(files.entry(id).or_insert(new)));
         }
-        PieceClaim { sent, piece: Mutex::new(None) }
+        PieceClaim { sent, piece: None }
     }
 }
 
 /// A piece that one request marked as sent. Dropping the claim before [`commit`](Self::commit) undoes that.
 #[derive(Debug)]
-pub(crate) struct PieceClaim {
+pub(super) struct PieceClaim {
     sent: Option<SharedPieces>,
-    piece: Mutex<Option<PieceIndex>>,
+    piece: Option<PieceIndex>,
 }
 
 impl PieceClaim {
     /// Marks the piece as sent and returns whether to send it.
-    pub(crate) fn take(&self, piece: PieceIndex, super_seed: bool) -> bool {
+    pub(super) fn take(&mut self, piece: PieceIndex, super_seed: bool) -> bool {
         let Some(sent) = &self.sent else { return true };
         let is_new = sent.lock().insert(piece);
         if is_new {
             // A piece that another request marked stays marked.
-            *self.piece.lock() = Some(piece);
+            self.piece = Some(piece);
         }
         is_new || !super_seed
     }
 
-    /// Returns the bitmap of sent pieces.
-    pub(crate) fn sent_pieces(&self) -> Bytes {
+    pub(super) fn sent_pieces(&self) -> Bytes {
         let bytes = |sent: &SharedPieces| Bytes::copy_from_slice(sent.lock().pieces().as_bytes());
         self.sent.as_ref().map_or_else(Bytes::new, bytes)
     }
 
-    /// Keeps the piece marked as sent.
-    pub(crate) fn commit(self) {
-        *self.piece.lock() = None;
+    pub(super) fn commit(mut self) {
+        self.piece = None;
     }
 }
 
 impl Drop for PieceClaim {
     fn drop(&mut self) {
-        if let (Some(sent), Some(piece)) = (&self.sent, *self.piece.lock()) {
+        if let (Some(sent), Some(piece)) = (&self.sent, self.piece) {
             sent.lock().remove(piece);
         }
     }
@@ -140,16 +134,16 @@ mod tests {
         let layout = PieceLayout::new(3 * 256 * 1024).unwrap();
         let piece = layout.piece(0).unwrap();
         let sent = Arc::new(Mutex::new(SentPieces::new(layout)));
-        let claim = || PieceClaim { sent: Some(Arc::clone(&sent)), piece: Mutex::new(None) };
-        let first = claim();
+        let claim = || PieceClaim { sent: Some(Arc::clone(&sent)), piece: None };
+        let mut first = claim();
         assert!(first.take(piece, true));
         first.commit();
-        let second = claim();
+        let mut second = claim();
         assert!(second.take(piece, false));
         // Dropped before the piece was sent.
         drop(second);
         assert!(!claim().take(piece, true));
-        let third = claim();
+        let mut third = claim();
         assert!(third.take(layout.piece(1).unwrap(), true));
         drop(third);
         assert_eq!(sent.lock().pieces().count(), 1);

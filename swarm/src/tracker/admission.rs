@@ -20,23 +20,23 @@ use crate::membership::credentials::revocations::Revocations;
 use crate::membership::per_connection::PerConnection;
 use crate::membership::refusal::Refusal;
 use crate::membership::verifier::Verifier;
+use crate::rate_limit::gcra::RateLimit;
 use crate::rate_limit::per_address::AddressRateLimit;
-use enjambre_core::model::membership::{LIFE_MS, Rights, SKEW_MS, SignedMembership};
+use enjambre_core::model::membership::{LIFE, Rights, SKEW, SignedMembership};
 use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MembershipState, Reply};
 use enjambre_core::runtime::clock::Clock;
-use enjambre_core::{PeerId, PeerInfo};
+use enjambre_core::{PeerId, PeerInfo, UnixMillis};
 
 /// The time between two sweeps for expired invitations and revocations.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
-/// The remaining validity below which a membership is renewed, in milliseconds.
-const RENEW_BELOW_MS: u64 = LIFE_MS / 2;
-/// The time that a refusal is cached, in milliseconds.
-const REFUSAL_TTL_MS: u64 = 1000;
-/// The limit of failed join attempts per address: a burst, and the milliseconds until one more is allowed.
-const FAILED_JOINS: u64 = 10;
-const FAILED_JOIN_MS: u64 = 10_000;
+/// The remaining validity below which a membership is renewed.
+const RENEW_BELOW: Duration = Duration::from_secs(LIFE.as_secs() / 2);
+/// The time that a refusal is cached.
+const REFUSAL_TTL: Duration = Duration::from_secs(1);
+/// The limit of failed join attempts per address: a burst, and the time until one more is allowed.
+const FAILED_JOINS: RateLimit = RateLimit { burst: 10, interval: Duration::from_secs(10) };
 
 /// The revocation list, and its signed pages.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ pub struct Admission {
     clock: Arc<dyn Clock>,
     admitted: AdmittedPeers,
     /// The time and reason of the last refusal on each connection.
-    refused: Mutex<PerConnection<(u64, Refusal)>>,
+    refused: Mutex<PerConnection<(UnixMillis, Refusal)>>,
     list: RwLock<RevocationList>,
     /// The version of an outdated list in the database that was logged.
     outdated_version: AtomicU64,
@@ -81,7 +81,7 @@ impl Admission {
             refused: Mutex::default(),
             list: RwLock::default(),
             outdated_version: AtomicU64::new(u64::MAX),
-            failed_joins: AddressRateLimit::new(FAILED_JOIN_MS, FAILED_JOINS),
+            failed_joins: AddressRateLimit::new(FAILED_JOINS),
         };
         admission.refresh().await?;
         Ok(admission)
@@ -94,7 +94,7 @@ impl Admission {
 
     /// Signs a membership for the tracker itself, which stores replicas like a peer.
     pub fn own_membership(&self) -> SignedMembership {
-        self.authority.admit(self.me, Rights::Full, self.clock.now_ms())
+        self.authority.admit(self.me, Rights::Full, self.clock.now())
     }
 
     /// Polls for revocations at this interval and sweeps expired entries, until the shutdown.
@@ -112,7 +112,7 @@ impl Admission {
             let mut ticks = ticker(SWEEP_INTERVAL);
             loop {
                 ticks.tick().await;
-                let now = self.clock.now_ms();
+                let now = self.clock.now();
                 let swept = async {
                     self.catalogue.sweep_invitations(now).await?;
                     self.catalogue.sweep_revocations(now).await
@@ -143,7 +143,7 @@ impl Admission {
             }
             return Ok(());
         }
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         let mut revocations = self.catalogue.revocations(now).await?;
         // A restored database lacks the revocations since its backup.
         revocations.merge(&self.list.read().revocations, now);
@@ -175,7 +175,7 @@ impl Admission {
 
     /// Returns the peer that was admitted on a connection.
     pub fn admitted(&self, peer: &PeerInfo) -> Option<Arc<AdmittedPeer>> {
-        self.admitted.get(peer.connection, self.clock.now_ms())
+        self.admitted.get(peer.connection, self.clock.now())
     }
 
     /// Looks the peer of a connection up in the database and admits it.
@@ -185,7 +185,7 @@ impl Admission {
     pub async fn admit(&self, peer: &PeerInfo) -> Result<Arc<AdmittedPeer>, ErrorReply> {
         let id = peer.identity.ok_or(Refusal::NoIdentity)?;
         let rights = self.cached_rights(peer, &id).await??;
-        self.admit_for(peer, id, rights, LIFE_MS)
+        self.admit_for(peer, id, rights, self.clock.now() + LIFE)
     }
 
     /// Admits a peer that presents a membership, and replies with the membership of this tracker. Only the other trackers of the
@@ -198,12 +198,11 @@ impl Admission {
         if self.admitted(peer).is_none() {
             // The database has precedence, because it contains all revocations, however old.
             match self.cached_rights(peer, &id).await? {
-                Ok(rights) => self.admit_for(peer, id, rights, LIFE_MS)?,
+                Ok(rights) => self.admit_for(peer, id, rights, self.clock.now() + LIFE)?,
                 Err(Refusal::NotAMember(_)) => {
-                    let now = self.clock.now_ms();
+                    let now = self.clock.now();
                     let membership = self.verifier.verify_limited(peer, signed, id, now)?;
-                    let left = membership.until.saturating_add(SKEW_MS).saturating_sub(now);
-                    self.admit_for(peer, id, membership.rights, left)?
+                    self.admit_for(peer, id, membership.rights, membership.until + SKEW)?
                 }
                 Err(refusal) => return Err(refusal.into()),
             };
@@ -216,9 +215,8 @@ impl Admission {
         peer: &PeerInfo,
         id: PeerId,
         rights: Rights,
-        millis: u64,
+        until: UnixMillis,
     ) -> Result<Arc<AdmittedPeer>, ErrorReply> {
-        let until = self.clock.now_ms().saturating_add(millis);
         Ok(self.admitted.admit(peer, id, rights, until, |id| self.is_revoked(id))?)
     }
 
@@ -228,10 +226,10 @@ impl Admission {
         peer: &PeerInfo,
         id: &PeerId,
     ) -> Result<Result<Rights, Refusal>, CatalogueError> {
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         let refused = self.refused.lock().get(peer.connection).copied();
         if let Some((at, refusal)) = refused
-            && now.checked_sub(at).is_some_and(|age| age < REFUSAL_TTL_MS)
+            && now.checked_since(at).is_some_and(|age| age < REFUSAL_TTL)
         {
             return Ok(Err(refusal));
         }
@@ -257,10 +255,10 @@ impl Admission {
     /// Makes a peer that has the secret of an invitation a member.
     pub async fn join(&self, secret: &Secret, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
         let id = peer.identity.ok_or(Refusal::NoIdentity)?;
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         let busy = |wait| {
             ErrorReply::new(ErrorCode::Busy, "too many failed join attempts from this address")
-                .retry_after(Duration::from_millis(wait))
+                .retry_after(wait)
         };
         self.failed_joins.peek(peer.address, now).map_err(busy)?;
         let member = match self.catalogue.join(id, secret.hash(), now).await {
@@ -277,7 +275,7 @@ impl Admission {
             // A member that tries another secret may be guessing.
             self.failed_joins.take(peer.address, now).map_err(busy)?;
         }
-        self.admit_for(peer, id, member.rights, LIFE_MS)?;
+        self.admit_for(peer, id, member.rights, now + LIFE)?;
         // The other connections of the peer are no longer refused either.
         self.refused.lock().retain(|_, (_, refusal)| *refusal != Refusal::NotAMember(id));
         tracing::info!(peer = %id, rights = %member.rights, "peer joined");
@@ -287,13 +285,13 @@ impl Admission {
     /// Signs a membership for a member, with its current rights in the database.
     pub async fn membership(&self, peer: &PeerId) -> Result<SignedMembership, ErrorReply> {
         let rights = self.rights(peer).await??;
-        Ok(self.authority.admit(*peer, rights, self.clock.now_ms()))
+        Ok(self.authority.admit(*peer, rights, self.clock.now()))
     }
 
     /// Returns the changes since the membership state `known` of a peer: a membership if the current one expires soon, and the
     /// next revocation page.
     pub async fn renew(&self, peer: &PeerId, known: MembershipState) -> Result<Reply, ErrorReply> {
-        let soon = self.clock.now_ms().saturating_add(RENEW_BELOW_MS);
+        let soon = self.clock.now() + RENEW_BELOW;
         let membership = if known.expires_ms < soon { Some(self.membership(peer).await?) } else { None };
         let list = self.list.read();
         let mut newer = list.pages.iter().filter(|(version, _)| *version > known.revocations);

@@ -1,4 +1,4 @@
-//! The claims to one file in as little memory as possible: the look-up cache has more of these than of anything else.
+//! The claims to one file in as little memory as possible: the lookup cache has more of these than of anything else.
 
 use crate::catalogue::layout::{Claim, PeerNumber};
 

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use crate::catalogue::layout::{Claim, LeaseRecord, PeerNumber};
-use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::lookup::{EncodedPeer, ProvidersReply};
+use enjambre_core::{SessionId, UnixMillis};
 
 /// The number of cached peers.
 const CAPACITY: usize = 16_384;
@@ -14,7 +14,7 @@ const CAPACITY: usize = 16_384;
 #[derive(Debug)]
 struct Entry {
     session: SessionId,
-    began: u64,
+    began: UnixMillis,
     encoded: EncodedPeer,
 }
 

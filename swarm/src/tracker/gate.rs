@@ -10,8 +10,7 @@ use enjambre_core::model::membership::Rights;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
-use enjambre_core::transport::envelope::EncodedRequest;
-use enjambre_core::{PeerInfo, ReplySink, RequestId};
+use enjambre_core::{EncodedRequest, PeerInfo, ReplySink, RequestId};
 
 /// Passes requests of members to another handler. Non-members can only query the catalogue's id, `join` and `authorize`.
 #[expect(missing_debug_implementations, reason = "it contains a handler")]

@@ -1,10 +1,11 @@
-//! A cache of recent look-ups in bounded memory, with replies that are encoded already.
+//! A cache of recent lookups in bounded memory, with replies that are encoded already.
 //!
 //! The cache listens to the writes of this tracker and updates or removes the affected entries before a write is acknowledged.
 //! Only hits are cached, never the absence of a file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,12 +18,11 @@ use crate::catalogue::layout::{Claim, FileEntry, PeerNumber, VersionRecord};
 use crate::catalogue::peers::AlivePeers;
 use crate::catalogue::providers::MAX_COUNTED;
 use crate::catalogue::read_cache::ReadCache;
-use enjambre_core::FileId;
-use enjambre_core::model::name::Name;
 use enjambre_core::protocol::codec;
 use enjambre_core::protocol::lookup::ProvidersReply;
 use enjambre_core::protocol::message::{MAX_PROVIDERS, Reply};
 use enjambre_core::runtime;
+use enjambre_core::{FileId, Name, UnixMillis};
 
 /// The memory of an entry in addition to its name and claims.
 pub(super) const ENTRY_BYTES: usize = 400;
@@ -35,7 +35,7 @@ pub struct Answers {
     /// The reply to `find` by the id, see [`codec::encode_body`].
     pub found: Bytes,
     /// The time until which they are valid without further events.
-    until: u64,
+    until: UnixMillis,
     basis: Basis,
 }
 
@@ -106,8 +106,8 @@ pub(super) struct LookupCache {
 }
 
 impl LookupCache {
-    /// A cache of at most `bytes` bytes, whose entries are valid for `ttl` milliseconds.
-    pub(super) fn new(bytes: usize, ttl: u64) -> Self {
+    /// A cache of at most `bytes` bytes, whose entries are valid for `ttl`.
+    pub(super) fn new(bytes: usize, ttl: Duration) -> Self {
         Self {
             names: ReadCache::new(bytes / 7, ENTRY_BYTES, ttl),
             files: ReadCache::new(bytes / 7 * 6, 2 * ENTRY_BYTES, ttl),
@@ -117,12 +117,12 @@ impl LookupCache {
     }
 
     /// Returns the answers about the file, if they are valid.
-    pub(super) fn answers(&self, file: &CachedFile, now: u64) -> Option<Arc<Answers>> {
+    pub(super) fn answers(&self, file: &CachedFile, now: UnixMillis) -> Option<Arc<Answers>> {
         let state = file.state.lock();
         self.valid(&state, now).cloned()
     }
 
-    fn valid<'a>(&self, state: &'a FileState, now: u64) -> Option<&'a Arc<Answers>> {
+    fn valid<'a>(&self, state: &'a FileState, now: UnixMillis) -> Option<&'a Arc<Answers>> {
         let answers = state.answers.as_ref()?;
         let same = answers.basis.liveness == self.liveness.load(Ordering::SeqCst);
         (same && now < answers.until).then_some(answers)
@@ -156,7 +156,7 @@ impl LookupCache {
         &self,
         file: &CachedFile,
         is_local: bool,
-        now: u64,
+        now: UnixMillis,
     ) -> Option<ProvidersReply> {
         let chosen: Vec<_> = {
             let state = file.state.lock();
@@ -188,7 +188,7 @@ impl ChangeListener for LookupCache {
         self.files.touch(id);
         let Some(file) = self.files.get_any(id) else { return };
         if !file.set_claim(peer, claim) {
-            // The next look-up reads it again, with a larger capacity.
+            // The next lookup reads it again, with a larger capacity.
             self.files.remove(id);
         }
     }

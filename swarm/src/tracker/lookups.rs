@@ -1,4 +1,4 @@
-//! Look-ups in a catalogue through a cache.
+//! Lookups in a catalogue through a cache.
 
 use std::sync::Arc;
 
@@ -11,16 +11,15 @@ use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{Claim, FileEntry, LeaseRecord, VersionRecord};
 use crate::catalogue::list::ListPage;
 use crate::catalogue::names::{Query, not_found};
-use enjambre_core::model::record::{FileRecord, Provider};
 use enjambre_core::protocol::lookup::{CLAIM_BYTES, EncodedPeer, MAX_PROVIDER_BYTES, ProvidersReply};
 use enjambre_core::protocol::message::MAX_PROVIDERS;
 use enjambre_core::runtime;
-use enjambre_core::{FileId, StorageError};
+use enjambre_core::{FileId, FileRecord, Provider, StorageError, UnixMillis};
 
 /// The number of claims for which answers are renewed without a task of their own, while other requests wait.
 const MAX_RENEWED: usize = 512;
 
-/// Look-ups in a catalogue. The `cached_` methods answer from memory alone; the others read the database if necessary, and
+/// Lookups in a catalogue. The `cached_` methods answer from memory alone; the others read the database if necessary, and
 /// cache the result.
 #[derive(Debug)]
 pub struct Lookups {
@@ -29,7 +28,7 @@ pub struct Lookups {
 }
 
 impl Lookups {
-    /// Look-ups with a cache of at most `cache_bytes` bytes.
+    /// Lookups with a cache of at most `cache_bytes` bytes.
     pub fn new(catalogue: Arc<Catalogue>, cache_bytes: usize) -> Self {
         let cache = Arc::new(LookupCache::new(cache_bytes, catalogue.rules().cache_ttl));
         let listener: Arc<dyn ChangeListener> = cache.clone();
@@ -38,7 +37,7 @@ impl Lookups {
     }
 
     /// As [`Catalogue::find`].
-    pub async fn find(&self, query: &str, now: u64) -> Result<FileRecord, CatalogueError> {
+    pub async fn find(&self, query: &str, now: UnixMillis) -> Result<FileRecord, CatalogueError> {
         let name = match Query::parse(query)? {
             Query::Id(id) => return self.file(&id, now).await?.ok_or_else(|| not_found(query)),
             // Prefixes are typed by people and rare.
@@ -67,7 +66,7 @@ impl Lookups {
 
     /// Returns the answers to a query by name or id, or `None` if the database has to be read, or if the reply differs from
     /// [`Answers::found`].
-    pub fn cached_find(&self, query: &str, now: u64) -> Option<Arc<Answers>> {
+    pub fn cached_find(&self, query: &str, now: UnixMillis) -> Option<Arc<Answers>> {
         if query.len() == 64
             && let Ok(id) = query.parse()
         {
@@ -86,7 +85,7 @@ impl Lookups {
     }
 
     /// As [`Catalogue::file`].
-    pub async fn file(&self, id: &FileId, now: u64) -> Result<Option<FileRecord>, CatalogueError> {
+    pub async fn file(&self, id: &FileId, now: UnixMillis) -> Result<Option<FileRecord>, CatalogueError> {
         let Some(file) = self.load(id, now).await? else { return Ok(None) };
         let providers = self.count_providers(&file, now).await?;
         Ok(Some(file.entry.clone().with_id(*id, providers)))
@@ -98,7 +97,7 @@ impl Lookups {
         pattern: &str,
         cursor: Option<&[u8]>,
         limit: usize,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<ListPage, CatalogueError> {
         let known_count = |id: &FileId| Some(self.cached_answers(id, now)?.count);
         self.catalogue.list(pattern, cursor, limit, now, known_count).await
@@ -111,7 +110,7 @@ impl Lookups {
         &self,
         id: &FileId,
         is_local: bool,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<Option<Vec<Provider>>, CatalogueError> {
         let Some(file) = self.load(id, now).await? else { return Ok(None) };
         let (mut alive, _) = self.alive_claims(&file, now).await?;
@@ -130,7 +129,7 @@ impl Lookups {
     }
 
     /// As [`Lookups::providers`], encoded, or `None` if the database has to be read.
-    pub fn cached_providers(&self, id: &FileId, is_local: bool, now: u64) -> Option<ProvidersReply> {
+    pub fn cached_providers(&self, id: &FileId, is_local: bool, now: UnixMillis) -> Option<ProvidersReply> {
         let file = self.cache.files.get(id, now)?;
         self.cache.choose_providers(&file, is_local, now).or_else(|| {
             self.renew_answers(&file, now)?;
@@ -139,16 +138,16 @@ impl Lookups {
     }
 
     /// Returns the answers about a cached file.
-    pub(super) fn cached_answers(&self, id: &FileId, now: u64) -> Option<Arc<Answers>> {
+    pub(super) fn cached_answers(&self, id: &FileId, now: UnixMillis) -> Option<Arc<Answers>> {
         self.answers(&*self.cache.files.get(id, now)?, now)
     }
 
-    fn answers(&self, file: &CachedFile, now: u64) -> Option<Arc<Answers>> {
+    fn answers(&self, file: &CachedFile, now: UnixMillis) -> Option<Arc<Answers>> {
         self.cache.answers(file, now).or_else(|| self.renew_answers(file, now))
     }
 
     /// Renews void answers, if all necessary leases are cached and the claims are not too many.
-    fn renew_answers(&self, file: &CachedFile, now: u64) -> Option<Arc<Answers>> {
+    fn renew_answers(&self, file: &CachedFile, now: UnixMillis) -> Option<Arc<Answers>> {
         if file.claims() > MAX_RENEWED {
             return None;
         }
@@ -165,7 +164,7 @@ impl Lookups {
         self.cache.weight()
     }
 
-    async fn count_providers(&self, file: &CachedFile, now: u64) -> Result<u32, CatalogueError> {
+    async fn count_providers(&self, file: &CachedFile, now: UnixMillis) -> Result<u32, CatalogueError> {
         match self.answers(file, now) {
             Some(answers) => Ok(answers.count),
             None => Ok(self.alive_claims(file, now).await?.1),
@@ -173,7 +172,7 @@ impl Lookups {
     }
 
     /// Returns the file from the cache or the database. `None` if the catalogue does not have it.
-    async fn load(&self, id: &FileId, now: u64) -> Result<Option<Arc<CachedFile>>, StorageError> {
+    async fn load(&self, id: &FileId, now: UnixMillis) -> Result<Option<Arc<CachedFile>>, StorageError> {
         if let Some(file) = self.cache.files.get(id, now) {
             return Ok(Some(file));
         }
@@ -188,7 +187,7 @@ impl Lookups {
     async fn alive_claims(
         &self,
         file: &CachedFile,
-        now: u64,
+        now: UnixMillis,
     ) -> Result<(Vec<(Claim, Arc<LeaseRecord>)>, u32), StorageError> {
         // The basis is taken first, so that any later change makes the answers void.
         let (claims, basis) = self.cache.claims(file);

@@ -4,10 +4,9 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 
-use crate::catalogue::pins::Pin;
-use enjambre_core::FileId;
-use enjambre_core::model::record::FileRecord;
+use crate::catalogue::layout::PinRecord;
 use enjambre_core::protocol::error::ErrorReply;
+use enjambre_core::{FileId, FileRecord};
 
 /// Fetches and stores pinned files.
 ///
@@ -21,7 +20,7 @@ pub trait PinStore: Debug + Send + Sync + 'static {
 
     /// Starts or continues to fetch the file in the background. Returns the number of bytes stored so far, without waiting.
     /// May be called repeatedly.
-    async fn keep(&self, file: &FileRecord, pin: Pin) -> Result<u64, ErrorReply>;
+    async fn keep(&self, file: &FileRecord, pin: PinRecord) -> Result<u64, ErrorReply>;
 
     /// Stops fetching the file, and deletes the replica unless another pin needs it.
     async fn discard(&self, id: &FileId) -> Result<(), ErrorReply>;

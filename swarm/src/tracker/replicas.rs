@@ -18,28 +18,24 @@ use tokio_util::task::TaskTracker;
 use super::pin_store::PinStore;
 use crate::catalogue::Catalogue;
 use crate::catalogue::error::CatalogueError;
-use crate::catalogue::pins::Pin;
+use crate::catalogue::layout::PinRecord;
 use crate::download::DownloadError;
 use crate::download::downloader::Downloader;
 use crate::download::get::{GetRequest, get};
-use crate::download::progress::Progress;
-use crate::download::provider::ProviderSource;
-use crate::download::request::DownloadRequest;
-use crate::library::entry::Entry;
+use crate::download::request::{DownloadRequest, Progress};
+use crate::library::entry::{Entry, NewFile};
 use crate::library::error::LibraryError;
 use crate::library::library::Library;
 use crate::library::output::Destination;
 use crate::membership::members::Members;
 use crate::peer::announcer::Announcer;
-use crate::peer::offers::{LibraryOffers, TrackerProviders};
+use crate::peer::offers::LibraryOffers;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::record::{FileKind, FileRecord};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::inspect::with_causes;
-use enjambre_core::{Endpoint, FileId};
+use enjambre_core::{Endpoint, FileId, FileKind, FileRecord, KeyPair};
 
 /// Maximum number of files that are fetched in parallel.
 const MAX_DOWNLOADS: usize = 4;
@@ -72,7 +68,6 @@ pub struct ReplicaParts {
 pub struct ReplicaStore {
     parts: ReplicaParts,
     quota: u64,
-    providers: Arc<TrackerProviders>,
     presence: Mutex<Option<Arc<Presence>>>,
     fetches: Mutex<HashMap<FileId, Fetch>>,
     download_slots: Arc<Semaphore>,
@@ -89,21 +84,11 @@ struct Fetch {
     refusal: Option<ErrorReply>,
 }
 
-/// The result of an attempt to fetch a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Attempt {
-    /// The replica is complete, or the pin was removed.
-    Done,
-    /// The attempt failed and is repeated.
-    Retry,
-}
-
 impl ReplicaStore {
     /// Creates a store that reserves at most `quota` bytes.
     pub fn new(parts: ReplicaParts, quota: u64) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             quota,
-            providers: Arc::new(TrackerProviders(Arc::clone(&parts.trackers))),
             parts,
             presence: Mutex::default(),
             fetches: Mutex::default(),
@@ -122,8 +107,7 @@ impl ReplicaStore {
     pub fn start(self: &Arc<Self>) {
         let source = Arc::new(LibraryOffers::new(Arc::clone(self.library()), true));
         let ReplicaParts { members, key, endpoints, trackers, .. } = &self.parts;
-        let presence =
-            Presence::start_with_members(members.clone(), key.clone(), endpoints.clone(), trackers, source);
+        let presence = Presence::start(members.clone(), key.clone(), endpoints.clone(), trackers, source);
         let presence = Arc::new(presence);
         let announcer = Announcer::new(Arc::clone(self.library()), Arc::clone(&presence));
         *self.presence.lock() = Some(presence);
@@ -155,9 +139,9 @@ impl ReplicaStore {
             match self.parts.catalogue.pins(after.as_ref()).await {
                 Ok(pins) => {
                     let Some(last) = pins.last() else { return };
-                    after = Some(last.id);
-                    for pin in pins {
-                        self.resume_pin(&pin).await;
+                    after = Some(last.0);
+                    for (id, pin) in pins {
+                        self.resume_pin(id, &pin).await;
                     }
                 }
                 Err(error) => {
@@ -180,16 +164,16 @@ impl ReplicaStore {
         }
     }
 
-    async fn resume_pin(&self, pin: &Pin) {
+    async fn resume_pin(&self, id: FileId, pin: &PinRecord) {
         if pin.complete {
-            if self.is_complete(&pin.id).await {
+            if self.is_complete(&id).await {
                 return;
             }
-            if let Err(error) = self.parts.catalogue.set_complete(&pin.id, false).await {
-                tracing::warn!(id = %pin.id, %error, "marking a replica as incomplete failed");
+            if let Err(error) = self.parts.catalogue.set_complete(&id, false).await {
+                tracing::warn!(%id, %error, "marking a replica as incomplete failed");
             }
         }
-        while !self.start_fetch(pin.id) {
+        while !self.start_fetch(id) {
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
@@ -261,34 +245,36 @@ impl ReplicaStore {
 
     /// Fetches a file and retries without limit. Fails if the file cannot be stored.
     async fn fetch(&self, id: &FileId) -> Result<(), ErrorReply> {
-        while self.try_fetch(id).await? == Attempt::Retry {
+        while !self.try_fetch(id).await? {
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
         Ok(())
     }
 
-    async fn try_fetch(&self, id: &FileId) -> Result<Attempt, ErrorReply> {
+    /// Returns whether the replica is complete or the pin was removed.
+    async fn try_fetch(&self, id: &FileId) -> Result<bool, ErrorReply> {
         // Read in each attempt: a later publication may correct the size.
-        let file = match self.parts.catalogue.file(id, self.parts.clock.now_ms()).await {
+        let file = match self.parts.catalogue.file(id, self.parts.clock.now()).await {
             Ok(Some(file)) => file,
             Ok(None) => {
                 return Err(ErrorReply::new(ErrorCode::NotFound, "file is no longer offered by any peer"));
             }
             Err(error) => {
                 tracing::warn!(%id, %error, "looking up a pinned file failed; will retry");
-                return Ok(Attempt::Retry);
+                return Ok(false);
             }
         };
         // A file without providers must not occupy a download slot.
         if !self.is_complete(id).await && !self.has_provider(id).await {
-            return Ok(Attempt::Retry);
+            return Ok(false);
         }
-        let Ok(_slot) = self.download_slots.acquire().await else { return Ok(Attempt::Retry) };
+        let Ok(_slot) = self.download_slots.acquire().await else { return Ok(false) };
         if file.kind == FileKind::File && !self.reserve(id, file.size).await? {
-            return Ok(Attempt::Done);
+            return Ok(true);
         }
         if let Err(error) = self.download(&file).await {
-            return Ok(retry_download(&file, &error));
+            warn_download(&file, &error);
+            return Ok(false);
         }
         if file.kind == FileKind::Collection {
             let members = match self.library().collection(id).await {
@@ -296,11 +282,12 @@ impl ReplicaStore {
                 Err(error) => return Err(ErrorReply::new(ErrorCode::Malformed, error.to_string())),
             };
             if !self.reserve(id, file.size.saturating_add(members)).await? {
-                return Ok(Attempt::Done);
+                return Ok(true);
             }
         }
         if let Err(error) = self.download_members(&file).await {
-            return Ok(retry_download(&file, &error));
+            warn_download(&file, &error);
+            return Ok(false);
         }
         match self.parts.catalogue.set_complete(id, true).await {
             Ok(true) => tracing::info!(%id, name = %file.name, "replica stored"),
@@ -308,25 +295,23 @@ impl ReplicaStore {
             Ok(false) => self.give_up(id).await,
             Err(error) => {
                 tracing::warn!(%id, %error, "marking a replica as complete failed; will retry");
-                return Ok(Attempt::Retry);
+                return Ok(false);
             }
         }
-        Ok(Attempt::Done)
+        Ok(true)
     }
 
     /// Downloads a file or the list of a collection.
     async fn download(&self, file: &FileRecord) -> Result<(), Arc<DownloadError>> {
         let request = DownloadRequest {
             id: file.id,
-            name: Some(file.name.clone()),
-            kind: file.kind,
-            member_of: None,
-            claimed_size: Some(file.size),
+            file: NewFile { name: Some(file.name.clone()), kind: file.kind, member_of: None },
+            claimed_size: file.size,
             // Only the reserved space may be used.
             proven_size: Some(file.size),
             destination: Destination::Library,
             announced_as: file.id,
-            providers: Arc::clone(&self.providers) as _,
+            providers: Arc::clone(&self.parts.trackers) as _,
         };
         self.parts.downloader.get(request).wait().await
     }
@@ -343,14 +328,14 @@ impl ReplicaStore {
             durable: true,
         };
         let (progress, _updates) = watch::channel(Progress::default());
-        let providers = Arc::clone(&self.providers) as _;
+        let providers = Arc::clone(&self.parts.trackers) as _;
         get(&self.parts.downloader, &request, providers, &progress).await.map(drop)
     }
 
     /// Whether another peer offers the file.
     async fn has_provider(&self, id: &FileId) -> bool {
         let me = self.parts.key.peer_id();
-        let providers = self.providers.providers(id).await;
+        let providers = self.parts.trackers.providers(id).await;
         providers.is_ok_and(|providers| providers.iter().any(|provider| provider.peer != me))
     }
 
@@ -399,10 +384,9 @@ impl ReplicaStore {
     }
 }
 
-fn retry_download(file: &FileRecord, error: &DownloadError) -> Attempt {
+fn warn_download(file: &FileRecord, error: &DownloadError) {
     let error = with_causes(error);
     tracing::warn!(id = %file.id, name = %file.name, error, "fetching a replica failed; will retry");
-    Attempt::Retry
 }
 
 #[async_trait]
@@ -411,7 +395,7 @@ impl PinStore for ReplicaStore {
         self.quota
     }
 
-    async fn keep(&self, file: &FileRecord, pin: Pin) -> Result<u64, ErrorReply> {
+    async fn keep(&self, file: &FileRecord, pin: PinRecord) -> Result<u64, ErrorReply> {
         let refusal = {
             let mut fetches = self.fetches.lock();
             let is_refused = fetches.get(&file.id).is_some_and(|fetch| fetch.refusal.is_some());

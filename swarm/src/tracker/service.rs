@@ -12,14 +12,14 @@ use tokio_util::sync::CancellationToken;
 use super::lookups::Lookups;
 use super::nonce::Nonces;
 use super::pin_store::PinStore;
-use super::settings::{TrackerSettings, millis};
+use super::settings::TrackerSettings;
 use super::ticker::ticker;
 use crate::catalogue::list::ListPage;
 use crate::catalogue::peers::Session;
 use crate::catalogue::{Catalogue, Task};
+use crate::rate_limit::gcra::RateLimit;
 use crate::rate_limit::per_address::AddressRateLimit;
-use enjambre_core::model::record::Publication;
-use enjambre_core::model::session::SessionId;
+use enjambre_core::model::time::millis;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::lookup::{self, Lookup};
 use enjambre_core::protocol::message::{
@@ -28,16 +28,16 @@ use enjambre_core::protocol::message::{
 };
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::Clock;
-use enjambre_core::transport::envelope::EncodedRequest;
-use enjambre_core::{Endpoint, FileId, PeerInfo, ReplySink, RequestId};
+use enjambre_core::{
+    EncodedRequest, Endpoint, FileId, PeerInfo, Publication, ReplySink, RequestId, SessionId, UnixMillis,
+};
 
 /// The time limit of the last write of renewals.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// The limit of new sessions per address: a burst, and the milliseconds until one more is allowed.
-const SESSIONS: u64 = 128;
-const SESSION_MS: u64 = 1000;
-/// The time that the count of living peers is cached for status requests, in milliseconds.
-const COUNT_TTL_MS: u64 = 1000;
+/// The limit of new sessions per address: a burst, and the time until one more is allowed.
+const SESSIONS: RateLimit = RateLimit { burst: 128, interval: Duration::from_secs(1) };
+/// The time that the count of living peers is cached for status requests.
+const COUNT_TTL: Duration = Duration::from_secs(1);
 
 /// Handles the requests of a tracker.
 #[derive(Debug)]
@@ -49,9 +49,9 @@ pub struct TrackerService {
     nonces: Nonces,
     session_limit: AddressRateLimit,
     store: Option<Arc<dyn PinStore>>,
-    started: u64,
+    started: UnixMillis,
     /// The number of living peers and the time of the count.
-    alive_peers: tokio::sync::Mutex<Option<(u64, u64)>>,
+    alive_peers: tokio::sync::Mutex<Option<(u64, UnixMillis)>>,
 }
 
 impl TrackerService {
@@ -63,7 +63,7 @@ impl TrackerService {
         clock: Arc<dyn Clock>,
         store: Option<Arc<dyn PinStore>>,
     ) -> Self {
-        let started = clock.now_ms();
+        let started = clock.now();
         let lookups = Lookups::new(Arc::clone(&catalogue), settings.lookup_cache_bytes());
         Self {
             catalogue,
@@ -71,7 +71,7 @@ impl TrackerService {
             settings,
             clock,
             nonces: Nonces::default(),
-            session_limit: AddressRateLimit::new(SESSION_MS, SESSIONS),
+            session_limit: AddressRateLimit::new(SESSIONS),
             store,
             started,
             alive_peers: tokio::sync::Mutex::default(),
@@ -91,7 +91,7 @@ impl TrackerService {
             shutdown.run_until_cancelled(self.sweep_periodically()),
             shutdown.run_until_cancelled(self.expire_periodically()),
         );
-        match timeout(LAST_FLUSH_TIMEOUT, self.catalogue.flush(self.clock.now_ms())).await {
+        match timeout(LAST_FLUSH_TIMEOUT, self.catalogue.flush(self.clock.now())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "last renewals not written"),
             Err(_) => tracing::warn!(timeout = ?LAST_FLUSH_TIMEOUT, "last renewals not written: timed out"),
@@ -102,7 +102,7 @@ impl TrackerService {
         let mut ticks = ticker(self.settings.flush_interval());
         loop {
             ticks.tick().await;
-            if let Err(error) = self.catalogue.flush(self.clock.now_ms()).await {
+            if let Err(error) = self.catalogue.flush(self.clock.now()).await {
                 tracing::warn!(%error, "renewals not written; retrying at the next interval");
             }
         }
@@ -118,7 +118,7 @@ impl TrackerService {
             if !self.take_turn(Task::Sweep, self.settings.sweep).await {
                 continue;
             }
-            match self.catalogue.sweep_peers(self.clock.now_ms()).await {
+            match self.catalogue.sweep_peers(self.clock.now()).await {
                 Ok(swept) => tracing::debug!(?swept, "peers swept"),
                 Err(error) => tracing::warn!(%error, "peer sweep failed"),
             }
@@ -138,8 +138,7 @@ impl TrackerService {
             if !self.take_turn(Task::Expire, self.settings.expiry_interval()).await {
                 continue;
             }
-            match self.catalogue.expire_files(millis(self.settings.file_retention), self.clock.now_ms()).await
-            {
+            match self.catalogue.expire_files(self.settings.file_retention, self.clock.now()).await {
                 Ok(0) => {}
                 Ok(files) => tracing::info!(files, "expired files removed"),
                 Err(error) => tracing::warn!(%error, "file expiry failed"),
@@ -149,7 +148,7 @@ impl TrackerService {
 
     /// Returns whether this tracker is to do a task that the trackers of a catalogue share.
     async fn take_turn(&self, task: Task, period: Duration) -> bool {
-        let turn = self.catalogue.take_turn(task, millis(period), self.clock.now_ms()).await;
+        let turn = self.catalogue.take_turn(task, period, self.clock.now()).await;
         turn.unwrap_or_else(|error| {
             tracing::warn!(%error, ?task, "task skipped: its schedule in the catalogue is unreadable");
             false
@@ -159,7 +158,7 @@ impl TrackerService {
     /// Returns the session with this id. On an authenticated connection the session must belong to the same peer, so that a
     /// leaked session id is useless to other peers.
     async fn session(&self, session: SessionId, peer: &PeerInfo) -> Result<Session, ErrorReply> {
-        let session = self.catalogue.authorize(session, self.clock.now_ms()).await?;
+        let session = self.catalogue.authorize(session, self.clock.now()).await?;
         if peer.identity.is_some_and(|identity| identity != session.peer) {
             return Err(unauthorized("the session belongs to another key than the connection"));
         }
@@ -167,7 +166,7 @@ impl TrackerService {
     }
 
     async fn open_session(&self, proof: Option<SessionProof>, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         let catalogue = self.catalogue.id();
         let nonce = self.nonces.issue(peer.connection, now);
         let Some(proof) = proof else { return Ok(Reply::OpenSession { catalogue, nonce, grant: None }) };
@@ -188,7 +187,7 @@ impl TrackerService {
         let endpoints = resolve_endpoints(proof.endpoints, peer.address)?;
         self.session_limit.take(peer.address, now).map_err(|wait| {
             let busy = ErrorReply::new(ErrorCode::Busy, "too many new sessions from this address");
-            busy.retry_after(Duration::from_millis(wait))
+            busy.retry_after(wait)
         })?;
         let session = self.catalogue.open_session(id, endpoints.clone(), now).await?;
         tracing::debug!(peer = %id.short(), ?endpoints, "session opened");
@@ -198,7 +197,7 @@ impl TrackerService {
     }
 
     async fn providers(&self, id: FileId, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         let Some(providers) = self.lookups.providers(&id, is_local(peer), now).await? else {
             return Err(not_in_catalogue(&id));
         };
@@ -207,11 +206,12 @@ impl TrackerService {
 
     async fn pin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
         let store = self.store()?;
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         let file = self.lookups.file(&id, now).await?.ok_or_else(|| not_in_catalogue(&id))?;
         let pin = self.catalogue.pin(id, file.size, store.quota(), by.peer, now).await?;
+        let complete = pin.complete;
         let stored = store.keep(&file, pin).await?;
-        Ok(Reply::Pin { stored, complete: pin.complete })
+        Ok(Reply::Pin { stored, complete })
     }
 
     async fn unpin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
@@ -235,12 +235,12 @@ impl TrackerService {
     }
 
     async fn status(&self) -> Result<Reply, ErrorReply> {
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         let peers = {
             // Concurrent requests wait for one count.
             let mut cached = self.alive_peers.lock().await;
             match *cached {
-                Some((count, at)) if now.checked_sub(at).is_some_and(|age| age < COUNT_TTL_MS) => count,
+                Some((count, at)) if now.checked_since(at).is_some_and(|age| age < COUNT_TTL) => count,
                 _ => {
                     let count = self.catalogue.count_alive_peers(now).await?;
                     *cached = Some((count, now));
@@ -257,7 +257,7 @@ impl TrackerService {
         };
         Ok(Reply::TrackerStatus(TrackerStatus {
             program: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_ms: now.saturating_sub(self.started),
+            uptime_ms: millis(now.saturating_since(self.started)),
             files: self.catalogue.versions(),
             peers,
             store,
@@ -265,7 +265,7 @@ impl TrackerService {
     }
 
     async fn reply(&self, request: Request, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         match request {
             Request::OpenSession { proof } => self.open_session(proof, peer).await,
             Request::Publish { session, name, id, size, kind } => {
@@ -326,7 +326,7 @@ impl TrackerService {
 impl Handler for TrackerService {
     fn answer_immediately(&self, request: &EncodedRequest, peer: &PeerInfo) -> Option<Bytes> {
         let lookup = lookup::decode(request)?;
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         match lookup {
             Lookup::Find { query } => {
                 let answers = self.lookups.cached_find(query, now)?;

@@ -23,7 +23,7 @@ pub struct TrackerSettings {
     pub max_peers: u64,
     /// The maximum number of versions of names, counted in the same way. A version takes about 1 KiB of the database.
     pub max_versions: u64,
-    /// The memory in bytes for answers to look-ups without the database.
+    /// The memory in bytes for answers to lookups without the database.
     pub lookup_cache: usize,
 }
 
@@ -44,11 +44,6 @@ impl Default for TrackerSettings {
     }
 }
 
-/// A duration in whole milliseconds.
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl TrackerSettings {
     /// The time between two writes of renewals: at most a sixth of a lease.
     pub fn flush_interval(&self) -> Duration {
@@ -62,21 +57,21 @@ impl TrackerSettings {
 
     /// The rules of the catalogue.
     pub fn rules(&self) -> CatalogueRules {
-        let lease = millis(self.lease).max(1);
+        let lease = self.lease.max(Duration::from_millis(1));
         CatalogueRules {
             leases: LeaseRules {
                 lease,
-                retention: millis(self.claim_retention).max(lease),
-                settle: lease.saturating_mul(4).max(60_000),
+                retention: self.claim_retention.max(lease),
+                settle: lease.saturating_mul(4).max(Duration::from_secs(60)),
             },
-            cache_ttl: millis(self.flush_interval()).min(5000),
+            cache_ttl: self.flush_interval().min(Duration::from_secs(5)),
             max_peers: self.max_peers,
             max_versions: self.max_versions,
             file_number_cache: self.lookup_cache / 8,
         }
     }
 
-    /// The memory for cached look-ups in bytes: the rest of the cache.
+    /// The memory for cached lookups in bytes: the rest of the cache.
     pub fn lookup_cache_bytes(&self) -> usize {
         self.lookup_cache - self.lookup_cache / 8
     }

@@ -8,18 +8,17 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::error::TrackerError;
-use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::membership::SignedMembership;
-use enjambre_core::model::record::{FileRecord, Offer, Provider, Publication};
 use enjambre_core::model::secret::Secret;
-use enjambre_core::model::session::{CatalogueId, SessionId};
 use enjambre_core::protocol::client::{CallError, call, unexpected};
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::{
-    MAX_OFFERS, MembershipState, Reply, Request, SessionGrant, SessionProof, TrackerStatus,
+    MAX_OFFERS, MembershipState, Nonce, Reply, Request, SessionGrant, SessionProof, TrackerStatus,
 };
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Connection, Deadline, Endpoint, FileId, TransportError};
+use enjambre_core::{
+    CatalogueId, Connection, Deadline, Dialer, Endpoint, FileId, FileRecord, KeyPair, Offer, Provider,
+    Publication, SessionId, TransportError,
+};
 
 /// The time limit of a request.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -48,11 +47,12 @@ pub struct MembershipRenewal {
     pub more: bool,
 }
 
+/// Reads the expected reply.
 macro_rules! expect {
-    ($connection:expr, $reply:expr, $pattern:pat => $value:expr) => {
-        match $reply {
-            $pattern => Ok($value),
-            _ => Err(unexpected($connection)),
+    ($pattern:pat => $value:expr) => {
+        |reply: Reply| match reply {
+            $pattern => Some($value),
+            _ => None,
         }
     };
 }
@@ -86,13 +86,13 @@ impl TrackerClient {
     async fn call<T>(
         &self,
         request: &Request,
-        read: impl FnOnce(&dyn Connection, Reply) -> Result<T, CallError>,
+        read: impl FnOnce(Reply) -> Option<T>,
     ) -> Result<T, TrackerError> {
         let connection = self.connection().await?;
         let result = match call(&*connection, request, Deadline::Total(DEADLINE)).await {
             Ok((reply, _)) => {
                 *self.unresponsive_since.lock() = None;
-                read(&*connection, reply)
+                read(reply).ok_or_else(|| unexpected(&*connection))
             }
             Err(error) => Err(error),
         };
@@ -129,12 +129,16 @@ impl TrackerClient {
 
     /// Requests the catalogue of the tracker.
     pub async fn query_catalogue(&self) -> Result<CatalogueId, TrackerError> {
+        Ok(self.query_nonce().await?.0)
+    }
+
+    /// Requests the catalogue of the tracker and a nonce for a session.
+    async fn query_nonce(&self) -> Result<(CatalogueId, Nonce), TrackerError> {
         let request = Request::OpenSession { proof: None };
-        let catalogue = self
-            .call(&request, |at, reply| expect!(at, reply, Reply::OpenSession { catalogue, .. } => catalogue))
-            .await?;
+        let read = expect!(Reply::OpenSession { catalogue, nonce, .. } => (catalogue, nonce));
+        let (catalogue, nonce) = self.call(&request, read).await?;
         *self.catalogue.lock() = Some(catalogue);
-        Ok(catalogue)
+        Ok((catalogue, nonce))
     }
 
     /// Opens a session. Returns its catalogue and the grant.
@@ -159,23 +163,12 @@ impl TrackerClient {
         key: &KeyPair,
         endpoints: &[Endpoint],
     ) -> Result<(CatalogueId, SessionGrant), TrackerError> {
-        let first = Request::OpenSession { proof: None };
-        let (catalogue, nonce) = self
-            .call(
-                &first,
-                |at, reply| expect!(at, reply, Reply::OpenSession { catalogue, nonce, .. } => (catalogue, nonce)),
-            )
-            .await?;
+        let (catalogue, nonce) = self.query_nonce().await?;
         let signature = key.sign(&SessionProof::signed_bytes(catalogue, nonce, endpoints));
         let proof = SessionProof { key: key.public(), nonce, signature, endpoints: endpoints.to_vec() };
-        let second = Request::OpenSession { proof: Some(proof) };
-        let grant = self
-            .call(
-                &second,
-                |at, reply| expect!(at, reply, Reply::OpenSession { grant: Some(grant), .. } => grant),
-            )
-            .await?;
-        *self.catalogue.lock() = Some(catalogue);
+        let request = Request::OpenSession { proof: Some(proof) };
+        let read = expect!(Reply::OpenSession { grant: Some(grant), .. } => grant);
+        let grant = self.call(&request, read).await?;
         Ok((catalogue, grant))
     }
 
@@ -187,11 +180,7 @@ impl TrackerClient {
     ) -> Result<(u64, bool), TrackerError> {
         let Publication { name, id, size, kind } = publication.clone();
         let request = Request::Publish { session, name, id, size, kind };
-        self.call(
-            &request,
-            |at, reply| expect!(at, reply, Reply::Published { version, new } => (version, new)),
-        )
-        .await
+        self.call(&request, expect!(Reply::Published { version, new } => (version, new))).await
     }
 
     /// Announces offers, split into several requests if necessary. Returns the files that the catalogue does not contain.
@@ -199,10 +188,7 @@ impl TrackerClient {
         let mut all = Vec::new();
         for chunk in offers.chunks(MAX_OFFERS) {
             let request = Request::Announce { session, offers: chunk.to_vec() };
-            all.extend(
-                self.call(&request, |at, reply| expect!(at, reply, Reply::Announced { unknown } => unknown))
-                    .await?,
-            );
+            all.extend(self.call(&request, expect!(Reply::Announced { unknown } => unknown)).await?);
         }
         Ok(all)
     }
@@ -216,39 +202,30 @@ impl TrackerClient {
     }
 
     async fn done(&self, request: &Request) -> Result<(), TrackerError> {
-        self.call(request, |at, reply| expect!(at, reply, Reply::Done => ())).await
+        self.call(request, expect!(Reply::Done => ())).await
     }
 
-    /// Renews the lease of a session.
-    pub async fn renew(&self, session: SessionId) -> Result<(), TrackerError> {
-        self.done(&Request::Renew { session, membership: None }).await
-    }
-
-    /// As [`TrackerClient::renew`] in an invite-only swarm. Returns the changes since the state `known`.
-    pub async fn renew_membership(
+    /// Renews the lease of a session. In an invite-only swarm it returns the changes since the state `known`.
+    pub async fn renew(
         &self,
         session: SessionId,
-        known: MembershipState,
+        known: Option<MembershipState>,
     ) -> Result<MembershipRenewal, TrackerError> {
-        let request = Request::Renew { session, membership: Some(known) };
-        self.call(&request, |at, reply| match reply {
+        let request = Request::Renew { session, membership: known };
+        self.call(&request, |reply| match reply {
             Reply::Renewed { membership, revocations, more } => {
-                Ok(MembershipRenewal { membership, revocations, more })
+                Some(MembershipRenewal { membership, revocations, more })
             }
             // The tracker's swarm is open.
-            Reply::Done => Ok(MembershipRenewal::default()),
-            _ => Err(unexpected(at)),
+            Reply::Done => Some(MembershipRenewal::default()),
+            _ => None,
         })
         .await
     }
 
     /// Joins an invite-only swarm with the secret of an invitation.
     pub async fn join(&self, secret: Secret) -> Result<SignedMembership, TrackerError> {
-        self.call(
-            &Request::Join { secret },
-            |at, reply| expect!(at, reply, Reply::Joined { membership } => membership),
-        )
-        .await
+        self.call(&Request::Join { secret }, expect!(Reply::Joined { membership } => membership)).await
     }
 
     /// Ends the session.
@@ -259,11 +236,7 @@ impl TrackerClient {
     /// Pins a file at the tracker. Returns the number of bytes stored so far and whether the replica is complete.
     pub async fn pin(&self, session: SessionId, id: FileId) -> Result<(u64, bool), TrackerError> {
         let request = Request::Pin { session, id };
-        self.call(
-            &request,
-            |at, reply| expect!(at, reply, Reply::Pin { stored, complete } => (stored, complete)),
-        )
-        .await
+        self.call(&request, expect!(Reply::Pin { stored, complete } => (stored, complete))).await
     }
 
     /// Unpins a file.
@@ -274,13 +247,13 @@ impl TrackerClient {
     /// Returns the file with a name, an id or a prefix of an id.
     pub async fn find(&self, query: &str) -> Result<FileRecord, TrackerError> {
         let request = Request::Find { query: query.to_owned() };
-        self.call(&request, |at, reply| expect!(at, reply, Reply::Find { file } => file)).await
+        self.call(&request, expect!(Reply::Find { file } => file)).await
     }
 
     /// Returns the current providers of a file.
     pub async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, TrackerError> {
         let request = Request::Providers { id: *id };
-        self.call(&request, |at, reply| expect!(at, reply, Reply::Providers { providers } => providers)).await
+        self.call(&request, expect!(Reply::Providers { providers } => providers)).await
     }
 
     /// Returns a page of the catalogue and the cursor of the next one.
@@ -291,13 +264,11 @@ impl TrackerClient {
         limit: u32,
     ) -> Result<(Vec<FileRecord>, Option<Vec<u8>>), TrackerError> {
         let request = Request::List { pattern: pattern.to_owned(), cursor, limit };
-        self.call(&request, |at, reply| expect!(at, reply, Reply::List { files, cursor } => (files, cursor)))
-            .await
+        self.call(&request, expect!(Reply::List { files, cursor } => (files, cursor))).await
     }
 
     /// Returns the status of the tracker.
     pub async fn status(&self) -> Result<TrackerStatus, TrackerError> {
-        self.call(&Request::Status, |at, reply| expect!(at, reply, Reply::TrackerStatus(status) => status))
-            .await
+        self.call(&Request::Status, expect!(Reply::TrackerStatus(status) => status)).await
     }
 }

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use enjambre_core::Endpoint;
-use enjambre_core::model::record::FileRecord;
 use enjambre_core::protocol::client::CallError;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::storage::inspect::with_causes;
+use enjambre_core::{Endpoint, FileRecord, TransportError};
 
 /// A tracker that could not be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +35,7 @@ pub enum TrackerError {
         matches: Vec<FileRecord>,
     },
     /// No tracker replied.
-    #[error("no tracker is reachable{}", Reasons(reasons))]
+    #[error("{}", Reasons(reasons))]
     Unreachable {
         /// The trackers and their errors.
         reasons: Vec<UnreachableTracker>,
@@ -91,8 +90,17 @@ impl TrackerError {
 
 impl UnreachableTracker {
     /// A failed call, with the causes of the error.
-    pub fn new(endpoint: &Endpoint, error: &dyn std::error::Error) -> Self {
-        Self { endpoint: endpoint.clone(), reason: with_causes(error) }
+    fn new(endpoint: &Endpoint, error: &CallError) -> Self {
+        let reason = match error {
+            CallError::Transport(TransportError::Unreachable { source, .. }) => {
+                let cause = with_causes(&**source);
+                let is_refused = cause.ends_with("connection refused");
+                let remedy = if is_refused { "; check that it is running" } else { "" };
+                format!("cannot reach tracker {endpoint}: {cause}{remedy}")
+            }
+            error => with_causes(error),
+        };
+        Self { endpoint: endpoint.clone(), reason }
     }
 
     /// A call that timed out.
@@ -106,10 +114,10 @@ struct Reasons<'a>(&'a [UnreachableTracker]);
 impl fmt::Display for Reasons<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return f.write_str(": none is configured; set peer.trackers");
+            return f.write_str("no tracker is configured; set peer.trackers");
         }
         for (at, UnreachableTracker { reason, .. }) in self.0.iter().enumerate() {
-            write!(f, "{}{reason}", if at == 0 { ": " } else { "; " })?;
+            write!(f, "{}{reason}", if at == 0 { "" } else { "; " })?;
         }
         Ok(())
     }

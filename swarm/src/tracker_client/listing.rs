@@ -9,7 +9,7 @@ use futures::future::join_all;
 use super::client::TrackerClient;
 use super::error::{TrackerError, UnreachableTracker};
 use super::trackers::{CatalogueGroup, Trackers};
-use enjambre_core::model::record::FileRecord;
+use enjambre_core::FileRecord;
 use enjambre_core::protocol::message::MAX_LIST;
 
 #[derive(Debug)]
@@ -33,15 +33,12 @@ pub struct Listing {
 impl Trackers {
     /// Lists the files of all catalogues that match the pattern, in the order of their names.
     pub fn list(self: &Arc<Self>, pattern: &str) -> Listing {
-        Listing::new(Arc::clone(self), pattern.to_owned())
+        let pattern = pattern.to_owned();
+        Listing { trackers: Arc::clone(self), pattern, sources: None, reasons: Vec::new() }
     }
 }
 
 impl Listing {
-    const fn new(trackers: Arc<Trackers>, pattern: String) -> Self {
-        Self { trackers, pattern, sources: None, reasons: Vec::new() }
-    }
-
     /// Returns the next file, or `None` at the end. The order is by name, newest version first. A file with the same name in
     /// several catalogues is returned once.
     pub async fn next(&mut self) -> Result<Option<FileRecord>, TrackerError> {

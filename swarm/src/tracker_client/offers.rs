@@ -4,9 +4,7 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 
-use enjambre_core::model::record::{Offer, Publication};
-use enjambre_core::model::session::CatalogueId;
-use enjambre_core::{FileId, StorageError};
+use enjambre_core::{CatalogueId, FileId, Offer, Publication, StorageError};
 
 /// The acknowledgement of a publication by a catalogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,11 +15,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client::TrackerClient;
 use super::error::{TrackerError, UnreachableTracker};
-use enjambre_core::model::record::{FileRecord, Provider};
-use enjambre_core::model::session::CatalogueId;
 use enjambre_core::protocol::message::{MAX_ENDPOINTS, TrackerStatus};
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Endpoint, FileId, PeerId};
+use enjambre_core::{CatalogueId, Dialer, Endpoint, FileId, FileRecord, PeerId, Provider};
 
 /// The time for further replies after the first one.
 const STRAGGLER_TIMEOUT: Duration = Duration::from_secs(2);

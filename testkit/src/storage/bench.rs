@@ -297,7 +297,7 @@ impl<'a, B: Builder> Bench<'a, B> {
 
 /// Creates a key.
 pub(super) fn key(bytes: impl AsRef<[u8]>) -> Key {
-    Key::new(bytes.as_ref().to_vec()).expect("keys of the kit have 1 to 1024 bytes")
+    Key::new(bytes.as_ref().to_vec()).expect("keys of the suite have 1 to 1024 bytes")
 }
 
 /// Formats bytes, truncated to 24.

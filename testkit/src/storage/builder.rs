@@ -1,4 +1,4 @@
-//! The interface between a backend and the kit.
+//! The interface between a backend and the suite.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use enjambre_core::{Storage, StorageError};
 
 use super::case::Failure;
 
-/// Opens storages for the kit.
+/// Opens storages for the suite.
 pub trait Builder: Sync {
     /// The location of the data of a storage, for example a temporary directory. Dropping it deletes the data.
     type Place: Send + Sync;

@@ -1,4 +1,4 @@
-//! The cases of the kit and their outcomes.
+//! The cases of the suite and their outcomes.
 
 use std::fmt;
 use std::time::Duration;
@@ -37,7 +37,7 @@ impl fmt::Display for Group {
     }
 }
 
-/// A case of the kit: an element of [`super::CASES`] or [`super::crash::CASES`].
+/// A case of the suite: an element of [`super::CASES`] or [`super::crash::CASES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Case {

@@ -1,8 +1,8 @@
 //! A storage with injected faults, for tests of its users.
 //!
 //! Rules determine the operation, the time and the kind of a fault. Probabilities use a seeded generator, so that a run is
-//! reproducible. A fault other than a delay replaces the operation, except [`Fault::Indeterminate`] with `applied`, which
-//! follows it.
+//! reproducible. A fault replaces the operation, except delays and concurrent commits, which precede it, and
+//! [`Fault::Indeterminate`] with `applied`, which follows it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub enum Operation {
 }
 
 /// A kind of fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// [`StorageError::Backend`]; nothing is applied.
     Fail,
@@ -44,6 +44,8 @@ pub enum Fault {
     },
     /// The operation runs after this delay.
     Delay(Duration),
+    /// Another process commits this batch, then the operation runs.
+    ConcurrentCommit(Batch),
 }
 
 /// The condition of a rule.
@@ -113,38 +115,35 @@ impl FaultyStorage {
                 When::Chance(chance) => random.random::<f64>() < chance,
             };
             if applies && chosen.is_none() {
-                chosen = Some(rule.fault);
+                chosen = Some(rule.fault.clone());
             }
         }
         *count += u64::from(chosen.is_some());
         chosen
     }
 
-    /// Applies the fault of an operation other than a commit.
+    /// Chooses and applies the fault of an operation other than a commit.
     async fn inject(&self, operation: Operation) -> Result<(), StorageError> {
         match self.next(operation) {
             None => Ok(()),
-            Some(Fault::Delay(delay)) => {
-                tokio::time::sleep(delay).await;
-                Ok(())
-            }
-            Some(Fault::Unavailable) => Err(unavailable()),
-            Some(Fault::Full) => Err(full()),
-            Some(Fault::Fail | Fault::Indeterminate { .. }) => Err(fail()),
+            Some(fault) => self.apply(fault).await,
         }
     }
-}
 
-fn fail() -> StorageError {
-    StorageError::backend("run the operation", "injected fault")
-}
-
-fn full() -> StorageError {
-    StorageError::Full { source: "injected full disk".into() }
-}
-
-fn unavailable() -> StorageError {
-    StorageError::Unavailable { reason: "injected fault".to_owned() }
+    async fn apply(&self, fault: Fault) -> Result<(), StorageError> {
+        match fault {
+            Fault::Delay(delay) => tokio::time::sleep(delay).await,
+            Fault::ConcurrentCommit(batch) => self.inner.commit(batch, Durability::Buffered).await?,
+            Fault::Unavailable => {
+                return Err(StorageError::Unavailable { reason: "injected fault".to_owned() });
+            }
+            Fault::Full => return Err(StorageError::Full { source: "injected full disk".into() }),
+            Fault::Fail | Fault::Indeterminate { .. } => {
+                return Err(StorageError::backend("run the operation", "injected fault"));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -165,18 +164,15 @@ impl Storage for FaultyStorage {
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
-        let indeterminate = || StorageError::Indeterminate { source: "injected fault".into() };
         match self.next(Operation::Commit) {
             None => {}
-            Some(Fault::Fail) => return Err(fail()),
-            Some(Fault::Unavailable) => return Err(unavailable()),
-            Some(Fault::Full) => return Err(full()),
-            Some(Fault::Indeterminate { applied: false }) => return Err(indeterminate()),
-            Some(Fault::Indeterminate { applied: true }) => {
-                self.inner.commit(batch, durability).await?;
-                return Err(indeterminate());
+            Some(Fault::Indeterminate { applied }) => {
+                if applied {
+                    self.inner.commit(batch, durability).await?;
+                }
+                return Err(StorageError::Indeterminate { source: "injected fault".into() });
             }
-            Some(Fault::Delay(delay)) => tokio::time::sleep(delay).await,
+            Some(fault) => self.apply(fault).await?,
         }
         self.inner.commit(batch, durability).await
     }
@@ -210,8 +206,7 @@ mod tests {
 
     #[tokio::test]
     async fn rule_injects_its_fault() {
-        let memory = Arc::new(Memory::new());
-        let storage = FaultyStorage::new(memory.clone(), 1);
+        let storage = FaultyStorage::new(Arc::new(Memory::new()), 1);
         storage.add(Operation::Commit, When::Nth(2), Fault::Full);
         storage.add(Operation::Commit, When::Nth(3), Fault::Indeterminate { applied: true });
         storage.add(Operation::Commit, When::Nth(4), Fault::Indeterminate { applied: false });
@@ -230,10 +225,11 @@ mod tests {
                 Ok(())
             ]
         ));
-        let stored = memory.scan(SPACE, KeyRange::all(), 10).await.unwrap();
-        assert_eq!(stored.iter().map(|(_, value)| value[0]).collect::<Vec<_>>(), [1, 3, 5]);
+        storage.add(Operation::Scan, When::Nth(1), Fault::ConcurrentCommit(put(9)));
+        let stored = storage.scan(SPACE, KeyRange::all(), 10).await.unwrap();
+        assert_eq!(stored.iter().map(|(_, value)| value[0]).collect::<Vec<_>>(), [1, 3, 5, 9]);
         assert!(storage.sync().await.is_err());
-        assert_eq!(storage.faults_met(), 4);
+        assert_eq!(storage.faults_met(), 5);
     }
 
     #[tokio::test]

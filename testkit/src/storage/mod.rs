@@ -1,9 +1,9 @@
-//! The conformance kit for implementations of [`Storage`](enjambre_core::Storage).
+//! The conformance test suite for implementations of [`Storage`](enjambre_core::Storage).
 //!
 //! The test of a backend implements [`Builder`] and calls [`run_all`]. [`case`] and [`run`] run a single case. A failure states
-//! the violated requirement, the observed behaviour and the preceding operations. The kit uses the methods of `Storage`
-//! only. [`crash`] adds tests that kill processes; power failures are not simulated. `enjambre storage check` runs the same
-//! cases with a configured backend.
+//! the violated requirement, the observed behaviour and the preceding operations. The suite uses the methods of
+//! `Storage` only. [`crash`] adds tests that kill processes; power failures are not simulated. `enjambre storage check`
+//! runs the same cases with a configured backend.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -50,9 +50,10 @@ mod watchdog;
 use bench::{Bench, Violation};
 pub use builder::Builder;
 pub use case::{Case, Failure, Group, Outcome};
+use enjambre_core::StorageError;
 use runner::{BLOCKED_TIMEOUT, guard};
 
-/// The version of the kit. It is incremented when a backend that passed may fail.
+/// The version of the suite. It is incremented when a backend that passed may fail.
 pub const KIT_VERSION: u32 = 1;
 
 macro_rules! cases {
@@ -152,6 +153,21 @@ pub fn case(name: &str) -> Option<&'static Case> {
 /// Runs one of [`CASES`] with a new storage.
 pub async fn run<B: Builder>(builder: &B, case: &'static Case) -> Outcome {
     guard(builder, case, BLOCKED_TIMEOUT, async |bench| body(case, bench).await).await
+}
+
+/// Checks that an open storage locks its place: a second opening fails with `Locked`, also by the same process, and succeeds
+/// after the close. For backends whose database belongs to one process.
+///
+/// # Panics
+/// If the storage does not behave in this way.
+pub async fn expect_exclusive<B: Builder>(builder: &B) {
+    let place = builder.place();
+    let first = builder.open(&place).await.expect("the first opening");
+    let second = builder.open(&place).await;
+    assert!(matches!(second, Err(StorageError::Locked { .. })), "second opening: {second:?}");
+    first.close().await.expect("the first storage closes");
+    let third = builder.open(&place).await.expect("the opening after the close");
+    third.close().await.expect("the third storage closes");
 }
 
 /// Runs all of [`CASES`].

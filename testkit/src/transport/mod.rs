@@ -1,4 +1,4 @@
-//! The conformance kit for [`Transport`](enjambre_core::transport::Transport), and a wrapper with faults.
+//! The conformance test suite for [`Transport`](enjambre_core::transport::Transport), and a wrapper with faults.
 //!
 //! A plug-in passes an expression that creates a fresh [`Subject`] to
 //! [`transport_conformance!`](crate::transport_conformance), which defines one test for each case. The cases do not depend on
@@ -42,8 +42,9 @@ pub use limits::*;
 pub use probe::TIMEOUT;
 pub use subject::Subject;
 
-/// Defines a test for each case of the kit. Takes an expression that creates a fresh [`Subject`](crate::transport::Subject).
-/// The calling crate needs tokio with the features `macros` and `rt-multi-thread`.
+/// Defines a test for each case of the suite. Takes an expression that creates a fresh
+/// [`Subject`](crate::transport::Subject). The calling crate needs tokio with the features `macros` and
+/// `rt-multi-thread`.
 #[macro_export]
 macro_rules! transport_conformance {
     ($build:expr) => {

@@ -1,4 +1,4 @@
-//! The messages of the kit, and helpers to send, receive and answer them.
+//! The messages of the suite, and helpers to send, receive and answer them.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -8,8 +8,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
-use enjambre_core::transport::envelope::{self, EncodedRequest};
-use enjambre_core::{Connection, Deadline, Incoming, Listener, Message, RequestId, TransportError};
+use enjambre_core::transport::envelope;
+use enjambre_core::{
+    Connection, Deadline, EncodedRequest, Incoming, Listener, Message, RequestId, TransportError,
+};
 
 /// Maximum duration of a step that must complete.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -17,7 +19,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(30);
 /// A call that ends long after [`TIMEOUT`].
 pub(super) const LONG: Deadline = Deadline::Total(Duration::from_secs(2 * TIMEOUT.as_secs()));
 
-/// The request and the reply of the kit.
+/// The request and the reply of the suite.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Probe {
@@ -46,21 +48,26 @@ pub(super) fn reply(id: RequestId, number: u64, filler: usize) -> Bytes {
 
 /// The number and the number of filler bytes of a request.
 pub(super) fn read(request: &EncodedRequest) -> (u64, usize) {
-    let Probe::Probe { number, filler } = request.decode().expect("a request of the kit");
+    let Probe::Probe { number, filler } = request.decode().expect("a request of the suite");
     (number, filler.len())
 }
 
 /// The number of a reply.
 fn read_reply(header: &[u8]) -> u64 {
     let reply = envelope::parse_reply(header).expect("a reply").expect("no error");
-    let Probe::Probe { number, .. } = envelope::decode(&reply).expect("a reply of the kit");
+    let Probe::Probe { number, .. } = envelope::decode(&reply).expect("a reply of the suite");
     number
 }
 
 pub(super) fn payload(number: u64, size: usize) -> Bytes {
-    (0..size)
-        .map(|at| (at as u64).wrapping_mul(31).wrapping_add(at as u64 >> 9).wrapping_add(number) as u8)
-        .collect()
+    /// The bytes repeat after this size. Copies are much faster than the computation in a build without optimization.
+    const PERIOD: usize = 1 << 17;
+    let byte = |at: u64| at.wrapping_mul(31).wrapping_add(at >> 9).wrapping_add(number) as u8;
+    let mut bytes: Vec<u8> = (0..size.min(PERIOD) as u64).map(byte).collect();
+    while bytes.len() < size {
+        bytes.extend_from_within(..bytes.len().min(size - bytes.len()));
+    }
+    bytes.into()
 }
 
 /// Panics if the future takes longer than [`TIMEOUT`].

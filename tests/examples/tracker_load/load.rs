@@ -8,13 +8,12 @@ use anyhow::{Result, bail};
 use bytes::Bytes;
 use enjambre_core::model::endpoint::Endpoint;
 use enjambre_core::model::id::FileId;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::record::{FileKind, Offer};
-use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::client::call;
 use enjambre_core::protocol::codec;
 use enjambre_core::protocol::message::{Reply, Request, SessionProof};
 use enjambre_core::transport::{Connection, Deadline, Transport};
+use enjambre_core::{FileKind, KeyPair, Offer, SessionId};
+use enjambre_transport::Shared;
 use enjambre_transport::settings::TransportSettings;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -173,8 +172,8 @@ impl Load {
 fn transport(scheme: &str) -> Result<Arc<dyn Transport>> {
     let settings = TransportSettings::default();
     match scheme {
-        "zmq" => Ok(enjambre_transport::zmq(settings)?),
-        "tcp" => Ok(enjambre_transport::tcp(settings)?),
+        "zmq" => Ok(Shared::new(settings)?.zmq()),
+        "tcp" => Ok(Shared::new(settings)?.tcp()),
         _ => bail!("no transport for {scheme}://"),
     }
 }

@@ -1,4 +1,4 @@
-//! Load test of a tracker: announcements and look-ups from many peers over many connections, with checked replies.
+//! Load test of a tracker: announcements and lookups from many peers over many connections, with checked replies.
 //!
 //!     cargo run --release -p enjambre-tests --example tracker_load -- [MODE...] [--KEY VALUE...]
 //!
@@ -6,8 +6,8 @@
 //! | --- | --- |
 //! | `announce-new` | announcements of entries that the tracker does not have |
 //! | `announce-known` | peers that open a new session and announce the same entries again |
-//! | `find` | look-ups, alternately by name and by id |
-//! | `providers` | look-ups of providers |
+//! | `find` | lookups, alternately by name and by id |
+//! | `providers` | lookups of providers |
 //! | `mixed` | announcements on all connections, with `find` on one half and `providers` on the other |
 //! | `start` | startup time with a new data directory and with that of the previous modes |
 //!

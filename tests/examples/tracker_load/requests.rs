@@ -2,11 +2,10 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use enjambre_core::model::id::FileId;
-use enjambre_core::model::record::Offer;
-use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::codec;
 use enjambre_core::protocol::message::Request;
 use enjambre_core::transport::envelope::RequestId;
+use enjambre_core::{Offer, SessionId};
 
 /// Returns the name under which a file is published.
 pub(crate) fn name_of(id: &FileId) -> String {
@@ -55,14 +54,14 @@ pub(crate) fn announce_header(id: RequestId, session: SessionId, offers: &Bytes)
     header.freeze()
 }
 
-/// The kind of a look-up.
+/// The kind of a lookup.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
     Find,
     Providers,
 }
 
-/// The encoded look-ups of a file.
+/// The encoded lookups of a file.
 #[derive(Debug)]
 pub(crate) struct FileRequests {
     by_name: Bytes,
@@ -87,7 +86,7 @@ impl FileRequests {
         Self { by_name: find(&name_of(id)), by_id: find(&id.to_string()), providers: providers.freeze() }
     }
 
-    /// Returns the encoded look-up number `count` of this kind; `find` alternates between name and id.
+    /// Returns the encoded lookup number `count` of this kind; `find` alternates between name and id.
     pub(crate) fn get(&self, kind: Kind, count: u64) -> &Bytes {
         match kind {
             Kind::Find if count.is_multiple_of(2) => &self.by_name,

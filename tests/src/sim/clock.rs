@@ -35,6 +35,6 @@ impl Default for JumpingClock {
 
 impl Clock for JumpingClock {
     fn now(&self) -> UnixMillis {
-        UnixMillis(self.timers.now_ms().saturating_add_signed(self.offset.load(Ordering::Relaxed)))
+        UnixMillis(self.timers.now().0.saturating_add_signed(self.offset.load(Ordering::Relaxed)))
     }
 }

@@ -6,10 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::protocol::codec::{decode_request, encode_reply};
 use enjambre_core::protocol::message::{Reply, Request};
-use enjambre_core::transport::envelope::EncodedRequest;
 use enjambre_core::{
-    Batch, Connection, Deadline, Durability, Endpoint, Key, KeyRange, Limits, Listener, Message, RequestId,
-    Space, Storage, StorageError, Transport, TransportError,
+    Batch, Connection, Deadline, Durability, EncodedRequest, Endpoint, Key, KeyRange, Limits, Listener,
+    Message, RequestId, Space, Storage, StorageError, Transport, TransportError,
 };
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -133,7 +132,7 @@ impl Connection for ForgingConnection {
         header: Bytes,
         deadline: Deadline,
     ) -> Result<Message, TransportError> {
-        if let Ok(request) = EncodedRequest::parse(&header)
+        if let Ok(request) = EncodedRequest::parse(header.clone())
             && let Ok(Request::Publish { .. }) = decode_request(&request)
         {
             let header = encode_reply(Some(id), Ok(&Reply::Published { version: 1, new: true }));

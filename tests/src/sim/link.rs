@@ -5,9 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use enjambre_core::protocol::codec::{decode_reply, decode_request};
-use enjambre_core::transport::envelope::EncodedRequest;
 use enjambre_core::{
-    Connection, Deadline, Endpoint, Listener, Message, RequestId, Transport, TransportError,
+    Connection, Deadline, EncodedRequest, Endpoint, Listener, Message, RequestId, Transport, TransportError,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +70,7 @@ impl Connection for LinkConnection {
     ) -> Result<Message, TransportError> {
         let to = self.inner.endpoint().host().to_owned();
         let short = |bytes: &[u8]| blake3::hash(bytes).to_hex()[..8].to_owned();
-        let request = match EncodedRequest::parse(&header).map(|request| decode_request(&request)) {
+        let request = match EncodedRequest::parse(header.clone()).map(|request| decode_request(&request)) {
             Ok(Ok(request)) => truncated(&format!("{request:?}")),
             _ => "?".to_owned(),
         };

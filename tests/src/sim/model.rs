@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use enjambre_core::FileId;
-use enjambre_core::model::record::FileKind;
-use enjambre_core::model::session::CatalogueId;
+use enjambre_core::{CatalogueId, FileId, FileKind};
 use rand::RngExt;
 use rand::rngs::StdRng;
 

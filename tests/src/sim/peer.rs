@@ -5,21 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::record::FileKind;
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Endpoint, FileId, Listener, PeerId, Storage, Transport};
+use enjambre_core::{Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, PeerId, Storage, Transport};
 use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::settings::DownloadSettings;
 use enjambre_swarm::library::content::ContentStore;
 use enjambre_swarm::library::file::LibraryFile;
 use enjambre_swarm::library::library::Library;
-use enjambre_swarm::library::settings::LibrarySettings;
 use enjambre_swarm::peer::announcer::Announcer;
-use enjambre_swarm::peer::offers::{LibraryOffers, TrackerProviders};
+use enjambre_swarm::peer::offers::LibraryOffers;
 use enjambre_swarm::peer::repair::Repair;
 use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_swarm::seeder::Seeder;
@@ -62,10 +58,8 @@ pub struct Running {
     pub downloader: Arc<Downloader>,
     /// The sessions at the trackers.
     pub presence: Arc<Presence>,
-    /// The trackers for name look-ups.
+    /// The trackers for name and provider lookups.
     pub trackers: Arc<Trackers>,
-    /// The trackers as a source of providers.
-    pub providers: Arc<TrackerProviders>,
     storages: [Arc<FaultyStorage>; 2],
     transport: FaultTransport,
     listener: Arc<dyn Listener>,
@@ -119,7 +113,7 @@ impl Peer {
         let storages = [open(0), open(1)];
         let [index, content] = storages.clone().map(|storage| storage as Arc<dyn Storage>);
         let store = ContentStore::Database(content);
-        let library = Library::open(index, store, LibrarySettings::default()).await;
+        let library = Library::open(index, store).await;
         let library = library.map_err(|error| error.to_string())?;
         let ended = CancellationToken::new();
         let transport = FaultTransport::new(Flaw::network(flaw, network.transport()), seed, faults.1);
@@ -141,14 +135,12 @@ impl Peer {
         let trackers = Arc::new(Trackers::new(&dialer, trackers.iter().cloned()));
         let source = Arc::new(LibraryOffers::new(Arc::clone(&library), true));
         let presence =
-            Arc::new(Presence::start(self.key.clone(), vec![self.endpoint.clone()], &trackers, source));
-        let providers = Arc::new(TrackerProviders(Arc::clone(&trackers)));
+            Arc::new(Presence::start(None, self.key.clone(), vec![self.endpoint.clone()], &trackers, source));
         let running = Arc::new(Running {
             library,
             downloader,
             presence,
             trackers,
-            providers,
             storages,
             transport,
             listener,
@@ -156,7 +148,7 @@ impl Peer {
         });
         let announcer = Announcer::new(Arc::clone(&running.library), Arc::clone(&running.presence));
         let announce = running.ended.clone().run_until_cancelled_owned(announcer.run());
-        let repair = Repair::new(Arc::clone(&running.downloader), running.providers.clone());
+        let repair = Repair::new(Arc::clone(&running.downloader), running.trackers.clone());
         let repair = running.ended.clone().run_until_cancelled_owned(repair.run());
         self.tasks.push(tokio::spawn(serve(Arc::clone(&running.listener), handler)));
         self.tasks.push(tokio::spawn(async move {

@@ -78,7 +78,7 @@ impl World {
                     break;
                 }
                 if Instant::now() > until {
-                    return Err(format!("no tracker answers the look-up of {name}"));
+                    return Err(format!("no tracker answers the lookup of {name}"));
                 }
                 sleep(Duration::from_secs(1)).await;
             }

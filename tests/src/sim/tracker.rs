@@ -6,9 +6,8 @@ use std::time::Duration;
 use enjambre_core::protocol::server;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Endpoint, Listener, Storage};
+use enjambre_core::{Dialer, Endpoint, Listener, Storage, UnixMillis};
 use enjambre_swarm::catalogue::Catalogue;
 use enjambre_swarm::tracker::service::TrackerService;
 use enjambre_swarm::tracker::settings::TrackerSettings;
@@ -37,7 +36,7 @@ impl Database {
     }
 
     /// Opens the catalogue in the database.
-    pub async fn catalogue(&self, now: u64) -> Result<Catalogue, String> {
+    pub async fn catalogue(&self, now: UnixMillis) -> Result<Catalogue, String> {
         let rules = TrackerSettings::default().rules();
         Catalogue::open(Arc::clone(&self.open), rules, now).await.map_err(|error| error.to_string())
     }
@@ -95,7 +94,7 @@ impl Tracker {
         faults.apply(&storage);
         let settings = TrackerSettings::default();
         let storage_handle: Arc<dyn Storage> = storage.clone();
-        let catalogue = Catalogue::open(storage_handle, settings.rules(), clock.now_ms()).await;
+        let catalogue = Catalogue::open(storage_handle, settings.rules(), clock.now()).await;
         let catalogue = Arc::new(catalogue.map_err(|error| error.to_string())?);
         let service = Arc::new(TrackerService::new(catalogue, settings, Arc::clone(clock), None));
         let listener = Dialer::new(vec![network.transport()]).bind(&self.endpoint).await;

@@ -1,14 +1,12 @@
-//! The workload of a simulation: publications, downloads, removals and look-ups.
+//! The workload of a simulation: publications, downloads, removals and lookups.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use enjambre_core::FileId;
-use enjambre_core::model::record::{FileRecord, Publication};
-use enjambre_core::model::session::CatalogueId;
+use enjambre_core::{CatalogueId, FileId, FileRecord, Publication};
 use enjambre_swarm::download::get::{GetRequest, get};
-use enjambre_swarm::download::progress::Progress;
+use enjambre_swarm::download::request::Progress;
 use enjambre_swarm::library::publish::PublishOptions;
 use enjambre_swarm::tracker_client::error::TrackerError;
 use parking_lot::Mutex;
@@ -124,7 +122,7 @@ impl World {
         let (model, single_database) = (Arc::clone(&self.model), self.databases.len() == 1);
         self.peers[at].add_task(tokio::spawn(async move {
             let Ok(found) = timeout(TIMEOUT, running.trackers.find(&name)).await else {
-                return model.lock().fail(format!("look-up of {name} does not end"));
+                return model.lock().fail(format!("lookup of {name} does not end"));
             };
             if let Err(failure) = check_lookup(id, &name, found, single_database) {
                 model.lock().fail(failure);
@@ -200,14 +198,14 @@ pub async fn deliver(
     let kind = known.original.kind;
     let request = GetRequest { id, name, kind, size: known.size, output: None, force: false, durable };
     let progress = watch::Sender::new(Progress::default());
-    if let Err(error) = get(&running.downloader, &request, running.providers.clone(), &progress).await {
+    if let Err(error) = get(&running.downloader, &request, running.trackers.clone(), &progress).await {
         return Ok(Err(error.to_string()));
     }
     running.compare(id, &known.original).await?;
     Ok(Ok(()))
 }
 
-/// Checks the result of a look-up of an acknowledged name. With a single_database database the name must be found.
+/// Checks the result of a lookup of an acknowledged name. With a single_database database the name must be found.
 pub fn check_lookup(
     id: FileId,
     name: &str,

@@ -191,7 +191,7 @@ impl World {
     /// Checks that a database contains every publication that its catalogue acknowledged. Must run before a peer can publish
     /// them again.
     async fn check_stored_publications(&self, database: usize) -> Result<(), String> {
-        let now = self.clock.now_ms();
+        let now = self.clock.now();
         let catalogue = self.databases[database].catalogue(now).await?;
         let known = self.model.lock().known.clone();
         for (id, known) in known {

@@ -64,7 +64,14 @@ fn failure_exits_with_1_and_one_line() {
     let world = World::default();
     let tracker = world.tracker("tracker");
     let b = world.peer("b", &[&tracker]);
-    assert_one_line(&b.run(["publish", "/no/such/file"]).expect_status(1));
+    let output = b.run(["publish", "/no/such/file"]).expect_status(1);
+    assert_eq!(output.stderr, "error: cannot publish /no/such/file: no such file or directory\n");
+    let (file, _) = world.file("film.bin", MIB);
+    b.publish(&file, &[]);
+    let output = b.run(["export", "film.bin", "-o", "/no/such/file"]).expect_status(1);
+    assert_eq!(output.stderr, "error: cannot use /no/such/file: its directory does not exist\n");
+    let output = b.run(["get", "abcdef0"]).expect_status(3);
+    assert!(output.stderr.contains("at least 8 digits"), "{}", output.stderr);
 }
 
 #[test]
@@ -86,8 +93,14 @@ fn json_output_has_documented_fields() {
     let mut events = output.json();
     let last = events.pop().expect("there is a last event");
     assert_eq!(
-        [&last["event"], &last["name"], &last["id"], &last["bytes"]],
-        [&Value::from("complete"), &"film.bin".into(), &hash.as_str().into(), &(MIB + 5).into()]
+        [&last["event"], &last["name"], &last["id"], &last["bytes"], &last["received"]],
+        [
+            &Value::from("complete"),
+            &"film.bin".into(),
+            &hash.as_str().into(),
+            &(MIB + 5).into(),
+            &(MIB + 5).into()
+        ]
     );
     assert!(last["seconds"].is_number() && last.get("path").is_some(), "{last}");
     for event in &events {
@@ -108,7 +121,10 @@ fn json_output_has_documented_fields() {
 
     let path = world.path("got.bin");
     let to_path = b.run(["get", "film.bin", "--json", "-o", path.to_str().unwrap()]).ok();
-    assert_eq!(to_path.json().last().unwrap()["path"], path.to_str().unwrap());
+    let last = to_path.json().pop().unwrap();
+    assert_eq!([&last["path"], &last["received"]], [&Value::from(path.to_str().unwrap()), &0.into()]);
+    let again = a.run(["get", "film.bin"]).ok().stdout;
+    assert!(again.starts_with(&format!("film.bin: already complete, {} (", file.display())), "{again}");
 
     for (node, status) in
         [("peer", b.run(["status", "--json"])), ("tracker", tracker.run(["status", "--json"]))]

@@ -32,7 +32,7 @@ fn shipped_config_files_run() {
     let start_peer = |args: &[&str]| Process::start(&folder, args.iter().chain(&settings));
     let mut peer = start_peer(&["peer"]);
     peer.wait_line(TIMEOUT, endpoint_in);
-    start_peer(&["publish", file.to_str().unwrap(), "--store"]).wait(TIMEOUT).ok();
+    start_peer(&["publish", file.to_str().unwrap(), "--copy"]).wait(TIMEOUT).ok();
     fs::remove_file(&file).unwrap();
     let got = world.path("got.bin");
     start_peer(&["export", "film.bin", "-o", got.to_str().unwrap()]).wait(TIMEOUT).ok();

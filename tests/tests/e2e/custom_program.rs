@@ -23,7 +23,7 @@ fn survive_kills(world: World) {
     let mut a = world.running_peer("a", &[&tracker]);
     let mut b = world.running_peer("b", &[&tracker]);
     let (file, hash) = world.file("film.bin", 5 * MIB + 1);
-    a.publish(&file, &["--store"]);
+    a.publish(&file, &["--copy"]);
     fs::remove_file(&file).unwrap();
     b.run(["get", "film.bin"]).ok();
     for name in ["tracker/data/catalogue.redb", "b/data/library.redb", "b/data/library-content.redb"] {

@@ -32,6 +32,11 @@ fn directory_of_small_files_is_downloaded_and_updated() {
         let tracker = world.tracker("tracker");
         let a = world.running_peer("a", &[&tracker]);
         a.publish(&folder, &[]);
+        let listed = a.in_library("folder").unwrap();
+        assert_eq!((&listed["content"], &listed["path"]), (&"linked".into(), &folder.to_str().unwrap().into()));
+        assert_eq!(a.run(["status", "--json"]).ok().json()[0]["files"], 1);
+        let verified = a.run(["verify"]).ok().stdout;
+        assert!(verified.contains("\nfolder/many/0/0/file-0.txt  "), "{verified}");
 
         // Without a daemon, twice: the second time the output is already complete.
         let b = world.peer("b", &[&tracker]);

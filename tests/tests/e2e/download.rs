@@ -222,7 +222,7 @@ fn stored_file_survives_deletion_of_original() {
     let (file, hash) = world.file("film.bin", 4 * MIB);
     let tracker = world.tracker("tracker");
     let mut a = world.running_peer("a", &[&tracker]);
-    a.publish(&file, &["--store"]);
+    a.publish(&file, &["--copy"]);
     fs::remove_file(&file).unwrap();
     let b = world.peer("b", &[&tracker]);
     b.get_to("film.bin", &world.path("b.bin"));

@@ -1,13 +1,16 @@
 //! Invite-only swarms: invite, join, publish, get and revoke.
 
 use std::fs;
+use std::process::Command;
 
 #[cfg(target_os = "linux")]
 use enjambre_core::protocol::error::ErrorCode;
 #[cfg(target_os = "linux")]
 use enjambre_core::protocol::message::{Reply, Request};
+use enjambre_tests::binary;
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::node::{Tracker, World};
+use enjambre_tests::process::Process;
 #[cfg(target_os = "linux")]
 use enjambre_tests::outsider::{Outsider, open_connections_to};
 use enjambre_tests::setup::Wire;
@@ -53,6 +56,21 @@ fn members_publish_and_get_until_revoked() {
     let output = b.run(["publish", file.to_str().unwrap(), "--name", "other"]).expect_status(4);
     assert!(output.stderr.contains("revoked"), "{}", output.stderr);
     assert_eq!(a.run(["list"]).ok().stdout.lines().count(), 1);
+}
+
+#[test]
+fn join_without_config_uses_directories_of_user() {
+    let world = World::over(Wire::Secure);
+    let tracker = world.tracker_with("tracker", &[INVITED]);
+    let mut command = Command::new(binary::enjambre());
+    command.args(["join", &tracker.invite(&[]), "--listen", "tcps://127.0.0.1:0"]).current_dir(world.path(""));
+    let output = Process::start_command(&world.path(""), command).wait(TIMEOUT).ok();
+    let config = world.path("no-user-config/enjambre/enjambre.toml");
+    assert!(output.stdout.contains(&format!("enjambre peer --config {}", config.display())), "{}", output.stdout);
+    let data_dir = world.path("no-user-data/enjambre");
+    assert!(data_dir.join("key").exists());
+    let shown = Process::start(&world.path(""), ["config", "show", config.to_str().unwrap()]).wait(TIMEOUT).ok();
+    assert!(shown.stdout.contains(&format!("data_dir = {data_dir:?}")), "{}", shown.stdout);
 }
 
 #[test]

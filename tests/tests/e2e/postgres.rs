@@ -23,7 +23,7 @@ fn catalogue_on_server_survives_server_crash() {
     let mut b = world.running_peer_with("b", &[&second], &settings("storage.postgres.schema=library_b"));
 
     // Published and pinned at one tracker, found at the other.
-    a.publish(&file, &["--store", "--pin"]);
+    a.publish(&file, &["--copy", "--pin"]);
     b.run(["get", "film.bin"]).ok();
 
     // A second peer cannot open the library of a running peer.

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Endpoint, FileId};
+use enjambre_core::{Dialer, Endpoint, FileId};
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::trackers::Trackers;
 use enjambre_tests::in_process_peer::InProcessPeer;
@@ -117,7 +116,7 @@ fn kill_and_restart(mut trackers: Vec<Tracker>, seed: u64, ended: &AtomicBool) -
 }
 
 fn new_client(endpoints: &[Endpoint]) -> Arc<Trackers> {
-    let tcp = enjambre_transport::tcp(TransportSettings::default()).unwrap();
+    let tcp = enjambre_transport::Shared::new(TransportSettings::default()).unwrap().tcp();
     Arc::new(Trackers::new(&Arc::new(Dialer::new(vec![tcp])), endpoints.iter().cloned()))
 }
 

@@ -147,6 +147,7 @@ fn tracker_with_closed_log_pipe_stops_on_signal() {
         .arg("tracker")
         .args(arguments("tracker", &[]))
         .current_dir(world.path(""))
+        .env("XDG_CONFIG_HOME", world.path("no-user-config"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

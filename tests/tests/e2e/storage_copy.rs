@@ -10,10 +10,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use enjambre_core::model::record::{FileRecord, Provider};
-use enjambre_core::model::session::CatalogueId;
 use enjambre_core::protocol::message::StoreStatus;
-use enjambre_core::transport::dialer::Dialer;
+use enjambre_core::{CatalogueId, Dialer, FileRecord, Provider};
 use enjambre_swarm::tracker_client::client::TrackerClient;
 use enjambre_tests::binary;
 use enjambre_tests::content::{MIB, hash_of, read_tree, write_tree};
@@ -184,8 +182,8 @@ fn peer_copy_to_any_backend_keeps_content() {
     let (file, hash) = world.file("film.bin", 5 * MIB + 3);
     fs::create_dir(world.path("folder")).unwrap();
     write_tree(&world.path("folder"), 1);
-    a.publish(&file, &["--store"]);
-    a.publish(&world.path("folder"), &["--store"]);
+    a.publish(&file, &["--copy"]);
+    a.publish(&world.path("folder"), &["--copy"]);
     let (linked, _) = world.file("linked.bin", 300_000);
     a.publish(&linked, &[]);
     let before = a.run(["library", "--json"]).ok().stdout;
@@ -225,6 +223,7 @@ fn start_copy(folder: &Path) -> (Child, impl Iterator<Item = Value>) {
     let child = Command::new(binary::enjambre())
         .args(["storage", "copy", "--from", "from.toml", "--to", "to.toml", "--json"])
         .current_dir(folder)
+        .env("XDG_CONFIG_HOME", folder.join("no-user-config"))
         .stdin(Stdio::null())
         .stdout(OwnedFd::from(theirs))
         .spawn()
@@ -254,7 +253,7 @@ fn killed_copy_resumes_and_locks_target() {
     let tracker = world.tracker("tracker");
     let mut a = world.peer("a", &[&tracker]);
     let (file, hash) = world.file("film.bin", 48 * MIB);
-    a.publish(&file, &["--store"]);
+    a.publish(&file, &["--copy"]);
     let folder = a.folder().to_owned();
     let all = EMBEDDED.map(embedded);
     let mut old = "data".to_owned();
@@ -267,7 +266,7 @@ fn killed_copy_resumes_and_locks_target() {
         // In the second round the source changes, which invalidates the progress of the copy.
         let used = number == 1;
         if used {
-            a.publish(&world.file("late.bin", 400_000).0, &["--store"]);
+            a.publish(&world.file("late.bin", 400_000).0, &["--copy"]);
         }
         to.settings().iter().for_each(|setting| a.set(setting));
         a.set(&format!("peer.data_dir=\"{new}\""));
@@ -303,7 +302,7 @@ fn interrupted_copy_resumes() {
     let world = World::new(Setup { backend: "sled", ..Setup::default() });
     let tracker = world.tracker("tracker");
     let a = world.peer("a", &[&tracker]);
-    a.publish(&world.file("film.bin", 48 * MIB).0, &["--store"]);
+    a.publish(&world.file("film.bin", 48 * MIB).0, &["--copy"]);
     let folder = a.folder().to_owned();
     write_config(&folder, "from.toml", "peer", "data", &embedded("sled"), "");
     write_config(&folder, "to.toml", "peer", "new", &embedded("sqlite"), "");
@@ -328,7 +327,7 @@ fn copy_to_full_disk_resumes_with_free_space() {
         let tracker = world.tracker("tracker");
         let mut a = world.peer("a", &[&tracker]);
         let (file, hash) = world.file("film.bin", 24 * MIB);
-        a.publish(&file, &["--store"]);
+        a.publish(&file, &["--copy"]);
         let folder = a.folder().to_owned();
         let new = disk.path().join("new").display().to_string();
         write_config(&folder, "from.toml", "peer", "data", &embedded(EMBEDDED[0]), "");
@@ -351,7 +350,7 @@ fn copy_repairs_damaged_or_changed_target() {
     let tracker = world.tracker("tracker");
     let mut a = world.peer("a", &[&tracker]);
     let (film, hash) = world.file("film.bin", 48 * MIB);
-    a.publish(&film, &["--store"]);
+    a.publish(&film, &["--copy"]);
     let folder = a.folder().to_owned();
     let content = folder.join("new/content").join(&hash[..2]).join(&hash);
     let to = |content: &str| {
@@ -411,8 +410,8 @@ fn refused_copy_target_gets_no_key() {
     let world = World::new(Setup { backend: "sled", ..Setup::default() });
     let tracker = world.tracker("tracker");
     let (a, b) = (world.peer("a", &[&tracker]), world.peer("b", &[&tracker]));
-    a.publish(&world.file("one.bin", 10).0, &["--store"]);
-    b.publish(&world.file("two.bin", 10).0, &["--store"]);
+    a.publish(&world.file("one.bin", 10).0, &["--copy"]);
+    b.publish(&world.file("two.bin", 10).0, &["--copy"]);
     let folder = a.folder().to_owned();
     let target = b.folder().join("data");
     fs::remove_file(target.join("key")).unwrap();

@@ -16,7 +16,7 @@ fn dump_and_stats_show_databases_of_stopped_node() {
         let mut tracker = world.tracker("tracker");
         let mut a = world.running_peer("a", &[&tracker]);
         let (file, hash) = world.file("film.bin", 300_000);
-        a.publish(&file, &["--store"]);
+        a.publish(&file, &["--copy"]);
         // A killed peer does not end its session.
         a.kill();
         let running = tracker.run(["storage", "stats"]).expect_status(1);

@@ -42,7 +42,7 @@ fn check_repair(setup: &str, size: u64) {
     let (file, hash) = world.file("film.bin", size);
     let tracker = world.tracker("tracker");
     let mut source = world.running_peer("source", &[&tracker]);
-    source.publish(&file, &["--store"]);
+    source.publish(&file, &["--copy"]);
     let mut damaged = world.running_peer("damaged", &[&tracker]);
     damaged.run(["get", "film.bin", "--sync"]).ok();
     damaged.stop(Signal::TERM, TIMEOUT).ok();
@@ -95,7 +95,7 @@ fn bit_rot_in_linked_file_is_detected() {
     let (file, hash) = world.file("film.bin", 3 * MIB);
     let tracker = world.tracker("tracker");
     let source = world.running_peer("source", &[&tracker]);
-    source.publish(&file, &["--store"]);
+    source.publish(&file, &["--copy"]);
     let linked = world.path("linked.bin");
     std::fs::copy(&file, &linked).unwrap();
     let mut damaged = world.running_peer("damaged", &[&tracker]);

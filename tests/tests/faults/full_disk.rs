@@ -177,7 +177,8 @@ fn check_tracker_recovery(test: &str, setup: Setup) {
     let world = World::default();
     let tracker_world = World::new(setup);
     let data = format!("tracker.data_dir={:?}", disk.path().join("data"));
-    let mut tracker = tracker_world.tracker_with("tracker", &[&data]);
+    // The lease determines when the peer repeats a refused publication.
+    let mut tracker = tracker_world.tracker_with("tracker", &[&data, "tracker.lease=3s"]);
     let peer = world.running_peer("peer", &[&tracker]);
     let (before, _) = world.file("before.bin", 1000);
     peer.publish(&before, &[]);

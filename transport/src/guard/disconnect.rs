@@ -34,11 +34,33 @@ pub(crate) enum Disconnect {
     LimitExceeded { what: &'static str, limit: u64, actual: u64 },
     #[error("the node at this endpoint has the id {found} instead of {wanted}")]
     WrongNode { wanted: PeerId, found: PeerId },
-    #[error("I/O error: {0}")]
-    Io(#[from] io::Error),
+    /// Not a source: the message contains it.
+    #[error("{}", io_text(.0))]
+    Io(io::Error),
+}
+
+/// Returns the text of an error in lower case and without the number of the operating system.
+fn io_text(error: &io::Error) -> String {
+    let mut text = error.to_string();
+    if let Some(number) = error.raw_os_error() {
+        text.truncate(text.trim_end_matches(&format!(" (os error {number})")).len());
+        text.get_mut(..1).unwrap_or_default().make_ascii_lowercase();
+    }
+    text
+}
+
+impl From<io::Error> for Disconnect {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 impl Disconnect {
+    /// Checks a limit on a remote.
+    pub(crate) fn check_limit(what: &'static str, limit: u64, actual: u64) -> Result<(), Self> {
+        if actual > limit { Err(Self::LimitExceeded { what, limit, actual }) } else { Ok(()) }
+    }
+
     /// Returns whether the remote is at fault.
     pub(crate) fn is_violation(&self) -> bool {
         match self {

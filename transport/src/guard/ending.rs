@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use enjambre_core::transport::calls::{Activity, Calls};
+use enjambre_core::Activity;
+use enjambre_core::transport::calls::Calls;
 #[cfg(target_os = "linux")]
 use tokio::io::Interest;
 use tokio::io::{AsyncRead, AsyncReadExt};

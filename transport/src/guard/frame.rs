@@ -9,7 +9,8 @@ use super::disconnect::Disconnect;
 
 /// Maximum size of a command in bytes. READY and PING are far smaller.
 pub(crate) const MAX_COMMAND: usize = 4096;
-/// The size of the long form of a frame header: flags and a length of 8 bytes.
+/// The sizes of a frame header: flags, and a length of 1 or 8 bytes.
+const SHORT_HEADER: usize = 2;
 const LONG_HEADER: usize = 9;
 
 const MORE: u8 = 0b001;
@@ -41,8 +42,8 @@ pub(crate) enum Content {
 /// The next step in a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// More bytes are needed.
-    Incomplete,
+    /// At least this number of bytes is missing.
+    Incomplete { missing: usize },
     /// A frame header of `header` bytes, and the length of the following body.
     Frame { header: usize, body: u64, opens: bool, more: bool, content: Content },
     /// Bytes of the body of a frame. `closes` is set at the end of a message.
@@ -95,7 +96,7 @@ impl FrameParser {
     fn body(&mut self, left: u64, available: usize) -> Step {
         let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(available);
         if bytes == 0 && left > 0 {
-            return Step::Incomplete;
+            return Step::Incomplete { missing: 1 };
         }
         let left = left - bytes as u64;
         self.body = (left > 0).then_some(left);
@@ -108,19 +109,15 @@ impl FrameParser {
     }
 
     fn header(&mut self, bytes: &[u8]) -> Result<Step, Disconnect> {
-        let Some(&flags) = bytes.first() else { return Ok(Step::Incomplete) };
+        let flags = bytes.first().copied().unwrap_or_default();
         if flags & !(MORE | LONG | COMMAND) != 0 {
             return Err(Disconnect::Protocol("reserved frame flags are set"));
         }
-        let (header, body) = if flags & LONG == 0 {
-            let Some(&length) = bytes.get(1) else { return Ok(Step::Incomplete) };
-            (2, u64::from(length))
-        } else {
-            let Some(length) = bytes.get(1..LONG_HEADER).and_then(|length| length.try_into().ok()) else {
-                return Ok(Step::Incomplete);
-            };
-            (LONG_HEADER, u64::from_be_bytes(length))
+        let header = if flags & LONG == 0 { SHORT_HEADER } else { LONG_HEADER };
+        let Some(length) = bytes.get(1..header) else {
+            return Ok(Step::Incomplete { missing: header - bytes.len() });
         };
+        let body = length.iter().fold(0, |length, byte| (length << 8) | u64::from(*byte));
         let more = flags & MORE != 0;
         if flags & COMMAND != 0 {
             return Self::command(bytes, header, body, more);
@@ -139,10 +136,10 @@ impl FrameParser {
         if more {
             return Err(Disconnect::Protocol("a command has the flag MORE"));
         }
-        limit("command", MAX_COMMAND as u64, body)?;
+        Disconnect::check_limit("command", MAX_COMMAND as u64, body)?;
         let end = header + usize::try_from(body).unwrap_or(MAX_COMMAND);
         if bytes.len() < end {
-            return Ok(Step::Incomplete);
+            return Ok(Step::Incomplete { missing: end - bytes.len() });
         }
         Ok(Step::Command { bytes: end, body: header..end })
     }
@@ -154,23 +151,16 @@ impl FrameParser {
             Direction::Requests { header, payload, frames }
             | Direction::Replies { header, payload, frames } => (header, payload, frames),
         };
-        limit("number of frames", frames as u64, self.frames as u64 + 1)?;
-        limit("message", header.saturating_add(payload), self.total.saturating_add(body))?;
+        Disconnect::check_limit("number of frames", frames as u64, self.frames as u64 + 1)?;
+        Disconnect::check_limit("message", header.saturating_add(payload), self.total.saturating_add(body))?;
         let is_request = matches!(self.direction, Direction::Requests { .. });
         if self.frames == 0 || is_request && self.frames == 1 && self.delimited {
-            limit("header", header, body)?;
+            Disconnect::check_limit("header", header, body)?;
             return Ok(Content::Forwarded);
         }
-        limit("payload", payload, body)?;
+        Disconnect::check_limit("payload", payload, body)?;
         Ok(if self.frames == 1 && !is_request { Content::Payload } else { Content::Dropped })
     }
-}
-
-fn limit(what: &'static str, limit: u64, actual: u64) -> Result<(), Disconnect> {
-    if actual > limit {
-        return Err(Disconnect::LimitExceeded { what, limit, actual });
-    }
-    Ok(())
 }
 
 /// Returns the header of an empty frame.
@@ -227,8 +217,8 @@ mod tests {
         let (mut at, mut end) = (0, 0);
         loop {
             match parser.step(&bytes[at..end])? {
-                Step::Incomplete if end == bytes.len() => break,
-                Step::Incomplete => end = (end + chunk).min(bytes.len()),
+                Step::Incomplete { .. } if end == bytes.len() => break,
+                Step::Incomplete { .. } => end = (end + chunk).min(bytes.len()),
                 Step::Frame { header, .. } => at += header,
                 Step::Body { bytes, closes, content } => {
                     at += bytes;

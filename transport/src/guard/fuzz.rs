@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use enjambre_core::Activity;
 use enjambre_core::runtime::buffers::BufferPool;
-use enjambre_core::transport::calls::Activity;
 use futures::FutureExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;

@@ -6,7 +6,7 @@
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::disconnect::Disconnect;
-use super::frame::{Direction, FrameParser, MAX_COMMAND, Step, command_frame};
+use super::frame::{Direction, FrameParser, Step, command_frame};
 
 const GREETING: usize = 64;
 const MECHANISM: std::ops::Range<usize> = 12..32;
@@ -99,12 +99,12 @@ pub(crate) async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
     let mut frame = Vec::with_capacity(128);
     let mut parser = FrameParser::new(Direction::Own);
     loop {
-        let missing = missing(&frame)?;
-        let have = frame.len();
-        frame.resize(have + missing, 0);
-        stream.read_exact(&mut frame[have..]).await?;
         match parser.step(&frame)? {
-            Step::Incomplete => {}
+            Step::Incomplete { missing } => {
+                let have = frame.len();
+                frame.resize(have + missing, 0);
+                stream.read_exact(&mut frame[have..]).await?;
+            }
             Step::Command { body, .. } => {
                 let theirs = socket_type(&frame[body])?;
                 if !expected.iter().any(|kind| kind.as_bytes() == theirs) {
@@ -117,21 +117,6 @@ pub(crate) async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
             }
         }
     }
-}
-
-/// Returns a lower bound of the missing bytes of a command frame.
-fn missing(frame: &[u8]) -> Result<usize, Disconnect> {
-    let long = frame.first().is_some_and(|flags| flags & 0b010 != 0);
-    let header = if long { 9 } else { 2 };
-    if frame.len() < header {
-        // The minimum size of a frame is two bytes.
-        return Ok(if frame.is_empty() { 2 } else { header - frame.len() });
-    }
-    let length = frame[1..header].iter().fold(0u64, |length, byte| (length << 8) | u64::from(*byte));
-    if length > MAX_COMMAND as u64 {
-        return Err(Disconnect::LimitExceeded { what: "command", limit: MAX_COMMAND as u64, actual: length });
-    }
-    Ok(usize::try_from(length).unwrap_or(MAX_COMMAND) + header - frame.len())
 }
 
 /// Returns the reply to a command: PONG with the context of a PING, and none to any other command.

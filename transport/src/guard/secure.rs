@@ -7,8 +7,8 @@
 use std::io;
 use std::sync::Arc;
 
-use enjambre_core::PeerId;
-use enjambre_core::model::identity::{KeyPair, PublicKey};
+use enjambre_core::model::identity::PublicKey;
+use enjambre_core::{KeyPair, PeerId};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, ClientSessionMemoryCache, Resumption};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature_with_raw_key};

@@ -1,6 +1,6 @@
 //! Fuzz targets for the preface and for length-prefixed frames.
 
-use enjambre_core::transport::calls::Activity;
+use enjambre_core::Activity;
 use futures::FutureExt;
 
 use super::preface;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::transport::calls::{Activity, Calls};
+use enjambre_core::transport::calls::Calls;
 use enjambre_core::transport::envelope;
-use enjambre_core::{Endpoint, Message, TransportError};
+use enjambre_core::{Activity, Endpoint, Message, TransportError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -15,10 +15,8 @@ use super::writer::{self, Frame};
 use crate::guard::disconnect::Disconnect;
 use crate::guard::stream::{self, Stream};
 use crate::guard::{Guard, ending};
-use crate::wire::{Dialled, Link};
+use crate::wire::{Dialled, Link, MAX_UNMATCHED};
 
-/// Maximum number of consecutive replies without a call. More close the connection.
-const MAX_UNMATCHED: u64 = 1024;
 /// The task yields after a payload of this size, so that its receiver and the sender of requests can run.
 const LARGE: usize = 64 * 1024;
 
@@ -108,8 +106,7 @@ impl TcpLink {
                 reader.skip(lengths.payload).await?;
                 Bytes::new()
             };
-            self.calls.deliver_to(id, Message { header, payload });
-            if self.calls.unmatched_in_a_row() > MAX_UNMATCHED {
+            if self.calls.deliver_to(id, Message { header, payload }) > MAX_UNMATCHED {
                 return Err(Disconnect::Protocol("too many replies without a request"));
             }
             if lengths.payload >= LARGE {

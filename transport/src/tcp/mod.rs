@@ -26,7 +26,7 @@ impl Wire for Tcp {
     const SECURE: &'static str = "tcps";
     type Link = TcpLink;
 
-    async fn establish(self: Arc<Self>, dialled: Dialled) -> Result<Arc<TcpLink>, Disconnect> {
+    async fn establish(&self, dialled: Dialled) -> Result<Arc<TcpLink>, Disconnect> {
         TcpLink::establish(dialled).await
     }
 

@@ -1,7 +1,7 @@
 //! Reads frames from a stream. Large parts are read without an intermediate buffer.
 
 use bytes::Bytes;
-use enjambre_core::transport::calls::Activity;
+use enjambre_core::Activity;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::guard::disconnect::Disconnect;
@@ -37,12 +37,8 @@ impl Lengths {
 
     /// Checks the limits, before memory is allocated.
     fn check(self, settings: &TransportSettings) -> Result<Self, Disconnect> {
-        let parts = [("header", settings.header, self.header), ("payload", settings.payload, self.payload)];
-        for (what, limit, actual) in parts {
-            if actual > limit {
-                return Err(Disconnect::LimitExceeded { what, limit: limit as u64, actual: actual as u64 });
-            }
-        }
+        Disconnect::check_limit("header", settings.header as u64, self.header as u64)?;
+        Disconnect::check_limit("payload", settings.payload as u64, self.payload as u64)?;
         Ok(self)
     }
 }

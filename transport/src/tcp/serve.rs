@@ -3,8 +3,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use enjambre_core::transport::calls::Activity;
-use enjambre_core::{ConnectionId, Message, TransportError};
+use enjambre_core::{Activity, ConnectionId, Message, TransportError};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
@@ -15,7 +14,7 @@ use super::writer::{self, Frame};
 use crate::guard::disconnect::Disconnect;
 use crate::guard::ending::{self, HangUp};
 use crate::guard::stream::{self, ReadHalf};
-use crate::remote::{CloseOnDrop, Outlet, ReceivedRequest, Remote, ReplyPermit};
+use crate::remote::{CloseOnDrop, Outlet, Remote, ReplyPermit};
 use crate::wire::{Accepted, Server};
 
 /// The queue of replies, which the task of the connection sends.
@@ -85,8 +84,7 @@ async fn receive_requests<W>(
 ) -> Result<(), Disconnect> {
     let mut reader = FrameReader::new(from, activity.clone());
     while let Some(lengths) = reader.next(&server.parts.guard.settings).await? {
-        let bytes = lengths.header;
-        let admitted = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let admitted = u32::try_from(lengths.header).unwrap_or(u32::MAX);
         if !remote.gate.try_enter(true, admitted) {
             tokio::select! {
                 biased;
@@ -98,8 +96,7 @@ async fn receive_requests<W>(
         let header = reader.header(lengths.header).await?;
         reader.skip(lengths.payload).await?;
         remote.gate.set_arriving(false);
-        let has_payload = lengths.payload > 0;
-        remote.receive(&server.inbox, ReceivedRequest { header, bytes, has_payload, route: () });
+        remote.receive(&server.inbox, header, lengths.payload > 0, ());
     }
     Ok(())
 }

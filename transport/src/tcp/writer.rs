@@ -7,11 +7,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::Message;
-use enjambre_core::transport::calls::Activity;
+use enjambre_core::{Activity, Message};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::reader::{Lengths, PREFIX};
@@ -115,10 +114,7 @@ pub(super) async fn send_queued<W: AsyncWrite + Unpin, G>(
         let mut deadline = Instant::now() + timeout;
         while !batch.frames.is_empty() {
             let write = poll_fn(|context| batch.poll_write(to, context));
-            let written = match tokio::time::timeout_at(deadline, write).await {
-                Ok(written) => written?,
-                Err(_) => return Err(Disconnect::WriteTimeout),
-            };
+            let written = timeout_at(deadline, write).await.map_err(|_| Disconnect::WriteTimeout)??;
             if written == 0 {
                 return Err(Disconnect::Closed);
             }
@@ -135,10 +131,7 @@ pub(super) async fn send_queued<W: AsyncWrite + Unpin, G>(
                 batch.frames.push(frame);
             }
         }
-        match tokio::time::timeout_at(deadline, to.flush()).await {
-            Ok(flushed) => flushed?,
-            Err(_) => return Err(Disconnect::WriteTimeout),
-        }
+        timeout_at(deadline, to.flush()).await.map_err(|_| Disconnect::WriteTimeout)??;
     }
 }
 

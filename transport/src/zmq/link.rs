@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::transport::calls::{Activity, Calls};
-use enjambre_core::{Endpoint, Message, TransportError};
+use enjambre_core::transport::calls::Calls;
+use enjambre_core::{Activity, Endpoint, Message, TransportError};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -18,17 +18,14 @@ use zeromq::{DealerRecvHalf, DealerSendHalf, DealerSocket, SocketRecv, SocketSen
 use super::inner::InnerListener;
 use crate::guard::disconnect::Disconnect;
 use crate::guard::frame::Direction;
-use crate::guard::gate::RequestGate;
 use crate::guard::handshake::{SocketInfo, shake_hands};
 use crate::guard::splice::{self, Inbound, MAX_PONGS, Payloads};
 use crate::guard::stream::{self, Stream};
 use crate::guard::{Guard, ending};
-use crate::wire::{Dialled, Link};
+use crate::wire::{Dialled, Link, MAX_UNMATCHED};
 
 /// Maximum wait after the end of the connection for replies that the guard has already forwarded to the crate.
 const LAST_REPLIES: Duration = Duration::from_secs(2);
-/// Maximum number of consecutive replies without a call. More close the connection.
-const MAX_UNMATCHED: u64 = 1024;
 
 pub(crate) struct ZmqLink {
     calls: Arc<Calls>,
@@ -48,10 +45,6 @@ impl fmt::Debug for ZmqLink {
 }
 
 impl Inbound for ZmqLink {
-    fn gate(&self) -> Option<&RequestGate> {
-        None
-    }
-
     fn payloads(&self) -> Option<&Payloads> {
         Some(&self.payloads)
     }
@@ -199,8 +192,7 @@ impl ZmqLink {
             };
             // A message with more frames is not a reply. It is dropped and counted.
             let header = if frames.is_empty() { header } else { Bytes::new() };
-            self.calls.deliver(Message { header, payload });
-            if self.calls.unmatched_in_a_row() > MAX_UNMATCHED {
+            if self.calls.deliver(Message { header, payload }) > MAX_UNMATCHED {
                 break;
             }
         }

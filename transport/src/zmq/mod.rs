@@ -25,7 +25,7 @@ impl Wire for Zmq {
     const SECURE: &'static str = "zmqs";
     type Link = ZmqLink;
 
-    async fn establish(self: Arc<Self>, dialled: Dialled) -> Result<Arc<ZmqLink>, Disconnect> {
+    async fn establish(&self, dialled: Dialled) -> Result<Arc<ZmqLink>, Disconnect> {
         ZmqLink::establish(&self.inner_listener, dialled).await
     }
 

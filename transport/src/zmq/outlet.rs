@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use zeromq::{RouterSendHalf, SocketSend, ZmqMessage};
 
 use crate::guard::gate::RequestGate;
-use crate::guard::splice::{Inbound, Outbound, Payloads};
+use crate::guard::splice::{Inbound, Outbound};
 use crate::remote::{Outlet, Remote, ReplyPermit};
 
 pub(super) type ZmqRemote = Remote<Router>;
@@ -124,12 +124,6 @@ impl Inbound for ZmqRemote {
     fn gate(&self) -> Option<&RequestGate> {
         Some(&self.gate)
     }
-
-    fn payloads(&self) -> Option<&Payloads> {
-        None
-    }
-
-    fn passed(&self, _messages: u64) {}
 }
 
 /// Replies to the remote.
@@ -160,7 +154,6 @@ impl Outbound for Router {
 mod tests {
     use super::*;
     use crate::guard::Guard;
-    use crate::remote::ReceivedRequest;
     use crate::settings::TransportSettings;
     use crate::wire::Inbox;
     use enjambre_core::transport::envelope;
@@ -181,8 +174,7 @@ mod tests {
         let (requests, mut received) = mpsc::unbounded_channel();
         let inbox = Inbox { requests, tasks: TaskTracker::new() };
         let header = envelope::encode_request(RequestId(1), &"status");
-        let request = ReceivedRequest { header: header.clone(), bytes: 0, has_payload: false, route: false };
-        remote.receive(&inbox, request);
+        remote.receive(&inbox, header.clone(), false, false);
         let incoming = received.recv().await.unwrap();
         let reply = Message { header, payload: Bytes::from_static(b"payload") };
         assert!(matches!(incoming.reply.send(reply).await, Err(TransportError::Closed)));

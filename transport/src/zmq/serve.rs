@@ -5,8 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::ConnectionId;
-use enjambre_core::transport::calls::Activity;
+use enjambre_core::{Activity, ConnectionId};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
@@ -20,7 +19,7 @@ use crate::guard::frame::Direction;
 use crate::guard::handshake::{SocketInfo, shake_hands};
 use crate::guard::splice::{self, MAX_PONGS};
 use crate::guard::stream::{self, Stream};
-use crate::remote::{CloseOnDrop, ReceivedRequest};
+use crate::remote::CloseOnDrop;
 use crate::wire::{Accepted, Inbox, Server};
 
 /// Serves the connection until it ends.
@@ -138,12 +137,10 @@ fn pass_on(remote: &Arc<ZmqRemote>, inbox: &Inbox, message: ZmqMessage) {
     let mut frames: VecDeque<Bytes> = message.into_vecdeque();
     // The identity.
     frames.pop_front();
-    let bytes = frames.iter().map(Bytes::len).sum();
     let delimited = frames.len() > 1 && frames[0].is_empty();
     if delimited {
         frames.pop_front();
     }
     let header = frames.pop_front().unwrap_or_default();
-    remote
-        .receive(inbox, ReceivedRequest { header, bytes, has_payload: !frames.is_empty(), route: delimited });
+    remote.receive(inbox, header, !frames.is_empty(), delimited);
 }

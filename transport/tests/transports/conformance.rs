@@ -1,9 +1,8 @@
-//! The conformance kit, for each scheme.
+//! The conformance test suite, for each scheme.
 
 use std::sync::Arc;
 
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::{MessageLimits, Transport};
+use enjambre_core::{KeyPair, MessageLimits, Transport};
 use enjambre_testkit::transport::Subject;
 use enjambre_transport::settings::TransportSettings;
 
@@ -18,13 +17,13 @@ fn subject(transport: Arc<dyn Transport>) -> Subject {
 
 mod zmq {
     enjambre_testkit::transport_conformance!(super::subject(
-        enjambre_transport::zmq(super::TransportSettings::default()).unwrap()
+        enjambre_transport::Shared::new(super::TransportSettings::default()).unwrap().zmq()
     ));
 }
 
 mod tcp {
     enjambre_testkit::transport_conformance!(super::subject(
-        enjambre_transport::tcp(super::TransportSettings::default()).unwrap()
+        enjambre_transport::Shared::new(super::TransportSettings::default()).unwrap().tcp()
     ));
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn reply(id: u64) -> Bytes {
 }
 
 /// Maximum duration of a step that must complete.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const CALL: Deadline = Deadline::Total(TIMEOUT);
 pub(crate) const LARGE: usize = 1 << 20;
 

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::model::identity::KeyPair;
 use enjambre_core::transport::envelope;
-use enjambre_core::{Listener, Message, PeerInfo, TransportError};
+use enjambre_core::{KeyPair, Listener, Message, PeerInfo, TransportError};
 use enjambre_transport::settings::TransportSettings;
 use enjambre_transport::{GuardedTransport, Shared};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

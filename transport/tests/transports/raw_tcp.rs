@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use enjambre_core::transport::envelope;
-use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
+use enjambre_transport::{GuardedTransport, Shared};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -29,7 +29,7 @@ pub(crate) struct RawTcp;
 
 impl RawProtocol for RawTcp {
     fn transport(settings: TransportSettings) -> Arc<dyn GuardedTransport> {
-        enjambre_transport::tcp(settings).unwrap()
+        Shared::new(settings).unwrap().tcp()
     }
 
     fn greeting(_: Side) -> Vec<u8> {

@@ -6,8 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::Endpoint;
-use enjambre_core::model::identity::KeyPair;
+use enjambre_core::{Endpoint, KeyPair};
 use enjambre_transport::settings::TransportSettings;
 use enjambre_transport::{GuardedTransport, Shared};
 use rustls::client::AlwaysResolvesClientRawPublicKeys;

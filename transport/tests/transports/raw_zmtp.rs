@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use enjambre_core::transport::envelope;
-use enjambre_transport::GuardedTransport;
 use enjambre_transport::settings::TransportSettings;
+use enjambre_transport::{GuardedTransport, Shared};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -151,7 +151,7 @@ pub(crate) struct RawZmtp;
 
 impl RawProtocol for RawZmtp {
     fn transport(settings: TransportSettings) -> Arc<dyn GuardedTransport> {
-        enjambre_transport::zmq(settings).unwrap()
+        Shared::new(settings).unwrap().zmq()
     }
 
     fn greeting(side: Side) -> Vec<u8> {

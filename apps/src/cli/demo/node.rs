@@ -11,10 +11,10 @@ use tokio::process::{Child, Command as Process};
 use tokio::time::timeout;
 
 use crate::cli::output::{notice, plain};
-use crate::control::client::{Outcome, connect};
+use crate::control::client::connect;
 use crate::control::message::{Command, Event};
 use crate::control::socket;
-use crate::failure::Failure;
+use crate::failure::{Failure, ResultContext};
 
 /// Maximum time until a node listens.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,10 +33,10 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Starts the tracker.
     pub(super) async fn tracker(folder: &Path) -> Result<Self, Failure> {
-        let config = "[tracker]\ndata_dir = \"tracker\"\nlease = \"10s\"\n".to_owned();
-        Self::start(folder, "tracker", "tracker", "tracker", config).await
+        let config = "[tracker]\ndata_dir = \"tracker\"\nlease = \"10s\"\n\
+                      [transport]\nlisten = [\"zmq://127.0.0.1:0\"]\n";
+        Self::start(folder, "tracker", "tracker", config).await
     }
 
     /// Starts a peer with a download limit in bytes per second.
@@ -48,29 +48,19 @@ impl Node {
     ) -> Result<Self, Failure> {
         let limit = limit.map_or_else(|| "unlimited".to_owned(), |limit| format!("{limit}B/s"));
         let config = format!(
-            "[peer]\ndata_dir = \"peer-{number}\"\ntrackers = [\"{tracker}\"]\n[limits]\ndownload = \"{limit}\"\n"
+            "[peer]\ndata_dir = \"peer-{number}\"\ntrackers = [\"{tracker}\"]\n[limits]\ndownload = \"{limit}\"\n\
+             [transport]\nlisten = [\"tcp://127.0.0.1:0\", \"zmq://127.0.0.1:0\"]\n"
         );
-        let data_dir = format!("peer-{number}");
-        Self::start(folder, &format!("peer {number}"), &data_dir, "peer", config).await
+        Self::start(folder, &format!("peer {number}"), "peer", &config).await
     }
 
-    async fn start(
-        folder: &Path,
-        name: &str,
-        data_dir: &str,
-        command: &str,
-        config: String,
-    ) -> Result<Self, Failure> {
-        let failed = |error: std::io::Error| Failure::from(error).context(format!("cannot start {name}"));
-        let listen = match command {
-            "tracker" => "\"zmq://127.0.0.1:0\"",
-            _ => "\"tcp://127.0.0.1:0\", \"zmq://127.0.0.1:0\"",
-        };
-        let config = format!("{config}[transport]\nlisten = [{listen}]\n");
+    async fn start(folder: &Path, name: &str, command: &str, config: &str) -> Result<Self, Failure> {
+        let action = format!("cannot start {name}");
+        let data_dir = name.replace(' ', "-");
         let file = folder.join(format!("{data_dir}.toml"));
         let log = folder.join(format!("{data_dir}.log"));
-        tokio::fs::write(&file, config).await.map_err(failed)?;
-        let mut process = Process::new(std::env::current_exe().map_err(failed)?);
+        tokio::fs::write(&file, config).await.context(&action)?;
+        let mut process = Process::new(std::env::current_exe().context(&action)?);
         // The environment configures the nodes of the user, not those of the demo.
         for (variable, _) in std::env::vars_os() {
             if variable.to_str().is_some_and(|variable| variable.starts_with("ENJAMBRE_")) {
@@ -82,7 +72,7 @@ impl Node {
         let data_dir = folder.join(data_dir);
         if socket::path(&data_dir).starts_with(&data_dir) {
             let temporary = folder.join("t");
-            tokio::fs::create_dir_all(&temporary).await.map_err(failed)?;
+            tokio::fs::create_dir_all(&temporary).await.context(&action)?;
             process.env("TMPDIR", temporary);
         }
         let mut child = process
@@ -92,10 +82,10 @@ impl Node {
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(File::create(&log).map_err(failed)?)
+            .stderr(File::create(&log).context(&action)?)
             .kill_on_drop(true)
             .spawn()
-            .map_err(failed)?;
+            .context(&action)?;
         let pid = child.id().unwrap_or_default();
         let stdout = child.stdout.take().ok_or_else(|| Failure::failed("the child process has no stdout"))?;
         let mut lines = BufReader::new(stdout).lines();
@@ -118,22 +108,16 @@ impl Node {
         Ok(node)
     }
 
-    /// Runs a command in the node.
     pub(super) async fn run(
         &self,
         command: Command,
         show: &mut (dyn FnMut(Event) + Send),
     ) -> Result<(), Failure> {
-        let connection = connect(&self.data_dir)
-            .await
-            .map_err(|error| Failure::from(error).context(format!("cannot connect to {}", self.name)))?;
-        match connection.run(command, show).await {
-            Outcome::Ended(result) => result,
-            Outcome::ConnectionClosed => Err(Failure::failed(format!("{} exited", self.name))),
-        }
+        let connection = connect(&self.data_dir).await.context(format!("cannot connect to {}", self.name))?;
+        let result = connection.run(command, show).await;
+        result.unwrap_or_else(|| Err(Failure::failed(format!("{} exited", self.name))))
     }
 
-    /// Kills the process.
     pub(super) async fn kill(&mut self) -> Result<(), Failure> {
         Ok(self.child.kill().await?)
     }
@@ -150,7 +134,6 @@ impl Node {
         }
     }
 
-    /// Prints the last lines of the log.
     pub(super) fn show_log(&self) {
         let Ok(text) = std::fs::read_to_string(&self.log) else { return };
         let lines: Vec<_> = text.lines().collect();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rand::Rng;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, ResultContext};
 
 const SIZE: usize = 256 << 20;
 const BLOCK: usize = 1 << 20;
@@ -33,26 +33,28 @@ pub(super) struct Hashed {
 
 /// Returns the hash of a file, or of all files in a directory. Skips symbolic links. Blocks.
 pub(super) fn hashes(path: &Path) -> Result<Vec<Hashed>, Failure> {
-    let context =
-        |error: std::io::Error| Failure::from(error).context(format!("cannot read {}", path.display()));
+    read_hashes(path).context(format!("cannot read {}", path.display()))
+}
+
+fn read_hashes(path: &Path) -> std::io::Result<Vec<Hashed>> {
     let mut found = Vec::new();
     if path.is_dir() {
         let mut folders = vec![PathBuf::new()];
         while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(path.join(&folder)).map_err(context)? {
-                let entry = entry.map_err(context)?;
+            for entry in std::fs::read_dir(path.join(&folder))? {
+                let entry = entry?;
                 let below = folder.join(entry.file_name());
-                let kind = entry.file_type().map_err(context)?;
+                let kind = entry.file_type()?;
                 if kind.is_dir() {
                     folders.push(below);
                 } else if kind.is_file() {
-                    found.push(hash(&entry.path(), below).map_err(context)?);
+                    found.push(hash(&entry.path(), below)?);
                 }
             }
         }
         found.sort();
     } else {
-        found.push(hash(path, PathBuf::new()).map_err(context)?);
+        found.push(hash(path, PathBuf::new())?);
     }
     Ok(found)
 }

@@ -12,30 +12,33 @@ use crate::cli::context::Context;
 use crate::config::load::Loaded;
 use crate::config::sections::{ContentKind, NodeKind};
 use crate::data_dir::DataDir;
-use crate::failure::{Failure, Status};
+use crate::failure::{Failure, ResultContext};
 use crate::registry::Registry;
 use crate::registry::locations::{node_place, replica_place};
 
-/// The kind of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DatabaseKind {
-    /// The catalogue of a tracker.
     Catalogue,
-    /// The index of a library.
     Index,
-    /// The content of a library.
     Content,
 }
 
-/// A database of a node.
 #[derive(Debug)]
 pub(super) struct Database {
     /// The name in text output.
     pub(super) name: &'static str,
     pub(super) kind: DatabaseKind,
     pub(super) place: Place,
-    pub(super) role: Role,
     pub(super) storage: Arc<dyn Storage>,
+}
+
+impl DatabaseKind {
+    const fn role(self) -> Role {
+        match self {
+            Self::Catalogue | Self::Index => Role::Records,
+            Self::Content => Role::Content,
+        }
+    }
 }
 
 impl Database {
@@ -74,8 +77,7 @@ pub(super) async fn lock(loaded: &Loaded) -> Result<DataDir, Failure> {
 /// Like [`lock`], but creates a missing directory.
 pub(super) async fn lock_or_create(loaded: &Loaded) -> Result<DataDir, Failure> {
     let path = loaded.data_dir(loaded.kind);
-    let folder = path.clone();
-    crate::blocking(move || DataDir::try_lock(&folder)).await?.ok_or_else(|| {
+    DataDir::try_lock(&path).await?.ok_or_else(|| {
         let text = "is in use by a running tracker, peer or command; stop that process first";
         Failure::failed(format!("{} {text}", path.display()))
     })
@@ -96,13 +98,13 @@ impl Databases {
         allow_incomplete: bool,
     ) -> Result<Self, Failure> {
         let mut all = Vec::new();
-        for (name, kind, place, role) in places(loaded, data_dir) {
+        for (name, kind, place) in places(loaded, data_dir) {
             let opened = match allow_incomplete {
-                true => registry.open_incomplete(loaded, place.clone(), role).await,
-                false => registry.open_storage(loaded, place.clone(), role).await,
+                true => registry.open_incomplete(loaded, place.clone(), kind.role()).await,
+                false => registry.open_storage(loaded, place.clone(), kind.role()).await,
             };
             match opened {
-                Ok(storage) => all.push(Database { name, kind, place, role, storage }),
+                Ok(storage) => all.push(Database { name, kind, place, storage }),
                 Err(failure) => {
                     // The first failure is reported, because nothing was written.
                     let _ = Self { all }.close().await;
@@ -111,6 +113,11 @@ impl Databases {
             }
         }
         Ok(Self { all })
+    }
+
+    /// Returns the database that every node of this kind has.
+    pub(super) fn main(&self) -> &Database {
+        self.all.first().expect("every node has a database")
     }
 
     /// Returns the database of a kind, if the node has one.
@@ -127,15 +134,11 @@ impl Databases {
         })
     }
 
-    /// Closes all databases. Returns the first failure.
     pub(super) async fn close(self) -> Result<(), Failure> {
         let mut result = Ok(());
         for database in &self.all {
-            let closed = database.storage.close().await.map_err(|error| {
-                Failure::from_error(Status::Failed, &error)
-                    .context(format!("cannot close the {} database", database.name))
-            });
-            result = result.and(closed);
+            let closed = database.storage.close().await;
+            result = result.and(closed.context(format!("cannot close the {} database", database.name)));
         }
         result
     }
@@ -153,39 +156,37 @@ pub(super) async fn inspect(
     outcome
 }
 
-/// Returns name, kind, place and role of each configured database.
-fn places(loaded: &Loaded, data_dir: &Path) -> Vec<(&'static str, DatabaseKind, Place, Role)> {
-    let uses_database = loaded.config.library.content == ContentKind::Database;
+/// Returns name, kind and place of each configured database.
+fn places(loaded: &Loaded, data_dir: &Path) -> Vec<(&'static str, DatabaseKind, Place)> {
     let place = node_place(loaded.kind, data_dir);
-    let mut places = Vec::new();
-    match loaded.kind {
-        NodeKind::Tracker => {
-            places.push(("catalogue", DatabaseKind::Catalogue, place, Role::Records));
-            if loaded.config.tracker.store.enabled {
-                let place = replica_place(data_dir);
-                places.push(("replica index", DatabaseKind::Index, place.clone(), Role::Records));
-                if uses_database {
-                    places.push(("replica content", DatabaseKind::Content, place, Role::Content));
-                }
-            }
-        }
+    let replicas = replica_place(data_dir);
+    let mut places = match loaded.kind {
+        NodeKind::Tracker => vec![
+            ("catalogue", DatabaseKind::Catalogue, place),
+            ("replica index", DatabaseKind::Index, replicas.clone()),
+            ("replica content", DatabaseKind::Content, replicas),
+        ],
         NodeKind::Peer => {
-            places.push(("index", DatabaseKind::Index, place.clone(), Role::Records));
-            if uses_database {
-                places.push(("content", DatabaseKind::Content, place, Role::Content));
-            }
+            vec![("index", DatabaseKind::Index, place.clone()), ("content", DatabaseKind::Content, place)]
         }
-    }
+    };
+    let has_library = loaded.kind == NodeKind::Peer || loaded.config.tracker.store.enabled;
+    let has_content = has_library && loaded.config.library.content == ContentKind::Database;
+    places.retain(|(_, kind, _)| match kind {
+        DatabaseKind::Catalogue => true,
+        DatabaseKind::Index => has_library,
+        DatabaseKind::Content => has_content,
+    });
     places
 }
 
 /// Returns the directory of a database, if it consists of files on this machine. Detects them by their names, because
 /// only the backend knows whether it stores files.
-pub(super) fn folder_of(loaded: &Loaded, place: &Place, role: Role) -> Option<PathBuf> {
+pub(super) fn folder_of(loaded: &Loaded, database: &Database) -> Option<PathBuf> {
     let section = &loaded.config.storage;
     let table = section.table(&section.backend);
     let configured = table.get("path").and_then(toml::Value::as_str).map(Path::new);
-    let path = place.database(configured, "any", role);
+    let path = database.place.database(configured, "any", database.kind.role());
     let folder = path.parent()?;
     let stem = path.file_stem()?;
     let exists = folder.read_dir().ok()?.flatten().any(|entry| {

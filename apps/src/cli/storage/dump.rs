@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
 use enjambre_core::storage::inspect::{Field, Fields};
-use enjambre_core::{Key, KeyRange, Space};
+use enjambre_core::{Key, KeyRange, Space, UnixMillis};
 use enjambre_swarm::catalogue::{self, layout};
 use enjambre_swarm::library;
 use serde::ser::SerializeMap;
@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer};
 use super::databases::{self, Database, DatabaseKind, Databases};
 use crate::cli::context::Context;
 use crate::cli::output::Stdout;
-use crate::failure::{Failure, Status};
+use crate::failure::{Failure, ResultContext};
 
 /// Number of entries per page.
 const PAGE: usize = 500;
@@ -23,8 +23,8 @@ const MAX_SHOWN: usize = 256;
 /// Spaces with secrets that allow impersonation of a peer or the tracker.
 const SECRET_SPACES: [Space; 4] = [layout::SESSIONS, layout::LEASES, layout::AUTHORITY, layout::INVITATIONS];
 
-/// The end of the year 9999, the last time that RFC 3339 can represent, in milliseconds since 1970-01-01 UTC.
-const LAST_TIME: u64 = 253_402_300_800_000;
+/// The end of the year 9999, the last time that RFC 3339 can represent.
+const LAST_TIME: UnixMillis = UnixMillis(253_402_300_800_000);
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -43,11 +43,8 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
 }
 
 async fn dump(databases: &Databases, arguments: &Arguments, stdout: &mut Stdout) -> Result<(), Failure> {
-    let all = databases
-        .all
-        .iter()
-        .flat_map(|database| database.spaces().iter().map(move |space| (database, *space)));
-    let all: Vec<(&Database, Space)> = all.collect();
+    let spaces = |database| Database::spaces(database).iter().map(move |space| (database, *space));
+    let all: Vec<(&Database, Space)> = databases.all.iter().flat_map(spaces).collect();
     if let Some(wanted) = &arguments.space
         && !all.iter().any(|(_, space)| space.name() == wanted)
     {
@@ -65,10 +62,8 @@ async fn dump(databases: &Databases, arguments: &Arguments, stdout: &mut Stdout)
         let mut range = KeyRange::all();
         loop {
             let limit = PAGE.min(usize::try_from(left).unwrap_or(PAGE));
-            let page = database.storage.scan(*space, range.clone(), limit).await.map_err(|error| {
-                Failure::from_error(Status::Failed, &error)
-                    .context(format!("cannot read the {} database", database.name))
-            })?;
+            let page = database.storage.scan(*space, range.clone(), limit).await;
+            let page = page.context(format!("cannot read the {} database", database.name))?;
             let Some((last, _)) = page.last() else { break };
             range = range.after(last);
             left -= page.len() as u64;
@@ -83,7 +78,6 @@ async fn dump(databases: &Databases, arguments: &Arguments, stdout: &mut Stdout)
     Ok(())
 }
 
-/// A record in the output.
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
     space: Space,
@@ -111,11 +105,11 @@ impl Serialize for Shown<'_> {
             Field::Flag(flag) => serializer.serialize_bool(*flag),
             Field::List(list) => serializer.collect_seq(list.iter().map(Shown)),
             // The time of a damaged record can be out of range.
-            Field::Time(millis) => match UNIX_EPOCH.checked_add(Duration::from_millis(*millis)) {
-                Some(time) if *millis < LAST_TIME => {
-                    serializer.collect_str(&humantime::format_rfc3339_millis(time))
+            Field::Time(time) => match UNIX_EPOCH.checked_add(Duration::from_millis(time.get())) {
+                Some(at) if *time < LAST_TIME => {
+                    serializer.collect_str(&humantime::format_rfc3339_millis(at))
                 }
-                _ => serializer.serialize_u64(*millis),
+                _ => serializer.serialize_u64(time.get()),
             },
         }
     }
@@ -170,12 +164,13 @@ mod tests {
 
     #[test]
     fn time_out_of_range_is_shown_as_number() {
-        let fields = |millis| Line { space: layout::META, fields: vec![("at", Field::Time(millis))] };
+        let fields =
+            |millis| Line { space: layout::META, fields: vec![("at", Field::Time(UnixMillis(millis)))] };
         let text = |millis| serde_json::to_string(&fields(millis)).unwrap();
         assert_eq!(text(0), r#"{"space":"meta","at":"1970-01-01T00:00:00.000Z"}"#);
-        assert!(text(LAST_TIME - 1).contains("9999-12-31T23:59:59.999Z"));
+        assert!(text(LAST_TIME.get() - 1).contains("9999-12-31T23:59:59.999Z"));
         assert!(
-            text(LAST_TIME).contains(&LAST_TIME.to_string())
+            text(LAST_TIME.get()).contains(&LAST_TIME.get().to_string())
                 && text(u64::MAX).contains(&u64::MAX.to_string())
         );
     }

@@ -11,26 +11,17 @@ mod stats;
 use clap::{Args, Subcommand};
 
 use super::context::Context;
+use super::output::Json;
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
-    command: Command,
-}
-
-impl Arguments {
-    /// Returns the arguments of `storage copy`, which loads two configurations of its own.
-    pub(super) const fn copy(&self) -> Option<&copy::Arguments> {
-        match &self.command {
-            Command::Copy(arguments) => Some(arguments),
-            _ => None,
-        }
-    }
+    pub(super) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Copy all data of a node to another storage, possibly of another backend
     Copy(copy::Arguments),
     /// Run the conformance tests on the configured backend, in temporary databases
@@ -41,19 +32,19 @@ enum Command {
     #[command(hide = true)]
     CrashWriter(check::crash_writer::Arguments),
     /// Count the entries and bytes in the databases
-    Stats(stats::Arguments),
+    Stats(Json),
     /// Print the records of the databases, one JSON object per line
     Dump(dump::Arguments),
 }
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
-        // Handled by the caller; see `Arguments::copy`.
+        // Handled by the caller, because it loads two configurations of its own.
         Command::Copy(_) => Ok(()),
         Command::Check(arguments) => check::run(context, arguments).await,
         Command::Bench(arguments) => bench::run(context, arguments).await,
         Command::CrashWriter(arguments) => check::crash_writer::run(context, arguments).await,
-        Command::Stats(arguments) => stats::run(context, arguments).await,
+        Command::Stats(Json { json }) => stats::run(context, json).await,
         Command::Dump(arguments) => dump::run(context, arguments).await,
     }
 }

@@ -93,7 +93,6 @@ impl<'a> ScratchBuilder<'a> {
         None
     }
 
-    /// Removes all places.
     async fn remove(&self) -> Result<(), Failure> {
         let mut outcome = Ok(());
         let created = std::mem::take(&mut *self.created.lock());

@@ -2,24 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use clap::Args;
-use enjambre_core::StorageError;
 use enjambre_swarm::record_copy::{Count, count};
 use serde::Serialize;
 
 use super::databases::{self, folder_of};
 use crate::cli::context::Context;
 use crate::cli::output::{Stdout, size};
-use crate::failure::{Failure, Status};
+use crate::failure::{Failure, ResultContext};
 
-#[derive(Debug, Args)]
-pub(crate) struct Arguments {
-    /// Print one JSON object per database
-    #[arg(long)]
-    json: bool,
-}
-
-/// The statistics of a database.
 #[derive(Debug, Serialize)]
 struct Stats {
     database: &'static str,
@@ -34,24 +24,21 @@ struct Stats {
     free_bytes: Option<u64>,
 }
 
-pub(super) async fn run(context: Context<'_>, Arguments { json }: Arguments) -> Result<(), Failure> {
+pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
     let mut stdout = Stdout::default();
     databases::inspect(&context, async |databases| {
         for database in &databases.all {
-            let failed = |error: StorageError| {
-                Failure::from_error(Status::Failed, &error)
-                    .context(format!("cannot read the {} database", database.name))
-            };
+            let action = format!("cannot read the {} database", database.name);
             let mut spaces = BTreeMap::new();
             for space in database.spaces() {
-                let counted = count(&*database.storage, *space).await.map_err(failed)?;
+                let counted = count(&*database.storage, *space).await.context(&action)?;
                 spaces.insert(space.name().to_owned(), counted);
             }
-            let folder = folder_of(&context.loaded, &database.place, database.role);
+            let folder = folder_of(&context.loaded, database);
             let stats = Stats {
                 database: database.name,
                 backend: context.loaded.config.storage.backend.clone(),
-                format: database.format().await.map_err(failed)?,
+                format: database.format().await.context(&action)?,
                 entries: spaces.values().map(|count| count.entries).sum(),
                 bytes: spaces.values().map(|count| count.bytes).sum(),
                 spaces,

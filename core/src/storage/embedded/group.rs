@@ -7,12 +7,23 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::request::{Commit, Reply, Sync};
-use super::shared_error::{FailedSync, SharedError, guarded};
+use super::guarded::guarded;
 use crate::storage::engine::{ApplyError, Engine, ReadError, Reader};
 use crate::storage::error::{Source, StorageError};
-use crate::storage::value::{Condition, Durability, Key, Space, Write};
+use crate::storage::inspect::with_causes;
+use crate::storage::value::{Batch, Condition, Durability, Key, Space, Write};
+
+pub(super) type Reply = oneshot::Sender<Result<(), StorageError>>;
+
+/// A queued batch. A sync is a durable commit of an empty batch.
+pub(super) struct Commit {
+    pub(super) batch: Batch,
+    pub(super) durability: Durability,
+    pub(super) reply: Reply,
+    pub(super) _permits: [OwnedSemaphorePermit; 2],
+}
 
 /// The engine failed and must be reopened. Batches in `commits` were not applied.
 pub(super) struct Failure {
@@ -20,7 +31,6 @@ pub(super) struct Failure {
     /// Replies to send after the failed engine is out of use.
     pub(super) replies: Vec<(Reply, StorageError)>,
     pub(super) commits: Vec<Commit>,
-    pub(super) syncs: Vec<Sync>,
 }
 
 /// The values written by the preceding batches of a group.
@@ -33,6 +43,12 @@ struct Member {
     writes: Range<usize>,
     /// Whether it conflicts with a preceding batch of the group. If that one is not applied, its conditions may hold.
     conflicts: bool,
+}
+
+impl Member {
+    fn is_sync(&self) -> bool {
+        self.writes.is_empty() && self.commit.batch.conditions.is_empty()
+    }
 }
 
 /// The result of the conditions of a batch.
@@ -48,7 +64,6 @@ pub(super) fn commit_group<E: Engine>(
     engine: &mut E,
     reader: &mut E::Reader,
     commits: Vec<Commit>,
-    syncs: Vec<Sync>,
 ) -> Result<(), Failure> {
     // Only writes to spaces with conditions have to be in the overlay.
     let conditional = conditional_spaces(&commits);
@@ -70,7 +85,7 @@ pub(super) fn commit_group<E: Engine>(
             Err(ReadError::Broken(source)) => {
                 let commits = members.into_iter().map(|member| member.commit);
                 let commits = commits.chain([commit]).chain(pending).collect();
-                return Err(Failure { source, replies: Vec::new(), commits, syncs });
+                return Err(Failure { source, replies: Vec::new(), commits });
             }
         };
         let start = writes.len();
@@ -86,41 +101,40 @@ pub(super) fn commit_group<E: Engine>(
         members.push(Member { commit, writes: start..writes.len(), conflicts });
     }
     let strongest = members.iter().filter(|member| !member.conflicts).map(|member| member.commit.durability);
-    let durable = !syncs.is_empty() || strongest.max() == Some(Durability::Durable);
+    let durability = strongest.max().unwrap_or(Durability::Buffered);
     if writes.is_empty() {
-        if durable {
-            sync_for(engine, members, syncs)?;
+        if durability == Durability::Durable {
+            sync_for(engine, members)?;
         } else {
-            acknowledge(members, syncs);
+            acknowledge(members);
         }
         return Ok(());
     }
-    let durability = if durable { Durability::Durable } else { Durability::Buffered };
-    match apply(engine, &writes, durability) {
+    let outcome = guarded(|| engine.apply(&writes, durability))
+        .unwrap_or_else(|panicked| Err(ApplyError::Uncertain(panicked.into())));
+    match outcome {
         Ok(()) => {
-            acknowledge(members, syncs);
+            acknowledge(members);
             Ok(())
         }
+        Err(ApplyError::Refused(_)) if members.len() > 1 => {
+            commit_one_by_one(engine, reader, members, &writes)
+        }
         Err(ApplyError::Refused(error)) => {
-            if members.len() > 1 {
-                return commit_one_by_one(engine, reader, members, writes, syncs);
-            }
             if let Some(member) = members.pop() {
                 let _ = member.commit.reply.send(Err(error));
-            }
-            if !syncs.is_empty() {
-                sync_for(engine, Vec::new(), syncs)?;
             }
             Ok(())
         }
         Err(ApplyError::Uncertain(source)) => {
-            let shared = SharedError::new(source);
-            let (undecided, lost): (Vec<_>, Vec<_>) =
-                members.into_iter().partition(|member| member.conflicts);
-            let replies =
-                lost.into_iter().map(|member| (member.commit.reply, indeterminate(&shared))).collect();
-            let commits = undecided.into_iter().map(|member| member.commit).collect();
-            Err(Failure { source: shared.into(), replies, commits, syncs })
+            let text = with_causes(&*source);
+            let (lost, unaffected): (Vec<_>, Vec<_>) =
+                members.into_iter().partition(|member| !member.conflicts && !member.is_sync());
+            let replies = lost.into_iter().map(|member| {
+                (member.commit.reply, StorageError::Indeterminate { source: text.clone().into() })
+            });
+            let commits = unaffected.into_iter().map(|member| member.commit).collect();
+            Err(Failure { source, replies: replies.collect(), commits })
         }
     }
 }
@@ -129,57 +143,30 @@ pub(super) fn commit_group<E: Engine>(
 fn conditional_spaces(commits: &[Commit]) -> Vec<Space> {
     let mut spaces = Vec::new();
     for condition in commits.iter().skip(1).flat_map(|commit| &commit.batch.conditions) {
-        let (Condition::Absent(space, _) | Condition::Equals(space, ..)) = condition;
-        if !spaces.contains(space) {
-            spaces.push(*space);
+        let (space, _) = condition.target();
+        if !spaces.contains(&space) {
+            spaces.push(space);
         }
     }
     spaces
 }
 
-/// Applies the batches of a refused group one by one.
+/// Commits the batches of a refused group one by one.
 fn commit_one_by_one<E: Engine>(
     engine: &mut E,
     reader: &mut E::Reader,
     members: Vec<Member>,
-    writes: Vec<Write>,
-    syncs: Vec<Sync>,
+    writes: &[Write],
 ) -> Result<(), Failure> {
-    let mut pending = members.into_iter();
-    while let Some(Member { commit, writes: own, conflicts }) = pending.next() {
-        let own = if conflicts { &commit.batch.writes[..] } else { &writes[own] };
-        let (shared, nothing_applied) = match check(reader, &Overlay::new(), &commit.batch.conditions) {
-            Err(ReadError::Broken(source)) => (SharedError::new(source), true),
-            Err(ReadError::Failed(error)) => {
-                let _ = commit.reply.send(Err(error));
-                continue;
-            }
-            Ok(Verdict::Conflict | Verdict::ConflictInGroup) => {
-                let _ = commit.reply.send(Err(StorageError::Conflict));
-                continue;
-            }
-            Ok(Verdict::Hold) => match apply(engine, own, commit.durability) {
-                Ok(()) => {
-                    let _ = commit.reply.send(Ok(()));
-                    continue;
-                }
-                Err(ApplyError::Refused(error)) => {
-                    let _ = commit.reply.send(Err(error));
-                    continue;
-                }
-                Err(ApplyError::Uncertain(source)) => (SharedError::new(source), false),
-            },
-        };
-        let rest = pending.map(|member| member.commit);
-        let (commits, replies) = if nothing_applied {
-            (std::iter::once(commit).chain(rest).collect(), Vec::new())
-        } else {
-            (rest.collect(), vec![(commit.reply, indeterminate(&shared))])
-        };
-        return Err(Failure { source: shared.into(), replies, commits, syncs });
-    }
-    if !syncs.is_empty() {
-        sync_for(engine, Vec::new(), syncs)?;
+    let mut pending = members.into_iter().map(|Member { mut commit, writes: own, .. }| {
+        commit.batch.writes.extend_from_slice(&writes[own]);
+        commit
+    });
+    while let Some(commit) = pending.next() {
+        if let Err(mut failure) = commit_group(engine, reader, vec![commit]) {
+            failure.commits.extend(pending);
+            return Err(failure);
+        }
     }
     Ok(())
 }
@@ -201,10 +188,7 @@ fn evaluate(
 ) -> Result<Verdict, ReadError> {
     let mut verdict = Verdict::Hold;
     for condition in conditions {
-        let (space, key, expected) = match condition {
-            Condition::Absent(space, key) => (*space, key, None),
-            Condition::Equals(space, key, value) => (*space, key, Some(value)),
-        };
+        let ((space, key), expected) = (condition.target(), condition.value());
         let pending = if overlay.is_empty() { None } else { overlay.get(&(space, key.clone())) };
         match pending {
             Some(value) if value.as_ref() != expected => verdict = Verdict::ConflictInGroup,
@@ -216,52 +200,26 @@ fn evaluate(
     Ok(verdict)
 }
 
-fn apply<E: Engine>(engine: &mut E, writes: &[Write], durability: Durability) -> Result<(), ApplyError> {
-    if writes.is_empty() {
-        return match durability {
-            Durability::Buffered => Ok(()),
-            Durability::Durable => match guarded(|| engine.sync()) {
-                Ok(outcome) => outcome.map_err(|error| ApplyError::Uncertain(error.into())),
-                Err(panicked) => Err(ApplyError::Uncertain(panicked.into())),
-            },
-        };
-    }
-    guarded(|| engine.apply(writes, durability))
-        .unwrap_or_else(|panicked| Err(ApplyError::Uncertain(panicked.into())))
-}
-
-/// Syncs the engine and replies to syncs and to commits without writes.
-fn sync_for<E: Engine>(engine: &mut E, members: Vec<Member>, syncs: Vec<Sync>) -> Result<(), Failure> {
-    let outcome = guarded(|| engine.sync())
-        .unwrap_or_else(|panicked| Err(StorageError::backend("sync the database", panicked)));
+/// Syncs the engine and replies to commits without writes.
+fn sync_for<E: Engine>(engine: &mut E, members: Vec<Member>) -> Result<(), Failure> {
+    const ACTION: &str = "sync the database";
+    let outcome =
+        guarded(|| engine.sync()).unwrap_or_else(|panicked| Err(StorageError::backend(ACTION, panicked)));
     let Err(error) = outcome else {
-        acknowledge(members, syncs);
+        acknowledge(members);
         return Ok(());
     };
-    let failed = FailedSync::new(error);
     let replies = members.into_iter().map(|member| {
-        let error = if member.conflicts { StorageError::Conflict } else { failed.error() };
+        let error = if member.conflicts { StorageError::Conflict } else { error.copy(ACTION) };
         (member.commit.reply, error)
     });
-    let replies = replies.chain(syncs.into_iter().map(|sync| (sync.reply, failed.error())));
-    Err(Failure {
-        source: failed.error().into(),
-        replies: replies.collect(),
-        commits: Vec::new(),
-        syncs: Vec::new(),
-    })
+    let replies = replies.collect();
+    Err(Failure { source: error.into(), replies, commits: Vec::new() })
 }
 
-fn acknowledge(members: Vec<Member>, syncs: Vec<Sync>) {
+fn acknowledge(members: Vec<Member>) {
     for member in members {
         let outcome = if member.conflicts { Err(StorageError::Conflict) } else { Ok(()) };
         let _ = member.commit.reply.send(outcome);
     }
-    for sync in syncs {
-        let _ = sync.reply.send(Ok(()));
-    }
-}
-
-fn indeterminate(error: &SharedError) -> StorageError {
-    StorageError::Indeterminate { source: error.clone().into() }
 }

@@ -2,14 +2,13 @@
 //!
 //! A writer thread collects queued batches into a group, checks the conditions of each against the state and the preceding
 //! batches, and commits the group at once. Reader threads serve reads concurrently. Nothing blocks the threads of the async
-//! runtime. An engine that fails or panics is dropped and reopened with exponential back-off; meanwhile callers get
+//! runtime. An engine that fails or panics is dropped and reopened with exponential backoff; meanwhile callers get
 //! [`StorageError::Unavailable`].
 
 mod group;
+mod guarded;
 mod pool;
-mod request;
 mod settings;
-mod shared_error;
 mod writer;
 
 use std::fmt;
@@ -20,20 +19,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::Storage;
-use super::engine::Engine;
+use super::budget::{Budget, CommitBudget};
+use super::engine::{Engine, ReadError, Reader};
 use super::error::StorageError;
 use super::value::{Batch, Durability, Key, KeyRange, Limits, Space};
-use pool::{Pool, Query, Read};
-use request::{Commit, Request, Sync};
+use group::Commit;
+pub use guarded::{Panicked, guarded, is_guarded};
+use pool::{Pool, Read};
 pub use settings::EmbeddedSettings;
-pub use shared_error::is_guarded;
-use writer::Writer;
-
-/// The unit of the byte budget, since a semaphore counts to `u32::MAX` only.
-const UNIT: usize = 1024;
+use writer::{Request, Writer};
 
 /// A [`Storage`] on an embedded engine.
 pub struct Embedded<E: Engine> {
@@ -41,34 +38,12 @@ pub struct Embedded<E: Engine> {
     requests: Sender<Request>,
     pool: Arc<Pool<E::Reader>>,
     limits: Limits,
-    /// The budget of commits and syncs.
-    commits: Budget,
-    /// The budget of bytes of batches, in units of [`UNIT`].
-    bytes: Budget,
+    commits: CommitBudget,
     /// The budget of keys of reads.
     reads: Budget,
     closing: AtomicBool,
     closed: watch::Sender<bool>,
     close_timeout: Duration,
-}
-
-/// A bounded number of permits with a FIFO queue.
-struct Budget {
-    semaphore: Arc<Semaphore>,
-    total: u32,
-}
-
-impl Budget {
-    fn new(total: usize) -> Self {
-        let total = total.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize)) as u32;
-        Self { semaphore: Arc::new(Semaphore::new(total as usize)), total }
-    }
-
-    /// Acquires `count` permits, at most all. Fails with `Closed` after the storage is closed.
-    async fn acquire(&self, count: usize) -> Result<OwnedSemaphorePermit, StorageError> {
-        let count = u32::try_from(count).unwrap_or(u32::MAX).clamp(1, self.total);
-        self.semaphore.clone().acquire_many_owned(count).await.map_err(|_| StorageError::Closed)
-    }
 }
 
 impl<E: Engine> Embedded<E> {
@@ -92,17 +67,13 @@ impl<E: Engine> Embedded<E> {
                 writer.run();
             })?;
         }
-        let limits = match opened.await {
-            Ok(Ok(limits)) => limits,
-            Ok(Err(error)) => return Err(error),
-            Err(_) => return Err(StorageError::backend("open", "the storage thread ended")),
-        };
+        let ended = |_| Err(StorageError::backend("open", "the storage thread ended"));
+        let limits = opened.await.unwrap_or_else(ended)?;
         let storage = Self {
             name: settings.name.clone(),
             pool: pool.clone(),
             limits,
-            commits: Budget::new(settings.queued_commits),
-            bytes: Budget::new(settings.queued_bytes / UNIT),
+            commits: CommitBudget::new(settings.queued_commits, settings.queued_bytes),
             reads: Budget::new(settings.queued_reads),
             closing: AtomicBool::new(false),
             closed: watch::Sender::new(false),
@@ -123,20 +94,28 @@ impl<E: Engine> Embedded<E> {
         if self.closing.load(Ordering::Acquire) { Err(StorageError::Closed) } else { Ok(()) }
     }
 
-    fn send(&self, request: Request) -> Result<(), StorageError> {
-        self.requests.send(request).map_err(|_| StorageError::Closed)
-    }
-
     /// Queues a read and waits for its reply.
-    async fn read<T>(
+    async fn read<T: Send + 'static>(
         &self,
-        query: Query,
         permits: usize,
-        receiver: oneshot::Receiver<Result<T, StorageError>>,
+        read: impl FnOnce(&mut E::Reader) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, StorageError> {
         self.check_open()?;
         let permit = self.reads.acquire(permits).await?;
-        self.pool.push(Read { query, _permit: permit });
+        let (reply, receiver) = oneshot::channel();
+        let query = move |reader: Result<&mut E::Reader, StorageError>| {
+            // Closed if the caller dropped its future.
+            if !reply.is_closed() {
+                let outcome = match reader.map_err(ReadError::Failed).and_then(read) {
+                    Err(ReadError::Broken(source)) => return Err(source),
+                    Err(ReadError::Failed(error)) => Err(error),
+                    Ok(found) => Ok(found),
+                };
+                let _ = reply.send(outcome);
+            }
+            Ok(())
+        };
+        self.pool.push(Read { query: Box::new(query), _permit: permit });
         match receiver.await {
             Ok(outcome) => outcome,
             Err(_) => {
@@ -150,9 +129,8 @@ impl<E: Engine> Embedded<E> {
     fn begin_close(&self) -> bool {
         let first = !self.closing.swap(true, Ordering::AcqRel);
         if first {
-            for budget in [&self.commits, &self.bytes, &self.reads] {
-                budget.semaphore.close();
-            }
+            self.commits.close();
+            self.reads.close();
         }
         first
     }
@@ -173,8 +151,8 @@ impl<E: Engine> Storage for Embedded<E> {
         if keys.is_empty() {
             return self.check_open().map(|()| Vec::new());
         }
-        let (reply, receiver) = oneshot::channel();
-        self.read(Query::Get { space, keys: keys.to_vec(), reply }, keys.len(), receiver).await
+        let keys = keys.to_vec();
+        self.read(keys.len(), move |reader| keys.iter().map(|key| reader.get(space, key)).collect()).await
     }
 
     async fn scan(
@@ -186,19 +164,17 @@ impl<E: Engine> Storage for Embedded<E> {
         if limit == 0 || range.is_empty() {
             return self.check_open().map(|()| Vec::new());
         }
-        let (reply, receiver) = oneshot::channel();
         let max_bytes = self.limits.max_page_bytes;
-        self.read(Query::Scan { space, range, limit, max_bytes, reply }, 1, receiver).await
+        self.read(1, move |reader| reader.scan(space, &range, limit, max_bytes)).await
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
         self.check_open()?;
         self.limits.check(&batch)?;
-        // All callers acquire in this order, so they cannot deadlock.
-        let permits =
-            [self.commits.acquire(1).await?, self.bytes.acquire(batch.size().div_ceil(UNIT)).await?];
+        let permits = self.commits.acquire(&batch).await?;
         let (reply, receiver) = oneshot::channel();
-        self.send(Request::Commit(Commit { batch, durability, reply, _permits: permits }))?;
+        let commit = Commit { batch, durability, reply, _permits: permits };
+        self.requests.send(Request::Commit(commit)).map_err(|_| StorageError::Closed)?;
         match receiver.await {
             Ok(outcome) => outcome,
             // Requests queued after the close are dropped.
@@ -208,11 +184,7 @@ impl<E: Engine> Storage for Embedded<E> {
     }
 
     async fn sync(&self) -> Result<(), StorageError> {
-        self.check_open()?;
-        let permit = self.commits.acquire(1).await?;
-        let (reply, receiver) = oneshot::channel();
-        self.send(Request::Sync(Sync { reply, _permit: permit }))?;
-        receiver.await.unwrap_or(Err(StorageError::Closed))
+        self.commit(Batch::new(), Durability::Durable).await
     }
 
     fn limits(&self) -> Limits {

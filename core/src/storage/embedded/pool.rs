@@ -6,63 +6,24 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::shared_error::guarded;
-use crate::storage::engine::{ReadError, Reader};
+use super::guarded::guarded;
+use crate::storage::engine::Reader;
 use crate::storage::error::{Source, StorageError};
-use crate::storage::value::{Key, KeyRange, Space};
 
 /// The maximum number of reads that a thread takes from the queue at once.
 const TAKEN_AT_ONCE: usize = 16;
 
-type Reply<T> = oneshot::Sender<Result<T, StorageError>>;
+/// Reads with a reader and replies to the caller. Without a reader, replies with the error. If the engine is broken, returns
+/// its error and drops the reply channel.
+pub(super) type Query<R> = Box<dyn FnOnce(Result<&mut R, StorageError>) -> Result<(), Source> + Send>;
 
 /// A queued read.
-pub(super) struct Read {
-    pub(super) query: Query,
+pub(super) struct Read<R> {
+    pub(super) query: Query<R>,
     pub(super) _permit: OwnedSemaphorePermit,
-}
-
-/// A read with its reply channel.
-pub(super) enum Query {
-    Get { space: Space, keys: Vec<Key>, reply: Reply<Vec<Option<Bytes>>> },
-    Scan { space: Space, range: KeyRange, limit: usize, max_bytes: usize, reply: Reply<Vec<(Key, Bytes)>> },
-}
-
-impl Query {
-    /// Executes the read and replies. If the engine is broken, returns its error and drops the reply channel.
-    fn answer(self, reader: &mut impl Reader) -> Result<(), Source> {
-        match self {
-            // The caller dropped its future.
-            Self::Get { reply, .. } if reply.is_closed() => {}
-            Self::Scan { reply, .. } if reply.is_closed() => {}
-            Self::Get { space, keys, reply } => {
-                let _ = reply.send(unless_broken(keys.iter().map(|key| reader.get(space, key)).collect())?);
-            }
-            Self::Scan { space, range, limit, max_bytes, reply } => {
-                let _ = reply.send(unless_broken(reader.scan(space, &range, limit, max_bytes))?);
-            }
-        }
-        Ok(())
-    }
-
-    fn refuse(self, error: StorageError) {
-        match self {
-            Self::Get { reply, .. } => drop(reply.send(Err(error))),
-            Self::Scan { reply, .. } => drop(reply.send(Err(error))),
-        }
-    }
-}
-
-fn unless_broken<T>(outcome: Result<T, ReadError>) -> Result<Result<T, StorageError>, Source> {
-    match outcome {
-        Ok(found) => Ok(Ok(found)),
-        Err(ReadError::Failed(error)) => Ok(Err(error)),
-        Err(ReadError::Broken(source)) => Err(source),
-    }
 }
 
 /// A failure of the engine during a read.
@@ -83,7 +44,7 @@ struct State<R> {
     phase: Phase,
     /// Changes with each opening and failure. A reader of an earlier generation is dropped after use.
     generation: u64,
-    queue: VecDeque<Read>,
+    queue: VecDeque<Read<R>>,
     readers: Vec<R>,
     /// The number of readers in use.
     busy: usize,
@@ -121,7 +82,7 @@ impl<R: Reader> Pool<R> {
     }
 
     /// Queues a read. After the pool is closed, drops it.
-    pub(super) fn push(&self, read: Read) {
+    pub(super) fn push(&self, read: Read<R>) {
         let mut state = self.state.lock();
         if !matches!(state.phase, Phase::Closed) {
             state.queue.push_back(read);
@@ -182,7 +143,7 @@ impl<R: Reader> Pool<R> {
                 Phase::Down(reason) => {
                     let reason = reason.clone();
                     for read in std::mem::take(&mut state.queue) {
-                        read.query.refuse(StorageError::Unavailable { reason: reason.clone() });
+                        let _ = (read.query)(Err(StorageError::Unavailable { reason: reason.clone() }));
                     }
                     self.done.notify_all();
                 }
@@ -205,11 +166,11 @@ impl<R: Reader> Pool<R> {
         failed: &impl Fn(FailedRead),
     ) {
         let count = (state.queue.len() / self.threads).clamp(1, TAKEN_AT_ONCE);
-        let taken: Vec<Read> = state.queue.drain(..count).collect();
+        let taken: Vec<Read<R>> = state.queue.drain(..count).collect();
         let generation = state.generation;
         state.busy += 1;
         let outcome = MutexGuard::unlocked(state, || {
-            guarded(|| taken.into_iter().try_for_each(|read| read.query.answer(&mut reader)))
+            guarded(|| taken.into_iter().try_for_each(|read| (read.query)(Ok(&mut reader))))
                 .unwrap_or_else(|panicked| Err(panicked.into()))
                 .map_err(|source| failed(FailedRead { generation, source }))
         });

@@ -12,15 +12,23 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use super::group::{Failure, commit_group};
+use super::group::{Commit, Failure, commit_group};
+use super::guarded::guarded;
 use super::pool::{FailedRead, Pool};
-use super::request::{Commit, Request, Sync};
 use super::settings::EmbeddedSettings;
-use super::shared_error::guarded;
 use crate::runtime::backoff::Backoff;
 use crate::storage::engine::Engine;
 use crate::storage::error::{Source, StorageError};
 use crate::storage::value::Limits;
+
+/// A request to the writer thread.
+pub(super) enum Request {
+    Commit(Commit),
+    /// A reader failed or panicked.
+    Failed(FailedRead),
+    /// The last request.
+    Close(Sender<Result<(), StorageError>>),
+}
 
 /// Opens the engine, also after each failure.
 pub(super) type Opener<E> = Arc<dyn Fn() -> Result<E, StorageError> + Send + std::marker::Sync>;
@@ -54,7 +62,6 @@ const POLL: Duration = Duration::from_millis(5);
 #[derive(Default)]
 struct Group {
     commits: Vec<Commit>,
-    syncs: Vec<Sync>,
     failed: Option<FailedRead>,
     close: Option<Sender<Result<(), StorageError>>>,
 }
@@ -109,9 +116,10 @@ impl<E: Engine> Writer<E> {
                 }
                 Err(RecvTimeoutError::Disconnected) => Group::default(),
             };
-            let last = group.close.is_some() || is_empty(&group);
-            let Group { commits, syncs, failed, close } = group;
-            self.serve(commits, syncs);
+            let Group { commits, failed, close } = group;
+            // An empty group: the storage was dropped.
+            let last = close.is_some() || (commits.is_empty() && failed.is_none());
+            self.serve(commits);
             // A failure of an earlier opening has been handled.
             if let Some(FailedRead { generation, source }) = failed
                 && generation == self.pool.generation()
@@ -139,12 +147,11 @@ impl<E: Engine> Writer<E> {
                     bytes += commit.batch.size();
                     group.commits.push(commit);
                 }
-                Request::Sync(sync) => group.syncs.push(sync),
                 Request::Failed(failed) => group.failed = Some(failed),
                 Request::Close(done) => group.close = Some(done),
             }
-            let full = group.commits.len() + group.syncs.len() >= self.settings.group_batches
-                || bytes >= self.settings.group_bytes;
+            let full =
+                group.commits.len() >= self.settings.group_batches || bytes >= self.settings.group_bytes;
             if full || group.close.is_some() || group.failed.is_some() {
                 break;
             }
@@ -153,27 +160,21 @@ impl<E: Engine> Writer<E> {
         group
     }
 
-    fn serve(&mut self, commits: Vec<Commit>, syncs: Vec<Sync>) {
-        let State::Up { engine, reader } = &mut self.state else {
-            self.refuse(commits, syncs);
-            return;
-        };
-        if let Err(Failure { source, replies, commits, syncs }) = commit_group(engine, reader, commits, syncs)
-        {
+    fn serve(&mut self, commits: Vec<Commit>) {
+        let State::Up { engine, reader } = &mut self.state else { return self.refuse(commits) };
+        if let Err(Failure { source, replies, commits }) = commit_group(engine, reader, commits) {
             self.fail(source);
             for (reply, error) in replies {
                 let _ = reply.send(Err(error));
             }
-            self.refuse(commits, syncs);
+            self.refuse(commits);
         }
     }
 
-    fn refuse(&self, commits: Vec<Commit>, syncs: Vec<Sync>) {
+    fn refuse(&self, commits: Vec<Commit>) {
         let State::Down { reason, .. } = &self.state else { return };
-        let replies =
-            commits.into_iter().map(|commit| commit.reply).chain(syncs.into_iter().map(|sync| sync.reply));
-        for reply in replies {
-            let _ = reply.send(Err(StorageError::Unavailable { reason: reason.clone() }));
+        for commit in commits {
+            let _ = commit.reply.send(Err(StorageError::Unavailable { reason: reason.clone() }));
         }
     }
 
@@ -259,11 +260,6 @@ impl<E: Engine> Writer<E> {
             State::Down { reason, .. } => Err(StorageError::Unavailable { reason }),
         }
     }
-}
-
-/// Returns whether the group contains no request, because all senders are dropped.
-fn is_empty(group: &Group) -> bool {
-    group.commits.is_empty() && group.syncs.is_empty() && group.failed.is_none()
 }
 
 /// Opens the engine and creates its readers.

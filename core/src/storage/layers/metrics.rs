@@ -37,21 +37,8 @@ pub enum Method {
     Sync,
 }
 
-impl Method {
-    /// All variants, in the order of the log.
-    pub const ALL: [Self; 5] = [Self::Get, Self::Scan, Self::Buffered, Self::Durable, Self::Sync];
-
-    /// The name in the log.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Get => "get",
-            Self::Scan => "scan",
-            Self::Buffered => "buffered commit",
-            Self::Durable => "durable commit",
-            Self::Sync => "sync",
-        }
-    }
-}
+/// The names of the methods in the log.
+const METHODS: [&str; 5] = ["get", "scan", "buffered commit", "durable commit", "sync"];
 
 /// An error kind with a separate counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,22 +58,6 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// All variants, in the order of the log.
-    pub const ALL: [Self; 6] =
-        [Self::Conflict, Self::Full, Self::Indeterminate, Self::Unavailable, Self::Corrupt, Self::Other];
-
-    /// The name in the log.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Conflict => "conflict",
-            Self::Full => "full",
-            Self::Indeterminate => "indeterminate",
-            Self::Unavailable => "unavailable",
-            Self::Corrupt => "corrupt",
-            Self::Other => "other",
-        }
-    }
-
     const fn of(error: &StorageError) -> Self {
         match error {
             StorageError::Conflict => Self::Conflict,
@@ -99,18 +70,21 @@ impl ErrorKind {
     }
 }
 
+/// The names of the error kinds in the log.
+const ERROR_KINDS: [&str; 6] = ["conflict", "full", "indeterminate", "unavailable", "corrupt", "other"];
+
 /// The counters of one method.
 #[derive(Debug, Default)]
 struct Counters {
     bytes: AtomicU64,
-    errors: [AtomicU64; ErrorKind::ALL.len()],
+    errors: [AtomicU64; ERROR_KINDS.len()],
     buckets: [AtomicU64; BUCKETS],
 }
 
 /// The counters since the start.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    methods: [Counters; Method::ALL.len()],
+    methods: [Counters; METHODS.len()],
 }
 
 /// The counts of one method.
@@ -118,12 +92,12 @@ pub struct Metrics {
 pub struct Counted {
     /// The bytes of requested keys, returned values and written entries of successful calls.
     pub bytes: u64,
-    errors: [u64; ErrorKind::ALL.len()],
+    errors: [u64; ERROR_KINDS.len()],
     buckets: [u64; BUCKETS],
 }
 
-/// The counts of all methods at one time, in the order of [`Method::ALL`].
-pub type Snapshot = [Counted; Method::ALL.len()];
+/// The counts of all methods at one time, indexed by [`Method`].
+pub type Snapshot = [Counted; METHODS.len()];
 
 impl Metrics {
     fn count<T>(
@@ -196,8 +170,8 @@ impl fmt::Display for Counted {
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| self.quantile(share));
         let (calls, bytes) = (self.calls(), self.bytes);
         write!(f, "{calls} calls, {bytes} bytes, p50 {p50:?}, p99 {p99:?}, max {max:?}")?;
-        for kind in ErrorKind::ALL.into_iter().filter(|kind| self.errors(*kind) > 0) {
-            write!(f, ", {} {}", self.errors(kind), kind.name())?;
+        for (kind, count) in ERROR_KINDS.into_iter().zip(self.errors).filter(|(_, count)| *count > 0) {
+            write!(f, ", {count} {kind}")?;
         }
         Ok(())
     }
@@ -261,10 +235,10 @@ async fn log_every_minute(name: String, metrics: Arc<Metrics>) {
 
 /// Logs a line for each method that was called.
 fn log(name: &str, period: &str, now: &Snapshot, since: &Snapshot) {
-    for ((method, now), since) in Method::ALL.into_iter().zip(now).zip(since) {
+    for ((method, now), since) in METHODS.into_iter().zip(now).zip(since) {
         let counted = now.since(since);
         if counted.calls() > 0 {
-            tracing::info!(storage = name, period, method = method.name(), "{counted}");
+            tracing::info!(storage = name, period, method, "{counted}");
         }
     }
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::runtime::backoff::Backoff;
@@ -46,9 +47,6 @@ pub struct RetryStorage {
     settings: Retry,
 }
 
-/// The deadline of a call passed before it returned.
-struct DeadlinePassed;
-
 /// One call with its deadline.
 struct Call {
     deadline: Option<Instant>,
@@ -62,10 +60,10 @@ impl Call {
         Self { deadline, retries_left: settings.retries, backoff: Backoff::new(MIN_DELAY, MAX_DELAY) }
     }
 
-    async fn attempt<T>(&self, attempt: impl Future<Output = T>) -> Result<T, DeadlinePassed> {
+    async fn attempt<T>(&self, attempt: impl Future<Output = T>) -> Result<T, Elapsed> {
         match self.deadline {
             None => Ok(attempt.await),
-            Some(deadline) => timeout_at(deadline, attempt).await.map_err(|_| DeadlinePassed),
+            Some(deadline) => timeout_at(deadline, attempt).await,
         }
     }
 
@@ -104,7 +102,7 @@ impl RetryStorage {
             match call.attempt(attempt()).await {
                 Ok(Err(error)) if call.wait_to_retry(&error).await => {}
                 Ok(outcome) => return outcome,
-                Err(DeadlinePassed) => return Err(StorageError::Unavailable { reason: self.no_reply() }),
+                Err(_) => return Err(StorageError::Unavailable { reason: self.no_reply() }),
             }
         }
     }
@@ -133,7 +131,7 @@ impl Storage for RetryStorage {
             match call.attempt(attempt).await {
                 Ok(Err(error)) if call.wait_to_retry(&error).await => {}
                 Ok(outcome) => return outcome,
-                Err(DeadlinePassed) => {
+                Err(_) => {
                     return Err(StorageError::Indeterminate { source: self.no_reply().into() });
                 }
             }
@@ -142,7 +140,7 @@ impl Storage for RetryStorage {
 
     async fn sync(&self) -> Result<(), StorageError> {
         let attempt = Call::new(self.settings).attempt(self.inner.sync()).await;
-        attempt.unwrap_or_else(|DeadlinePassed| Err(StorageError::Unavailable { reason: self.no_reply() }))
+        attempt.unwrap_or_else(|_| Err(StorageError::Unavailable { reason: self.no_reply() }))
     }
 
     fn limits(&self) -> Limits {

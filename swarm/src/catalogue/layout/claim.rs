@@ -2,16 +2,16 @@
 
 use bytes::Bytes;
 
-use enjambre_core::StorageError;
+use enjambre_core::{StorageError, UnixMillis};
 
 use super::codec::{damaged, from_six_bytes, six_bytes};
 use super::spaces::{OFFERS, PROVIDERS};
 
-/// A peer's claim to have a file: a byte that is 1 if the peer has the whole file and 0 otherwise, then the size without
-/// leading zero bytes.
+/// A provider record, which states that a peer has a file: a byte that is 1 if the peer has the whole file and 0
+/// otherwise, then the size without leading zero bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// The size of the file in bytes, as the peer claims.
+    /// The size of the file in bytes, as the peer states.
     pub size: u64,
     /// Whether the peer has the whole file.
     pub complete: bool,
@@ -47,23 +47,23 @@ impl Claim {
     }
 
     /// Encodes the value in `offers`; `began` is the start time of the session that made the claim.
-    pub fn encode_offer(self, began: u64) -> Bytes {
+    pub fn encode_offer(self, began: UnixMillis) -> Bytes {
         let mut bytes = Vec::with_capacity(15);
         self.write_offer(began, &mut bytes);
         bytes.into()
     }
 
     /// Appends the value in `offers`.
-    pub(crate) fn write_offer(self, began: u64, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(&six_bytes(began));
+    pub(crate) fn write_offer(self, began: UnixMillis, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&six_bytes(began.get()));
         self.write(bytes);
     }
 
     /// Decodes a value of `offers` into the claim and the start time of the session that made it.
-    pub fn decode_offer(bytes: &[u8]) -> Result<(Self, u64), StorageError> {
+    pub fn decode_offer(bytes: &[u8]) -> Result<(Self, UnixMillis), StorageError> {
         let read = || {
             let (began, claim) = bytes.split_first_chunk::<6>()?;
-            Some((Self::read(claim)?, from_six_bytes(began)))
+            Some((Self::read(claim)?, UnixMillis(from_six_bytes(began))))
         };
         read().ok_or_else(|| damaged(OFFERS, bytes))
     }

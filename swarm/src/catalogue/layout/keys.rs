@@ -5,10 +5,8 @@ use std::ops::Bound;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use enjambre_core::model::name::Name;
 use enjambre_core::model::secret::SecretHash;
-use enjambre_core::model::session::SessionId;
-use enjambre_core::{FileId, Key, KeyRange, PeerId, Space, StorageError};
+use enjambre_core::{FileId, Key, KeyRange, Name, PeerId, SessionId, Space, StorageError};
 
 use super::codec::{damaged, from_six_bytes, six_bytes};
 use super::spaces::{FILE_NAMES, INVITATIONS, OFFERS, PROVIDERS, VERSIONS};

@@ -3,11 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use enjambre_core::model::membership::Rights;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::{FileKind, FileRecord};
 use enjambre_core::model::secret::SecretHash;
-use enjambre_core::model::session::SessionId;
-use enjambre_core::{Endpoint, FileId, PeerId};
+use enjambre_core::{Endpoint, FileId, FileKind, FileRecord, Name, PeerId, SessionId, UnixMillis};
 
 use super::keys::FileNumber;
 
@@ -32,8 +29,8 @@ pub struct VersionRecord {
     pub size: u64,
     /// Whether the file is a collection.
     pub kind: FileKind,
-    /// The time of the publication in ms since 1970.
-    pub at: u64,
+    /// The time of the publication.
+    pub at: UnixMillis,
     /// The publisher.
     pub by: PeerId,
     /// The number of the file.
@@ -59,15 +56,15 @@ pub struct FileEntry {
     pub size: u64,
     /// Whether the file is a collection.
     pub kind: FileKind,
-    /// The time of the publication in ms since 1970.
-    pub at: u64,
+    /// The time of the publication.
+    pub at: UnixMillis,
     /// The publisher.
     pub by: PeerId,
     /// The number of the file.
     pub no: FileNumber,
-    /// The time since which the file has no living provider, in ms since 1970.
+    /// The time since which the file has no living provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gone: Option<u64>,
+    pub gone: Option<UnixMillis>,
 }
 
 impl FileEntry {
@@ -85,10 +82,10 @@ pub struct LeaseRecord {
     pub id: PeerId,
     /// The peer's newest session; all earlier ones are void.
     pub session: SessionId,
-    /// The start time of that session in ms since 1970; unique among the sessions of the peer.
-    pub began: u64,
-    /// The last stored renewal in ms since 1970.
-    pub renewed: u64,
+    /// The start time of that session; unique among the sessions of the peer.
+    pub began: UnixMillis,
+    /// The last stored renewal.
+    pub renewed: UnixMillis,
     /// The endpoints of the peer.
     pub endpoints: Vec<Endpoint>,
     /// Whether the peer ended its session.
@@ -104,8 +101,8 @@ pub struct PinRecord {
     pub size: u64,
     /// Whether the replica is complete and durable.
     pub complete: bool,
-    /// The time of the request in ms since 1970.
-    pub at: u64,
+    /// The time of the request.
+    pub at: UnixMillis,
     /// The peer that requested the pin.
     pub by: PeerId,
 }
@@ -117,10 +114,10 @@ pub struct InvitationRecord {
     pub rights: Rights,
     /// The number of peers that can still join.
     pub uses: u32,
-    /// The time of expiry in ms since 1970.
-    pub until: u64,
-    /// The time of creation in ms since 1970.
-    pub at: u64,
+    /// The time of expiry.
+    pub until: UnixMillis,
+    /// The time of creation.
+    pub at: UnixMillis,
 }
 
 /// A member of an invite-only swarm.
@@ -128,11 +125,11 @@ pub struct InvitationRecord {
 pub struct MemberRecord {
     /// The rights of the member.
     pub rights: Rights,
-    /// The time of joining in ms since 1970.
-    pub joined: u64,
-    /// The time of the revocation in ms since 1970.
+    /// The time of joining.
+    pub joined: UnixMillis,
+    /// The time of the revocation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub revoked: Option<u64>,
+    pub revoked: Option<UnixMillis>,
     /// The hashes of the secrets of the invitation with which it joined, and of a later one that extended its rights.
     pub invitations: Vec<SecretHash>,
 }
@@ -142,8 +139,8 @@ pub struct MemberRecord {
 pub struct ReservationRecord {
     /// The peer that may publish the name.
     pub by: PeerId,
-    /// The time of the reservation in ms since 1970.
-    pub at: u64,
+    /// The time of the reservation.
+    pub at: UnixMillis,
 }
 
 /// The total of all pins.

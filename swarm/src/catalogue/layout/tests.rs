@@ -1,7 +1,6 @@
 use proptest::prelude::*;
 
-use enjambre_core::FileId;
-use enjambre_core::model::name::Name;
+use enjambre_core::{FileId, Name, UnixMillis};
 
 use super::*;
 
@@ -33,7 +32,7 @@ proptest! {
         size in any::<u64>(), complete in any::<bool>(), began in 0..=MAX_NUMBER,
         a in (0..=MAX_NUMBER, 0..=MAX_NUMBER), b in (0..=MAX_NUMBER, 0..=MAX_NUMBER),
     ) {
-        let claim = Claim { size, complete };
+        let (claim, began) = (Claim { size, complete }, UnixMillis(began));
         prop_assert_eq!(Claim::decode(&claim.encode()).unwrap(), claim);
         prop_assert_eq!(Claim::decode_offer(&claim.encode_offer(began)).unwrap(), (claim, began));
         let key = |(file, peer): (u64, u64)| provider_key(FileNumber(file), PeerNumber(peer));

@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::catalogue::access::PAGE;
 use crate::catalogue::layout::{self, Claim, FILES, FileEntry, PROVIDERS, PeerNumber};
-use enjambre_core::model::record::Offer;
-use enjambre_core::{Batch, Durability};
+use enjambre_core::{Batch, Durability, Offer};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 fn offer(n: u64) -> Offer {
@@ -83,14 +82,14 @@ async fn claim_deleted_by_aborted_expiry_is_rewritten() {
     storage.commit(batch, Durability::Buffered).await.unwrap();
     let dead = START + RULES.leases.lease;
     let late = dead + 2 * RULES.cache_ttl;
-    assert_eq!(catalogue.expire_files(0, dead).await.unwrap(), 0);
+    assert_eq!(catalogue.expire_files(ms(0), dead).await.unwrap(), 0);
     // The announcement is committed between the two steps of the expiry.
     faulty.add(Operation::Commit, When::Nth(1), Fault::Delay(Duration::from_secs(10)));
     faulty.add(Operation::Commit, When::Nth(3), Fault::Delay(Duration::from_secs(20)));
     let offers = [offer(1)];
     let mut again = Box::pin(catalogue.announce(&a, &offers, late));
     assert!(futures::poll!(&mut again).is_pending());
-    let (unknown, expired) = tokio::join!(again, catalogue.expire_files(0, late));
+    let (unknown, expired) = tokio::join!(again, catalogue.expire_files(ms(0), late));
     assert!(unknown.unwrap().is_empty());
     assert_eq!(expired.unwrap(), 0);
     let fresh = open(&storage, late).await;

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use super::*;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{self, FILES, LEASES, PINS, PROVIDERS, SESSIONS, VERSIONS};
-use enjambre_core::model::record::Offer;
-use enjambre_core::{Batch, Durability, Key, KeyRange, StorageError};
+use enjambre_core::{Batch, Durability, Key, KeyRange, Offer, StorageError};
 
 fn offer() -> Offer {
     Offer { id: file(1), size: 10, complete: true }
@@ -38,11 +37,11 @@ async fn sweep_with_damaged_entry_processes_the_others() {
         batch.put(space, Key::new([key.as_bytes(), b"?"].concat()).unwrap(), layout::MARK);
     }
     storage.commit(batch, Durability::Buffered).await.unwrap();
-    let dead = START + 30_000;
-    assert_eq!(catalogue.expire_files(100_000, dead).await.unwrap(), 0);
-    assert_eq!(catalogue.expire_files(100_000, dead + 100_000).await.unwrap(), 2);
+    let dead = START + ms(30_000);
+    assert_eq!(catalogue.expire_files(ms(100_000), dead).await.unwrap(), 0);
+    assert_eq!(catalogue.expire_files(ms(100_000), dead + ms(100_000)).await.unwrap(), 2);
     assert_eq!(catalogue.versions(), 1);
-    assert_eq!(catalogue.sweep_peers(START + 2_000_000).await.unwrap().peers, 2);
+    assert_eq!(catalogue.sweep_peers(START + ms(2_000_000)).await.unwrap().peers, 2);
 }
 
 async fn damage_lease(storage: &Arc<dyn Storage>, session: &Session) {
@@ -58,7 +57,7 @@ async fn damaged_lease_hides_only_its_peer_until_replaced() {
     let (a, b) = both_offer(&catalogue).await;
     damage_lease(&storage, &b).await;
     // The cache has expired.
-    let late = START + RULES.cache_ttl + 1;
+    let late = START + RULES.cache_ttl + ms(1);
     assert_eq!(providers(&catalogue, 1, late).await, [a.peer]);
     assert_eq!(count(&catalogue, 1, late).await, 1);
     assert_eq!(catalogue.list("", None, 10, late, |_| None).await.unwrap().files[0].providers, 1);
@@ -98,14 +97,14 @@ async fn flush_with_damaged_lease_stores_other_renewals() {
     let (a, b) = (session(&catalogue, 1, START).await, session(&catalogue, 2, START).await);
     catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
     for session in [a, b] {
-        catalogue.renew(session.id, START + 20_000).await.unwrap();
+        catalogue.renew(session.id, START + ms(20_000)).await.unwrap();
     }
     damage_lease(&storage, &b).await;
-    catalogue.flush(START + 20_000).await.unwrap();
+    catalogue.flush(START + ms(20_000)).await.unwrap();
     // A tracker that starts now knows of the renewal only from the database.
     let fresh = Catalogue::open(Arc::clone(&storage), RULES, START).await.unwrap();
-    assert_eq!(count(&fresh, 1, START + 49_999).await, 1);
-    let refused = catalogue.renew(b.id, START + 20_000).await;
+    assert_eq!(count(&fresh, 1, START + ms(49_999)).await, 1);
+    let refused = catalogue.renew(b.id, START + ms(20_000)).await;
     assert!(matches!(refused, Err(CatalogueError::Unauthorized)), "not cached either: {refused:?}");
 }
 
@@ -144,8 +143,12 @@ async fn damaged_records_are_errors() {
                 alive_claims(&fresh, 1, START).await.map(drop).map_err(CatalogueError::from),
                 fresh.publish(&peer, &publication("a", file(1)), START).await.map(drop),
                 fresh.pins(None).await.map(drop),
-                fresh.sweep_peers(START + 2_000_000).await.map(drop).map_err(CatalogueError::from),
-                fresh.expire_files(1, START + 2_000_000).await.map(drop).map_err(CatalogueError::from),
+                fresh.sweep_peers(START + ms(2_000_000)).await.map(drop).map_err(CatalogueError::from),
+                fresh
+                    .expire_files(ms(1), START + ms(2_000_000))
+                    .await
+                    .map(drop)
+                    .map_err(CatalogueError::from),
                 fresh.open_session(peer.peer, Vec::new(), START).await.map(drop),
             ];
             for error in results.into_iter().filter_map(Result::err) {

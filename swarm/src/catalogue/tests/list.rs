@@ -1,4 +1,4 @@
-//! Lists compete with look-ups for the connections of a database.
+//! Lists compete with lookups for the connections of a database.
 
 use std::sync::Arc;
 use std::time::Duration;

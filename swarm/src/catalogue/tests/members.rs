@@ -1,20 +1,20 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 
-use super::{Catalogue, CatalogueRules, RULES as DEFAULT_RULES};
+use super::{Catalogue, CatalogueRules, RULES as DEFAULT_RULES, ms};
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::InvitationRecord;
 use crate::catalogue::layout::{AUTHORITY, INVITATIONS, MEMBERS};
 use crate::catalogue::peers::Session;
 use enjambre_core::model::membership::Rights;
-use enjambre_core::model::record::{FileKind, Publication};
 use enjambre_core::model::secret::Secret;
-use enjambre_core::{FileId, KeyRange, Memory, PeerId, Space, Storage};
+use enjambre_core::{FileId, FileKind, KeyRange, Memory, PeerId, Publication, Space, Storage, UnixMillis};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
-pub(super) const NOW: u64 = 2_000_000_000_000;
-pub(super) const HOUR: u64 = 3_600_000;
+pub(super) const NOW: UnixMillis = UnixMillis(2_000_000_000_000);
+pub(super) const HOUR: Duration = ms(3_600_000);
 pub(super) const RULES: CatalogueRules = CatalogueRules { max_peers: 10_000, ..DEFAULT_RULES };
 
 pub(super) async fn open(storage: &Arc<Memory>) -> Catalogue {
@@ -118,14 +118,14 @@ async fn expired_invitation_is_rejected_and_swept() {
     let storage = Arc::new(Memory::new());
     let catalogue = open(&storage).await;
     let secret = invited(&catalogue, Rights::Full, 2).await;
-    catalogue.join(peer(1), secret.hash(), NOW + HOUR - 1).await.unwrap();
+    catalogue.join(peer(1), secret.hash(), NOW + HOUR - ms(1)).await.unwrap();
     let late = catalogue.join(peer(2), secret.hash(), NOW + HOUR).await;
     assert!(matches!(late, Err(CatalogueError::NoInvitation)), "{late:?}");
     assert!(matches!(
         catalogue.join(peer(2), Secret::generate().hash(), NOW).await,
         Err(CatalogueError::NoInvitation)
     ));
-    catalogue.sweep_invitations(NOW + HOUR - 1).await.unwrap();
+    catalogue.sweep_invitations(NOW + HOUR - ms(1)).await.unwrap();
     assert_eq!(entries(&*storage, INVITATIONS).await, 1);
     catalogue.sweep_invitations(NOW + HOUR).await.unwrap();
     assert_eq!(entries(&*storage, INVITATIONS).await, 0);
@@ -183,12 +183,12 @@ async fn members_are_listed_with_status_and_found_by_prefix() {
     }
     session(&catalogue, peer(1)).await;
     session(&catalogue, peer(2)).await;
-    catalogue.revoke(&peer(2), NOW + 1).await.unwrap();
-    let members = catalogue.members(None, NOW + 2).await.unwrap();
+    catalogue.revoke(&peer(2), NOW + ms(1)).await.unwrap();
+    let members = catalogue.members(None, NOW + ms(2)).await.unwrap();
     let of = |n| members.iter().find(|member| member.peer == peer(n)).unwrap();
     assert_eq!((members.len(), of(1).record.rights, of(1).record.joined), (3, Rights::ReadOnly, NOW));
     assert_eq!((of(1).alive, of(1).seen, of(1).record.revoked), (true, Some(NOW), None));
-    assert_eq!((of(2).alive, of(2).record.revoked), (false, Some(NOW + 1)));
+    assert_eq!((of(2).alive, of(2).record.revoked), (false, Some(NOW + ms(1))));
     assert_eq!((of(3).alive, of(3).seen), (false, None));
     assert!(catalogue.members(Some(&members[2].peer), NOW).await.unwrap().is_empty());
     let digits = &peer(3).to_string()[..8];

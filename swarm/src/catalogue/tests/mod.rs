@@ -12,29 +12,34 @@ mod revocations;
 mod unknown_outcome;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::layout::{Claim, LeaseRecord};
 use super::leases::LeaseRules;
 use super::peers::Session;
 use super::{Catalogue, CatalogueRules};
-use enjambre_core::model::record::{FileKind, FileRecord, Publication};
-use enjambre_core::model::session::SessionId;
-use enjambre_core::{FileId, Memory, PeerId, Storage, StorageError};
+use enjambre_core::{
+    FileId, FileKind, FileRecord, Memory, PeerId, Publication, SessionId, Storage, StorageError, UnixMillis,
+};
 
 pub(crate) const RULES: CatalogueRules = CatalogueRules {
-    leases: LeaseRules { lease: 30_000, retention: 1_000_000, settle: 120_000 },
-    cache_ttl: 5_000,
+    leases: LeaseRules { lease: ms(30_000), retention: ms(1_000_000), settle: ms(120_000) },
+    cache_ttl: ms(5_000),
     max_peers: 1000,
     max_versions: 1_000_000,
     file_number_cache: 1 << 17,
 };
-pub(crate) const START: u64 = 1_000_000_000;
+pub(crate) const START: UnixMillis = UnixMillis(1_000_000_000);
+
+pub(crate) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
 
 pub(crate) fn storage() -> Arc<dyn Storage> {
     Arc::new(Memory::new())
 }
 
-pub(crate) async fn open(storage: &Arc<dyn Storage>, now: u64) -> Catalogue {
+pub(crate) async fn open(storage: &Arc<dyn Storage>, now: UnixMillis) -> Catalogue {
     Catalogue::open(Arc::clone(storage), RULES, now).await.unwrap()
 }
 
@@ -46,7 +51,7 @@ pub(crate) fn publication(name: &str, id: FileId) -> Publication {
     Publication { name: name.parse().unwrap(), id, size: 10, kind: FileKind::File }
 }
 
-pub(crate) async fn session(catalogue: &Catalogue, peer: u8, now: u64) -> Session {
+pub(crate) async fn session(catalogue: &Catalogue, peer: u8, now: UnixMillis) -> Session {
     let endpoint = format!("zmq://10.0.0.{peer}:7710").parse().unwrap();
     let id = catalogue.open_session(PeerId::from_bytes([peer; 32]), vec![endpoint], now).await.unwrap();
     catalogue.authorize(id, now).await.unwrap()
@@ -58,12 +63,12 @@ pub(crate) fn current_session(catalogue: &Catalogue, of: &Session) -> SessionId 
 }
 
 /// The number of providers of a file.
-async fn count(catalogue: &Catalogue, n: u64, now: u64) -> u32 {
+async fn count(catalogue: &Catalogue, n: u64, now: UnixMillis) -> u32 {
     catalogue.find(&file(n).to_string(), now).await.unwrap().providers
 }
 
 /// The ids of the providers of a file.
-async fn providers(catalogue: &Catalogue, n: u64, now: u64) -> Vec<PeerId> {
+async fn providers(catalogue: &Catalogue, n: u64, now: UnixMillis) -> Vec<PeerId> {
     let mut peers: Vec<_> =
         alive_claims(catalogue, n, now).await.unwrap().iter().map(|(_, lease)| lease.id).collect();
     peers.sort_unstable();
@@ -74,7 +79,7 @@ async fn providers(catalogue: &Catalogue, n: u64, now: u64) -> Vec<PeerId> {
 async fn alive_claims(
     catalogue: &Catalogue,
     n: u64,
-    now: u64,
+    now: UnixMillis,
 ) -> Result<Vec<(Claim, Arc<LeaseRecord>)>, StorageError> {
     let Some((_, claims)) = catalogue.file_claims(&file(n), now).await? else {
         return Ok(Vec::new());

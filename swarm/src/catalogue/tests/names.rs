@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{self, VERSIONS};
-use enjambre_core::{Batch, Durability};
+use enjambre_core::{Batch, Durability, UnixMillis};
 
 #[tokio::test]
 async fn newest_version_is_found_and_listed_first() {
@@ -74,7 +74,7 @@ async fn list_without_matches_continues_after_10000_names() {
         id: file(1),
         size: 1,
         kind: FileKind::File,
-        at: 1,
+        at: UnixMillis(1),
         by: PeerId::from_bytes([1; 32]),
         no: layout::FileNumber(1),
     });

@@ -1,8 +1,7 @@
 use super::*;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{self, LEASES, PROVIDERS, SESSIONS};
-use enjambre_core::KeyRange;
-use enjambre_core::model::record::Offer;
+use enjambre_core::{KeyRange, Offer};
 
 #[tokio::test]
 async fn peer_sweep_removes_peers_after_retention_only() {
@@ -13,9 +12,9 @@ async fn peer_sweep_removes_peers_after_retention_only() {
         catalogue.publish(&peer, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
     }
     let entries = async |space| storage.scan(space, KeyRange::all(), 2000).await.unwrap().len();
-    assert_eq!(catalogue.sweep_peers(START + 999_999).await.unwrap().peers, 0);
+    assert_eq!(catalogue.sweep_peers(START + ms(999_999)).await.unwrap().peers, 0);
     assert_eq!(entries(PROVIDERS).await, 1200);
-    assert_eq!(catalogue.sweep_peers(START + 1_000_000).await.unwrap().peers, 1);
+    assert_eq!(catalogue.sweep_peers(START + ms(1_000_000)).await.unwrap().peers, 1);
     for space in [PROVIDERS, layout::OFFERS, LEASES, SESSIONS, layout::PEERS, layout::CLEARED] {
         assert_eq!(entries(space).await, 0, "{space:?}");
     }
@@ -30,7 +29,7 @@ async fn peer_removed_by_another_tracker_cannot_add_claims() {
         here.publish(&peer, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
     }
     here.withdraw(&peer, &[file(2)]).await.unwrap();
-    let late = START + 1_000_000;
+    let late = START + ms(1_000_000);
     assert_eq!(there.sweep_peers(late).await.unwrap().peers, 1);
     // This tracker still has the session in its cache.
     let offers = [1, 2].map(|n| Offer { id: file(n), size: 10, complete: true });
@@ -53,27 +52,27 @@ async fn claims_of_earlier_sessions_expire_unless_repeated() {
     let second = session(&catalogue, 1, START).await;
     catalogue.announce(&second, &[Offer { id: file(1), size: 10, complete: true }], START).await.unwrap();
     let id = current_session(&catalogue, &second);
-    catalogue.renew(id, START + 115_000).await.unwrap();
-    assert_eq!(catalogue.sweep_peers(START + 119_000).await.unwrap().claims, 0);
-    assert_eq!(catalogue.sweep_peers(START + 120_001).await.unwrap().claims, 1);
-    assert_eq!(count(&catalogue, 1, START + 120_001).await, 1);
-    assert_eq!(count(&catalogue, 2, START + 120_001).await, 0);
+    catalogue.renew(id, START + ms(115_000)).await.unwrap();
+    assert_eq!(catalogue.sweep_peers(START + ms(119_000)).await.unwrap().claims, 0);
+    assert_eq!(catalogue.sweep_peers(START + ms(120_001)).await.unwrap().claims, 1);
+    assert_eq!(count(&catalogue, 1, START + ms(120_001)).await, 1);
+    assert_eq!(count(&catalogue, 2, START + ms(120_001)).await, 0);
 }
 
 #[tokio::test]
 async fn file_without_providers_expires_unless_offered_again() {
-    const RETENTION: u64 = 10_000_000;
+    const RETENTION: Duration = ms(10_000_000);
     let catalogue = open(&storage(), START).await;
     let peer = session(&catalogue, 1, START).await;
     for (name, id) in [("a", 1), ("a2", 1), ("b", 2)] {
         catalogue.publish(&peer, &publication(name, file(id)), START).await.unwrap();
     }
-    let dead = START + 30_000;
+    let dead = START + ms(30_000);
     assert_eq!(catalogue.expire_files(RETENTION, dead).await.unwrap(), 0);
-    assert_eq!(catalogue.expire_files(RETENTION, dead + RETENTION - 1).await.unwrap(), 0);
+    assert_eq!(catalogue.expire_files(RETENTION, dead + RETENTION - ms(1)).await.unwrap(), 0);
     assert_eq!(catalogue.find("a", dead).await.unwrap().providers, 0);
     // A new offer of b clears its mark.
-    let back = session(&catalogue, 2, dead + RETENTION - 1).await;
+    let back = session(&catalogue, 2, dead + RETENTION - ms(1)).await;
     catalogue.announce(&back, &[Offer { id: file(2), size: 10, complete: true }], START).await.unwrap();
     assert_eq!(catalogue.expire_files(RETENTION, dead + RETENTION).await.unwrap(), 1);
     let left: Vec<_> = all(&catalogue, "", 10).await.into_iter().map(|f| f.id).collect();
@@ -87,14 +86,14 @@ async fn session_voided_by_another_tracker_cannot_withdraw() {
     let (here, there) = (open(&storage, START).await, open(&storage, START).await);
     let former = session(&here, 1, START).await;
     here.publish(&former, &publication("a", file(1)), START).await.unwrap();
-    let newer = session(&there, 1, START + 1).await;
+    let newer = session(&there, 1, START + ms(1)).await;
     let offer = Offer { id: file(1), size: 10, complete: true };
-    there.announce(&newer, &[offer], START + 1).await.unwrap();
+    there.announce(&newer, &[offer], START + ms(1)).await.unwrap();
     // This tracker still has the former session in its cache.
-    here.authorize(former.id, START + 1).await.unwrap();
+    here.authorize(former.id, START + ms(1)).await.unwrap();
     let refused = here.withdraw(&former, &[file(1)]).await;
     assert!(matches!(refused, Err(CatalogueError::Unauthorized)), "{refused:?}");
-    assert_eq!(count(&open(&storage, START + 1).await, 1, START + 1).await, 1);
+    assert_eq!(count(&open(&storage, START + ms(1)).await, 1, START + ms(1)).await, 1);
     there.withdraw(&newer, &[file(1)]).await.unwrap();
-    assert_eq!(count(&open(&storage, START + 1).await, 1, START + 1).await, 0);
+    assert_eq!(count(&open(&storage, START + ms(1)).await, 1, START + ms(1)).await, 0);
 }

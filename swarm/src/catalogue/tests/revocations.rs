@@ -1,3 +1,4 @@
+use super::ms;
 use std::sync::Arc;
 
 use futures::future::join_all;
@@ -7,9 +8,9 @@ use super::members::{HOUR, NOW, RULES, entries, invited, open, peer, session};
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{self, INVITATIONS, MEMBERS, MemberRecord, REVOKED};
 use crate::catalogue::revocations::RevokeOutcome;
-use crate::membership::credentials::revocations::{LISTED_MS, MAX_REVOKED, PAGE, Revocations};
-use enjambre_core::model::membership::{LIFE_MS, Rights};
-use enjambre_core::{Batch, Durability, Memory, Storage};
+use crate::membership::credentials::revocations::{LISTED, MAX_REVOKED, PAGE, Revocations};
+use enjambre_core::model::membership::{LIFE, Rights};
+use enjambre_core::{Batch, Durability, Memory, Storage, UnixMillis};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 #[tokio::test]
@@ -25,7 +26,7 @@ async fn revoked_member_is_listed_for_a_day_and_never_rejoins() {
     assert!(!catalogue.revoke(&peer(1), NOW).await.unwrap().new, "it is revoked already");
     let list = catalogue.revocations(NOW).await.unwrap();
     // Versions follow the time, so that a restored backup still leads to newer versions.
-    assert_eq!((list.version(), list.len(), list.contains(&peer(1))), (NOW, 1, true));
+    assert_eq!((list.version(), list.len(), list.contains(&peer(1))), (NOW.get(), 1, true));
     let renewed = other.renew(before.id, NOW).await;
     assert!(matches!(renewed, Err(CatalogueError::Unauthorized)), "{renewed:?}");
     let another = invited(&catalogue, Rights::Full, 5).await;
@@ -34,15 +35,15 @@ async fn revoked_member_is_listed_for_a_day_and_never_rejoins() {
         assert!(matches!(again, Err(CatalogueError::Revoked)), "{again:?}");
     }
     assert!(matches!(catalogue.revoke(&peer(9), NOW).await, Err(CatalogueError::NotFound { .. })));
-    catalogue.sweep_revocations(NOW + LISTED_MS - 1).await.unwrap();
+    catalogue.sweep_revocations(NOW + LISTED - ms(1)).await.unwrap();
     assert_eq!(entries(&*storage, REVOKED).await, 1);
-    catalogue.sweep_revocations(NOW + LISTED_MS).await.unwrap();
+    catalogue.sweep_revocations(NOW + LISTED).await.unwrap();
     assert_eq!(entries(&*storage, REVOKED).await, 0);
     let again = catalogue.join(peer(1), another.hash(), NOW).await;
     assert!(matches!(again, Err(CatalogueError::Revoked)), "{again:?}");
     assert_eq!(
-        catalogue.revocations(NOW + LISTED_MS).await.unwrap().version(),
-        NOW,
+        catalogue.revocations(NOW + LISTED).await.unwrap().version(),
+        NOW.get(),
         "the version never decreases"
     );
 }
@@ -142,11 +143,11 @@ async fn each_revocation_has_its_own_version() {
     for n in 0..count {
         // With the same time, and with a clock that is behind.
         let by = if n % 2 == 0 { &catalogue } else { &other };
-        by.revoke(&peer(n), NOW - n % 2).await.unwrap();
+        by.revoke(&peer(n), NOW - ms(n % 2)).await.unwrap();
     }
     let list = other.revocations(NOW).await.unwrap();
-    assert_eq!((list.len() as u64, list.version()), (count, NOW + count - 1));
-    let pages = list.pages(u64::MAX);
+    assert_eq!((list.len() as u64, list.version()), (count, NOW.get() + count - 1));
+    let pages = list.pages(UnixMillis(u64::MAX));
     assert_eq!(pages.len(), 2);
     let mut received = Revocations::default();
     for page in &pages {
@@ -170,7 +171,11 @@ async fn many_revocations_read_the_list_once() {
         catalogue.revoke(&peer(n), NOW).await.unwrap();
         assert_eq!(catalogue.revocations(NOW).await.unwrap().len() as u64, n + 1);
     }
-    assert_eq!(catalogue.revocations(NOW + LISTED_MS + 4).await.unwrap().len(), 5, "the others have expired");
+    assert_eq!(
+        catalogue.revocations(NOW + LISTED + ms(4)).await.unwrap().len(),
+        5,
+        "the others have expired"
+    );
     faulty.clear();
     open(&memory).await.revoke(&peer(10), NOW).await.unwrap();
     let list = catalogue.revocations(NOW).await.unwrap();
@@ -184,7 +189,7 @@ async fn revocation_list_ahead_of_the_clock_is_reported() {
     for n in 0..4 {
         catalogue.join(peer(n), secret.hash(), NOW).await.unwrap();
     }
-    let later = NOW + LIFE_MS;
+    let later = NOW + LIFE;
     for (n, at, ahead) in [(0, later, false), (1, NOW, true), (2, later, false), (3, later + HOUR, false)] {
         assert_eq!(catalogue.revoke(&peer(n), at).await.unwrap().ahead, ahead, "{n}");
     }
@@ -199,7 +204,7 @@ async fn revocations_beyond_the_limit_are_rejected() {
     for first in (0..MAX_REVOKED as u64).step_by(1000) {
         let mut batch = Batch::new();
         for n in first..first + 1000 {
-            batch.put(REVOKED, layout::peer_id_key(&peer(1_000_000 + n)), layout::number(NOW - n));
+            batch.put(REVOKED, layout::peer_id_key(&peer(1_000_000 + n)), layout::number(NOW.get() - n));
         }
         storage.commit(batch, Durability::Buffered).await.unwrap();
     }
@@ -207,6 +212,6 @@ async fn revocations_beyond_the_limit_are_rejected() {
     assert!(matches!(refused, CatalogueError::TooManyRevoked), "{refused}");
     assert!(refused.to_string().contains("another authority"), "{refused}");
     assert_eq!(catalogue.member(&peer(1)).await.unwrap().unwrap().revoked, None);
-    let later = NOW + LISTED_MS - MAX_REVOKED as u64 + 1;
+    let later = NOW + LISTED - ms(MAX_REVOKED as u64 - 1);
     catalogue.revoke(&peer(1), later).await.expect("after one of them expired");
 }

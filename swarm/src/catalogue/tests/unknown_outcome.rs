@@ -1,74 +1,36 @@
 //! Commits with unknown outcome.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use async_trait::async_trait;
-use bytes::Bytes;
 
 use super::*;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::numbers::BLOCK;
-use enjambre_core::{Batch, Durability, Key, KeyRange, Limits, Space, StorageError};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
-/// A storage that applies one commit, or not, and reports that the outcome is unknown.
-#[derive(Debug)]
-struct Uncertain {
-    inner: Memory,
-    armed: AtomicBool,
-    applies: bool,
-}
-
-#[async_trait]
-impl Storage for Uncertain {
-    async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
-        self.inner.get(space, keys).await
-    }
-    async fn scan(
-        &self,
-        space: Space,
-        range: KeyRange,
-        limit: usize,
-    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
-        self.inner.scan(space, range, limit).await
-    }
-    async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
-        if self.armed.swap(false, Ordering::SeqCst) {
-            if self.applies {
-                self.inner.commit(batch, durability).await?;
-            }
-            return Err(StorageError::Indeterminate { source: "cut".into() });
-        }
-        self.inner.commit(batch, durability).await
-    }
-    async fn sync(&self) -> Result<(), StorageError> {
-        self.inner.sync().await
-    }
-    fn limits(&self) -> Limits {
-        self.inner.limits()
-    }
-    async fn close(&self) -> Result<(), StorageError> {
-        self.inner.close().await
-    }
+/// A catalogue's storage, and a function that makes the outcome of the next commit unknown.
+fn uncertain(applied: bool) -> (Arc<dyn Storage>, impl Fn()) {
+    let faults = Arc::new(FaultyStorage::new(storage(), 1));
+    let arm = {
+        let faults = faults.clone();
+        move || faults.add(Operation::Commit, When::Nth(1), Fault::Indeterminate { applied })
+    };
+    (faults, arm)
 }
 
 #[tokio::test]
 async fn commit_with_unknown_outcome_is_applied_once() {
     for applies in [false, true] {
-        let inner = Memory::new();
-        let uncertain = Arc::new(Uncertain { inner, armed: AtomicBool::new(false), applies });
-        let storage: Arc<dyn Storage> = uncertain.clone();
+        let (storage, lose_next_outcome) = uncertain(applies);
         let catalogue = open(&storage, START).await;
         let peer = session(&catalogue, 1, START).await;
-        uncertain.armed.store(true, Ordering::SeqCst);
+        lose_next_outcome();
         let published = catalogue.publish(&peer, &publication("a", file(1)), START).await.unwrap();
         assert_eq!((published.version, published.new), (1, true), "applied: {applies}");
         assert_eq!(all(&catalogue, "", 10).await.len(), 1);
-        uncertain.armed.store(true, Ordering::SeqCst);
+        lose_next_outcome();
         catalogue.pin(file(1), 10, 100, peer.peer, START).await.unwrap();
         assert_eq!(catalogue.reserved().await.unwrap().bytes, 10);
-        uncertain.armed.store(true, Ordering::SeqCst);
+        lose_next_outcome();
         assert!(catalogue.unpin(&file(1)).await.unwrap());
         assert_eq!(catalogue.reserved().await.unwrap().bytes, 0);
     }
@@ -101,9 +63,7 @@ async fn unknown_durability_is_an_error_after_few_retries() {
 
 #[tokio::test]
 async fn numbers_are_unique_despite_unknown_outcomes() {
-    let inner = Memory::new();
-    let uncertain = Arc::new(Uncertain { inner, armed: AtomicBool::new(false), applies: true });
-    let storage: Arc<dyn Storage> = uncertain.clone();
+    let (storage, lose_next_outcome) = uncertain(true);
     let mut used = std::collections::HashSet::new();
     for round in 0..4 {
         // The earlier trackers stopped as in a crash.
@@ -117,7 +77,7 @@ async fn numbers_are_unique_despite_unknown_outcomes() {
         let (a, b) = tokio::join!(a.next_number(), b.next_number());
         assert!(used.insert(a.unwrap()) && used.insert(b.unwrap()));
         let uncertain_tracker = open(&storage, START).await;
-        uncertain.armed.store(true, Ordering::SeqCst);
+        lose_next_outcome();
         assert!(uncertain_tracker.next_number().await.is_err());
         assert!(used.insert(uncertain_tracker.next_number().await.unwrap()));
     }

@@ -1,17 +1,18 @@
 //! Sets of pieces as machine words, which are compared 64 pieces at a time.
 
-use enjambre_core::model::bitmap::Bitmap;
+use enjambre_core::Bitmap;
 
 /// A set of pieces of one layout.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Bits {
     words: Vec<u64>,
+    count: u32,
 }
 
 impl Bits {
     /// An empty set for a file of `count` pieces.
     pub(super) fn empty(count: u32) -> Self {
-        Self { words: vec![0; count.div_ceil(64) as usize] }
+        Self { words: vec![0; count.div_ceil(64) as usize], count: 0 }
     }
 
     pub(super) fn from_bitmap(bitmap: &Bitmap) -> Self {
@@ -20,7 +21,11 @@ impl Bits {
             padded[..bytes.len()].copy_from_slice(bytes);
             u64::from_le_bytes(padded)
         };
-        Self { words: bitmap.as_bytes().chunks(8).map(word).collect() }
+        Self { words: bitmap.as_bytes().chunks(8).map(word).collect(), count: bitmap.count() }
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
     pub(super) fn contains(&self, piece: u32) -> bool {
@@ -32,6 +37,7 @@ impl Bits {
         let bit = 1 << (piece % 64);
         let new = *word & bit == 0;
         *word |= bit;
+        self.count += u32::from(new);
         new
     }
 
@@ -40,12 +46,13 @@ impl Bits {
         let bit = 1 << (piece % 64);
         let was = *word & bit != 0;
         *word &= !bit;
+        self.count -= u32::from(was);
         was
     }
 
-    /// Adds all pieces of the other set.
     pub(super) fn extend(&mut self, other: &Self) {
         self.words.iter_mut().zip(&other.words).for_each(|(word, more)| *word |= more);
+        self.count = self.words.iter().map(|word| word.count_ones()).sum();
     }
 
     /// Whether both sets have a piece in common.
@@ -120,6 +127,7 @@ mod tests {
             random in any::<u64>(),
         ) {
             let (x, y, z) = (set(&a), set(&b), set(&c));
+            prop_assert_eq!(x.is_empty(), a.is_empty());
             prop_assert_eq!(x.iter().collect::<BTreeSet<_>>(), a.clone());
             prop_assert_eq!(
                 x.symmetric_difference(&y).collect::<BTreeSet<_>>(),

@@ -18,7 +18,7 @@ const MEASURE_TIME: Duration = Duration::from_millis(500);
 /// The nearby providers suffice if after this time they deliver this share of the rate of all providers.
 const SETTLE_TIME: Duration = Duration::from_secs(2);
 const SUFFICIENT_SHARE: f64 = 0.8;
-/// How long all providers are used if the nearby ones do not suffice: initially, and the maximum of the back-off, which is
+/// How long all providers are used if the nearby ones do not suffice: initially, and the maximum of the backoff, which is
 /// also the interval of new measurements.
 const MIN_ALL_TIME: Duration = Duration::from_secs(8);
 const RETRY_INTERVAL: Duration = Duration::from_secs(64);
@@ -32,7 +32,6 @@ enum Scope {
     Nearby { since: Duration, rate_of_all: f64 },
 }
 
-/// The state of the preference for nearby providers.
 #[derive(Debug)]
 pub(super) struct Locality {
     pieces: u32,
@@ -56,7 +55,6 @@ impl Locality {
         }
     }
 
-    /// Records that a provider or its pieces changed.
     pub(super) const fn providers_changed(&mut self) {
         self.is_stale = true;
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::bits::Bits;
 use crate::download::arrival_rate::ArrivalRate;
 use crate::download::window::Window;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
+use enjambre_core::{PieceIndex, PieceLayout};
 
 /// Expected latency of a provider that has not delivered any piece.
 const DEFAULT_LATENCY: Duration = Duration::from_millis(500);
@@ -16,7 +16,27 @@ const PIPELINE_FACTOR: f64 = 4.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProviderKey(pub u32);
 
-/// The state of a provider.
+/// A provider that can be connected. Providers with fewer failures come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate {
+    /// Number of failures.
+    pub failures: u32,
+    /// Whether the provider claims to have only a part of the file.
+    pub partial: bool,
+    /// The key of the provider. Keys follow the random order of tracker replies.
+    pub key: ProviderKey,
+}
+
+/// Returns the candidates in the order in which to connect them. Among equals, complete and partial providers alternate:
+/// complete providers have every piece, and partial providers take load off them.
+pub fn connection_order(mut candidates: Vec<Candidate>) -> Vec<ProviderKey> {
+    candidates.sort_unstable();
+    let equals = candidates.chunk_by(|a, b| (a.failures, a.partial) == (b.failures, b.partial));
+    let mut ranked: Vec<_> = equals.flat_map(|group| group.iter().enumerate()).collect();
+    ranked.sort_by_key(|(rank, candidate)| (candidate.failures, *rank));
+    ranked.into_iter().map(|(_, candidate)| candidate.key).collect()
+}
+
 #[derive(Debug)]
 pub(super) struct ProviderState {
     pub(super) have: Bits,
@@ -82,7 +102,6 @@ impl ProviderState {
             .map(|round_trip| self.min_latency.map_or(round_trip, |latency| latency.min(round_trip)))
     }
 
-    /// Whether another request may be sent.
     pub(super) fn has_free_slot(&self, has_partial: bool, now: Duration) -> bool {
         self.in_flight.len() < self.max_in_flight(has_partial, now)
     }
@@ -101,5 +120,24 @@ impl ProviderState {
                 window.min(1 + (PIPELINE_FACTOR * product).round() as usize)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complete_and_partial_alternate_failed_come_last() {
+        let candidate = |key, failures, partial| Candidate { key: ProviderKey(key), failures, partial };
+        let all = vec![
+            candidate(0, 1, false),
+            candidate(1, 0, false),
+            candidate(2, 0, false),
+            candidate(3, 0, false),
+            candidate(4, 0, true),
+        ];
+        let keys: Vec<_> = connection_order(all).into_iter().map(|key| key.0).collect();
+        assert_eq!(keys, [1, 4, 2, 3, 0]);
     }
 }

@@ -16,10 +16,8 @@ use crate::library::entry::NewFile;
 use crate::library::file::LibraryFile;
 use crate::library::output::Destination;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_core::model::record::{FileKind, Provider};
 use enjambre_core::protocol::message::HaveWait;
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::{Connection, Deadline, PeerId};
+use enjambre_core::{Connection, Deadline, Dialer, FileKind, PeerId, Provider};
 
 /// The upload limit of a slow provider in bytes per second.
 const RATE: u64 = 4 * MIB as u64;

@@ -12,7 +12,7 @@ use crate::download::settings::DownloadSettings;
 use crate::library::entry::NewFile;
 use crate::library::output::Destination;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_core::model::record::FileKind;
+use enjambre_core::FileKind;
 
 fn rate(bytes: usize) -> BandwidthLimit {
     BandwidthLimit::new(NonZeroU64::new(bytes as u64))

@@ -8,10 +8,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::world::{Behavior, MIB, World};
-use crate::download::context::DownloadContext;
-use crate::download::progress::{Phase, Progress};
+use crate::download::context::{DownloadContext, StorageWait, retry_storage};
+use crate::download::request::{Phase, Progress};
 use crate::download::settings::DownloadSettings;
-use crate::download::storage_wait::{StorageWait, retry_storage};
 use crate::library::error::LibraryError;
 use enjambre_core::StorageError;
 

@@ -14,26 +14,24 @@ use tokio::time::Instant;
 
 use crate::download::downloader::{Download, Downloader};
 use crate::download::fixtures::{NodeEndpoint, StaticProviders};
-use crate::download::progress::Progress;
 use crate::download::provider::ProviderSource;
-use crate::download::request::DownloadRequest;
+use crate::download::request::{DownloadRequest, Progress};
 use crate::download::settings::DownloadSettings;
 use crate::library::content::ContentStore;
 use crate::library::entry::NewFile;
 use crate::library::library::Library;
 use crate::library::output::Destination;
-use crate::library::settings::LibrarySettings;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use crate::seeder::Seeder;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::PieceLayout;
-use enjambre_core::model::manifest::{Manifest, hash_piece};
-use enjambre_core::model::record::{FileKind, Provider};
+use enjambre_core::model::manifest::hash_piece;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Listener, Memory, PeerInfo, ReplySink, RequestId, Storage};
+use enjambre_core::{
+    Bitmap, FileKind, Listener, Manifest, Memory, PeerInfo, PieceLayout, Provider, ReplySink, RequestId,
+    Storage,
+};
 
 pub(super) const MIB: usize = 1024 * 1024;
 
@@ -222,13 +220,7 @@ impl World {
         upload: BandwidthLimit,
         content: Arc<dyn Storage>,
     ) -> Node {
-        let library = Library::open(
-            Arc::new(Memory::new()),
-            ContentStore::Database(content),
-            LibrarySettings::default(),
-        )
-        .await
-        .unwrap();
+        let library = Library::open(Arc::new(Memory::new()), ContentStore::Database(content)).await.unwrap();
         let size = self.manifest.layout().size();
         let endpoint = NodeEndpoint::new(&self.network, name, size, false).await;
         let (dialer, me) = (Arc::clone(&endpoint.dialer), Some(endpoint.provider.peer));
@@ -272,10 +264,8 @@ impl World {
     pub(super) fn request(&self) -> DownloadRequest {
         DownloadRequest {
             id: self.manifest.id(),
-            name: Some("a file".parse().unwrap()),
-            kind: FileKind::File,
-            member_of: None,
-            claimed_size: None,
+            file: NewFile { name: Some("a file".parse().unwrap()), kind: FileKind::File, member_of: None },
+            claimed_size: 0,
             proven_size: None,
             destination: Destination::Library,
             announced_as: self.manifest.id(),

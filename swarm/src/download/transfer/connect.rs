@@ -6,9 +6,8 @@ use super::event::Connected;
 use crate::download::context::DownloadContext;
 use crate::download::provider::{self, ConnectedProvider, ProviderError};
 use crate::download::schedule::PieceRequest;
-use enjambre_core::model::record::Provider;
 use enjambre_core::runtime;
-use enjambre_core::{Deadline, FileId};
+use enjambre_core::{Deadline, FileId, Provider};
 
 /// Connects to a provider. With `prove` also fetches the manifest and the last piece, which proves the size.
 pub(super) async fn connect(

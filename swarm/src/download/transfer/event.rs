@@ -7,33 +7,25 @@ use tokio::time::Instant;
 use crate::download::provider::{ConnectedProvider, ProviderError};
 use crate::download::schedule::ProviderKey;
 use crate::library::error::LibraryError;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::manifest::Manifest;
-use enjambre_core::model::record::Provider;
+use enjambre_core::{Bitmap, Manifest, PieceIndex, PieceLayout, Provider};
 
 /// The content of a piece, with its share of the budget.
 pub(super) type PieceContent = (Bytes, OwnedSemaphorePermit);
 
 /// The end of an operation that a transfer started.
 pub(super) enum Event {
-    /// A provider look-up.
     Providers(Result<Vec<Provider>, String>),
-    /// An attempt to connect to a provider.
     Connected(ProviderKey, Result<Box<Connected>, ProviderError>),
     /// A `have` request. The time identifies the connection, since the provider may have been reconnected.
     Have(ProviderKey, Instant, Result<(PieceLayout, Bitmap), ProviderError>),
-    /// A piece request.
     Piece(ProviderKey, PieceIndex, Result<PieceContent, ProviderError>),
     /// The write of a batch, with the pieces whose content was wrong.
     Written(Vec<Received>, Result<Vec<PieceIndex>, LibraryError>),
     /// A wait for a piece's share of the budget; `None` if the budget is closed.
     Budget(Option<OwnedSemaphorePermit>),
-    /// A request that was cancelled.
     Ignored,
 }
 
-/// A connected provider.
 pub(super) struct Connected {
     pub(super) provider: ConnectedProvider,
     /// The verified manifest and the last piece, if requested.

@@ -7,17 +7,15 @@ use tokio::time::Instant;
 
 use super::event::{Event, PieceContent, Received};
 use super::state::{OpenFile, PendingRequest, Transfer};
-use crate::download::context::DownloadContext;
+use crate::download::context::{DownloadContext, StorageWait};
 use crate::download::error::DownloadError;
 use crate::download::provider::{self, ProviderError};
 use crate::download::schedule::ProviderKey;
-use crate::download::storage_wait::StorageWait;
 use crate::library::error::LibraryError;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
 use enjambre_core::protocol::client::call;
 use enjambre_core::protocol::message::Request;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{Deadline, TransportError};
+use enjambre_core::{Deadline, PieceIndex, PieceLayout, TransportError};
 
 /// Maximum size of a batch of pieces that is hashed and written together; a larger piece is its own batch.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -103,14 +101,14 @@ impl Transfer<'_> {
             let key = ready[at];
             let budget = Arc::clone(&self.context.budget);
             let units = DownloadContext::piece_units(layout);
-            let permit = self.budget.permit.take().or_else(|| budget.try_acquire_many_owned(units).ok());
+            let permit = self.budget_permit.take().or_else(|| budget.try_acquire_many_owned(units).ok());
             let Some(permit) = permit else {
                 self.wait_for_budget(layout);
                 return;
             };
             let (Some(request), Some(active)) = (schedule.next(key, elapsed), self.providers.active(key))
             else {
-                self.budget.permit = Some(permit);
+                self.budget_permit = Some(permit);
                 ready.remove(at);
                 continue;
             };
@@ -129,13 +127,8 @@ impl Transfer<'_> {
             let call = async move {
                 limit.take(bytes).await;
                 let _ = sent.set(Instant::now());
-                match provider::piece(&*connection, request_id, id, request, deadline).await {
-                    Ok(content) => Ok((content, permit)),
-                    Err(error) => {
-                        limit.refund(bytes);
-                        Err(error)
-                    }
-                }
+                let content = provider::piece(&*connection, request_id, id, request, deadline).await;
+                content.map(|content| (content, permit)).inspect_err(|_| limit.refund(bytes))
             };
             let call = Abortable::new(call, registration).map(move |result| match result {
                 Ok(result) => Event::Piece(key, piece, result),
@@ -148,8 +141,8 @@ impl Transfer<'_> {
     /// Waits for the budget while other transfers use all of it. A pending request of this transfer returns its share, so
     /// then there is nothing to wait for.
     fn wait_for_budget(&mut self, layout: PieceLayout) {
-        if self.requests.is_empty() && !self.budget.pending {
-            self.budget.pending = true;
+        if self.requests.is_empty() && !self.budget_pending {
+            self.budget_pending = true;
             let budget = Arc::clone(&self.context.budget);
             let permit = budget.acquire_many_owned(DownloadContext::piece_units(layout));
             self.events.push(permit.map(|permit| Event::Budget(permit.ok())).boxed());

@@ -1,4 +1,4 @@
-//! The known providers of a transfer: their keys, connection states and back-off.
+//! The known providers of a transfer: their keys, connection states and backoff.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,13 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::download::provider::ProviderError;
-use crate::download::provider_choice::{self, Candidate};
-use crate::download::schedule::ProviderKey;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::record::Provider;
+use crate::download::schedule::{Candidate, ProviderKey, connection_order};
 use enjambre_core::runtime::HashMap;
 use enjambre_core::runtime::backoff::Backoff;
-use enjambre_core::{Connection, PeerId};
+use enjambre_core::{Bitmap, Connection, PeerId, Provider};
 
 /// Interval of `have` requests to a partial provider that does not delay its replies until its pieces change.
 pub(super) const HAVE_INTERVAL: Duration = Duration::from_millis(500);
@@ -21,12 +18,11 @@ const MIN_HAVE_INTERVAL: Duration = Duration::from_millis(10);
 /// Number of successive `already_sent` replies after which each one pauses the requests to a provider.
 const MAX_ALREADY_SENT: u32 = 16;
 const ALREADY_SENT_PAUSE: Duration = Duration::from_millis(20);
-/// Maximum number of known providers.
 const MAX_PROVIDERS: usize = 1000;
-/// Bounds of the back-off after a provider was unreachable or refused a request.
+/// Bounds of the backoff after a provider was unreachable or refused a request.
 pub(super) const MIN_BACKOFF: Duration = Duration::from_millis(500);
 pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// Bounds of the back-off after a provider was busy, unless it requests a longer one.
+/// Bounds of the backoff after a provider was busy, unless it requests a longer one.
 const MIN_BUSY_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BUSY_BACKOFF: Duration = Duration::from_millis(500);
 
@@ -47,20 +43,16 @@ pub(super) enum ConnectionState {
 #[derive(Debug)]
 pub(super) struct ActiveProvider {
     pub(super) connection: Arc<dyn Connection>,
-    /// When it was connected.
     pub(super) since: Instant,
     /// Whether it has all pieces, and how many it has, by its last reply.
     pub(super) complete: bool,
     pub(super) pieces: u32,
     /// The time of the next `have` request; `None` while one is pending.
     pub(super) next_have: Option<Instant>,
-    /// The time of the last `have` request.
     pub(super) have_requested: Instant,
     /// No piece is requested before this time.
     paused_until: Option<Instant>,
-    /// The time of the last piece.
     pub(super) delivered: Instant,
-    /// Number of successive `already_sent` replies.
     already_sent: u32,
 }
 
@@ -107,7 +99,6 @@ impl ActiveProvider {
     }
 }
 
-/// A known provider.
 #[derive(Debug)]
 pub(super) struct ProviderEntry {
     pub(super) provider: Provider,
@@ -126,7 +117,20 @@ struct Busy {
 }
 
 impl ProviderEntry {
-    /// Whether the last reply of the provider was `busy`.
+    pub(super) const fn active(&self) -> Option<&ActiveProvider> {
+        match &self.state {
+            ConnectionState::Active(active) => Some(active),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn active_mut(&mut self) -> Option<&mut ActiveProvider> {
+        match &mut self.state {
+            ConnectionState::Active(active) => Some(active),
+            _ => None,
+        }
+    }
+
     pub(super) const fn is_busy(&self) -> bool {
         self.busy.is_some()
     }
@@ -136,22 +140,19 @@ impl ProviderEntry {
         self.busy.as_ref().is_some_and(|busy| now < busy.since + time)
     }
 
-    /// Returns the back-off after another `busy` reply.
     fn busy_backoff(&mut self, now: Instant, retry_after: Duration) -> Duration {
         let new = || Busy { since: now, backoff: Backoff::new(MIN_BUSY_BACKOFF, MAX_BUSY_BACKOFF) };
         self.busy.get_or_insert_with(new).backoff.next_delay().max(retry_after)
     }
 
-    /// Records that the provider sent a piece.
     pub(super) fn piece_received(&mut self) {
         self.busy = None;
-        if let ConnectionState::Active(active) = &mut self.state {
+        if let Some(active) = self.active_mut() {
             active.already_sent = 0;
             active.delivered = Instant::now();
         }
     }
 
-    /// Records that a piece of the provider was valid.
     pub(super) const fn piece_verified(&mut self) {
         self.failures = 0;
         self.backoff.reset();
@@ -161,7 +162,6 @@ impl ProviderEntry {
 /// The effect of an error on a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ErrorEffect {
-    /// None.
     Ignored,
     /// The provider stays connected and pauses.
     Paused,
@@ -169,7 +169,6 @@ pub(super) enum ErrorEffect {
     Disconnected,
 }
 
-/// The known providers of a transfer.
 #[derive(Debug, Default)]
 pub(super) struct ProviderTable {
     entries: HashMap<ProviderKey, ProviderEntry>,
@@ -190,33 +189,20 @@ impl ProviderTable {
         self.entries.values()
     }
 
-    /// Returns the connection to a provider, if it is active.
     pub(super) fn active(&self, key: ProviderKey) -> Option<&ActiveProvider> {
-        match &self.entries.get(&key)?.state {
-            ConnectionState::Active(active) => Some(active),
-            _ => None,
-        }
+        self.get(key)?.active()
     }
 
     pub(super) fn active_mut(&mut self, key: ProviderKey) -> Option<&mut ActiveProvider> {
-        match &mut self.entries.get_mut(&key)?.state {
-            ConnectionState::Active(active) => Some(active),
-            _ => None,
-        }
+        self.get_mut(key)?.active_mut()
     }
 
     pub(super) fn all_active(&self) -> impl Iterator<Item = (ProviderKey, &ActiveProvider)> {
-        self.entries.iter().filter_map(|(&key, entry)| match &entry.state {
-            ConnectionState::Active(active) => Some((key, active)),
-            _ => None,
-        })
+        self.entries.iter().filter_map(|(&key, entry)| Some((key, entry.active()?)))
     }
 
     pub(super) fn all_active_mut(&mut self) -> impl Iterator<Item = (ProviderKey, &mut ActiveProvider)> {
-        self.entries.iter_mut().filter_map(|(&key, entry)| match &mut entry.state {
-            ConnectionState::Active(active) => Some((key, active)),
-            _ => None,
-        })
+        self.entries.iter_mut().filter_map(|(&key, entry)| Some((key, entry.active_mut()?)))
     }
 
     /// Number of providers that are active or being connected.
@@ -236,9 +222,9 @@ impl ProviderTable {
         let candidates = idle.map(|(&key, entry)| Candidate {
             key,
             failures: entry.failures,
-            complete: entry.provider.complete,
+            partial: !entry.provider.complete,
         });
-        provider_choice::order(candidates.collect())
+        connection_order(candidates.collect())
     }
 
     /// Adds a provider, or updates its endpoints. Ignores it if the table is full of providers without failures.
@@ -256,7 +242,7 @@ impl ProviderTable {
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             busy: None,
         });
-        // The back-off applies to the old endpoints.
+        // The backoff applies to the old endpoints.
         if entry.provider.endpoints != provider.endpoints
             && let ConnectionState::Idle { from } = &mut entry.state
         {
@@ -285,10 +271,9 @@ impl ProviderTable {
         }
     }
 
-    /// Disconnects all providers.
     pub(super) fn release_all(&mut self) {
         for entry in self.entries.values_mut() {
-            if matches!(entry.state, ConnectionState::Active(_)) {
+            if entry.active().is_some() {
                 entry.state = ConnectionState::Idle { from: Instant::now() };
             }
         }
@@ -309,18 +294,17 @@ impl ProviderTable {
             ProviderError::AlreadySent(_) => return ErrorEffect::Ignored,
             ProviderError::InvalidData(_) => ConnectionState::Banned,
             ProviderError::Busy { retry_after } => {
-                if let ConnectionState::Active(active) = &entry.state {
+                if entry.active().is_some_and(|active| !active.is_ready(now)) {
                     // Requests that were sent together are refused together and count as one refusal.
-                    if active.is_ready(now) {
-                        let until = now + entry.busy_backoff(now, *retry_after);
-                        if let ConnectionState::Active(active) = &mut entry.state {
-                            active.paused_until = Some(until);
-                        }
-                    }
+                    return ErrorEffect::Paused;
+                }
+                let until = now + entry.busy_backoff(now, *retry_after);
+                if let Some(active) = entry.active_mut() {
+                    active.paused_until = Some(until);
                     return ErrorEffect::Paused;
                 }
                 entry.failures += 1;
-                ConnectionState::Idle { from: now + entry.busy_backoff(now, *retry_after) }
+                ConnectionState::Idle { from: until }
             }
             // A peer that was just announced may soon have its first piece.
             ProviderError::NotFound => ConnectionState::Idle { from: now + HAVE_INTERVAL },

@@ -1,4 +1,4 @@
-//! Provider look-ups, connections, `have` requests and provider errors of a transfer.
+//! Provider lookups, connections, `have` requests and provider errors of a transfer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,10 @@ use super::state::{MAX_LOOKUP_INTERVAL, OpenFile, Transfer};
 use crate::download::error::DownloadError;
 use crate::download::provider::{self, ConnectedProvider, ProviderError};
 use crate::download::schedule::ProviderKey;
-use enjambre_core::Deadline;
-use enjambre_core::model::bitmap::Bitmap;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::record::Provider;
 use enjambre_core::protocol::message::HaveWait;
+use enjambre_core::{Bitmap, Deadline, PieceIndex, PieceLayout, Provider};
 
-/// Maximum interval of look-ups while fewer than [`ENOUGH_PROVIDERS`] are active.
+/// Maximum interval of lookups while fewer than [`ENOUGH_PROVIDERS`] are active.
 const MAX_SEARCH_INTERVAL: Duration = Duration::from_secs(2);
 const ENOUGH_PROVIDERS: usize = 4;
 /// How long a partial provider stays connected without useful pieces.
@@ -35,10 +32,10 @@ const REVIEW_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Transfer<'_> {
     pub(super) fn look_up_providers(&mut self) {
-        if self.lookup.pending || Instant::now() < self.lookup.next {
+        if self.lookup_pending || Instant::now() < self.next_lookup {
             return;
         }
-        self.lookup.pending = true;
+        self.lookup_pending = true;
         let source = Arc::clone(&self.request.providers);
         let id = self.request.announced_as;
         self.events.push(async move { Event::Providers(source.providers(&id).await) }.boxed());
@@ -108,7 +105,6 @@ impl Transfer<'_> {
         });
     }
 
-    /// Requests the pieces of partial providers.
     pub(super) fn request_have(&mut self) {
         let now = Instant::now();
         let (id, silence) = (self.request.id, self.context.settings.silence_timeout);
@@ -131,7 +127,7 @@ impl Transfer<'_> {
     }
 
     pub(super) fn on_providers(&mut self, result: Result<Vec<Provider>, String>) {
-        self.lookup.pending = false;
+        self.lookup_pending = false;
         let now = Instant::now();
         match result {
             Ok(providers) => {
@@ -149,7 +145,7 @@ impl Transfer<'_> {
         let enough = self.context.settings.max_providers.min(ENOUGH_PROVIDERS);
         let has_enough = self.providers.all_active().count() >= enough;
         let max = if has_enough { MAX_LOOKUP_INTERVAL } else { MAX_SEARCH_INTERVAL };
-        self.lookup.next = now + self.lookup.backoff.next_delay().min(max);
+        self.next_lookup = now + self.lookup_backoff.next_delay().min(max);
     }
 
     pub(super) async fn on_connected(
@@ -187,7 +183,6 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Handles the reply to a `have` request.
     pub(super) fn on_have_reply(
         &mut self,
         key: ProviderKey,
@@ -256,6 +251,6 @@ impl Transfer<'_> {
             return;
         }
         self.cancel_requests_to(key);
-        self.lookup.next = self.lookup.next.min(now + MIN_BACKOFF);
+        self.next_lookup = self.next_lookup.min(now + MIN_BACKOFF);
     }
 }

@@ -13,14 +13,12 @@ use super::provider_table::ProviderEntry;
 use super::state::{OpenFile, PendingRequest, Transfer};
 use crate::download::context::DownloadContext;
 use crate::download::error::DownloadError;
-use crate::download::progress::Progress;
-use crate::download::request::DownloadRequest;
+use crate::download::request::{DownloadRequest, Progress};
 use crate::download::schedule::ProviderKey;
 use crate::library::file::LibraryFile;
-use enjambre_core::model::layout::PieceLayout;
-use enjambre_core::model::manifest::Manifest;
+use enjambre_core::{Manifest, PieceLayout};
 
-/// Interval at which timers are checked: back-off, `have` requests, timeouts.
+/// Interval at which timers are checked: backoff, `have` requests, timeouts.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Downloads one file. Returns when every piece is verified and written.
@@ -87,7 +85,6 @@ impl Transfer<'_> {
         }
     }
 
-    /// Ends the transfer with an error and keeps the written pieces.
     async fn fail(mut self, error: DownloadError) -> Result<Arc<LibraryFile>, DownloadError> {
         self.abort_requests();
         if let Some(OpenFile { file, .. }) = &self.open
@@ -98,7 +95,6 @@ impl Transfer<'_> {
         Err(error)
     }
 
-    /// Returns the file if all of it is written.
     fn completed_file(&self) -> Option<Arc<LibraryFile>> {
         let OpenFile { file, .. } = self.open.as_ref()?;
         (self.is_finished() && file.is_complete()).then(|| Arc::clone(file))
@@ -139,14 +135,13 @@ impl Transfer<'_> {
         let busy = |entry: &ProviderEntry| entry.became_busy_within(timeout, now);
         let may_become_free = now < self.last_piece + timeout * 2 && self.providers.values().any(busy);
         // Without budget other transfers cause the wait, not a lack of providers.
-        if expected || may_become_free || !self.pipeline.is_idle() || self.budget.pending {
+        if expected || may_become_free || !self.pipeline.is_idle() || self.budget_pending {
             self.last_progress = now;
         }
         (now >= self.last_progress + timeout)
             .then(|| DownloadError::NoProviders { timeout, reason: self.last_error.take() })
     }
 
-    /// Starts all operations that can be started now.
     fn start_operations(&mut self) {
         self.write_received();
         if self.cancelled {
@@ -159,7 +154,7 @@ impl Transfer<'_> {
             self.request_pieces();
         }
         // An unused permit goes to other transfers.
-        self.budget.permit = None;
+        self.budget_permit = None;
     }
 
     async fn on_event(&mut self, event: Event) -> Result<(), DownloadError> {
@@ -171,8 +166,8 @@ impl Transfer<'_> {
             Event::Piece(key, piece, result) => self.on_piece(key, piece, result),
             Event::Written(batch, result) => self.on_written(batch, result)?,
             Event::Budget(permit) => {
-                self.budget.pending = false;
-                self.budget.permit = permit;
+                self.budget_pending = false;
+                self.budget_permit = permit;
             }
             Event::Ignored => {}
         }

@@ -12,24 +12,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::event::{Event, Received};
 use super::provider_table::ProviderTable;
-use crate::download::context::DownloadContext;
+use crate::download::context::{self, DownloadContext, StorageWait};
 use crate::download::error::DownloadError;
-use crate::download::progress::{Phase, Progress};
-use crate::download::request::DownloadRequest;
+use crate::download::request::{DownloadRequest, Phase, Progress};
 use crate::download::schedule::{ProviderKey, Schedule};
-use crate::download::storage_wait::{self, StorageWait};
-use crate::library::entry::NewFile;
 use crate::library::error::LibraryError;
 use crate::library::file::LibraryFile;
-use enjambre_core::RequestId;
-use enjambre_core::model::layout::PieceIndex;
-use enjambre_core::model::manifest::Manifest;
 use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::runtime::{self, HashMap};
+use enjambre_core::{Manifest, PieceIndex, RequestId};
 
 /// Maximum number of batches of pieces that are hashed and written in parallel.
 const MAX_WRITERS: usize = 8;
-/// Bounds of the interval of provider look-ups. The first ones follow each other quickly, since peers that start together
+/// Bounds of the interval of provider lookups. The first ones follow each other quickly, since peers that start together
 /// find each other that way.
 const MIN_LOOKUP_INTERVAL: Duration = Duration::from_millis(50);
 pub(super) const MAX_LOOKUP_INTERVAL: Duration = Duration::from_secs(15);
@@ -49,18 +44,9 @@ pub(super) struct OpenFile {
     pub(super) schedule: Schedule,
 }
 
-/// Provider look-ups at the trackers.
-pub(super) struct ProviderLookup {
-    pub(super) pending: bool,
-    /// The time of the next look-up.
-    pub(super) next: Instant,
-    pub(super) backoff: Backoff,
-}
-
 /// Received pieces that are hashed and written.
 pub(super) struct WritePipeline {
     pub(super) queue: Vec<Received>,
-    /// Number of batches being written.
     pub(super) writing: usize,
     pub(super) max_writers: usize,
     /// Set while the library cannot store pieces.
@@ -73,15 +59,6 @@ impl WritePipeline {
     }
 }
 
-/// A wait for the shared budget.
-#[derive(Default)]
-pub(super) struct BudgetWait {
-    pub(super) pending: bool,
-    /// The awaited permit for one piece. The next request uses it. If it was returned, it would pass from one waiting
-    /// transfer to the next and none would use it.
-    pub(super) permit: Option<OwnedSemaphorePermit>,
-}
-
 /// The state of a transfer.
 pub(super) struct Transfer<'a> {
     pub(super) context: &'a Arc<DownloadContext>,
@@ -92,14 +69,19 @@ pub(super) struct Transfer<'a> {
     pub(super) start: Instant,
     pub(super) open: Option<OpenFile>,
     pub(super) providers: ProviderTable,
-    pub(super) lookup: ProviderLookup,
+    pub(super) lookup_pending: bool,
+    pub(super) next_lookup: Instant,
+    pub(super) lookup_backoff: Backoff,
     pub(super) requests: HashMap<(ProviderKey, PieceIndex), PendingRequest>,
     pub(super) pipeline: WritePipeline,
-    pub(super) budget: BudgetWait,
+    /// Whether the transfer waits for the shared budget.
+    pub(super) budget_pending: bool,
+    /// The awaited permit for one piece. The next request uses it. If it was returned, it would pass from one waiting
+    /// transfer to the next and none would use it.
+    pub(super) budget_permit: Option<OwnedSemaphorePermit>,
     pub(super) events: FuturesUnordered<BoxFuture<'static, Event>>,
     /// When the transfer last made progress or was not waiting for a provider.
     pub(super) last_progress: Instant,
-    /// When the last piece was received.
     pub(super) last_piece: Instant,
     /// When to check next whether an active provider blocks another one.
     pub(super) next_review: Instant,
@@ -123,11 +105,9 @@ impl<'a> Transfer<'a> {
             start: now,
             open: None,
             providers: ProviderTable::default(),
-            lookup: ProviderLookup {
-                pending: false,
-                next: now,
-                backoff: Backoff::new(MIN_LOOKUP_INTERVAL, MAX_LOOKUP_INTERVAL),
-            },
+            lookup_pending: false,
+            next_lookup: now,
+            lookup_backoff: Backoff::new(MIN_LOOKUP_INTERVAL, MAX_LOOKUP_INTERVAL),
             requests: HashMap::default(),
             pipeline: WritePipeline {
                 queue: Vec::new(),
@@ -135,7 +115,8 @@ impl<'a> Transfer<'a> {
                 max_writers: runtime::cores().clamp(2, MAX_WRITERS),
                 wait: None,
             },
-            budget: BudgetWait::default(),
+            budget_pending: false,
+            budget_permit: None,
             events: FuturesUnordered::new(),
             last_progress: now,
             last_piece: now,
@@ -150,15 +131,9 @@ impl<'a> Transfer<'a> {
         self.start.elapsed()
     }
 
-    /// Creates the file in the library.
     pub(super) async fn create(&mut self, manifest: Manifest) -> Result<(), DownloadError> {
-        let new = NewFile {
-            name: self.request.name.clone(),
-            kind: self.request.kind,
-            member_of: self.request.member_of,
-        };
-        let (library, destination) = (&self.context.library, &self.request.destination);
-        let create = || library.create(manifest.clone(), new.clone(), destination.clone());
+        let (library, request) = (&self.context.library, self.request);
+        let create = || library.create(manifest.clone(), request.file.clone(), request.destination.clone());
         let file = self.retry_storage(create).await?;
         self.open(file);
         Ok(())
@@ -172,12 +147,11 @@ impl<'a> Transfer<'a> {
         self.report();
     }
 
-    /// Publishes the progress.
     pub(super) fn report(&self) {
         let providers = self.providers.all_active().count() as u32;
         let (done, total) = match &self.open {
             Some(OpenFile { file, .. }) => (stored_bytes(file), file.layout().size()),
-            None => (0, self.request.claimed_size.unwrap_or(0)),
+            None => (0, self.request.claimed_size),
         };
         let phase = match (self.pipeline.wait, providers) {
             (Some(StorageWait { full: true, .. }), _) => Phase::DiskFull,
@@ -188,19 +162,18 @@ impl<'a> Transfer<'a> {
         self.progress.send_if_modified(|old| std::mem::replace(old, new) != new);
     }
 
-    /// Runs a library operation and retries it as [`storage_wait::retry_storage`] does. The transfer stands still
+    /// Runs a library operation and retries it as [`context::retry_storage`] does. The transfer stands still
     /// meanwhile.
     pub(super) async fn retry_storage<T, F: Future<Output = Result<T, LibraryError>>>(
         &mut self,
         attempt: impl FnMut() -> F,
     ) -> Result<T, DownloadError> {
-        let retry = storage_wait::retry_storage(self.context, self.progress, attempt);
+        let retry = context::retry_storage(self.context, self.progress, attempt);
         let done = self.cancel.run_until_cancelled(retry).await.ok_or(DownloadError::Cancelled)?;
         self.last_progress = Instant::now();
         Ok(done?)
     }
 
-    /// Aborts all piece requests.
     pub(super) fn abort_requests(&mut self) {
         for (_, request) in self.requests.drain() {
             request.abort.abort();
@@ -208,7 +181,6 @@ impl<'a> Transfer<'a> {
     }
 }
 
-/// Returns the bytes of the stored pieces.
 fn stored_bytes(file: &LibraryFile) -> u64 {
     let layout = file.layout();
     // Checked before the count is read: pieces are added and removed concurrently, and this order keeps the result from

@@ -11,18 +11,16 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
-use super::options::{ProgressCallback, PublishError, PublishProgress};
 use super::scan::{Found, is_executable};
+use super::{ProgressCallback, PublishError, PublishProgress};
 use crate::library::error::LibraryError;
 use crate::library::inner::LibraryInner;
 use crate::library::linked::{Fingerprint, open_regular};
 use crate::library::load::load_manifest;
 use crate::library::task::finished;
-use enjambre_core::FileId;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::manifest::{Manifest, PieceHash, hash_piece};
-use enjambre_core::model::record::FileKind;
+use enjambre_core::model::manifest::{PieceHash, hash_piece};
 use enjambre_core::runtime;
+use enjambre_core::{FileId, FileKind, Manifest, PieceIndex, PieceLayout};
 
 /// The largest number of hashing threads.
 const MAX_WORKERS: usize = 32;
@@ -67,7 +65,6 @@ struct Hashing {
     results: Mutex<Vec<Option<Hashed>>>,
     stop: CancellationToken,
     done: AtomicU64,
-    files: AtomicU64,
     total: u64,
     progress: ProgressCallback,
 }
@@ -78,14 +75,14 @@ pub(super) async fn hash_files(
     found: Arc<Found>,
     progress: ProgressCallback,
 ) -> Result<Vec<Hashed>, PublishError> {
-    let total: u64 = found.files.iter().map(|file| file.fingerprint.size()).sum();
+    let total: u64 = found.files.iter().map(|file| file.fingerprint.size).sum();
     let mut results: Vec<Option<Hashed>> = Vec::with_capacity(found.files.len());
     for file in &found.files {
         let Some(id) = file.known else {
             results.push(None);
             continue;
         };
-        let size = file.fingerprint.size();
+        let size = file.fingerprint.size;
         // A known member needs no new record. A file on its own does, since it gets a name.
         let new = match found.kind {
             FileKind::Collection => None,
@@ -98,7 +95,6 @@ pub(super) async fn hash_files(
     }
     let unknown: Vec<usize> = (0..results.len()).filter(|at| results[*at].is_none()).collect();
     let done = results.iter().flatten().map(|known| known.size).sum();
-    let files = (results.len() - unknown.len()) as u64;
     let hashing = Arc::new(Hashing {
         results: Mutex::new(results),
         found,
@@ -106,11 +102,10 @@ pub(super) async fn hash_files(
         next: Mutex::default(),
         stop: CancellationToken::new(),
         done: AtomicU64::new(done),
-        files: AtomicU64::new(files),
         total,
         progress,
     });
-    if files > 0 {
+    if done > 0 {
         hashing.report();
     }
     // Stops the workers when the caller drops the future.
@@ -217,17 +212,12 @@ impl Hashing {
             new: Some((manifest, file.fingerprint)),
         };
         self.results.lock()[file.at] = Some(hashed);
-        self.files.fetch_add(1, Ordering::Relaxed);
         self.report();
         Ok(())
     }
 
     fn report(&self) {
-        (self.progress)(PublishProgress {
-            done: self.done.load(Ordering::Relaxed),
-            total: self.total,
-            files: self.files.load(Ordering::Relaxed),
-        });
+        (self.progress)(PublishProgress { done: self.done.load(Ordering::Relaxed), total: self.total });
     }
 }
 

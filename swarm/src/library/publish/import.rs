@@ -9,16 +9,14 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 
 use super::hash::Hashed;
-use super::options::{PublishError, publish_blocking};
 use super::scan::FoundFile;
+use super::{PublishError, publish_blocking};
 use crate::library::content_files::StoredPiece;
 use crate::library::error::Result;
 use crate::library::inner::LibraryInner;
 use crate::library::linked::open_regular;
-use enjambre_core::FileId;
-use enjambre_core::model::collection::{Collection, CollectionError};
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::manifest::{Manifest, hash_piece};
+use enjambre_core::model::manifest::hash_piece;
+use enjambre_core::{Collection, CollectionError, FileId, Manifest, PieceIndex, PieceLayout};
 
 /// The number of bytes that are copied into the library at once.
 const COPY_BYTES: usize = 8 << 20;
@@ -145,7 +143,7 @@ impl Imports {
 impl Drop for Imports {
     fn drop(&mut self) {
         for id in &self.ids {
-            self.inner.end_import(id);
+            self.inner.state.lock().end_import(id);
         }
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::hash::{Hashed, hash_files};
 use super::import::{EncodedCollection, Imports};
-use super::options::{PublishError, PublishOptions, PublishProgress, Published, publish_blocking};
 use super::scan::{Found, scan};
+use super::{PublishError, PublishOptions, PublishProgress, Published, publish_blocking};
 use crate::library::entry::LibraryEvent;
 use crate::library::error::{LibraryError, Result};
 use crate::library::layout::{self, ContentPlace, FILES, LinkState, MAX_NAMES, MEMBERS, NameRecord, Record};
@@ -16,12 +16,8 @@ use crate::library::library::Library;
 use crate::library::linked::Fingerprint;
 use crate::library::open_files::OpenFiles;
 use crate::library::state::Slot;
-use enjambre_core::model::collection::{Collection, Member};
-use enjambre_core::model::manifest::Manifest;
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileKind;
-use enjambre_core::runtime::clock::now_ms;
-use enjambre_core::{Batch, Durability, FileId};
+use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_core::{Batch, Collection, Durability, FileId, FileKind, Manifest, Member, Name, UnixMillis};
 
 impl Library {
     /// Hashes a file or directory and adds it to the library and to the outbox. The result is durable on
@@ -35,7 +31,7 @@ impl Library {
     ) -> Result<Published, PublishError> {
         let PublishOptions { name, store } = options;
         let (given, inner) = (path.to_owned(), Arc::clone(&self.inner));
-        let since_ms = now_ms();
+        let since = SystemClock.now();
         let found = publish_blocking(move || {
             let mut found = scan(&given, name)?;
             if !store {
@@ -74,13 +70,13 @@ impl Library {
             skipped_links: found.skipped_links,
         };
         // In a task of its own, so that it completes even if the caller drops the future.
-        let work = add(Arc::clone(&self.files), found, hashed, collection, store, since_ms);
+        let work = add(Arc::clone(&self.files), found, hashed, collection, store, since);
         tokio::spawn(work).await.map_err(|_| LibraryError::Closed)??;
         Ok(published)
     }
 }
 
-/// Imports the content if `store` is set, and adds the files to the index. `since_ms` is a time before the
+/// Imports the content if `store` is set, and adds the files to the index. `since` is a time before the
 /// first read.
 async fn add(
     files: Arc<OpenFiles>,
@@ -88,7 +84,7 @@ async fn add(
     hashed: Vec<Hashed>,
     collection: Option<EncodedCollection>,
     store: bool,
-    since_ms: u64,
+    since: UnixMillis,
 ) -> Result<(), PublishError> {
     let mut imports = Imports::new(Arc::clone(&files.inner));
     let stored = if store { &found.files[..] } else { &[] };
@@ -109,12 +105,12 @@ async fn add(
             name: owner.is_none().then(|| found.name.clone()),
             member_of: owner,
             linked: (!store).then(|| (file.path.clone(), fingerprint)),
-            since_ms,
+            since,
         });
     }
     if let Some(EncodedCollection { manifest, .. }) = collection {
         let (kind, name) = (FileKind::Collection, Some(found.name.clone()));
-        new.push(NewPublished { manifest, kind, name, member_of: None, linked: None, since_ms });
+        new.push(NewPublished { manifest, kind, name, member_of: None, linked: None, since });
     }
     // After an error the files may be registered all the same. If not, the next start removes the
     // imported content.
@@ -131,8 +127,8 @@ pub(in crate::library) struct NewPublished {
     pub(in crate::library) member_of: Option<FileId>,
     /// The linked file, or `None` for imported content.
     pub(in crate::library) linked: Option<(PathBuf, Fingerprint)>,
-    /// A time before the first read, in milliseconds since 1970-01-01 UTC.
-    pub(in crate::library) since_ms: u64,
+    /// A time before the first read.
+    pub(in crate::library) since: UnixMillis,
 }
 
 struct Merged {
@@ -187,7 +183,7 @@ impl OpenFiles {
                 let mut new = self.merge(&id, old, place, file, &mut batch).await?;
                 layout::put_hashes(&mut batch, &id, file.manifest.hashes());
                 new.verified = file.linked.as_ref().is_some_and(|(path, fingerprint)| {
-                    new.record.place.links_to(path, fingerprint) && fingerprint.is_settled_by(file.since_ms)
+                    new.record.place.links_to(path, fingerprint) && fingerprint.is_settled_by(file.since)
                 });
                 vacant.insert(new);
             }
@@ -257,7 +253,7 @@ impl OpenFiles {
         file: &NewPublished,
         batch: &mut Batch,
     ) -> Result<Merged> {
-        let new_record = Record::new(file.manifest.layout().size(), file.kind, place, file.since_ms);
+        let new_record = Record::new(file.manifest.layout().size(), file.kind, place, file.since);
         let mut record = Record { complete: true, ..new_record };
         let Some(old) = old else { return Ok(Merged { record, replaces: true, verified: false }) };
         record.names.clone_from(&old.names);

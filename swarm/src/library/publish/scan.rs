@@ -1,16 +1,15 @@
 //! Finding the files to publish.
 
 use std::fs::Metadata;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::options::{MAX_DEPTH, PublishError};
+use super::{MAX_DEPTH, PublishError};
 use crate::library::error::LibraryError;
 use crate::library::linked::Fingerprint;
-use enjambre_core::FileId;
-use enjambre_core::model::collection::{CollectionError, MAX_MEMBERS, MemberPath};
-use enjambre_core::model::name::Name;
-use enjambre_core::model::record::FileKind;
+use enjambre_core::model::collection::MAX_MEMBERS;
+use enjambre_core::{CollectionError, FileId, FileKind, MemberPath, Name};
 
 #[derive(Debug)]
 pub(super) struct FoundFile {
@@ -44,7 +43,10 @@ pub(super) struct Found {
 
 /// Finds the files at a path. Blocks.
 pub(super) fn scan(path: &Path, name: Option<Name>) -> Result<Found, PublishError> {
-    let root = path.canonicalize().map_err(|error| LibraryError::io("find", path, error))?;
+    let root = path.canonicalize().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => PublishError::Missing,
+        _ => LibraryError::io("find", path, error).into(),
+    })?;
     let name = match name {
         Some(name) => name,
         None => {

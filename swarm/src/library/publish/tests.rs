@@ -16,11 +16,8 @@ use crate::library::entry::{Location, NewFile, PublishedVersion};
 use crate::library::error::LibraryError;
 use crate::library::library::Library;
 use crate::library::output::Destination;
-use crate::library::settings::LibrarySettings;
-use enjambre_core::FileId;
-use enjambre_core::model::record::FileKind;
-use enjambre_core::model::session::CatalogueId;
 use enjambre_core::storage::memory::Disk;
+use enjambre_core::{CatalogueId, FileId, FileKind};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 struct Rig {
@@ -36,7 +33,7 @@ impl Rig {
 
     async fn open(&self) -> Arc<Library> {
         let content = ContentStore::Database(Arc::new(self.content.open()));
-        Library::open(Arc::new(self.index.open()), content, LibrarySettings::default()).await.unwrap()
+        Library::open(Arc::new(self.index.open()), content).await.unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -173,7 +170,7 @@ async fn empty_directory_is_published() {
 async fn unpublishable_paths_are_refused() {
     let rig = Rig::new();
     let library = rig.open().await;
-    assert!(matches!(rig.publish(&library, "none").await, Err(PublishError::Library(_))));
+    assert!(matches!(rig.publish(&library, "none").await, Err(PublishError::Missing)));
     fs::create_dir(rig.path("d")).unwrap();
     let bad = rig.path("d").join(std::ffi::OsStr::from_bytes(b"\xff"));
     fs::write(&bad, b"x").unwrap();
@@ -270,8 +267,7 @@ async fn failed_import_leaves_no_content() {
     let storage = Arc::new(FaultyStorage::new(Arc::new(rig.content.open()), 1));
     storage.add(Operation::Commit, When::Nth(2), Fault::Full);
     let content = ContentStore::Database(storage);
-    let library =
-        Library::open(Arc::new(rig.index.open()), content, LibrarySettings::default()).await.unwrap();
+    let library = Library::open(Arc::new(rig.index.open()), content).await.unwrap();
     fs::create_dir(rig.path("d")).unwrap();
     for name in ["d/a", "d/b"] {
         fs::write(rig.path(name), pattern(300 << 10, name.as_bytes()[2])).unwrap();

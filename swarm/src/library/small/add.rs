@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::files::{SmallFile, SmallOutput, write_to_output};
+use crate::library::checkpoint::{SOFT_BYTES, SOFT_SMALL_FILES};
 use crate::library::content_files::StoredPiece;
 use crate::library::error::Result;
 use crate::library::inner::LibraryInner;
@@ -13,9 +14,8 @@ use crate::library::library::Library;
 use crate::library::linked::Fingerprint;
 use crate::library::state::Slot;
 use crate::library::task::{blocking, finished};
-use enjambre_core::model::record::FileKind;
-use enjambre_core::runtime::clock::now_ms;
-use enjambre_core::{Batch, Durability, FileId};
+use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_core::{Batch, Durability, FileId, FileKind};
 
 impl Library {
     /// Stores verified small files as members of a collection, in the library or in an output directory. On
@@ -105,7 +105,7 @@ impl LibraryInner {
                     None if state.tombstones.contains_key(&id) => other.push(id),
                     None => {
                         members.push(id);
-                        new.push((id, Record::new(size, FileKind::File, place, now_ms())));
+                        new.push((id, Record::new(size, FileKind::File, place, SystemClock.now())));
                     }
                 }
             }
@@ -129,10 +129,10 @@ impl LibraryInner {
                 state.insert(id, Slot::new(record, true, pieces));
                 state.unsynced_small.insert(id, size);
             }
-            (state.unsynced_small.bytes(), state.unsynced_small.is_over_soft_limit())
+            (state.unsynced_small.bytes, state.unsynced_small.len() >= SOFT_SMALL_FILES)
         };
         self.flush_soon.notify_one();
-        if bytes >= self.settings.checkpoint_bytes || many {
+        if bytes >= SOFT_BYTES || many {
             self.flush_now.notify_one();
         }
         Ok(other)

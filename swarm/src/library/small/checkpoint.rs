@@ -16,9 +16,9 @@ use enjambre_core::Batch;
 impl LibraryInner {
     pub(in crate::library) fn plan_small_files(&self) -> SmallFilesPlan {
         let state = self.state.lock();
-        let mut plan = state.unsynced_small.plan();
-        for id in state.unsynced_small.ids() {
-            let Some(slot) = state.slots.get(id) else { continue };
+        let mut plan = SmallFilesPlan::default();
+        for (id, number) in state.unsynced_small.numbers() {
+            let Some(slot) = state.slots.get(&id) else { continue };
             plan.in_database |= slot.record.place == ContentPlace::Database;
             let dir = match (&slot.record.place, &self.content) {
                 (ContentPlace::Files, ContentStore::Files(dir)) => Some(dir.as_path()),
@@ -27,7 +27,7 @@ impl LibraryInner {
             if let Some(dir) = dir.filter(|dir| !plan.dirs.contains(*dir)) {
                 plan.dirs.insert(dir.to_owned());
             }
-            plan.ids.push(*id);
+            plan.files.push((id, number));
         }
         plan
     }
@@ -58,7 +58,11 @@ impl LibraryInner {
     pub(in crate::library) fn put_small_files(&self, plan: &SmallFilesPlan, batch: &mut Batch) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        for id in plan.ids.iter().filter(|id| state.unsynced_small.is_in(plan, id)) {
+        // Without the files that were removed or added again meanwhile.
+        for (id, number) in &plan.files {
+            if state.unsynced_small.number(id) != Some(*number) {
+                continue;
+            }
             if let Some(slot) = state.slots.get_mut(id) {
                 slot.record.complete = true;
                 slot.stored = false;
@@ -73,8 +77,8 @@ impl LibraryInner {
     /// Records whether the batch was committed.
     pub(in crate::library) fn end_small_files(&self, plan: &SmallFilesPlan, committed: bool) {
         let mut state = self.state.lock();
-        for id in &plan.ids {
-            if !state.unsynced_small.is_in(plan, id) {
+        for (id, number) in &plan.files {
+            if state.unsynced_small.number(id) != Some(*number) {
                 continue;
             }
             if committed {

@@ -20,9 +20,8 @@ use crate::library::layout::{ContentPlace, LinkState};
 use crate::library::linked::Fingerprint;
 use crate::library::output::{OutputDir, part_name};
 use crate::library::state::{LibraryState, Slot};
-use enjambre_core::FileId;
-use enjambre_core::model::collection::MemberPath;
-use enjambre_core::model::layout::{MIN_PIECE_SIZE, PieceLayout};
+use enjambre_core::model::layout::MIN_PIECE_SIZE;
+use enjambre_core::{FileId, MemberPath, PieceLayout};
 
 /// The size of the largest small file in bytes: one piece.
 pub const MAX_SMALL: u64 = MIN_PIECE_SIZE as u64;
@@ -168,12 +167,12 @@ impl<'a> SmallFileWriter<'a> {
 
     fn dir(&mut self, path: &str) -> io::Result<&Dir> {
         if path.is_empty() {
-            return Ok(self.output.dir());
+            return Ok(&self.output.dir);
         }
         match self.dirs.entry(path.to_owned()) {
             Entry::Occupied(open) => Ok(open.into_mut()),
             Entry::Vacant(vacant) => {
-                let root = self.output.dir();
+                let root = &self.output.dir;
                 let opened = match root.open_dir(path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
                         root.create_dir_all(path)?;

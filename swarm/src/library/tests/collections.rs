@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use super::*;
 use crate::library::error::LibraryError;
 use crate::library::output::OutputDir;
-use enjambre_core::model::collection::{Collection, Member};
+use enjambre_core::{Collection, Member};
 
 /// Stores the list of a collection of samples.
 pub(super) async fn collection(library: &Library, name: &str, members: &[(&str, &Sample)]) -> FileId {

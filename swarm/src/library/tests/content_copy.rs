@@ -100,7 +100,7 @@ async fn copied_content_is_split_for_target() {
     assert!(content_copy::has_copied_sizes(&index, &store, carried).await.unwrap());
     let more = PieceTotals { bytes: carried.bytes + 1, ..carried };
     assert!(!content_copy::has_copied_sizes(&index, &store, more).await.unwrap());
-    let library = Library::open(index, store, LibrarySettings::default()).await.unwrap();
+    let library = Library::open(index, store).await.unwrap();
     for sample in &filled.samples {
         sample.check(&library.open_file(&sample.id()).await.unwrap().unwrap()).await;
     }

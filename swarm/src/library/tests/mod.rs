@@ -22,12 +22,9 @@ use super::entry::NewFile;
 use super::file::LibraryFile;
 use super::library::Library;
 use super::output::Destination;
-use super::settings::LibrarySettings;
-use enjambre_core::model::layout::{PieceIndex, PieceLayout};
-use enjambre_core::model::manifest::{Manifest, hash_piece};
-use enjambre_core::model::record::FileKind;
+use enjambre_core::model::manifest::hash_piece;
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::{FileId, Storage};
+use enjambre_core::{FileId, FileKind, Manifest, PieceIndex, PieceLayout, Storage};
 
 pub(super) const PIECE: usize = 256 << 10;
 
@@ -56,7 +53,7 @@ impl Rig {
     }
 
     pub(super) async fn open_on(&self, index: Arc<dyn Storage>) -> Arc<Library> {
-        Library::open(index, self.store(), LibrarySettings::default()).await.unwrap()
+        Library::open(index, self.store()).await.unwrap()
     }
 
     /// Stops the library like a kill of its process, and waits until it has closed its files.

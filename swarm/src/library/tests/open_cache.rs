@@ -9,6 +9,7 @@ use crate::library::error::LibraryError;
 use crate::library::linked::Fingerprint;
 use crate::library::publish::NewPublished;
 use crate::library::publish::PublishOptions;
+use enjambre_core::UnixMillis;
 
 async fn downloaded(rig: &Rig, library: &Library, sample: &Sample) {
     let file = sample.create(library, "a", rig.to("a.bin", false)).await;
@@ -93,15 +94,15 @@ async fn published_file_is_hashed_again_only_while_unsettled() {
     let path = rig.path("new");
     fs::write(&path, &sample.content).unwrap();
     let metadata = fs::metadata(&path).unwrap();
-    let since_ms = metadata.ctime() as u64 * 1000 + metadata.ctime_nsec() as u64 / 1_000_000;
-    for (since_ms, proven) in [(since_ms, false), (since_ms + 5000, true)] {
+    let since = UnixMillis(metadata.ctime() as u64 * 1000 + metadata.ctime_nsec() as u64 / 1_000_000);
+    for (since, proven) in [(since, false), (since + Duration::from_secs(5), true)] {
         let new = NewPublished {
             manifest: sample.manifest.clone(),
             kind: FileKind::File,
             name: Some("new".parse().unwrap()),
             member_of: None,
             linked: Some((path.clone(), Fingerprint::of(&metadata))),
-            since_ms,
+            since,
         };
         library.files.register(vec![new], Vec::new()).await.unwrap();
         library.inner.cache.clear();

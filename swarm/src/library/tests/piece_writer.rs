@@ -78,7 +78,7 @@ async fn synced_pieces_are_not_hashed_after_kill() {
     let content = Arc::new(FaultyStorage::new(Arc::new(rig.content.open()), 1));
     content.add(Operation::Get, When::Always, Fault::Fail);
     let store = ContentStore::Database(content);
-    let library = Library::open(Arc::new(rig.index.open()), store, LibrarySettings::default()).await.unwrap();
+    let library = Library::open(Arc::new(rig.index.open()), store).await.unwrap();
     assert_eq!(library.entry(&sample.id()).unwrap().have, 6);
 }
 

@@ -74,7 +74,7 @@ async fn split_pieces_are_readable_after_limit_change() {
     let open = async |max_value| {
         let content = ContentStore::Database(Arc::new(rig.content.open().with_limits(limits(max_value))));
         let index = Arc::new(rig.index.open());
-        Library::open(index, content, LibrarySettings::default()).await.unwrap()
+        Library::open(index, content).await.unwrap()
     };
     let library = open(48 << 10).await;
     let file = sample.create(&library, "a", Destination::Library).await;
@@ -116,7 +116,7 @@ async fn write_succeeds_after_full_disk() {
         let index = Arc::new(FaultyStorage::new(Arc::new(rig.index.open()), 1));
         let content = Arc::new(FaultyStorage::new(Arc::new(rig.content.open()), 1));
         let store = ContentStore::Database(content.clone());
-        let library = Library::open(index.clone(), store, LibrarySettings::default()).await.unwrap();
+        let library = Library::open(index.clone(), store).await.unwrap();
         let file = sample.create(&library, "a", Destination::Library).await;
         file.write_pieces(vec![sample.piece(0)]).await.unwrap();
         let full = if full_index { &index } else { &content };
@@ -182,7 +182,7 @@ async fn interrupted_removal_is_finished_at_start() {
     let sample = Sample::new(2 * PIECE, 1);
     let content = Arc::new(FaultyStorage::new(Arc::new(rig.content.open()), 1));
     let store = ContentStore::Database(content.clone());
-    let library = Library::open(Arc::new(rig.index.open()), store, LibrarySettings::default()).await.unwrap();
+    let library = Library::open(Arc::new(rig.index.open()), store).await.unwrap();
     let file = sample.create(&library, "a", Destination::Library).await;
     file.write_pieces(sample.all()).await.unwrap();
     file.finish(true).await.unwrap();
@@ -305,7 +305,7 @@ async fn newer_and_foreign_formats_are_refused() {
     let index = write(2u64.to_be_bytes().to_vec()).await;
     let found = crate::library::stored_format(&index).await;
     assert!(matches!(found, Err(StorageError::NewerFormat { found: 2, .. })), "{found:?}");
-    let opened = Library::open(Arc::new(rig.index.open()), rig.store(), LibrarySettings::default()).await;
+    let opened = Library::open(Arc::new(rig.index.open()), rig.store()).await;
     assert!(matches!(opened, Err(LibraryError::Storage(StorageError::NewerFormat { found: 2, .. }))));
     for foreign in [0u64.to_be_bytes().to_vec(), b"foreign".to_vec()] {
         let index = write(foreign).await;

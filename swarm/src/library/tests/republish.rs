@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::*;
 use crate::library::publish::NewPublished;
 use crate::library::publish::{PublishOptions, PublishProgress, Published};
+use enjambre_core::UnixMillis;
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 fn pattern(len: usize, step: u8) -> Vec<u8> {
@@ -38,7 +40,7 @@ async fn known_bytes(rig: &Rig, library: &Arc<Library>, name: &str) -> (Publishe
 fn age(path: &Path, library: &Library) {
     let mut state = library.inner.state.lock();
     for slot in state.slots.values_mut().filter(|slot| slot.record.place.path().as_deref() == Some(path)) {
-        slot.record.added_ms += 3_600_000;
+        slot.record.added_ms = slot.record.added_ms + Duration::from_secs(3600);
     }
 }
 
@@ -117,10 +119,10 @@ async fn publication_survives_concurrent_removal() {
             name: Some("b".parse().unwrap()),
             member_of: None,
             linked: None,
-            since_ms: 1,
+            since: UnixMillis(1),
         };
         library.files.register(vec![new], Vec::new()).await.unwrap();
-        inner.end_import(&id);
+        inner.state.lock().end_import(&id);
         assert_eq!(content_of(&library, &id).await, sample.content);
         rig.kill(library).await;
         assert_eq!(content_of(&*rig.open().await, &id).await, sample.content, "stored: {stored}");
@@ -138,12 +140,12 @@ async fn recently_written_file_is_read_again() {
         // As if the clock of the file system had not ticked since.
         let mut state = library.inner.state.lock();
         for slot in state.slots.values_mut() {
-            slot.record.added_ms = 0;
+            slot.record.added_ms = UnixMillis(0);
             slot.verified = false;
         }
     }
     let (again, _) = known_bytes(&rig, &library, "dir").await;
     assert_eq!(again, first);
     let file = library.entry(&library.collection(&first.id).await.unwrap().members()[0].id).unwrap();
-    assert!(file.added_ms > 0, "the file was read and its time recorded");
+    assert!(file.added_ms > UnixMillis(0), "the file was read and its time recorded");
 }

@@ -1,8 +1,8 @@
 //! The authority of a swarm: an Ed25519 key in the catalogue's database, shared by all trackers of the catalogue.
 
-use enjambre_core::PeerId;
-use enjambre_core::model::identity::{KeyPair, PublicKey, Signature};
-use enjambre_core::model::membership::{LIFE_MS, Membership, Rights, SignedMembership};
+use enjambre_core::model::identity::{PublicKey, Signature};
+use enjambre_core::model::membership::{LIFE, Membership, Rights, SignedMembership};
+use enjambre_core::{KeyPair, PeerId, UnixMillis};
 
 /// The key of a swarm. Its `Debug` output does not contain the secret.
 #[derive(Debug, Clone)]
@@ -29,8 +29,8 @@ impl Authority {
     }
 
     /// Signs a membership of the peer that is valid from `now`.
-    pub fn admit(&self, peer: PeerId, rights: Rights, now: u64) -> SignedMembership {
-        let membership = Membership { peer, rights, from: now, until: now.saturating_add(LIFE_MS) };
+    pub fn admit(&self, peer: PeerId, rights: Rights, now: UnixMillis) -> SignedMembership {
+        let membership = Membership { peer, rights, from: now, until: now + LIFE };
         membership.sign(&self.pair)
     }
 }

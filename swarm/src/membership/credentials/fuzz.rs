@@ -4,8 +4,8 @@
 use super::authority::Authority;
 use super::invitation::{self, Invitation};
 use super::revocations::{self, RevocationPage, Revocations};
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::membership::{self, LIFE_MS, SignedMembership};
+use enjambre_core::model::membership::{self, LIFE, SignedMembership};
+use enjambre_core::{KeyPair, UnixMillis};
 
 fn authority() -> Authority {
     Authority::new(KeyPair::from_secret(&[1; 32]))
@@ -33,16 +33,16 @@ pub(crate) fn invitation(data: &[u8]) {
 pub(crate) fn membership(data: &[u8]) {
     let authority = authority();
     if let Some(unsigned) = SignedMembership::from_bytes(data) {
-        let now = unsigned.claim().map_or(0, |claim| claim.from);
+        let now = unsigned.claim().map_or(UnixMillis(0), |claim| claim.from);
         assert!(unsigned.verify(authority.key(), now).is_err(), "it is not signed");
     }
     let signature = authority.sign(membership::CONTEXT, data);
     let Some(signed) = SignedMembership::from_bytes(&[data, signature.as_bytes()].concat()) else { return };
     let Ok(claim) = signed.claim() else {
-        return assert!(signed.verify(authority.key(), 0).is_err());
+        return assert!(signed.verify(authority.key(), UnixMillis(0)).is_err());
     };
     assert_eq!(claim.body(), data);
-    for now in [0, claim.from, claim.until, claim.from.saturating_add(LIFE_MS), u64::MAX] {
+    for now in [UnixMillis(0), claim.from, claim.until, claim.from + LIFE, UnixMillis(u64::MAX)] {
         assert_eq!(signed.verify(authority.key(), now).err(), claim.check_time(now).err());
     }
 }
@@ -62,10 +62,10 @@ pub(crate) fn revocations(data: &[u8]) {
     }
     assert!(page.revocations().iter().all(|revocation| list.contains(&revocation.peer)));
     let mut copy = Revocations::default();
-    for page in list.pages(u64::MAX) {
+    for page in list.pages(UnixMillis(u64::MAX)) {
         assert_eq!(copy.add(&page), Ok(true));
     }
     assert_eq!(copy, list);
-    list.expire(u64::MAX);
+    list.expire(UnixMillis(u64::MAX));
     assert_eq!(list.version(), page.version());
 }

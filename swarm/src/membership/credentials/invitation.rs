@@ -9,10 +9,10 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use enjambre_core::Endpoint;
 use enjambre_core::model::endpoint::MAX_ENDPOINT;
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::model::secret::Secret;
+use enjambre_core::{Endpoint, UnixMillis};
 
 /// The prefix of every invitation, followed by the version.
 const NAME: &str = "enjambre";
@@ -30,8 +30,8 @@ pub struct Invitation {
     pub authority: PublicKey,
     /// The secret, which proves that the peer is invited.
     pub secret: Secret,
-    /// The time of expiry, in milliseconds since 1970-01-01 UTC.
-    pub until: u64,
+    /// The time of expiry.
+    pub until: UnixMillis,
     /// The endpoints of the trackers with their ids; at least one.
     pub trackers: Vec<Endpoint>,
 }
@@ -62,7 +62,7 @@ impl fmt::Display for Invitation {
         let mut body = Vec::with_capacity(256);
         body.extend(self.authority.as_bytes());
         body.extend(self.secret.0);
-        body.extend(self.until.to_be_bytes());
+        body.extend(self.until.get().to_be_bytes());
         for tracker in self.trackers.iter().take(MAX_TRACKERS) {
             let text = tracker.to_string();
             body.extend(u16::try_from(text.len()).map_err(|_| fmt::Error)?.to_be_bytes());
@@ -120,7 +120,7 @@ fn decode(body: &[u8]) -> Option<Invitation> {
     if trackers.is_empty() || !rest.is_empty() {
         return None;
     }
-    let (authority, until) = (PublicKey::from_bytes(*authority), u64::from_be_bytes(*until));
+    let (authority, until) = (PublicKey::from_bytes(*authority), UnixMillis(u64::from_be_bytes(*until)));
     Some(Invitation { authority, secret: Secret(*secret), until, trackers })
 }
 
@@ -133,7 +133,7 @@ mod tests {
         Invitation {
             authority: PublicKey::from_bytes([3; 32]),
             secret: Secret([9; 16]),
-            until: 2_000_000_000_000,
+            until: UnixMillis(2_000_000_000_000),
             trackers: trackers.iter().map(|text| text.parse().unwrap()).collect(),
         }
     }

@@ -6,22 +6,23 @@
 //! complete up to the second. So the list is transferred one page at a time and without gaps.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::authority::Authority;
-use enjambre_core::PeerId;
 use enjambre_core::model::identity::{PublicKey, Signature};
-use enjambre_core::model::membership::{Invalid, LIFE_MS, SKEW_MS};
+use enjambre_core::model::membership::{Invalid, LIFE, SKEW};
+use enjambre_core::{PeerId, UnixMillis};
 
 /// The maximum number of revocations in a page, which fits the header of a message.
 pub const PAGE: usize = 1000;
 /// The maximum number of peers on the list, which is the default limit of peers in a catalogue. Every peer stores the whole
 /// list, a few megabytes. To revoke more peers within a day, create another authority and invite the remaining members again.
 pub const MAX_REVOKED: usize = 100_000;
-/// The time that a peer stays on the list, in milliseconds. It covers a membership that a tracker signed before it knew of the
+/// The time that a peer stays on the list. It covers a membership that a tracker signed before it knew of the
 /// revocation, and the differences between clocks.
-pub const LISTED_MS: u64 = LIFE_MS + 3 * SKEW_MS;
+pub const LISTED: Duration = Duration::from_secs(LIFE.as_secs() + 3 * SKEW.as_secs());
 
 pub(super) const CONTEXT: &[u8] = b"enjambre revocations 1";
 const VERSION: u8 = 1;
@@ -35,14 +36,14 @@ const SIGNATURE: usize = 64;
 pub struct Revocation {
     /// The peer.
     pub peer: PeerId,
-    /// The version of the list with this revocation: about its time, in milliseconds since 1970-01-01 UTC.
+    /// The version of the list with this revocation: about its time, see [`UnixMillis`].
     pub version: u64,
 }
 
 impl Revocation {
     /// Returns whether all memberships of the peer have expired.
-    pub const fn is_expired(&self, now: u64) -> bool {
-        now >= self.version.saturating_add(LISTED_MS)
+    pub fn is_expired(&self, now: UnixMillis) -> bool {
+        now >= UnixMillis(self.version) + LISTED
     }
 }
 
@@ -81,7 +82,7 @@ impl Revocations {
     }
 
     /// Adds the revocations of another list that have not expired.
-    pub fn merge(&mut self, other: &Self, now: u64) {
+    pub fn merge(&mut self, other: &Self, now: UnixMillis) {
         for (peer, version) in &other.peers {
             if !(Revocation { peer: *peer, version: *version }).is_expired(now) {
                 self.peers.entry(*peer).or_insert(*version);
@@ -91,8 +92,8 @@ impl Revocations {
 
     /// Returns the list in pages. Each page begins where the previous one ends. Versions more than a day in the future, which
     /// result from a wrong clock and which nodes reject, have pages of their own.
-    pub fn pages(&self, now: u64) -> Vec<RevocationPage> {
-        let latest = now.saturating_add(LIFE_MS);
+    pub fn pages(&self, now: UnixMillis) -> Vec<RevocationPage> {
+        let latest = (now + LIFE).get();
         let revocation = |(peer, version): (&PeerId, &u64)| Revocation { peer: *peer, version: *version };
         let mut revocations: Vec<Revocation> = self.peers.iter().map(revocation).collect();
         revocations.sort_unstable_by_key(|revocation| (revocation.version, revocation.peer));
@@ -151,7 +152,7 @@ impl Revocations {
     }
 
     /// Removes and returns the expired revocations.
-    pub fn expire(&mut self, now: u64) -> Vec<PeerId> {
+    pub fn expire(&mut self, now: UnixMillis) -> Vec<PeerId> {
         let mut expired = Vec::new();
         self.peers.retain(|peer, version| {
             let keep = !Revocation { peer: *peer, version: *version }.is_expired(now);
@@ -245,10 +246,11 @@ impl RevocationPage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use enjambre_core::model::identity::KeyPair;
+    use enjambre_core::KeyPair;
     use proptest::prelude::*;
 
     const NOW: u64 = 2_000_000_000_000;
+    const DAY: u64 = 24 * 60 * 60 * 1000;
 
     fn authority() -> Authority {
         Authority::new(KeyPair::from_secret(&[1; 32]))
@@ -267,15 +269,18 @@ mod tests {
     #[test]
     fn full_page_fits_a_header_with_a_membership() {
         let list = list(PAGE as u64);
-        let signed = list.pages(NOW)[0].sign(&authority());
+        let signed = list.pages(UnixMillis(NOW))[0].sign(&authority());
         assert!(signed.len() <= 48 * 1024);
-        assert_eq!(RevocationPage::verify(&signed, authority().key()).as_ref(), Ok(&list.pages(NOW)[0]));
+        assert_eq!(
+            RevocationPage::verify(&signed, authority().key()).as_ref(),
+            Ok(&list.pages(UnixMillis(NOW))[0])
+        );
     }
 
     #[test]
     fn pages_complete_the_list_from_any_version() {
         let list = list(2 * PAGE as u64 + 7);
-        let pages = list.pages(NOW);
+        let pages = list.pages(UnixMillis(NOW));
         assert_eq!(pages.len(), 3);
         for known in [0, 1, 500, PAGE, PAGE + 1, 2 * PAGE, 2 * PAGE + 6] {
             let mut have = Revocations::new(
@@ -289,17 +294,17 @@ mod tests {
             assert_eq!(have, list, "from version {known}");
         }
         assert_eq!(Revocations::default().add(&pages[1]), Err(Invalid::MissingRevocations));
-        assert_eq!(Revocations::default().pages(NOW), []);
+        assert_eq!(Revocations::default().pages(UnixMillis(NOW)), []);
     }
 
     #[test]
     fn expired_revocations_go_but_the_version_stays() {
         let mut list = list(10);
-        assert_eq!(list.expire(NOW + 5 + LISTED_MS).len(), 5);
+        assert_eq!(list.expire(UnixMillis(NOW + 5) + LISTED).len(), 5);
         assert!(!list.contains(&peer(5)) && list.contains(&peer(6)));
-        list.expire(u64::MAX);
+        list.expire(UnixMillis(u64::MAX));
         assert_eq!((list.len(), list.version()), (0, NOW + 10));
-        let [page] = &list.pages(NOW)[..] else { panic!("an empty page has the version") };
+        let [page] = &list.pages(UnixMillis(NOW))[..] else { panic!("an empty page has the version") };
         let mut have = Revocations::default();
         assert_eq!((have.add(page), have.version(), have.len()), (Ok(true), NOW + 10, 0));
     }
@@ -325,11 +330,11 @@ mod tests {
 
     #[test]
     fn far_future_versions_have_their_own_pages() {
-        let far = NOW + 2 * LIFE_MS;
+        let far = NOW + 2 * DAY;
         let at = |n: u64, version| Revocation { peer: peer(n), version };
         let list = Revocations::new(far, [at(1, NOW), at(2, NOW + 1), at(3, far)]);
         let summary = |list: &Revocations, now| {
-            let pages = list.pages(now);
+            let pages = list.pages(UnixMillis(now));
             pages.iter().map(|page| (page.version, page.revocations.len())).collect::<Vec<_>>()
         };
         assert_eq!(summary(&list, NOW), [(NOW + 1, 2), (far, 1)]);
@@ -338,7 +343,7 @@ mod tests {
         emptied.peers.remove(&peer(3));
         assert_eq!(summary(&emptied, NOW), [(NOW + 1, 2), (far, 0)]);
         let mut have = Revocations::default();
-        for page in list.pages(NOW) {
+        for page in list.pages(UnixMillis(NOW)) {
             assert_eq!(have.add(&page), Ok(true));
         }
         assert_eq!(have, list);
@@ -348,7 +353,7 @@ mod tests {
     fn revocations_of_one_version_share_a_page() {
         let at = |n: u64| Revocation { peer: peer(n), version: NOW + if n < 990 { n } else { 990 } };
         let list = Revocations::new(NOW + 990, (1..1010).map(at));
-        let pages = list.pages(NOW);
+        let pages = list.pages(UnixMillis(NOW));
         let lengths: Vec<_> = pages.iter().map(|page| page.revocations.len()).collect();
         assert_eq!(lengths, [989, 20]);
         let mut have = Revocations::default();
@@ -359,7 +364,11 @@ mod tests {
         }
         assert_eq!(have, list);
         let many = (0..PAGE as u64 + 5).map(|n| Revocation { peer: peer(n), version: NOW });
-        assert_eq!(Revocations::new(NOW + 1, many).pages(NOW).len(), 1, "a page is never too long");
+        assert_eq!(
+            Revocations::new(NOW + 1, many).pages(UnixMillis(NOW)).len(),
+            1,
+            "a page is never too long"
+        );
     }
 
     proptest! {
@@ -369,7 +378,7 @@ mod tests {
         ) {
             let revocations = peers.iter().map(|(id, at)| Revocation { peer: PeerId::from_bytes(*id), version: at % version + 1 });
             let list = Revocations::new(version, revocations);
-            let signed = list.pages(u64::MAX)[0].sign(&authority());
+            let signed = list.pages(UnixMillis(u64::MAX))[0].sign(&authority());
             let page = RevocationPage::verify(&signed, authority().key()).unwrap();
             let mut read = Revocations::default();
             read.add(&page).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of look-ups through the cache: expiry, memory, and visibility of the writes of this tracker.
+//! Tests of lookups through the cache: expiry, memory, and visibility of the writes of this tracker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,36 +6,34 @@ use std::time::Duration;
 use futures::FutureExt;
 
 use crate::catalogue::Catalogue;
-use crate::catalogue::tests::{RULES, START, current_session, file, open, publication, session, storage};
+use crate::catalogue::tests::{RULES, START, current_session, file, ms, open, publication, session, storage};
 use crate::tracker::lookups::Lookups;
-use enjambre_core::model::record::{Offer, Provider};
-use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::codec;
 use enjambre_core::protocol::lookup::{ProvidersReply, reply};
 use enjambre_core::protocol::message::Reply;
-use enjambre_core::{PeerId, RequestId, Storage};
+use enjambre_core::{Offer, PeerId, Provider, RequestId, SessionId, Storage, UnixMillis};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 const CACHE: usize = 1 << 20;
 
-/// A catalogue and its look-ups.
+/// A catalogue and its lookups.
 struct Tracker {
     catalogue: Arc<Catalogue>,
     lookups: Lookups,
 }
 
 impl Tracker {
-    async fn open(storage: &Arc<dyn Storage>, now: u64) -> Self {
+    async fn open(storage: &Arc<dyn Storage>, now: UnixMillis) -> Self {
         Self::with_cache(storage, CACHE, now).await
     }
 
-    async fn with_cache(storage: &Arc<dyn Storage>, cache: usize, now: u64) -> Self {
+    async fn with_cache(storage: &Arc<dyn Storage>, cache: usize, now: UnixMillis) -> Self {
         let catalogue = Arc::new(open(storage, now).await);
         Self { lookups: Lookups::new(Arc::clone(&catalogue), cache), catalogue }
     }
 
     /// The providers for a local requester from memory.
-    fn cached(&self, n: u64, now: u64) -> Option<Vec<PeerId>> {
+    fn cached(&self, n: u64, now: UnixMillis) -> Option<Vec<PeerId>> {
         let providers = providers_of(self.lookups.cached_providers(&file(n), true, now)?);
         let mut peers: Vec<_> = providers.into_iter().map(|provider| provider.peer).collect();
         peers.sort_unstable();
@@ -43,7 +41,7 @@ impl Tracker {
     }
 
     /// Looks the file up, so that it is cached, and returns its providers.
-    async fn look_up(&self, n: u64, now: u64) -> Vec<PeerId> {
+    async fn look_up(&self, n: u64, now: UnixMillis) -> Vec<PeerId> {
         let named = self.lookups.providers(&file(n), true, now).await.unwrap().unwrap();
         let mut found: Vec<_> = named.iter().map(|provider| provider.peer).collect();
         found.sort_unstable();
@@ -83,13 +81,13 @@ async fn writes_of_another_tracker_are_seen_after_ttl() {
     there.catalogue.announce(&b, &[offer(1)], START).await.unwrap();
     there.catalogue.publish(&b, &publication("a", file(2)), START).await.unwrap();
     let late = START + RULES.cache_ttl;
-    assert_eq!(here.look_up(1, late - 1).await, [a.peer], "it is cached");
-    assert_eq!(here.lookups.find("a", late - 1).await.unwrap().id, file(1));
+    assert_eq!(here.look_up(1, late - ms(1)).await, [a.peer], "it is cached");
+    assert_eq!(here.lookups.find("a", late - ms(1)).await.unwrap().id, file(1));
     assert!(here.lookups.cached_answers(&file(1), late).is_none());
     assert!(here.lookups.cached_find("a", late).is_none());
     assert_eq!(here.look_up(1, late).await, [a.peer, b.peer]);
     assert_eq!(here.lookups.find("a", late).await.unwrap().id, file(2));
-    assert!(here.lookups.cached_answers(&file(1), START - 1).is_none(), "a clock that was set back");
+    assert!(here.lookups.cached_answers(&file(1), START - ms(1)).is_none(), "a clock that was set back");
 }
 
 #[tokio::test]
@@ -126,25 +124,25 @@ async fn writes_of_this_tracker_are_seen_at_once() {
     catalogue.publish(&a, &publication("other", file(1)), START).await.unwrap();
     assert_eq!(tracker.lookups.find(&file(1).to_string(), START).await.unwrap().name.as_str(), "other");
 
-    // Both leases end while the look-up is cached; then one peer returns.
+    // Both leases end while the lookup is cached; then one peer returns.
     let end = START + lease;
-    assert_eq!(tracker.look_up(1, end - 1).await, [a.peer, b.peer]);
-    assert!(tracker.lookups.cached_answers(&file(1), end - 1).is_some());
+    assert_eq!(tracker.look_up(1, end - ms(1)).await, [a.peer, b.peer]);
+    assert!(tracker.lookups.cached_answers(&file(1), end - ms(1)).is_some());
     assert_eq!(tracker.look_up(1, end).await, []);
     let a_session = current_session(catalogue, &a);
     catalogue.renew(a_session, end).await.unwrap();
     assert_eq!(tracker.look_up(1, end).await, [a.peer]);
 
     let dead = end + 2 * lease;
-    assert_eq!(catalogue.expire_files(0, dead).await.unwrap(), 0);
+    assert_eq!(catalogue.expire_files(ms(0), dead).await.unwrap(), 0);
     assert_eq!(
-        catalogue.expire_files(0, dead + 2 * RULES.cache_ttl - 1).await.unwrap(),
+        catalogue.expire_files(ms(0), dead + 2 * RULES.cache_ttl - ms(1)).await.unwrap(),
         0,
         "it may be cached"
     );
     let late = dead + 2 * RULES.cache_ttl;
     tracker.look_up(1, late).await;
-    assert_eq!(catalogue.expire_files(0, late).await.unwrap(), 2);
+    assert_eq!(catalogue.expire_files(ms(0), late).await.unwrap(), 2);
     assert!(tracker.lookups.find("a", late).await.is_err());
     assert!(tracker.lookups.providers(&file(1), true, late).await.unwrap().is_none());
 }
@@ -301,14 +299,14 @@ async fn each_of_many_providers_is_chosen_sometimes() {
 #[derive(Debug, Clone, Copy, Default)]
 struct Modelled {
     session: Option<SessionId>,
-    renewed: u64,
+    renewed: UnixMillis,
     claims: [bool; 3],
 }
 
 /// Any sequence of requests, time and restarts: a peer that claims a file and renewed in time is named, a peer that left,
 /// withdrew or did not renew for a lease is not. After a restart there is a grace period of one lease.
 async fn check_any_sequence(steps: Vec<(u8, usize, usize)>) {
-    const LEASE: u64 = RULES.leases.lease;
+    const LEASE: Duration = RULES.leases.lease;
     let storage = storage();
     let mut tracker = Tracker::open(&storage, START).await;
     let mut catalogue = Arc::clone(&tracker.catalogue);
@@ -347,12 +345,12 @@ async fn check_any_sequence(steps: Vec<(u8, usize, usize)>) {
                 modelled.session = None;
             }
             (5..=7, _) => {
-                now += [1_000, 7_000, 16_000][what];
+                now = now + ms([1_000, 7_000, 16_000][what]);
                 catalogue.flush(now).await.unwrap();
             }
             (8, _) => {
                 catalogue.flush(now).await.unwrap();
-                now += [0, 20_000, 200_000][what];
+                now = now + ms([0, 20_000, 200_000][what]);
                 tracker = Tracker::open(&storage, now).await;
                 catalogue = Arc::clone(&tracker.catalogue);
                 restarted = Some(now);
@@ -373,9 +371,9 @@ async fn check_any_sequence(steps: Vec<(u8, usize, usize)>) {
                 let grace = restarted.is_some_and(|since| now < since + LEASE);
                 assert!(
                     !listed || (claimed && (alive || grace)),
-                    "peer {at}, file {n}: {modelled:?} at {now}"
+                    "peer {at}, file {n}: {modelled:?} at {now:?}"
                 );
-                assert!(listed || !(claimed && alive), "peer {at}, file {n}: {modelled:?} at {now}");
+                assert!(listed || !(claimed && alive), "peer {at}, file {n}: {modelled:?} at {now:?}");
             }
         }
     }

@@ -22,14 +22,13 @@ use crate::tracker::settings::TrackerSettings;
 use crate::tracker_client::offers::{Acknowledgement, OfferSource};
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::record::{FileKind, Offer, Publication};
-use enjambre_core::model::session::CatalogueId;
 use enjambre_core::protocol::server;
 use enjambre_core::runtime::clock::Clock;
-use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Endpoint, FileId, Listener, Storage, StorageError};
+use enjambre_core::{
+    CatalogueId, Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, Offer, Publication, Storage,
+    StorageError,
+};
 use enjambre_testkit::clock::TimerClock;
 
 pub(crate) fn endpoint(text: &str) -> Endpoint {
@@ -76,7 +75,7 @@ impl World {
     pub(crate) async fn tracker<S: Storage>(&self, at: &str, storage: &Arc<S>) -> Tracker {
         let settings = TrackerSettings::default();
         let storage: Arc<dyn Storage> = storage.clone();
-        let catalogue = Catalogue::open(storage, settings.rules(), self.clock.now_ms()).await.unwrap();
+        let catalogue = Catalogue::open(storage, settings.rules(), self.clock.now()).await.unwrap();
         let service =
             Arc::new(TrackerService::new(Arc::new(catalogue), settings, Arc::clone(&self.clock), None));
         let listener = self.dialer().bind(&endpoint(at)).await.unwrap();
@@ -100,7 +99,7 @@ impl World {
         trackers: &[&str],
     ) -> Presence {
         let source: Arc<dyn OfferSource> = source.clone();
-        Presence::start(key, vec![endpoint("memory://peer:1")], &self.trackers(trackers), source)
+        Presence::start(None, key, vec![endpoint("memory://peer:1")], &self.trackers(trackers), source)
     }
 }
 

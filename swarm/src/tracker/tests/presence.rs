@@ -9,10 +9,8 @@ use super::{FakeLibrary, World, endpoint, file, offer, publication};
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::record::Publication;
 use enjambre_core::protocol::error::ErrorCode;
-use enjambre_core::{FileId, Memory};
+use enjambre_core::{FileId, KeyPair, Memory, Publication};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 const A: &str = "memory://a:1";

@@ -10,20 +10,18 @@ use tokio::time::advance;
 
 use super::{Tracker, World, endpoint, file, offer, publication};
 use crate::catalogue::Catalogue;
-use crate::catalogue::pins::Pin;
+use crate::catalogue::layout::PinRecord;
 use crate::tracker::pin_store::PinStore;
 use crate::tracker::service::TrackerService;
 use crate::tracker::settings::TrackerSettings;
 use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::TrackerError;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::record::FileRecord;
-use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MAX_QUERY, Nonce, Reply, Request, SessionProof};
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::{
-    ConnectionHandle, ConnectionId, FileId, Memory, Message, PeerInfo, ReplySink, RequestId, TransportError,
+    ConnectionHandle, ConnectionId, FileId, FileRecord, KeyPair, Memory, Message, PeerInfo, ReplySink,
+    RequestId, SessionId, TransportError,
 };
 
 const AT: &str = "memory://tracker:1";
@@ -74,7 +72,7 @@ async fn silent_peer_is_no_provider_until_it_renews() {
     advance(Duration::from_millis(200)).await;
     assert_eq!(providers(&client, 1).await, 0);
     assert_eq!(client.find("a").await.unwrap().providers, 0);
-    client.renew(session).await.unwrap();
+    client.renew(session, None).await.unwrap();
     assert_eq!(providers(&client, 1).await, 1);
 }
 
@@ -87,11 +85,11 @@ async fn leave_is_immediate_and_void_for_older_sessions() {
     let new = open_session(&client, &key).await;
     assert_eq!(code(client.leave(old).await), Some(ErrorCode::Unauthorized));
     assert_eq!(code(client.publish(old, &publication("b", 2)).await), Some(ErrorCode::Unauthorized));
-    assert_eq!(code(client.renew(old).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.renew(old, None).await), Some(ErrorCode::Unauthorized));
     assert_eq!(providers(&client, 1).await, 1);
     client.leave(new).await.unwrap();
     assert_eq!(providers(&client, 1).await, 0);
-    assert_eq!(code(client.renew(new).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.renew(new, None).await), Some(ErrorCode::Unauthorized));
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +103,7 @@ async fn peers_stay_alive_over_a_long_tracker_outage() {
     client.publish(expired, &publication("b", 2)).await.unwrap();
     for _ in 0..8 {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        client.renew(alive).await.unwrap();
+        client.renew(alive, None).await.unwrap();
     }
     // Renewals are written at most 5 s later.
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -115,7 +113,7 @@ async fn peers_stay_alive_over_a_long_tracker_outage() {
     assert_eq!(providers(&client, 1).await, 1, "it was alive when the tracker was killed");
     assert_eq!(providers(&client, 2).await, 0, "its lease had expired");
     tokio::time::sleep(Duration::from_secs(20)).await;
-    client.renew(alive).await.expect("the session is still open");
+    client.renew(alive, None).await.expect("the session is still open");
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(providers(&client, 1).await, 1);
     tokio::time::sleep(Duration::from_secs(11)).await;
@@ -129,7 +127,7 @@ async fn stopping_tracker_writes_the_last_renewals() {
     let session = open_session(&client, &KeyPair::generate()).await;
     client.publish(session, &publication("a", 1)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(26_000)).await;
-    client.renew(session).await.unwrap();
+    client.renew(session, None).await.unwrap();
     tracker.stop().await;
     // Without the last renewal the lease would have expired.
     tokio::time::sleep(Duration::from_secs(15)).await;
@@ -149,10 +147,10 @@ async fn trackers_of_one_database_share_peers_and_renewals() {
     assert_eq!(providers(&second, 1).await, 1);
     for _ in 0..6 {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        client.renew(session).await.unwrap();
+        client.renew(session, None).await.unwrap();
         assert_eq!(providers(&second, 1).await, 1);
     }
-    second.renew(session).await.expect("a session is valid at all trackers of the catalogue");
+    second.renew(session, None).await.expect("a session is valid at all trackers of the catalogue");
     second.leave(session).await.unwrap();
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(providers(&client, 1).await, 0);
@@ -166,11 +164,11 @@ async fn replaced_session_is_void_at_all_trackers() {
     let key = KeyPair::generate();
     let old = open_session(&client, &key).await;
     client.publish(old, &publication("a", 1)).await.unwrap();
-    second.renew(old).await.expect("it is valid");
+    second.renew(old, None).await.expect("it is valid");
     open_session(&client, &key).await;
     assert_eq!(code(second.leave(old).await), Some(ErrorCode::Unauthorized));
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(code(second.renew(old).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(second.renew(old, None).await), Some(ErrorCode::Unauthorized));
     assert_eq!((providers(&client, 1).await, providers(&second, 1).await), (1, 1));
 }
 
@@ -307,7 +305,7 @@ impl PinStore for NullStore {
     fn quota(&self) -> u64 {
         1 << 40
     }
-    async fn keep(&self, _file: &FileRecord, _pin: Pin) -> Result<u64, ErrorReply> {
+    async fn keep(&self, _file: &FileRecord, _pin: PinRecord) -> Result<u64, ErrorReply> {
         Ok(0)
     }
     async fn discard(&self, _id: &FileId) -> Result<(), ErrorReply> {
@@ -320,7 +318,7 @@ async fn only_the_pinning_peer_can_unpin() {
     let world = World::new();
     let settings = TrackerSettings::default();
     let storage = Arc::new(Memory::new());
-    let catalogue = Catalogue::open(storage, settings.rules(), world.clock.now_ms()).await.unwrap();
+    let catalogue = Catalogue::open(storage, settings.rules(), world.clock.now()).await.unwrap();
     let store: Arc<dyn PinStore> = Arc::new(NullStore);
     let service = TrackerService::new(Arc::new(catalogue), settings, Arc::clone(&world.clock), Some(store));
     let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();

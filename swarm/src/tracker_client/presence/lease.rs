@@ -5,9 +5,10 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::time::Instant;
 
-use enjambre_core::model::session::SessionId;
+use enjambre_core::protocol::message::SessionGrant;
 use enjambre_core::runtime;
 use enjambre_core::runtime::backoff::Backoff;
+use enjambre_core::{CatalogueId, SessionId};
 
 /// The maximum time between attempts to announce files that the catalogue does not contain.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(600);
@@ -20,6 +21,7 @@ const MAX_RENEWAL_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The schedule of a session.
 pub(super) struct Lease {
+    pub(super) catalogue: CatalogueId,
     pub(super) session: SessionId,
     /// The time between renewals: a third of the lease.
     pub(super) interval: Duration,
@@ -28,20 +30,25 @@ pub(super) struct Lease {
     /// The time to send again what the catalogue did not contain or refused.
     pub(super) retry_at: Instant,
     retry_backoff: Backoff,
+    /// The version of the outbox that was sent in this session.
+    pub(super) outbox: Option<u64>,
     /// The time of the next announcement of all offers.
     pub(super) announce_all_at: Instant,
 }
 
 impl Lease {
-    pub(super) fn new(session: SessionId, lease_ms: u64) -> Self {
-        let interval = Duration::from_millis(lease_ms / 3).clamp(MIN_RENEWAL_INTERVAL, MAX_RENEWAL_INTERVAL);
+    pub(super) fn new(catalogue: CatalogueId, grant: &SessionGrant) -> Self {
+        let interval =
+            Duration::from_millis(grant.lease_ms / 3).clamp(MIN_RENEWAL_INTERVAL, MAX_RENEWAL_INTERVAL);
         let now = Instant::now();
         let mut lease = Self {
-            session,
+            catalogue,
+            session: grant.session,
             interval,
             renew_at: now + interval,
             retry_at: now,
             retry_backoff: Backoff::new(interval, MAX_RETRY_INTERVAL),
+            outbox: None,
             announce_all_at: now,
         };
         lease.schedule_retry();

@@ -27,11 +27,8 @@ use super::offers::{Acknowledgement, OfferSource};
 use super::trackers::Trackers;
 use crate::change::ChangeNotifier;
 use crate::membership::members::Members;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::record::{Offer, Publication};
-use enjambre_core::model::session::{CatalogueId, SessionId};
 use enjambre_core::protocol::error::ErrorCode;
-use enjambre_core::{Endpoint, FileId, PeerId};
+use enjambre_core::{CatalogueId, Endpoint, FileId, KeyPair, Offer, PeerId, Publication, SessionId};
 use shared::Shared;
 use state::{Phase, State, WorkerState};
 
@@ -88,17 +85,9 @@ impl Presence {
     /// Starts the presence in the background. The peer advertises `endpoints`, at most
     /// [`MAX_ENDPOINTS`](enjambre_core::protocol::message::MAX_ENDPOINTS); see
     /// [`SessionProof::endpoints`](enjambre_core::protocol::message::SessionProof::endpoints).
+    ///
+    /// In an invite-only swarm the presence also keeps the membership state up to date.
     pub fn start(
-        key: KeyPair,
-        endpoints: Vec<Endpoint>,
-        trackers: &Trackers,
-        source: Arc<dyn OfferSource>,
-    ) -> Self {
-        Self::start_with_members(None, key, endpoints, trackers, source)
-    }
-
-    /// As [`Presence::start`], and also keeps the membership state of an invite-only swarm up to date.
-    pub fn start_with_members(
         members: Option<Arc<Members>>,
         key: KeyPair,
         endpoints: Vec<Endpoint>,
@@ -207,7 +196,7 @@ impl Presence {
 
     /// Pins a file at a tracker whose catalogue contains it, or returns the progress of an earlier pin. Poll it for progress.
     pub async fn pin(&self, id: FileId) -> Result<PinProgress, TrackerError> {
-        self.with_any(|_, session, client| async move {
+        self.with_any(|session, client| async move {
             let (stored, complete) = client.pin(session, id).await?;
             Ok(PinProgress { stored, complete })
         })
@@ -216,13 +205,13 @@ impl Presence {
 
     /// Unpins a file.
     pub async fn unpin(&self, id: FileId) -> Result<(), TrackerError> {
-        self.with_any(|_, session, client| async move { client.unpin(session, id).await }).await
+        self.with_any(|session, client| async move { client.unpin(session, id).await }).await
     }
 
     /// Sends a request to all catalogues and returns the first success. Waits for a session if none is open.
     async fn with_any<T, F>(
         &self,
-        request: impl Fn(CatalogueId, SessionId, Arc<TrackerClient>) -> F,
+        request: impl Fn(SessionId, Arc<TrackerClient>) -> F,
     ) -> Result<T, TrackerError>
     where
         F: Future<Output = Result<T, TrackerError>>,
@@ -238,7 +227,7 @@ impl Presence {
                 .filter(|(_, session, client)| tried.insert((*session, client.endpoint().clone())))
                 .map(|(catalogue, session, client)| {
                     let endpoint = client.endpoint().clone();
-                    let reply = request(catalogue, session, client);
+                    let reply = request(session, client);
                     async move { (catalogue, session, endpoint, reply.await) }
                 })
                 .collect();

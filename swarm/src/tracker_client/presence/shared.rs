@@ -10,9 +10,7 @@ use crate::membership::members::Members;
 use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::{TrackerError, UnreachableTracker};
 use crate::tracker_client::offers::OfferSource;
-use enjambre_core::Endpoint;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::model::session::{CatalogueId, SessionId};
+use enjambre_core::{CatalogueId, Endpoint, KeyPair, SessionId};
 
 pub(super) struct Shared {
     pub(super) key: KeyPair,

@@ -6,11 +6,9 @@ use tokio::sync::mpsc;
 
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::offers::Acknowledgement;
-use enjambre_core::model::record::{Offer, Publication};
-use enjambre_core::model::session::{CatalogueId, SessionId};
 use enjambre_core::protocol::message::SessionGrant;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{Endpoint, FileId};
+use enjambre_core::{CatalogueId, Endpoint, FileId, Offer, Publication, SessionId};
 
 /// The maximum number of unsent changes. Beyond it the session ends, and the next one announces all offers.
 const MAX_CHANGES: usize = 10_000;

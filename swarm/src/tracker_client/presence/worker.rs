@@ -3,7 +3,7 @@
 //! ```text
 //! Starting --catalogue known--> Standby --no active worker--> Connected
 //!    ^                                                           |
-//!    '---- back-off ---- Failed <------- no reply ---------------'
+//!    '---- backoff ----- Failed <------- no reply ---------------'
 //! ```
 //! A session belongs to the catalogue, so the worker that takes over continues it.
 
@@ -16,16 +16,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::lease::Lease;
 use super::shared::Shared;
 use super::state::{Phase, State};
-use crate::tracker_client::client::{MembershipRenewal, TrackerClient};
+use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::{TrackerError, UnreachableTracker};
 use crate::tracker_client::offers::Acknowledgement;
-use enjambre_core::StorageError;
 use enjambre_core::model::membership::Invalid;
-use enjambre_core::model::record::{Offer, Publication};
-use enjambre_core::model::session::{CatalogueId, SessionId};
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::MAX_OFFERS;
 use enjambre_core::runtime::backoff::Backoff;
+use enjambre_core::{CatalogueId, Offer, Publication, StorageError};
 
 /// The time during which changes are collected before they are sent.
 const COLLECT_TIME: Duration = Duration::from_millis(20);
@@ -33,7 +31,7 @@ const COLLECT_TIME: Duration = Duration::from_millis(20);
 const MIN_RENEWAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The number of publications that are read at once.
 const OUTBOX_PAGE: usize = 100;
-/// The back-off between attempts to connect.
+/// The backoff between attempts to connect.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
 
@@ -64,17 +62,6 @@ impl SessionError {
     fn is_unauthorized(&self) -> bool {
         matches!(self, Self::Tracker(error) if error.code() == Some(ErrorCode::Unauthorized))
     }
-
-    /// The error text, without the general prefix of an unreachable tracker.
-    fn reason(&self) -> String {
-        match self {
-            Self::Tracker(TrackerError::Unreachable { reasons }) if !reasons.is_empty() => {
-                let each: Vec<_> = reasons.iter().map(|tracker| tracker.reason.as_str()).collect();
-                each.join("; ")
-            }
-            other => other.to_string(),
-        }
-    }
 }
 
 impl Worker {
@@ -83,10 +70,19 @@ impl Worker {
         let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
         loop {
             let Err(failure) = self.attempt(&mut backoff).await;
-            let error = failure.reason();
-            tracing::info!(tracker = %self.client.endpoint(), error, "tracker connection failed; retrying");
+            let error = failure.to_string();
             self.shared.update(|state| {
                 let worker = &mut state.workers[self.index];
+                // A repeated failure is logged once.
+                if worker.last_error.as_ref() != Some(&error) {
+                    let tracker = self.client.endpoint();
+                    match failure {
+                        SessionError::Tracker(TrackerError::Unreachable { .. }) => {
+                            tracing::info!(%tracker, %error, "tracker connection failed; retrying");
+                        }
+                        _ => tracing::warn!(%tracker, %error, "tracker session failed; retrying"),
+                    }
+                }
                 worker.phase = Phase::Failed;
                 worker.last_error = Some(error);
                 for catalogue in state.catalogues.values_mut() {
@@ -130,9 +126,9 @@ impl Worker {
     ) -> Result<std::convert::Infallible, SessionError> {
         let mut seen = self.shared.changed.version();
         let mut lease = self.session(catalogue).await?;
-        let (mut outbox, mut reopened) = (None, false);
+        let mut reopened = false;
         loop {
-            let (current, session, suspect) = {
+            let (outbox, session, suspect) = {
                 let mut state = self.shared.state.lock();
                 let outbox = state.outbox;
                 let known = state.catalogues.entry(catalogue).or_default();
@@ -141,17 +137,15 @@ impl Worker {
             if session != Some(lease.session) {
                 // It ended because of too many changes or an `unauthorized` reply.
                 lease = self.session(catalogue).await?;
-                outbox = None;
             }
             let sent = async {
                 if suspect {
-                    self.renew(catalogue, &mut lease).await?;
+                    self.renew(&mut lease).await?;
                 }
-                if outbox != Some(current) {
-                    self.send_outbox(catalogue, &mut lease).await?;
-                    outbox = Some(current);
+                if lease.outbox != Some(outbox) {
+                    self.send_outbox(&mut lease).await?;
                 }
-                self.send_changes(catalogue, &mut lease).await
+                self.send_changes(&mut lease).await
             };
             match sent.await {
                 Ok(()) => reopened = false,
@@ -167,19 +161,19 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = sleep_until(lease.renew_at) => {
-                    self.renew(catalogue, &mut lease).await?;
+                    self.renew(&mut lease).await?;
                     if Instant::now() >= lease.announce_all_at {
-                        self.announce_all(catalogue, &mut lease).await?;
+                        self.announce_all(&mut lease).await?;
                     }
                     if Instant::now() >= lease.retry_at {
-                        self.announce_unknown(catalogue, &mut lease).await?;
+                        self.announce_unknown(&mut lease).await?;
                         // Refused publications are repeated too.
-                        outbox = None;
+                        lease.outbox = None;
                     }
                 }
                 () = self.shared.changed.changed(&mut seen) => {
                     // Changes are collected, but a publication is sent at once: its caller waits.
-                    let publication = self.shared.wait(|state| Some(state.outbox) != outbox);
+                    let publication = self.shared.wait(|state| Some(state.outbox) != lease.outbox);
                     let _ = timeout(COLLECT_TIME, publication).await;
                 }
             }
@@ -206,12 +200,12 @@ impl Worker {
             known.and_then(|known| known.grant.clone().map(|grant| (grant, known.announced)))
         };
         if let Some((grant, announced)) = known {
-            let mut lease = Lease::new(grant.session, grant.lease_ms);
-            match self.renew(catalogue, &mut lease).await {
+            let mut lease = Lease::new(catalogue, &grant);
+            match self.renew(&mut lease).await {
                 Ok(()) => {
                     // The previous worker may have failed in between.
                     if !announced {
-                        self.announce_all(catalogue, &mut lease).await?;
+                        self.announce_all(&mut lease).await?;
                     }
                     return Ok(lease);
                 }
@@ -224,7 +218,7 @@ impl Worker {
         if actual != catalogue {
             return Err(SessionError::OtherCatalogue);
         }
-        let mut lease = Lease::new(grant.session, grant.lease_ms);
+        let mut lease = Lease::new(catalogue, &grant);
         lease.renew_at = start + lease.interval;
         if let Some(members) = &self.shared.members {
             members.update(grant.membership.as_ref(), None).await?;
@@ -239,34 +233,29 @@ impl Worker {
             state.catalogues.entry(catalogue).or_default().begin_session(grant);
         });
         // The outbox precedes the announcements: callers wait for it, and its files cannot be announced before.
-        self.send_outbox(catalogue, &mut lease).await?;
-        self.announce_all(catalogue, &mut lease).await?;
+        self.send_outbox(&mut lease).await?;
+        self.announce_all(&mut lease).await?;
         Ok(lease)
     }
 
-    async fn renew(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
-        while self.renew_once(catalogue, lease).await? {}
+    async fn renew(&self, lease: &mut Lease) -> Result<(), SessionError> {
+        while self.renew_once(lease).await? {}
         Ok(())
     }
 
     /// Renews the lease. Returns whether the tracker has more revocation pages.
-    async fn renew_once(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<bool, SessionError> {
+    async fn renew_once(&self, lease: &mut Lease) -> Result<bool, SessionError> {
         let start = Instant::now();
         // An unresponsive tracker must not use up the lease: another tracker has to receive the renewal in time, even if the
         // previous one was not written.
         let limit = (lease.interval / 2).max(MIN_RENEWAL_TIMEOUT);
         let known = self.shared.members.as_ref().map(|members| members.state());
-        let renewed = match known {
-            Some(known) => timeout(limit, self.client.renew_membership(lease.session, known)).await,
-            None => timeout(limit, self.client.renew(lease.session))
-                .await
-                .map(|renewed| renewed.map(|()| MembershipRenewal::default())),
-        };
+        let renewed = timeout(limit, self.client.renew(lease.session, known)).await;
         let timed_out = |_| {
             let reasons = vec![UnreachableTracker::timed_out(self.client.endpoint())];
             Err(TrackerError::Unreachable { reasons })
         };
-        let renewal = self.check(catalogue, lease.session, renewed.unwrap_or_else(timed_out))?;
+        let renewal = self.check(lease, renewed.unwrap_or_else(timed_out))?;
         lease.renew_at = start + lease.interval;
         let (Some(members), Some(known)) = (&self.shared.members, known) else { return Ok(false) };
         members.update(renewal.membership.as_ref(), renewal.revocations.as_ref()).await?;
@@ -274,36 +263,31 @@ impl Worker {
         Ok(renewal.more && members.state().revocations > known.revocations)
     }
 
-    async fn renew_if_due(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
-        if Instant::now() >= lease.renew_at { self.renew(catalogue, lease).await } else { Ok(()) }
+    async fn renew_if_due(&self, lease: &mut Lease) -> Result<(), SessionError> {
+        if Instant::now() >= lease.renew_at { self.renew(lease).await } else { Ok(()) }
     }
 
     /// Ends the session if the reply is `unauthorized`.
-    fn check<T>(
-        &self,
-        catalogue: CatalogueId,
-        session: SessionId,
-        result: Result<T, TrackerError>,
-    ) -> Result<T, SessionError> {
+    fn check<T>(&self, lease: &Lease, result: Result<T, TrackerError>) -> Result<T, SessionError> {
         if let Err(error) = &result
             && error.code() == Some(ErrorCode::Unauthorized)
         {
-            self.shared.end_session(catalogue, session);
+            self.shared.end_session(lease.catalogue, lease.session);
         }
         Ok(result?)
     }
 
-    async fn announce_all(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
+    async fn announce_all(&self, lease: &mut Lease) -> Result<(), SessionError> {
         let mut after = None;
         loop {
             let page = self.shared.source.offers(after, MAX_OFFERS).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.id);
-            self.announce(catalogue, lease, &page).await?;
-            self.renew_if_due(catalogue, lease).await?;
+            self.announce(lease, &page).await?;
+            self.renew_if_due(lease).await?;
         }
         lease.schedule_announce_all();
-        if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue)
+        if let Some(known) = self.shared.state.lock().catalogues.get_mut(&lease.catalogue)
             && known.session() == Some(lease.session)
         {
             known.announced = true;
@@ -311,35 +295,30 @@ impl Worker {
         Ok(())
     }
 
-    async fn announce(
-        &self,
-        catalogue: CatalogueId,
-        lease: &mut Lease,
-        offers: &[Offer],
-    ) -> Result<(), SessionError> {
+    async fn announce(&self, lease: &mut Lease, offers: &[Offer]) -> Result<(), SessionError> {
         let announced = self.client.announce(lease.session, offers).await;
-        let unknown = self.check(catalogue, lease.session, announced)?;
+        let unknown = self.check(lease, announced)?;
         let mut remaining: HashSet<_> = unknown.iter().copied().collect();
         if !unknown.is_empty() {
             // The files expired, or the database was lost. Their publisher publishes them again.
             for publication in self.shared.source.publications_of(&unknown).await? {
-                self.publish(catalogue, lease.session, &publication).await?;
+                self.publish(lease, &publication).await?;
                 remaining.remove(&publication.id);
-                self.renew_if_due(catalogue, lease).await?;
+                self.renew_if_due(lease).await?;
             }
         }
-        if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue) {
+        if let Some(known) = self.shared.state.lock().catalogues.get_mut(&lease.catalogue) {
             known.announced(offers, &remaining);
         }
         Ok(())
     }
 
-    /// Announces again the files that the catalogue did not contain, with a back-off.
-    async fn announce_unknown(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
-        let unknown = self.shared.state.lock().catalogues.get(&catalogue).map(|known| known.unknown());
+    /// Announces again the files that the catalogue did not contain, with a backoff.
+    async fn announce_unknown(&self, lease: &mut Lease) -> Result<(), SessionError> {
+        let unknown = self.shared.state.lock().catalogues.get(&lease.catalogue).map(|known| known.unknown());
         for offers in unknown.unwrap_or_default().chunks(MAX_OFFERS) {
-            self.announce(catalogue, lease, offers).await?;
-            self.renew_if_due(catalogue, lease).await?;
+            self.announce(lease, offers).await?;
+            self.renew_if_due(lease).await?;
         }
         lease.schedule_retry();
         Ok(())
@@ -347,13 +326,9 @@ impl Worker {
 
     /// Publishes a file. A refused publication stays in the outbox and is repeated later, without blocking the rest. Fails only
     /// if the tracker or its database is unreachable or the session ended.
-    async fn publish(
-        &self,
-        catalogue: CatalogueId,
-        session: SessionId,
-        publication: &Publication,
-    ) -> Result<(), SessionError> {
-        let result = match self.client.publish(session, publication).await {
+    async fn publish(&self, lease: &Lease, publication: &Publication) -> Result<(), SessionError> {
+        let catalogue = lease.catalogue;
+        let result = match self.client.publish(lease.session, publication).await {
             Ok((version, new)) => Ok(Acknowledgement { catalogue, version, new }),
             Err(error)
                 if error
@@ -363,7 +338,7 @@ impl Worker {
                 tracing::warn!(name = %publication.name, %error, "publication refused");
                 Err(error)
             }
-            Err(error) => return self.check(catalogue, session, Err(error)),
+            Err(error) => return self.check(lease, Err(error)),
         };
         let marked = match &result {
             Ok(acknowledged) => self.shared.source.mark_published(publication, *acknowledged).await,
@@ -373,27 +348,29 @@ impl Worker {
         Ok(marked?)
     }
 
-    async fn send_outbox(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
+    async fn send_outbox(&self, lease: &mut Lease) -> Result<(), SessionError> {
+        let outbox = self.shared.state.lock().outbox;
         let mut after: Option<Publication> = None;
         loop {
             let page =
-                self.shared.source.pending_publications(catalogue, after.as_ref(), OUTBOX_PAGE).await?;
+                self.shared.source.pending_publications(lease.catalogue, after.as_ref(), OUTBOX_PAGE).await?;
             if page.is_empty() {
+                lease.outbox = Some(outbox);
                 return Ok(());
             }
             for publication in &page {
-                self.publish(catalogue, lease.session, publication).await?;
-                self.renew_if_due(catalogue, lease).await?;
+                self.publish(lease, publication).await?;
+                self.renew_if_due(lease).await?;
             }
             after = page.into_iter().last();
         }
     }
 
-    async fn send_changes(&self, catalogue: CatalogueId, lease: &mut Lease) -> Result<(), SessionError> {
+    async fn send_changes(&self, lease: &mut Lease) -> Result<(), SessionError> {
         loop {
             let changes = {
                 let state = self.shared.state.lock();
-                let known = state.catalogues.get(&catalogue);
+                let known = state.catalogues.get(&lease.catalogue);
                 let known = known.filter(|known| known.session() == Some(lease.session));
                 known.map(|known| known.some_changes(MAX_OFFERS)).unwrap_or_default()
             };
@@ -405,15 +382,15 @@ impl Worker {
                 changes.iter().filter(|(_, offer)| offer.is_none()).map(|(id, _)| *id).collect();
             if !withdrawn_ids.is_empty() {
                 let reply = self.client.withdraw(lease.session, &withdrawn_ids).await;
-                self.check(catalogue, lease.session, reply)?;
+                self.check(lease, reply)?;
             }
             if !offers.is_empty() {
-                self.announce(catalogue, lease, &offers).await?;
+                self.announce(lease, &offers).await?;
             }
-            if let Some(known) = self.shared.state.lock().catalogues.get_mut(&catalogue) {
+            if let Some(known) = self.shared.state.lock().catalogues.get_mut(&lease.catalogue) {
                 known.sent(&changes);
             }
-            self.renew_if_due(catalogue, lease).await?;
+            self.renew_if_due(lease).await?;
         }
     }
 }

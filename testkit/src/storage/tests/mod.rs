@@ -1,4 +1,5 @@
-//! The kit with the in-memory storage, the adapter and the fault wrapper, and with incorrect backends that the kit must detect.
+//! The suite with the in-memory storage, the adapter and the fault wrapper, and with incorrect backends that the suite
+//! must detect.
 
 mod defects;
 mod incorrect;

@@ -13,8 +13,8 @@ use super::scene::{Scene, attacker_address};
 const CONNECTIONS: u64 = 10_000;
 /// Below the limit of one address, so that only the total limit applies.
 const PER_ADDRESS: usize = 50;
-/// The number of connections that are opened without waiting. The backlog of a listener holds more.
-const BURST: usize = 256;
+/// The number of connections that are opened without waiting. The backlog of a listener, 128, holds more.
+const BURST: usize = 64;
 /// The other open files of the test process.
 const OTHER_FILES: u64 = 1000;
 /// The default limit on connections of a node.

@@ -5,8 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use enjambre_core::FileId;
-use enjambre_core::model::collection::{Collection, Member};
+use enjambre_core::{Collection, FileId, Member};
 use enjambre_tests::content::read_tree;
 use enjambre_tests::fake_provider::FakeProvider;
 use enjambre_tests::node::{Peer, World};

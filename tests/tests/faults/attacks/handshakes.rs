@@ -4,8 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use bytes::Bytes;
-use enjambre_core::model::identity::KeyPair;
-use enjambre_core::{Deadline, Endpoint};
+use enjambre_core::{Deadline, Endpoint, KeyPair};
 use enjambre_tests::raw::RawConnection;
 use enjambre_tests::setup::Wire;
 use enjambre_tests::wait::TIMEOUT;

@@ -1,11 +1,9 @@
 //! Headers with invalid names, wrong counts and deep nesting. Each gets an error reply and uses bounded memory.
 
-use enjambre_core::model::record::{FileKind, Offer};
-use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::codec::encode_request;
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::Request;
-use enjambre_core::{FileId, RequestId};
+use enjambre_core::{FileId, FileKind, Offer, RequestId, SessionId};
 use enjambre_tests::raw::RawConnection;
 use enjambre_tests::setup::Wire;
 

@@ -47,8 +47,5 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
         to.write_all_buf(&mut bytes).await?;
         to.flush().await
     };
-    match tokio::time::timeout(timeout, written).await {
-        Ok(written) => Ok(written?),
-        Err(_) => Err(Disconnect::WriteTimeout),
-    }
+    Ok(tokio::time::timeout(timeout, written).await.map_err(|_| Disconnect::WriteTimeout)??)
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use enjambre_core::Activity;
 use enjambre_core::runtime::buffers::BufferPool;
-use enjambre_core::transport::calls::Activity;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -18,11 +18,17 @@ use crate::guard::handshake;
 /// Controls and observes the messages from a remote.
 pub(crate) trait Inbound: Send + Sync {
     /// The gate that messages must pass; `None` if there is no limit.
-    fn gate(&self) -> Option<&RequestGate>;
+    fn gate(&self) -> Option<&RequestGate> {
+        None
+    }
+
     /// The destination of payloads; `None` if messages have none.
-    fn payloads(&self) -> Option<&Payloads>;
+    fn payloads(&self) -> Option<&Payloads> {
+        None
+    }
+
     /// Called before bytes are forwarded that complete this number of messages.
-    fn passed(&self, messages: u64);
+    fn passed(&self, _messages: u64) {}
 }
 
 /// The destination of payloads, which bypass the crate.
@@ -61,7 +67,7 @@ where
         loop {
             let bytes = &buffer.bytes[..buffer.filled];
             match parser.step(&bytes[at..])? {
-                Step::Incomplete => break,
+                Step::Incomplete { .. } => break,
                 Step::Frame { header, body, opens, more, content } => {
                     let is_forwarded = content == Content::Forwarded;
                     let admitted = if is_forwarded { u32::try_from(body).unwrap_or(u32::MAX) } else { 0 };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use enjambre_core::transport::calls::Activity;
+use enjambre_core::Activity;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -63,7 +63,7 @@ where
         let (mut start, mut at, mut messages, mut boundary) = (0, 0, 0, None);
         loop {
             match parser.step(&buffer.bytes[at..buffer.filled])? {
-                Step::Incomplete => break,
+                Step::Incomplete { .. } => break,
                 Step::Frame { header, body, opens, more, .. } => {
                     let may_be_payload = body == 0 && !opens && !more;
                     let payload = if may_be_payload { outbound.payload(messages) } else { None };

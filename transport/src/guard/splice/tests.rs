@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
+use enjambre_core::Activity;
 use enjambre_core::runtime::buffers::BufferPool;
-use enjambre_core::transport::calls::Activity;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, duplex};
 use tokio::sync::mpsc;
@@ -28,12 +28,6 @@ impl Inbound for Gate {
     fn gate(&self) -> Option<&RequestGate> {
         Some(&self.0)
     }
-
-    fn payloads(&self) -> Option<&Payloads> {
-        None
-    }
-
-    fn passed(&self, _messages: u64) {}
 }
 
 const HOUR: Duration = Duration::from_secs(3600);

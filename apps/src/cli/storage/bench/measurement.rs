@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use crate::cli::output::rate;
 
-/// The rate and the latency of an operation.
 #[derive(Debug, Serialize)]
 pub(super) struct Measurement {
     name: &'static str,
@@ -44,7 +43,6 @@ impl Measurement {
         }
     }
 
-    /// Adds the latencies of the operations.
     pub(super) fn with_latencies(self, mut latencies: Vec<Duration>) -> Self {
         latencies.sort_unstable();
         let at = |part: f64| {

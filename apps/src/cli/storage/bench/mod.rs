@@ -6,7 +6,7 @@ mod workloads;
 use std::time::Duration;
 
 use clap::Args;
-use enjambre_core::{Role, StorageError};
+use enjambre_core::Role;
 use enjambre_testkit::storage::Builder;
 use serde::Serialize;
 
@@ -14,10 +14,10 @@ use self::measurement::Measurement;
 use super::scratch::ScratchBuilder;
 use crate::cli::context::Context;
 use crate::cli::output::Stdout;
-use crate::failure::{Failure, Status};
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(crate) struct Arguments {
     /// Duration of each measurement in seconds
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=30))]
     seconds: u64,
@@ -48,11 +48,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     let length = Duration::from_secs(arguments.seconds);
     for role in [Role::Records, Role::Content] {
         let builder = ScratchBuilder::new(context.registry, &context.loaded, role);
-        let measuring = async {
-            let measured = measure(&builder, role, length, &mut add).await;
-            measured.map_err(|error| Failure::from_error(Status::Failed, &error))
-        };
-        builder.run(&context.stop, measuring).await?;
+        builder.run(&context.stop, measure(&builder, role, length, &mut add)).await?;
     }
     if arguments.json {
         stdout.json(&report);
@@ -65,11 +61,11 @@ async fn measure(
     role: Role,
     length: Duration,
     add: &mut impl FnMut(Measurement),
-) -> Result<(), StorageError> {
+) -> Result<(), Failure> {
     let storage = builder.open(&builder.place()).await?;
     match role {
         Role::Records => workloads::records(&storage, length, add).await?,
         Role::Content => workloads::content(&storage, length, add).await?,
     }
-    storage.close().await
+    Ok(storage.close().await?)
 }

@@ -13,13 +13,9 @@ use super::measurement::Measurement;
 
 /// Maximum number of operations of a workload, which limits the use of memory and disk.
 const MAX_OPERATIONS: u64 = 200_000;
-/// Number of concurrent writers.
 const WRITERS: u64 = 16;
-/// Maximum size of a piece.
 const PIECE_SIZE: usize = 4 << 20;
-/// Maximum number of pieces to write.
 const MAX_PIECES: u64 = 128;
-/// Number of concurrent piece writes.
 const PIECE_WRITERS: usize = 4;
 
 type SharedStorage = Arc<dyn Storage>;

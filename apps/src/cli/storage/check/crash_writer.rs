@@ -3,27 +3,26 @@
 use std::path::Path;
 use std::process::Command;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use enjambre_core::{Place, Role, Scratch};
 use enjambre_testkit::storage::crash;
 
-use super::report::role_name;
 use crate::cli::context::Context;
 use crate::cli::storage::scratch::ScratchBuilder;
-use crate::failure::{Failure, Status};
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
-pub(in crate::cli::storage) struct Arguments {
+pub(crate) struct Arguments {
     /// Role of the storage
-    role: RoleName,
+    #[arg(value_parser = parse_role)]
+    role: Role,
     /// Name of the scratch place
     scratch: String,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum RoleName {
-    Records,
-    Content,
+fn parse_role(name: &str) -> Result<Role, &'static str> {
+    let roles = [Role::Records, Role::Content];
+    roles.into_iter().find(|role| role.name() == name).ok_or("expected records or content")
 }
 
 /// Returns the command that starts the child process.
@@ -36,20 +35,17 @@ pub(super) fn command(program: &Path, context: &Context<'_>, role: Role, place: 
         command.arg("--set").arg(assignment);
     }
     let scratch = place.scratch.as_ref().map_or("", Scratch::name);
-    command.args(["storage", "crash-writer", role_name(role), scratch]);
+    command.args(["storage", "crash-writer", role.name(), scratch]);
     command
 }
 
-pub(in crate::cli::storage) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
-    let role = match arguments.role {
-        RoleName::Records => Role::Records,
-        RoleName::Content => Role::Content,
-    };
+pub(crate) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { role, scratch } = arguments;
     let place = ScratchBuilder::new(context.registry, &context.loaded, role)
-        .place_of_other_process(&arguments.scratch)
-        .ok_or_else(|| Failure::usage(format!("invalid scratch place {:?}", arguments.scratch)))?;
+        .place_of_other_process(&scratch)
+        .ok_or_else(|| Failure::usage(format!("invalid scratch place {scratch:?}")))?;
     crash::announce_opening();
     let storage = context.registry.open_storage(&context.loaded, place, role).await?;
     let committing = context.stop.run_until_cancelled(crash::run_victim(storage)).await;
-    committing.unwrap_or(Ok(())).map_err(|error| Failure::from_error(Status::Failed, &error))
+    Ok(committing.unwrap_or(Ok(()))?)
 }

@@ -1,6 +1,6 @@
 //! `enjambre storage check`: the conformance tests on the configured backend, in scratch places.
 
-pub(super) mod crash_writer;
+pub(crate) mod crash_writer;
 mod report;
 
 use clap::Args;
@@ -11,10 +11,10 @@ use self::report::Report;
 use super::scratch::ScratchBuilder;
 use crate::cli::context::Context;
 use crate::cli::output::Stdout;
-use crate::failure::Failure;
+use crate::failure::{Failure, ResultContext};
 
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(crate) struct Arguments {
     /// Run only this test; can be repeated
     #[arg(long, value_name = "NAME")]
     case: Vec<String>,
@@ -60,10 +60,11 @@ fn select(names: &[String], with_crash: bool) -> Result<Vec<&'static Case>, Fail
     let known = |name: &String| {
         storage::case(name).ok_or_else(|| {
             let all = storage::CASES.iter().chain(crash::CASES).map(|case| case.name);
+            let similar = all.map(|known| (strsim::jaro_winkler(known, name), known));
             let nearest =
-                all.max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
-            let nearest = nearest.unwrap_or_default();
-            Failure::usage(format!("unknown test {name:?}; did you mean {nearest:?}?"))
+                similar.filter(|(similarity, _)| *similarity > 0.8).max_by(|a, b| a.0.total_cmp(&b.0));
+            let hint = nearest.map_or_else(String::new, |(_, known)| format!("; did you mean {known:?}?"));
+            Failure::usage(format!("unknown test {name:?}{hint}"))
         })
     };
     names.iter().map(known).collect()
@@ -78,8 +79,7 @@ async fn run_case(
     if case.group != Group::Crash {
         return Ok(storage::run(builder, case).await);
     }
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::from(error).context("cannot find the executable of this program"))?;
+    let program = std::env::current_exe().context("cannot find the executable of this program")?;
     Ok(crash::run(builder, |place| crash_writer::command(&program, context, role, place), case).await)
 }
 
@@ -97,5 +97,6 @@ mod tests {
         assert_eq!(some, names);
         let error = select(&["concurrent_updates_not_lost".to_owned()], false).unwrap_err();
         assert!(error.message.contains("concurrent_updates_are_not_lost"), "{error}");
+        assert_eq!(select(&["nope".to_owned()], false).unwrap_err().message, "unknown test \"nope\"");
     }
 }

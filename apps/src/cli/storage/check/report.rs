@@ -38,13 +38,6 @@ struct Violation {
     last_operations: Vec<String>,
 }
 
-pub(super) const fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Records => "records",
-        Role::Content => "content",
-    }
-}
-
 impl Report {
     pub(super) fn new(backend: &str) -> Self {
         let (kit_version, backend) = (KIT_VERSION, backend.to_owned());
@@ -53,7 +46,9 @@ impl Report {
 
     pub(super) fn title(&self, cases: usize) -> String {
         let Self { backend, kit_version, .. } = self;
-        format!("storage {backend}, conformance kit {kit_version}: {cases} tests for records and for content")
+        format!(
+            "storage {backend}, conformance test suite {kit_version}: {cases} tests for records and for content"
+        )
     }
 
     /// Adds the outcome of a test. Returns its text, which is one line, or more if the test failed.
@@ -62,7 +57,7 @@ impl Report {
         let duration_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
         let failure = outcome.result.as_ref().err();
         let result = if failure.is_some() { "FAILED" } else { "ok" };
-        let mut text = format!("{} {group:<11} {name:<52} {result:<6} {duration_ms:>6} ms", role_name(role));
+        let mut text = format!("{} {group:<11} {name:<52} {result:<6} {duration_ms:>6} ms", role.name());
         if let Some(failure) = failure {
             text += &format!(
                 "\n    requirement: {requirement}\n    violation: {}\n    last operations:",
@@ -77,7 +72,7 @@ impl Report {
         self.cases.push(Line {
             name,
             group: group.name(),
-            role: role_name(role),
+            role: role.name(),
             requirement,
             outcome: if failure.is_some() { "failed" } else { "passed" },
             operations: outcome.operations,

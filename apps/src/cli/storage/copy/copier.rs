@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use enjambre_core::{Key, Role, Space, Storage, StorageError};
+use enjambre_core::{Key, Space, Storage, StorageError};
 use enjambre_swarm::library::content::{self, ContentStore};
 use enjambre_swarm::library::content_copy::{self, ContentCopy, PieceTotals};
 use enjambre_swarm::library::error::LibraryError;
@@ -13,16 +13,15 @@ use enjambre_swarm::{catalogue, library};
 use serde_bytes::ByteBuf;
 use serde_json::json;
 
-use super::errors::{content_failed, differs, failed, same_database, target_failed, write_failed};
+use super::errors::{content_failed, differs, same_database, target_failed, write_failed};
 use super::progress::CopyProgress;
 use crate::cli::output::size;
 use crate::cli::storage::databases::{Database, DatabaseKind, Databases};
-use crate::failure::Failure;
+use crate::failure::{Failure, ResultContext};
 
 /// Bytes of content between two updates of the mark.
 const CHECKPOINT_BYTES: u64 = 16 << 20;
 
-/// A running copy.
 pub(super) struct Copier<'a> {
     source: &'a Databases,
     target: &'a Databases,
@@ -35,7 +34,6 @@ pub(super) struct Copier<'a> {
     progress: &'a mut CopyProgress,
 }
 
-/// The summary of a copy.
 pub(super) struct CopySummary {
     /// By database name and space.
     records: Vec<(&'static str, Space, Count)>,
@@ -50,16 +48,14 @@ impl CopySummary {
     }
 
     pub(super) fn report(&self, progress: &mut CopyProgress, verify: bool) {
-        let (mut entries, mut bytes) = (0, 0);
-        let mut names: Vec<&'static str> = self.records.iter().map(|(name, ..)| *name).collect();
-        names.dedup();
-        for name in names {
-            let counts = self.records.iter().filter(|(database, ..)| *database == name);
-            let (database_entries, database_bytes) =
-                counts.fold((0, 0), |sum, (.., count)| (sum.0 + count.entries, sum.1 + count.bytes));
-            progress.line(&format!("{name}: {database_entries} entries, {}", size(database_bytes)));
-            (entries, bytes) = (entries + database_entries, bytes + database_bytes);
+        let sum = |records: &[(&str, Space, Count)]| -> (u64, u64) {
+            records.iter().fold((0, 0), |sum, (.., count)| (sum.0 + count.entries, sum.1 + count.bytes))
+        };
+        for database in self.records.chunk_by(|(one, ..), (other, ..)| one == other) {
+            let (entries, bytes) = sum(database);
+            progress.line(&format!("{}: {entries} entries, {}", database[0].0, size(bytes)));
         }
+        let (entries, bytes) = sum(&self.records);
         let PieceTotals { count, bytes: content } = self.content;
         if count > 0 {
             progress.line(&format!("content: {count} pieces, {}", size(content)));
@@ -73,12 +69,6 @@ impl CopySummary {
             }));
         }
     }
-}
-
-/// Returns the database of the target that contains the mark.
-fn main_database(target: &Databases) -> Result<&dyn Storage, Failure> {
-    let first = target.all.first();
-    first.map(|database| &*database.storage).ok_or_else(|| Failure::failed("the target has no database"))
 }
 
 impl<'a> Copier<'a> {
@@ -118,15 +108,12 @@ impl<'a> Copier<'a> {
         force: bool,
         progress: &'a mut CopyProgress,
     ) -> Result<Self, Failure> {
-        let reading = |error| failed("cannot read the target", &error);
-        let marking = Marking::read(main_database(target)?).await.map_err(reading)?;
+        let marking = Marking::read(&*target.main().storage).await.context("cannot read the target")?;
         let mut copier =
             Self { source, target, marking, mark: Mark::new(name), before: Vec::new(), progress };
         for (source, target) in &copier.pairs()? {
             let same = record_copy::is_same(&*target.storage, &*source.storage).await;
-            if same.map_err(|error| {
-                failed(format!("cannot use the {} database of the target", target.name), &error)
-            })? {
+            if same.context(format!("cannot use the {} database of the target", target.name))? {
                 return Err(same_database());
             }
         }
@@ -137,9 +124,9 @@ impl<'a> Copier<'a> {
             Err(error @ StorageError::Corrupt { .. }) => {
                 let action =
                     "cannot read the copy mark of the target; use --force to delete all data in the target";
-                return Err(failed(action, &error));
+                return Err(Failure::from(error).context(action));
             }
-            Err(error) => return Err(reading(error)),
+            Err(error) => return Err(Failure::from(error).context("cannot read the target")),
         };
         match found {
             Some(Mark { v, .. }) if v != VERSION => {
@@ -170,7 +157,6 @@ impl<'a> Copier<'a> {
         Ok(copier)
     }
 
-    /// Stores the mark.
     async fn save(&mut self) -> Result<(), Failure> {
         let saved = self.marking.write(&self.mark).await;
         saved.map_err(|error| write_failed("cannot write to the target", &error))
@@ -181,8 +167,8 @@ impl<'a> Copier<'a> {
         self.progress.line("deleting the data in the target");
         let emptying = |error| write_failed("cannot delete the data in the target", &error);
         for database in &self.target.all {
-            let (storage, spaces) = (&*database.storage, spaces_of(database.role));
-            record_copy::empty(storage, &spaces, self.marking_of(storage)).await.map_err(emptying)?;
+            let (storage, spaces) = (&*database.storage, spaces_of(database.kind));
+            record_copy::empty(storage, &spaces, self.marking_of(database)).await.map_err(emptying)?;
             storage.sync().await.map_err(emptying)?;
         }
         if let Some((_, to)) = self.stores() {
@@ -193,15 +179,15 @@ impl<'a> Copier<'a> {
         self.save().await
     }
 
-    /// Returns the marking, if this database contains the mark.
-    fn marking_of(&self, storage: &dyn Storage) -> Option<&Marking<'a>> {
-        main_database(self.target).is_ok_and(|main| std::ptr::addr_eq(main, storage)).then_some(&self.marking)
+    /// Returns the marking, if this database of the target contains the mark.
+    fn marking_of(&self, database: &Database) -> Option<&Marking<'a>> {
+        (database.kind == self.target.main().kind).then_some(&self.marking)
     }
 
     async fn is_target_empty(&self) -> Result<bool, Failure> {
         for database in &self.target.all {
-            let empty = record_copy::is_empty(&*database.storage, &spaces_of(database.role)).await;
-            if !empty.map_err(|error| failed("cannot read the target", &error))? {
+            let empty = record_copy::is_empty(&*database.storage, &spaces_of(database.kind)).await;
+            if !empty.context("cannot read the target")? {
                 return Ok(false);
             }
         }
@@ -232,7 +218,7 @@ impl<'a> Copier<'a> {
         for (source, _) in self.pairs()? {
             for space in source.spaces() {
                 let extent = Extent::of(&*source.storage, *space).await;
-                extents.push(extent.map_err(|error| failed("cannot read the source", &error))?);
+                extents.push(extent.context("cannot read the source")?);
             }
         }
         Ok(extents)
@@ -245,9 +231,7 @@ impl<'a> Copier<'a> {
         };
         let index = index.storage.clone();
         let failing = |error: LibraryError| content_failed("cannot copy the content", &error);
-        let state = content_copy::claims_hash(&*index)
-            .await
-            .map_err(|error| failed("cannot read the source", &error))?;
+        let state = content_copy::claims_hash(&*index).await.context("cannot read the source")?;
         let target = |error: LibraryError| target_failed("cannot copy the content", &error);
         let found = content_copy::read_marker(&to).await.map_err(target)?;
         let is_current =
@@ -262,10 +246,10 @@ impl<'a> Copier<'a> {
                 ByteBuf::from(content_copy::renew_marker(&to).await.map_err(target)?)
             }
         };
-        let mut done = cursor.as_ref().map_or_else(PieceTotals::default, |cursor| PieceTotals {
-            count: cursor.pieces,
-            bytes: cursor.bytes,
-        });
+        let mut done = PieceTotals::default();
+        if let Some(Cursor { pieces, bytes, .. }) = &cursor {
+            done = PieceTotals { count: *pieces, bytes: *bytes };
+        }
         let after = cursor.as_ref().map(|cursor| &cursor.after[..]);
         let mut copy = ContentCopy::new(index, from, to, after).await.map_err(failing)?;
         self.progress.show("content", done.bytes);
@@ -290,7 +274,7 @@ impl<'a> Copier<'a> {
                 break;
             }
         }
-        self.progress.complete_part(done.bytes);
+        self.progress.completed += done.bytes;
         Ok(done)
     }
 
@@ -303,14 +287,14 @@ impl<'a> Copier<'a> {
         for (source, target) in self.pairs()? {
             let failing = |error| write_failed(format!("cannot copy the {} database", source.name), &error);
             let (from, to) = (&*source.storage, &*target.storage);
-            let marked = self.marking_of(to).is_some();
+            let marked = self.marking_of(target).is_some();
             for space in source.spaces() {
                 let marking = marked.then_some(&self.marking);
                 let copy = Copy { from, to, space: *space, change: &change, marking };
                 let progress = &mut *self.progress;
                 let count =
                     copy.run(|count| progress.show(source.name, count.bytes)).await.map_err(failing)?;
-                progress.complete_part(count.bytes);
+                progress.completed += count.bytes;
                 copied.push((source.name, *space, count));
             }
             target.storage.sync().await.map_err(failing)?;
@@ -335,15 +319,14 @@ impl<'a> Copier<'a> {
         let store = self.target.content();
         let change = change_to(store.as_ref());
         for (source, target) in self.pairs()? {
-            let failing = |error| failed(format!("cannot compare the {} database", source.name), &error);
+            let action = format!("cannot compare the {} database", source.name);
+            let (from, to) = (&*source.storage, &*target.storage);
             for space in source.spaces() {
-                let from = &*source.storage;
-                let to = &*target.storage;
                 let copy = Copy { from, to, space: *space, change: &change, marking: None };
                 let difference = if verify {
-                    copy.first_difference().await.map_err(failing)?.map(|key| format!("entry {key:?}"))
+                    copy.first_difference().await.context(&action)?.map(|key| format!("entry {key:?}"))
                 } else {
-                    let found = record_copy::count(to, *space).await.map_err(failing)?;
+                    let found = record_copy::count(to, *space).await.context(&action)?;
                     let expected =
                         copied.records.iter().find(|(name, of, _)| *name == source.name && of == space);
                     let differs = expected.is_none_or(|(.., count)| *count != found);
@@ -431,11 +414,13 @@ fn change_to(
     }
 }
 
-/// Returns all spaces that a database of a role can contain.
-fn spaces_of(role: Role) -> Vec<Space> {
-    match role {
-        Role::Records => [catalogue::layout::SPACES, library::SPACES].concat(),
-        Role::Content => content::SPACES.to_vec(),
+/// Returns all spaces that a database can contain, whichever kind of node used it before.
+fn spaces_of(kind: DatabaseKind) -> Vec<Space> {
+    match kind {
+        DatabaseKind::Catalogue | DatabaseKind::Index => {
+            [catalogue::layout::SPACES, library::SPACES].concat()
+        }
+        DatabaseKind::Content => content::SPACES.to_vec(),
     }
 }
 

@@ -11,43 +11,38 @@ pub(super) fn same_database() -> Failure {
     Failure::usage("source and target are the same database")
 }
 
-pub(super) fn failed(action: impl Display, error: &StorageError) -> Failure {
-    Failure::from_error(Status::Failed, error).context(action)
-}
-
-/// Like [`failed`], for writes that are conditional on the mark of this copy.
+/// Returns the failure for a write that is conditional on the mark of this copy.
 pub(super) fn write_failed(action: impl Display, error: &StorageError) -> Failure {
     match error {
         StorageError::Conflict => Failure::failed(
             "another copy to the same target was started later and replaces this one; wait until it completes",
         ),
-        error => failed(action, error),
+        error => Failure::from_error(Status::Failed, error).context(action),
     }
 }
 
 /// Returns the failure for content of the source. Damaged content must be repaired in the source.
 pub(super) fn content_failed(action: impl Display, error: &LibraryError) -> Failure {
-    let failure = match error {
-        LibraryError::Damaged { id, piece } | LibraryError::MissingPiece { id, piece } => {
-            Failure::failed(format!(
-                "piece {piece} of {id} is missing or damaged; run `enjambre verify` with the configuration of the source, \
-                 then run the copy again"
-            ))
-        }
-        error => Failure::from_error(Status::Failed, error),
-    };
-    failure.context(action)
+    library_failure(error, |piece| {
+        Failure::failed(format!(
+            "{piece} is missing or damaged; run `enjambre verify` with the configuration of the source, then run the copy again"
+        ))
+    })
+    .context(action)
 }
 
 /// Returns the failure for content of the target, which is copied again.
 pub(super) fn target_failed(action: impl Display, error: &LibraryError) -> Failure {
-    let failure = match error {
+    library_failure(error, differs).context(action)
+}
+
+fn library_failure(error: &LibraryError, damaged: impl FnOnce(&str) -> Failure) -> Failure {
+    match error {
         LibraryError::Damaged { id, piece } | LibraryError::MissingPiece { id, piece } => {
-            differs(&format!("piece {piece} of {id}"))
+            damaged(&format!("piece {piece} of {id}"))
         }
         error => Failure::from_error(Status::Failed, error),
-    };
-    failure.context(action)
+    }
 }
 
 pub(super) fn differs(part: &str) -> Failure {

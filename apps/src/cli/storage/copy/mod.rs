@@ -14,13 +14,13 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::copier::{Copier, is_same_folder};
-use self::errors::{failed, same_database};
+use self::errors::same_database;
 use self::progress::CopyProgress;
 use super::databases::{self, Databases};
 use crate::cli::output::notice;
 use crate::config::load::{Loaded, Sources};
 use crate::data_dir::DataDir;
-use crate::failure::Failure;
+use crate::failure::{Failure, ResultContext};
 use crate::node_key;
 use crate::registry::Registry;
 
@@ -94,8 +94,8 @@ async fn copy_all(
     if target_dir.is_none() && from.config.storage == to.config.storage {
         return Err(same_database());
     }
-    let key = load_key(source_dir.path()).await?.ok_or_else(|| empty_source(from))?;
-    let target_key = load_key(target_path).await?;
+    let key = node_key::load(source_dir.path()).await?.ok_or_else(|| empty_source(from))?;
+    let target_key = node_key::load(target_path).await?;
     if target_key.as_ref().is_some_and(|target_key| target_key.peer_id() != key.peer_id()) {
         return Err(Failure::failed(format!(
             "target directory {} belongs to a node with another key; choose another data_dir, or delete the file `key` in it \
@@ -113,8 +113,7 @@ async fn copy_all(
     let mut copier = Copier::begin(&source, &target, name.as_bytes(), arguments.force, progress).await?;
     // The target has been checked, so the directory can take the key.
     if target_key.is_none() {
-        let (folder, key) = (target_path.to_owned(), key.clone());
-        crate::blocking(move || node_key::write(&folder, &key)).await?;
+        node_key::write(target_path, &key).await?;
     }
     let copied = copier.copy().await?;
     copier.compare(&copied, arguments.verify).await?;
@@ -139,27 +138,20 @@ async fn copy_all(
             "the node key was copied: {folder} is now the same node as the source; run only one of the two"
         ));
     }
-    if copied.has_authority() {
-        report_authority(to, &arguments.to, target_dir.is_some());
-    }
-    Ok(())
-}
-
-/// Prints notices about the copied authority of an invite-only swarm.
-fn report_authority(to: &Loaded, config: &Path, moved: bool) {
-    if moved {
+    if copied.has_authority() && target_dir.is_some() {
         notice(
             "the swarm is invite-only and its authority was copied: a revocation on one of the two databases does not apply to \
              the other; delete the old database when the new one is in use",
         );
     }
-    if !to.is_invite_only() {
+    if copied.has_authority() && !to.is_invite_only() {
         notice(&format!(
             "the swarm of this catalogue is invite-only, and a tracker requires swarm.admission = \"invite\" to start with it; set \
              it in {}",
-            config.display()
+            arguments.to.display()
         ));
     }
+    Ok(())
 }
 
 fn empty_source(loaded: &Loaded) -> Failure {
@@ -168,18 +160,12 @@ fn empty_source(loaded: &Loaded) -> Failure {
     Failure::not_found(format!("the {backend} storage of {} is empty", folder.display()))
 }
 
-async fn load_key(folder: &Path) -> Result<Option<enjambre_core::model::identity::KeyPair>, Failure> {
-    let folder = folder.to_owned();
-    crate::blocking(move || node_key::load(&folder)).await
-}
-
-/// Rejects a node whose first database is empty. Fails if a database has an unsupported format.
+/// Rejects a node whose main database is empty. Fails if a database has an unsupported format.
 async fn check_not_empty(loaded: &Loaded, databases: &Databases) -> Result<(), Failure> {
-    for (number, database) in databases.all.iter().enumerate() {
+    for database in &databases.all {
         let format = database.format().await;
-        let format =
-            format.map_err(|error| failed(format!("cannot read the {} database", database.name), &error))?;
-        if number == 0 && format.is_none() {
+        let format = format.context(format!("cannot read the {} database", database.name))?;
+        if format.is_none() && database.kind == databases.main().kind {
             return Err(empty_source(loaded));
         }
     }

@@ -5,7 +5,6 @@ use serde_json::json;
 use crate::cli::output::Stdout;
 use crate::cli::progress::Bar;
 
-/// The progress of a copy.
 pub(super) struct CopyProgress {
     pub(super) json: bool,
     pub(super) bar: Bar,
@@ -31,10 +30,6 @@ impl CopyProgress {
         } else {
             self.bar.show(part, done, self.total, None);
         }
-    }
-
-    pub(super) fn complete_part(&mut self, bytes: u64) {
-        self.completed += bytes;
     }
 
     pub(super) fn line(&mut self, text: &str) {

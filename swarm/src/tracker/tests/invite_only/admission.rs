@@ -10,16 +10,15 @@ use super::{Swarm, Tracker, code, open_session, refused, transport};
 use crate::membership::credentials::authority::Authority;
 use crate::membership::members::Members;
 use crate::tracker::tests::{file, offer, publication};
-use enjambre_core::model::identity::KeyPair;
 use enjambre_core::model::membership::Rights;
 use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::client::call;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MembershipState, Reply, Request};
 use enjambre_core::protocol::server::Handler;
-use enjambre_core::transport::dialer::Dialer;
 use enjambre_core::{
-    ConnectionHandle, ConnectionId, Deadline, Message, PeerId, PeerInfo, ReplySink, RequestId, TransportError,
+    ConnectionHandle, ConnectionId, Deadline, Dialer, KeyPair, Message, PeerId, PeerInfo, ReplySink,
+    RequestId, TransportError,
 };
 use enjambre_testkit::storage::fault::{Fault, Operation, When};
 
@@ -38,7 +37,7 @@ async fn non_member_can_only_query_the_catalogue_and_join() {
     assert_eq!(code(client.join(Secret::generate()).await), Some(ErrorCode::Unauthorized));
     let secret = swarm.invite(&tracker, Rights::Full, 1).await;
     let membership = client.join(secret).await.unwrap();
-    let now = swarm.clock.now_ms();
+    let now = swarm.clock.now();
     let membership = membership.verify(tracker.admission.authority().key(), now).unwrap();
     assert_eq!((membership.peer, membership.rights), (outsider.peer_id(), Rights::Full));
     assert_eq!(client.list("", None, 10).await.unwrap().0, []);
@@ -65,7 +64,7 @@ async fn cached_lookups_are_for_members_only() {
         client.providers(&file(1)).await.expect("from memory");
     }
     swarm.storage.clear();
-    tracker.catalogue.revoke(&revoked_key.peer_id(), swarm.clock.now_ms()).await.unwrap();
+    tracker.catalogue.revoke(&revoked_key.peer_id(), swarm.clock.now()).await.unwrap();
     tracker.admission.refresh().await.unwrap();
     let outsider = swarm.client(&KeyPair::generate(), &tracker);
     for outside in [&outsider, &revoked] {
@@ -88,14 +87,14 @@ async fn session_is_bound_to_its_key() {
     assert_eq!(code(thief.publish(session, &publication("b", 2)).await), unauthorized);
     assert_eq!(code(thief.announce(session, &[offer(1)]).await), unauthorized);
     assert_eq!(code(thief.withdraw(session, &[file(1)]).await), unauthorized);
-    assert_eq!(code(thief.renew(session).await), unauthorized);
-    assert_eq!(code(thief.renew_membership(session, MembershipState::default()).await), unauthorized);
+    assert_eq!(code(thief.renew(session, None).await), unauthorized);
+    assert_eq!(code(thief.renew(session, Some(MembershipState::default())).await), unauthorized);
     assert_eq!(code(thief.pin(session, file(1)).await), unauthorized);
     assert_eq!(code(thief.unpin(session, file(1)).await), unauthorized);
     assert_eq!(code(thief.leave(session).await), unauthorized);
     assert_eq!(client.providers(&file(1)).await.unwrap().len(), 1);
     assert_eq!(code(client.find("b").await), Some(ErrorCode::NotFound));
-    client.renew(session).await.expect("its owner can use it");
+    client.renew(session, None).await.expect("its owner can use it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,7 +105,7 @@ async fn refusals_are_cached_without_database_reads() {
     let client = swarm.client(&outsider, &tracker);
     assert_eq!(code(client.status().await), Some(ErrorCode::Unauthorized));
     // A non-member with a forged membership, and a revoked peer.
-    let now = swarm.clock.now_ms();
+    let now = swarm.clock.now();
     let forger = Authority::new(KeyPair::generate());
     let revoked_key = swarm.member(&tracker, Rights::Full).await;
     tracker.catalogue.revoke(&revoked_key.peer_id(), now).await.unwrap();
@@ -168,7 +167,7 @@ async fn trackers_of_a_swarm_admit_each_other() {
     // A non-member is refused with the membership of another peer or of another authority.
     let outsider = KeyPair::generate();
     let forger = Authority::new(KeyPair::generate());
-    let forged = forger.admit(outsider.peer_id(), Rights::Full, swarm.clock.now_ms());
+    let forged = forger.admit(outsider.peer_id(), Rights::Full, swarm.clock.now());
     let client = swarm.dialer(&outsider).connect(&other.at).await.unwrap();
     for membership in [forged, one.admission.own_membership()] {
         let error = refused(&*client, &Request::Authorize { membership }).await;
@@ -177,7 +176,7 @@ async fn trackers_of_a_swarm_admit_each_other() {
     // A revoked peer is refused with its earlier membership.
     let revoked_key = swarm.member(&one, Rights::Full).await;
     let membership = one.admission.membership(&revoked_key.peer_id()).await.unwrap();
-    one.catalogue.revoke(&revoked_key.peer_id(), swarm.clock.now_ms()).await.unwrap();
+    one.catalogue.revoke(&revoked_key.peer_id(), swarm.clock.now()).await.unwrap();
     let client = swarm.dialer(&revoked_key).connect(&other.at).await.unwrap();
     let error = refused(&*client, &Request::Authorize { membership }).await;
     assert!(error.message.contains("revoked"), "{error}");

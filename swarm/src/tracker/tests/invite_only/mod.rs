@@ -23,21 +23,18 @@ use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::model::identity::{KeyPair, PublicKey};
+use enjambre_core::model::identity::PublicKey;
 use enjambre_core::model::membership::Rights;
 use enjambre_core::model::secret::Secret;
-use enjambre_core::model::session::SessionId;
 use enjambre_core::protocol::client::{CallError, call};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::{self, Handler};
 use enjambre_core::runtime::clock::Clock;
-use enjambre_core::transport::dialer::Dialer;
-use enjambre_core::transport::envelope::EncodedRequest;
 use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{
-    Connection, ConnectionHandle, Deadline, Endpoint, Memory, PeerInfo, ReplySink, RequestId, Storage,
-    Transport,
+    Connection, ConnectionHandle, Deadline, Dialer, EncodedRequest, Endpoint, KeyPair, Memory, PeerInfo,
+    ReplySink, RequestId, SessionId, Storage, Transport,
 };
 use enjambre_testkit::clock::TimerClock;
 use enjambre_testkit::storage::fault::FaultyStorage;
@@ -97,8 +94,7 @@ impl Swarm {
     async fn tracker(&self, name: &str) -> Tracker {
         let settings = TrackerSettings::default();
         let storage: Arc<dyn Storage> = self.storage.clone();
-        let catalogue =
-            Arc::new(Catalogue::open(storage, settings.rules(), self.clock.now_ms()).await.unwrap());
+        let catalogue = Arc::new(Catalogue::open(storage, settings.rules(), self.clock.now()).await.unwrap());
         let key = KeyPair::generate();
         let me = key.peer_id();
         let admission = Admission::open(Arc::clone(&catalogue), me, Arc::clone(&self.clock)).await.unwrap();
@@ -135,8 +131,12 @@ impl Swarm {
 
     async fn invite(&self, tracker: &Tracker, rights: Rights, uses: u32) -> Secret {
         let secret = Secret::generate();
-        let now = self.clock.now_ms();
-        tracker.catalogue.invite(secret.hash(), rights, uses, now + 3_600_000, now).await.unwrap();
+        let now = self.clock.now();
+        tracker
+            .catalogue
+            .invite(secret.hash(), rights, uses, now + Duration::from_secs(3600), now)
+            .await
+            .unwrap();
         secret
     }
 
@@ -155,7 +155,7 @@ impl Swarm {
     /// The presence of a member at a tracker, connected.
     async fn presence(&self, tracker: &Tracker, key: &KeyPair, members: &Arc<Members>) -> Presence {
         let trackers = Trackers::new(&self.dialer(key), [tracker.at.clone()]);
-        let presence = Presence::start_with_members(
+        let presence = Presence::start(
             Some(Arc::clone(members)),
             key.clone(),
             vec![endpoint("memory://peer:1")],

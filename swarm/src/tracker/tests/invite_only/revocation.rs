@@ -8,7 +8,7 @@ use super::{Swarm, code, open_session};
 use crate::catalogue::layout::{self, MEMBERS, META, REVOKED};
 use crate::membership::credentials::revocations::{PAGE, RevocationPage};
 use crate::tracker::settings::TrackerSettings;
-use enjambre_core::model::membership::{LIFE_MS, Rights};
+use enjambre_core::model::membership::{LIFE, Rights};
 use enjambre_core::protocol::client::call;
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::{MembershipState, Request};
@@ -25,20 +25,20 @@ async fn renewal_returns_only_changed_membership_state() {
     let client = swarm.client(&key, &tracker);
     let session = open_session(&client, &key).await.unwrap();
     let mut known = MembershipState::default();
-    let renewal = client.renew_membership(session, known).await.unwrap();
-    known.expires_ms = renewal.membership.unwrap().verify(&authority, swarm.clock.now_ms()).unwrap().until;
-    assert_eq!(client.renew_membership(session, known).await.unwrap(), Default::default());
-    other.catalogue.revoke(&revoked.peer_id(), swarm.clock.now_ms()).await.unwrap();
+    let renewal = client.renew(session, Some(known)).await.unwrap();
+    known.expires_ms = renewal.membership.unwrap().verify(&authority, swarm.clock.now()).unwrap().until;
+    assert_eq!(client.renew(session, Some(known)).await.unwrap(), Default::default());
+    other.catalogue.revoke(&revoked.peer_id(), swarm.clock.now()).await.unwrap();
     // This tracker polls the revocation by the other one.
     sleep(Duration::from_secs(6)).await;
-    let renewal = client.renew_membership(session, known).await.unwrap();
+    let renewal = client.renew(session, Some(known)).await.unwrap();
     let page = RevocationPage::verify(&renewal.revocations.unwrap(), &authority).unwrap();
     assert!(page.revocations()[0].peer == revoked.peer_id() && renewal.membership.is_none() && !renewal.more);
     known.revocations = page.version();
-    assert_eq!(client.renew_membership(session, known).await.unwrap(), Default::default());
+    assert_eq!(client.renew(session, Some(known)).await.unwrap(), Default::default());
     // The membership is renewed long before it expires.
-    known.expires_ms = swarm.clock.now_ms() + LIFE_MS / 2 - 1;
-    assert!(client.renew_membership(session, known).await.unwrap().membership.is_some());
+    known.expires_ms = swarm.clock.now() + LIFE / 2 - Duration::from_millis(1);
+    assert!(client.renew(session, Some(known)).await.unwrap().membership.is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,14 +55,14 @@ async fn revoked_peer_is_refused_by_all_trackers_soon() {
     call(&*idle, &Request::Status, Deadline::Total(Duration::from_secs(1))).await.unwrap();
     let handle = other.connections.lock().last().unwrap().clone();
     let session = open_session(&clients[1], &key).await.unwrap();
-    one.catalogue.revoke(&key.peer_id(), swarm.clock.now_ms()).await.unwrap();
+    one.catalogue.revoke(&key.peer_id(), swarm.clock.now()).await.unwrap();
     one.admission.refresh().await.unwrap();
     assert_eq!(code(clients[0].status().await), Some(ErrorCode::Unauthorized), "at once");
     assert!(!handle.is_closed());
     sleep(Duration::from_secs(6)).await;
     assert!(handle.is_closed(), "idle connections are closed too");
     assert_eq!(code(clients[1].status().await), Some(ErrorCode::Unauthorized));
-    assert_eq!(code(clients[1].renew(session).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(clients[1].renew(session, None).await), Some(ErrorCode::Unauthorized));
     assert_eq!(
         code(open_session(&swarm.client(&key, &one), &key).await),
         Some(ErrorCode::Unauthorized),
@@ -76,7 +76,7 @@ async fn restored_database_does_not_admit_revoked_peers() {
     let tracker = swarm.tracker("tracker").await;
     let key = swarm.member(&tracker, Rights::Full).await;
     let member = swarm.storage.get(MEMBERS, &[layout::peer_id_key(&key.peer_id())]).await.unwrap().remove(0);
-    tracker.catalogue.revoke(&key.peer_id(), swarm.clock.now_ms()).await.unwrap();
+    tracker.catalogue.revoke(&key.peer_id(), swarm.clock.now()).await.unwrap();
     tracker.admission.refresh().await.unwrap();
     let mut batch = Batch::new();
     batch.put(MEMBERS, layout::peer_id_key(&key.peer_id()), member.unwrap());
@@ -90,7 +90,7 @@ async fn restored_database_does_not_admit_revoked_peers() {
     assert_eq!(code(swarm.client(&key, &tracker).status().await), Some(ErrorCode::Unauthorized));
     // The peer stays revoked after a newer revocation.
     let another = swarm.member(&tracker, Rights::Full).await;
-    tracker.catalogue.revoke(&another.peer_id(), swarm.clock.now_ms() + 1).await.unwrap();
+    tracker.catalogue.revoke(&another.peer_id(), swarm.clock.now() + Duration::from_millis(1)).await.unwrap();
     tracker.admission.refresh().await.unwrap();
     for key in [&key, &another] {
         assert_eq!(code(swarm.client(key, &tracker).status().await), Some(ErrorCode::Unauthorized));
@@ -106,15 +106,15 @@ async fn presence_renews_membership_and_revocations() {
     let members = swarm.members(tracker.admission.authority().key(), &key).await;
     let presence = swarm.presence(&tracker, &key, &members).await;
     assert!(members.wait_own(Duration::from_secs(1)).await.is_some());
-    tracker.catalogue.revoke(&revoked, swarm.clock.now_ms()).await.unwrap();
+    tracker.catalogue.revoke(&revoked, swarm.clock.now()).await.unwrap();
     assert!(!members.is_revoked(&revoked));
     sleep(TrackerSettings::default().lease).await;
     assert!(members.is_revoked(&revoked));
     for _ in 0..5 {
-        sleep(Duration::from_millis(LIFE_MS / 3)).await;
+        sleep(LIFE / 3).await;
         assert!(members.own().is_some(), "it is renewed before it expires");
     }
-    tracker.catalogue.revoke(&key.peer_id(), swarm.clock.now_ms()).await.unwrap();
+    tracker.catalogue.revoke(&key.peer_id(), swarm.clock.now()).await.unwrap();
     sleep(TrackerSettings::default().lease).await;
     let status = presence.status();
     assert!(status[0].last_error.as_ref().is_some_and(|error| error.contains("revoked")), "{status:?}");
@@ -128,12 +128,12 @@ async fn many_revocations_arrive_within_a_lease() {
     let members = swarm.members(tracker.admission.authority().key(), &key).await;
     let _presence = swarm.presence(&tracker, &key, &members).await;
     // More pages than there are renewals in a lease.
-    let now = swarm.clock.now_ms();
+    let now = swarm.clock.now();
     let mut revoked: Vec<PeerId> = (0..4 * PAGE).map(|_| PeerId::from_bytes(rand::random())).collect();
     for (page, peers) in revoked.chunks(PAGE).enumerate() {
         let mut batch = Batch::new();
         for (n, peer) in peers.iter().enumerate() {
-            let version = now - (4 - page) as u64 * PAGE as u64 + n as u64;
+            let version = now.get() - (4 - page) as u64 * PAGE as u64 + n as u64;
             batch.put(REVOKED, layout::peer_id_key(peer), layout::number(version));
         }
         swarm.storage.commit(batch, Durability::Buffered).await.unwrap();

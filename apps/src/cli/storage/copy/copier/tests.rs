@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use enjambre_core::{Batch, Durability, KeyRange, Limits, Memory};
+use enjambre_core::{Batch, Durability, KeyRange, Memory};
 use enjambre_swarm::catalogue::layout::{FILES, LEASES, VERSIONS};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
@@ -18,8 +16,7 @@ use crate::registry::locations::node_place;
 /// A tracker without replicas.
 fn tracker(storage: Arc<dyn Storage>) -> Databases {
     let place = node_place(NodeKind::Tracker, Path::new("nowhere"));
-    let (kind, role) = (DatabaseKind::Catalogue, Role::Records);
-    Databases { all: vec![Database { name: "catalogue", kind, place, role, storage }] }
+    Databases { all: vec![Database { name: "catalogue", kind: DatabaseKind::Catalogue, place, storage }] }
 }
 
 fn progress() -> CopyProgress {
@@ -45,7 +42,7 @@ async fn filled(spaces: &[Space], value: &str) -> Arc<Memory> {
 /// All entries of a database of records, including the mark.
 async fn dump(storage: &dyn Storage) -> BTreeMap<(Space, Key), Bytes> {
     let mut all = BTreeMap::new();
-    for space in spaces_of(Role::Records).into_iter().chain([record_copy::mark::MARKS]) {
+    for space in spaces_of(DatabaseKind::Catalogue).into_iter().chain([record_copy::mark::MARKS]) {
         let entries = storage.scan(space, KeyRange::all(), 1000).await.unwrap();
         all.extend(entries.into_iter().map(|(key, value)| ((space, key), value)));
     }
@@ -60,63 +57,24 @@ async fn copy_all(source: &Databases, target: &Databases, verify: bool) -> Resul
     copier.finish().await
 }
 
-/// A database that another tracker writes to before one of the scans.
-#[derive(Debug)]
-struct Shared {
-    database: Arc<Memory>,
-    writes_at: usize,
-    scans: AtomicUsize,
-}
-
-#[async_trait]
-impl Storage for Shared {
-    async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
-        self.database.get(space, keys).await
-    }
-
-    async fn scan(
-        &self,
-        space: Space,
-        range: KeyRange,
-        limit: usize,
-    ) -> Result<Vec<(Key, Bytes)>, StorageError> {
-        if self.scans.fetch_add(1, Ordering::Relaxed) == self.writes_at {
-            put(&*self.database, VERSIONS, "late", "new").await;
-            put(&*self.database, FILES, "a", "new").await;
-        }
-        self.database.scan(space, range, limit).await
-    }
-
-    async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
-        self.database.commit(batch, durability).await
-    }
-
-    async fn sync(&self) -> Result<(), StorageError> {
-        self.database.sync().await
-    }
-
-    fn limits(&self) -> Limits {
-        self.database.limits()
-    }
-
-    async fn close(&self) -> Result<(), StorageError> {
-        self.database.close().await
-    }
-}
-
 #[tokio::test]
 async fn write_to_the_source_during_the_copy_is_detected() {
     for verify in [false, true] {
-        let shared =
-            |database, writes_at| Arc::new(Shared { database, writes_at, scans: AtomicUsize::new(0) });
+        let mut concurrent = Batch::new();
+        for (space, key) in [(VERSIONS, "late"), (FILES, "a")] {
+            concurrent.put(space, Key::new(key).unwrap(), "new");
+        }
         let (mut writes_at, mut noticed) = (0, 0);
         loop {
             let database = filled(&[VERSIONS, FILES, LEASES], "old").await;
             let before = dump(&*database).await;
-            let source = shared(Arc::clone(&database), writes_at);
+            let source = Arc::new(FaultyStorage::new(database.clone(), 1));
+            // Another tracker writes to the source before one of the scans.
+            let write = Fault::ConcurrentCommit(concurrent.clone());
+            source.add(Operation::Scan, When::Nth(writes_at + 1), write);
             let target = Arc::new(Memory::new());
             let outcome = copy_all(&tracker(source.clone()), &tracker(target.clone()), verify).await;
-            if source.scans.load(Ordering::Relaxed) <= writes_at {
+            if source.faults_met() == 0 {
                 outcome.unwrap();
                 break;
             }
