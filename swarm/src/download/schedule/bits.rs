@@ -37,7 +37,10 @@ impl Bits {
         let bit = 1 << (piece % 64);
         let new = *word & bit == 0;
         *word |= bit;
-        self.count += u32::from(new);
+        // Not `count += u32::from(new)`, which rustc 1.95 compiles incorrectly at opt-level 3.
+        if new {
+            self.count += 1;
+        }
         new
     }
 
@@ -46,7 +49,9 @@ impl Bits {
         let bit = 1 << (piece % 64);
         let was = *word & bit != 0;
         *word &= !bit;
-        self.count -= u32::from(was);
+        if was {
+            self.count -= 1;
+        }
         was
     }
 
