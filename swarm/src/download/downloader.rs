@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -15,15 +15,40 @@ use super::error::DownloadError;
 use super::request::{DownloadRequest, Progress};
 use super::settings::DownloadSettings;
 use super::transfer;
+use crate::change::ChangeNotifier;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_core::model::layout::MAX_PIECE_SIZE;
 use enjambre_core::{Dialer, FileId, PeerId};
 
+/// The result of a transfer, set once. Wakes its waiters in order, for reproducible simulations.
+#[derive(Debug, Default)]
+struct Outcome {
+    result: OnceLock<Result<(), Arc<DownloadError>>>,
+    is_set: ChangeNotifier,
+}
+
+impl Outcome {
+    /// Sets the result unless there is one.
+    fn set(&self, result: Result<(), Arc<DownloadError>>) {
+        let _ = self.result.set(result);
+        self.is_set.notify();
+    }
+}
+
+/// Sets the outcome when the task of a transfer ends, even by a panic.
+struct OutcomeGuard(Arc<Outcome>);
+
+impl Drop for OutcomeGuard {
+    fn drop(&mut self) {
+        self.0.set(Err(Arc::new(DownloadError::Cancelled)));
+    }
+}
+
 #[derive(Debug)]
 struct Running {
     progress: watch::Receiver<Progress>,
-    outcome: watch::Receiver<Option<Result<(), Arc<DownloadError>>>>,
+    outcome: Arc<Outcome>,
     /// Cancels the transfer when the last waiter is dropped.
     _stop: DropGuard,
 }
@@ -50,10 +75,9 @@ impl Download {
 
     /// Waits until the file is complete in the library or at its destination.
     pub async fn wait(&self) -> Result<(), Arc<DownloadError>> {
-        let mut outcome = self.running.outcome.clone();
-        let result = outcome.wait_for(Option::is_some).await.ok().and_then(|result| result.clone());
-        // The result is missing if the task panicked.
-        result.unwrap_or_else(|| Err(Arc::new(DownloadError::Cancelled)))
+        let outcome = &self.running.outcome;
+        outcome.is_set.wait_until(|| outcome.result.get().is_some()).await;
+        outcome.result.get().cloned().unwrap_or_else(|| Err(Arc::new(DownloadError::Cancelled)))
     }
 }
 
@@ -91,20 +115,20 @@ impl Downloader {
         let entry = running.entry(request.id);
         if let Entry::Occupied(entry) = &entry
             && let Some(transfer) = entry.get().upgrade()
-            && transfer.outcome.borrow().is_none()
-            && transfer.outcome.has_changed().is_ok()
+            && transfer.outcome.result.get().is_none()
         {
             return Download { running: transfer };
         }
         let cancel = self.shutdown.child_token();
         let (progress, updates) = watch::channel(Progress::default());
-        let (sender, outcome) = watch::channel(None);
+        let outcome = Arc::new(Outcome::default());
+        let guard = OutcomeGuard(Arc::clone(&outcome));
         let transfer = Arc::new(Running { progress: updates, outcome, _stop: cancel.clone().drop_guard() });
         entry.insert_entry(Arc::downgrade(&transfer));
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move {
             let result = transfer::run(&context, &request, &progress, &cancel).await;
-            sender.send_replace(Some(result.map(drop).map_err(Arc::new)));
+            guard.0.set(result.map(drop).map_err(Arc::new));
         });
         Download { running: transfer }
     }
