@@ -1,10 +1,15 @@
-//! The data directory of a node and its lock.
+//! The data directory of a node: its permissions, its lock, and small files in it.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Error, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::access::{others_can_write, own_uid, user_name};
 use crate::failure::{Failure, ResultContext};
+use crate::node_key;
+
+const LOCK: &str = "lock";
 
 /// A data directory that is locked by this process until the value is dropped or the process ends.
 #[derive(Debug)]
@@ -15,18 +20,22 @@ pub(crate) struct DataDir {
 
 impl DataDir {
     /// Creates the directory if necessary and locks it. Returns `None` if another process holds the lock.
-    pub(crate) async fn try_lock(path: &Path) -> Result<Option<Self>, Failure> {
+    ///
+    /// Only this user can read or write the directory afterwards. With `group_access`, the group of the directory can
+    /// reach the control socket in it.
+    pub(crate) async fn try_lock(path: &Path, group_access: bool) -> Result<Option<Self>, Failure> {
         let folder = path.to_owned();
-        let locked = crate::blocking(move || Ok(Self::try_lock_blocking(&folder)?)).await;
+        let locked = crate::blocking(move || Ok(Self::try_lock_blocking(&folder, group_access)?)).await;
         locked.context(format!("cannot use data directory {}", path.display()))
     }
 
-    fn try_lock_blocking(path: &Path) -> std::io::Result<Option<Self>> {
+    fn try_lock_blocking(path: &Path, group_access: bool) -> io::Result<Option<Self>> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         // Resolves links, so that a relative database path means the same to all processes.
         let path = path.canonicalize()?;
+        restrict(&path, group_access)?;
         let mut options = OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.join("lock"))?;
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK))?;
         match lock.try_lock() {
             Ok(()) => Ok(Some(Self { path, _lock: lock })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -40,6 +49,66 @@ impl DataDir {
     }
 }
 
+/// Returns the user that a data directory belongs to, unless it belongs to this user or does not exist.
+pub(crate) fn other_owner(path: &Path) -> Option<u32> {
+    let owner = std::fs::metadata(path).ok()?.uid();
+    (owner != own_uid()).then_some(owner)
+}
+
+/// Rejects a directory that another user owns or can write. Restricts access to this user, and to the group for
+/// `group_access`.
+fn restrict(path: &Path, group_access: bool) -> io::Result<()> {
+    let found = std::fs::metadata(path)?;
+    let denied = |text: String| Err(Error::new(ErrorKind::PermissionDenied, text));
+    if found.uid() != own_uid() {
+        let owner = user_name(found.uid());
+        return denied(format!("it belongs to user {owner}; run the command as that user"));
+    }
+    if others_can_write(&found) {
+        return denied(
+            "other users can write it; check its content, then make it private with chmod 700".into(),
+        );
+    }
+    let mode = if group_access { 0o710 } else { 0o700 };
+    if found.mode() & 0o777 == mode {
+        return Ok(());
+    }
+    // The directory may be that of other programs, which need its permissions.
+    if found.mode() & 0o077 & !mode != 0 {
+        if !is_of_node(path)? {
+            return denied(
+                "it has other content that other users can read; choose another directory, or make it private with \
+                 chmod 700"
+                    .into(),
+            );
+        }
+        tracing::warn!(path = %path.display(), "data directory was readable by other users, permissions corrected");
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Returns whether a directory is empty or was used by a node.
+fn is_of_node(path: &Path) -> io::Result<bool> {
+    Ok([LOCK, node_key::NAME].iter().any(|name| path.join(name).exists())
+        || std::fs::read_dir(path)?.next().is_none())
+}
+
+/// Writes a file of the data directory that only this user can read. A crash leaves the old content or the new one.
+/// Blocks.
+pub(crate) fn write_file(data_dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let draft = data_dir.join(format!("{name}.new"));
+    match std::fs::remove_file(&draft) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Only a new file is certain not to be a link, and has the permissions.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&draft, data_dir.join(name))?;
+    File::open(data_dir)?.sync_all()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,10 +117,10 @@ mod tests {
     async fn data_directory_is_locked_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
-        let lock = DataDir::try_lock(&path).await.unwrap().unwrap();
-        assert!(DataDir::try_lock(&path).await.unwrap().is_none());
+        let lock = DataDir::try_lock(&path, false).await.unwrap().unwrap();
+        assert!(DataDir::try_lock(&path, false).await.unwrap().is_none());
         drop(lock);
-        assert!(DataDir::try_lock(&path).await.unwrap().is_some());
+        assert!(DataDir::try_lock(&path, false).await.unwrap().is_some());
     }
 
     #[tokio::test]
@@ -59,6 +128,56 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, "").unwrap();
-        assert!(DataDir::try_lock(&path).await.unwrap_err().message.contains(path.to_str().unwrap()));
+        assert!(DataDir::try_lock(&path, false).await.unwrap_err().message.contains(path.to_str().unwrap()));
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    fn directory(mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        (folder, path)
+    }
+
+    #[tokio::test]
+    async fn readable_data_directory_becomes_private() {
+        let (_folder, path) = directory(0o755);
+        drop(DataDir::try_lock(&path, false).await.unwrap().unwrap());
+        assert_eq!((mode(&path), mode(&path.join(LOCK))), (0o700, 0o600));
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        drop(DataDir::try_lock(&path, true).await.unwrap().unwrap());
+        assert_eq!(mode(&path), 0o710);
+    }
+
+    #[tokio::test]
+    async fn writable_data_directory_is_rejected() {
+        let (_folder, path) = directory(0o757);
+        let failure = DataDir::try_lock(&path, false).await.unwrap_err();
+        assert!(failure.message.contains("other users can write"), "{failure}");
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn directory_of_other_programs_keeps_its_permissions() {
+        let (_folder, path) = directory(0o755);
+        std::fs::write(path.join("page.html"), "").unwrap();
+        assert!(DataDir::try_lock(&path, false).await.unwrap_err().message.contains("other content"));
+        assert_eq!(mode(&path), 0o755);
+    }
+
+    #[test]
+    fn written_file_is_private_and_replaces_a_link() {
+        let (folder, path) = directory(0o700);
+        let elsewhere = folder.path().join("elsewhere");
+        std::fs::write(&elsewhere, "kept").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, path.join("key.new")).unwrap();
+        write_file(&path, "key", b"secret").unwrap();
+        assert_eq!(std::fs::read(path.join("key")).unwrap(), b"secret");
+        assert_eq!(mode(&path.join("key")), 0o600);
+        assert_eq!(std::fs::read(&elsewhere).unwrap(), b"kept");
     }
 }

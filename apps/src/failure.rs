@@ -28,6 +28,8 @@ pub(crate) enum Status {
     NotFound = 3,
     /// 4: no tracker or no provider is reachable.
     Unreachable = 4,
+    /// 130: a signal interrupted the command, as shells report it for Ctrl-C.
+    Interrupted = 130,
 }
 
 /// A failed command. It can be sent to another process.
@@ -59,8 +61,8 @@ impl Failure {
         Self::new(Status::Unreachable, message)
     }
 
-    pub(crate) fn interrupted() -> Self {
-        Self::failed("interrupted")
+    pub(crate) fn interrupted(message: impl fmt::Display) -> Self {
+        Self::new(Status::Interrupted, message)
     }
 
     /// Creates a failure from an error with its chain of causes.
@@ -79,15 +81,10 @@ impl Failure {
     }
 }
 
-/// Joins lines, and replaces control characters, because parts of a message can come from a remote.
+/// Joins lines.
 fn one_line(text: &str) -> String {
-    let line = text
-        .split(['\n', '\r'])
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join("; ");
-    line.replace(char::is_control, "\u{fffd}")
+    let lines = text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join("; ")
 }
 
 impl fmt::Display for Failure {
@@ -168,7 +165,9 @@ impl From<&DownloadError> for Failure {
     fn from(error: &DownloadError) -> Self {
         let status = match error {
             DownloadError::NoProviders { .. } => Status::Unreachable,
-            DownloadError::Library(LibraryError::NotFound { .. }) => Status::NotFound,
+            DownloadError::NoMember(_) | DownloadError::Library(LibraryError::NotFound { .. }) => {
+                Status::NotFound
+            }
             _ => Status::Failed,
         };
         Self::from_error(status, error)
@@ -197,11 +196,5 @@ mod tests {
         let failure = Failure::from(error);
         assert_eq!(failure.to_string(), "cannot read configuration file /x: the disk; is gone");
         assert_eq!(failure.status as u8, 2);
-    }
-
-    #[test]
-    fn control_characters_are_replaced() {
-        let failure = Failure::failed("remote: \u{1b}[2J\u{7}").context("\u{9b}1m");
-        assert!(!failure.message.contains(char::is_control), "{failure:?}");
     }
 }

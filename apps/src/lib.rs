@@ -34,14 +34,17 @@
 //! `docs/WRITING-A-BACKEND.md` is a tutorial that ends with a backend that passes the conformance test suite.
 //! `examples/redb` is a complete backend. See [`App::register_transport`] for transports.
 
+mod access;
 mod app;
 mod cli;
 pub mod config;
 mod control;
 mod data_dir;
+mod display;
 mod failure;
 #[cfg(test)]
 mod fuzz;
+mod known_database;
 mod listeners;
 mod logging;
 mod node_key;

@@ -1,6 +1,7 @@
 //! The listeners of a node and their tasks.
 
 use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,9 @@ impl Listeners {
     pub(crate) async fn bind(dialer: &Dialer, endpoints: &[Endpoint]) -> Result<Self, TransportError> {
         let mut bound = Self::default();
         for endpoint in endpoints {
+            if is_covered(endpoint, endpoints) {
+                continue;
+            }
             match dialer.bind(endpoint).await {
                 Ok(listener) => bound.listeners.push(listener),
                 Err(error) => {
@@ -57,6 +61,13 @@ impl Listeners {
     }
 }
 
+/// Returns whether the endpoint is `0.0.0.0` and another one is `[::]` with the same scheme and port, which includes it.
+fn is_covered(endpoint: &Endpoint, all: &[Endpoint]) -> bool {
+    endpoint.address() == Some(Ipv4Addr::UNSPECIFIED.into())
+        && endpoint.port() != 0
+        && all.contains(&endpoint.with_address(Ipv6Addr::UNSPECIFIED.into()))
+}
+
 pub(crate) fn is_in_use(error: &TransportError) -> bool {
     let error: &(dyn std::error::Error + 'static) = error;
     let mut causes = std::iter::successors(Some(error), |error| error.source());
@@ -74,4 +85,18 @@ pub(crate) fn bind_failure(error: &TransportError) -> Failure {
     Failure::failed(format!(
         "{failure}; stop the program that uses the port, or set transport.listen to another port"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4_wildcard_is_covered_by_ipv6_wildcard_on_the_same_port() {
+        let all =
+            ["tcp://0.0.0.0:1", "tcp://[::]:1", "tcp://0.0.0.0:2", "zmq://0.0.0.0:1", "tcp://10.0.0.1:1"];
+        let all = all.map(|text| text.parse().unwrap());
+        let covered: Vec<bool> = all.iter().map(|endpoint| is_covered(endpoint, &all)).collect();
+        assert_eq!(covered, [true, false, false, false, false]);
+    }
 }

@@ -1,25 +1,34 @@
 //! Log output on stderr, with `tracing`.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use enjambre_core::storage::embedded::is_guarded;
 use tracing::Level;
-use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::display::visible_except;
 
 /// Targets that log the parameters of SQL statements, which contain keys and content, at level `debug`.
 const CAPPED_TARGETS: [&str; 2] = ["tokio_postgres", "tokio_postgres::query"];
 
 /// Parses the filter of `[log] level`. Targets that log secrets or content are capped at level `info`.
-pub(crate) fn filter(level: &str) -> Result<Targets, ParseError> {
-    let mut filter: Targets = level.parse()?;
+pub(crate) fn filter(level: &str) -> Option<Targets> {
+    let level: String = level.split_whitespace().collect();
+    // `Targets` reads a word that is not a level as the name of the only target to log, and no word as `error`.
+    let is_clear =
+        |part: &str| part.contains('=') || (!part.is_empty() && part.parse::<LevelFilter>().is_ok());
+    if !level.split(',').all(is_clear) {
+        return None;
+    }
+    let mut filter: Targets = level.parse().ok()?;
     for target in CAPPED_TARGETS {
         if filter.would_enable(target, &Level::DEBUG) {
             filter = filter.with_target(target, LevelFilter::INFO);
         }
     }
-    Ok(filter)
+    Some(filter)
 }
 
 /// Replaces the panic message of a storage engine by a debug event. The caller of the engine reports the panic as an error.
@@ -34,12 +43,35 @@ pub(crate) fn silence_engine_panics() {
     }));
 }
 
+/// Returns whether the user sets `NO_COLOR` (<https://no-color.org>).
+fn is_color_off() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// Writes events, each of which is one line. Hidden characters in texts from remotes become visible.
+struct EventWriter<W>(W);
+
+impl<W: Write> Write for EventWriter<W> {
+    /// Receives a complete event.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        // The formatter escapes the character ESC of texts, and uses it for colors.
+        let line = visible_except(text.trim_end_matches('\n'), &['\x1b', '\t']);
+        self.0.write_all(format!("{line}\n").as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// Starts log output. Further calls have no effect.
 pub(crate) fn start(level: &str) {
-    let filter = filter(level).unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
+    let filter = filter(level).unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(|| EventWriter(io::stderr()))
+        .with_ansi(io::stderr().is_terminal() && !is_color_off())
         .with_target(false)
         // Internal errors would be reported on stderr, which panics if stderr is closed, for example during shutdown.
         .log_internal_errors(false);
@@ -49,6 +81,24 @@ pub(crate) fn start(level: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn event_with_hidden_characters_is_one_visible_line() {
+        let mut written = Vec::new();
+        let event = "\x1b[33mWARN\x1b[0m refused: a\u{202e}b\nERROR forged\n";
+        EventWriter(&mut written).write_all(event.as_bytes()).unwrap();
+        let line = "\x1b[33mWARN\x1b[0m refused: a\\u{202e}b\\u{a}ERROR forged\n";
+        assert_eq!(String::from_utf8(written).unwrap(), line);
+    }
+
+    #[test]
+    fn unknown_level_is_rejected() {
+        for level in ["", "warning", "info,", "verbose", "enjambre_swarm", "info,enjambre_swarm", "x=loud"] {
+            assert!(filter(level).is_none(), "{level:?}");
+        }
+        let filter = filter("info, enjambre_swarm=debug").unwrap();
+        assert!(filter.would_enable("enjambre_swarm", &Level::DEBUG));
+    }
 
     #[test]
     fn statement_parameters_are_never_logged() {

@@ -5,12 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use enjambre_core::KeyPair;
-use tokio::fs::{self, File, OpenOptions};
-use tokio::io::AsyncWriteExt;
+use tokio::fs;
 
+use crate::data_dir::write_file;
 use crate::failure::{Failure, ResultContext};
 
-const NAME: &str = "key";
+/// The name of the file in the data directory.
+pub(crate) const NAME: &str = "key";
 
 /// Reads the key, or creates one at the first start. The caller holds the lock of the data directory.
 pub(crate) async fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
@@ -42,7 +43,9 @@ pub(crate) async fn load(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
 /// Stores the key of a node. The caller holds the lock of the data directory.
 pub(crate) async fn write(data_dir: &Path, pair: &KeyPair) -> Result<(), Failure> {
     let path = data_dir.join(NAME);
-    create(data_dir, &path, pair).await.context(format!("cannot write node key {}", path.display()))
+    let (folder, secret) = (data_dir.to_owned(), pair.secret());
+    let written = crate::blocking(move || Ok(write_file(&folder, NAME, &secret)?)).await;
+    written.context(format!("cannot write node key {}", path.display()))
 }
 
 /// Restores the permissions of a key that other users can read.
@@ -53,20 +56,6 @@ async fn restrict(path: &Path) -> Result<(), Failure> {
         fs::set_permissions(path, PermissionsExt::from_mode(0o600)).await?;
     }
     Ok(())
-}
-
-/// Writes a temporary file and renames it, so that a crash leaves no partial key.
-async fn create(data_dir: &Path, path: &Path, pair: &KeyPair) -> std::io::Result<()> {
-    let draft = data_dir.join(format!("{NAME}.new"));
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft).await?;
-    file.set_permissions(PermissionsExt::from_mode(0o600)).await?;
-    file.write_all(&pair.secret()).await?;
-    // Reports an error of the write, which `sync_all` does not.
-    file.flush().await?;
-    file.sync_all().await?;
-    fs::rename(&draft, path).await?;
-    File::open(data_dir).await?.sync_all().await
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::failure::Status;
+
 /// Maximum duration of a graceful shutdown.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// Share of [`LIMIT`] reserved for the end of the runtime and of the process.
@@ -32,7 +34,7 @@ pub(crate) fn on_signal() -> std::io::Result<CancellationToken> {
         });
         next().await;
         tracing::error!("second signal received, exiting immediately");
-        std::process::exit(1);
+        std::process::exit(Status::Interrupted as i32);
     });
     Ok(token)
 }

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::Path;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
@@ -98,9 +100,8 @@ fn configuration_of_other_node_is_refused() {
     std::fs::write(folder.path().join("tracker.toml"), "[tracker]\n").unwrap();
     std::fs::write(folder.path().join("peer.toml"), "[peer]\n").unwrap();
     std::fs::write(folder.path().join("both.toml"), "[tracker]\n[peer]\n").unwrap();
-    let run = |file: &str, command: &[&str]| {
-        run_in(folder.path(), &[command, &["--config", file]].concat(), &[])
-    };
+    let run =
+        |file: &str, command: &[&str]| run_in(folder.path(), &[command, &["--config", file]].concat(), &[]);
     for command in [&["library"][..], &["get", "x"], &["peer"]] {
         assert_error(&run("tracker.toml", command), 2, &["tracker.toml configures a tracker"]);
     }
@@ -134,7 +135,8 @@ fn config_show_prints_values_and_origins() {
     let file = "[peer]\ndata_dir = \"here\"\n[limits]\nupload = \"1MB/s\"\n[log]\nlevel = \"info\"\n";
     std::fs::write(folder.path().join("enjambre.toml"), file).unwrap();
     let variables = [("ENJAMBRE__LIMITS__UPLOAD", "5MB/s"), ("ENJAMBRE__LOG__LEVEL", "error")];
-    let shown = run_in(folder.path(), &["config", "show", "--set", "log.level=warn"], &variables);
+    let shown =
+        run_in(folder.path(), &["config", "show", "enjambre.toml", "--set", "log.level=warn"], &variables);
     assert_eq!(shown.status, 0, "{}", shown.stderr);
     let origin = |value: &str| {
         let line =
@@ -145,6 +147,161 @@ fn config_show_prints_values_and_origins() {
     assert_eq!(origin("upload = \"5MB/s\""), "environment variable ENJAMBRE__LIMITS__UPLOAD");
     assert_eq!(origin("level = \"warn\""), "--set log.level");
     assert_eq!(origin("download = \"unlimited\""), "default");
+}
+
+#[test]
+fn log_level_of_file_applies_to_daemons_only() {
+    let folder = TempDir::new().unwrap();
+    let file = "[peer]\ndata_dir = \"here\"\n[log]\nlevel = \"error\"\n";
+    std::fs::write(folder.path().join("enjambre.toml"), file).unwrap();
+    let data_dir = folder.path().join("here");
+    std::fs::create_dir(&data_dir).unwrap();
+    let remove = |options: &[&str]| {
+        // Causes a warning.
+        std::fs::set_permissions(&data_dir, Permissions::from_mode(0o755)).unwrap();
+        let arguments = [&["remove", "nothing", "--config", "enjambre.toml"], options].concat();
+        run_in(folder.path(), &arguments, &[])
+    };
+    let warned = remove(&[]).stderr;
+    assert!(warned.contains("permissions corrected"), "{warned}");
+    assert_error(&remove(&["--set", "log.level=error"]), 3, &["nothing"]);
+}
+
+#[test]
+fn configuration_of_the_current_directory_is_not_read() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("enjambre.toml"), "[peer]\ndata_dir = \"stolen\"\n").unwrap();
+    let shown = run_in(folder.path(), &["config", "show"], &[]);
+    assert!(shown.status == 0 && !shown.stdout.contains("stolen"), "{}", shown.stdout);
+    let user = folder.path().join("none/enjambre");
+    std::fs::create_dir_all(&user).unwrap();
+    std::fs::write(user.join("enjambre.toml"), "[peer]\ndata_dir = \"own\"\n").unwrap();
+    let shown = run_in(folder.path(), &["config", "show"], &[]);
+    assert!(shown.stdout.contains("data_dir = \"own\""), "{}", shown.stdout);
+}
+
+#[test]
+fn configuration_that_others_can_write_is_rejected() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("x.toml");
+    std::fs::write(&path, "[peer]\n").unwrap();
+    for (mode, status) in [(0o666, 2), (0o602, 2), (0o644, 0), (0o600, 0)] {
+        std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        let run = run_in(folder.path(), &["config", "check", "x.toml"], &[]);
+        assert_eq!(run.status, status, "{mode:o}: {}", run.stderr);
+        assert_eq!(run.stderr.contains("other users can write"), status == 2, "{}", run.stderr);
+    }
+    // Only root can give files away.
+    if std::os::unix::fs::chown(&path, Some(12345), None).is_ok() {
+        assert_error(&run_in(folder.path(), &["library", "--config", "x.toml"], &[]), 2, &["12345"]);
+    }
+    assert_eq!(run(&["config", "check", "/dev/null"]).status, 0);
+}
+
+/// Returns the paths below a directory that other users can read.
+fn readable_by_others(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        if metadata.mode() & 0o077 != 0 {
+            found.push(path.clone());
+        }
+        if metadata.is_dir() {
+            found.extend(readable_by_others(&path));
+        }
+    }
+    found
+}
+
+#[test]
+fn files_in_an_existing_data_directory_are_private() {
+    let folder = TempDir::new().unwrap();
+    let data = folder.path().join("data");
+    std::fs::write(folder.path().join("file"), "content").unwrap();
+    for settings in [
+        &["storage.backend=sqlite", "library.content=database"][..],
+        &["storage.backend=sqlite", "library.content=files"],
+    ] {
+        std::fs::create_dir(&data).unwrap();
+        std::fs::set_permissions(&data, Permissions::from_mode(0o755)).unwrap();
+        let common = ["peer.data_dir=data", "transport.listen=[]", "peer.trackers=[\"zmq://127.0.0.1:1\"]"];
+        let set = common.iter().chain(settings).flat_map(|setting| ["--set", *setting]);
+        let published = run_in(
+            folder.path(),
+            &[&["publish", "--copy", "file"][..], &set.collect::<Vec<_>>()].concat(),
+            &[],
+        );
+        assert_eq!(published.status, 4, "{}", published.stderr);
+        assert!(data.join("key").exists() && data.join("library.db").exists());
+        assert_eq!(readable_by_others(folder.path()), [folder.path().join("file")], "{settings:?}");
+        std::fs::remove_dir_all(&data).unwrap();
+    }
+}
+
+#[test]
+fn data_directory_of_another_user_is_left_unchanged() {
+    let folder = TempDir::new().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    // Only root can give directories away.
+    if std::os::unix::fs::chown(&data, Some(12345), None).is_err() {
+        return;
+    }
+    for command in
+        [&["library"][..], &["publish", "x"], &["peer"], &["storage", "stats"], &["storage", "check"]]
+    {
+        let run = run_in(folder.path(), &[command, &["--set", "peer.data_dir=data"]].concat(), &[]);
+        assert_error(&run, 1, &["data", "user number 12345", "as that user"]);
+    }
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
+}
+
+#[test]
+fn missing_database_is_refused_without_init() {
+    let folder = TempDir::new().unwrap();
+    let run = |arguments: &[&str], backend: &str| {
+        let backend = format!("storage.backend={backend}");
+        let set = ["--set", "peer.data_dir=data", "--set", &backend];
+        run_in(folder.path(), &[arguments, &set].concat(), &[])
+    };
+    assert_eq!(run(&["library"], "sqlite").status, 0);
+    assert_eq!(run(&["library"], "sqlite").status, 0);
+    for backend in ["sled", "memory"] {
+        assert_error(&run(&["library"], backend), 1, &[backend, "empty", "--init"]);
+    }
+    std::fs::remove_file(folder.path().join("data/library.db")).unwrap();
+    assert_error(&run(&["peer"], "sqlite"), 1, &["sqlite", "--init"]);
+    // The port is in use, or the peer would run until it is stopped.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("transport.listen=[\"tcp://{}\"]", taken.local_addr().unwrap());
+    let peer = run(&["peer", "--init", "--set", &listen], "sqlite");
+    assert!(peer.status == 1 && !peer.stderr.contains("--init"), "{}", peer.stderr);
+    assert_eq!(run(&["library"], "sqlite").status, 0);
+}
+
+#[test]
+fn missing_catalogue_is_refused_without_a_new_authority() {
+    let folder = TempDir::new().unwrap();
+    let run = || {
+        let set =
+            ["tracker.data_dir=data", "swarm.admission=invite", "transport.listen=[\"zmqs://127.0.0.1:0\"]"];
+        let set = set.iter().flat_map(|setting| ["--set", setting]);
+        run_in(folder.path(), &["peers"].into_iter().chain(set).collect::<Vec<_>>(), &[])
+    };
+    assert_eq!(run().status, 0);
+    assert_eq!(run().status, 0);
+    std::fs::remove_file(folder.path().join("data/catalogue.db")).unwrap();
+    assert_error(&run(), 1, &["sqlite", "--init"]);
+}
+
+#[test]
+fn memory_backend_starts_empty_every_time() {
+    let folder = TempDir::new().unwrap();
+    for _ in 0..2 {
+        let set = ["--set", "peer.data_dir=data", "--set", "storage.backend=memory"];
+        assert_eq!(run_in(folder.path(), &[&["library"][..], &set].concat(), &[]).status, 0);
+    }
 }
 
 #[test]
@@ -173,7 +330,8 @@ fn config_check_validates_the_file() {
 fn unreachable_tracker_exits_with_4() {
     // Nothing listens at port 1 of loopback.
     let tracker = "peer.trackers=[\"zmq://127.0.0.1:1\"]";
-    let refused = "error: cannot reach tracker zmq://127.0.0.1:1: connection refused; check that it is running";
+    let refused =
+        "error: cannot reach tracker zmq://127.0.0.1:1: connection refused; check that it is running";
     assert_error(&run(&["list", "--set", tracker]), 4, &[refused]);
     let alone = "transport.listen=[\"zmq://127.0.0.1:0\"]";
     let json = run(&["get", "x", "--json", "--set", tracker, "--set", alone]);

@@ -93,10 +93,20 @@ impl Failure {
     }
 }
 
+/// A prepared statement belongs to its session.
+fn hint(code: &SqlState) -> &'static str {
+    match *code {
+        SqlState::INVALID_SQL_STATEMENT_NAME | SqlState::DUPLICATE_PSTATEMENT => {
+            "; connect to the server itself, or use a connection pooler in session mode"
+        }
+        _ => "",
+    }
+}
+
 /// Includes the cause, because the errors of the client are unspecific.
 fn describe(error: &Error) -> String {
     if let Some(error) = error.as_db_error() {
-        return format!("{} (SQLSTATE {})", error.message(), error.code().code());
+        return format!("{} (SQLSTATE {}){}", error.message(), error.code().code(), hint(error.code()));
     }
     match error.source() {
         Some(source) => format!("{error}: {source}"),

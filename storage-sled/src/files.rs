@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
+use enjambre_core::storage::database_file;
 use enjambre_core::{Role, StorageError};
 
 /// Returns the segment size in bytes of a database.
@@ -32,7 +33,7 @@ pub(crate) fn prepare(path: &Path, role: Role) -> Result<(), StorageError> {
 }
 
 fn prepare_in(path: &Path, role: Role) -> io::Result<()> {
-    fs::create_dir_all(path)?;
+    database_file::create_private_dir(path)?;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name();

@@ -13,6 +13,7 @@ mod storage;
 
 use std::sync::Arc;
 
+use enjambre_core::storage::database_file;
 use enjambre_core::{Embedded, EmbeddedSettings, Place, Role, Storage, StorageError};
 
 pub use settings::SledSettings;
@@ -37,5 +38,10 @@ pub async fn open(
         role,
         cache_bytes: u64::from(settings.cache_mib.clamp(1, 4096)) * 1024 * 1024,
     };
-    Ok(Arc::new(Embedded::open(adapter, move || Sled::open(&options)).await?))
+    Ok(Arc::new(
+        Embedded::open(adapter, move || {
+            database_file::open_on_full_disk(&options.path, storage::SPARE, || Sled::open(&options))
+        })
+        .await?,
+    ))
 }

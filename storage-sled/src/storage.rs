@@ -36,6 +36,8 @@ const MAX_PAGE: usize = 1024 * 1024;
 const RESERVE: u64 = 32 * 1024 * 1024;
 /// The size in bytes up to which writes may use half of the reserve.
 const SMALL: usize = 64 * 1024;
+/// The free bytes that an opening needs at most, for segments of the log.
+pub(crate) const SPARE: u64 = 16 * 1024 * 1024;
 /// The number of times that sled may write a byte.
 const AMPLIFICATION: u64 = 4;
 /// The time for the threads of an earlier opening to release the database.

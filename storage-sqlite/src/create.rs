@@ -40,6 +40,8 @@ pub(crate) fn if_missing(path: &Path, role: Role) -> Result<(), StorageError> {
             _ => {}
         }
     }
+    // SQLite gives the permissions of the database to its log as well.
+    database_file::create_private_file(&new).map_err(failed)?;
     build(&new, role)?;
     let publish = || {
         File::open(&new)?.sync_all()?;
@@ -54,6 +56,10 @@ fn build(new: &Path, role: Role) -> Result<(), StorageError> {
     let mut connection = Connection::open(new).map_err(explained)?;
     let begin = |connection: &Connection| {
         connection.pragma_update(None, "page_size", schema::page_size(role))?;
+        if role == Role::Content {
+            // Without it, returning space to the file system requires a copy of the database.
+            connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        }
         connection.pragma_update(None, "synchronous", "OFF")?;
         connection.pragma_update_and_check(None, "journal_mode", "MEMORY", |_| Ok(()))
     };

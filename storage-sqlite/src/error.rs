@@ -11,14 +11,18 @@ pub(crate) fn explain(path: &Path, action: &str, error: Error) -> StorageError {
     let no_space =
         error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE);
     match error.sqlite_error_code() {
-        _ if no_space => StorageError::Full { source: error.into() },
-        Some(ErrorCode::DiskFull) => StorageError::Full { source: error.into() },
+        _ if no_space => full(path, action, &error),
+        Some(ErrorCode::DiskFull) => full(path, action, &error),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StorageError::damaged(path, error),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             StorageError::Locked { path: path.to_path_buf() }
         }
         _ => StorageError::backend(format!("{action} {}", path.display()), error),
     }
+}
+
+fn full(path: &Path, action: &str, error: &Error) -> StorageError {
+    StorageError::Full { source: format!("cannot {action} {}: {error}", path.display()).into() }
 }
 
 /// Returns whether the disk was full.

@@ -15,7 +15,6 @@ use std::fs::File;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use enjambre_core::runtime::buffers::BufferPool;
@@ -28,6 +27,7 @@ use enjambre_core::{
 use parking_lot::{RwLock, RwLockWriteGuard};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
+use crate::checkpoint::{BUSY, Checkpoints};
 use crate::create;
 use crate::error::{explain, is_full};
 use crate::schema::{self, Tables};
@@ -51,14 +51,16 @@ const HELD_BACK: i64 = 8 * 1024 * 1024;
 /// changes from `persist` to `delete`, which is the initial mode. A kill may have prevented the sync of the old journal.
 /// If it were overwritten, a power cut could leave its header before new pages, and SQLite would roll back a part of it.
 const FRESH_JOURNAL: &[&str] = &["persist", "delete", "persist"];
-/// The size in bytes from which the log is truncated. With the largest group it stays below 64 MiB.
-const TRUNCATE_LOG: u64 = 40 * 1024 * 1024;
-/// The free bytes reserved for small writes: a deletion also needs some space.
+/// The free bytes that large writes leave.
 const RESERVE: u64 = 8 * 1024 * 1024;
-/// The size in bytes up to which writes may use the reserve.
+/// The approximate size in bytes of the journal of a transaction that writes only new and free pages.
+const JOURNAL: u64 = 1024 * 1024;
+/// The free bytes that small writes leave, for deletions and the next start.
+const SMALL_RESERVE: u64 = 1024 * 1024;
+/// The size in bytes of the largest small write.
 const SMALL: u64 = 64 * 1024;
-/// The wait of a truncating checkpoint for readers, and of other statements for another process that reads.
-const BUSY: Duration = Duration::from_secs(2);
+/// The free bytes that an opening needs at most, for the index of the log.
+pub(crate) const SPARE: u64 = 1024 * 1024;
 /// Waits for other processes that read content at the start of a transaction and never later. It has no effect on
 /// records: with a log, writers do not wait for readers.
 const BEGIN: &str = "BEGIN EXCLUSIVE";
@@ -94,6 +96,7 @@ pub(crate) struct Sqlite {
     synchronous: Option<Durability>,
     /// Whether a commit may not be durable yet.
     unsynced: bool,
+    checkpoints: Checkpoints,
     /// The buffers of its readers for large values.
     buffers: BufferPool,
     /// The last field: dropped after the connection.
@@ -136,10 +139,12 @@ impl Sqlite {
                 format!("cannot change its journal mode from {mode} to {wanted}; use a local disk"),
             ));
         }
+        let log = database_file::with_suffix(path, suffix);
         Ok(Self {
             connection,
             tables: Tables::new(options.role),
-            log: database_file::with_suffix(path, suffix),
+            checkpoints: Checkpoints::new(log.clone()),
+            log,
             read_write,
             options: options.clone(),
             synchronous: None,
@@ -150,29 +155,54 @@ impl Sqlite {
         })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.options.path
+    }
+
+    pub(crate) const fn role(&self) -> Role {
+        self.options.role
+    }
+
+    pub(crate) const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// Refuses writes that could fill the disk completely.
-    fn check_free_space(&self, writes: &[Write]) -> Result<(), StorageError> {
-        let bytes: u64 = writes.iter().filter_map(Write::value).map(|value| value.len() as u64).sum();
-        if bytes <= SMALL {
+    fn check_free_space(&mut self, writes: &[Write]) -> Result<(), StorageError> {
+        let values = || writes.iter().filter_map(Write::value);
+        let (bytes, is_small) = {
+            let bytes = values().map(|value| value.len() as u64).sum();
+            (bytes, bytes <= SMALL)
+        };
+        // Deletions free space, so they need none.
+        if is_small && 2 * values().count() <= writes.len() {
             return Ok(());
         }
-        let check = || {
-            let path = &self.options.path;
-            let needed =
-                self.required_space(bytes).map_err(|error| explain(path, "determine the size of", error))?;
+        let check = |engine: &Self| {
+            let path = &engine.options.path;
+            if is_small && database_file::check_free_space(path, SMALL_RESERVE).is_ok() {
+                return Ok(());
+            }
+            let needed = match engine.options.role {
+                Role::Records if is_small => SMALL_RESERVE,
+                _ => engine
+                    .required_space(bytes)
+                    .map_err(|error| explain(path, "determine the size of", error))?,
+            };
             database_file::check_free_space(path, needed)
         };
-        match check() {
+        match check(self) {
             // A checkpoint frees the pages of deleted entries.
             Err(StorageError::Full { .. }) if self.options.role == Role::Records => {
-                let _ = self.checkpoint();
-                check()
+                self.checkpoints.run(&self.connection);
+                check(self)
             }
             outcome => outcome,
         }
     }
 
-    /// Returns the free bytes required to write `bytes` bytes, with a reserve.
+    /// Returns the free bytes required to write `bytes` bytes, with a reserve. Pages of deleted content are reused even if
+    /// the reserve is in use, because new pages need no journal.
     fn required_space(&self, bytes: u64) -> rusqlite::Result<u64> {
         let number = |name: &str| {
             self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
@@ -182,9 +212,13 @@ impl Sqlite {
         // Pages that are in the log only and still need space in the database file.
         let unwritten = (number("page_count")? * page_size).saturating_sub(length(&self.options.path));
         let growth = bytes.saturating_sub(number("freelist_count")? * page_size);
-        // The log is reused after a checkpoint, whose space is part of `unwritten`. A journal holds overwritten pages.
-        let log = (RESERVE + bytes).saturating_sub(length(&self.log));
-        Ok(unwritten + growth + log)
+        let log = match self.options.role {
+            // The log is reused after a checkpoint, whose space is part of `unwritten`.
+            Role::Records => RESERVE + bytes,
+            Role::Content if growth == 0 => JOURNAL,
+            Role::Content => RESERVE,
+        };
+        Ok(unwritten + growth + log.saturating_sub(length(&self.log)))
     }
 
     fn set_synchronous(&mut self, durability: Durability) -> rusqlite::Result<()> {
@@ -261,20 +295,6 @@ impl Sqlite {
         }
     }
 
-    /// Truncates the log if overlapping readers prevented SQLite from restarting it.
-    fn limit_log(&self) {
-        let length = std::fs::metadata(&self.log).map_or(0, |metadata| metadata.len());
-        if length >= TRUNCATE_LOG
-            && let Err(error) = self.checkpoint()
-        {
-            tracing::debug!(log = %self.log.display(), %error, "truncating the log failed; retried after the next commit");
-        }
-    }
-
-    fn checkpoint(&self) -> rusqlite::Result<()> {
-        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-    }
-
     /// Returns the durability that a commit is made with.
     fn commit_durability(&self, durability: Durability) -> Durability {
         match self.options.role {
@@ -326,7 +346,7 @@ impl Engine for Sqlite {
         outcome?;
         self.unsynced = durability == Durability::Buffered;
         if self.options.role == Role::Records {
-            self.limit_log();
+            self.checkpoints.limit_log(&self.connection);
         }
         Ok(())
     }
@@ -353,7 +373,7 @@ impl Engine for Sqlite {
         self.sync()?;
         if self.options.role == Role::Records {
             // Optional: the log is durable, and a checkpoint shortens the next start.
-            let _ = self.checkpoint();
+            self.checkpoints.run(&self.connection);
         }
         self.connection.flush_prepared_statement_cache();
         self.connection.close().map_err(|(_, error)| explain(&self.options.path, "close", error))

@@ -94,7 +94,7 @@ fn announce_800_known_entries(bencher: Bencher<'_, '_>) {
 }
 
 fn find(fixture: &Fixture) -> FileRecord {
-    fixture.runtime.block_on(fixture.lookups.find("file-7", NOW)).expect("the file is found")
+    fixture.runtime.block_on(fixture.lookups.find("file-7", None, NOW)).expect("the file is found")
 }
 
 /// With and without a cache.
@@ -115,7 +115,7 @@ fn find_cached(bencher: Bencher<'_, '_>) {
         match lookup::decode(&request) {
             Some(lookup::Lookup::Find { query }) => {
                 let answers = fixture.lookups.cached_find(query, NOW).expect("it is cached");
-                lookup::reply(request.id(), &answers.found)
+                lookup::reply(request.id(), &answers.to(true).found)
             }
             other => panic!("{other:?}"),
         }

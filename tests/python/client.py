@@ -1,168 +1,104 @@
-"""Protocol client in Python: lists the catalogue, and finds, downloads and verifies a file.
+"""Checks of the Python package against real nodes, and of their behaviour towards libzmq.
 
-    python client.py [--socket dealer|req] TRACKER NAME PATH
-
-TRACKER is an endpoint such as zmq://127.0.0.1:7700. The client is written from docs/PROTOCOL.md alone. It enables ZMTP
-heartbeats. With a DEALER socket it requests several pieces at the same time and accepts replies in any order.
+    python client.py get TRACKER NAME FOLDER      downloads over each transport, and checks what a node must tolerate
+    python client.py serve TRACKER PATH           publishes a file and serves it until it is killed
 """
 
 import argparse
-import sys
+import os
+import time
 
-import blake3
 import cbor2
 import zmq
 
-VERSION = 1
-WINDOW = 8
+import enjambre
+from enjambre.wire import connect
+
 TIMEOUT_MS = 20_000
-HEARTBEAT_MS = 100
-MIN_PIECE, MAX_PIECE = 256 * 1024, 4 * 1024 * 1024
 
 
-class Refused(Exception):
-    """An error reply."""
+def check_request_socket(endpoint):
+    """A REQ socket sends an empty delimiter frame. Heartbeats keep an idle connection."""
+    socket = zmq.Context.instance().socket(zmq.REQ)
+    with socket:
+        socket.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 100)
+        lost = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        socket.connect(endpoint.replace("zmq://", "tcp://", 1))
+        for _ in range(2):
+            socket.send(cbor2.dumps({"v": 1, "id": 5, "request": "status"}))
+            reply = cbor2.loads(socket.recv())
+            assert reply["id"] == 5 and "reply" in reply, reply
+            assert not lost.poll(500), "connection lost"
+        socket.disable_monitor()
 
 
-class Connection:
-    """A socket with requests and replies, matched by id."""
-
-    def __init__(self, context, endpoint, kind):
-        self.kind = kind
-        self.socket = context.socket(zmq.REQ if kind == "req" else zmq.DEALER)
-        self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, TIMEOUT_MS)
-        self.socket.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.lost = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self.socket.connect(endpoint.replace("zmq://", "tcp://", 1))
-        self.last_id = 0
-
-    def idle(self):
-        """Stays idle for several heartbeats and checks that the connection survives."""
-        unexpected = self.socket.poll(5 * HEARTBEAT_MS)
-        assert not unexpected, "unsolicited message"
-        assert not self.lost.poll(0), "connection lost"
-
-    def send(self, request):
-        """Sends a request and returns its id."""
-        self.last_id += 1
-        self.socket.send(cbor2.dumps({"v": VERSION, "id": self.last_id, "request": request}))
-        return self.last_id
-
-    def receive(self):
-        """Returns the id, the fields and the payload of the next reply."""
-        frames = self.socket.recv_multipart()
-        header = cbor2.loads(frames[0])
-        payload = frames[1] if len(frames) > 1 else b""
-        if header.get("error") is not None:
-            raise Refused(f"{header['error']['code']}: {header['error']['message']}")
-        return header["id"], header["reply"], payload
-
-    def call(self, kind, **fields):
-        """Sends a request and returns the fields and the payload of its reply."""
-        request_id = self.send({kind: fields})
-        reply_id, reply, payload = self.receive()
-        assert reply_id == request_id, f"expected a reply to {request_id}, got one to {reply_id}"
-        return reply[kind], payload
+def check_errors(endpoint):
+    """Invalid requests get an error reply and leave the connection usable."""
+    with connect(endpoint) as connection:
+        for kind, fields, code in [("dance", {}, "unsupported"), ("find", {"query": 5}, "malformed")]:
+            try:
+                connection.call(kind, **fields)
+            except enjambre.RequestError as error:
+                assert error.code == code, error
+            else:
+                raise AssertionError(f"{kind} was not refused")
+        connection.call("status", "tracker_status")
 
 
-def piece_size(size):
-    """Returns the piece size: the smallest power of two for which a file has at most 8192 pieces, within bounds."""
-    length = 1
-    while length * 8192 < size:
-        length *= 2
-    return min(max(length, MIN_PIECE), MAX_PIECE)
+def check_invalid_pieces(tracker, folder):
+    """A peer whose file changed unnoticed sends pieces that do not match their hashes."""
+    path = os.path.join(folder, "changed.bin")
+    with open(path, "wb") as content:
+        content.write(os.urandom(1_000_000))
+    times = os.stat(path)
+    listen = ("tcp://127.0.0.1:0", "zmq://127.0.0.1:0")
+    with enjambre.Peer(tracker.endpoint, listen) as peer:
+        peer.publish(path)
+        with open(path, "r+b") as content:
+            content.write(b"changed")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        try:
+            enjambre.get(tracker, "changed.bin", os.path.join(folder, "copy.bin"))
+        except enjambre.NoProvider as error:
+            assert str(error).count("does not match its length and hash") == len(listen), error
+        else:
+            raise AssertionError("invalid pieces were accepted")
+    assert not os.path.exists(os.path.join(folder, "copy.bin"))
 
 
-def list_files(tracker):
-    """Yields all files of the catalogue, page by page."""
-    cursor = None
-    while True:
-        fields = {"pattern": "", "limit": 1}
-        if cursor is not None:
-            fields["cursor"] = cursor
-        page, _ = tracker.call("list", **fields)
-        yield from page["files"]
-        cursor = page.get("cursor")
-        if cursor is None:
-            return
+def get(tracker_endpoint, name, folder):
+    if tracker_endpoint.startswith("zmq:"):
+        check_request_socket(tracker_endpoint)
+    check_errors(tracker_endpoint)
+    with enjambre.Tracker(tracker_endpoint) as tracker:
+        for file in tracker.list():
+            print(f"{file.id.hex()}  {file.size:>12}  {file.providers:>3}  {file.name}")
+        record = tracker.find(name)
+        assert record == tracker.find(record.id.hex()[:16])
+        for scheme in enjambre.download.SCHEMES:
+            seen = []
+            path = os.path.join(folder, f"{scheme}.bin")
+            enjambre.get(tracker, record, path, lambda *at: seen.append(at), schemes=[scheme])
+            assert seen == sorted(seen) and seen[-1] == (record.size, record.size), seen
+        check_invalid_pieces(tracker, folder)
 
 
-def piece_count(peer, file):
-    """Fetches the piece hashes of a file, checks their number and returns it."""
-    count = -(-file["size"] // piece_size(file["size"]))
-    hashes = b""
-    while len(hashes) < 32 * count:
-        reply, payload = peer.call("manifest", id=file["id"], first=len(hashes) // 32)
-        assert reply["size"] == file["size"] and payload, "manifest of another file"
-        hashes += payload
-    assert len(hashes) == 32 * count
-    return count
-
-
-def download(peer, file, path):
-    """Downloads all pieces of a file to `path`."""
-    count = piece_count(peer, file)
-    size = piece_size(file["size"])
-    window = 1 if peer.kind == "req" else WINDOW
-    waiting, pending = list(range(count)), {}
-    with open(path, "wb") as out:
-        while waiting or pending:
-            while waiting and len(pending) < window:
-                index = waiting.pop(0)
-                pending[peer.send({"piece": {"id": file["id"], "index": index}})] = index
-            request_id, reply, payload = peer.receive()
-            index = pending.pop(request_id)
-            assert reply == "piece", reply
-            assert len(payload) == min(size, file["size"] - index * size)
-            out.seek(index * size)
-            out.write(payload)
+def serve(tracker_endpoint, path):
+    with enjambre.Peer(tracker_endpoint, ("tcp://127.0.0.1:0", "zmq://127.0.0.1:0")) as peer:
+        print("published", peer.publish(path).hex(), flush=True)
+        while True:
+            time.sleep(60)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--socket", choices=["dealer", "req"], default="dealer")
+    parser.add_argument("command", choices=["get", "serve"])
     parser.add_argument("tracker")
-    parser.add_argument("name")
-    parser.add_argument("path")
+    parser.add_argument("arguments", nargs="+")
     options = parser.parse_args()
-
-    context = zmq.Context()
-    tracker = Connection(context, options.tracker, options.socket)
-    for file in list_files(tracker):
-        print(f"{file['id'].hex()}  {file['size']:>12}  {file['providers']:>3}  {file['name']}")
-
-    found, _ = tracker.call("find", query=options.name)
-    file = found["file"]
-    assert file["name"] == options.name
-    reply, _ = tracker.call("providers", id=file["id"])
-    for provider in reply["providers"]:
-        # A peer may also have endpoints of other transports.
-        endpoint = next(endpoint for endpoint in provider["endpoints"] if endpoint.startswith("zmq://"))
-        peer = Connection(context, endpoint, options.socket)
-        # Invalid requests get an error reply and leave the connection usable.
-        for kind, code in [("dance", "unsupported"), ("piece", "malformed")]:
-            try:
-                peer.call(kind)
-            except Refused as refused:
-                assert str(refused).startswith(code), refused
-            else:
-                raise AssertionError(f"{kind} was not refused")
-        peer.idle()
-        download(peer, file, options.path)
-        peer.idle()
-        break
-    else:
-        sys.exit("no provider offers the file")
-
-    hasher = blake3.blake3()
-    with open(options.path, "rb") as content:
-        while block := content.read(1 << 20):
-            hasher.update(block)
-    if hasher.digest() != file["id"]:
-        sys.exit("the content does not match the id")
-    print(f"complete  {file['id'].hex()}  {options.path}")
+    {"get": get, "serve": serve}[options.command](options.tracker, *options.arguments)
 
 
 if __name__ == "__main__":

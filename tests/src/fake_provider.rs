@@ -133,7 +133,8 @@ async fn open_session(connection: &dyn Connection, endpoints: Vec<Endpoint>) -> 
     let Reply::OpenSession { catalogue, nonce, .. } = reply else {
         bail!("reply without a nonce: {reply:?}")
     };
-    let signature = pair.sign(&SessionProof::signed_bytes(catalogue, nonce, &endpoints));
+    let tracker = connection.endpoint().id();
+    let signature = pair.sign(&SessionProof::signed_bytes(tracker, catalogue, nonce, &endpoints));
     let proof = SessionProof { key: pair.public(), nonce, signature, endpoints };
     let (reply, _) = call(connection, &Request::OpenSession { proof: Some(proof) }, DEADLINE).await?;
     let Reply::OpenSession { grant, .. } = reply else { bail!("unexpected reply: {reply:?}") };
@@ -149,7 +150,10 @@ async fn renew_lease(
 ) {
     loop {
         tokio::time::sleep(every).await;
-        if call(&*connection, &Request::Renew { session, membership: None }, DEADLINE).await.is_err() {
+        if call(&*connection, &Request::Renew { session, renewed_ms: None, membership: None }, DEADLINE)
+            .await
+            .is_err()
+        {
             return;
         }
     }

@@ -1,8 +1,9 @@
 //! Data directories of earlier releases, stored as text; see `tests/fixtures/README.md`.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::Seek;
 use std::io::{SeekFrom, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Creates `folder` and writes the files of a fixture into it.
@@ -24,7 +25,7 @@ fn write_line(line: &str, folder: &Path, file: &mut Option<File>) -> Option<()> 
     let (first, second) = (fields.next()?, fields.next()?);
     if first == "file" {
         let path = folder.join(second);
-        fs::create_dir_all(path.parent()?).ok()?;
+        DirBuilder::new().recursive(true).mode(0o700).create(path.parent()?).ok()?;
         let created = File::create(path).ok()?;
         created.set_len(fields.next()?.parse().ok()?).ok()?;
         *file = Some(created);

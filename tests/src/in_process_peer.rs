@@ -79,7 +79,7 @@ impl InProcessPeer {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join(name);
         tokio::fs::write(&path, content).await?;
-        let options = PublishOptions { name: Some(name.parse()?), store: true };
+        let options = PublishOptions { name: Some(name.parse()?), store: true, ..PublishOptions::default() };
         let added = self.library.publish(&path, options, |_| {}).await?;
         Ok(Publication { name: added.name, id: added.id, size: added.size, kind: added.kind })
     }

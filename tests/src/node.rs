@@ -196,7 +196,7 @@ impl Node {
         all.extend(["--config".into(), self.config().into()]);
         all.extend(self.settings.iter().flat_map(|setting| ["--set".into(), setting.into()]));
         // A restarted tracker must listen at the endpoint that the peers have in their configuration.
-        if self.kind == "tracker" && !self.endpoint.is_empty() {
+        if all[0] == "tracker" && !self.endpoint.is_empty() {
             all.extend(["--set".into(), format!("transport.listen=[\"{}\"]", self.endpoint).into()]);
         }
         all

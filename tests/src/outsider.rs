@@ -71,7 +71,7 @@ impl Outsider {
     /// Returns an error if the tracker does not grant a session.
     pub fn session(&self, tracker: &str) -> Result<SessionId> {
         let client = TrackerClient::new(self.dialer(), tracker.parse()?);
-        Ok(self.runtime.block_on(client.open_session(&self.key, &[]))?.1.session)
+        Ok(self.runtime.block_on(client.open_session(None, &self.key, &[]))?.1.session)
     }
 
     /// Opens a new connection to a node.

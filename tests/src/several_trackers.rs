@@ -118,9 +118,9 @@ async fn any_tracker_answers_for_all(connections: Connections) {
     assert!(unknown.is_empty(), "a file published at one tracker is unknown at another");
     for (at, tracker) in trackers.lookups.iter().enumerate() {
         assert_eq!(trackers.count(at, 1, START).await, 2);
-        let found = tracker.find("film", START).await.expect("the lookup succeeds");
+        let found = tracker.find("film", None, START).await.expect("the lookup succeeds");
         assert_eq!((found.id, found.version, found.providers), (file(1), 1, 2));
-        let page = tracker.list("f*", None, 10, START).await.expect("the scan succeeds");
+        let page = tracker.list("f*", None, 10, None, START).await.expect("the scan succeeds");
         assert_eq!(page.files.len(), 1);
     }
     // A newer version and a peer that leaves are seen once the caches have expired.
@@ -128,7 +128,7 @@ async fn any_tracker_answers_for_all(connections: Connections) {
     trackers.all[2].leave(other.id, START + ms(1)).await.expect("the peer leaves");
     for (at, tracker) in trackers.lookups.iter().enumerate() {
         let later = START + CACHE_TTL + ms(1);
-        assert_eq!(tracker.find("film", later).await.expect("the lookup succeeds").id, file(2));
+        assert_eq!(tracker.find("film", None, later).await.expect("the lookup succeeds").id, file(2));
         assert_eq!(trackers.count(at, 1, later).await, 1);
     }
 }
@@ -148,16 +148,16 @@ async fn session_is_valid_everywhere_until_a_newer_one(connections: Connections)
     for tracker in &trackers.all {
         let less = Offer { complete: false, ..offer(1) };
         let late = tracker.announce(&former, &[less], START + ms(2)).await;
-        assert!(matches!(late, Err(CatalogueError::Unauthorized)), "{late:?}");
+        assert!(matches!(late, Err(CatalogueError::Unauthorized | CatalogueError::Replaced)), "{late:?}");
         let late = tracker.leave(former.id, START + ms(2)).await;
-        assert!(matches!(late, Err(CatalogueError::Unauthorized)), "{late:?}");
+        assert!(matches!(late, Err(CatalogueError::Unauthorized | CatalogueError::Replaced)), "{late:?}");
         let late = tracker.renew(former.id, START + CACHE_TTL + ms(2)).await;
-        assert!(matches!(late, Err(CatalogueError::Unauthorized)), "{late:?}");
+        assert!(matches!(late, Err(CatalogueError::Unauthorized | CatalogueError::Replaced)), "{late:?}");
         tracker.renew(newer.id, START + CACHE_TTL + ms(2)).await.expect("the newer session is valid");
     }
     trackers.all[2].leave(newer.id, START + CACHE_TTL + ms(3)).await.expect("the peer leaves");
     let late = trackers.all[0].renew(newer.id, START + 2 * CACHE_TTL + ms(4)).await;
-    assert!(matches!(late, Err(CatalogueError::Unauthorized)), "{late:?}");
+    assert!(matches!(late, Err(CatalogueError::Unauthorized | CatalogueError::Replaced)), "{late:?}");
 }
 
 /// One peer renews at one tracker, another alternates between trackers, every third of a lease. Each tracker flushes every
@@ -218,7 +218,7 @@ async fn concurrent_publications_all_succeed(connections: Connections) {
     let versions: Vec<u64> = join_all(at_once).await.concat();
     let distinct: BTreeSet<u64> = versions.iter().copied().collect();
     assert_eq!(distinct, (1..=3 * EACH).collect(), "{versions:?}");
-    let page = trackers.lookups[0].list("same", None, 100, START).await.expect("the scan succeeds");
+    let page = trackers.lookups[0].list("same", None, 100, None, START).await.expect("the scan succeeds");
     assert_eq!(page.files.len() as u64, 3 * EACH);
     // No number was allocated twice.
     let mut numbers = BTreeSet::new();
@@ -280,7 +280,7 @@ async fn peer_returning_during_a_sweep_keeps_or_loses_all(connections: Connectio
                 c.renew(*session, late + ms(1)).await.expect("the session remains valid");
                 assert_eq!(trackers.count(0, (*peer).into(), late).await, 1, "peer {peer}");
             }
-            Err(CatalogueError::Unauthorized) => refused += 1,
+            Err(CatalogueError::Unauthorized | CatalogueError::Replaced) => refused += 1,
             Err(error) => panic!("{error}"),
         }
     }

@@ -62,9 +62,35 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn unspecified_ipv6_address_serves_both_families() {
+        if std::net::TcpListener::bind("[::1]:0").is_err() {
+            return;
+        }
+        let transport = Shared::new(TransportSettings::default()).unwrap().tcp();
+        let listener = transport.bind(&"tcp://[::]:0".parse().unwrap()).await.unwrap();
+        for address in ["127.0.0.1", "::1"] {
+            let stream = TcpStream::connect((address, listener.local_endpoint().port())).await;
+            stream.unwrap().read_u8().await.expect("a greeting");
+        }
+    }
+
+    /// The test blocks the only thread, so that the listener accepts nothing.
+    #[tokio::test]
+    async fn burst_of_connections_waits_for_no_retry() {
+        let transport = Shared::new(TransportSettings::default()).unwrap().tcp();
+        let listener = transport.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = ([127, 0, 0, 1], listener.local_endpoint().port()).into();
+        let connect = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(900)).unwrap();
+        let burst: Vec<_> = (0..400).map(connect).collect();
+        assert_eq!(burst.len(), 400);
+    }
 
     #[tokio::test]
     async fn limits_apply_to_all_transports_together() {

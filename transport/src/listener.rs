@@ -38,7 +38,7 @@ impl<W> fmt::Debug for GuardedListener<W> {
 
 impl<W: Wire> GuardedListener<W> {
     pub(crate) async fn bind(parts: Arc<Parts<W>>, endpoint: &Endpoint) -> Result<Self, Source> {
-        let tcp = TcpListener::bind((endpoint.host(), endpoint.port())).await?;
+        let tcp = socket::listen(endpoint).await?;
         let id = parts.security.as_ref().map(Security::id);
         let endpoint = endpoint.with_port(tcp.local_addr()?.port()).with_id(id);
         // Bounded by the outstanding requests of all connections.
@@ -104,7 +104,7 @@ impl<W: Wire> Server<W> {
                     Err(reason) => self.parts.guard.log.record(&address, &reason),
                 },
                 Err(error) => {
-                    self.parts.guard.log.record(&"unknown", &Disconnect::Io(error));
+                    self.parts.guard.log.record(&"unknown", &Disconnect::of_accept(error));
                     tokio::select! {
                         () = self.stop.cancelled() => return,
                         () = tokio::time::sleep(ACCEPT_DELAY) => {}
@@ -125,7 +125,7 @@ impl<W: Wire> Server<W> {
             () = end.cancelled() => {
                 if self.kill.is_cancelled() { Disconnect::Local } else { Disconnect::ByService }
             }
-            () = ticket.revoked() => Disconnect::TooManyConnections("in total, and most of them from this address"),
+            () = ticket.revoked() => self.parts.guard.limiter.too_many("in total, and most of them from this address"),
             ended = self.serve_stream(stream, address, handle) => ended.err().unwrap_or(Disconnect::Closed),
         };
         drop((ended, ticket));

@@ -3,6 +3,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// The setting of the limit on open files.
+pub(crate) const OPEN_FILES_SETTING: &str = "ulimit -n; LimitNOFILE of a systemd service";
 /// Reserved for the rest of the program: databases, listeners, published files.
 const RESERVED: u64 = 256;
 /// The number of files of a ZeroMQ connection.
@@ -18,7 +20,7 @@ pub fn raise_open_file_limit() -> Option<u64> {
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum,
         Err(error) => {
-            tracing::warn!(%error, limit = ?current, "cannot raise the limit on open files");
+            tracing::warn!(%error, limit = current, "cannot raise the limit on open files");
             current
         }
     }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use enjambre_core::transport::{check_bind, check_connect};
 use enjambre_core::{Connection, Endpoint, Listener, PeerId, Transport, TransportError};
+use tokio::net::lookup_host;
+use tokio::time::timeout;
 
 use crate::connection::GuardedConnection;
 use crate::guard::Guard;
@@ -51,6 +53,19 @@ impl<W: Wire> Transport for StreamTransport<W> {
 
     fn identity(&self) -> Option<PeerId> {
         self.parts.security.as_ref().map(Security::id)
+    }
+
+    async fn resolve(&self, endpoint: &Endpoint) -> Result<Vec<Endpoint>, TransportError> {
+        if endpoint.address().is_some() {
+            return Ok(vec![endpoint.clone()]);
+        }
+        let lookup = lookup_host((endpoint.host(), endpoint.port()));
+        let found = timeout(self.parts.guard.settings.handshake_timeout, lookup).await;
+        let found = found.unwrap_or_else(|elapsed| Err(elapsed.into()));
+        let unreachable =
+            |error| TransportError::Unreachable { endpoint: endpoint.clone(), source: Box::new(error) };
+        let addresses = found.map_err(unreachable)?;
+        Ok(addresses.map(|address| endpoint.with_address(address.ip().to_canonical())).collect())
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {

@@ -37,7 +37,7 @@ pub(super) fn run(registry: &Registry, mut sources: Sources, arguments: &Argumen
     let loaded = registry.load(&sources, None)?;
     let mut stdout = Stdout::default();
     match arguments.action {
-        Action::Show { .. } => stdout.line(loaded.show().trim_end()),
+        Action::Show { .. } => loaded.show().lines().for_each(|line| stdout.line(line)),
         Action::Check { .. } => {
             let name = loaded
                 .file

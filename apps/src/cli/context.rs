@@ -6,8 +6,10 @@ use enjambre_core::{Endpoint, KeyPair};
 use enjambre_swarm::tracker_client::trackers::Trackers;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::own_uid;
 use crate::config::load::{Loaded, Sources};
 use crate::config::sections::NodeKind;
+use crate::data_dir::other_owner;
 use crate::failure::Failure;
 use crate::node_key;
 use crate::registry::Registry;
@@ -25,15 +27,19 @@ pub(crate) struct Context<'a> {
 impl Context<'_> {
     /// Runs a future until it completes or a signal interrupts it.
     pub(super) async fn run<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        self.stop.run_until_cancelled(work).await.unwrap_or_else(|| Err(Failure::interrupted()))
+        self.stop.run_until_cancelled(work).await.unwrap_or_else(|| Err(Failure::interrupted("interrupted")))
     }
 
     /// Returns the trackers of the peer, or the configured tracker itself.
     pub(super) async fn trackers(&self) -> Result<Arc<Trackers>, Failure> {
         let config = &self.loaded.config;
         let folder = self.loaded.data_dir(self.loaded.kind);
+        // In an open swarm every key is accepted, so that another user needs no access to the key of the node.
+        let is_key_private =
+            own_uid() != 0 && other_owner(&folder).is_some() && !self.loaded.is_invite_only();
+        let key = if is_key_private { None } else { node_key::load(&folder).await? };
         // A node that was never started has no key yet and uses a temporary one.
-        let key = node_key::load(&folder).await?.unwrap_or_else(KeyPair::generate);
+        let key = key.unwrap_or_else(KeyPair::generate);
         let dialer = self.registry.dialer(&self.loaded, &key)?;
         let endpoints: Vec<Endpoint> = match self.loaded.kind {
             NodeKind::Peer => config.peer.trackers.clone(),

@@ -11,9 +11,9 @@ use enjambre_core::{FileId, FileKind, Name};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::output::{Stdout, count, notice, plain, rate, size};
+use super::output::{Stdout, count, notice, rate, size};
 use super::progress::Bar;
-use crate::control::message::{Command, Event};
+use crate::control::message::{Command, Event, Output};
 use crate::failure::{Failure, ResultContext};
 use node::Node;
 
@@ -36,7 +36,7 @@ pub(super) async fn run(arguments: &Arguments, stop: CancellationToken) -> Resul
     let mut nodes = Vec::new();
     let root = folder.path().canonicalize()?;
     let result = stop.run_until_cancelled(show(arguments, &root, &mut nodes)).await;
-    let result = result.unwrap_or_else(|| Err(Failure::interrupted()));
+    let result = result.unwrap_or_else(|| Err(Failure::interrupted("interrupted")));
     let mut stdout = Stdout::default();
     if let Err(failure) = &result
         && !stop.is_cancelled()
@@ -149,14 +149,21 @@ async fn publish(node: &Node, source: &Path) -> Result<Published, Failure> {
     let mut found = None;
     let mut show = |event| match event {
         Event::Hashing { done, total, .. } => bar.show("peer 1 reads the file", done, total, None),
-        Event::Published { name, id, kind, .. } => found = Some((plain(name.as_str()), id, kind)),
+        Event::Published { name, id, kind, .. } => found = Some((name.to_string(), id, kind)),
         _ => {}
     };
     // A file name that is not a valid catalogue name is replaced.
     let own: Option<Name> =
         source.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
     let name = own.is_none().then(|| "demo".parse().expect("`demo` is a valid name"));
-    let command = Command::Publish { paths: vec![source.to_owned()], name, store: false, pin: false };
+    let command = Command::Publish {
+        paths: vec![source.to_owned()],
+        name,
+        store: false,
+        pin: false,
+        strict: false,
+        exclude: Vec::new(),
+    };
     let result = node.run(command, &mut show).await;
     bar.clear();
     result?;
@@ -188,8 +195,8 @@ async fn get(
         Event::Complete { seconds, .. } => duration = Some(seconds),
         _ => {}
     };
-    let command =
-        Command::Get { query: query.to_owned(), output: Some(output.to_owned()), force: false, sync: false };
+    let output = Output::Path { path: output.to_owned(), into: false };
+    let command = Command::Get { queries: vec![query.to_owned()], output, force: false, sync: false };
     let result = node.run(command, &mut show).await;
     bar.clear();
     result.context(&node.name)?;

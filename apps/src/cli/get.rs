@@ -1,29 +1,39 @@
 //! `enjambre get`
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::json;
 
 use super::context::Context;
-use super::output::{Stdout, plain, rate, size, warn};
+use super::output::{Stdout, count, notice, rate, size, warn};
 use super::progress::Bar;
 use super::runner;
-use crate::control::message::{Command, Event};
-use crate::failure::Failure;
+use crate::control::message::{Command, Event, Output};
+use crate::failure::{Failure, ResultContext};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Name (selects its newest version), id, or a prefix of an id with at least 8 digits
-    #[arg(value_name = "NAME|ID")]
-    query: String,
-    /// Write the download to PATH, or into PATH if it is a directory, and seed it from there, instead of storing it in
-    /// the library
+    /// Name (selects its newest version), id, or a prefix of an id with at least 8 digits; for a part of a directory
+    /// followed by / and its path
+    #[arg(required = true, value_name = "NAME|ID")]
+    queries: Vec<String>,
+    /// Write the download to PATH, or into PATH if it is a directory or ends with /, and seed it from there, instead of
+    /// storing it in the library; with - or a device, also write the stored file there
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
-    /// Replace an existing file or directory at PATH
+    /// Replace existing files at PATH; pieces of an older version are used
     #[arg(long)]
     force: bool,
+    /// List the files of a directory instead of downloading them
+    #[arg(long, conflicts_with_all = ["output", "force", "sync"])]
+    list: bool,
     /// Sync the content to disk before returning
     #[arg(long)]
     sync: bool,
@@ -33,17 +43,52 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
-    let Arguments { query, output, force, sync, json } = arguments;
-    let output = output.map(std::path::absolute).transpose()?;
+    let Arguments { queries, output, force, list, sync, json } = arguments;
+    if list {
+        return print_contents(&context, queries, json).await;
+    }
+    let (output, mut stream) = match output {
+        Some(path) => destination(&path, queries.len() > 1).await?,
+        None => (Output::Library, None),
+    };
+    if json && output == Output::Client {
+        return Err(Failure::usage("--json cannot be used with the content of a file on a stream"));
+    }
     let mut stdout = Stdout::default();
     let mut bar = if json { Bar::hidden() } else { Bar::new() };
-    let label = plain(&query);
+    let label = queries.join(" ");
+    let mut problem = None;
     let mut show = |event| match event {
-        event @ (Event::Progress { .. } | Event::Complete { .. }) if json => stdout.json(&event),
+        Event::Complete { path: Some(path), inode, .. } if !is_visible(&path, inode) => {
+            problem = Some(Failure::failed(format!(
+                "the peer wrote {}, but this command does not see it there: it was moved or deleted, or the peer has other \
+                 mounts, as in a container",
+                path.display()
+            )));
+        }
+        event @ (Event::Progress { .. } | Event::Complete { .. } | Event::Directory { .. }) if json => {
+            stdout.json(&event);
+        }
         Event::Progress { done, total, providers } => {
             bar.show(&label, done, total, Some(providers));
         }
-        Event::Complete { name, id, path, bytes, received, seconds } => {
+        Event::Directory { name, files, bytes, hidden, first_hidden } => {
+            let text = format!("{name}/: {}, {}", count(files, "file"), size(bytes));
+            let paths = first_hidden.join(", ");
+            bar.suspend(|| match hidden {
+                0 => notice(&text),
+                _ => warn(&format!("{text}, {hidden} of them hidden: {paths}")),
+            });
+        }
+        Event::Content { data } => {
+            if let (Some(to), None) = (&mut stream, &problem)
+                && let Err(error) =
+                    STANDARD.decode(data).map_err(Failure::failed).and_then(|data| to.write(&data))
+            {
+                problem = Some(error);
+            }
+        }
+        Event::Complete { name, id, path, bytes, received, seconds, .. } => {
             let place = path.map_or_else(|| "library".to_owned(), |path| path.display().to_string());
             let text = match received {
                 0 => format!("{name}: already complete, {place} ({})  {id}", size(bytes)),
@@ -57,17 +102,89 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
                     format!("{name}: {place} ({}{received} in {seconds:.1} s, {rate})  {id}", size(bytes))
                 }
             };
-            bar.suspend(|| stdout.line(&text));
+            bar.suspend(|| if stream.is_some() { notice(&text) } else { stdout.line(&text) });
         }
         Event::Warning { message } => bar.suspend(|| warn(&message)),
         _ => {}
     };
-    let command = Command::Get { query, output, force, sync };
+    let command = Command::Get { queries, output, force, sync };
     let result = runner::run(&context, command, &mut show).await;
     bar.clear();
+    let result = result.and(problem.map_or(Ok(()), Err));
     if let (Err(failure), true) = (&result, json) {
         stdout.json(&json!({ "event": "error", "message": failure.message }));
     }
     result?;
     stdout.finish()
+}
+
+/// A stream to which the content of files is written.
+struct Stream(Option<Box<dyn Write + Send>>);
+
+impl Stream {
+    /// Writes to the stream. A closed pipe (`| head`) is not an error; further content is discarded.
+    fn write(&mut self, data: &[u8]) -> Result<(), Failure> {
+        let Some(to) = &mut self.0 else { return Ok(()) };
+        match to.write_all(data).and_then(|()| to.flush()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => self.0 = None,
+            written => written.map_err(Failure::from).context("cannot write the content")?,
+        }
+        Ok(())
+    }
+}
+
+/// Interprets the argument of `--output`.
+async fn destination(path: &Path, several: bool) -> Result<(Output, Option<Stream>), Failure> {
+    if path == Path::new("-") {
+        return Ok((Output::Client, Some(Stream(Some(Box::new(std::io::stdout()))))));
+    }
+    let found = tokio::fs::metadata(path).await.map(|found| found.file_type());
+    if found.is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let opened = tokio::fs::OpenOptions::new().write(true).open(path).await;
+        let opened: Result<File, Failure> = match opened {
+            Ok(file) => Ok(file.into_std().await),
+            Err(error) => Err(error.into()),
+        };
+        let file = opened.context(format!("cannot open {}", path.display()))?;
+        return Ok((Output::Client, Some(Stream(Some(Box::new(file))))));
+    }
+    let into = several || path.as_os_str().as_bytes().ends_with(b"/");
+    Ok((Output::Path { path: std::path::absolute(path)?, into }, None))
+}
+
+/// Whether this process sees the file that the peer wrote.
+fn is_visible(path: &Path, inode: Option<u64>) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| inode == Some(found.ino()))
+}
+
+async fn print_contents(context: &Context<'_>, queries: Vec<String>, json: bool) -> Result<(), Failure> {
+    for query in queries {
+        runner::print(context, Command::Contents { query }, |stdout, event| match event {
+            event @ Event::DirectoryEntry { .. } if json => stdout.json(&event),
+            Event::DirectoryEntry { path, size: bytes, executable } => {
+                let mark = if executable { "*" } else { "" };
+                stdout.line(&format!("{:>10}  {}{mark}", size(bytes), path));
+            }
+            _ => {}
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_or_missing_file_is_not_visible() {
+        let dir = tempfile::tempdir().unwrap();
+        let (written, other) = (dir.path().join("written"), dir.path().join("other"));
+        std::fs::write(&written, "content").unwrap();
+        std::fs::write(&other, "content").unwrap();
+        let inode = std::fs::metadata(&written).unwrap().ino();
+        assert!(is_visible(&written, Some(inode)));
+        assert!(!is_visible(&other, Some(inode)), "another mount has another file there");
+        assert!(!is_visible(&dir.path().join("missing"), Some(inode)));
+    }
 }

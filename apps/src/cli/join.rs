@@ -25,13 +25,13 @@ use crate::node_key;
 use crate::registry::Registry;
 
 /// The default listen endpoint.
-const LISTEN: &str = "tcps://0.0.0.0:7711";
+const LISTEN: &str = "tcps://[::]:7711";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Invitation printed by `enjambre invite`; `-` reads it from stdin, which keeps it out of the process list
     invitation: String,
-    /// Endpoint that this peer listens on; can be repeated [default: tcps://0.0.0.0:7711]
+    /// Endpoint that this peer listens on; can be repeated [default: tcps://[::]:7711]
     #[arg(long = "listen", value_name = "ENDPOINT")]
     listen: Vec<Endpoint>,
     /// Print a JSON object
@@ -76,7 +76,7 @@ pub(super) async fn run(
     let loaded = Sources { file: Some(path.clone()), ..sources }.load_text(&text, &registry.table_names())?;
     registry.check(&loaded)?;
     let joined = async {
-        let data_dir = runner::lock(&loaded.data_dir(NodeKind::Peer)).await?;
+        let data_dir = runner::lock(&loaded, NodeKind::Peer).await?;
         let key = node_key::load_or_create(data_dir.path()).await?;
         let rights = join(registry, &loaded, &invitation, &key).await?;
         let file = path.clone();
@@ -85,7 +85,7 @@ pub(super) async fn run(
         Ok::<_, Failure>((key.peer_id(), rights))
     };
     let Some(joined) = stop.run_until_cancelled(joined).await else {
-        return Err(Failure::failed("interrupted; run the command again with the same invitation"));
+        return Err(Failure::interrupted("interrupted; run the command again with the same invitation"));
     };
     let (peer, rights) = joined?;
     let mut stdout = Stdout::default();

@@ -12,6 +12,7 @@ mod list;
 pub(crate) mod output;
 mod peer;
 mod peers;
+mod pins;
 mod progress;
 mod publish;
 mod remove;
@@ -21,6 +22,7 @@ mod runner;
 mod status;
 mod storage;
 mod tracker;
+mod unpin;
 mod verify;
 
 use std::ffi::OsString;
@@ -87,7 +89,7 @@ const GLOBAL: &str = "Global options";
 /// The options of all commands.
 #[derive(Debug, Args)]
 struct Global {
-    /// Configuration file [default: $ENJAMBRE_CONFIG, ./enjambre.toml, ~/.config/enjambre/enjambre.toml]
+    /// Configuration file [default: $ENJAMBRE_CONFIG, or ~/.config/enjambre/enjambre.toml]
     #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     config: Option<PathBuf>,
     /// Override a configuration value: section.key=VALUE, with a TOML value or a bare word; can be repeated
@@ -101,14 +103,22 @@ struct Global {
     quiet: bool,
 }
 
+/// The option of the daemons.
+#[derive(Debug, Clone, Copy, Args)]
+struct Init {
+    /// Begin with an empty database if the previous one is missing or the backend was changed
+    #[arg(long)]
+    init: bool,
+}
+
 const AT_TRACKER: &str = "Run this command on the tracker's machine, with the tracker's configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a tracker, which stores the catalogue of files and providers
-    Tracker,
+    Tracker(Init),
     /// Run a peer, which publishes, downloads and seeds files
-    Peer,
+    Peer(Init),
     /// Publish files or directories in the catalogue
     Publish(publish::Arguments),
     /// List files in the catalogue
@@ -125,6 +135,10 @@ enum Command {
     Verify(verify::Arguments),
     /// Show the status of the peer and its trackers
     Status(Json),
+    /// List the replicas that trackers store for this peer, or with a tracker's configuration all replicas of the tracker
+    Pins(Json),
+    /// Remove a replica from a tracker; with a tracker's configuration a replica of any peer
+    Unpin(unpin::Arguments),
     /// Join an invite-only swarm
     Join(join::Arguments),
     /// Create, list or cancel invitations to the swarm
@@ -169,24 +183,32 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
             registry.prepare_process();
             return join::run(registry, sources, arguments, stop).await;
         }
-        Command::Tracker
+        Command::Tracker(_)
         | Command::Invite(_)
         | Command::Peers(_)
         | Command::Revoke(_)
         | Command::Reserve(_) => Some(NodeKind::Tracker),
-        Command::List(_) | Command::Status(_) | Command::Storage(_) => None,
+        Command::List(_)
+        | Command::Status(_)
+        | Command::Storage(_)
+        | Command::Pins(_)
+        | Command::Unpin(_) => None,
         _ => Some(NodeKind::Peer),
     };
     let loaded = registry.load(&sources, kind)?;
-    // By default, short commands log warnings only.
-    let is_configured = loaded.values().get("log.level").is_some_and(|level| level.origin != "default");
-    let is_daemon = matches!(command, Command::Tracker | Command::Peer);
-    start_logging(if is_configured || is_daemon { &loaded.config.log.level } else { "warn" });
+    // Other commands than the daemons log warnings only, because their user reads their output.
+    let file = loaded.file.as_ref().map_or_else(String::new, |file| file.display().to_string());
+    let is_requested = loaded
+        .values()
+        .get("log.level")
+        .is_some_and(|level| level.origin != "default" && level.origin != file);
+    let is_daemon = matches!(command, Command::Tracker(_) | Command::Peer(_));
+    start_logging(if is_requested || is_daemon { &loaded.config.log.level } else { "warn" });
     registry.prepare_process();
     let context = Context { registry, loaded, sources, stop };
     match command {
-        Command::Tracker => tracker::run(context).await,
-        Command::Peer => peer::run(context).await,
+        Command::Tracker(init) => tracker::run(context, init).await,
+        Command::Peer(init) => peer::run(context, init).await,
         Command::Publish(arguments) => publish::run(context, arguments).await,
         Command::List(arguments) => list::run(context, arguments).await,
         Command::Get(arguments) => get::run(context, arguments).await,
@@ -195,6 +217,8 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
         Command::Remove(arguments) => remove::run(context, arguments).await,
         Command::Verify(arguments) => verify::run(context, arguments).await,
         Command::Status(Json { json }) => status::run(context, json).await,
+        Command::Pins(Json { json }) => pins::run(context, json).await,
+        Command::Unpin(arguments) => unpin::run(context, arguments).await,
         Command::Storage(arguments) => storage::run(context, arguments).await,
         Command::Invite(arguments) => invite::run(context, arguments).await,
         Command::Peers(Json { json }) => peers::run(context, json).await,

@@ -7,8 +7,9 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde::Serialize;
 
+use crate::display::{is_confusable, visible};
 use crate::failure::Failure;
-use enjambre_core::UnixMillis;
+use enjambre_core::{FileKind, UnixMillis};
 
 /// The option of commands that print lines.
 #[derive(Debug, Args)]
@@ -26,13 +27,17 @@ pub(crate) struct Stdout {
 }
 
 impl Stdout {
-    /// Prints a line and flushes it.
+    /// Prints a line for people and flushes it. Hidden characters become visible.
     pub(crate) fn line(&mut self, text: &str) {
+        self.write(&visible(text));
+    }
+
+    fn write(&mut self, line: &str) {
         if self.closed {
             return;
         }
         let mut stdout = std::io::stdout().lock();
-        if let Err(error) = writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        if let Err(error) = writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
             self.closed = true;
             if error.kind() != ErrorKind::BrokenPipe {
                 self.failed = Some(Failure::from(error).context("cannot write to stdout"));
@@ -42,7 +47,7 @@ impl Stdout {
 
     pub(crate) fn json(&mut self, value: &impl Serialize) {
         match serde_json::to_string(value) {
-            Ok(text) => self.line(&text),
+            Ok(text) => self.write(&text),
             Err(error) => {
                 self.failed = Some(Failure::failed(format!("cannot format the output as JSON: {error}")));
             }
@@ -60,8 +65,9 @@ impl Stdout {
     }
 }
 
+/// Prints a line for people on stderr. Hidden characters become visible.
 pub(crate) fn notice(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", visible(text));
 }
 
 pub(crate) fn warn(message: &str) {
@@ -78,17 +84,58 @@ pub(crate) fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }
 
-/// Formats a time.
+/// Formats a time. A remote can send a time that RFC 3339 cannot represent; it becomes the last one.
 pub(crate) fn time(time: UnixMillis) -> String {
-    let at = UNIX_EPOCH.checked_add(Duration::from_millis(time.get())).unwrap_or(UNIX_EPOCH);
+    let last = UnixMillis::YEAR_10000 - Duration::from_secs(1);
+    let at = UNIX_EPOCH + Duration::from_millis(time.min(last).get());
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
 pub(crate) fn rate(bytes: u64, seconds: f64) -> String {
-    format!("{:.0} MB/s", bytes as f64 / 1e6 / seconds.max(1e-6))
+    let rate = bytes as f64 / seconds.max(1e-6);
+    match rate {
+        1e7.. => format!("{:.0} MB/s", rate / 1e6),
+        1e6.. => format!("{:.1} MB/s", rate / 1e6),
+        1e3.. => format!("{:.0} kB/s", rate / 1e3),
+        _ => format!("{rate:.0} B/s"),
+    }
 }
 
-/// Replaces control characters in text from a remote.
-pub(crate) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+/// Formats the name of a file or directory. Marks one that may be confused with another name.
+pub(crate) fn name(name: &str, kind: FileKind) -> String {
+    let slash = if kind == FileKind::Collection { "/" } else { "" };
+    let warning = if is_confusable(name) { " (confusable letters)" } else { "" };
+    format!("{name}{slash}{warning}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn confusable_name_is_marked() {
+        assert_eq!(name("p\u{430}ypal", FileKind::File), "p\u{430}ypal (confusable letters)");
+        assert_eq!(name("paypal", FileKind::Collection), "paypal/");
+    }
+
+    #[test]
+    fn slow_rate_is_shown_in_a_smaller_unit() {
+        for (bytes, expected) in [
+            (0, "0 B/s"),
+            (999, "999 B/s"),
+            (400_000, "400 kB/s"),
+            (2_500_000, "2.5 MB/s"),
+            (117_000_000, "117 MB/s"),
+        ] {
+            assert_eq!(rate(bytes, 1.0), expected);
+        }
+    }
+
+    #[test]
+    fn time_after_year_9999_is_the_last_one() {
+        assert_eq!(time(UnixMillis(0)), "1970-01-01T00:00:00Z");
+        for at in [UnixMillis::YEAR_10000, UnixMillis(1 << 48), UnixMillis(u64::MAX)] {
+            assert_eq!(time(at), "9999-12-31T23:59:59Z");
+        }
+    }
 }

@@ -1,16 +1,19 @@
 //! `enjambre peer`
 
+use super::Init;
 use super::context::Context;
 use super::output::Stdout;
 use super::runner;
-use crate::config::sections::NodeKind;
 use crate::failure::Failure;
+use crate::known_database;
 use crate::peer::{PeerNode, Reach};
 
-pub(super) async fn run(context: Context<'_>) -> Result<(), Failure> {
-    let path = context.loaded.data_dir(NodeKind::Peer);
+pub(super) async fn run(context: Context<'_>, Init { init }: Init) -> Result<(), Failure> {
     let start = async {
-        let data_dir = runner::lock_for_daemon(&path).await?;
+        let data_dir = runner::lock_for_daemon(&context.loaded).await?;
+        if init {
+            known_database::forget(data_dir.path()).await?;
+        }
         PeerNode::start(context.registry, &context.loaded, data_dir, Reach::Daemon).await
     };
     let Some(node) = context.stop.run_until_cancelled(start).await else { return Ok(()) };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output::count;
+use crate::display::visible;
 
 /// A progress bar that is shown at the first update.
 #[derive(Debug)]
@@ -32,9 +33,10 @@ impl Bar {
     }
 
     pub(super) fn show(&mut self, label: &str, done: u64, total: u64, providers: Option<u32>) {
+        let label = visible(label);
         if self.bar.message() != label {
             self.bar.reset();
-            self.bar.set_message(label.to_owned());
+            self.bar.set_message(label);
             self.bar.enable_steady_tick(Duration::from_millis(200));
         }
         self.bar.set_length(total);

@@ -16,8 +16,11 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: Context<'_>, Arguments { query }: Arguments) -> Result<(), Failure> {
     runner::print(&context, Command::Remove { query }, |stdout, event| match event {
-        Event::Removed { name: Some(name), id } => stdout.line(&format!("removed {name}  {id}")),
-        Event::Removed { name: None, id } => stdout.line(&format!("removed {id}")),
+        Event::Removed { name: Some(name), id, left: None } => stdout.line(&format!("removed {name}  {id}")),
+        Event::Removed { name: Some(name), id, left: Some(left) } => {
+            stdout.line(&format!("removed the name {name}; the library contains {id} as {left}"));
+        }
+        Event::Removed { name: None, id, .. } => stdout.line(&format!("removed {id}")),
         _ => {}
     })
     .await

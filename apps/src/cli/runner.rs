@@ -1,16 +1,18 @@
 //! Execution of commands on a data directory: in the running node through its control socket, or in this process.
 
-use std::path::Path;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::context::Context;
 use super::output::{Stdout, notice, warn};
+use crate::access::{own_uid, user_name};
+use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
 use crate::control::client::{Connection, connect};
 use crate::control::message::{Command, Event, run_locally};
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, other_owner};
 use crate::failure::Failure;
 use crate::peer::{PeerNode, Reach};
 use crate::tracker::admin::StandaloneAdmin;
@@ -41,7 +43,7 @@ pub(super) async fn print_at_tracker(
     let mut stdout = Stdout::default();
     let mut show = printing(&mut stdout, show);
     let run = async {
-        match lock_or_connect(&context.loaded.data_dir(NodeKind::Tracker)).await? {
+        match lock_or_connect(&context.loaded, NodeKind::Tracker).await? {
             Access::Locked(data_dir) => {
                 let admin = StandaloneAdmin::open(context.registry, &context.loaded, data_dir).await?;
                 let result = run_locally(&admin.service, command, &mut show).await;
@@ -57,6 +59,18 @@ pub(super) async fn print_at_tracker(
     context.stop.run_until_cancelled(run).await.unwrap_or_else(|| Err(interrupted()))?;
     drop(show);
     stdout.finish()
+}
+
+/// Runs a command of a peer, or with the configuration of a tracker the command of the same name of the tracker.
+pub(super) async fn print_at_either(
+    context: &Context<'_>,
+    command: Command,
+    show: impl FnMut(&mut Stdout, Event) + Send,
+) -> Result<(), Failure> {
+    match context.loaded.kind {
+        NodeKind::Peer => print(context, command, show).await,
+        NodeKind::Tracker => print_at_tracker(context, command, show).await,
+    }
 }
 
 fn printing<'a>(
@@ -88,14 +102,13 @@ pub(super) async fn run_and_stay(
     command: Command,
     show: &mut (dyn FnMut(Event) + Send),
 ) -> Result<Option<PeerNode>, Failure> {
-    let path = context.loaded.data_dir(NodeKind::Peer);
     let reach = match command {
         // If no peer is running, the trackers learn of a removal when the peer starts and announces its files.
         Command::Library | Command::Remove { .. } => Reach::Offline,
         _ => Reach::Command,
     };
     for _ in 0..MAX_ATTEMPTS {
-        match lock_or_connect(&path).await? {
+        match lock_or_connect(&context.loaded, NodeKind::Peer).await? {
             Access::Locked(data_dir) => {
                 let start = PeerNode::start(context.registry, &context.loaded, data_dir, reach);
                 let node = context.stop.run_until_cancelled(start).await.ok_or_else(interrupted)??;
@@ -118,7 +131,7 @@ pub(super) async fn run_and_stay(
     }
     Err(Failure::failed(format!(
         "the peer that uses {} exited repeatedly during the command",
-        path.display()
+        context.loaded.data_dir(NodeKind::Peer).display()
     )))
 }
 
@@ -129,14 +142,25 @@ enum Access {
 }
 
 /// Locks a data directory, or connects to the process that holds the lock.
-async fn lock_or_connect(path: &Path) -> Result<Access, Failure> {
+async fn lock_or_connect(loaded: &Loaded, kind: NodeKind) -> Result<Access, Failure> {
+    let path = &loaded.data_dir(kind);
+    if let Some(owner) = other_owner(path) {
+        let connection = connect_to_other_user(loaded, kind, owner).await?;
+        let connected = connection.map(|connection| connected(connection, loaded));
+        return connected.ok_or_else(|| {
+            let (path, owner) = (path.display(), user_name(owner));
+            Failure::failed(format!(
+                "{path} belongs to user {owner}, and no node runs in it; run the command as that user"
+            ))
+        });
+    }
     let until = Instant::now() + LOCK_TIMEOUT;
     loop {
-        if let Some(data_dir) = DataDir::try_lock(path).await? {
+        if let Some(data_dir) = DataDir::try_lock(path, loaded.group_access(kind)).await? {
             return Ok(Access::Locked(data_dir));
         }
         match connect(path).await {
-            Ok(connection) => return Ok(Access::Connected(connection)),
+            Ok(connection) => return Ok(connected(connection, loaded)),
             Err(error) if Instant::now() > until => {
                 let text =
                     format!("{} is in use by another process that accepts no commands", path.display());
@@ -147,9 +171,40 @@ async fn lock_or_connect(path: &Path) -> Result<Access, Failure> {
     }
 }
 
+fn connected(connection: Connection, loaded: &Loaded) -> Access {
+    Access::Connected(connection.with_settings(loaded.required_of_node()))
+}
+
+/// Connects to the running node of another user, whose data directory this user never changes. Returns `None` if no node
+/// is running.
+pub(super) async fn connect_to_other_user(
+    loaded: &Loaded,
+    kind: NodeKind,
+    owner: u32,
+) -> Result<Option<Connection>, Failure> {
+    let (path, owner) = (loaded.data_dir(kind), user_name(owner));
+    // Without the setting, the directory may be a trap of the other user.
+    if own_uid() != 0 && !loaded.group_access(kind) {
+        return Err(Failure::failed(format!(
+            "{} belongs to user {owner}; run the command as that user, or set group_access = true to open the running node \
+             to the group of the directory",
+            path.display()
+        )));
+    }
+    match connect(&path).await {
+        Ok(connection) => Ok(Some(connection)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
+        Err(error) => {
+            let text = format!("cannot reach the node of user {owner} in {}", path.display());
+            Err(Failure::from(error).context(text))
+        }
+    }
+}
+
 /// Locks the data directory of a peer for a daemon. Waits for a short command to exit, but not for another daemon.
-pub(super) async fn lock_for_daemon(path: &Path) -> Result<DataDir, Failure> {
-    if let Some(data_dir) = DataDir::try_lock(path).await? {
+pub(super) async fn lock_for_daemon(loaded: &Loaded) -> Result<DataDir, Failure> {
+    let path = &loaded.data_dir(NodeKind::Peer);
+    if let Some(data_dir) = DataDir::try_lock(path, loaded.group_access(NodeKind::Peer)).await? {
         return Ok(data_dir);
     }
     if let Ok(connection) = connect(path).await {
@@ -168,14 +223,15 @@ pub(super) async fn lock_for_daemon(path: &Path) -> Result<DataDir, Failure> {
             return Err(Failure::failed(text));
         }
     }
-    lock(path).await
+    lock(loaded, NodeKind::Peer).await
 }
 
 /// Locks a data directory. Fails if another process holds the lock for too long.
-pub(super) async fn lock(path: &Path) -> Result<DataDir, Failure> {
+pub(super) async fn lock(loaded: &Loaded, kind: NodeKind) -> Result<DataDir, Failure> {
+    let path = loaded.data_dir(kind);
     let until = Instant::now() + LOCK_TIMEOUT;
     loop {
-        if let Some(data_dir) = DataDir::try_lock(path).await? {
+        if let Some(data_dir) = DataDir::try_lock(&path, loaded.group_access(kind)).await? {
             return Ok(data_dir);
         }
         if Instant::now() > until {
@@ -190,5 +246,5 @@ pub(super) async fn lock(path: &Path) -> Result<DataDir, Failure> {
 }
 
 fn interrupted() -> Failure {
-    Failure::failed("interrupted; completed work is kept")
+    Failure::interrupted("interrupted; completed work is kept")
 }

@@ -7,9 +7,12 @@ use serde_json::{Value, json};
 
 use super::context::Context;
 use super::output::{Stdout, count, size};
+use super::runner::connect_to_other_user;
+use crate::access::user_name;
 use crate::config::sections::NodeKind;
 use crate::control::client::connect;
 use crate::control::message::{Command, Event, NodeStatus};
+use crate::data_dir::other_owner;
 use crate::failure::Failure;
 
 pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
@@ -23,10 +26,13 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
     let (node, trackers) = context.run(query).await?;
     let mut stdout = Stdout::default();
     if context.loaded.kind == NodeKind::Peer {
+        let user = other_owner(&context.loaded.data_dir(NodeKind::Peer)).map(user_name);
         match (&node, json) {
-            (Some(node), true) => stdout.json(&with(json!({ "node": "peer", "running": true }), json!(node))),
+            (Some(node), true) => {
+                stdout.json(&with(json!({ "node": "peer", "running": true, "user": user }), json!(node)));
+            }
             (None, true) => stdout.json(&json!({ "node": "peer", "running": false })),
-            (Some(node), false) => peer_text(node, &mut stdout),
+            (Some(node), false) => peer_text(node, user.as_deref(), &mut stdout),
             (None, false) => stdout.line("peer: not running"),
         }
     }
@@ -55,7 +61,12 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
 
 /// Returns the status of the process that uses the data directory, if any.
 async fn running_peer(context: &Context<'_>) -> Result<Option<NodeStatus>, Failure> {
-    let Ok(connection) = connect(&context.loaded.data_dir(NodeKind::Peer)).await else { return Ok(None) };
+    let path = context.loaded.data_dir(NodeKind::Peer);
+    let connection = match other_owner(&path) {
+        Some(owner) => connect_to_other_user(&context.loaded, NodeKind::Peer, owner).await?,
+        None => connect(&path).await.ok(),
+    };
+    let Some(connection) = connection else { return Ok(None) };
     let mut found = None;
     let mut show = |event| {
         if let Event::Status(status) = event {
@@ -73,9 +84,12 @@ fn with(mut head: Value, rest: Value) -> Value {
     head
 }
 
-fn peer_text(node: &NodeStatus, stdout: &mut Stdout) {
+/// `user` is the owner of the data directory if it is another user.
+fn peer_text(node: &NodeStatus, user: Option<&str>, stdout: &mut Stdout) {
     let kind = if node.daemon { "peer" } else { "command" };
-    stdout.line(&format!("{kind} {}: process {}, up {:.0} s", node.peer, node.pid, node.uptime_seconds));
+    let user = user.map_or_else(String::new, |user| format!(" of user {user}"));
+    stdout
+        .line(&format!("{kind} {}: process {}{user}, up {:.0} s", node.peer, node.pid, node.uptime_seconds));
     for endpoint in &node.listen {
         stdout.line(&format!("  listening on {endpoint}"));
     }
@@ -86,6 +100,16 @@ fn peer_text(node: &NodeStatus, stdout: &mut Stdout) {
         size(node.content_bytes),
         size(node.sent_bytes)
     ));
+    if node.withdrawn > 0 {
+        stdout.line(&format!("  {} not offered until found again:", count(node.withdrawn, "linked file")));
+        for file in &node.withdrawn_files {
+            stdout.line(&format!("    {}: {}", file.reason, file.path.display()));
+        }
+        let more = node.withdrawn - node.withdrawn_files.len() as u64;
+        if more > 0 {
+            stdout.line(&format!("    and {more} more"));
+        }
+    }
     for tracker in &node.trackers {
         let state = if tracker.connected { "connected to" } else { "not connected to" };
         let problem = tracker.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));

@@ -1,22 +1,26 @@
 //! `enjambre tracker`
 
+use super::Init;
 use super::context::Context;
 use super::output::Stdout;
 use super::runner;
 use crate::config::sections::NodeKind;
 use crate::failure::Failure;
+use crate::known_database;
 use crate::tracker::TrackerNode;
 
-pub(super) async fn run(context: Context<'_>) -> Result<(), Failure> {
+pub(super) async fn run(context: Context<'_>, Init { init }: Init) -> Result<(), Failure> {
     if context.loaded.config.transport.listen.is_empty() {
         return Err(context
             .loaded
             .invalid("transport.listen", "a tracker requires at least one endpoint")
             .into());
     }
-    let path = context.loaded.data_dir(NodeKind::Tracker);
     let start = async {
-        let data_dir = runner::lock(&path).await?;
+        let data_dir = runner::lock(&context.loaded, NodeKind::Tracker).await?;
+        if init {
+            known_database::forget(data_dir.path()).await?;
+        }
         TrackerNode::start(context.registry, &context.loaded, data_dir).await
     };
     let Some(node) = context.stop.run_until_cancelled(start).await else { return Ok(()) };

@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::error::ConfigError;
-use super::layer::Layer;
+use super::layer::{ENV_PREFIX, Layer};
 use super::secret::shown;
 
 /// The section with one table per storage backend, beside `backend` and `layers`.
@@ -15,6 +15,31 @@ pub(crate) fn check(layer: &Layer, known: &Table, backends: &[&str]) -> Result<(
     collect("", known, &mut all);
     all.extend(backends.iter().map(|backend| format!("{STORAGE}.{backend}")));
     Checker { layer, all, backends }.table("", &layer.table, known)
+}
+
+/// Rejects a variable such as `ENJAMBRE_PEER_DATA_DIR`, which sets nothing, because single underscores do not separate the
+/// parts of a key.
+pub(crate) fn check_variable(name: &str, known: &Table, backends: &[&str]) -> Result<(), ConfigError> {
+    let prefix = ENV_PREFIX.trim_end_matches('_');
+    let Some(rest) = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('_')) else { return Ok(()) };
+    // The name of a variable with a password can be chosen freely.
+    if rest.starts_with('_') || rest.ends_with("PASSWORD") {
+        return Ok(());
+    }
+    let squeezed = |text: &str| text.to_lowercase().replace(['_', '.'], "");
+    let rest = squeezed(rest);
+    let mut keys = Vec::new();
+    collect("", known, &mut keys);
+    let backend = backends.iter().map(|name| format!("{STORAGE}.{name}"));
+    let backend = backend.filter(|key| rest.starts_with(&squeezed(key))).map(|key| format!("{key}.KEY"));
+    let Some(key) = keys.into_iter().filter(|key| squeezed(key) == rest).chain(backend).next() else {
+        return Ok(());
+    };
+    let expected = key.to_uppercase().replace('.', "__");
+    let origin = format!("environment variable {name}");
+    let problem =
+        format!("it has no effect; the parts are separated by two underscores: {ENV_PREFIX}{expected}");
+    Err(ConfigError::Assignment { origin, problem })
 }
 
 fn collect(path: &str, table: &Table, into: &mut Vec<String>) {
@@ -110,6 +135,26 @@ mod tests {
             ("storage.layer={}", "storage.layers"),
         ] {
             assert_eq!(nearest(argument).as_deref(), Some(expected), "{argument}");
+        }
+    }
+
+    #[test]
+    fn variable_with_single_underscores_is_rejected() {
+        let known = Table::try_from(Config::defaults(NodeKind::Peer)).unwrap();
+        let check = |name| check_variable(name, &known, &["sqlite"]);
+        for (name, expected) in [
+            ("ENJAMBRE_PEER_DATA_DIR", "ENJAMBRE__PEER__DATA_DIR"),
+            ("ENJAMBRE_PEER__DATA_DIR", "ENJAMBRE__PEER__DATA_DIR"),
+            ("ENJAMBRE_TRANSPORT_LIMITS_IN_FLIGHT", "ENJAMBRE__TRANSPORT__LIMITS__IN_FLIGHT"),
+            ("ENJAMBRE_STORAGE_SQLITE_PATH", "ENJAMBRE__STORAGE__SQLITE__KEY"),
+        ] {
+            let text = check(name).unwrap_err().to_string();
+            assert!(text.contains(name) && text.contains(expected), "{text}");
+        }
+        for name in
+            ["ENJAMBRE_CONFIG", "ENJAMBRE__PEER__DATA_DIR", "ENJAMBRE_DB_PASSWORD", "ENJAMBRE_SEED", "PEER"]
+        {
+            assert!(check(name).is_ok(), "{name}");
         }
     }
 

@@ -1,14 +1,40 @@
 //! A layer of the configuration: a table of values with a common origin.
 
+use std::fs::File;
+use std::io::{Error, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use config::{Map, Source, ValueKind};
 use toml::{Table, Value};
 
 use super::error::ConfigError;
+use crate::access::{others_can_write, own_uid, user_name};
 
 /// The prefix of environment variables that set configuration keys.
 pub(crate) const ENV_PREFIX: &str = "ENJAMBRE__";
+
+/// Reads a configuration file. Rejects a file of another user, because it decides which secrets are sent where.
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let found = file.metadata()?;
+    let denied = |text| Err(Error::new(ErrorKind::PermissionDenied, text));
+    // Pipes and `/dev/null` have no content that others can prepare.
+    if found.is_file() {
+        if found.uid() != 0 && found.uid() != own_uid() {
+            return denied(format!("the file belongs to user {}; use a copy of it", user_name(found.uid())));
+        }
+        if others_can_write(&found) {
+            return denied("other users can write the file; check it, then run chmod go-w".to_owned());
+        }
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The start of the origin of values of `--set`.
+pub(crate) const SET_ORIGIN: &str = "--set ";
 
 #[derive(Debug, Clone)]
 pub(crate) struct Layer {
@@ -19,8 +45,7 @@ pub(crate) struct Layer {
 
 impl Layer {
     pub(crate) fn file(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::text(path, &text)
     }
 
@@ -55,7 +80,7 @@ impl Layer {
             let (origin, problem) = (format!("--set {argument}"), "expected KEY=VALUE".to_owned());
             return Err(ConfigError::Assignment { origin, problem });
         };
-        Self::assignment(format!("--set {}", key.trim()), key.trim(), value)
+        Self::assignment(format!("{SET_ORIGIN}{}", key.trim()), key.trim(), value)
     }
 
     fn assignment(origin: String, key: &str, value: &str) -> Result<Self, ConfigError> {

@@ -12,13 +12,13 @@ use toml::{Table, Value};
 
 use super::error::ConfigError;
 use super::keys;
-use super::layer::{Layer, without_origin};
+use super::layer::{Layer, SET_ORIGIN, without_origin};
 use super::secret::shown;
 use super::sections::{AdmissionMode, Config, NodeKind};
 
 /// The environment variable with the path of the configuration file.
 pub(crate) const ENV_FILE: &str = "ENJAMBRE_CONFIG";
-/// The name of the configuration file in the current directory and in the user's configuration directory.
+/// The name of the configuration file in the user's configuration directory.
 pub(crate) const FILE_NAME: &str = "enjambre.toml";
 
 /// The configuration sources of the command line.
@@ -55,7 +55,7 @@ impl Sources {
     pub(crate) fn load(&self, kind: Option<NodeKind>, backends: &[&str]) -> Result<Loaded, ConfigError> {
         let file = self.file.clone().or_else(search);
         let mut layers = Vec::from_iter(file.as_deref().map(Layer::file).transpose()?);
-        layers.extend(self.above_file()?);
+        layers.extend(self.above_file(backends)?);
         if let (Some(path), Some(kind)) = (&file, kind) {
             let (own, other, configured) = match kind {
                 NodeKind::Tracker => ("tracker", "peer", NodeKind::Peer),
@@ -73,15 +73,19 @@ impl Sources {
     pub(crate) fn load_text(&self, text: &str, backends: &[&str]) -> Result<Loaded, ConfigError> {
         let file = self.file.clone().unwrap_or_else(|| FILE_NAME.into());
         let mut layers = vec![Layer::text(&file, text)?];
-        layers.extend(self.above_file()?);
+        layers.extend(self.above_file(backends)?);
         Loaded::from_layers(layers, Some(file), Some(NodeKind::Peer), backends)
     }
 
     /// Returns the layers with precedence over the file.
-    fn above_file(&self) -> Result<Vec<Layer>, ConfigError> {
+    fn above_file(&self, backends: &[&str]) -> Result<Vec<Layer>, ConfigError> {
         // Variables that are not UTF-8 cannot set a key.
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let variables: Vec<_> = variables.collect();
+        for (name, _) in &variables {
+            keys::check_variable(name, &known_keys(NodeKind::Peer), backends)?;
+        }
         let mut layers = Layer::environment(variables)?;
         for argument in &self.set {
             layers.push(Layer::set(argument)?);
@@ -120,9 +124,10 @@ fn user_folder(variable: &str, default: &str) -> Option<PathBuf> {
     Some(base.join("enjambre"))
 }
 
+/// Returns the configuration file of a command without `--config`. The current directory is not searched: its files may come
+/// from other users.
 fn search() -> Option<PathBuf> {
-    let default = || [Some(PathBuf::from(FILE_NAME)), user_file()].into_iter().flatten();
-    named_file().or_else(|| default().find(|file| file.is_file()))
+    named_file().or_else(|| user_file().filter(|file| file.is_file()))
 }
 
 impl Loaded {
@@ -136,7 +141,7 @@ impl Loaded {
             let tracker = layers.iter().any(|layer| layer.table.contains_key("tracker"));
             if tracker { NodeKind::Tracker } else { NodeKind::Peer }
         });
-        let known = Table::try_from(Config::defaults(kind)).expect("the defaults serialize to TOML");
+        let known = known_keys(kind);
         let mut builder = config::Config::builder()
             .add_source(Layer { origin: "default".to_owned(), table: known.clone() });
         for layer in layers {
@@ -170,6 +175,13 @@ impl Loaded {
         })
     }
 
+    pub(crate) const fn group_access(&self, kind: NodeKind) -> bool {
+        match kind {
+            NodeKind::Tracker => self.config.tracker.group_access,
+            NodeKind::Peer => self.config.peer.group_access,
+        }
+    }
+
     pub(crate) fn is_invite_only(&self) -> bool {
         match self.kind {
             NodeKind::Tracker => self.config.swarm.admission == AdmissionMode::Invite,
@@ -179,6 +191,20 @@ impl Loaded {
 
     pub(crate) fn values(&self) -> &BTreeMap<String, Effective> {
         &self.values
+    }
+
+    /// Returns the effective values by key, as TOML.
+    pub(crate) fn effective(&self) -> BTreeMap<String, String> {
+        self.values.iter().map(|(key, found)| (key.clone(), found.value.to_string())).collect()
+    }
+
+    /// Returns the values of `--set` that a running node must have for a command to run in it. The others apply to the
+    /// process of the command.
+    pub(crate) fn required_of_node(&self) -> BTreeMap<String, String> {
+        let own = |key: &str| ["log.level", "peer.data_dir", "tracker.data_dir"].contains(&key);
+        let required =
+            self.values.iter().filter(|(key, found)| found.origin.starts_with(SET_ORIGIN) && !own(key));
+        required.map(|(key, found)| (key.clone(), found.value.to_string())).collect()
     }
 
     /// Creates the error for an invalid value.
@@ -196,7 +222,19 @@ impl Loaded {
                            which `enjambre join` writes";
             return Err(self.invalid("swarm.admission", problem));
         }
+        for (key, found) in &self.values {
+            if found.value.as_str().is_some_and(|text| text == "~" || text.starts_with("~/")) {
+                return Err(
+                    self.invalid(key, "`~` is not replaced by the home directory; write the whole path")
+                );
+            }
+        }
         let Config { tracker, peer, transport, log, .. } = &self.config;
+        for (key, path) in [("tracker.data_dir", &tracker.data_dir), ("peer.data_dir", &peer.data_dir)] {
+            if path.as_os_str().is_empty() {
+                return Err(self.invalid(key, "expected the path of a directory"));
+            }
+        }
         for (key, endpoints) in
             [("transport.advertise", &transport.advertise), ("peer.trackers", &peer.trackers)]
         {
@@ -217,7 +255,7 @@ impl Loaded {
         if tracker.lease.get().as_millis() < 100 {
             return Err(self.invalid("tracker.lease", "the minimum is 100ms"));
         }
-        if crate::logging::filter(&log.level).is_err() {
+        if crate::logging::filter(&log.level).is_none() {
             let problem =
                 "expected error, warn, info, debug, trace, or a filter such as \"info,enjambre_swarm=debug\"";
             return Err(self.invalid("log.level", problem));
@@ -247,6 +285,11 @@ impl Loaded {
         }
         text
     }
+}
+
+/// Returns the defaults, which contain every key except those of the storage backends.
+fn known_keys(kind: NodeKind) -> Table {
+    Table::try_from(Config::defaults(kind)).expect("the defaults serialize to TOML")
 }
 
 fn flatten(key: &str, value: &config::Value, into: &mut BTreeMap<String, Effective>) {
@@ -368,6 +411,13 @@ mod tests {
             (file("[library]\ncontent = \"cloud\""), "library.content", "\"cloud\""),
             (file("[peer]\ntrackers = [\"zmq://0.0.0.0:1\"]"), "peer.trackers", "zmq://0.0.0.0:1"),
             (file("[log]\nlevel = \"x=loud\""), "log.level", "\"x=loud\""),
+            (file("[log]\nlevel = \"warning\""), "log.level", "\"warning\""),
+            (file("[peer]\ndata_dir = \"~/peer\""), "peer.data_dir", "\"~/peer\""),
+            (file("[peer]\ndata_dir = \"\""), "peer.data_dir", "\"\""),
+            (file("[tracker]\ndata_dir = \"\""), "tracker.data_dir", "\"\""),
+            (file("[storage.sqlite]\npath = \"~/x.db\""), "storage.sqlite.path", "\"~/x.db\""),
+            (file("[tracker]\nretention = \"30M\""), "tracker.retention", "5min"),
+            (file("[limits]\nupload = \"10Mb/s\""), "limits.upload", "in bytes"),
             (file("[swarm]\nadmission = \"some\""), "swarm.admission", "\"some\""),
             (file("[swarm]\nauthority = \"abc\""), "swarm.authority", "\"abc\""),
             (file("log = 3"), "log", "3"),

@@ -4,9 +4,11 @@
 //! serialized defaults are also the list of the known keys.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use enjambre_core::Endpoint;
+use enjambre_swarm::tracker::settings::DEFAULT_SESSIONS_PER_ADDRESS;
 use serde::{Deserialize, Serialize};
 
 use super::value::{AuthorityKey, Rate, Size, Span, Timeout};
@@ -65,12 +67,18 @@ fn loopback(scheme: &str, port: u16) -> Endpoint {
 pub struct TrackerSection {
     /// Data directory with database, key and control socket, relative to the configuration file.
     pub data_dir: PathBuf,
+    /// Whether the group of the data directory can run commands in the running tracker.
+    pub group_access: bool,
     /// Time for which a peer counts as alive after its last renewal.
     pub lease: Span,
     /// Time after which a file without providers is removed from the catalogue.
     pub retention: Span,
+    /// Number of new sessions from one address at once. They are available again after about two minutes.
+    pub sessions_per_address: NonZeroU32,
     /// Memory for cached lookup results.
     pub lookup_cache: Size,
+    /// Hosts that peers may announce in addition to the address that the tracker sees; `*`: all.
+    pub announced_hosts: Vec<String>,
     /// Replicas that the tracker stores.
     pub store: StoreSection,
 }
@@ -79,9 +87,12 @@ impl Default for TrackerSection {
     fn default() -> Self {
         Self {
             data_dir: "data/tracker".into(),
+            group_access: false,
             lease: Span::seconds(30),
             retention: Span::days(30),
+            sessions_per_address: DEFAULT_SESSIONS_PER_ADDRESS,
             lookup_cache: Size::bytes(32 << 20),
+            announced_hosts: Vec::new(),
             store: StoreSection::default(),
         }
     }
@@ -109,13 +120,15 @@ impl Default for StoreSection {
 pub struct PeerSection {
     /// Data directory with database, key and control socket, relative to the configuration file.
     pub data_dir: PathBuf,
+    /// Whether the group of the data directory can run commands in the running peer.
+    pub group_access: bool,
     /// The trackers of the peer.
     pub trackers: Vec<Endpoint>,
 }
 
 impl Default for PeerSection {
     fn default() -> Self {
-        Self { data_dir: "data/peer".into(), trackers: vec![loopback("zmq", 7700)] }
+        Self { data_dir: "data/peer".into(), group_access: false, trackers: vec![loopback("zmq", 7700)] }
     }
 }
 

@@ -72,8 +72,10 @@ impl FromStr for Span {
     fn from_str(text: &str) -> Result<Self, ParseValueError> {
         // The limit prevents overflow when the span is added to an instant.
         const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+        // `M` is a month. Most users mean minutes.
         humantime::parse_duration(text)
             .ok()
+            .filter(|_| !text.contains('M'))
             .filter(|span| (Duration::from_millis(1)..=LONGEST).contains(span))
             .map(Self)
             .ok_or_else(|| invalid(text, Self::EXPECTED))
@@ -113,7 +115,12 @@ impl FromStr for Size {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Self, ParseValueError> {
-        text.parse::<ByteSize>().map(|size| Self(size.as_u64())).map_err(|_| invalid(text, Self::EXPECTED))
+        // `b` is a bit. `ByteSize` reads it as a byte.
+        text.parse::<ByteSize>()
+            .ok()
+            .filter(|_| !text.contains('b'))
+            .map(|size| Self(size.as_u64()))
+            .ok_or_else(|| invalid(text, Self::EXPECTED))
     }
 }
 
@@ -131,7 +138,7 @@ impl fmt::Display for Size {
     }
 }
 
-as_text!(Size, "a size such as \"64KiB\", \"50GiB\" or \"1GB\"");
+as_text!(Size, "a size in bytes such as \"64KiB\", \"50GiB\" or \"1GB\"");
 
 /// A rate in bytes per second, `"50MB/s"`, or `"unlimited"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -168,7 +175,7 @@ impl fmt::Display for Rate {
     }
 }
 
-as_text!(Rate, "a rate such as \"50MB/s\", or \"unlimited\"");
+as_text!(Rate, "a rate in bytes such as \"50MB/s\", or \"unlimited\"");
 
 /// A timeout: a duration, or `"none"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -261,14 +268,14 @@ mod tests {
 
     #[test]
     fn invalid_values_are_rejected() {
-        for text in ["", "30", "0s", "x", "-5s", "1000000000000y", "101years"] {
+        for text in ["", "30", "0s", "x", "-5s", "1000000000000y", "101years", "30M"] {
             assert!(text.parse::<Span>().is_err(), "{text:?}");
             assert!(text.parse::<Timeout>().is_err(), "{text:?}");
         }
-        for text in ["", "GiB", "1XB", "-1B", "many"] {
+        for text in ["", "GiB", "1XB", "-1B", "many", "10Mb", "1Kib"] {
             assert!(text.parse::<Size>().is_err(), "{text:?}");
         }
-        for text in ["", "50MB", "0B/s", "/s", "fast"] {
+        for text in ["", "50MB", "0B/s", "/s", "fast", "10Mb/s"] {
             assert!(text.parse::<Rate>().is_err(), "{text:?}");
         }
     }

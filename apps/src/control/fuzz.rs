@@ -41,7 +41,7 @@ pub(crate) fn messages(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let command = parse::<Envelope>(text);
     parse::<Event>(text);
-    if let Some(Envelope { command: Command::Get { query, .. }, .. }) = command {
-        assert!(query.len() <= text.len());
+    if let Some(Envelope { command: Command::Get { queries, .. }, .. }) = command {
+        assert!(queries.iter().map(String::len).sum::<usize>() <= text.len());
     }
 }

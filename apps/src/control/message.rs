@@ -1,10 +1,14 @@
 //! Commands for a running peer or tracker, and their events.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use enjambre_core::model::membership::Rights;
+use enjambre_core::protocol::message::PinStatus;
 use enjambre_core::{Endpoint, FileId, FileKind, Name, PeerId, UnixMillis};
+use enjambre_swarm::library::entry::WithdrawReason;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -14,12 +18,17 @@ use crate::failure::Failure;
 pub(crate) const CONTROL_VERSION: u32 = 1;
 /// Maximum length of a line, in bytes.
 pub(crate) const MAX_LINE: usize = 4 << 20;
+/// Maximum time between two events of a running command.
+pub(crate) const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The first line of a client.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Envelope {
     pub(crate) version: u32,
     pub(crate) command: Command,
+    /// The settings that the node must have, by key, as TOML values.
+    #[serde(default)]
+    pub(crate) settings: BTreeMap<String, String>,
 }
 
 /// A command for a peer or a tracker. Paths are absolute. A `query` is a name, an id, or a prefix of an id.
@@ -35,15 +44,22 @@ pub(crate) enum Command {
         store: bool,
         /// Whether to wait until a tracker stores a replica.
         pin: bool,
+        /// Whether an entry of a directory that cannot be published is an error.
+        strict: bool,
+        /// Patterns of entries of directories to leave out.
+        exclude: Vec<String>,
     },
-    /// Downloads a file or directory.
+    /// Downloads files and directories. A query may also be a directory, `/` and the path of a file or directory in it.
     Get {
-        query: String,
-        /// The path to write to. `None` stores the download in the library.
-        output: Option<PathBuf>,
+        queries: Vec<String>,
+        output: Output,
         force: bool,
         /// Whether to sync the content to disk before the command completes.
         sync: bool,
+    },
+    /// Lists the files of a directory, without downloading them.
+    Contents {
+        query: String,
     },
     Library,
     /// Exports a file or directory of the library to a path.
@@ -61,6 +77,12 @@ pub(crate) enum Command {
         query: Option<String>,
     },
     Status,
+    /// Lists the pins of a peer, or those of all peers at a tracker.
+    Pins,
+    /// Removes a pin of a peer, or any pin at a tracker.
+    Unpin {
+        query: String,
+    },
     /// Creates an invitation. For trackers.
     Invite {
         /// Maximum number of peers that can join.
@@ -89,6 +111,21 @@ pub(crate) enum Command {
         /// The id of the peer, or a prefix of it. `None` releases the name.
         peer: Option<String>,
     },
+}
+
+/// Where downloads go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Output {
+    Library,
+    /// The file or directory at this path. With `into` the path is a directory that is created if it does not exist, and
+    /// each download gets a name in it if there are several.
+    Path {
+        path: PathBuf,
+        into: bool,
+    },
+    /// The library, and then the client, as [`Event::Content`].
+    Client,
 }
 
 /// An event of a running command. `done`, `total`, `size` and `bytes` are numbers of bytes.
@@ -124,11 +161,33 @@ pub(crate) enum Event {
         total: u64,
         providers: u32,
     },
+    /// The contents of a directory, before any of it is written.
+    Directory {
+        name: Name,
+        files: u64,
+        bytes: u64,
+        /// Number of files whose path has a component that begins with a dot.
+        hidden: u64,
+        /// The first of these paths.
+        first_hidden: Vec<String>,
+    },
+    /// A file of a directory.
+    DirectoryEntry {
+        path: String,
+        size: u64,
+        executable: bool,
+    },
+    /// The next bytes of a file, in Base64.
+    Content {
+        data: String,
+    },
     Complete {
         name: Name,
         id: FileId,
         /// The path of the download. `None` if it is stored in the library.
         path: Option<PathBuf>,
+        /// The inode at the path, by which the client checks that it sees the same file.
+        inode: Option<u64>,
         bytes: u64,
         /// The part of `bytes` that was not stored before the command.
         received: u64,
@@ -144,6 +203,8 @@ pub(crate) enum Event {
         /// `None` for a member of a directory.
         name: Option<Name>,
         id: FileId,
+        /// Another name of the file, which therefore stays in the library.
+        left: Option<Name>,
     },
     /// A file was verified, with its number of valid, damaged and missing pieces.
     Verified {
@@ -155,6 +216,10 @@ pub(crate) enum Event {
         missing: u64,
     },
     Status(NodeStatus),
+    Pin(PinStatus),
+    Unpinned {
+        id: FileId,
+    },
     Invitation {
         invitation: String,
         id: String,
@@ -182,6 +247,8 @@ pub(crate) enum Event {
     Warning {
         message: String,
     },
+    /// The command is running, and there is no other event.
+    Alive,
     /// Final event: the command succeeded.
     Done,
     /// Final event: the command failed.
@@ -199,8 +266,8 @@ pub(crate) struct LibraryLine {
     pub(crate) content: String,
     pub(crate) path: Option<PathBuf>,
     pub(crate) kind: FileKind,
-    /// Whether the linked file was modified or deleted.
-    pub(crate) withdrawn: bool,
+    /// Why the linked file is not offered.
+    pub(crate) withdrawn: Option<WithdrawReason>,
 }
 
 /// An invitation to a swarm.
@@ -243,11 +310,24 @@ pub(crate) struct NodeStatus {
     pub(crate) files: u64,
     /// Number of files and directories that this peer published.
     pub(crate) published: u64,
+    /// Number of files that are not offered because the linked file is missing or changed.
+    pub(crate) withdrawn: u64,
+    /// The first of these files.
+    pub(crate) withdrawn_files: Vec<WithdrawnLine>,
     /// Size of the content in the library, in bytes.
     pub(crate) content_bytes: u64,
     /// Size of the pieces sent since the start, in bytes.
     pub(crate) sent_bytes: u64,
     pub(crate) trackers: Vec<TrackerLine>,
+}
+
+/// A linked file that a peer does not offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WithdrawnLine {
+    /// `None` for a member of a directory.
+    pub(crate) name: Option<Name>,
+    pub(crate) path: PathBuf,
+    pub(crate) reason: WithdrawReason,
 }
 
 /// The status of a tracker, as seen by a peer.

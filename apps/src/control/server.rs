@@ -1,5 +1,6 @@
 //! The server of the control socket: one command per connection.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio_util::codec::{FramedRead, FramedWrite, LinesCodec};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::message::{CONTROL_VERSION, Envelope, Event, Events, Execute, MAX_LINE};
+use super::message::{ALIVE_INTERVAL, CONTROL_VERSION, Envelope, Event, Events, Execute, MAX_LINE};
 use crate::failure::Failure;
 
 /// Maximum number of concurrent commands. Further clients wait.
@@ -24,7 +25,15 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the commands of the socket until `stop` is cancelled. Running commands are dropped then, and their connections
 /// closed.
-pub(crate) async fn serve(listener: UnixListener, handler: Arc<dyn Execute>, stop: CancellationToken) {
+///
+/// `settings` are the effective settings of the node, by key, as TOML values.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    handler: Arc<dyn Execute>,
+    settings: BTreeMap<String, String>,
+    stop: CancellationToken,
+) {
+    let settings = Arc::new(settings);
     let tasks = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
@@ -37,9 +46,9 @@ pub(crate) async fn serve(listener: UnixListener, handler: Arc<dyn Execute>, sto
         };
         match accepted {
             (Ok((stream, _)), slot) => {
-                let (handler, stop) = (Arc::clone(&handler), stop.clone());
+                let (handler, settings, stop) = (Arc::clone(&handler), Arc::clone(&settings), stop.clone());
                 tasks.spawn(async move {
-                    tokio::select! { () = stop.cancelled() => {} () = answer(stream, &*handler) => {} }
+                    tokio::select! { () = stop.cancelled() => {} () = answer(stream, &*handler, &settings) => {} }
                     drop(slot);
                 });
             }
@@ -57,19 +66,23 @@ pub(crate) async fn serve(listener: UnixListener, handler: Arc<dyn Execute>, sto
 type Reader = FramedRead<OwnedReadHalf, LinesCodec>;
 type Writer = FramedWrite<OwnedWriteHalf, LinesCodec>;
 
-async fn answer(stream: UnixStream, handler: &dyn Execute) {
+async fn answer(stream: UnixStream, handler: &dyn Execute, node: &BTreeMap<String, String>) {
     let (reader, writer) = stream.into_split();
     let mut reader = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE));
     let mut writer = FramedWrite::new(writer, LinesCodec::new());
-    let result = match command(&mut reader).await {
+    let result = match command(&mut reader, node).await {
         Ok(Some(Envelope { command, .. })) => {
             let (events, mut receiver) = Events::channel();
             let run = async { Ok(handler.execute(command, events).await) };
             let write = async {
-                while let Some(event) = receiver.recv().await {
+                loop {
+                    let event = match timeout(ALIVE_INTERVAL, receiver.recv()).await {
+                        Ok(Some(event)) => event,
+                        Ok(None) => return Ok::<_, std::io::Error>(()),
+                        Err(_) => Event::Alive,
+                    };
                     send(&mut writer, &event).await?;
                 }
-                Ok::<_, std::io::Error>(())
             };
             // The command is cancelled if the client disconnects or stops reading.
             tokio::select! {
@@ -85,6 +98,15 @@ async fn answer(stream: UnixStream, handler: &dyn Execute) {
     }
 }
 
+/// Returns the failure of a command that requires another value of a setting than the node has.
+fn other_value(required: &BTreeMap<String, String>, node: &BTreeMap<String, String>) -> Option<Failure> {
+    let (key, _) = required.iter().find(|(key, value)| node.get(*key) != Some(value))?;
+    Some(Failure::usage(format!(
+        "--set {key}: the running node has another value, which a command cannot change; change its configuration and \
+         restart it, or stop it"
+    )))
+}
+
 /// Sends an event. Fails if the client is gone or stops reading.
 async fn send(writer: &mut Writer, event: &Event) -> std::io::Result<()> {
     let line = serde_json::to_string(event).unwrap_or_else(|error| {
@@ -95,10 +117,12 @@ async fn send(writer: &mut Writer, event: &Event) -> std::io::Result<()> {
 }
 
 /// Receives the command. Returns `None` if the client disconnects.
-async fn command(reader: &mut Reader) -> Result<Option<Envelope>, Failure> {
+async fn command(reader: &mut Reader, node: &BTreeMap<String, String>) -> Result<Option<Envelope>, Failure> {
     match timeout(RECEIVE_TIMEOUT, reader.next()).await {
         Ok(Some(Ok(line))) => match serde_json::from_str::<Envelope>(&line) {
-            Ok(envelope) if envelope.version == CONTROL_VERSION => Ok(Some(envelope)),
+            Ok(envelope) if envelope.version == CONTROL_VERSION => {
+                other_value(&envelope.settings, node).map_or(Ok(Some(envelope)), Err)
+            }
             _ => Err(Failure::failed(
                 "the running node has another version than this program; restart the node, or use the program of its version",
             )),

@@ -1,16 +1,18 @@
 //! The path of the control socket of a data directory.
 //!
 //! The socket is in a directory of its own that only its user can enter, so that other users cannot connect even
-//! while the socket is created. The length of the path of a Unix socket is limited. For a long data directory, the
+//! while the socket is created. With `group_access`, the group of the data directory can enter it as well. The length of the path of a Unix socket is limited. For a long data directory, the
 //! socket is in the system's temporary directory instead, under a name derived from the data directory.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
+
+use crate::access::{own_uid, user_name};
 
 /// Maximum length of the path of a Unix socket on all systems, in bytes.
 const MAX_PATH: usize = 100;
@@ -34,13 +36,14 @@ pub(crate) fn path(data_dir: &Path) -> PathBuf {
 }
 
 /// Listens on the socket of a data directory and replaces a stale socket. The caller holds the lock.
-pub(crate) fn listen(data_dir: &Path) -> Result<UnixListener> {
+pub(crate) fn listen(data_dir: &Path, group_access: bool) -> Result<UnixListener> {
     let path = path(data_dir);
     let folder = path.parent().expect("the path of a socket has a parent");
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-        _ => check_folder(folder)?,
+        _ => check_owner(folder, own_uid())?,
     }
+    std::fs::set_permissions(folder, Permissions::from_mode(0o700))?;
     match std::fs::symlink_metadata(&path) {
         Ok(found) if found.file_type().is_socket() => std::fs::remove_file(&path)?,
         Ok(_) => {
@@ -50,7 +53,14 @@ pub(crate) fn listen(data_dir: &Path) -> Result<UnixListener> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(&path, Permissions::from_mode(if group_access { 0o660 } else { 0o600 }))?;
+    if group_access {
+        let group = std::fs::metadata(data_dir)?.gid();
+        for path in [&path, folder] {
+            chown(path, None, Some(group))?;
+        }
+        std::fs::set_permissions(folder, Permissions::from_mode(0o710))?;
+    }
     Ok(listener)
 }
 
@@ -63,17 +73,13 @@ pub(crate) fn remove(data_dir: &Path) {
     let _ = std::fs::remove_dir(folder);
 }
 
-/// Rejects a directory of another user. Restricts access to this user.
-pub(super) fn check_folder(folder: &Path) -> Result<()> {
+/// Rejects a directory that does not belong to the owner of the data directory.
+pub(super) fn check_owner(folder: &Path, owner: u32) -> Result<()> {
     let found = std::fs::symlink_metadata(folder)?;
-    let own = rustix::process::geteuid().as_raw();
-    if found.is_dir() && found.uid() == own {
-        if found.mode() & 0o077 != 0 {
-            std::fs::set_permissions(folder, Permissions::from_mode(0o700))?;
-        }
+    if found.is_dir() && found.uid() == owner {
         return Ok(());
     }
-    let text = format!("{} is not a directory of this user; remove it", folder.display());
+    let text = format!("{} is not a directory of user {}; remove it", folder.display(), user_name(owner));
     Err(Error::new(ErrorKind::PermissionDenied, text))
 }
 
@@ -85,7 +91,7 @@ mod tests {
     async fn socket_is_private_and_replaces_a_stale_one() {
         let folder = tempfile::tempdir().unwrap();
         for _ in 0..2 {
-            let listener = listen(folder.path()).unwrap();
+            let listener = listen(folder.path(), false).unwrap();
             let path = path(folder.path());
             assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
             assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
@@ -97,13 +103,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn socket_is_open_to_the_group_of_the_data_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        // Only root can choose any group.
+        let group = chown(folder.path(), None, Some(12345)).map_or_else(|_| own_gid(), |()| 12345);
+        for access in [true, false, true] {
+            let _listener = listen(folder.path(), access).unwrap();
+            let path = path(folder.path());
+            let (socket, parent) = (path.metadata().unwrap(), path.parent().unwrap().metadata().unwrap());
+            let expected = if access { (0o660, 0o710) } else { (0o600, 0o700) };
+            assert_eq!((socket.mode() & 0o777, parent.mode() & 0o777), expected);
+            assert!(!access || (socket.gid(), parent.gid()) == (group, group));
+        }
+    }
+
+    fn own_gid() -> u32 {
+        rustix::process::getegid().as_raw()
+    }
+
+    #[tokio::test]
     async fn long_data_directory_uses_temporary_directory() {
         let folder = tempfile::tempdir().unwrap();
         let long = folder.path().join("x".repeat(120));
         std::fs::create_dir(&long).unwrap();
         let path = path(&long);
         assert!(path.as_os_str().len() <= MAX_PATH && !path.starts_with(&long));
-        let listener = listen(&long).unwrap();
+        let listener = listen(&long, false).unwrap();
         drop(listener);
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }
@@ -114,7 +139,7 @@ mod tests {
         let path = path(folder.path());
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         std::fs::write(&path, "mine").unwrap();
-        assert!(listen(folder.path()).is_err());
+        assert!(listen(folder.path(), false).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
     }
 }

@@ -1,6 +1,8 @@
 //! The control protocol over a Unix socket.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tempfile::TempDir;
@@ -60,9 +62,10 @@ struct Server {
 impl Server {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let listener = socket::listen(&folder.path().canonicalize().unwrap()).unwrap();
+        let listener = socket::listen(&folder.path().canonicalize().unwrap(), false).unwrap();
         let (handler, stop) = (Arc::new(Handler::default()), CancellationToken::new());
-        let task = tokio::spawn(server::serve(listener, Arc::clone(&handler) as _, stop.clone()));
+        let settings = BTreeMap::from([("limits.upload".to_owned(), "\"1MB/s\"".to_owned())]);
+        let task = tokio::spawn(server::serve(listener, Arc::clone(&handler) as _, settings, stop.clone()));
         Self { folder, handler, stop, task }
     }
 
@@ -93,6 +96,40 @@ async fn events_arrive_in_order() {
     let (events, outcome) = server.run(Command::Status).await;
     assert!(events.is_empty());
     assert_eq!(outcome, Some(Err(Failure::not_found("not found"))));
+}
+
+#[tokio::test]
+async fn setting_that_the_node_does_not_have_is_rejected() {
+    let server = Server::start();
+    for (key, value, is_same) in [
+        ("limits.upload", "\"1MB/s\"", true),
+        ("limits.upload", "\"2MB/s\"", false),
+        ("download.provider_timeout", "\"1s\"", false),
+    ] {
+        let settings = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let connection = connect(server.folder.path()).await.unwrap().with_settings(settings);
+        let outcome = connection.run(Command::Library, &mut |_| {}).await.unwrap();
+        assert_eq!(outcome.is_ok(), is_same, "{key}={value}");
+        assert!(is_same || outcome.unwrap_err().message.contains(key));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_node_counts_as_frozen() {
+    let folder = tempfile::tempdir().unwrap();
+    let _frozen = socket::listen(&folder.path().canonicalize().unwrap(), false).unwrap();
+    let connection = connect(folder.path()).await.unwrap();
+    let failure = connection.run(Command::Status, &mut |_| {}).await.unwrap().unwrap_err();
+    assert!(failure.message.contains("does not respond"), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_command_without_events_is_not_cancelled() {
+    let server = Server::start();
+    let connection = connect(server.folder.path()).await.unwrap();
+    let mut show = |event| panic!("{event:?}");
+    let command = connection.run(Command::Verify { query: None }, &mut show);
+    tokio::time::timeout(Duration::from_secs(120), command).await.expect_err("the command is running");
 }
 
 #[tokio::test]

@@ -2,57 +2,65 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use enjambre_core::{Collection, FileId, FileKind, Name, Publication};
-use enjambre_swarm::download::get::{GetRequest, get};
-use enjambre_swarm::download::request::{Phase, Progress};
 use enjambre_swarm::library::entry::{Entry, Location, Origin};
 use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::library::Library;
-use enjambre_swarm::library::publish::{PublishOptions, PublishProgress};
+use enjambre_swarm::library::publish::{PublishOptions, PublishProgress, Skipped};
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
-use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
 
+use super::get::GetOptions;
 use super::{Node, Reach};
-use crate::control::message::{Command, Event, Events, Execute, LibraryLine, NodeStatus, TrackerLine};
+use crate::control::message::{
+    Command, Event, Events, Execute, LibraryLine, NodeStatus, TrackerLine, WithdrawnLine,
+};
 use crate::failure::{Failure, ResultContext};
 
-/// Interval of progress events.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a download must run before the disk counts as no longer full, so that a few freed bytes are not reported.
-const DISK_FREE_DELAY: Duration = Duration::from_secs(5);
-/// Interval of requests for the progress of a replica.
-const PIN_INTERVAL: Duration = Duration::from_millis(500);
+/// Maximum number of withdrawn files in the status.
+const MAX_WITHDRAWN: usize = 20;
 
 #[async_trait]
 impl Execute for Node {
     async fn execute(&self, command: Command, events: Events) -> Result<(), Failure> {
         match command {
-            Command::Publish { paths, name, store, pin } => {
+            Command::Publish { paths, name, store, pin, strict, exclude } => {
+                let secret = Some(FileId::from_bytes(blake3::hash(&self.key.secret()).into()));
+                let options = PublishOptions { name, store, secret, strict, exclude };
                 for path in paths {
-                    let (publication, size) = self.publish(&path, name.clone(), store, &events).await?;
+                    let (publication, size) = self.publish(&path, options.clone(), &events).await?;
                     if pin {
                         self.pin(&publication, size, &events).await?;
                     }
                 }
                 Ok(())
             }
-            Command::Get { query, output, force, sync } => {
-                self.get(&query, output, force, sync, &events).await
+            Command::Get { queries, output, force, sync } => {
+                let several = queries.len() > 1;
+                for query in queries {
+                    self.get(&query, GetOptions { output: &output, several, force, sync }, &events).await?;
+                }
+                Ok(())
             }
+            Command::Contents { query } => self.contents(&query, &events).await,
             Command::Library => self.list(&events).await,
             Command::Export { query, output, force } => self.export(&query, output, force, &events).await,
             Command::Remove { query } => {
-                let entry = self.services.library.find(&query)?;
-                self.services.library.remove(&entry.id).await?;
-                events.send(Event::Removed { name: entry.name, id: entry.id }).await;
+                let library = &self.services.library;
+                let entry = library.find(&query)?;
+                let by_name = entry.names.iter().find(|name| name.as_str() == query);
+                let left = match by_name {
+                    Some(name) => library.remove_name(&entry.id, name).await?,
+                    None => library.remove(&entry.id).await.map(|()| None)?,
+                };
+                let name = by_name.cloned().or(entry.name);
+                events.send(Event::Removed { name, id: entry.id, left }).await;
                 Ok(())
             }
+            Command::Pins => self.pins(&events).await,
+            Command::Unpin { query } => self.unpin(&query, &events).await,
             Command::Verify { query } => self.verify(query.as_deref(), &events).await,
             Command::Status => {
                 events.send(Event::Status(self.status())).await;
@@ -64,7 +72,7 @@ impl Execute for Node {
 }
 
 impl Node {
-    fn presence(&self) -> Result<&Presence, Failure> {
+    pub(super) fn presence(&self) -> Result<&Presence, Failure> {
         self.presence.as_deref().ok_or_else(|| {
             Failure::failed(
                 "the library is in use by a command that does not participate in the swarm; try again",
@@ -77,8 +85,7 @@ impl Node {
     async fn add(
         &self,
         path: &Path,
-        name: Option<Name>,
-        store: bool,
+        options: PublishOptions,
         events: &Events,
     ) -> Result<(Publication, u64), Failure> {
         let library = &self.services.library;
@@ -86,10 +93,15 @@ impl Node {
         let progress = move |PublishProgress { done, total, .. }: PublishProgress| {
             sink.progress(Event::Hashing { path: shown.clone(), done, total });
         };
-        let published = library.publish(path, PublishOptions { name, store }, progress).await?;
-        if published.skipped_links > 0 {
-            let count = published.skipped_links;
-            events.warn(format!("{}: skipped {count} symbolic links", path.display())).await;
+        let published = library.publish(path, options, progress).await?;
+        let Skipped { links, others, reasons } = published.skipped;
+        if links > 0 {
+            events.warn(format!("{}: skipped {links} symbolic links", path.display())).await;
+        }
+        if others > 0 {
+            let more = if others > reasons.len() as u64 { "; ..." } else { "" };
+            let reasons = reasons.join("; ");
+            events.warn(format!("{}: skipped {others} entries: {reasons}{more}", path.display())).await;
         }
         // For a directory the publication contains the size of the encoded collection, not that of its files.
         let entry = library.entry(&published.id).ok_or_else(|| {
@@ -102,12 +114,11 @@ impl Node {
     async fn publish(
         &self,
         path: &Path,
-        name: Option<Name>,
-        store: bool,
+        options: PublishOptions,
         events: &Events,
     ) -> Result<(Publication, u64), Failure> {
         let presence = self.presence()?;
-        let added = self.add(path, name, store, events).await;
+        let added = self.add(path, options, events).await;
         let (publication, size) = added.context(format!("cannot publish {}", path.display()))?;
         let acknowledged = presence.publish(&publication).await;
         let outcome = match &acknowledged {
@@ -131,119 +142,6 @@ impl Node {
             events.warn(warning).await;
         }
         Ok((publication, size))
-    }
-
-    async fn pin(&self, publication: &Publication, total: u64, events: &Events) -> Result<(), Failure> {
-        let presence = self.presence()?;
-        let mut ticks = interval(PIN_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            let name = publication.name.clone();
-            let progress = presence.pin(publication.id).await;
-            let progress =
-                progress.context(format!("{name} is published, but no tracker stores a replica"))?;
-            if progress.complete {
-                events.send(Event::Pinned { name }).await;
-                return Ok(());
-            }
-            if self.listen.is_empty() {
-                return Err(Failure::failed(format!(
-                    "{name} is published, but trackers cannot fetch a replica: this node offers no files, because \
-                     the port of transport.listen is in use or not set"
-                )));
-            }
-            events.progress(Event::Pinning { name, done: progress.stored.min(total), total });
-        }
-    }
-
-    async fn get(
-        &self,
-        query: &str,
-        output: Option<PathBuf>,
-        force: bool,
-        durable: bool,
-        events: &Events,
-    ) -> Result<(), Failure> {
-        self.presence()?;
-        let started = Instant::now();
-        let (id, name, kind, size) = self.find(query, events).await?;
-        let output = output.map(|path| match kind {
-            // As in `cp`.
-            FileKind::File if path.is_dir() => path.join(name.as_str()),
-            _ => path,
-        });
-        let stored = self.stored_bytes(&id).await;
-        let request =
-            GetRequest { id, name: Some(name.clone()), kind, size, output: output.clone(), force, durable };
-        let (progress, mut updates) = watch::channel(Progress { total: size, ..Progress::default() });
-        let running = get(&self.services.downloader, &request, Arc::clone(&self.trackers) as _, &progress);
-        tokio::pin!(running);
-        let mut ticks = interval(PROGRESS_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut disk = DiskState::default();
-        let bytes = loop {
-            tokio::select! {
-                result = &mut running => break result.map_err(|error| Failure::from(&*error))?,
-                _ = ticks.tick() => {
-                    let now = *updates.borrow();
-                    if let Some(message) = disk.message(&name, now) {
-                        events.warn(message).await;
-                    }
-                    if updates.has_changed().unwrap_or(false) {
-                        events.progress(progress_event(*updates.borrow_and_update()));
-                    }
-                },
-            }
-        };
-        let last = *updates.borrow();
-        events.send(progress_event(Progress { done: bytes, total: bytes, ..last })).await;
-        let seconds = started.elapsed().as_secs_f64();
-        let path = output.or_else(|| match self.services.library.entry(&id)?.location {
-            Location::Linked { path } => Some(path),
-            _ => None,
-        });
-        let received = bytes.saturating_sub(stored);
-        events.send(Event::Complete { name, id, path, bytes, received, seconds }).await;
-        Ok(())
-    }
-
-    /// Returns the stored bytes of a file, or of the members of a directory.
-    async fn stored_bytes(&self, id: &FileId) -> u64 {
-        let library = &self.services.library;
-        let stored = |id: &FileId| library.entry(id).map_or(0, |entry| entry.stored_bytes());
-        match library.collection(id).await {
-            Ok(collection) => collection.members().iter().map(|member| stored(&member.id)).sum(),
-            Err(_) => stored(id),
-        }
-    }
-
-    /// Looks up a file at the trackers, which know the newest version. Falls back to complete files of the library.
-    async fn find(&self, query: &str, events: &Events) -> Result<(FileId, Name, FileKind, u64), Failure> {
-        let local = match self.services.library.find(query) {
-            Ok(entry) if entry.is_complete() => Some(entry),
-            _ => None,
-        };
-        let found = |entry: Entry| {
-            let name = entry.name.clone().or_else(|| default_name(&entry.id))?;
-            Some((entry.id, name, entry.kind, entry.size))
-        };
-        if query.parse::<FileId>().is_ok()
-            && let Some(found) = local.clone().and_then(found)
-        {
-            return Ok(found);
-        }
-        match self.trackers.find(query).await {
-            Ok(file) => Ok((file.id, file.name, file.kind, file.size)),
-            Err(error @ (TrackerError::NotFound { .. } | TrackerError::Unreachable { .. })) => {
-                let Some(found) = local.and_then(found) else { return Err(error.into()) };
-                if matches!(error, TrackerError::Unreachable { .. }) {
-                    events.warn(format!("{error}; using the file in the library")).await;
-                }
-                Ok(found)
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 
     async fn list(&self, events: &Events) -> Result<(), Failure> {
@@ -386,6 +284,8 @@ impl Node {
             listen: self.listen.clone(),
             files: named().count() as u64,
             published: named().filter(|entry| entry.origin == Origin::Published).count() as u64,
+            withdrawn: entries.iter().filter(|entry| entry.withdrawn.is_some()).count() as u64,
+            withdrawn_files: entries.iter().filter_map(withdrawn_line).take(MAX_WITHDRAWN).collect(),
             content_bytes: entries.iter().map(Entry::stored_bytes).sum(),
             sent_bytes: self.services.seeder.sent_bytes(),
             trackers: self
@@ -393,33 +293,6 @@ impl Node {
                 .as_ref()
                 .map_or_else(Vec::new, |presence| presence.status().into_iter().map(tracker).collect()),
         }
-    }
-}
-
-/// Tracks a full disk during a download, to report its start and its end once each.
-#[derive(Debug, Default)]
-struct DiskState {
-    is_full: bool,
-    /// When the download resumed.
-    resumed: Option<Instant>,
-}
-
-impl DiskState {
-    fn message(&mut self, name: &Name, progress: Progress) -> Option<String> {
-        if progress.phase == Phase::DiskFull {
-            self.resumed = None;
-            return (!std::mem::replace(&mut self.is_full, true)).then(|| {
-                format!(
-                    "disk full: the download of {name} waits at {} of {} bytes and resumes when there is free space",
-                    progress.done, progress.total
-                )
-            });
-        }
-        if !self.is_full || self.resumed.get_or_insert_with(Instant::now).elapsed() < DISK_FREE_DELAY {
-            return None;
-        }
-        self.is_full = false;
-        Some(format!("disk no longer full: the download of {name} resumed"))
     }
 }
 
@@ -439,11 +312,12 @@ fn linked_folder(library: &Library, collection: &Collection) -> Option<PathBuf> 
     folders.into_iter().max_by_key(|(_, members)| *members).map(|(folder, _)| folder)
 }
 
-fn progress_event(progress: Progress) -> Event {
-    Event::Progress { done: progress.done, total: progress.total, providers: progress.providers }
+fn withdrawn_line(entry: &Entry) -> Option<WithdrawnLine> {
+    let (Some(reason), Location::Linked { path }) = (entry.withdrawn, &entry.location) else { return None };
+    Some(WithdrawnLine { name: entry.name.clone(), path: path.clone(), reason })
 }
 
 /// Returns the name for a file without a name.
-fn default_name(id: &FileId) -> Option<Name> {
+pub(super) fn default_name(id: &FileId) -> Option<Name> {
     format!("{}.bin", id.short()).parse().ok()
 }

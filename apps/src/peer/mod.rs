@@ -1,9 +1,11 @@
 //! A peer, assembled from its configuration: library, swarm and control socket.
 //!
 //! A daemon and a command that runs without a daemon use the same node. They differ in the reaction to a port in use and
-//! in their lifetime. `commands` executes the commands of the command line.
+//! in their lifetime. `commands` executes the commands of the command line, `get` the downloads.
 
 mod commands;
+mod get;
+pub(crate) mod pins;
 pub(crate) mod services;
 
 use std::sync::Arc;
@@ -122,10 +124,15 @@ impl PeerNode {
             let downloader = Arc::clone(&inner.services.downloader);
             let repair = Repair::new(downloader, Arc::clone(&inner.trackers) as _);
             background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(repair.run()).map(drop)));
-            match socket::listen(&folder) {
+            match socket::listen(&folder, loaded.group_access(NodeKind::Peer)) {
                 Ok(listener) => {
                     let handler: Arc<dyn Execute> = Arc::clone(inner) as _;
-                    background.push(tokio::spawn(server::serve(listener, handler, stop.clone())));
+                    background.push(tokio::spawn(server::serve(
+                        listener,
+                        handler,
+                        loaded.effective(),
+                        stop.clone(),
+                    )));
                 }
                 Err(error) => {
                     node.stop().await;

@@ -7,9 +7,10 @@ use std::time::Duration;
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::SystemClock;
-use enjambre_core::{Dialer, KeyPair, Place, Role, Storage};
+use enjambre_core::{Dialer, KeyPair, Place, Role, Storage, Tenancy};
 use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::settings::DownloadSettings;
+use enjambre_swarm::library;
 use enjambre_swarm::library::content::ContentStore;
 use enjambre_swarm::library::library::Library;
 use enjambre_swarm::membership::gate::MembershipGate;
@@ -24,6 +25,7 @@ use crate::config::load::Loaded;
 use crate::config::sections::ContentKind;
 use crate::config::value::Rate;
 use crate::failure::{Failure, ResultContext};
+use crate::known_database;
 use crate::registry::Registry;
 
 /// Shares of the shutdown time, [`crate::shutdown::LIMIT`].
@@ -62,7 +64,13 @@ impl PeerServices {
     ) -> Result<Self, Failure> {
         let config = &loaded.config;
         let content_dir = place.data_dir.join("content");
+        // Replicas are fetched again.
+        let data_dir = (place.tenancy == Tenancy::Single).then(|| place.data_dir.clone());
         let index = registry.open_storage(loaded, place.clone(), Role::Records).await?;
+        if let Some(data_dir) = &data_dir {
+            let format = library::stored_format(&*index).await.context("cannot open the library")?;
+            known_database::check(data_dir, format, &config.storage.backend).await?;
+        }
         let mut storages = vec![Arc::clone(&index)];
         let content = match config.library.content {
             ContentKind::Database => {
@@ -87,8 +95,11 @@ impl PeerServices {
             ),
             None => Arc::clone(dialer),
         };
-        let library = Library::open(index, content).await;
+        let library = Library::open(Arc::clone(&index), content).await;
         let library = library.context("cannot open the library")?;
+        if let Some(data_dir) = data_dir.filter(|_| !registry.is_volatile(loaded)) {
+            known_database::record(&data_dir, &*index).await?;
+        }
         let limit = |rate: Rate| Arc::new(BandwidthLimit::new(rate.get().and_then(NonZeroU64::new)));
         let settings = DownloadSettings {
             provider_timeout: config.download.provider_timeout.get(),

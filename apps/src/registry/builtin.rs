@@ -38,6 +38,11 @@ fn register_databases(registry: &mut Registry) {
     registry.register_storage("sqlite", |settings, place: Place, role| async move {
         Ok(enjambre_storage_sqlite::open(&settings, &place, role).await?)
     });
+    #[cfg(feature = "sqlite")]
+    registry.compact_with("sqlite", |settings, place: Place, role| async move {
+        let compact = move || enjambre_storage_sqlite::compact(&settings, &place, role);
+        Ok(enjambre_core::runtime::spawn_blocking(compact).await??)
+    });
     #[cfg(feature = "sled")]
     registry.register_storage("sled", |settings, place: Place, role| async move {
         Ok(enjambre_storage_sled::open(&settings, &place, role).await?)
@@ -67,6 +72,9 @@ fn register_memory(registry: &mut Registry) {
         };
         async { Ok(Arc::new(storage) as Arc<dyn Storage>) }
     });
+    if let Some(memory) = registry.storages.get_mut("memory") {
+        memory.is_volatile = true;
+    }
     registry.remove_scratch_with("memory", move |NoSettings {}, place: Place, role| {
         if let Some(scratch) = &place.scratch {
             disks.lock().remove(&key(scratch, role));

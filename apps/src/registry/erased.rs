@@ -28,8 +28,12 @@ pub(super) struct Backend {
     pub(super) open: Box<Call<Arc<dyn Storage>>>,
     /// Checks that a table deserializes to the settings of the backend.
     pub(super) check: Box<Check>,
+    /// Whether the data is lost when the process ends.
+    pub(super) is_volatile: bool,
     /// Starts to remove a scratch place. `None` if the backend has nothing to remove.
     pub(super) remove_scratch: Option<Box<Call<()>>>,
+    /// Returns unused space to the file system, and the number of its bytes.
+    pub(super) compact: Option<Box<Call<u64>>>,
 }
 
 pub(super) fn erase<S, T, F, Fut>(call: F) -> Box<Call<T>>

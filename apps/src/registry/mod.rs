@@ -15,6 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use enjambre_core::storage::layers::metrics::MeteredStorage;
+use enjambre_core::storage::layers::report::ReportingStorage;
 use enjambre_core::storage::layers::retry::{Retry, RetryStorage};
 use enjambre_core::{Dialer, Endpoint, KeyPair, Place, Role, Storage, Transport};
 use enjambre_swarm::record_copy;
@@ -68,7 +69,10 @@ impl Registry {
             "a storage backend cannot be named {name:?}: storage.{name} is a common setting of all backends"
         );
         let check = Box::new(|table| S::deserialize(table).map(drop));
-        self.storages.insert(name, Backend { open: erase(open), check, remove_scratch: None });
+        self.storages.insert(
+            name,
+            Backend { open: erase(open), check, is_volatile: false, remove_scratch: None, compact: None },
+        );
     }
 
     /// Registers a function that removes a scratch place. See [`crate::App::remove_scratch_with`].
@@ -82,6 +86,34 @@ impl Registry {
             panic!("storage backend {name:?} is not registered; call register_storage first");
         };
         backend.remove_scratch = Some(erase(remove));
+    }
+
+    /// Registers a function that returns the unused space of a closed database to the file system, and the number of its
+    /// bytes.
+    fn compact_with<S, F, Fut>(&mut self, name: &str, compact: F)
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<u64, PluginError>> + Send + 'static,
+    {
+        if let Some(backend) = self.storages.get_mut(name) {
+            backend.compact = Some(erase(compact));
+        }
+    }
+
+    /// Returns the unused space of a closed database to the file system, and the number of its bytes. `None` if the backend
+    /// cannot do this.
+    pub(crate) async fn compact(
+        &self,
+        loaded: &Loaded,
+        place: Place,
+        role: Role,
+    ) -> Result<Option<u64>, Failure> {
+        let section = &loaded.config.storage;
+        let Some(compact) = &self.backend(loaded)?.compact else { return Ok(None) };
+        let compaction = compact(section.table(&section.backend), place, role)
+            .map_err(|error| invalid_table(&section.backend, &error))?;
+        compaction.await.context("cannot compact the database").map(Some)
     }
 
     /// Registers the transport of a scheme. See [`crate::App::register_transport`].
@@ -120,6 +152,11 @@ impl Registry {
 
     fn scheme(&self, name: &str) -> Option<&Scheme> {
         self.transports.iter().find(|(known, _)| known == name).map(|(_, scheme)| scheme)
+    }
+
+    /// Returns whether the configured backend loses its data when the process ends.
+    pub(crate) fn is_volatile(&self, loaded: &Loaded) -> bool {
+        self.storages.get(&loaded.config.storage.backend).is_some_and(|backend| backend.is_volatile)
     }
 
     fn backend(&self, loaded: &Loaded) -> Result<&Backend, Failure> {
@@ -195,7 +232,7 @@ impl Registry {
                 let action = format!("cannot create scratch directory {}", scratch.data_dir().display());
                 crate::blocking(move || scratch.create().context(action)).await?;
             }
-            None => tokio::fs::create_dir_all(&data_dir).await?,
+            None => tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(&data_dir).await?,
         }
         Ok(opening.await.map(|storage| wrap(storage, &section.layers, role)))
     }
@@ -235,12 +272,13 @@ fn invalid_table(backend: &str, error: &toml::de::Error) -> Failure {
     Failure::usage(format!("invalid section [storage.{backend}]: {error}"))
 }
 
-/// Wraps a storage in the configured layers. Metrics are outermost, so that they include retries.
+/// Wraps a storage in the layers. Metrics are outermost, so that they include retries.
 fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Arc<dyn Storage> {
     let retry = Retry { timeout: layers.timeout.get(), retries: layers.retries };
     if retry != Retry::default() {
         storage = Arc::new(RetryStorage::new(storage, retry));
     }
+    storage = Arc::new(ReportingStorage::new(storage, role.name()));
     if layers.metrics {
         storage = Arc::new(MeteredStorage::new(storage, role.name()));
     }

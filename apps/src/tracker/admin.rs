@@ -3,6 +3,7 @@
 //! In a running tracker, the control socket provides access. If the tracker is stopped, [`StandaloneAdmin`] works on its
 //! database.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +12,11 @@ use enjambre_core::model::membership::Rights;
 use enjambre_core::model::secret::{Secret, SecretHash};
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use enjambre_core::{Endpoint, Name, PeerId, Role, Storage};
-use enjambre_swarm::catalogue::Catalogue;
 use enjambre_swarm::catalogue::layout::InvitationRecord;
+use enjambre_swarm::catalogue::{self, Catalogue};
 use enjambre_swarm::membership::credentials::invitation::{Invitation, MAX_TRACKERS};
 use enjambre_swarm::tracker::admission::Admission;
+use enjambre_swarm::tracker::pin_store::PinStore;
 use enjambre_swarm::tracker::settings::TrackerSettings;
 
 use super::endpoints_file;
@@ -23,6 +25,7 @@ use crate::config::sections::NodeKind;
 use crate::control::message::{Command, Event, Events, Execute, InvitationLine, MemberLine};
 use crate::data_dir::DataDir;
 use crate::failure::{Failure, ResultContext};
+use crate::known_database;
 use crate::node_key;
 use crate::registry::Registry;
 use crate::registry::locations::node_place;
@@ -32,7 +35,9 @@ const MIN_PREFIX: usize = 4;
 
 #[derive(Debug)]
 pub(crate) struct AdminService {
-    catalogue: Arc<Catalogue>,
+    pub(super) catalogue: Arc<Catalogue>,
+    /// The replica store of a running tracker.
+    pub(super) store: Option<Arc<dyn PinStore>>,
     /// `None` if the swarm is open.
     admission: Option<Arc<Admission>>,
     /// The endpoints at which peers reach this tracker.
@@ -59,10 +64,10 @@ impl StandaloneAdmin {
         let listen = endpoints_file::effective(&loaded.config.transport.listen, &folder).await;
         let place = node_place(NodeKind::Tracker, &folder);
         let storage = registry.open_storage(loaded, place, Role::Records).await?;
-        match open_catalogue(loaded, &storage, key.peer_id()).await {
+        match open_catalogue(registry, loaded, &folder, &storage, key.peer_id()).await {
             Ok((catalogue, admission, _)) => {
                 let service =
-                    AdminService::new(registry, loaded, catalogue, admission, &listen, key.peer_id());
+                    AdminService::new(registry, loaded, catalogue, admission, &listen, key.peer_id(), None);
                 Ok(Self { service, storage, _data_dir: data_dir })
             }
             Err(failure) => {
@@ -87,6 +92,7 @@ impl AdminService {
         admission: Option<Arc<Admission>>,
         listen: &[Endpoint],
         tracker: PeerId,
+        store: Option<Arc<dyn PinStore>>,
     ) -> Self {
         let advertise = &loaded.config.transport.advertise;
         let announced = if advertise.is_empty() { listen } else { advertise };
@@ -96,7 +102,7 @@ impl AdminService {
             endpoint.id().is_some() && endpoint.port() != 0 && !endpoint.is_unspecified()
         };
         let endpoints = announced.iter().map(with_id).filter(is_reachable).collect();
-        Self { catalogue, admission, endpoints }
+        Self { catalogue, store, admission, endpoints }
     }
 
     fn admission(&self) -> Result<&Admission, Failure> {
@@ -255,7 +261,9 @@ fn line((id, record): &(SecretHash, InvitationRecord)) -> InvitationLine {
 
 /// Opens the catalogue of a tracker, and the admission if the swarm is invite-only.
 pub(super) async fn open_catalogue(
+    registry: &Registry,
     loaded: &Loaded,
+    data_dir: &Path,
     storage: &Arc<dyn Storage>,
     tracker: PeerId,
 ) -> Result<(Arc<Catalogue>, Option<Arc<Admission>>, TrackerSettings), Failure> {
@@ -263,11 +271,17 @@ pub(super) async fn open_catalogue(
     let settings = TrackerSettings {
         lease: section.lease.get(),
         file_retention: section.retention.get(),
+        sessions_per_address: section.sessions_per_address,
         lookup_cache: section.lookup_cache.as_usize(),
         ..TrackerSettings::default()
     };
+    let format = catalogue::stored_format(&**storage).await.context("cannot open the catalogue")?;
+    known_database::check(data_dir, format, &loaded.config.storage.backend).await?;
     let catalogue = Catalogue::open(Arc::clone(storage), settings.rules(), SystemClock.now()).await;
     let catalogue = Arc::new(catalogue.context("cannot open the catalogue")?);
+    if !registry.is_volatile(loaded) {
+        known_database::record(data_dir, &**storage).await?;
+    }
     let action = "cannot read the authority of the swarm";
     if loaded.is_invite_only() {
         let admission = Admission::open(Arc::clone(&catalogue), tracker, Arc::new(SystemClock)).await;
@@ -315,6 +329,8 @@ impl Execute for AdminService {
             Command::Invitations => self.invitations(&events).await,
             Command::CancelInvitation { id } => self.cancel_invitation(&id, &events).await,
             Command::Peers => self.peers(&events).await,
+            Command::Pins => self.pins(&events).await,
+            Command::Unpin { query } => self.unpin(&query, &events).await,
             Command::Revoke { peer } => self.revoke(&peer, &events).await,
             Command::Reserve { name, peer } => self.reserve(name, peer, &events).await,
             _ => Err(Failure::usage(

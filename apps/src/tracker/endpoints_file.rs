@@ -4,17 +4,16 @@ use std::path::Path;
 
 use enjambre_core::Endpoint;
 
+use crate::data_dir::write_file;
+
 const FILE_NAME: &str = "endpoints";
 
 /// Writes the endpoints of a running tracker. An error is logged only.
 pub(super) async fn write(data_dir: &Path, endpoints: &[Endpoint]) {
     let lines: String = endpoints.iter().map(|endpoint| format!("{endpoint}\n")).collect();
-    let draft = data_dir.join(format!("{FILE_NAME}.new"));
-    let written = async {
-        tokio::fs::write(&draft, lines).await?;
-        tokio::fs::rename(&draft, data_dir.join(FILE_NAME)).await
-    };
-    if let Err(error) = written.await {
+    let folder = data_dir.to_owned();
+    let written = crate::blocking(move || Ok(write_file(&folder, FILE_NAME, lines.as_bytes())?)).await;
+    if let Err(error) = written {
         tracing::warn!(%error, "endpoints file write failed, `enjambre status` may not find this tracker");
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod endpoints_file;
 mod handler;
+mod pins;
 mod replicas;
 
 use std::sync::Arc;
@@ -62,7 +63,8 @@ impl TrackerNode {
         let place = node_place(NodeKind::Tracker, &folder);
         let storage = registry.open_storage(loaded, place, Role::Records).await?;
         let tracker = key.peer_id();
-        let (catalogue, admission, settings) = open_catalogue(loaded, &storage, tracker).await?;
+        let (catalogue, admission, settings) =
+            open_catalogue(registry, loaded, &folder, &storage, tracker).await?;
         let mut listeners = Listeners::bind(&dialer, &loaded.config.transport.listen)
             .await
             .map_err(|error| listeners::bind_failure(&error))?;
@@ -76,9 +78,17 @@ impl TrackerNode {
         };
         let pins = replicas.as_ref().map(|replicas| Arc::clone(&replicas.store) as Arc<dyn PinStore>);
         let listen = listeners.endpoints();
-        let admin =
-            AdminService::new(registry, loaded, Arc::clone(&catalogue), admission.clone(), &listen, tracker);
-        let service = Arc::new(TrackerService::new(catalogue, settings, Arc::new(SystemClock), pins));
+        let admin = AdminService::new(
+            registry,
+            loaded,
+            Arc::clone(&catalogue),
+            admission.clone(),
+            &listen,
+            tracker,
+            pins.clone(),
+        );
+        let service = TrackerService::new(catalogue, tracker, settings, Arc::new(SystemClock), pins);
+        let service = Arc::new(service.with_announced_hosts(loaded.config.tracker.announced_hosts.clone()));
         let seeder = replicas.as_ref().map(|replicas| Arc::clone(&replicas.services.seeder));
         endpoints_file::write(&folder, &listen).await;
         let handler: Arc<dyn Handler> = Arc::new(TrackerHandler { service: Arc::clone(&service), seeder });
@@ -99,8 +109,10 @@ impl TrackerNode {
                 tokio::join!(service.run(stop.clone()), watch);
             }
         });
-        let control = match socket::listen(&folder) {
-            Ok(listener) => tokio::spawn(server::serve(listener, Arc::new(admin), stop.clone())),
+        let control = match socket::listen(&folder, loaded.group_access(NodeKind::Tracker)) {
+            Ok(listener) => {
+                tokio::spawn(server::serve(listener, Arc::new(admin), loaded.effective(), stop.clone()))
+            }
             Err(error) => {
                 stop.cancel();
                 listeners.shutdown(STOP_LISTENING).await;

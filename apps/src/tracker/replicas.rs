@@ -1,6 +1,6 @@
 //! Assembly of the replica store of a tracker.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 
 use enjambre_core::runtime::clock::SystemClock;
@@ -55,15 +55,24 @@ impl Replicas {
 }
 
 /// Returns the endpoints under which other peers reach the replicas. The tracker sees its own store connect from
-/// loopback, so a wildcard address is replaced by the address of the interface with the default route.
+/// loopback, so a wildcard address is replaced by the address of the interface with the default route, of IPv4 if there
+/// is one.
 fn reachable(listen: &[Endpoint]) -> Vec<Endpoint> {
-    let outward = || -> std::io::Result<IpAddr> {
-        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-        // An address reserved for documentation (RFC 5737). Connecting a datagram socket sends nothing.
-        socket.connect(("192.0.2.1", 9))?;
+    let outward = |any: IpAddr, remote: IpAddr| -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind((any, 0))?;
+        // Connecting a datagram socket sends nothing.
+        socket.connect((remote, 9))?;
         Ok(socket.local_addr()?.ip())
     };
-    let endpoints = listen.iter().map(|endpoint| match outward() {
+    // Addresses reserved for documentation (RFC 5737, RFC 3849).
+    let ipv4 = || outward(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
+    let ipv6 =
+        || outward(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
+    let route = |endpoint: &Endpoint| match endpoint.address() {
+        Some(IpAddr::V6(_)) => ipv4().or_else(|_| ipv6()),
+        _ => ipv4(),
+    };
+    let endpoints = listen.iter().map(|endpoint| match route(endpoint) {
         Ok(address) if endpoint.is_unspecified() => {
             let endpoint = endpoint.with_address(address);
             tracing::info!(%endpoint, "replicas offered at a detected address; transport.advertise overrides it");

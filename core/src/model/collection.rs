@@ -3,11 +3,12 @@
 //! The encoding is deterministic CBOR (RFC 8949, section 4.2.1), so that a directory has one id:
 //!
 //! ```text
-//! ["enjambre collection 1", [[path: text, size: uint, id: bytes .size 32, executable: bool], ...]]
+//! ["enjambre collection 1", [[path: text, size: uint, id: bytes .size 32, executable: bool], ...], [path: text, ...]]
 //! ```
 //!
-//! Members are sorted by the bytes of their paths. An invalid list is refused as a whole before any member is written to
-//! disk. Empty directories and symbolic links are not included.
+//! The last array lists the empty directories and is absent if there are none. Members and directories are sorted by the
+//! bytes of their paths. An invalid list is refused as a whole before any member is written to
+//! disk. Symbolic links are not included.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -51,6 +52,11 @@ impl MemberPath {
     /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The last component.
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
     }
 }
 
@@ -143,6 +149,14 @@ pub enum CollectionError {
         /// The size in bytes.
         size: u64,
     },
+    /// The claimed size contradicts the id, or another entry with the same id.
+    #[error("{path} has {size} bytes, which contradicts its id or another entry with this id")]
+    WrongSize {
+        /// The path.
+        path: MemberPath,
+        /// The size in bytes.
+        size: u64,
+    },
     /// Too many members or bytes.
     #[error("collection too large: the limit is {MAX_MEMBERS} files and {MAX_ENCODED} bytes")]
     TooLarge,
@@ -160,15 +174,28 @@ pub enum CollectionError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collection {
     members: Vec<Member>,
+    /// The empty directories.
+    directories: Vec<MemberPath>,
 }
 
 impl Collection {
     /// Sorts and validates the members.
-    pub fn new(mut members: Vec<Member>) -> Result<Self, CollectionError> {
+    pub fn new(members: Vec<Member>) -> Result<Self, CollectionError> {
+        Self::with_directories(members, Vec::new())
+    }
+
+    /// Sorts and validates the members and the empty directories.
+    pub fn with_directories(
+        mut members: Vec<Member>,
+        mut directories: Vec<MemberPath>,
+    ) -> Result<Self, CollectionError> {
         members.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        let collection = Self { members };
+        directories.sort_unstable();
+        let collection = Self { members, directories };
         collection.check()?;
-        if collection.members.len() > MAX_MEMBERS || collection.encoded_len() > MAX_ENCODED {
+        if collection.members.len() + collection.directories.len() > MAX_MEMBERS
+            || collection.encoded_len() > MAX_ENCODED
+        {
             return Err(CollectionError::TooLarge);
         }
         Ok(collection)
@@ -177,6 +204,11 @@ impl Collection {
     /// The members, sorted by the bytes of their paths.
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// The empty directories, sorted by the bytes of their paths.
+    pub fn directories(&self) -> &[MemberPath] {
+        &self.directories
     }
 
     /// The total size of the members in bytes, as claimed by the publisher.
@@ -193,7 +225,7 @@ impl Collection {
     /// Encodes the list in at most [`MAX_ENCODED`] bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.encoded_len());
-        put_head(&mut out, ARRAY, 2);
+        put_head(&mut out, ARRAY, if self.directories.is_empty() { 2 } else { 3 });
         put_text(&mut out, MARK);
         put_head(&mut out, ARRAY, self.members.len() as u64);
         for member in &self.members {
@@ -204,7 +236,17 @@ impl Collection {
             out.extend_from_slice(member.id.as_bytes());
             out.push(if member.executable { TRUE } else { FALSE });
         }
+        if !self.directories.is_empty() {
+            put_head(&mut out, ARRAY, self.directories.len() as u64);
+            self.directories.iter().for_each(|path| put_text(&mut out, path.as_str()));
+        }
         out
+    }
+
+    /// Whether the bytes begin like an encoded list.
+    pub fn is_encoded(bytes: &[u8]) -> bool {
+        let mut reader = Reader { rest: bytes, length: bytes.len() };
+        matches!(reader.head(ARRAY), Ok(2 | 3)) && reader.text() == Ok(MARK)
     }
 
     /// Decodes and validates a list. The memory used is proportional to the length of `bytes`, whatever count they claim.
@@ -213,7 +255,8 @@ impl Collection {
             return Err(CollectionError::TooLarge);
         }
         let mut reader = Reader { rest: bytes, length: bytes.len() };
-        if reader.head(ARRAY)? != 2 || reader.text()? != MARK {
+        let fields = reader.head(ARRAY)?;
+        if !matches!(fields, 2 | 3) || reader.text()? != MARK {
             return Err(reader.malformed("missing header of a collection"));
         }
         let count = reader.head(ARRAY)?;
@@ -237,10 +280,11 @@ impl Collection {
             let executable = reader.bool()?;
             members.push(Member { path, size, id, executable });
         }
+        let directories = if fields == 3 { reader.directories(count)? } else { Vec::new() };
         if !reader.rest.is_empty() {
             return Err(reader.malformed("trailing bytes"));
         }
-        let collection = Self { members };
+        let collection = Self { members, directories };
         collection.check()?;
         Ok(collection)
     }
@@ -256,9 +300,33 @@ impl Collection {
                 return Err(CollectionError::FileTooLarge { path: member.path.clone(), size: member.size });
             }
         }
-        let paths = self.members.iter().map(|member| &member.path);
-        match file_and_directory(paths, |path, longer| longer.starts_with(path)) {
+        self.check_sizes()?;
+        let mut paths: Vec<&MemberPath> =
+            self.members.iter().map(|member| &member.path).chain(&self.directories).collect();
+        if !self.directories.is_empty() {
+            paths.sort_unstable();
+            if let Some(pair) = paths.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(CollectionError::Duplicate { path: pair[0].clone() });
+            }
+        }
+        match file_and_directory(paths.into_iter(), |path, longer| longer.starts_with(path)) {
             Some(path) => Err(CollectionError::FileAndDirectory { path: path.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses sizes that are certainly wrong. Any other size is an unverified claim until the file is downloaded.
+    fn check_sizes(&self) -> Result<(), CollectionError> {
+        let empty = FileId::from_bytes(*blake3::hash(b"").as_bytes());
+        let mut members: Vec<&Member> = self.members.iter().collect();
+        members.sort_unstable_by_key(|member| member.id);
+        let empty_is_right = |member: &&Member| (member.id == empty) == (member.size == 0);
+        let wrong = members.iter().find(|member| !empty_is_right(member)).copied();
+        let differs = |pair: &&[&Member]| pair[0].id == pair[1].id && pair[0].size != pair[1].size;
+        match wrong.or_else(|| members.windows(2).find(differs).map(|pair| pair[1])) {
+            Some(Member { path, size, .. }) => {
+                Err(CollectionError::WrongSize { path: path.clone(), size: *size })
+            }
             None => Ok(()),
         }
     }
@@ -268,10 +336,16 @@ impl Collection {
             let path = member.path.as_str().len();
             1 + head_len(path as u64) + path + head_len(member.size) + 2 + 32 + 1
         });
+        let directories = self.directories.iter().map(|path| {
+            let path = path.as_str().len();
+            head_len(path as u64) + path
+        });
         1 + head_len(MARK.len() as u64)
             + MARK.len()
             + head_len(self.members.len() as u64)
             + members.sum::<usize>()
+            + if self.directories.is_empty() { 0 } else { head_len(self.directories.len() as u64) }
+            + directories.sum::<usize>()
     }
 }
 
@@ -348,6 +422,26 @@ impl<'a> Reader<'a> {
     fn text(&mut self) -> Result<&'a str, CollectionError> {
         let bytes = self.string(TEXT)?;
         std::str::from_utf8(bytes).map_err(|_| self.malformed("a text is not UTF-8"))
+    }
+
+    /// Reads the empty directories of a list with this number of members.
+    fn directories(&mut self, members: u64) -> Result<Vec<MemberPath>, CollectionError> {
+        let count = self.head(ARRAY)?;
+        if count == 0 {
+            return Err(self.malformed("an empty list of directories"));
+        }
+        if count > MAX_MEMBERS as u64 - members {
+            return Err(CollectionError::TooLarge);
+        }
+        let mut directories: Vec<MemberPath> = Vec::new();
+        for _ in 0..count {
+            let path: MemberPath = self.text()?.parse()?;
+            if directories.last().is_some_and(|last| *last > path) {
+                return Err(self.malformed("the directories are not sorted"));
+            }
+            directories.push(path);
+        }
+        Ok(directories)
     }
 
     fn bool(&mut self) -> Result<bool, CollectionError> {

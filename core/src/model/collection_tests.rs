@@ -68,6 +68,21 @@ fn duplicate_and_file_that_is_directory_are_refused() {
     assert!(matches!(huge, Err(CollectionError::FileTooLarge { .. })));
 }
 
+#[test]
+fn size_that_contradicts_id_or_other_member_is_refused() {
+    let empty = FileId::from_bytes(*blake3::hash(b"").as_bytes());
+    let with = |id: FileId, path: &str, size: u64| Member { id, ..member(path, size) };
+    let other = member("x", 1).id;
+    assert!(Collection::new(vec![with(empty, "a", 0), with(empty, "b", 0), with(other, "c", 5)]).is_ok());
+    for wrong in [
+        vec![with(empty, "a", MAX_FILE_SIZE)],
+        vec![with(other, "a", 0)],
+        vec![with(other, "a", 5), with(empty, "b", 0), with(other, "c", 6)],
+    ] {
+        assert!(matches!(Collection::new(wrong), Err(CollectionError::WrongSize { .. })));
+    }
+}
+
 /// The same check by brute force.
 fn file_and_directory_by_search(paths: &[MemberPath]) -> bool {
     let is_file = |directory: &str| paths.iter().any(|path| path.as_str() == directory);
@@ -202,4 +217,28 @@ proptest! {
             prop_assert_eq!(decoded.encode(), bytes);
         }
     }
+}
+
+#[test]
+fn empty_directories_are_encoded_after_members() {
+    let paths = |paths: &[&str]| paths.iter().map(|path| path.parse().unwrap()).collect::<Vec<MemberPath>>();
+    let members = || vec![member("a/x", 7)];
+    let id = |path: &str| ciborium::Value::Bytes(blake3::hash(path.as_bytes()).as_bytes().to_vec());
+    let collection = Collection::with_directories(members(), paths(&["b/c", "a/empty"])).unwrap();
+    assert_eq!(collection.directories(), paths(&["a/empty", "b/c"]));
+    let expected = cbor!(["enjambre collection 1", [["a/x", 7, id("a/x"), true]], ["a/empty", "b/c"]]);
+    assert_eq!(
+        ciborium::from_reader::<ciborium::Value, _>(&collection.encode()[..]).unwrap(),
+        expected.unwrap()
+    );
+    assert_eq!(collection.encode().len(), collection.encoded_len());
+    assert_eq!(Collection::decode(&collection.encode()), Ok(collection.clone()));
+    assert!(Collection::is_encoded(&collection.encode()));
+    for wrong in [&["a"][..], &["a/x"], &["a/x/y"], &["b", "b"], &["b", "b/c"]] {
+        assert!(Collection::with_directories(members(), paths(wrong)).is_err(), "{wrong:?}");
+    }
+    let mut bytes = Collection::new(members()).unwrap().encode();
+    bytes[0] += 1;
+    bytes.push(0x80);
+    assert!(Collection::decode(&bytes).is_err(), "an empty list is not deterministic");
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::id::PeerId;
+use super::network::is_routable;
 
 /// The text is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +32,9 @@ const MAX_HOST: usize = 253;
 /// A scheme, which names the transport, a host name or address, and a port. When listening, port 0 selects a free port. For
 /// connections over an authenticated transport, the endpoint also contains the id of the expected peer. Clones share one
 /// allocation.
+///
+/// The host is in canonical form: names in lower case without a final dot, addresses as the standard library formats them,
+/// IPv4-mapped IPv6 addresses as IPv4. Other notations of IPv4 addresses, such as `127.1`, are invalid.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint(Arc<Parts>);
 
@@ -82,16 +86,50 @@ impl Endpoint {
         Self::of(Parts { host: address.to_string(), ..Parts::clone(&self.0) })
     }
 
+    /// The address in the host; `None` if the host is a name.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host().parse().ok()
+    }
+
     /// Returns whether the host is a loopback address or `localhost`.
     pub fn is_loopback(&self) -> bool {
-        self.host() == "localhost"
-            || self.host().parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+        match self.address() {
+            Some(address) => address.is_loopback(),
+            None => self.host() == "localhost" || self.host().ends_with(".localhost"),
+        }
     }
 
     /// Returns whether the host is `0.0.0.0` or `::`. Such an endpoint is valid for listening only.
     pub fn is_unspecified(&self) -> bool {
-        self.host().parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+        self.address().is_some_and(|address| address.is_unspecified())
     }
+
+    /// Returns whether the endpoint may belong to another host. A name may still resolve to an address that does not.
+    pub fn is_routable(&self) -> bool {
+        self.address().map_or_else(|| !self.is_loopback(), is_routable)
+    }
+}
+
+/// Returns the canonical form of a host without brackets, or the violated rule.
+fn canonical_host(host: &str) -> Result<String, &'static str> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(address.to_canonical().to_string());
+    }
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    if name.len() > MAX_HOST {
+        return Err("the host is longer than 253 characters");
+    }
+    if !name.split('.').all(|label| !label.is_empty() && label.bytes().all(plain)) {
+        return Err("the host is not a name or an address");
+    }
+    // Resolvers read a name whose last label is a number as an IPv4 address (WHATWG URL, section 3.5).
+    let last = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    let hexadecimal = last.strip_prefix("0x").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_hexdigit()));
+    if hexadecimal || last.bytes().all(|b| b.is_ascii_digit()) {
+        return Err("the host is not an IPv4 address of four decimal numbers");
+    }
+    Ok(name.to_ascii_lowercase())
 }
 
 impl FromStr for Endpoint {
@@ -125,14 +163,8 @@ impl FromStr for Endpoint {
             Some(_) => return Err(refuse("the brackets do not contain an IPv6 address")),
             None => host,
         };
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-        if host.is_empty() || !(host.bytes().all(plain) || host.parse::<std::net::Ipv6Addr>().is_ok()) {
-            return Err(refuse("the host is not a name or an address"));
-        }
-        if host.len() > MAX_HOST {
-            return Err(refuse("the host is longer than 253 characters"));
-        }
-        Ok(Self::of(Parts { scheme: scheme.to_owned(), id, host: host.to_owned(), port }))
+        let host = canonical_host(host).map_err(refuse)?;
+        Ok(Self::of(Parts { scheme: scheme.to_owned(), id, host, port }))
     }
 }
 
@@ -181,6 +213,37 @@ mod tests {
         }
         assert!("zmq://[::1]:1".parse::<Endpoint>().unwrap().is_loopback());
         assert!("zmq://0.0.0.0:1".parse::<Endpoint>().unwrap().is_unspecified());
+    }
+
+    #[test]
+    fn host_is_parsed_into_its_canonical_form() {
+        for (text, canonical) in [
+            ("tcp://Tracker.Example.ORG.:1", "tcp://tracker.example.org:1"),
+            ("tcp://[::ffff:127.0.0.1]:1", "tcp://127.0.0.1:1"),
+            ("tcp://[2001:DB8:0::1]:1", "tcp://[2001:db8::1]:1"),
+        ] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), canonical);
+        }
+        for host in
+            ["127.1", "2130706433", "0x7f000001", "0x7F.0.0.0x1", "127.0.0.1.", "017700000001", "1.2.3.256"]
+        {
+            assert!(format!("tcp://{host}:1").parse::<Endpoint>().is_err(), "{host}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_this_host_or_link_are_not_routable() {
+        let endpoint = |host: &str| format!("tcp://{host}:1").parse::<Endpoint>().unwrap();
+        for host in ["127.9.9.9", "LOCALHOST", "localhost.", "a.localhost", "[::1]", "[::ffff:127.0.0.1]"] {
+            assert!(endpoint(host).is_loopback() && !endpoint(host).is_routable(), "{host}");
+        }
+        let local = ["0.0.0.0", "0.1.2.3", "169.254.169.254", "224.0.0.1", "255.255.255.255"];
+        for host in local.into_iter().chain(["[::]", "[fe80::1]", "[ff02::1]", "[::ffff:169.254.1.1]"]) {
+            assert!(!endpoint(host).is_routable(), "{host}");
+        }
+        for host in ["10.0.0.1", "192.0.2.1", "[2001:db8::1]", "[fd00::1]", "peer.example.org"] {
+            assert!(endpoint(host).is_routable(), "{host}");
+        }
     }
 
     #[test]

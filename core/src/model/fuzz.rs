@@ -58,7 +58,8 @@ pub(crate) fn collection(data: &[u8]) {
     }
     assert_eq!(collection.total_size(), total);
     let _ = collection.folding_collision();
-    assert_eq!(Collection::new(collection.members().to_vec()).as_ref(), Ok(&collection));
+    let (members, directories) = (collection.members().to_vec(), collection.directories().to_vec());
+    assert_eq!(Collection::with_directories(members, directories).as_ref(), Ok(&collection));
 }
 
 /// Manifests: a size of 8 bytes, then the hashes.

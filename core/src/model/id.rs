@@ -83,7 +83,7 @@ macro_rules! id_type {
                 if deserializer.is_human_readable() {
                     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
                 } else {
-                    Ok(Self(serde_bytes::ByteArray::<32>::deserialize(deserializer)?.into_array()))
+                    super::bytes::deserialize(deserializer).map(Self)
                 }
             }
         }

@@ -10,7 +10,7 @@ use super::id::PeerId;
 
 /// The public key of a node, 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PublicKey(#[serde(with = "serde_bytes")] [u8; 32]);
+pub struct PublicKey(#[serde(with = "super::bytes")] [u8; 32]);
 
 /// The text is not a public key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +63,7 @@ impl FromStr for PublicKey {
 
 /// An Ed25519 signature, 64 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Signature(#[serde(with = "serde_bytes")] [u8; 64]);
+pub struct Signature(#[serde(with = "super::bytes")] [u8; 64]);
 
 /// The key pair of a node. No formatter reveals the secret.
 #[derive(Clone)]

@@ -125,7 +125,7 @@ impl Membership {
 /// A membership with its signature, as it is transferred and stored: version 1 (1 byte), peer id (32), rights (1: 0 read-only,
 /// 1 full), begin and end (8 each, big-endian), signature (64).
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignedMembership(#[serde(with = "serde_bytes")] [u8; LENGTH]);
+pub struct SignedMembership(#[serde(with = "super::bytes")] [u8; LENGTH]);
 
 impl SignedMembership {
     /// Returns the membership with these bytes, or `None` if their number is wrong. Nothing is verified.

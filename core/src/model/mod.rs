@@ -3,6 +3,7 @@
 //! Every id and index has its own type. Constructors and parsers validate, so the rest of the code handles only valid values.
 
 pub mod bitmap;
+pub(crate) mod bytes;
 pub mod cbor;
 pub mod collection;
 pub mod endpoint;

@@ -34,7 +34,7 @@ pub struct FileRecord {
     pub published_ms: UnixMillis,
     /// The publisher.
     pub publisher: PeerId,
-    /// The number of active peers that offer all or part of the file.
+    /// The number of active peers that have the whole file and that the requester can reach.
     pub providers: u32,
 }
 

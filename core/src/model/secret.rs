@@ -9,7 +9,7 @@ const CONTEXT: &str = "enjambre invitation secret 1";
 
 /// The 128 random bits that authorize a peer to join. No formatter reveals them.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Secret(#[serde(with = "serde_bytes")] pub [u8; 16]);
+pub struct Secret(#[serde(with = "super::bytes")] pub [u8; 16]);
 
 impl Secret {
     /// Generates a secret from the random source of the thread.
@@ -32,7 +32,7 @@ impl fmt::Debug for Secret {
 /// The hash of a secret, which identifies an invitation and does not authorize a peer to join.
 /// [`Display`](fmt::Display) prints all hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SecretHash(#[serde(with = "serde_bytes")] pub [u8; 32]);
+pub struct SecretHash(#[serde(with = "super::bytes")] pub [u8; 32]);
 
 impl fmt::Display for SecretHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

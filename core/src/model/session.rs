@@ -6,7 +6,7 @@ macro_rules! token {
     ($(#[$doc:meta])* $name:ident, $len:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub struct $name(#[serde(with = "serde_bytes")] pub [u8; $len]);
+        pub struct $name(#[serde(with = "super::bytes")] pub [u8; $len]);
 
         impl std::fmt::Debug for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

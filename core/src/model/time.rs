@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct UnixMillis(pub u64);
 
 impl UnixMillis {
+    /// The begin of the year 10000, the first time that RFC 3339 cannot represent.
+    pub const YEAR_10000: Self = Self(253_402_300_800_000);
+
     /// Returns the time of a system clock, or 0 if it is before 1970.
     pub fn from_system(time: SystemTime) -> Self {
         Self::default() + time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()

@@ -4,7 +4,12 @@
 //! The transport bounds the size of a header, and the envelope its nesting depth.
 
 use bytes::Bytes;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::de::value::{Error as ValueError, StringDeserializer};
+use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use super::announce;
 use super::error::{ErrorCode, ErrorReply};
@@ -12,7 +17,7 @@ use super::message::{Reply, Request};
 use crate::transport::envelope::{self, EncodedRequest, RequestId};
 
 /// The kinds of request of this protocol version.
-pub const KINDS: [&str; 19] = [
+pub const KINDS: [&str; 20] = [
     "open_session",
     "publish",
     "announce",
@@ -21,6 +26,7 @@ pub const KINDS: [&str; 19] = [
     "leave",
     "pin",
     "unpin",
+    "pins",
     "join",
     "authorize",
     "find",
@@ -49,18 +55,28 @@ pub fn decode_request(request: &EncodedRequest) -> Result<Request, ErrorReply> {
 
 /// Decodes a request in any encoding.
 pub(super) fn decode_any(request: &EncodedRequest) -> Option<Request> {
-    let decoded: Request = request.decode()?;
-    // Serde accepts fields for a kind without fields.
-    let surplus = matches!(decoded, Request::Status) && request.fields().is_some();
-    (!surplus).then_some(decoded)
+    // Serde accepts a missing value for a kind without fields.
+    let complete = |decoded: &Request| !matches!(decoded, Request::Status) || request.fields().is_none();
+    request.decode().filter(complete).or_else(|| kind_without_fields(request.decode()?))
 }
+
+/// Decodes a kind without fields in the form of a kind with fields: `{"status": {}}`. Ignores unknown fields.
+fn kind_without_fields<T: DeserializeOwned>(map: BTreeMap<String, NoFields>) -> Option<T> {
+    let (kind, NoFields {}) = map.into_iter().next()?;
+    let kind: StringDeserializer<ValueError> = kind.into_deserializer();
+    T::deserialize(kind).ok()
+}
+
+/// A map in which all entries are unknown.
+#[derive(Deserialize)]
+struct NoFields {}
 
 fn refusal(request: &EncodedRequest) -> ErrorReply {
     let kind = request.kind();
     if request.decode::<IgnoredAny>().is_none() || KINDS.contains(&kind) {
         return ErrorReply::new(
             ErrorCode::Malformed,
-            format!("invalid fields in the request {}", quoted(kind)),
+            format!("invalid request {}: {}", quoted(kind), request.problem::<Request>()),
         );
     }
     ErrorReply::new(ErrorCode::Unsupported, format!("unknown kind of request {}", quoted(kind)))
@@ -88,7 +104,10 @@ pub fn encode_body(reply: &Reply) -> Bytes {
 /// Decodes the header of a reply. Returns `None` if it is malformed or of an unknown kind.
 pub fn decode_reply(header: &[u8]) -> Option<Result<Reply, ErrorReply>> {
     match envelope::parse_reply(header)? {
-        Ok(reply) => envelope::decode(&reply).map(Ok),
+        Ok(reply) => {
+            let decoded = envelope::decode(&reply);
+            decoded.or_else(|| kind_without_fields(envelope::decode(&reply)?)).map(Ok)
+        }
         Err(error) => envelope::decode(&error).map(Err),
     }
 }
@@ -141,7 +160,6 @@ mod tests {
     #[test]
     fn invalid_fields_are_malformed() {
         assert_eq!(code(&header(cbor!({"find" => {"query" => 5}}).unwrap())), ErrorCode::Malformed);
-        assert_eq!(code(&header(cbor!({"status" => {}}).unwrap())), ErrorCode::Malformed);
         assert_eq!(code(&header(cbor!("find").unwrap())), ErrorCode::Malformed);
         // A map whose value is missing or has trailing bytes.
         let status = header(cbor!({"status" => 0}).unwrap());
@@ -151,6 +169,102 @@ mod tests {
             for invalid in [whole.slice(..whole.len() - 1), surplus] {
                 assert_eq!(code(&invalid), ErrorCode::Malformed);
             }
+        }
+    }
+
+    fn bytes(length: usize) -> Value {
+        Value::Bytes(vec![1; length])
+    }
+
+    #[test]
+    fn absent_and_null_optional_fields_are_equal() {
+        let optional = [
+            ("open_session", cbor!({}), &["proof"][..]),
+            ("renew", cbor!({"session" => bytes(16)}), &["renewed_ms", "membership"]),
+            ("pins", cbor!({"session" => bytes(16)}), &["after"]),
+            ("list", cbor!({"limit" => 1}), &["pattern", "cursor"]),
+            ("have", cbor!({"id" => bytes(32)}), &["wait"]),
+            ("piece", cbor!({"id" => bytes(32), "index" => 1}), &["super_seed"]),
+        ];
+        for (kind, fields, names) in optional {
+            let Value::Map(mut fields) = fields.unwrap() else { panic!("{kind}") };
+            let absent = parse(&header(cbor!({kind => Value::Map(fields.clone())}).unwrap())).1;
+            fields.extend(names.iter().map(|name| ((*name).into(), Value::Null)));
+            assert_eq!(parse(&header(cbor!({kind => Value::Map(fields)}).unwrap())).1, absent);
+            assert!(absent.is_ok(), "{absent:?}");
+        }
+        let error = cbor!({"code" => "busy", "message" => "", "retry_after" => null, "matches" => null});
+        let error = decode_reply(&envelope::encode_error(None, &error.unwrap()));
+        assert_eq!(error, Some(Err(ErrorReply::new(ErrorCode::Busy, ""))));
+        let reply = cbor!({"renewed" => {
+            "renewed_ms" => 1, "endpoints" => [], "membership" => null, "revocations" => null, "more" => null,
+        }});
+        assert!(decode_reply(&envelope::encode_reply(None, &reply.unwrap())).is_some());
+    }
+
+    #[test]
+    fn kinds_without_fields_accept_an_empty_map() {
+        for fields in [cbor!({}), cbor!({"later" => [1]})] {
+            let status = cbor!({"status" => fields.unwrap()}).unwrap();
+            assert_eq!(parse(&header(status)).1, Ok(Request::Status));
+        }
+        for (kind, reply) in
+            [("done", Reply::Done), ("piece", Reply::Piece), ("already_sent", Reply::AlreadySent)]
+        {
+            let header = envelope::encode_reply(None, &cbor!({kind => {}}).unwrap());
+            assert_eq!(decode_reply(&header), Some(Ok(reply)));
+        }
+        for fields in [Value::Null, Value::Array(Vec::new())] {
+            assert_eq!(code(&header(cbor!({"status" => fields}).unwrap())), ErrorCode::Malformed);
+        }
+    }
+
+    #[test]
+    fn malformed_request_names_the_invalid_field() {
+        let message = |request: Value| parse(&header(request)).1.unwrap_err().message;
+        assert_eq!(
+            message(cbor!({"find" => {"query" => 5}}).unwrap()),
+            "invalid request \"find\": query: invalid type: integer `5`, expected string"
+        );
+        let offers = cbor!({"id" => bytes(32), "size" => "x", "complete" => true}).unwrap();
+        let announce = cbor!({"announce" => {"session" => bytes(16), "offers" => [offers]}}).unwrap();
+        assert!(message(announce).contains(": offers[0].size: "));
+        let missing = message(cbor!({"piece" => {"id" => bytes(32)}}).unwrap());
+        assert_eq!(missing, "invalid request \"piece\": missing field `index`");
+        let long = message(cbor!({"find" => {"query" => bytes(5_000)}}).unwrap());
+        assert!(long.len() < 500, "{long}");
+    }
+
+    #[test]
+    fn ids_are_byte_strings_only() {
+        let text = Value::Text("a".repeat(32));
+        for id in [text, Value::Array(vec![1.into(); 32]), bytes(31)] {
+            let invalid = cbor!({"providers" => {"id" => id.clone()}}).unwrap();
+            assert_eq!(code(&header(invalid)), ErrorCode::Malformed, "{id:?}");
+            assert_eq!(code(&header(cbor!({"leave" => {"session" => id}}).unwrap())), ErrorCode::Malformed);
+        }
+        for cursor in [Value::Text("a".to_owned()), Value::Array(vec![1.into()])] {
+            let list = cbor!({"list" => {"limit" => 1, "cursor" => cursor}}).unwrap();
+            assert_eq!(code(&header(list)), ErrorCode::Malformed);
+        }
+    }
+
+    #[test]
+    fn endpoint_to_sign_in_another_notation_is_malformed() {
+        let open = |endpoint: &str| {
+            let proof = cbor!({
+                "key" => bytes(32), "nonce" => bytes(32), "signature" => bytes(64), "endpoints" => [endpoint],
+            });
+            parse(&header(cbor!({"open_session" => {"proof" => proof.unwrap()}}).unwrap())).1
+        };
+        assert!(open("tcp://peer.example.org:1").is_ok());
+        for endpoint in ["tcp://Peer.example.org:1", "tcp://[::0:1]:1", "tcp://h:01", "tcp://127.1:1", "h"] {
+            let error = open(endpoint).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Malformed);
+            assert!(
+                error.message.contains("open_session") && error.message.contains("proof.endpoints"),
+                "{error}"
+            );
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::bounds;
 use crate::model::record::FileRecord;
 use crate::storage::error::StorageError;
 use crate::transport::error::TransportError;
@@ -24,6 +25,8 @@ pub enum ErrorCode {
     NotFound,
     /// The session is invalid, or the sender is not a member of the swarm.
     Unauthorized,
+    /// The session was replaced by a newer one of the same key, which another process of the sender opened.
+    Replaced,
     /// The sender is authenticated but lacks the right.
     Forbidden,
     /// The node is overloaded or shutting down. Retry later or at another node.
@@ -54,13 +57,18 @@ impl fmt::Display for ErrorCode {
 pub struct ErrorReply {
     /// The cause, for programs.
     pub code: ErrorCode,
-    /// The cause, for people.
+    /// The cause, for people, at most [`bounds::MAX_TEXT`] bytes.
+    #[serde(deserialize_with = "bounds::text")]
     pub message: String,
     /// The delay before a retry, in milliseconds.
     #[serde(default, rename = "retry_after", skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
     /// The matching files, at most 16; only with `ambiguous`.
-    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "<[_]>::is_empty",
+        deserialize_with = "bounds::optional_list::<_, _, _, { bounds::MAX_MATCHES }>"
+    )]
     pub matches: Box<[FileRecord]>,
 }
 

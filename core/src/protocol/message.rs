@@ -7,8 +7,9 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::bounds;
 use crate::model::endpoint::Endpoint;
-use crate::model::id::FileId;
+use crate::model::id::{FileId, PeerId};
 use crate::model::identity::{PublicKey, Signature};
 use crate::model::membership::SignedMembership;
 use crate::model::name::Name;
@@ -30,12 +31,14 @@ pub const MAX_PROVIDERS: usize = 100;
 pub const MAX_CANCEL: usize = 1000;
 /// Maximum number of ids in a `files` request.
 pub const MAX_FILES: usize = 512;
+/// Maximum number of pins in a reply.
+pub const MAX_PINS: usize = 100;
 /// Maximum length of a pattern or query in bytes.
 pub const MAX_QUERY: usize = 300;
 
 /// A random value that a peer signs to open a session. A tracker accepts it once.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Nonce(#[serde(with = "serde_bytes")] pub [u8; 32]);
+pub struct Nonce(#[serde(with = "crate::model::bytes")] pub [u8; 32]);
 
 impl fmt::Debug for Nonce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,18 +57,28 @@ pub struct SessionProof {
     pub signature: Signature,
     /// The endpoints of the peer. The tracker replaces an unspecified host (`0.0.0.0`, `::`) by the address that it sees.
     /// Empty for a peer that offers nothing.
+    #[serde(deserialize_with = "bounds::canonical_endpoints")]
     pub endpoints: Vec<Endpoint>,
 }
 
 impl SessionProof {
-    /// Returns the bytes that the peer signs: the text `enjambre session 1`, the catalogue id, the nonce, and the BLAKE3 hash
-    /// of the texts of the endpoints, each followed by a line feed.
-    pub fn signed_bytes(catalogue: CatalogueId, nonce: Nonce, endpoints: &[Endpoint]) -> Vec<u8> {
+    /// Returns the bytes that the peer signs: the text `enjambre session 1`, the id of the tracker, the catalogue id, the nonce,
+    /// and the BLAKE3 hash of the texts of the endpoints, each followed by a line feed.
+    ///
+    /// The tracker is the authenticated remote of the connection, so that a tracker cannot use the proof at another one.
+    /// Without authentication it is `None`, signed as 32 zero bytes.
+    pub fn signed_bytes(
+        tracker: Option<PeerId>,
+        catalogue: CatalogueId,
+        nonce: Nonce,
+        endpoints: &[Endpoint],
+    ) -> Vec<u8> {
+        let tracker = tracker.map_or([0; 32], |id| *id.as_bytes());
         let mut hasher = blake3::Hasher::new();
         for endpoint in endpoints {
             hasher.update(endpoint.to_string().as_bytes()).update(b"\n");
         }
-        [&b"enjambre session 1"[..], &catalogue.0, &nonce.0, hasher.finalize().as_bytes()].concat()
+        [&b"enjambre session 1"[..], &tracker, &catalogue.0, &nonce.0, hasher.finalize().as_bytes()].concat()
     }
 }
 
@@ -109,12 +122,15 @@ pub enum Request {
         /// The files.
         ids: Vec<FileId>,
     },
-    /// To a tracker: extends the sender's lease. The reply is [`Reply::Done`], or [`Reply::Renewed`] if the swarm is
-    /// invite-only and `membership` is set. After the error `unauthorized`, the sender opens a new session and announces all
-    /// its files again.
+    /// To a tracker: extends the sender's lease. The reply is [`Reply::Renewed`]. After the error `unauthorized`, the sender
+    /// opens a new session and announces all its files again.
     Renew {
         /// The session of the sender.
         session: SessionId,
+        /// The time in the last [`Reply::Renewed`] of the session. It shows the tracker whether its database was restored from
+        /// an older copy.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        renewed_ms: Option<UnixMillis>,
         /// The membership state of the sender.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         membership: Option<MembershipState>,
@@ -137,6 +153,14 @@ pub enum Request {
         session: SessionId,
         /// The file.
         id: FileId,
+    },
+    /// To a tracker: requests a page of the pins of the sender. The reply is [`Reply::Pins`].
+    Pins {
+        /// The session of the sender.
+        session: SessionId,
+        /// The cursor of the previous page.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<FileId>,
     },
     /// To a tracker of an invite-only swarm: makes the peer of this authenticated connection a member. The reply is
     /// [`Reply::Joined`].
@@ -163,12 +187,18 @@ pub enum Request {
     /// To a tracker: requests a page of the catalogue. The reply is [`Reply::List`].
     List {
         /// A substring of the names, or with `*` or `?` a pattern for whole names. Empty matches all names.
-        #[serde(default)]
+        #[serde(default, deserialize_with = "bounds::or_default")]
         pattern: String,
         /// The cursor of the previous page.
-        #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
+        #[serde(
+            default,
+            serialize_with = "serde_bytes::serialize",
+            deserialize_with = "bounds::byte_string",
+            skip_serializing_if = "Option::is_none"
+        )]
         cursor: Option<Vec<u8>>,
         /// Maximum number of files to return, at most [`MAX_LIST`].
+        #[serde(deserialize_with = "bounds::saturating_u32")]
         limit: u32,
     },
     /// To a tracker or a peer: requests its status. The reply is [`Reply::TrackerStatus`] or [`Reply::PeerStatus`].
@@ -178,6 +208,7 @@ pub enum Request {
         /// The file.
         id: FileId,
         /// The index of the first piece.
+        #[serde(deserialize_with = "bounds::saturating_u32")]
         first: u32,
     },
     /// To a peer: requests the bitmap of a file. The reply is [`Reply::Have`].
@@ -194,9 +225,14 @@ pub enum Request {
         /// The file.
         id: FileId,
         /// The index of the piece.
+        #[serde(deserialize_with = "bounds::saturating_u32")]
         index: u32,
         /// The sender prefers a piece that the peer has not sent to other peers yet (super-seeding).
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        #[serde(
+            default,
+            deserialize_with = "bounds::or_default",
+            skip_serializing_if = "std::ops::Not::not"
+        )]
         super_seed: bool,
     },
     /// To a peer: requests the content of small files of at most one piece each, at most [`MAX_FILES`]. The reply is
@@ -226,6 +262,7 @@ pub struct MembershipState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaveWait {
     /// The number of pieces that the requester knows of.
+    #[serde(deserialize_with = "bounds::saturating_u32")]
     pub known: u32,
     /// Maximum delay of the reply, in milliseconds.
     pub timeout_ms: u64,
@@ -256,20 +293,30 @@ pub enum Reply {
     /// To `announce`.
     Announced {
         /// The files that the catalogue does not contain; they were not added.
+        #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_OFFERS>")]
         unknown: Vec<FileId>,
     },
     /// To requests without a result.
     Done,
-    /// To `renew` in an invite-only swarm.
+    /// To `renew`.
     Renewed {
-        /// A new membership, once less than half of the current one remains.
+        /// The time of the renewal, by the clock of the tracker.
+        renewed_ms: UnixMillis,
+        /// The endpoints that other peers receive. They follow the address from which the sender reaches the tracker.
+        #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_ENDPOINTS>")]
+        endpoints: Vec<Endpoint>,
+        /// In an invite-only swarm: a new membership, once less than half of the current one remains.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         membership: Option<SignedMembership>,
         /// The next signed page of revocations. The format is in section 9 of `docs/PROTOCOL.md`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(default, deserialize_with = "bounds::byte_string", skip_serializing_if = "Option::is_none")]
         revocations: Option<Bytes>,
         /// Whether further pages follow. The sender then renews again immediately.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        #[serde(
+            default,
+            deserialize_with = "bounds::or_default",
+            skip_serializing_if = "std::ops::Not::not"
+        )]
         more: bool,
     },
     /// To `join`.
@@ -290,6 +337,15 @@ pub enum Reply {
         /// Whether the whole file is stored durably.
         complete: bool,
     },
+    /// To `pins`.
+    Pins {
+        /// Pins ordered by id, at most [`MAX_PINS`]. Pages before the last may be short or empty.
+        #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_PINS>")]
+        pins: Vec<PinStatus>,
+        /// The cursor for the next page; `None` on the last page.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<FileId>,
+    },
     /// To `find`.
     Find {
         /// The file.
@@ -298,14 +354,21 @@ pub enum Reply {
     /// To `providers`.
     Providers {
         /// Live peers in random order, at most [`MAX_PROVIDERS`].
+        #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_PROVIDERS>")]
         providers: Vec<Provider>,
     },
     /// To `list`.
     List {
         /// Files ordered by name, the newest version of a name first. Pages before the last may be empty.
+        #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_LIST>")]
         files: Vec<FileRecord>,
         /// The cursor for the next page; `None` on the last page.
-        #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
+        #[serde(
+            default,
+            serialize_with = "serde_bytes::serialize",
+            deserialize_with = "bounds::cursor",
+            skip_serializing_if = "Option::is_none"
+        )]
         cursor: Option<Vec<u8>>,
     },
     /// To `status`, from a tracker.
@@ -333,8 +396,27 @@ pub enum Reply {
     Files {
         /// The size of each file in the order of the request; `None` if the peer does not have the file, or the file has
         /// several pieces. Covers the prefix of the request that fits; the requester repeats the rest.
+        #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_FILES>")]
         sizes: Vec<Option<u64>>,
     },
+}
+
+/// A pinned file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinStatus {
+    /// The file.
+    pub id: FileId,
+    /// The name of the file, if the catalogue contains it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// Bytes reserved for the replica: what is stored of it, and some more while it is fetched.
+    pub reserved: u64,
+    /// Whether the whole file is stored durably.
+    pub complete: bool,
+    /// The time of the pin, by the clock of the tracker.
+    pub pinned_ms: UnixMillis,
+    /// The peer that pinned the file.
+    pub peer: PeerId,
 }
 
 /// A new session.
@@ -345,6 +427,7 @@ pub struct SessionGrant {
     /// The duration of the lease in milliseconds. The peer renews three times per lease.
     pub lease_ms: u64,
     /// The endpoints that other peers receive.
+    #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_ENDPOINTS>")]
     pub endpoints: Vec<Endpoint>,
     /// The membership of the peer, in an invite-only swarm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -355,6 +438,7 @@ pub struct SessionGrant {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrackerStatus {
     /// The program version.
+    #[serde(deserialize_with = "bounds::text")]
     pub program: String,
     /// Milliseconds since the start.
     pub uptime_ms: u64,
@@ -381,6 +465,7 @@ pub struct StoreStatus {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// The program version.
+    #[serde(deserialize_with = "bounds::text")]
     pub program: String,
     /// Milliseconds since the start.
     pub uptime_ms: u64,

@@ -4,6 +4,7 @@
 
 pub mod announce;
 pub mod authorization;
+pub mod bounds;
 pub mod client;
 pub mod codec;
 pub mod error;

@@ -1,6 +1,7 @@
 //! The files of an embedded database: paths, directories, free space, and the lock against other processes.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::StorageError;
@@ -34,11 +35,21 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Creates the parent directory of `path` and its ancestors.
+/// Creates the parent directory of `path` and its ancestors, which only this user can enter.
 pub fn create_parent_dir(path: &Path) -> Result<(), StorageError> {
     let parent = parent_of(path);
-    std::fs::create_dir_all(parent)
+    create_private_dir(parent)
         .map_err(|error| StorageError::backend(format!("create the directory {}", parent.display()), error))
+}
+
+/// Creates a directory and its ancestors, which only this user can enter.
+pub fn create_private_dir(path: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Creates an empty file that only this user can read and write. Never opens an existing file or a link.
+pub fn create_private_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Syncs the parent directory of `path`, so that a new file there survives a power failure.
@@ -60,8 +71,37 @@ pub fn check_free_space(path: &Path, needed: u64) -> Result<(), StorageError> {
     if free >= needed {
         return Ok(());
     }
-    let source = format!("{free} bytes are free, but {needed} are required");
+    let path = path.display();
+    let source = format!("the disk of {path} has {free} free bytes, but {needed} are required");
     Err(StorageError::Full { source: source.into() })
+}
+
+/// Opens a database with `open`. If the disk is full, it deletes the file `PATH.spare`, so that an opening finds some free
+/// space, and tries once more. Afterwards it creates that file with `spare_bytes` unless the disk is nearly full.
+pub fn open_on_full_disk<T>(
+    path: &Path,
+    spare_bytes: u64,
+    open: impl Fn() -> Result<T, StorageError>,
+) -> Result<T, StorageError> {
+    let spare = with_suffix(path, ".spare");
+    let opened = match open() {
+        Err(StorageError::Full { .. }) if std::fs::remove_file(&spare).is_ok() => open()?,
+        result => result?,
+    };
+    // The database works without the file, too.
+    if !spare.exists()
+        && check_free_space(path, spare_bytes * 4).is_ok()
+        && create_spare(&spare, spare_bytes).is_err()
+    {
+        let _ = std::fs::remove_file(&spare);
+    }
+    Ok(opened)
+}
+
+fn create_spare(path: &Path, bytes: u64) -> std::io::Result<()> {
+    let file = create_private_file(path)?;
+    // A sparse file would occupy no space.
+    Ok(rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?)
 }
 
 /// Locks the database at `path` against other processes until the returned file is closed. The lock file is `PATH.lock`. Does
@@ -72,7 +112,8 @@ pub fn check_free_space(path: &Path, needed: u64) -> Result<(), StorageError> {
 pub fn lock(path: &Path) -> Result<File, StorageError> {
     let name = with_suffix(path, ".lock");
     let failed = |error| StorageError::backend(format!("lock {}", name.display()), error);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(false).write(true).mode(0o600).open(&name).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StorageError::Locked { path: path.to_path_buf() }),

@@ -80,9 +80,19 @@ impl Dialer {
         known.into_iter().map(|(_, endpoint)| endpoint).collect()
     }
 
+    /// Returns the endpoint once for each address of its host; see [`Transport::resolve`].
+    pub async fn resolve(&self, endpoint: &Endpoint) -> Result<Vec<Endpoint>, TransportError> {
+        self.transport(endpoint)?.resolve(endpoint).await
+    }
+
+    /// Returns the connection to the endpoint if there is one already.
+    pub fn existing(&self, endpoint: &Endpoint) -> Option<Arc<dyn Connection>> {
+        self.connections.lock().get(endpoint)
+    }
+
     /// Returns the connection to the endpoint. Concurrent users share one connection.
     pub async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        if let Some(open) = self.connections.lock().get(endpoint) {
+        if let Some(open) = self.existing(endpoint) {
             return Ok(open);
         }
         let new = self.transport(endpoint)?.connect(endpoint).await?;

@@ -9,12 +9,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 use ciborium::Value;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::cbor::{TEXT, UINT, put_head, take_head};
 
@@ -22,6 +23,8 @@ use crate::model::cbor::{TEXT, UINT, put_head, take_head};
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Maximum nesting depth of the maps and arrays of a header.
 pub const MAX_NESTING: usize = 16;
+/// Maximum number of characters of the description of an invalid request.
+const MAX_PROBLEM: usize = 300;
 
 /// The start of a header with the usual encoding: `{"v": 1, "id": ..`.
 const PREFIX: &[u8] = b"\xa3\x61v\x01\x62id";
@@ -99,6 +102,35 @@ impl EncodedRequest {
     /// Decodes the kind and its fields. Returns `None` if they are not a valid `T`.
     pub fn decode<T: DeserializeOwned>(&self) -> Option<T> {
         decode(&self.item)
+    }
+
+    /// Describes why the fields are not a valid `T`: the path of the invalid field, and the cause.
+    pub fn problem<T: DeserializeOwned>(&self) -> String {
+        let cause = semantic_error::<T>(&self.item).unwrap_or_else(|| "invalid CBOR".to_owned());
+        let path = semantic_error::<Located<T>>(&self.item).unwrap_or_default();
+        let problem = match path.strip_prefix(self.kind()).and_then(|path| path.strip_prefix('.')) {
+            Some(path) => format!("{path}: {cause}"),
+            None => cause,
+        };
+        problem.chars().take(MAX_PROBLEM).collect()
+    }
+}
+
+/// Decodes a `T`. The error is the path of the invalid field.
+struct Located<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Located<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut track = serde_path_to_error::Track::new();
+        let decoded = T::deserialize(serde_path_to_error::Deserializer::new(deserializer, &mut track));
+        decoded.map(|_| Self(PhantomData)).map_err(|_| D::Error::custom(track.path()))
+    }
+}
+
+fn semantic_error<T: DeserializeOwned>(item: &[u8]) -> Option<String> {
+    match ciborium::de::from_reader_with_recursion_limit::<T, _>(item, MAX_NESTING - 1) {
+        Err(ciborium::de::Error::Semantic(_, problem)) => Some(problem),
+        _ => None,
     }
 }
 
@@ -184,7 +216,7 @@ fn rejection(header: &[u8]) -> Bytes {
     match start {
         Some(Start { v, id }) if v != PROTOCOL_VERSION => {
             let message = format!("protocol version {v} is not supported; use version {PROTOCOL_VERSION}");
-            error_reply(id, "unsupported", &message)
+            encode_error(id, &Error { code: "unsupported", message: &message, versions: &[PROTOCOL_VERSION] })
         }
         start => {
             let id = start.and_then(|start| start.id);
@@ -225,12 +257,16 @@ pub fn too_large_reply(reply: &[u8]) -> Bytes {
 }
 
 fn error_reply(id: Option<RequestId>, code: &str, message: &str) -> Bytes {
-    #[derive(Serialize)]
-    struct Error<'a> {
-        code: &'a str,
-        message: &'a str,
-    }
-    encode_error(id, &Error { code, message })
+    encode_error(id, &Error { code, message, versions: &[] })
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    code: &'a str,
+    message: &'a str,
+    /// The supported protocol versions, if the version of the request is not among them.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    versions: &'a [u32],
 }
 
 /// Returns the start of a header: all but the item under `key`.
@@ -316,10 +352,16 @@ mod tests {
     }
 
     #[test]
-    fn request_of_another_version_is_unsupported() {
+    fn request_of_another_version_gets_the_supported_versions() {
         let newer = bytes_of(cbor!({"v" => 2, "id" => 3, "news" => "status"}).unwrap());
         let reply = EncodedRequest::parse(newer).unwrap_err();
         assert_eq!(error_of(&reply), (Some(RequestId(3)), "unsupported".to_owned()));
+        #[derive(Deserialize)]
+        struct Error {
+            versions: Vec<u32>,
+        }
+        let error = parse_reply(&reply).unwrap().unwrap_err();
+        assert_eq!(decode::<Error>(&error).unwrap().versions, [PROTOCOL_VERSION]);
     }
 
     #[test]

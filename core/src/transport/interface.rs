@@ -52,6 +52,10 @@ pub enum Deadline {
 ///         self.0.identity()
 ///     }
 ///
+///     async fn resolve(&self, endpoint: &Endpoint) -> Result<Vec<Endpoint>, TransportError> {
+///         self.0.resolve(endpoint).await
+///     }
+///
 ///     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
 ///         tracing::info!(%endpoint, "connecting");
 ///         self.0.connect(endpoint).await
@@ -80,6 +84,12 @@ pub trait Transport: Debug + Send + Sync + 'static {
     /// contains the id that the remote must prove, and [`PeerInfo::identity`] is set.
     fn identity(&self) -> Option<PeerId> {
         None
+    }
+
+    /// Returns the endpoint once for each address of its host, so that the addresses can be checked before a connection. A
+    /// transport whose hosts have no addresses returns the endpoint itself, as the default implementation does.
+    async fn resolve(&self, endpoint: &Endpoint) -> Result<Vec<Endpoint>, TransportError> {
+        Ok(vec![endpoint.clone()])
     }
 
     /// Returns a connection to the endpoint, without waiting for the remote. The transport connects at the first call and

@@ -1,6 +1,9 @@
 //! Tests of the engine: full disk, log, journal and syncs.
 
+use std::time::{Duration, Instant};
+
 use super::*;
+use crate::checkpoint::{CHECKPOINT_BUSY, TRUNCATE_LOG};
 
 const SPACE: Space = Space::new("s");
 
@@ -26,6 +29,46 @@ fn full_database_refuses_whole_batches_and_continues() {
     engine.connection.pragma_update(None, "max_page_count", 100_000).unwrap();
     engine.apply(&writes, Durability::Durable).unwrap();
     assert_eq!(reader.scan(SPACE, &KeyRange::all(), 1000, MAX_PAGE).unwrap().len(), 100);
+}
+
+#[test]
+fn space_of_deleted_content_is_reusable_on_full_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { path: folder.path().join("db"), role: Role::Content, cache_kib: 64 };
+    let mut engine = Sqlite::open(&options).unwrap();
+    let writes: Vec<Write> = (0..8).map(|number| write(number, 1 << 20)).collect();
+    engine.apply(&writes, Durability::Durable).unwrap();
+    assert!(engine.required_space(4 << 20).unwrap() > 8 << 20, "the reserve is kept");
+    let deletions: Vec<Write> =
+        writes.iter().map(|write| Write::Delete(SPACE, write.target().1.clone())).collect();
+    engine.apply(&deletions, Durability::Durable).unwrap();
+    let length = |engine: &Sqlite| std::fs::metadata(&engine.options.path).unwrap().len();
+    let before = length(&engine);
+    assert!(engine.required_space(4 << 20).unwrap() <= JOURNAL);
+    engine.apply(&writes[..4], Durability::Durable).unwrap();
+    assert_eq!(length(&engine), before);
+    assert!(std::fs::metadata(&engine.log).unwrap().len() <= JOURNAL, "new content needs no journal");
+}
+
+#[test]
+fn compacted_database_returns_space_of_deleted_entries() {
+    for role in [Role::Records, Role::Content] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options { path: folder.path().join("db"), role, cache_kib: 64 };
+        let mut engine = Sqlite::open(&options).unwrap();
+        for number in 0..40 {
+            engine.apply(&[write(number, 1 << 20)], Durability::Durable).unwrap();
+        }
+        let deletions: Vec<Write> =
+            (0..39).map(|n| Write::Delete(SPACE, write(n, 0).target().1.clone())).collect();
+        engine.apply(&deletions, Durability::Durable).unwrap();
+        engine.close().unwrap();
+        let freed = Sqlite::open(&options).unwrap().compact().unwrap();
+        assert!(freed > 38 << 20, "{role:?}: {freed}");
+        let engine = Sqlite::open(&options).unwrap();
+        let left = engine.reader().unwrap().scan(SPACE, &KeyRange::all(), 100, MAX_PAGE).unwrap();
+        assert_eq!(left, [(write(39, 0).target().1.clone(), vec![7; 1 << 20].into())]);
+    }
 }
 
 #[test]
@@ -112,6 +155,33 @@ fn log_stays_bounded_with_overlapping_readers() {
         drop(stop);
     });
     assert!(longest < 64 << 20, "120 MiB were written, and the log grew to {longest} bytes");
+}
+
+/// A backup of another process, for example.
+#[test]
+fn long_reader_delays_few_commits() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 1024 };
+    let mut engine = Sqlite::open(&options).unwrap();
+    engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
+    let reader = engine.reader().unwrap();
+    reader.connection.execute_batch("BEGIN; SELECT * FROM space_s LIMIT 1").unwrap();
+    let mut next = 0;
+    let mut commit = |engine: &mut Sqlite| {
+        next += 1;
+        let start = Instant::now();
+        engine.apply(&[write(next, MAX_VALUE)], Durability::Buffered).unwrap();
+        start.elapsed()
+    };
+    while engine.checkpoints.log_length() < TRUNCATE_LOG {
+        commit(&mut engine);
+    }
+    let slow = (0..20).filter(|_| commit(&mut engine) > 4 * CHECKPOINT_BUSY).count();
+    assert!(slow <= 2, "{slow} of 20 commits waited for the reader");
+    reader.connection.execute_batch("COMMIT").unwrap();
+    engine.checkpoints.next = None;
+    commit(&mut engine);
+    assert_eq!(engine.checkpoints.log_length(), 0);
 }
 
 fn content(folder: &Path) -> Sqlite {

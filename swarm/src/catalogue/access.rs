@@ -12,7 +12,7 @@ use enjambre_core::{Batch, Key, KeyRange, Space, Storage, StorageError};
 pub(super) const ATTEMPTS: usize = 100;
 /// The entries of one page of a scan over many.
 pub(super) const PAGE: usize = 500;
-/// The longest wait of a list for its turn to read, and of a new entry for a block of numbers.
+/// The longest wait of a search for its turn, and of a new entry for a block of numbers.
 pub(super) const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn read_all<const N: usize>(

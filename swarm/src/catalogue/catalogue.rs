@@ -9,7 +9,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngExt;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
 
 use super::access::{self, ATTEMPTS, PAGE, read_all};
 use super::changes::{ChangeListener, Listeners};
@@ -19,6 +18,7 @@ use super::leases::{LeaseRules, LeaseTable};
 use super::peer_cache::PeerCache;
 use super::read_cache::ReadCache;
 use crate::membership::credentials::revocations::Revocation;
+use crate::rate_limit::turns::Turns;
 use enjambre_core::runtime;
 use enjambre_core::storage::format::check_version;
 use enjambre_core::{
@@ -30,9 +30,11 @@ use enjambre_core::{
 const CATALOGUE: &str = "catalogue";
 /// The memory of a cached file number.
 pub(super) const FILE_NUMBER_BYTES: usize = 128;
-/// The number of concurrent reads of all lists together. A list may need thousands of reads, and a database behind a network
-/// has few connections; the limit leaves connections for lookups.
+/// The number of concurrent reads of all searches together. A list may need thousands of reads, and a database behind a
+/// network has few connections; the limit leaves connections and processor time for lookups.
 pub(super) const LIST_READS: usize = 4;
+/// The number of these for one address.
+const LIST_READS_PER_ADDRESS: usize = LIST_READS / 2;
 
 /// The catalogue in a database.
 #[derive(Debug)]
@@ -49,9 +51,11 @@ pub struct Catalogue {
     pub(super) version_count: AtomicU64,
     /// The number of peers, as far as this tracker has counted.
     pub(super) peer_count: AtomicU64,
+    /// The time of the last eviction of peers.
+    pub(super) evicted: tokio::sync::Mutex<Option<UnixMillis>>,
     pub(super) damage: Damage,
-    /// Permits for the reads of lists.
-    pub(super) list_reads: Semaphore,
+    /// The turns of lists and other searches.
+    pub(super) searches: Turns,
     /// The revocation list as of one version, including revocations that have expired since. It saves reading the list for
     /// each of many revocations in a row.
     pub(super) revocations: Mutex<Option<(u64, Vec<Revocation>)>>,
@@ -121,8 +125,9 @@ impl Catalogue {
                 listeners: Listeners::default(),
                 version_count: AtomicU64::default(),
                 peer_count: AtomicU64::default(),
+                evicted: tokio::sync::Mutex::default(),
                 damage: Damage::default(),
-                list_reads: Semaphore::new(LIST_READS),
+                searches: Turns::new(LIST_READS, LIST_READS_PER_ADDRESS),
                 revocations: Mutex::default(),
                 numbers: tokio::sync::Mutex::new(0..0),
                 highest_number: AtomicU64::new(numbers),

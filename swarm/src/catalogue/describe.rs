@@ -2,8 +2,9 @@
 
 use super::layout::{
     self, AUTHORITY, CLEARED, Claim, FILE_NAMES, FILES, FileEntry, FileNumber, FormatRecord, INVITATIONS,
-    InvitationRecord, LEASES, LeaseRecord, MEMBERS, META, MemberRecord, OFFERS, PEERS, PINS, PROVIDERS,
-    PinRecord, RESERVATIONS, REVOKED, ReservationRecord, ReservedRecord, SESSIONS, VERSIONS, VersionRecord,
+    InvitationRecord, LEASES, LeaseRecord, MEMBERS, META, MemberRecord, OFFERS, PEERS, PINNERS, PINS,
+    PROVIDERS, PinRecord, RESERVATIONS, REVOKED, ReservationRecord, ReservedRecord, SESSIONS, VERSIONS,
+    VersionRecord,
 };
 use enjambre_core::storage::inspect::{Field, Fields};
 use enjambre_core::{FileId, FileKind, FileRecord, KeyPair, PeerId, Space, StorageError, UnixMillis};
@@ -61,7 +62,7 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
         CLEARED => vec![("peer_number", peer(key)?), ("mark", Field::hex(value))],
         PEERS => vec![("peer", peer_id(key)?), ("peer_number", peer(value)?)],
         LEASES => {
-            let LeaseRecord { id, session, began, renewed, endpoints, left, settled, .. } =
+            let LeaseRecord { id, session, began, renewed, endpoints, requested, left, settled, .. } =
                 layout::decode(space, value)?;
             vec![
                 ("peer_number", peer(key)?),
@@ -70,6 +71,7 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
                 ("began", Field::Time(began)),
                 ("renewed", Field::Time(renewed)),
                 ("endpoints", Field::List(endpoints.iter().map(Field::text).collect())),
+                ("requested", Field::List(requested.iter().map(Field::text).collect())),
                 ("left", Field::Flag(left)),
                 ("settled", Field::Flag(settled)),
             ]
@@ -84,6 +86,10 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
                 ("at", Field::Time(at)),
                 ("by", Field::text(by)),
             ]
+        }
+        PINNERS => {
+            let ReservedRecord { bytes, pins, .. } = layout::decode(space, value)?;
+            vec![("peer", peer_id(key)?), ("reserved", Field::Number(bytes)), ("pins", Field::Number(pins))]
         }
         AUTHORITY => {
             let secret = value.try_into().map_err(|_| malformed())?;
@@ -183,6 +189,7 @@ mod tests {
             began: UnixMillis(5),
             renewed: UnixMillis(6),
             endpoints: vec!["tcp://127.0.0.1:1".parse().unwrap()],
+            requested: Vec::new(),
             left: false,
             settled: true,
         };

@@ -30,6 +30,11 @@ pub enum CatalogueError {
     /// The session is void, expired or unknown.
     #[error("the session is not valid; open a new session")]
     Unauthorized,
+    /// The session was replaced by a newer one of the same key.
+    #[error(
+        "another process has opened a session with the same key; give each peer its own data directory, which must not be a copy"
+    )]
+    Replaced,
     /// The invitation does not exist, or not any more.
     #[error("the invitation is used up, expired, cancelled, or of another swarm; request a new one")]
     NoInvitation,
@@ -56,15 +61,23 @@ pub enum CatalogueError {
     #[error("{0}")]
     Malformed(String),
     /// The quota does not allow the request.
-    #[error("{size} bytes exceed the quota: {reserved} of {quota} bytes are reserved")]
+    #[error(
+        "{size} bytes exceed the quota ([tracker.store] quota): {reserved} of {quota} bytes are reserved (one peer can reserve half of all)"
+    )]
     QuotaFull {
         /// The bytes requested.
         size: u64,
-        /// The bytes reserved already.
+        /// The bytes that others reserve already.
         reserved: u64,
         /// The quota in bytes.
         quota: u64,
     },
+    /// Other searches, especially of the same address, took too long.
+    #[error("too many other lists are in progress, especially from this address; try again later")]
+    Busy,
+    /// The peer, or all peers together, have the largest number of pins.
+    #[error("the limit of {0} pins is reached; remove others with `enjambre unpin`")]
+    TooManyPins(u64),
     /// The catalogue has reached [`CatalogueRules::max_peers`](super::CatalogueRules::max_peers).
     #[error("the tracker has reached its limit of peers")]
     TooManyPeers,

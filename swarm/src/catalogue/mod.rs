@@ -16,6 +16,7 @@ mod claims;
 mod damage;
 pub mod describe;
 pub mod error;
+mod eviction;
 #[cfg(test)]
 pub(crate) mod fuzz;
 pub mod layout;

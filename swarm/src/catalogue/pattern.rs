@@ -1,6 +1,9 @@
 //! The pattern of a `list` request: a part of the name, or a glob over the whole name.
 //!
-//! `*` matches any text and `?` one character; they cannot be escaped. Matching is case-sensitive.
+//! `*` matches any text and `?` one character; they cannot be escaped. Matching is case-sensitive. The time is linear in the
+//! length of the name, for any pattern.
+
+use std::collections::BTreeMap;
 
 /// A pattern over names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,20 +11,20 @@ pub enum Pattern {
     /// Names that contain the text.
     Contains(String),
     /// Names that match as a whole.
-    Glob(String),
+    Glob(Glob),
 }
 
 impl Pattern {
     /// Parses a pattern: a glob if it contains `*` or `?`.
     pub fn new(text: &str) -> Self {
-        if text.contains(['*', '?']) { Self::Glob(text.to_owned()) } else { Self::Contains(text.to_owned()) }
+        if text.contains(['*', '?']) { Self::Glob(Glob::new(text)) } else { Self::Contains(text.to_owned()) }
     }
 
     /// The prefix of every matching name.
     pub fn prefix(&self) -> &str {
         match self {
             Self::Contains(_) => "",
-            Self::Glob(glob) => glob.split(['*', '?']).next().unwrap_or(""),
+            Self::Glob(glob) => &glob.prefix,
         }
     }
 
@@ -29,42 +32,73 @@ impl Pattern {
     pub fn matches(&self, name: &str) -> bool {
         match self {
             Self::Contains(part) => name.contains(part),
-            Self::Glob(glob) => glob_matches(glob, name),
+            Self::Glob(glob) => glob.matches(name),
         }
     }
 }
 
-/// Greedy matching that backtracks to the last `*` only, so the time is at most the product of the lengths.
-fn glob_matches(glob: &str, name: &str) -> bool {
-    let (mut glob, mut name) = (glob, name);
-    let mut star: Option<(&str, &str)> = None;
-    loop {
-        let mut rest = glob.chars();
-        let wanted = rest.next();
-        if wanted == Some('*') {
-            glob = rest.as_str();
-            star = Some((glob, name));
-            continue;
-        }
-        let mut name_rest = name.chars();
-        match (wanted, name_rest.next()) {
-            (None, None) => return true,
-            (Some(wanted), Some(found)) if wanted == '?' || wanted == found => {
-                glob = rest.as_str();
-                name = name_rest.as_str();
-            }
-            _ => {
-                // Extend the match of the last star by one character.
-                let Some((after_star, from)) = star else { return false };
-                let mut from = from.chars();
-                if from.next().is_none() {
-                    return false;
+/// A glob, compiled to a bit-parallel automaton (R. Baeza-Yates and G. Gonnet, "A new approach to text searching", 1992).
+///
+/// State `n` means that the text read so far matches the first `n` characters of the glob, not counting stars. Backtracking
+/// would take the product of the lengths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glob {
+    prefix: String,
+    /// The number of characters without stars: the accepting state.
+    length: usize,
+    /// The states before which the glob has a star. They accept any text.
+    stars: Box<[u64]>,
+    /// The states that a character leaves for the next one, sorted by the character. `any` is for characters that the glob
+    /// does not contain.
+    steps: Vec<(char, Box<[u64]>)>,
+    any: Box<[u64]>,
+}
+
+impl Glob {
+    fn new(text: &str) -> Self {
+        let length = text.chars().filter(|c| *c != '*').count();
+        let none = vec![0; length / 64 + 1].into_boxed_slice();
+        let set = |states: &mut [u64], state: usize| states[state / 64] |= 1 << (state % 64);
+        let (mut stars, mut any, mut state) = (none.clone(), none.clone(), 0);
+        for c in text.chars() {
+            match c {
+                '*' => {
+                    set(&mut stars, state);
+                    continue;
                 }
-                glob = after_star;
-                name = from.as_str();
-                star = Some((after_star, name));
+                '?' => set(&mut any, state),
+                _ => {}
+            }
+            state += 1;
+        }
+        let mut steps = BTreeMap::new();
+        for (state, c) in text.chars().filter(|c| *c != '*').enumerate() {
+            if c != '?' {
+                set(steps.entry(c).or_insert_with(|| any.clone()), state);
             }
         }
+        let steps = steps.into_iter().collect();
+        let prefix = text.split(['*', '?']).next().unwrap_or("").to_owned();
+        Self { prefix, length, stars, steps, any }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        if !name.starts_with(&self.prefix) {
+            return false;
+        }
+        let mut states = vec![0; self.stars.len()];
+        states[0] = 1_u64;
+        for c in name.chars() {
+            let at = self.steps.binary_search_by_key(&c, |(c, _)| *c);
+            let steps = at.map_or(&self.any, |at| &self.steps[at].1);
+            let mut carry = 0;
+            for ((states, stars), steps) in states.iter_mut().zip(&self.stars).zip(steps) {
+                let stepped = *states & steps;
+                *states = (stepped << 1) | carry | (*states & stars);
+                carry = stepped >> 63;
+            }
+        }
+        states[self.length / 64] >> (self.length % 64) & 1 == 1
     }
 }
 
@@ -89,8 +123,8 @@ mod tests {
         #[test]
         fn glob_matches_as_defined(glob in "[ab日*?]{0,7}", name in "[ab日]{0,8}") {
             let chars = |text: &str| text.chars().collect::<Vec<_>>();
-            prop_assert_eq!(glob_matches(&glob, &name), model(&chars(&glob), &chars(&name)));
-            let pattern = Pattern::Glob(glob);
+            let pattern = Pattern::Glob(Glob::new(&glob));
+            prop_assert_eq!(pattern.matches(&name), model(&chars(&glob), &chars(&name)));
             prop_assert!(!pattern.matches(&name) || name.starts_with(pattern.prefix()));
         }
     }
@@ -101,5 +135,24 @@ mod tests {
         assert!(!Pattern::new("orre").matches("Smørrebrød"));
         assert!(Pattern::new("").matches("x"));
         assert_eq!(Pattern::new("foo*bar?").prefix(), "foo");
+    }
+
+    #[test]
+    fn glob_of_any_length_matches() {
+        for length in [62, 63, 64, 65, 127, 128, 129, 250] {
+            let (a, b) = ("a".repeat(length), "b".repeat(length));
+            for (glob, name, expected) in [
+                (format!("*{a}"), format!("bab{a}"), true),
+                (format!("*{a}"), format!("bab{a}b"), false),
+                (format!("{a}?*"), format!("{a}b"), true),
+                (format!("{a}?*"), a.clone(), false),
+                (format!("?{}*{b}", &a[1..]), format!("b{}b{b}", &a[1..]), true),
+                (format!("?{}*{b}", &a[1..]), format!("b{}{}", &a[1..], &b[1..]), false),
+                ("*?".repeat(length), a.clone(), true),
+                ("*?".repeat(length + 1), a.clone(), false),
+            ] {
+                assert_eq!(Pattern::new(&glob).matches(&name), expected, "{glob} {name}");
+            }
+        }
     }
 }

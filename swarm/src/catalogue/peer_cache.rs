@@ -64,6 +64,11 @@ impl PeerCache {
         self.sessions.insert(session, peer);
     }
 
+    /// Removes the lease of the peer. Its session is kept, so that a later use shows that it was replaced.
+    pub(super) fn remove_lease(&mut self, peer: PeerNumber) {
+        self.leases.remove(&peer);
+    }
+
     /// Removes the lease of the peer and its session.
     pub(super) fn remove(&mut self, peer: PeerNumber) {
         if let Some((lease, _)) = self.leases.remove(&peer) {

@@ -1,5 +1,6 @@
 //! Sessions of peers, and whether peers are alive.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,9 +11,14 @@ use rand::RngExt;
 use super::access::{ATTEMPTS, replace};
 use super::catalogue::Catalogue;
 use super::error::CatalogueError;
-use super::layout::{self, LEASES, LeaseRecord, MAX_NUMBER, PEERS, PeerNumber, SESSIONS};
+use super::layout::{self, Claim, LEASES, LeaseRecord, MAX_NUMBER, PEERS, PeerNumber, SESSIONS};
 use enjambre_core::runtime;
 use enjambre_core::{Batch, Durability, Endpoint, Key, PeerId, SessionId, Space, StorageError, UnixMillis};
+
+/// Whether a requester with this address runs on this host.
+pub(crate) fn is_local(requester: Option<IpAddr>) -> bool {
+    requester.is_none_or(|address| address.to_canonical().is_loopback())
+}
 
 /// A valid session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +33,21 @@ pub struct Session {
     pub began: UnixMillis,
 }
 
+/// The endpoints of a peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerEndpoints {
+    /// Those that other peers receive.
+    pub announced: Vec<Endpoint>,
+    /// Those that the peer requested, if they differ.
+    pub requested: Vec<Endpoint>,
+}
+
+impl From<Vec<Endpoint>> for PeerEndpoints {
+    fn from(announced: Vec<Endpoint>) -> Self {
+        Self { announced, requested: Vec::new() }
+    }
+}
+
 /// The leases of the living ones among some peers.
 #[derive(Debug)]
 pub struct AlivePeers {
@@ -37,9 +58,13 @@ pub struct AlivePeers {
 }
 
 impl AlivePeers {
-    /// The number of peers that are alive and have an endpoint.
-    pub fn reachable(&self) -> usize {
-        self.leases.iter().flatten().filter(|lease| !lease.endpoints.is_empty()).count()
+    /// The number of peers that are alive, that the requester can reach, and that have the whole file. The claims are those of
+    /// the peers of the request.
+    pub fn complete_providers(&self, claims: &[(PeerNumber, Claim)], is_local: bool) -> usize {
+        let leases = self.leases.iter().zip(claims);
+        let complete =
+            leases.filter(|(_, (_, claim))| claim.complete).filter_map(|(lease, _)| lease.as_ref());
+        complete.filter(|lease| lease.is_reachable(is_local)).count()
     }
 }
 
@@ -48,9 +73,10 @@ impl Catalogue {
     pub async fn open_session(
         &self,
         peer: PeerId,
-        endpoints: Vec<Endpoint>,
+        endpoints: impl Into<PeerEndpoints>,
         now: UnixMillis,
     ) -> Result<SessionId, CatalogueError> {
+        let PeerEndpoints { announced: endpoints, requested } = endpoints.into();
         let id_key = layout::peer_id_key(&peer);
         for _ in 0..ATTEMPTS {
             let session = SessionId(runtime::rng().random());
@@ -74,9 +100,7 @@ impl Catalogue {
                     batch.require(LEASES, key, raw);
                     number
                 }
-                None if self.peer_count.load(Ordering::Relaxed) >= self.rules.max_peers => {
-                    return Err(CatalogueError::TooManyPeers);
-                }
+                None if !self.has_free_entry(now).await? => return Err(CatalogueError::TooManyPeers),
                 None => {
                     let number = PeerNumber(self.next_number().await?);
                     batch.require_absent(PEERS, id_key.clone());
@@ -90,6 +114,7 @@ impl Catalogue {
                 began,
                 renewed: now,
                 endpoints: endpoints.clone(),
+                requested: requested.clone(),
                 left: false,
                 settled: false,
             };
@@ -102,7 +127,7 @@ impl Catalogue {
             self.leases.lock().reset(number, now);
             {
                 let mut cache = self.cache.lock();
-                cache.remove(number);
+                cache.remove_lease(number);
                 cache.insert_lease(number, Arc::new(record), now, self.rules.cache_ttl);
                 cache.insert_session(session, number);
             }
@@ -118,9 +143,40 @@ impl Catalogue {
     /// Returns the session.
     ///
     /// # Errors
-    /// [`CatalogueError::Unauthorized`] if the session is void, expired or unknown.
+    /// [`CatalogueError::Unauthorized`] if the session is void, expired or unknown. [`CatalogueError::Replaced`] if it was used
+    /// recently and is void because of a newer one.
     pub async fn authorize(&self, session: SessionId, now: UnixMillis) -> Result<Session, CatalogueError> {
         Ok(self.authorized(session, now).await?.0)
+    }
+
+    /// Returns the lease of the session's peer.
+    pub async fn lease(&self, by: &Session, now: UnixMillis) -> Result<Arc<LeaseRecord>, CatalogueError> {
+        Ok(self.authorized(by.id, now).await?.1)
+    }
+
+    /// Replaces the endpoints that other peers receive.
+    pub async fn set_endpoints(
+        &self,
+        by: &Session,
+        endpoints: &[Endpoint],
+        now: UnixMillis,
+    ) -> Result<(), CatalogueError> {
+        let key = layout::peer_key(by.number);
+        for _ in 0..ATTEMPTS {
+            let (record, raw) = match self.read_lease(by.number, now).await? {
+                Some((record, raw)) if record.session == by.id && !record.left => (record, raw),
+                _ => return Err(CatalogueError::Unauthorized),
+            };
+            let record = LeaseRecord { endpoints: endpoints.to_vec(), ..record };
+            let mut batch = Batch::new();
+            replace(&mut batch, LEASES, key.clone(), raw, &record);
+            if self.try_commit(batch, Durability::Buffered).await? {
+                self.cache.lock().insert_lease(by.number, Arc::new(record), now, self.rules.cache_ttl);
+                self.liveness_changed();
+                return Ok(());
+            }
+        }
+        Err(CatalogueError::Conflict)
     }
 
     pub(super) async fn authorized(
@@ -146,6 +202,8 @@ impl Catalogue {
                 self.cache.lock().insert_lease(number, Arc::clone(&lease), now, ttl);
                 Ok(valid(lease))
             }
+            // A peer that restarts does not use its earlier session.
+            Some((record, _)) if record.session != session && !record.left => Err(CatalogueError::Replaced),
             _ => Err(CatalogueError::Unauthorized),
         }
     }
@@ -156,7 +214,7 @@ impl Catalogue {
         if peer == Some(session.number) {
             return Ok(());
         }
-        self.cache.lock().remove(session.number);
+        self.cache.lock().remove_lease(session.number);
         Err(CatalogueError::Unauthorized)
     }
 

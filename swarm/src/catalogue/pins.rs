@@ -1,28 +1,35 @@
-//! Pins: files of which the tracker stores a replica, and the space reserved for them.
+//! Pins: files of which the tracker stores a replica, and the space that the replicas take.
+//!
+//! A new pin reserves no space. Its reservation grows as content arrives. One peer can reserve half of the quota.
 
 use super::access::{ATTEMPTS, PAGE, after_key, require_same};
 use super::catalogue::Catalogue;
 use super::error::CatalogueError;
-use super::layout::{self, META, PINS, PinRecord, ReservedRecord};
+use super::layout::{self, FILES, FileEntry, META, PINNERS, PINS, PinRecord, ReservedRecord};
+use enjambre_core::protocol::message::PinStatus;
 use enjambre_core::{Batch, FileId, PeerId, UnixMillis};
 
+/// The largest number of pins.
+pub(crate) const MAX_PINS: u64 = 100_000;
+/// The largest number of pins of one peer.
+pub(crate) const MAX_PINS_PER_PEER: u64 = 1000;
+/// The number of pins that one page of the pins of a peer examines.
+const MAX_EXAMINED: usize = 10_000;
+
+/// The largest number of bytes that the pins of one peer reserve.
+pub(crate) const fn share_of(quota: u64) -> u64 {
+    quota / 2
+}
+
 impl Catalogue {
-    /// Pins the file and reserves `size` of `quota` bytes for its replica, durably. An existing pin is returned unchanged.
-    pub async fn pin(
-        &self,
-        id: FileId,
-        size: u64,
-        quota: u64,
-        by: PeerId,
-        now: UnixMillis,
-    ) -> Result<PinRecord, CatalogueError> {
-        let new = PinRecord { size, complete: false, at: now, by };
-        let (_, pin) = self.change_pin(&id, quota, |pin| Some(pin.unwrap_or_else(|| new.clone()))).await?;
+    /// Pins the file, durably. The pin reserves no space yet. An existing pin is returned unchanged.
+    pub async fn pin(&self, id: FileId, by: PeerId, now: UnixMillis) -> Result<PinRecord, CatalogueError> {
+        let new = PinRecord { size: 0, complete: false, at: now, by };
+        let (_, pin) = self.change_pin(&id, u64::MAX, |pin| Some(pin.unwrap_or_else(|| new.clone()))).await?;
         Ok(pin.unwrap_or(new))
     }
 
-    /// Changes the reservation of a pin, durably, because the size of the replica may be known only later. Returns `false` if
-    /// the file is not pinned.
+    /// Changes the reservation of a pin, durably. Returns `false` if the file is not pinned.
     ///
     /// # Errors
     /// [`CatalogueError::QuotaFull`] if the quota does not allow the change; the reservation is unchanged then.
@@ -48,45 +55,60 @@ impl Catalogue {
         Ok(self.change_pin(id, u64::MAX, |_| None).await?.0)
     }
 
-    /// Changes the pin of a file and the total of all pins, durably. `quota` limits the total if it grows. Returns whether the
-    /// file was pinned before, and its pin after the change.
+    /// Changes the pin of a file, the total of all pins and that of its peer, durably. `quota` limits the totals if they grow.
+    /// Returns whether the file was pinned before, and its pin after the change.
     async fn change_pin(
         &self,
         id: &FileId,
         quota: u64,
         change: impl Fn(Option<PinRecord>) -> Option<PinRecord>,
     ) -> Result<(bool, Option<PinRecord>), CatalogueError> {
-        let (key, total_key) = (layout::file_key(id), layout::meta_key("reserved"));
+        let key = layout::file_key(id);
         let mut was_pinned = false;
         for _ in 0..ATTEMPTS {
             let (old, old_raw) = self.read_record::<PinRecord>(PINS, &key).await?.unzip();
             was_pinned |= old.is_some();
             let new = change(old.clone());
-            if new == old {
+            let by = match old.as_ref().or(new.as_ref()) {
                 // A commit with unknown outcome may have written it.
-                self.storage.sync().await?;
-                return Ok((was_pinned, new));
-            }
-            let (total, total_raw) = self.read_record::<ReservedRecord>(META, &total_key).await?.unzip();
-            let total = total.unwrap_or_default();
+                _ if new == old => {
+                    self.storage.sync().await?;
+                    return Ok((was_pinned, new));
+                }
+                Some(pin) => pin.by,
+                None => return Ok((was_pinned, None)),
+            };
             let size = |pin: &Option<PinRecord>| pin.as_ref().map_or(0, |pin| pin.size);
-            let count = |pin: &Option<PinRecord>| u64::from(pin.is_some());
-            let reserved = total.bytes.saturating_sub(size(&old));
-            let bytes = reserved.saturating_add(size(&new));
-            let grows = old.is_none() || size(&new) > size(&old);
-            if grows && bytes > quota {
-                return Err(CatalogueError::QuotaFull { size: size(&new), reserved, quota });
-            }
-            let pins = total.pins.saturating_sub(count(&old)).saturating_add(count(&new));
+            let grows = size(&new) > size(&old);
             let mut batch = Batch::new();
             require_same(&mut batch, PINS, key.clone(), old_raw);
-            require_same(&mut batch, META, total_key.clone(), total_raw);
             match &new {
                 Some(pin) => batch.put(PINS, key.clone(), layout::encode(pin)),
                 None => batch.delete(PINS, key.clone()),
             };
-            let total = ReservedRecord { bytes, pins };
-            batch.put(META, total_key.clone(), layout::encode(&total));
+            for (space, key, quota, max_pins) in [
+                (META, layout::meta_key("reserved"), quota, MAX_PINS),
+                (PINNERS, layout::peer_id_key(&by), share_of(quota), MAX_PINS_PER_PEER),
+            ] {
+                let (total, raw) = self.read_record::<ReservedRecord>(space, &key).await?.unzip();
+                let total = total.unwrap_or_default();
+                let reserved = total.bytes.saturating_sub(size(&old));
+                let bytes = reserved.saturating_add(size(&new));
+                if grows && bytes > quota {
+                    return Err(CatalogueError::QuotaFull { size: size(&new), reserved, quota });
+                }
+                if old.is_none() && total.pins >= max_pins {
+                    return Err(CatalogueError::TooManyPins(max_pins));
+                }
+                let count = |pin: &Option<PinRecord>| u64::from(pin.is_some());
+                let pins = total.pins.saturating_sub(count(&old)).saturating_add(count(&new));
+                require_same(&mut batch, space, key.clone(), raw);
+                if pins == 0 && space == PINNERS {
+                    batch.delete(space, key);
+                } else {
+                    batch.put(space, key, layout::encode(&ReservedRecord { bytes, pins }));
+                }
+            }
             if self.commit_durably(batch).await? {
                 return Ok((was_pinned, new));
             }
@@ -102,6 +124,48 @@ impl Catalogue {
             Ok((layout::read_file_key(PINS, key.as_bytes())?, layout::decode::<PinRecord>(PINS, raw)?))
         });
         pins.collect()
+    }
+
+    /// Returns at most `limit` pins of a peer by ascending id, starting behind `after`, and the start of the next page.
+    pub async fn pins_of(
+        &self,
+        by: PeerId,
+        after: Option<FileId>,
+        limit: usize,
+    ) -> Result<(Vec<PinStatus>, Option<FileId>), CatalogueError> {
+        let (mut found, mut after, mut examined) = (Vec::new(), after, 0);
+        while examined < MAX_EXAMINED {
+            let page = self.pins(after.as_ref()).await?;
+            if page.is_empty() {
+                return Ok((self.describe_pins(found).await?, None));
+            }
+            for (id, pin) in page {
+                if pin.by == by {
+                    if found.len() == limit {
+                        return Ok((self.describe_pins(found).await?, after));
+                    }
+                    found.push((id, pin));
+                }
+                (after, examined) = (Some(id), examined + 1);
+            }
+        }
+        Ok((self.describe_pins(found).await?, after))
+    }
+
+    /// Adds the names of the files.
+    pub async fn describe_pins(
+        &self,
+        pins: Vec<(FileId, PinRecord)>,
+    ) -> Result<Vec<PinStatus>, CatalogueError> {
+        let keys: Vec<_> = pins.iter().map(|(id, _)| layout::file_key(id)).collect();
+        let entries = self.storage.get(FILES, &keys).await?;
+        let described = pins.into_iter().zip(entries).map(|((id, pin), raw)| {
+            let name = raw.map(|raw| layout::decode::<FileEntry>(FILES, &raw)).transpose()?;
+            let name = name.map(|entry| entry.name);
+            let PinRecord { size, complete, at, by } = pin;
+            Ok(PinStatus { id, name, reserved: size, complete, pinned_ms: at, peer: by })
+        });
+        described.collect()
     }
 
     /// Returns the total of all pins.

@@ -31,16 +31,27 @@ impl Catalogue {
         Ok(Some((entry, claims)))
     }
 
-    /// Returns the number of providers of the file, up to 1,000.
+    /// Returns the number of living providers that have the whole file, among at most 1,000 claims.
     pub(super) async fn count_providers(
         &self,
         file: FileNumber,
         now: UnixMillis,
     ) -> Result<u32, StorageError> {
+        Ok(self.count_claims(file, true, now).await?.0)
+    }
+
+    /// As [`Catalogue::count_providers`] for a requester on this or another host, with the number of claims that were read.
+    pub(super) async fn count_claims(
+        &self,
+        file: FileNumber,
+        is_local: bool,
+        now: UnixMillis,
+    ) -> Result<(u32, usize), StorageError> {
         let claims = self.read_claims(file, MAX_COUNTED, now).await?;
         let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
         let alive = self.alive_peers(&peers, now).await?;
-        Ok(u32::try_from(alive.reachable()).unwrap_or(u32::MAX))
+        let count = alive.complete_providers(&claims, is_local);
+        Ok((u32::try_from(count).unwrap_or(u32::MAX), claims.len()))
     }
 
     /// Returns the claims to a file, or `limit` of them starting at a random peer if there are more.

@@ -9,7 +9,7 @@ use super::catalogue::Catalogue;
 use super::claims;
 use super::error::CatalogueError;
 use super::layout::{
-    self, Claim, FILE_NAMES, FILES, FileEntry, FileNumber, PROVIDERS, RESERVATIONS, ReservationRecord,
+    self, Claim, FILE_NAMES, FILES, FileEntry, FileNumber, PEERS, PROVIDERS, RESERVATIONS, ReservationRecord,
     VERSIONS, VersionRecord,
 };
 use super::names::Published;
@@ -25,7 +25,10 @@ const RETRIES: u32 = 1;
 
 impl Catalogue {
     /// Publishes the file as the newest version of the name, durably, with the session's peer as a provider. If the file
-    /// already is the newest version, no version is added.
+    /// already is the newest version with the same size and kind, no version is added.
+    ///
+    /// Size and kind are claims that a tracker cannot verify. Each version has those of its publisher. The entry of the file
+    /// keeps those of its first publisher while that peer offers the file, whatever other peers publish.
     pub async fn publish(
         &self,
         session: &Session,
@@ -42,18 +45,20 @@ impl Catalogue {
             let newest = self.newest_version(name).await?;
             let file_key = layout::file_key(id);
             let mut batch = Batch::new();
-            let no = match self.read_record(FILES, &file_key).await? {
-                Some((FileEntry { no, .. }, raw)) => {
+            let (no, kept) = match self.read_record::<FileEntry>(FILES, &file_key).await? {
+                Some((entry, raw)) => {
                     batch.require(FILES, file_key.clone(), raw);
-                    no
+                    (entry.no, self.contradicts(&entry, publication, by).await?.then_some(entry))
                 }
                 None => {
                     batch.require_absent(FILES, file_key.clone());
-                    FileNumber(self.next_number().await?)
+                    (FileNumber(self.next_number().await?), None)
                 }
             };
             let (published, at, publisher) = match &newest {
-                Some((version, record, raw)) if record.id == *id => {
+                Some((version, record, raw))
+                    if (record.id, record.size, record.kind) == (*id, *size, *kind) =>
+                {
                     // Conflicts with a concurrent expiry of the file.
                     batch.require(VERSIONS, layout::version_key(name, *version), raw.clone());
                     // A commit with unknown outcome added the version if all fields match.
@@ -71,15 +76,18 @@ impl Catalogue {
                     (Published { version, new: true }, now, by)
                 }
             };
-            let entry = FileEntry {
-                name: name.clone(),
-                version: published.version,
-                size: *size,
-                kind: *kind,
-                at,
-                by: publisher,
-                no,
-                gone: None,
+            let entry = match kept {
+                Some(entry) => FileEntry { gone: None, ..entry },
+                None => FileEntry {
+                    name: name.clone(),
+                    version: published.version,
+                    size: *size,
+                    kind: *kind,
+                    at,
+                    by: publisher,
+                    no,
+                    gone: None,
+                },
             };
             batch.put(FILES, file_key, layout::encode(&entry));
             require_same(&mut batch, RESERVATIONS, layout::reservation_key(name), reservation.clone());
@@ -104,6 +112,23 @@ impl Catalogue {
             }
         }
         Err(CatalogueError::Conflict)
+    }
+
+    /// Whether the publication has another size or kind than the entry of the file, whose publisher is another peer that offers
+    /// the file.
+    async fn contradicts(
+        &self,
+        entry: &FileEntry,
+        publication: &Publication,
+        by: PeerId,
+    ) -> Result<bool, StorageError> {
+        if entry.by == by || (entry.size, entry.kind) == (publication.size, publication.kind) {
+            return Ok(false);
+        }
+        let Some(publisher) = self.peer_number(PEERS, &layout::peer_id_key(&entry.by)).await? else {
+            return Ok(false);
+        };
+        Ok(self.read(PROVIDERS, &layout::provider_key(entry.no, publisher)).await?.is_some())
     }
 
     /// Reserves the name for this peer, durably, and replaces an earlier reservation. Published versions remain.

@@ -38,6 +38,12 @@ impl Catalogue {
         Ok(valid)
     }
 
+    /// Whether the database lacks a renewal that was acknowledged at this time, and therefore possibly other writes, as after a
+    /// restore from a backup.
+    pub fn lacks_renewal(&self, by: &Session, lease: &LeaseRecord, acknowledged: UnixMillis) -> bool {
+        self.leases.lock().is_lost(by.number, lease, acknowledged)
+    }
+
     /// Stores the renewals since the last flush, and the stamp. Renewals that cannot be stored remain for the next flush.
     /// Without renewals it only checks that the database is reachable, because the lease rules depend on that, see
     /// [`super::leases`].
@@ -98,7 +104,7 @@ impl Catalogue {
                 let current = record.filter(|record| record.session == renewal.session && !record.left);
                 let (Some(raw), Some(record)) = (raw, current) else {
                     // The next renewal reads the database, which leads to a new session.
-                    self.cache.lock().remove(*peer);
+                    self.cache.lock().remove_lease(*peer);
                     ended.push(*peer);
                     continue;
                 };

@@ -151,7 +151,7 @@ impl Catalogue {
         Ok(removed)
     }
 
-    async fn remove_peer(
+    pub(super) async fn remove_peer(
         &self,
         peer: PeerNumber,
         record: &LeaseRecord,

@@ -27,7 +27,7 @@ use crate::library::error::LibraryError;
 use crate::library::library::Library;
 use crate::library::output::Destination;
 use crate::library::small::{MAX_SMALL, SmallCopy, SmallOutput};
-use enjambre_core::{FileId, FileKind, Member, MemberPath, Provider};
+use enjambre_core::{Collection, FileId, FileKind, Member, MemberPath, Provider};
 
 const MAX_PARALLEL: usize = 32;
 /// How long members share the result of a provider lookup.
@@ -56,17 +56,16 @@ impl ProviderSource for SharedLookup {
     }
 }
 
-/// Downloads every member of the collection `id`, whose list is in the library, into the library or to `output`. Returns
-/// the total bytes of all members.
-pub async fn get_members(
+/// Downloads these members of the collection `id` into the library or to `output`. Returns their total bytes.
+pub(super) async fn get_members(
     downloader: &Downloader,
     id: FileId,
+    collection: &Collection,
     output: Option<&SmallOutput>,
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
 ) -> Result<u64, Arc<DownloadError>> {
     let library = downloader.library();
-    let collection = library.collection(&id).await?;
     let providers: Arc<dyn ProviderSource> =
         Arc::new(SharedLookup { inner: providers, latest: Default::default() });
     let total = collection.total_size();
@@ -134,6 +133,10 @@ pub async fn get_members(
         }
         drop(active);
         progress.send_replace(sum);
+    }
+    if let Some(SmallOutput { dir, .. }) = output {
+        let create = || dir.create_directories(collection);
+        retry_storage(&downloader.context, progress, create).await?;
     }
     Ok(total)
 }

@@ -12,15 +12,18 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::provider::ProviderError;
+use super::provider_dialer::ProviderDialer;
 use super::request::{Phase, Progress};
 use super::settings::DownloadSettings;
 use crate::library::error::LibraryError;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_core::{Dialer, PeerId, PieceLayout};
+use enjambre_core::{PeerId, PieceLayout};
 
-/// The limit of a whole request, as a multiple of the silence timeout.
-const REQUEST_TIMEOUTS: u32 = 6;
+/// Minimum rate of a reply in bytes per second, after the silence timeout.
+const MIN_RATE: u64 = 16 * 1024;
+/// The longest limit of a whole request, as a multiple of the silence timeout.
+const MAX_REQUEST_TIMEOUTS: u32 = 6;
 /// Time between attempts of library operations.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Minimum time between log messages about waiting downloads.
@@ -30,25 +33,33 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct DownloadContext {
     pub(super) library: Arc<Library>,
-    pub(super) dialer: Arc<Dialer>,
+    pub(super) dialer: ProviderDialer,
     pub(super) settings: DownloadSettings,
     pub(super) limit: Arc<BandwidthLimit>,
     /// In units of 1 KiB.
     pub(super) budget: Arc<Semaphore>,
+    /// The same for last pieces that prove a size, so that slow provers do not use up the budget of downloads.
+    pub(super) proof_budget: Arc<Semaphore>,
     /// The id of this peer, which is not a provider for itself.
     pub(super) me: Option<PeerId>,
     /// The time of the last log message about a storage wait.
     pub(super) wait_logged: Mutex<Option<Instant>>,
+    /// The last failure because of a full disk, which names the disk.
+    pub(super) full_disk: Mutex<String>,
 }
 
 impl DownloadContext {
-    /// Limits the total time of a request. Other traffic on the connection keeps the silence timeout from expiring, so a
-    /// provider could otherwise leave a single request open forever.
+    /// Limits the total time of a request whose reply has at most this many bytes. A single byte now and then, or other
+    /// traffic on the connection, keeps the silence timeout from expiring, so a provider could otherwise leave a request
+    /// open for as long as it likes.
     pub(super) async fn limit_time<T>(
         &self,
+        bytes: u64,
         reply: impl Future<Output = Result<T, ProviderError>>,
     ) -> Result<T, ProviderError> {
-        let replied = timeout(self.settings.silence_timeout * REQUEST_TIMEOUTS, reply).await;
+        let silence = self.settings.silence_timeout;
+        let limit = silence + Duration::from_secs(bytes / MIN_RATE);
+        let replied = timeout(limit.min(silence * MAX_REQUEST_TIMEOUTS), reply).await;
         replied
             .unwrap_or_else(|_| Err(ProviderError::Refused("no reply within the request timeout".to_owned())))
     }
@@ -88,6 +99,11 @@ impl StorageWait {
         let since = before.filter(|wait| wait.full == full).map_or(now, |wait| wait.since);
         if !full && (!error.is_temporary() || now >= since + context.settings.provider_timeout) {
             return Err(error);
+        }
+        if let LibraryError::Full(source) = &error {
+            // The last cause names a path on the disk.
+            let causes = std::iter::successors(source.source(), |cause| cause.source());
+            *context.full_disk.lock() = causes.last().map_or_else(|| source.to_string(), ToString::to_string);
         }
         if before.is_none_or(|wait| wait.full != full) {
             context.log_wait(&error);

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::context::DownloadContext;
 use super::error::DownloadError;
+use super::provider_dialer::ProviderDialer;
 use super::request::{DownloadRequest, Progress};
 use super::settings::DownloadSettings;
 use super::transfer;
@@ -20,6 +21,9 @@ use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_core::model::layout::MAX_PIECE_SIZE;
 use enjambre_core::{Dialer, FileId, PeerId};
+
+/// Number of pieces of the largest size that may be requested as proofs.
+const PROOF_PIECES: usize = 16;
 
 /// The result of a transfer, set once. Wakes its waiters in order, for reproducible simulations.
 #[derive(Debug, Default)]
@@ -93,8 +97,20 @@ impl Downloader {
         // At least one piece of maximum size.
         let units = (settings.budget_bytes / 1024).max(MAX_PIECE_SIZE as usize / 1024);
         let budget = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
-        let wait_logged = Mutex::default();
-        let context = DownloadContext { library, dialer, settings, limit, budget, me, wait_logged };
+        let proof_budget = Arc::new(Semaphore::new(PROOF_PIECES * MAX_PIECE_SIZE as usize / 1024));
+        let (wait_logged, full_disk) = (Mutex::default(), Mutex::default());
+        let dialer = ProviderDialer::new(dialer);
+        let context = DownloadContext {
+            library,
+            dialer,
+            settings,
+            limit,
+            budget,
+            proof_budget,
+            me,
+            wait_logged,
+            full_disk,
+        };
         Self {
             context: Arc::new(context),
             running: Mutex::default(),
@@ -106,6 +122,11 @@ impl Downloader {
     /// The library that files are downloaded into.
     pub fn library(&self) -> &Arc<Library> {
         &self.context.library
+    }
+
+    /// The reason of the last wait for a full disk, with a path on that disk.
+    pub fn full_disk(&self) -> String {
+        self.context.full_disk.lock().clone()
     }
 
     /// Starts a download, or joins a running download of the same file, which keeps its destination.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::library::error::LibraryError;
+use enjambre_core::MemberPath;
 
 /// Why a download did not complete. The verified pieces stay in the library.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,9 @@ pub enum DownloadError {
     /// The download was stopped.
     #[error("download stopped; the verified pieces are kept")]
     Cancelled,
+    /// The directory has no file or subdirectory with this path.
+    #[error("the directory does not contain {0}")]
+    NoMember(MemberPath),
     /// The library cannot store the content.
     #[error(transparent)]
     Library(#[from] LibraryError),

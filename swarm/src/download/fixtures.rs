@@ -1,15 +1,20 @@
 //! Fixtures of the download tests: a static provider list and endpoints on a memory network.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use super::provider::ProviderSource;
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Dialer, FileId, Listener, PeerId, Provider};
+use enjambre_core::{
+    Connection, Deadline, Dialer, Endpoint, FileId, Listener, Message, PeerId, Provider, RequestId,
+    Transport, TransportError,
+};
 
 /// A static list of providers, in place of a tracker.
 #[derive(Default)]
@@ -44,5 +49,55 @@ impl NodeEndpoint {
     /// Serves requests with this handler.
     pub(super) fn serve(&self, handler: Arc<dyn Handler>) -> JoinHandle<()> {
         tokio::spawn(serve(Arc::clone(&self.listener), handler))
+    }
+}
+
+/// A network on which every remote sends a byte now and then, so that no connection is ever silent.
+#[derive(Debug)]
+pub(super) struct NeverSilent(pub(super) Arc<dyn Transport>);
+
+#[async_trait]
+impl Transport for NeverSilent {
+    fn scheme(&self) -> &'static str {
+        self.0.scheme()
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
+        Ok(Arc::new(NeverSilentConnection(self.0.connect(endpoint).await?)))
+    }
+
+    async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
+        self.0.bind(endpoint).await
+    }
+}
+
+#[derive(Debug)]
+struct NeverSilentConnection(Arc<dyn Connection>);
+
+#[async_trait]
+impl Connection for NeverSilentConnection {
+    fn next_id(&self) -> RequestId {
+        self.0.next_id()
+    }
+
+    async fn call(
+        &self,
+        id: RequestId,
+        header: Bytes,
+        deadline: Deadline,
+    ) -> Result<Message, TransportError> {
+        let deadline = match deadline {
+            Deadline::Silence(_) => Deadline::Total(Duration::MAX),
+            total => total,
+        };
+        self.0.call(id, header, deadline).await
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        self.0.endpoint()
+    }
+
+    async fn close(&self) {
+        self.0.close().await;
     }
 }

@@ -16,8 +16,10 @@ mod fixtures;
 pub(crate) mod fuzz;
 pub mod get;
 pub mod provider;
+mod provider_dialer;
 pub mod request;
 pub mod schedule;
+pub mod selection;
 pub mod settings;
 #[cfg(test)]
 mod simulation;

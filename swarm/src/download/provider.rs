@@ -8,13 +8,14 @@ use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
+use super::provider_dialer::ProviderDialer;
 use super::schedule::PieceRequest;
 use enjambre_core::model::manifest::PieceHash;
 use enjambre_core::protocol::client::{CallError, call, call_with_id, unexpected};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{HaveWait, Reply, Request};
 use enjambre_core::{
-    Bitmap, Connection, Deadline, Dialer, Endpoint, FileId, Manifest, PieceLayout, Provider, RequestId,
+    Bitmap, Connection, Deadline, Endpoint, FileId, Manifest, PieceLayout, Provider, RequestId,
     TransportError,
 };
 
@@ -100,16 +101,26 @@ pub(super) struct ConnectedProvider {
 /// Endpoints are tried in order of preference, and the next one starts when the previous ones failed or after
 /// [`CONNECTION_ATTEMPT_DELAY`], as in RFC 8305, since an endpoint may drop packets silently.
 pub(super) async fn connect(
-    dialer: &Dialer,
+    dialer: &ProviderDialer,
     provider: &Provider,
     id: FileId,
     deadline: Deadline,
 ) -> Result<ConnectedProvider, ProviderError> {
-    let attempt = |endpoint: Endpoint| async move {
+    let attempt_at = |endpoint: Endpoint| async move {
         let start = Instant::now();
         let connection = dialer.connect(&endpoint).await?;
         let (layout, have) = have(&*connection, id, None, deadline).await?;
-        Ok(ConnectedProvider { connection, layout, have, round_trip: start.elapsed() })
+        Ok::<_, ProviderError>(ConnectedProvider { connection, layout, have, round_trip: start.elapsed() })
+    };
+    let attempt = |endpoint: Endpoint| async move {
+        let mut addresses = dialer.resolve(&endpoint).await?.into_iter().peekable();
+        loop {
+            let result = attempt_at(addresses.next().unwrap_or_else(|| endpoint.clone())).await;
+            let is_unreachable = matches!(result, Err(ProviderError::Unreachable(_)));
+            if !is_unreachable || addresses.peek().is_none() {
+                return result;
+            }
+        }
     };
     let mut failure = ProviderError::Refused("no endpoint with a supported scheme".to_owned());
     let mut endpoints = dialer.preferred(provider.peer, &provider.endpoints).into_iter();
@@ -218,7 +229,7 @@ mod tests {
     use super::*;
     use enjambre_core::protocol::codec;
     use enjambre_core::transport::memory::MemoryNetwork;
-    use enjambre_core::{Listener, Message, PeerId};
+    use enjambre_core::{Dialer, Listener, Message, PeerId};
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -234,15 +245,20 @@ mod tests {
     /// Connects to a provider at these hosts: `closed` refuses connections, `hole` and `pit` never reply, and `good`
     /// replies. Returns the host that replied and the elapsed time.
     async fn connect_to(hosts: &[&str]) -> (Result<String, ProviderError>, Duration) {
-        let dialer = Dialer::new(vec![MemoryNetwork::new().transport()]);
+        let dialer = Arc::new(Dialer::new(vec![MemoryNetwork::new().transport()]));
         let at = |host: &str| format!("memory://{host}:1").parse().unwrap();
         let _silent = [dialer.bind(&at("hole")).await.unwrap(), dialer.bind(&at("pit")).await.unwrap()];
         let good = tokio::spawn(serve_one_byte(dialer.bind(&at("good")).await.unwrap()));
         let endpoints = hosts.iter().map(|host| at(host)).collect();
         let provider = Provider { peer: PeerId::from_bytes([2; 32]), endpoints, size: 1, complete: true };
         let start = Instant::now();
-        let connected =
-            connect(&dialer, &provider, FileId::from_bytes([1; 32]), Deadline::Total(LIMIT)).await;
+        let connected = connect(
+            &ProviderDialer::new(dialer),
+            &provider,
+            FileId::from_bytes([1; 32]),
+            Deadline::Total(LIMIT),
+        )
+        .await;
         good.abort();
         (connected.map(|connected| connected.connection.endpoint().host().to_owned()), start.elapsed())
     }

@@ -36,8 +36,8 @@ use rand::{RngExt, SeedableRng};
 
 use self::bits::Bits;
 use self::locality::Locality;
-use self::provider::ProviderState;
 pub use self::provider::{Candidate, ProviderKey, connection_order};
+use self::provider::{Others, ProviderState};
 use self::rarity::Rarity;
 use enjambre_core::runtime::HashMap;
 use enjambre_core::{Bitmap, PieceIndex, PieceLayout};
@@ -195,14 +195,19 @@ impl Schedule {
     /// time of the next piece.
     pub fn ready_providers(&mut self, now: Duration) -> Vec<ProviderKey> {
         self.locality.update(&mut self.providers, now);
+        let others = self.others();
         let rng = &mut self.rng;
-        let has_partial = self.partial_count > 0;
-        let ready = self.providers.iter().filter(|(_, state)| state.has_free_slot(has_partial, now));
+        let ready = self.providers.iter().filter(|(_, state)| state.has_free_slot(others, now));
         let mut order: Vec<_> = ready
             .map(|(&key, state)| (state.complete, state.expected_time(now), rng.random::<u32>(), key))
             .collect();
         order.sort_unstable();
         order.into_iter().map(|(.., key)| key).collect()
+    }
+
+    fn others(&self) -> Others {
+        let deliver = self.providers.values().any(|state| state.min_latency.is_some());
+        Others { partial: self.partial_count > 0, deliver }
     }
 
     /// Returns the position of the provider that is expected to deliver a piece first.
@@ -215,7 +220,7 @@ impl Schedule {
     /// requested from it now.
     pub fn next(&mut self, provider: ProviderKey, now: Duration) -> Option<PieceRequest> {
         let state = self.providers.get(&provider)?;
-        if !state.has_free_slot(self.partial_count > 0, now) {
+        if !state.has_free_slot(self.others(), now) {
             return None;
         }
         let (piece, super_seed) = match self.choose_missing(provider, now) {

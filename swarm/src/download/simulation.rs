@@ -110,6 +110,7 @@ impl Swarm {
             listed.shuffle(&mut rng);
             let candidates = listed.iter().enumerate().map(|(place, &other)| Candidate {
                 key: key(place),
+                unproven: true,
                 failures: 0,
                 partial: other != SOURCE,
             });

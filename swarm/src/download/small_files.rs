@@ -248,7 +248,8 @@ impl Batches<'_> {
         self.events.push(
             async move {
                 let deadline = Deadline::Silence(context.settings.silence_timeout);
-                let connected = provider::connect(&context.dialer, &provider, collection, deadline).await;
+                let connecting = provider::connect(&context.dialer, &provider, collection, deadline);
+                let connected = context.limit_time(BATCH_BYTES, connecting).await;
                 Event::Connected(at, connected.map(|connected| connected.connection))
             }
             .boxed(),
@@ -429,7 +430,8 @@ async fn request(
     context.limit.take(bytes as usize).await;
     let ids = files.iter().map(|file| file.id).collect();
     let reply = provider::files(&*connection, ids, Deadline::Silence(context.settings.silence_timeout));
-    let mut reply = context.limit_time(reply).await;
+    // Other batches share the connection.
+    let mut reply = context.limit_time(bytes * MAX_IN_FLIGHT as u64, reply).await;
     let received = reply.as_ref().map_or(0, |(_, payload)| payload.len());
     context.limit.refund((bytes as usize).saturating_sub(received));
     if matches!(&reply, Ok((_, payload)) if payload.len() as u64 > bytes) {

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::downloader::Downloader;
 use super::error::DownloadError;
-use super::fixtures::{NodeEndpoint, StaticProviders};
+use super::fixtures::{NeverSilent, NodeEndpoint, StaticProviders};
 use super::get::{GetRequest, get};
 use super::request::Progress;
 use super::settings::DownloadSettings;
@@ -31,7 +31,7 @@ use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::storage::memory::Disk;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{FileId, FileKind, Listener, PeerInfo, Provider, ReplySink, RequestId};
+use enjambre_core::{Dialer, FileId, FileKind, Listener, PeerInfo, Provider, ReplySink, RequestId};
 
 /// How a provider replies to requests for small files.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -51,6 +51,10 @@ enum Behavior {
     OneFile,
     /// Dies at the third request.
     Dies,
+    /// Never completes a reply to requests for files.
+    Stalls,
+    /// Never completes a reply.
+    StallsAtOnce,
 }
 
 const BEHAVIORS: [Behavior; 8] = [
@@ -81,6 +85,10 @@ impl Handler for TestSeeder {
         peer: &PeerInfo,
         sink: &mut dyn ReplySink,
     ) -> Result<(Reply, Bytes), ErrorReply> {
+        let is_batch = matches!(request, Request::Files { .. });
+        if self.behavior == Behavior::StallsAtOnce || self.behavior == Behavior::Stalls && is_batch {
+            std::future::pending::<()>().await;
+        }
         let Request::Files { mut ids } = request else {
             if matches!(request, Request::Piece { .. }) {
                 self.pieces.fetch_add(1, Ordering::Relaxed);
@@ -246,13 +254,23 @@ impl World {
     async fn get(
         &self,
         node: &Node,
+        file: (FileId, u64),
+        output: Option<&Path>,
+    ) -> Result<u64, Arc<DownloadError>> {
+        self.get_as(FileKind::Collection, node, file, output).await
+    }
+
+    async fn get_as(
+        &self,
+        kind: FileKind,
+        node: &Node,
         (id, size): (FileId, u64),
         output: Option<&Path>,
     ) -> Result<u64, Arc<DownloadError>> {
         let request = GetRequest {
             id,
             name: Some("collection".parse().unwrap()),
-            kind: FileKind::Collection,
+            kind,
             size,
             output: output.map(Path::to_owned),
             force: false,
@@ -265,6 +283,40 @@ impl World {
 
 fn total(tree: &Tree) -> u64 {
     tree.values().map(|content| content.len() as u64).sum()
+}
+
+/// Kind and size in a catalogue are claims of a publisher.
+#[tokio::test(start_paused = true)]
+async fn wrong_kind_and_size_in_catalogue_are_corrected_by_content() {
+    let world = World::new();
+    let tree: Tree = (0..3).map(|n| (format!("d/f{n}"), vec![n; 100])).collect();
+    let (provider, directory, _) = world.provider(&tree, Behavior::Honest).await;
+    let original = world.dir.path().join("original");
+    fs::write(&original, "a file").unwrap();
+    let file = provider.library.publish(&original, PublishOptions::default(), |_| {}).await.unwrap().id;
+    for number in 0..2 {
+        let to_library = world.node(Behavior::Honest).await;
+        let to_path = world.node(Behavior::Honest).await;
+        let (dir, copy) =
+            [format!("dir{number}"), format!("copy{number}")].map(|name| world.dir.path().join(name)).into();
+        // In the second round the library has recorded the kinds already.
+        for _ in 0..=number {
+            assert_eq!(world.get_as(FileKind::File, &to_library, (directory, 7), None).await.unwrap(), 300);
+            assert_eq!(
+                world.get_as(FileKind::File, &to_path, (directory, 7), Some(&dir)).await.unwrap(),
+                300
+            );
+            assert!(read(&dir) == tree);
+            assert_eq!(world.get(&to_library, (file, 7), None).await.unwrap(), 6);
+            assert_eq!(world.get(&to_path, (file, 7), Some(&copy)).await.unwrap(), 6);
+            assert_eq!(fs::read(&copy).unwrap(), b"a file");
+        }
+        let kind = |node: &Node, id| node.library.entry(id).unwrap().kind;
+        for node in [&to_library, &to_path] {
+            assert_eq!(kind(node, &directory), FileKind::Collection);
+            assert_eq!(kind(node, &file), FileKind::File);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -426,4 +478,21 @@ async fn missing_provider_fails_after_timeout() {
     };
     assert!(matches!(&*error, DownloadError::NoProviders { .. }), "{error}");
     assert!(provider.seeder.batches.load(Ordering::Relaxed) >= 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_provider_does_not_withhold_small_files() {
+    for behavior in [Behavior::Stalls, Behavior::StallsAtOnce] {
+        let world = World::new();
+        let tree = tree(1, 100);
+        let (_slow, id, size) = world.provider(&tree, behavior).await;
+        let _honest = world.provider(&tree, Behavior::Honest).await;
+        let mut node = world.node(Behavior::Honest).await;
+        let dialer = Dialer::new(vec![Arc::new(NeverSilent(world.network.transport()))]);
+        let (library, limit) = (Arc::clone(&node.library), Arc::new(BandwidthLimit::new(None)));
+        node.downloader =
+            Downloader::new(library, Arc::new(dialer), limit, None, DownloadSettings::default());
+        let got = tokio::time::timeout(Duration::from_secs(120), world.get(&node, (id, size), None));
+        assert_eq!(got.await.unwrap().unwrap(), total(&tree));
+    }
 }

@@ -2,26 +2,33 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::error::{LibraryError, Result};
 use enjambre_core::runtime::buffers::BufferPool;
+use enjambre_core::storage::database_file::create_private_dir;
 use enjambre_core::{FileId, PieceIndex, PieceLayout};
 
 /// The largest number of files that are synced one by one. Above it, one sync of the whole file system is
 /// cheaper.
 const SYNC_ONE_BY_ONE: usize = 16;
+/// The free bytes that writes leave on a disk for the databases and other programs.
+const RESERVE: u64 = 8 << 20;
 
 /// An open file with content, complete or not.
 #[derive(Debug)]
 pub(super) struct ContentFile {
     pub(super) path: PathBuf,
     pub(super) file: Arc<File>,
+    /// Whether the blocks of the whole file are allocated.
+    allocated: AtomicBool,
     /// Serializes writes. The kernel serializes them anyway, and waiting writers would spin on a core that
     /// could hash.
     writing: Mutex<()>,
@@ -29,7 +36,22 @@ pub(super) struct ContentFile {
 
 impl ContentFile {
     pub(super) fn new(path: PathBuf, file: File) -> Self {
-        Self { path, file: Arc::new(file), writing: Mutex::new(()) }
+        Self { path, file: Arc::new(file), allocated: AtomicBool::new(false), writing: Mutex::new(()) }
+    }
+
+    /// The same file at another path.
+    pub(super) fn at(&self, path: PathBuf) -> Self {
+        let allocated = AtomicBool::new(self.allocated.load(Ordering::Relaxed));
+        Self { path, file: Arc::clone(&self.file), allocated, writing: Mutex::new(()) }
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
+    }
+
+    pub(super) fn inode(&self) -> Result<u64> {
+        let failed = |error| LibraryError::io("read the metadata of", &self.path, error);
+        Ok(self.file.metadata().map_err(failed)?.ino())
     }
 
     /// Opens or creates the file of an id in the content directory.
@@ -43,9 +65,27 @@ impl ContentFile {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path)
             .map_err(|error| LibraryError::io("open", &path, error))?;
         Ok(Self::new(path, file))
+    }
+
+    /// Shares the blocks of another file of this size (a reflink) if the file system supports it.
+    #[cfg(target_os = "linux")]
+    pub(super) fn reflink(&self, source: &File, size: u64) -> bool {
+        rustix::fs::ioctl_ficlone(&*self.file, source).is_ok() && self.file.set_len(size).is_ok()
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn reflink(&self, _source: &File, _size: u64) -> bool {
+        false
+    }
+
+    /// Whether the file has this content at the place of the piece.
+    pub(super) fn contains(&self, layout: PieceLayout, piece: PieceIndex, content: &[u8]) -> bool {
+        let mut stored = vec![0; content.len()];
+        self.file.read_exact_at(&mut stored, layout.offset(piece)).is_ok() && stored == content
     }
 
     /// Reads a piece, or returns `None` if the file is too short.
@@ -69,21 +109,57 @@ impl ContentFile {
 
     fn write_at(&self, content: &[u8], offset: u64) -> Result<()> {
         let _turn = self.writing.lock();
+        if content.iter().all(|byte| *byte == 0) && self.punch_hole(offset, content.len() as u64) {
+            return Ok(());
+        }
+        if !self.allocated.load(Ordering::Relaxed) {
+            check_reserve(&self.file, &self.path, content.len() as u64)?;
+        }
         self.file.write_all_at(content, offset).map_err(|error| LibraryError::io("write", &self.path, error))
     }
 
-    /// Allocates the blocks of the whole file if the file system supports it.
+    /// Makes a range read as zeros without blocks, so that sparse files stay sparse. Returns false if the file system does
+    /// not support it.
+    fn punch_hole(&self, offset: u64, len: u64) -> bool {
+        #[cfg(target_os = "linux")]
+        if len > 0 && self.file.metadata().is_ok_and(|metadata| metadata.len() >= offset + len) {
+            use rustix::fs::FallocateFlags;
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            return rustix::fs::fallocate(&*self.file, flags, offset, len).is_ok();
+        }
+        // Beyond the end there are no blocks yet.
+        len > 0
+            && self.file.metadata().is_ok_and(|metadata| metadata.len() <= offset)
+            && self.file.set_len(offset + len).is_ok()
+    }
+
+    /// Allocates the blocks of the whole file if the file system supports it and has the space. A sparse file may need less.
     pub(super) fn preallocate(&self, size: u64) -> Result<()> {
         #[cfg(target_os = "linux")]
-        if size > 0 {
+        if size > 0 && check_reserve(&self.file, &self.path, size).is_ok() {
             use rustix::io::Errno;
             match rustix::fs::fallocate(&*self.file, rustix::fs::FallocateFlags::empty(), 0, size) {
-                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR | Errno::INVAL) => {}
+                Ok(()) => self.allocated.store(true, Ordering::Relaxed),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR | Errno::INVAL) => {}
                 Err(error) => return Err(LibraryError::io("preallocate", &self.path, error.into())),
             }
         }
         let _ = size;
         Ok(())
+    }
+}
+
+/// Refuses writes that would fill the disk of a file completely. A file system that does not report its free space
+/// passes.
+pub(super) fn check_reserve(file: impl AsFd, path: &Path, bytes: u64) -> Result<()> {
+    let found = rustix::fs::fstatvfs(file).ok().filter(|found| found.f_blocks > 0);
+    let free = found.and_then(|found| found.f_bavail.checked_mul(found.f_frsize));
+    match free {
+        Some(free) if free < bytes.saturating_add(RESERVE) => {
+            let path = path.display();
+            Err(LibraryError::Full(format!("the disk of {path} has {free} free bytes").into()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -113,8 +189,9 @@ pub(super) fn clear(dir: &Path) -> Result<()> {
     list(dir)?.iter().try_for_each(|id| remove(dir, id))
 }
 
+/// Creates a directory of the library, which only this user can enter.
 pub(super) fn create_dir(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|error| LibraryError::io("create the directory", dir, error))
+    create_private_dir(dir).map_err(|error| LibraryError::io("create the directory", dir, error))
 }
 
 pub(super) fn path_of(dir: &Path, id: &FileId) -> PathBuf {

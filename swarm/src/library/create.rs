@@ -1,5 +1,6 @@
 //! Creating files, and continuing with files that the library already contains.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use super::entry::{LibraryEvent, NewFile};
@@ -9,11 +10,12 @@ use super::file_state::{FileState, FileStore, PartFile};
 use super::layout::{self, ContentPlace, LinkState, Record};
 use super::linked::LinkedFile;
 use super::open_files::OpenFiles;
-use super::output::{Destination, Found};
+use super::output::{Destination, Found, Target};
+use super::retarget::Retargeted;
 use super::state::Slot;
 use super::task::blocking;
 use enjambre_core::runtime::clock::{Clock, SystemClock};
-use enjambre_core::{Batch, Bitmap, Durability, FileId, Manifest, Name};
+use enjambre_core::{Batch, Bitmap, Durability, FileId, FileKind, Manifest, Name};
 
 impl OpenFiles {
     pub(super) async fn create(
@@ -22,15 +24,30 @@ impl OpenFiles {
         new: NewFile,
         destination: Destination,
     ) -> Result<Arc<LibraryFile>> {
+        let (file, copy) = self.create_or_open(manifest, new, destination).await?;
+        if let Some(copy) = copy {
+            file.reuse(copy).await?;
+        }
+        Ok(file)
+    }
+
+    /// Creates a file, or opens an existing one and moves its stored pieces to the destination. Also returns the file that
+    /// will be replaced there.
+    async fn create_or_open(
+        self: &Arc<Self>,
+        manifest: Manifest,
+        new: NewFile,
+        destination: Destination,
+    ) -> Result<(Arc<LibraryFile>, Option<File>)> {
         let inner = &self.inner;
         inner.check_open()?;
         let (id, layout) = (manifest.id(), manifest.layout());
         let since = SystemClock.now();
         // Hashing a large file at the destination takes long, so it is done without the lock, and only if
         // needed.
-        let known = inner.state.lock().slots.get(&id).is_some_and(|slot| !slot.record.withdrawn);
+        let known = inner.state.lock().slots.get(&id).is_some_and(|slot| slot.record.withdrawn.is_none());
         let manifest = Arc::new(manifest);
-        let inspected = match known {
+        let mut inspected = match known {
             true => None,
             false => Some(inspect(Arc::clone(&manifest), destination.clone()).await?),
         };
@@ -38,10 +55,14 @@ impl OpenFiles {
         inner.finish_removal(&id).await?;
         if let Some(file) = self.open_locked(&id).await? {
             if file.layout().size() == layout.size() {
-                self.adopt(&id, new.name, new.member_of).await?;
-                return Ok(file);
-            }
-            if file.layout().last().is_none_or(|last| file.has(last)) {
+                match self.retarget(&file, destination.clone()).await? {
+                    Retargeted::Moved(copy) => {
+                        self.adopt(&id, new.name, new.member_of).await?;
+                        return Ok((file, copy));
+                    }
+                    Retargeted::Whole(found) => inspected = Some(found),
+                }
+            } else if file.layout().last().is_none_or(|last| file.has(last)) {
                 let (proven, claimed) = (file.layout().size(), layout.size());
                 return Err(LibraryError::WrongSize { id, proven, claimed });
             }
@@ -57,20 +78,20 @@ impl OpenFiles {
             Some(found) => found,
             None => inspect(Arc::clone(&manifest), destination).await?,
         };
-        let (store, place, complete) = match found {
+        let (store, place, complete, copy) = match found {
             Found::Library => {
                 let place = inner.content.place();
-                (self.open_own(&id, &place).await?, place, false)
+                (self.open_own(&id, &place).await?, place, false, None)
             }
             Found::Whole(target, fingerprint) => {
                 let linked = LinkedFile::new(id, target.path(), fingerprint, None);
-                (FileStore::Linked(Arc::new(linked)), target.place(LinkState::Whole(fingerprint)), true)
+                (FileStore::Linked(Arc::new(linked)), target.place(LinkState::Whole(fingerprint)), true, None)
             }
-            Found::Free(target) => {
+            Found::Free(target, copy) => {
                 blocking(move || {
                     let (file, inode) = target.create_part()?;
                     let place = target.part_place(inode);
-                    Ok((FileStore::Part(Arc::new(PartFile { file, target })), place, false))
+                    Ok((FileStore::Part(Arc::new(PartFile { file, target })), place, false, copy))
                 })
                 .await?
             }
@@ -88,7 +109,7 @@ impl OpenFiles {
         let new_record = Record::new(layout.size(), new.kind, place, since);
         let record = Record { published, names, complete, ..new_record };
         let have = file_state.have.count();
-        let file = LibraryFile::new(Arc::clone(inner), manifest, new.kind, file_state);
+        let file = LibraryFile::new(Arc::clone(inner), manifest, file_state);
         let mut batch = Batch::new();
         layout::put_hashes(&mut batch, &id, file.manifest().hashes());
         {
@@ -125,7 +146,7 @@ impl OpenFiles {
             inner.notify(LibraryEvent::Added(id));
             inner.notify(LibraryEvent::Completed(id));
         }
-        Ok(file)
+        Ok((file, copy))
     }
 
     /// Adds a name and a collection to a file. The caller holds the lock of the id.
@@ -149,6 +170,17 @@ impl OpenFiles {
         self.inner.store_record(id, Durability::Buffered).await
     }
 
+    /// Records the kind of a file.
+    pub(super) async fn set_kind(&self, id: &FileId, kind: FileKind) -> Result<()> {
+        self.inner.check_open()?;
+        let _guard = self.inner.lock(id).await;
+        if let Some(slot) = self.inner.state.lock().slots.get_mut(id) {
+            slot.record.kind = kind;
+            slot.stored = false;
+        }
+        self.inner.store_record(id, Durability::Buffered).await
+    }
+
     /// Deletes the records and the content of a file that starts from the beginning. The caller holds the
     /// lock of the id.
     async fn reset(&self, id: &FileId, old: &Record) -> Result<()> {
@@ -162,5 +194,5 @@ impl OpenFiles {
 }
 
 async fn inspect(manifest: Arc<Manifest>, destination: Destination) -> Result<Found> {
-    blocking(move || Found::at(destination, &manifest)).await
+    blocking(move || Found::at(Target::resolve(&destination)?, &manifest)).await
 }

@@ -89,7 +89,9 @@ pub fn describe(space: Space, key: &Key, value: &[u8]) -> Result<Fields, Storage
 
 fn file(record: Record) -> Fields {
     let path = record.place.path().map(|path| Field::text(path.display()));
-    let Record { size, kind, published, place, names, added_ms, complete, withdrawn } = record;
+    let copies: Vec<Field> =
+        record.copies.iter().filter_map(|copy| Some(Field::text(copy.path()?.display()))).collect();
+    let Record { size, kind, published, place, names, added_ms, complete, withdrawn, .. } = record;
     let kind = match kind {
         FileKind::File => "file",
         FileKind::Collection => "collection",
@@ -102,12 +104,15 @@ fn file(record: Record) -> Fields {
     let mut fields =
         vec![("size", Field::Number(size)), ("kind", Field::text(kind)), ("place", Field::text(place))];
     fields.extend(path.map(|path| ("path", path)));
+    if !copies.is_empty() {
+        fields.push(("copies", Field::List(copies)));
+    }
     fields.extend([
         ("names", Field::List(names.iter().map(|name| Field::text(&name.name)).collect())),
         ("published", Field::Flag(published)),
         ("added", Field::Time(added_ms)),
         ("complete", Field::Flag(complete)),
-        ("withdrawn", Field::Flag(withdrawn)),
+        ("withdrawn", Field::Flag(withdrawn.is_some())),
     ]);
     fields
 }

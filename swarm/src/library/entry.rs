@@ -1,8 +1,11 @@
 //! Public descriptions of the files in the library, and the events of the library.
 
+use std::fmt;
+use std::io;
 use std::path::PathBuf;
 
 use enjambre_core::{FileId, FileKind, Name, UnixMillis};
+use serde::{Deserialize, Serialize};
 
 /// The origin of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,15 +53,46 @@ pub struct Entry {
     pub location: Location,
     /// The time at which the file was added.
     pub added_ms: UnixMillis,
-    /// Whether the linked file was changed or deleted. A withdrawn file is not offered until it is verified
-    /// or downloaded again.
-    pub withdrawn: bool,
+    /// Why a linked file is not offered. It is offered again when its content is back or was downloaded again.
+    pub withdrawn: Option<WithdrawReason>,
+}
+
+/// The reason why a linked file is not offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WithdrawReason {
+    /// No file exists at its paths, for example because a disk is not mounted.
+    Missing,
+    /// The file has other content.
+    Changed,
+    /// The file cannot be read, for example because of its permissions.
+    Unreadable,
+}
+
+impl WithdrawReason {
+    /// The reason for a failed access to a file.
+    pub(super) fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::Missing,
+            _ => Self::Unreadable,
+        }
+    }
+}
+
+impl fmt::Display for WithdrawReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "missing",
+            Self::Changed => "changed",
+            Self::Unreadable => "unreadable",
+        })
+    }
 }
 
 impl Entry {
     /// Whether all pieces are stored.
     pub const fn is_complete(&self) -> bool {
-        self.have == self.pieces && !self.withdrawn
+        self.have == self.pieces && self.withdrawn.is_none()
     }
 
     /// Returns the number of stored bytes. Approximate for an incomplete file, since its last piece may be
@@ -94,6 +128,19 @@ pub enum LibraryEvent {
     Withdrawn(FileId),
     /// A file was removed.
     Removed(FileId),
+}
+
+impl LibraryEvent {
+    /// The file.
+    pub const fn id(&self) -> FileId {
+        match self {
+            Self::Added(id)
+            | Self::Completed(id)
+            | Self::Damaged(id)
+            | Self::Withdrawn(id)
+            | Self::Removed(id) => *id,
+        }
+    }
 }
 
 /// The version that a catalogue assigned to a published name.

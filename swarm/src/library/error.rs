@@ -14,7 +14,7 @@ pub type Result<T, E = LibraryError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum LibraryError {
     /// The disk is full. Earlier writes persist; the operation may be retried once there is free space.
-    #[error("no space left on the disk; free some space, then the operation continues")]
+    #[error("no space left on the disk")]
     Full(#[source] Source),
     /// A linked file was changed or deleted and is withdrawn.
     #[error("{} was changed or deleted; publish it again, or get {id} again", path.display())]
@@ -117,7 +117,9 @@ impl LibraryError {
     /// The error for a failed operation on a path; a full disk becomes [`Self::Full`].
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full(source.into()),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::Full(format!("cannot {action} {}: {source}", path.display()).into())
+            }
             _ => Self::Io { action, path: path.to_owned(), source },
         }
     }

@@ -1,14 +1,19 @@
 //! Exporting copies of complete files and collections.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::entry::LibraryEvent;
 use super::error::{LibraryError, Result};
+use super::file::LibraryFile;
+use super::file_state::FileStore;
+use super::layout::{ContentPlace, LinkState};
 use super::library::Library;
-use super::output::{Destination, Found, OutputDir};
+use super::output::{Destination, Found, OutputDir, Target};
 use super::small::{MAX_SMALL, SmallCopy, SmallOutput};
 use super::task::blocking;
 use enjambre_core::model::collection::MAX_ENCODED;
@@ -21,17 +26,57 @@ impl Library {
     /// Reads a complete collection.
     pub async fn collection(&self, id: &FileId) -> Result<Collection> {
         let file = self.files.open_complete(id).await?;
-        if file.kind() != FileKind::Collection {
+        let kind = self.inner.state.lock().slots.get(id).map(|slot| slot.record.kind);
+        if kind != Some(FileKind::Collection) {
             return Err(LibraryError::NotACollection(*id));
         }
-        if file.layout().size() > MAX_ENCODED as u64 {
-            return Err(CollectionError::TooLarge.into());
+        read_collection(&file).await
+    }
+
+    /// Returns a collection that contains the file.
+    pub fn collection_of(&self, id: &FileId) -> Option<FileId> {
+        self.inner.state.lock().collections_of(id).next()
+    }
+
+    /// Whether all members of a collection are complete. `true` for a file that is no collection.
+    pub async fn has_all_members(&self, id: &FileId) -> bool {
+        if self.entry(id).is_none_or(|entry| entry.kind != FileKind::Collection) {
+            return true;
         }
-        let mut encoded = Vec::with_capacity(file.layout().size() as usize);
-        for piece in file.layout().pieces() {
-            encoded.extend_from_slice(&file.read_piece(piece).await?);
+        let is_complete = |member: &Member| self.entry(&member.id).is_some_and(|entry| entry.is_complete());
+        self.collection(id).await.is_ok_and(|collection| collection.members().iter().all(is_complete))
+    }
+
+    /// Reports that all members of a collection are stored. Members that are stored in a batch cause no events.
+    pub fn notify_members_stored(&self, id: &FileId) {
+        self.inner.notify(LibraryEvent::Completed(*id));
+    }
+
+    /// Determines from the content whether a complete file is a collection, and records and returns its kind. The kind in a
+    /// catalogue is an unverified claim. A file that this peer published keeps its kind.
+    pub async fn verify_kind(&self, id: &FileId) -> Result<FileKind> {
+        let file = self.files.open_complete(id).await?;
+        let (claimed, published) = match self.inner.state.lock().slots.get(id) {
+            Some(slot) => (slot.record.kind, slot.record.published),
+            None => return Err(LibraryError::not_found(id)),
+        };
+        if published {
+            return Ok(claimed);
         }
-        blocking(move || Ok(Collection::decode(&encoded)?)).await
+        let is_encoded = match file.layout().pieces().next() {
+            Some(first) if file.layout().size() <= MAX_ENCODED as u64 => {
+                Collection::is_encoded(&file.read_piece(first).await?)
+            }
+            _ => false,
+        };
+        let kind = match claimed {
+            FileKind::Collection if !is_encoded => FileKind::File,
+            FileKind::File if is_encoded && read_collection(&file).await.is_ok() => FileKind::Collection,
+            claimed => return Ok(claimed),
+        };
+        tracing::warn!(%id, is_directory = kind == FileKind::Collection, "kind in the catalogue contradicts the content");
+        self.files.set_kind(id, kind).await?;
+        Ok(kind)
     }
 
     /// Copies a complete file, or the directory of a collection, to a path. Verifies every piece. An existing
@@ -40,7 +85,7 @@ impl Library {
         let kind = self.inner.state.lock().slots.get(id).map(|slot| slot.record.kind);
         if kind != Some(FileKind::Collection) {
             let path = path.to_owned();
-            return self.export_to(id, Destination::Path { path, force }, true).await;
+            return self.export_to(id, Destination::Path { path, force }, true).await.map(drop);
         }
         let collection = self.collection(id).await?;
         let dir = OutputDir::create(path).await?;
@@ -58,6 +103,7 @@ impl Library {
         for member in collection.members().iter().filter(one_by_one) {
             self.export_member(&member.id, &dir, &member.path, member.executable, force).await?;
         }
+        dir.create_directories(&collection).await?;
         dir.sync().await
     }
 
@@ -72,20 +118,35 @@ impl Library {
     ) -> Result<()> {
         let dir = Arc::clone(dir);
         let destination = Destination::Member { dir, path: path.clone(), executable, force };
-        self.export_to(id, destination, false).await
+        match self.export_to(id, destination, false).await? {
+            Some(place) => self.inner.add_copy(id, place).await,
+            None => Ok(()),
+        }
     }
 
-    async fn export_to(&self, id: &FileId, destination: Destination, sync: bool) -> Result<()> {
+    /// Copies a file to a destination. Returns the place of a new file.
+    async fn export_to(
+        &self,
+        id: &FileId,
+        destination: Destination,
+        sync: bool,
+    ) -> Result<Option<ContentPlace>> {
         let file = self.files.open_complete(id).await?;
         let manifest = Arc::clone(file.manifest());
         let created = blocking(move || {
-            let Found::Free(target) = Found::at(destination, &manifest)? else { return Ok(None) };
+            let target = Target::resolve(&destination)?;
+            let Found::Free(target, _) = Found::at(target, &manifest)? else { return Ok(None) };
             let (part, inode) = target.create_part()?;
             Ok(Some((target, Arc::new(part), inode)))
         })
         .await?;
-        let Some((target, part, inode)) = created else { return Ok(()) };
+        let Some((target, part, inode)) = created else { return Ok(None) };
         let layout = file.layout();
+        let cloned = {
+            let (part, file) = (Arc::clone(&part), Arc::clone(&file));
+            let size = file.layout().size();
+            blocking(move || Ok(file.source().is_some_and(|source| part.reflink(&source, size)))).await?
+        };
         let copy = async {
             let pieces: Vec<PieceIndex> = layout.pieces().collect();
             for some in pieces.chunks((COPY_BYTES / layout.piece_size() as usize).max(1)) {
@@ -99,8 +160,11 @@ impl Library {
                     if let Some((piece, _)) = pieces.iter().find(is_invalid) {
                         return Ok(Some(*piece));
                     }
+                    // A clone is a snapshot, and the file may have changed between the clone and the read.
                     for (piece, content) in &pieces {
-                        part.write(manifest.layout(), *piece, content)?;
+                        if !cloned || !part.contains(manifest.layout(), *piece, content) {
+                            part.write(manifest.layout(), *piece, content)?;
+                        }
                     }
                     Ok(None)
                 })
@@ -116,13 +180,37 @@ impl Library {
         blocking(move || {
             if copied.is_err() {
                 let _ = target.remove_part(inode);
-                return copied;
+                return copied.map(|()| None);
             }
             if sync {
                 part.file.sync_all().map_err(|error| LibraryError::io("sync", &part.path, error))?;
             }
-            target.finish(&part).map(|_| ())
+            let fingerprint = target.finish(&part)?;
+            Ok(Some(target.place(LinkState::Whole(fingerprint))))
         })
         .await
     }
+}
+
+impl LibraryFile {
+    /// The plain file with the content, if there is one. Blocks.
+    fn source(&self) -> Option<Arc<File>> {
+        match &self.state.lock().store {
+            FileStore::Database(_) => None,
+            FileStore::File(file) => Some(Arc::clone(&file.file)),
+            FileStore::Part(part) => Some(Arc::clone(&part.file.file)),
+            FileStore::Linked(linked) => linked.opened().ok(),
+        }
+    }
+}
+
+async fn read_collection(file: &Arc<LibraryFile>) -> Result<Collection> {
+    if file.layout().size() > MAX_ENCODED as u64 {
+        return Err(CollectionError::TooLarge.into());
+    }
+    let mut encoded = Vec::with_capacity(file.layout().size() as usize);
+    for piece in file.layout().pieces() {
+        encoded.extend_from_slice(&file.read_piece(piece).await?);
+    }
+    blocking(move || Ok(Collection::decode(&encoded)?)).await
 }

@@ -19,19 +19,18 @@ use super::entry::{LibraryEvent, Location};
 use super::error::{LibraryError, Result};
 use super::file_state::{FileState, FileStore};
 use super::inner::LibraryInner;
-use super::layout::{self, DIRTY, HAVE, LinkState};
+use super::layout::{self, DIRTY, HAVE, LinkState, MAX_COPIES};
 use super::linked::LinkedFile;
 use super::task::{blocking, finished};
 use super::unsynced::{CheckpointPlan, Unsynced};
 use crate::change::ChangeNotifier;
-use enjambre_core::{Batch, Bitmap, Durability, FileId, FileKind, Manifest, PieceIndex, PieceLayout};
+use enjambre_core::{Batch, Bitmap, Durability, FileId, Manifest, PieceIndex, PieceLayout};
 
 /// An open file.
 #[derive(Debug)]
 pub struct LibraryFile {
     pub(super) inner: Arc<LibraryInner>,
     pub(super) manifest: Arc<Manifest>,
-    kind: FileKind,
     /// Notifies about changes of the number of stored pieces.
     progress: ChangeNotifier,
     pub(super) state: Mutex<FileState>,
@@ -40,14 +39,9 @@ pub struct LibraryFile {
 }
 
 impl LibraryFile {
-    pub(super) fn new(
-        inner: Arc<LibraryInner>,
-        manifest: Arc<Manifest>,
-        kind: FileKind,
-        state: FileState,
-    ) -> Arc<Self> {
+    pub(super) fn new(inner: Arc<LibraryInner>, manifest: Arc<Manifest>, state: FileState) -> Arc<Self> {
         let (state, gate) = (Mutex::new(state), RwLock::new(()));
-        Arc::new(Self { inner, manifest, kind, progress: ChangeNotifier::default(), state, gate })
+        Arc::new(Self { inner, manifest, progress: ChangeNotifier::default(), state, gate })
     }
 
     /// The id of the file.
@@ -63,11 +57,6 @@ impl LibraryFile {
     /// The layout of the pieces.
     pub fn layout(&self) -> PieceLayout {
         self.manifest.layout()
-    }
-
-    /// The kind of the file.
-    pub fn kind(&self) -> FileKind {
-        self.kind
     }
 
     /// The location of the content.
@@ -115,10 +104,10 @@ impl LibraryFile {
         self.progress.wait_until(|| self.have_count() != known).await;
     }
 
-    /// Whether a linked file has the expected fingerprint. True for files in the library's own store.
-    pub(super) async fn is_unchanged(&self) -> Result<bool> {
-        let FileStore::Linked(linked) = self.state.lock().store.clone() else { return Ok(true) };
-        blocking(move || Ok(linked.check().is_ok())).await
+    /// Returns the linked file if it does not have the expected fingerprint.
+    pub(super) async fn changed_link(&self) -> Result<Option<Arc<LinkedFile>>> {
+        let FileStore::Linked(linked) = self.state.lock().store.clone() else { return Ok(None) };
+        blocking(move || Ok(linked.check().is_err().then_some(linked))).await
     }
 
     pub(super) fn is_retired(&self) -> bool {
@@ -136,6 +125,21 @@ impl LibraryFile {
     /// [`LibraryError::MissingPiece`] if the piece is not stored, [`LibraryError::Changed`] if a linked file
     /// has changed, [`LibraryError::Damaged`] if the stored content is invalid.
     pub async fn read_piece(self: &Arc<Self>, piece: PieceIndex) -> Result<Bytes> {
+        // A linked file may be at another path.
+        for attempt in 0..=MAX_COPIES {
+            match self.read_once(piece).await {
+                Ok(Some(content)) => return Ok(content),
+                Ok(None) => {}
+                // Withdrawn since the first attempt.
+                Err(LibraryError::NotFound(_)) if attempt > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(self.changed())
+    }
+
+    /// Reads a stored piece, or returns `None` if a linked file now has another version or path.
+    async fn read_once(self: &Arc<Self>, piece: PieceIndex) -> Result<Option<Bytes>> {
         self.check_usable()?;
         let (store, verified) = {
             let state = self.state.lock();
@@ -144,41 +148,48 @@ impl LibraryFile {
             }
             (state.store.clone(), state.verified.contains(piece))
         };
-        let linked = matches!(store, FileStore::Linked(_));
+        let linked = match &store {
+            FileStore::Linked(linked) => Some(Arc::clone(linked)),
+            _ => None,
+        };
         // Before the read: a file that changed a moment ago may change again without a change of its
         // fingerprint.
-        let settled = match &store {
-            FileStore::Linked(linked) => linked.is_settled(),
-            _ => true,
-        };
+        let settled = linked.as_ref().is_none_or(|linked| linked.is_settled());
         let read = self.read_from(store, piece, verified).await;
-        match read {
-            Ok(Some(content)) => {
+        match (read, linked) {
+            (Ok(Some(content)), linked) => {
                 if !verified && settled {
-                    self.set_verified(piece);
+                    self.set_verified(piece, linked.as_deref());
                 }
-                Ok(content)
+                Ok(Some(content))
             }
-            Ok(None) if linked => {
-                self.withdraw().await?;
-                Err(self.changed())
+            (read @ (Ok(None) | Err(LibraryError::Changed { .. })), Some(linked)) => {
+                match self.relink(&linked, read.is_ok()).await? {
+                    true => Ok(None),
+                    false => Err(self.changed()),
+                }
             }
-            Ok(None) => {
+            (Ok(None), None) => {
                 self.drop_pieces(&[piece]).await?;
                 Err(LibraryError::Damaged { id: self.id(), piece: piece.get() })
             }
-            Err(error @ LibraryError::Changed { .. }) => {
-                self.withdraw().await?;
-                Err(error)
-            }
-            Err(error) => Err(error),
+            (Err(error), _) => Err(error),
         }
     }
 
     /// Records that a piece was hashed and is valid. Once all pieces of a linked file are, this is known for
     /// as long as its fingerprint is unchanged, also after it is opened again.
-    fn set_verified(&self, piece: PieceIndex) {
-        self.state.lock().verified.insert(piece);
+    fn set_verified(&self, piece: PieceIndex, read_from: Option<&LinkedFile>) {
+        {
+            let mut state = self.state.lock();
+            if let FileStore::Linked(current) = &state.store
+                && read_from.is_none_or(|linked| !std::ptr::eq(linked, &raw const **current))
+            {
+                // Another version by now.
+                return;
+            }
+            state.verified.insert(piece);
+        }
         self.report_verified_link();
     }
 
@@ -199,7 +210,12 @@ impl LibraryFile {
 
     /// Reads a piece and hashes it unless it is `verified`: disks fail, and other programs may write to
     /// files. Returns `None` if the piece is missing or invalid.
-    async fn read_from(&self, store: FileStore, piece: PieceIndex, verified: bool) -> Result<Option<Bytes>> {
+    pub(super) async fn read_from(
+        &self,
+        store: FileStore,
+        piece: PieceIndex,
+        verified: bool,
+    ) -> Result<Option<Bytes>> {
         let from_database = match &store {
             FileStore::Database(content) => content.read(&self.id(), self.layout(), piece).await?,
             _ => None,
@@ -353,17 +369,6 @@ impl LibraryFile {
         self.inner.commit_in_parts(batch, Durability::Durable).await?;
         self.inner.state.lock().set_stored(&id);
         Ok(())
-    }
-
-    /// Withdraws the file because the linked file has changed.
-    pub(super) async fn withdraw(&self) -> Result<()> {
-        let id = self.id();
-        let _guard = self.inner.lock(&id).await;
-        if self.is_retired() {
-            return Ok(());
-        }
-        self.retire();
-        self.inner.withdraw(&id).await
     }
 
     /// Detaches the file from the library. All later calls on it fail.

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use super::content::ContentStore;
-use super::entry::LibraryEvent;
+use super::entry::{LibraryEvent, WithdrawReason};
 use super::error::{LibraryError, Result};
 use super::linked::LinkedFile;
 use super::open_cache::OpenFileCache;
@@ -50,6 +50,8 @@ pub(crate) struct LibraryInner {
     pub(super) flush_soon: Notify,
     /// Starts a checkpoint without a pause.
     pub(super) flush_now: Notify,
+    /// Wakes the task that watches linked files, after a change or a withdrawal.
+    pub(super) links_changed: Notify,
     /// Held by the running checkpoint.
     pub(super) checkpoint: AsyncMutex<()>,
     locks: Vec<Arc<AsyncMutex<()>>>,
@@ -70,6 +72,7 @@ impl LibraryInner {
             inherited_unsynced: AtomicBool::new(false),
             flush_soon: Notify::new(),
             flush_now: Notify::new(),
+            links_changed: Notify::new(),
             checkpoint: AsyncMutex::new(()),
             locks: (0..LOCKS).map(|_| Arc::default()).collect(),
         }
@@ -87,7 +90,7 @@ impl LibraryInner {
     /// Records that every piece of a linked file was hashed or written in the version with its fingerprint.
     pub(super) fn set_verified(&self, id: &FileId, linked: &LinkedFile) {
         if let Some(slot) = self.state.lock().slots.get_mut(id)
-            && !slot.record.withdrawn
+            && slot.record.withdrawn.is_none()
             && slot.record.place.links_to(&linked.path, &linked.fingerprint)
         {
             slot.verified = true;
@@ -124,22 +127,23 @@ impl LibraryInner {
         Ok(())
     }
 
-    /// Marks a linked file as changed or deleted, so that it is not offered any more. The caller holds the
-    /// lock of the id and has retired the open file.
-    pub(super) async fn withdraw(&self, id: &FileId) -> Result<()> {
+    /// Marks a linked file as withdrawn, so that it is not offered until its content is back. The caller holds
+    /// the lock of the id and has retired the open file.
+    pub(super) async fn withdraw(&self, id: &FileId, reason: WithdrawReason) -> Result<()> {
         {
             let mut state = self.state.lock();
-            let Some(slot) = state.slots.get_mut(id).filter(|slot| !slot.record.withdrawn) else {
+            let Some(slot) = state.slots.get_mut(id).filter(|slot| slot.record.withdrawn.is_none()) else {
                 return Ok(());
             };
-            slot.record.withdrawn = true;
+            slot.record.withdrawn = Some(reason);
             slot.verified = false;
             slot.stored = false;
             let path = slot.record.place.path();
             let path = path.as_deref().map(|path| tracing::field::display(path.display()));
-            tracing::warn!(%id, path, "linked file changed or deleted; file withdrawn");
+            tracing::warn!(%id, path, %reason, "linked file withdrawn");
             state.unsynced_small.remove(id);
         }
+        self.links_changed.notify_one();
         self.notify(LibraryEvent::Withdrawn(*id));
         self.store_record(id, Durability::Buffered).await
     }

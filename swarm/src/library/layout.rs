@@ -24,6 +24,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::entry::WithdrawReason;
 use super::error::Result;
 use super::linked::Fingerprint;
 use enjambre_core::model::manifest::PieceHash;
@@ -54,6 +55,8 @@ pub(super) const HASHES_PER_PAGE: usize = 1024;
 pub(super) const BITMAP_PAGE: usize = 1024;
 /// The largest number of names of one file; beyond it the oldest is removed.
 pub(super) const MAX_NAMES: usize = 32;
+/// The largest number of further places of one file; beyond it the oldest is removed.
+pub(super) const MAX_COPIES: usize = 32;
 
 /// The key of an acknowledged publication: the catalogue, and the file and name that it acknowledged.
 pub(super) type AckKey = (CatalogueId, FileId, Name);
@@ -65,11 +68,13 @@ pub(super) struct Record {
     pub(super) kind: FileKind,
     pub(super) published: bool,
     pub(super) place: ContentPlace,
+    /// Other files of the user with the same content, for a file linked as a whole.
+    pub(super) copies: Vec<ContentPlace>,
     pub(super) names: Vec<NameRecord>,
     pub(super) added_ms: UnixMillis,
     /// Whether every piece is stored and synced.
     pub(super) complete: bool,
-    pub(super) withdrawn: bool,
+    pub(super) withdrawn: Option<WithdrawReason>,
 }
 
 /// A name of a file. A higher number is newer.
@@ -122,18 +127,49 @@ impl ContentPlace {
         }
     }
 
+    /// The fingerprint of a file that is linked as a whole.
+    pub(super) const fn fingerprint(&self) -> Option<&Fingerprint> {
+        match self {
+            Self::Linked { state: LinkState::Whole(fingerprint), .. } => Some(fingerprint),
+            _ => None,
+        }
+    }
+
+    /// The same link to another version of the file.
+    pub(super) fn with_fingerprint(&self, fingerprint: Fingerprint) -> Self {
+        match self {
+            Self::Linked { root, rel, .. } => {
+                Self::Linked { root: root.clone(), rel: rel.clone(), state: LinkState::Whole(fingerprint) }
+            }
+            own => own.clone(),
+        }
+    }
+
     /// Whether this is a link to a complete file with this path and fingerprint.
     pub(super) fn links_to(&self, path: &Path, fingerprint: &Fingerprint) -> bool {
-        matches!(self, Self::Linked { state: LinkState::Whole(linked), .. } if linked == fingerprint)
-            && self.path().is_some_and(|linked| linked == path)
+        self.fingerprint() == Some(fingerprint) && self.path().is_some_and(|linked| linked == path)
     }
 }
 
 impl Record {
     /// The record of a new incomplete file without names.
     pub(super) const fn new(size: u64, kind: FileKind, place: ContentPlace, added_ms: UnixMillis) -> Self {
-        let (published, complete, withdrawn) = (false, false, false);
-        Self { size, kind, published, place, names: Vec::new(), added_ms, complete, withdrawn }
+        let (published, complete, withdrawn) = (false, false, None);
+        let names = Vec::new();
+        Self { size, kind, published, place, copies: Vec::new(), names, added_ms, complete, withdrawn }
+    }
+
+    /// Adds another place of a file that is linked as a whole. Does nothing unless both are such links.
+    pub(super) fn add_copy(&mut self, copy: ContentPlace) {
+        let (Some(path), Some(other)) = (self.place.path(), copy.path()) else { return };
+        let is_other = |known: &Path| known != path && known != other;
+        self.copies.retain(|known| known.path().is_some_and(|known| is_other(&known)));
+        if other != path && self.place.fingerprint().is_some() && copy.fingerprint().is_some() {
+            self.copies.push(copy);
+        }
+        if self.copies.len() > MAX_COPIES {
+            self.copies.remove(0);
+        }
     }
 
     pub(super) fn encode(&self) -> Bytes {

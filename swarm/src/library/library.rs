@@ -49,6 +49,8 @@ impl Library {
         });
         files.recover().await?;
         library.tasks.spawn(Arc::clone(&inner).run_checkpoints());
+        let watching = Arc::clone(&files).watch_links();
+        library.tasks.spawn(inner.stop.clone().run_until_cancelled_owned(watching));
         let caching = Arc::clone(&inner);
         library.tasks.spawn(async move {
             caching.stop.run_until_cancelled(caching.cache.close_idle_files()).await;
@@ -177,9 +179,10 @@ impl Library {
         Ok(file)
     }
 
-    /// Creates a file, or opens the existing one and adds the name and the collection to it. For an existing
-    /// file `destination` is not used, see [`LibraryFile::location`] and [`Self::export`]. If the destination
-    /// already has the right content, the library links it.
+    /// Creates a file, or opens the existing one and adds the name and the collection to it. The stored pieces of an
+    /// incomplete file move to `destination`; a complete file stays, see [`LibraryFile::location`] and
+    /// [`Self::export`]. If the destination already has the right content, the library links it, and pieces of a file that
+    /// `force` replaces are used.
     ///
     /// # Errors
     /// [`LibraryError::Exists`] if the destination has other content and `force` is not set;
@@ -205,13 +208,19 @@ impl Library {
         finished(tokio::spawn(Arc::clone(&self.files).remove(*id))).await
     }
 
+    /// Removes one name of a file, and the file with its last name as [`Self::remove`] does. Returns the newest of
+    /// the other names.
+    pub async fn remove_name(&self, id: &FileId, name: &Name) -> Result<Option<Name>> {
+        finished(tokio::spawn(Arc::clone(&self.files).remove_name(*id, name.clone()))).await
+    }
+
     /// Lists the published names that the catalogue has not acknowledged, the oldest first.
     pub fn pending_publications(&self, catalogue: CatalogueId) -> Vec<Publication> {
         let state = self.inner.state.lock();
         let mut pending = Vec::new();
         for (id, slot) in &state.slots {
             let record = &slot.record;
-            if !record.published || !record.complete || record.withdrawn {
+            if !record.published || !record.complete || record.withdrawn.is_some() {
                 continue;
             }
             for name in record.names.iter().filter(|name| name.published) {

@@ -74,6 +74,16 @@ pub(super) fn verified_fingerprint(
     file: &File,
     metadata: &Metadata,
 ) -> Option<Fingerprint> {
+    verified_until(manifest, file, metadata, &|| false)
+}
+
+/// Same as [`verified_fingerprint`], but gives up when `stop` returns true.
+pub(super) fn verified_until(
+    manifest: &Manifest,
+    file: &File,
+    metadata: &Metadata,
+    stop: &dyn Fn() -> bool,
+) -> Option<Fingerprint> {
     let layout = manifest.layout();
     let fingerprint = Fingerprint::of(metadata);
     if metadata.len() != layout.size() {
@@ -84,7 +94,7 @@ pub(super) fn verified_fingerprint(
     for piece in layout.pieces() {
         let content = &mut buffer[..layout.len(piece)];
         file.read_exact_at(content, layout.offset(piece)).ok()?;
-        if !manifest.piece_is(piece, content) {
+        if stop() || !manifest.piece_is(piece, content) {
             return None;
         }
     }

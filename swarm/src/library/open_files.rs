@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use super::content::{ContentStore, DatabaseContent};
 use super::content_files::ContentFile;
+use super::entry::WithdrawReason;
 use super::error::{LibraryError, Result};
 use super::file::LibraryFile;
 use super::file_state::{FileState, FileStore, PartFile};
@@ -70,9 +71,9 @@ impl OpenFiles {
     }
 
     /// Withdraws a linked file. The caller holds the lock of the id.
-    pub(super) async fn withdraw_locked(&self, id: &FileId) -> Result<()> {
+    pub(super) async fn withdraw_locked(&self, id: &FileId, reason: WithdrawReason) -> Result<()> {
         self.retire(id);
-        self.inner.withdraw(id).await
+        self.inner.withdraw(id, reason).await
     }
 
     /// Opens a file unless it is withdrawn.
@@ -89,7 +90,8 @@ impl OpenFiles {
 
     /// Opens a complete file.
     pub(super) async fn open_complete(self: &Arc<Self>, id: &FileId) -> Result<Arc<LibraryFile>> {
-        let withdrawn = self.inner.state.lock().slots.get(id).is_some_and(|slot| slot.record.withdrawn);
+        let withdrawn =
+            self.inner.state.lock().slots.get(id).is_some_and(|slot| slot.record.withdrawn.is_some());
         let Some(file) = self.open(id).await? else {
             let path = self.inner.state.lock().slots.get(id).and_then(|slot| slot.record.place.path());
             return match path {
@@ -108,26 +110,29 @@ impl OpenFiles {
     pub(super) async fn open_locked(self: &Arc<Self>, id: &FileId) -> Result<Option<Arc<LibraryFile>>> {
         let inner = &self.inner;
         inner.check_open()?;
-        let (record, verified, unsynced) = {
+        let (record, unsynced) = {
             let state = inner.state.lock();
-            let Some(slot) = state.slots.get(id).filter(|slot| !slot.record.withdrawn) else {
+            let Some(slot) = state.slots.get(id).filter(|slot| slot.record.withdrawn.is_none()) else {
                 return Ok(None);
             };
-            (slot.record.clone(), slot.verified, state.unsynced_small.number(id).is_some())
+            (slot.record.clone(), state.unsynced_small.number(id).is_some())
         };
         if let Some(open) = self.get(id) {
-            if open.is_unchanged().await? {
-                return Ok(Some(open));
-            }
-            self.withdraw_locked(id).await?;
-            return Ok(None);
+            return match open.changed_link().await? {
+                Some(linked) if !open.relink_locked(&linked, false).await? => Ok(None),
+                _ => Ok(Some(open)),
+            };
         }
         let layout = record.layout()?;
         let manifest = load_manifest(&*inner.index, id, layout).await?;
-        let Some(opened) = self.open_content(id, &record).await? else {
-            self.withdraw_locked(id).await?;
-            return Ok(None);
+        let opened = match self.open_content(id, &record).await? {
+            Ok(opened) => opened,
+            Err(reason) => {
+                self.withdraw_locked(id, reason).await?;
+                return Ok(None);
+            }
         };
+        let verified = inner.state.lock().slots.get(id).is_some_and(|slot| slot.verified);
         let synced = match record.complete {
             true => Bitmap::full(layout),
             false => load_bitmap(&*inner.index, HAVE, id, layout).await?,
@@ -142,7 +147,7 @@ impl OpenFiles {
             file_state.verified = Bitmap::full(layout);
         }
         let have = file_state.have.count();
-        let file = LibraryFile::new(Arc::clone(inner), Arc::new(manifest), record.kind, file_state);
+        let file = LibraryFile::new(Arc::clone(inner), Arc::new(manifest), file_state);
         self.insert(&file);
         {
             let mut state = inner.state.lock();
@@ -176,24 +181,24 @@ impl OpenFiles {
         }
     }
 
-    /// Opens the content of a file, or returns `None` if a linked file was changed or deleted.
-    async fn open_content(&self, id: &FileId, record: &Record) -> Result<Option<Opened>> {
+    /// Opens the content of a file, or returns why a linked file has to be withdrawn.
+    async fn open_content(&self, id: &FileId, record: &Record) -> Result<Result<Opened, WithdrawReason>> {
         let ContentPlace::Linked { state, .. } = &record.place else {
             let store = self.open_own(id, &record.place).await?;
-            return Ok(Some(Opened { store, finished: record.complete, moved: None }));
+            return Ok(Ok(Opened { store, finished: record.complete, moved: None }));
         };
-        let (id, place, state, complete) = (*id, record.place.clone(), state.clone(), record.complete);
-        blocking(move || open_linked(id, &place, &state, complete)).await
+        if record.complete {
+            let store = self.inner.relocate(id).await?.map(FileStore::Linked);
+            return Ok(store.map(|store| Opened { store, finished: true, moved: None }));
+        }
+        let (id, place, state) = (*id, record.place.clone(), state.clone());
+        blocking(move || Ok(open_linked(id, &place, &state)?.ok_or(WithdrawReason::Changed))).await
     }
 }
 
-/// Opens a linked file. After a crash the record may be older or newer than the rename of the part file.
-fn open_linked(
-    id: FileId,
-    place: &ContentPlace,
-    state: &LinkState,
-    complete: bool,
-) -> Result<Option<Opened>> {
+/// Opens an incomplete linked file. After a crash the record may be older or newer than the rename of the part
+/// file.
+fn open_linked(id: FileId, place: &ContentPlace, state: &LinkState) -> Result<Option<Opened>> {
     let (Some((root, rel)), Some(path)) = (place.root_and_rel(), place.path()) else { return Ok(None) };
     let whole = |fingerprint: Fingerprint, moved: bool| Opened {
         store: FileStore::Linked(Arc::new(LinkedFile::new(id, path.clone(), fingerprint, None))),
@@ -207,9 +212,6 @@ fn open_linked(
                 && linked.check().is_ok()
             {
                 return Ok(Some(opened));
-            }
-            if complete {
-                return Ok(None);
             }
             (fingerprint.inode, false, false)
         }

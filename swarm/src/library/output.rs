@@ -3,15 +3,17 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, MetadataExt, OpenOptions};
+use cap_std::fs::{Dir, MetadataExt};
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, flock, openat, statat, unlinkat};
+use rustix::io::Errno;
 
 use super::content_files::{self, ContentFile};
 use super::error::{LibraryError, Result};
@@ -26,6 +28,8 @@ use enjambre_core::{Collection, Manifest, MemberPath};
 pub enum Destination {
     /// The library's own store.
     Library,
+    /// Where the content is. For a new file, the library's own store.
+    Keep,
     /// A file of the user, which the library links. While the file is incomplete, it is named
     /// `PATH.enjambre-part`.
     Path {
@@ -62,7 +66,8 @@ impl OutputDir {
     pub async fn create(path: &Path) -> Result<Arc<Self>> {
         let path = path.to_owned();
         blocking(move || {
-            content_files::create_dir(&path)?;
+            std::fs::create_dir_all(&path)
+                .map_err(|error| LibraryError::io("create the directory", &path, error))?;
             Self::open(&path).map(Arc::new)
         })
         .await
@@ -87,6 +92,22 @@ impl OutputDir {
         &self.root
     }
 
+    /// Creates the empty directories of a collection.
+    pub(crate) async fn create_directories(self: &Arc<Self>, collection: &Collection) -> Result<()> {
+        if collection.directories().is_empty() {
+            return Ok(());
+        }
+        let (dir, directories) = (Arc::clone(self), collection.directories().to_vec());
+        blocking(move || {
+            directories.iter().try_for_each(|path| {
+                let path = path.as_str();
+                let failed = |error| LibraryError::io("create the directory", &dir.root.join(path), error);
+                dir.dir.create_dir_all(path).map_err(failed)
+            })
+        })
+        .await
+    }
+
     /// Refuses a collection with paths that name the same file on this platform.
     pub fn check(&self, collection: &Collection) -> Result<()> {
         if cfg!(any(target_os = "macos", target_os = "ios"))
@@ -103,16 +124,17 @@ impl OutputDir {
 pub(super) enum Found {
     /// The library's own store.
     Library,
-    /// A path without a file, or with a file to replace.
-    Free(Target),
+    /// A path without a file, or with a file to replace, whose content may be an older version.
+    Free(Target, Option<File>),
     /// A path where the requested file already exists.
     Whole(Target, Fingerprint),
 }
 
 impl Found {
-    /// Inspects a destination. Blocks.
-    pub(super) fn at(destination: Destination, manifest: &Manifest) -> Result<Self> {
-        let Some(target) = Target::resolve(destination)? else { return Ok(Self::Library) };
+    /// Inspects a target, or the library's own store. Blocks.
+    pub(super) fn at(target: Option<Target>, manifest: &Manifest) -> Result<Self> {
+        let Some(target) = target else { return Ok(Self::Library) };
+        let mut existing = None;
         if let Some((file, metadata)) = target.open_existing()? {
             if let Some(fingerprint) = verified_fingerprint(manifest, &file, &metadata) {
                 return Ok(Self::Whole(target, fingerprint));
@@ -120,8 +142,15 @@ impl Found {
             if !target.force {
                 return Err(LibraryError::Exists(target.path()));
             }
+            existing = Some(file);
         }
-        Ok(Self::Free(target))
+        Ok(Self::Free(target, existing))
+    }
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        (self.path(), self.executable, self.force) == (other.path(), other.executable, other.force)
     }
 }
 
@@ -136,9 +165,9 @@ pub(super) struct Target {
 
 impl Target {
     /// Resolves a destination, or returns `None` if it is the library.
-    pub(super) fn resolve(destination: Destination) -> Result<Option<Self>> {
-        match destination {
-            Destination::Library => Ok(None),
+    pub(super) fn resolve(destination: &Destination) -> Result<Option<Self>> {
+        match destination.clone() {
+            Destination::Library | Destination::Keep => Ok(None),
             Destination::Path { path, force } => {
                 let absolute =
                     std::path::absolute(&path).map_err(|error| LibraryError::io("find", &path, error))?;
@@ -183,48 +212,118 @@ impl Target {
         move |error| LibraryError::io(action, &path, error)
     }
 
-    /// Creates the part file, empty and locked against other processes. Returns the file and its inode.
+    /// Creates the part file, empty and locked against other processes. Returns the file and its inode. An existing file
+    /// is never opened for writing: what an interrupted command left is replaced, and with `force` anything else.
     pub(super) fn create_part(&self) -> Result<(ContentFile, u64)> {
-        let part = part_path(&self.rel);
-        if let Some(parent) = self.rel.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            self.dir.dir.create_dir_all(parent).map_err(self.fail("create the directories of"))?;
-        }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true);
-        let file = self.dir.dir.open_with(&part, &options).map_err(self.fail("create"))?.into_std();
-        let (file, inode) = self.lock(file)?;
-        file.set_len(0).map_err(self.fail("truncate"))?;
-        Ok((ContentFile::new(self.path(), file), inode))
-    }
-
-    /// Opens the part file if it exists and has this inode.
-    pub(super) fn open_part(&self, inode: u64) -> Result<Option<ContentFile>> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        let file = match self.dir.dir.open_with(part_path(&self.rel), &options) {
-            Ok(file) => file.into_std(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.fail("open")(error)),
+        let (dir, part) = self.part(true)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let create = || openat(&dir, &*part, flags, Mode::from_raw_mode(0o666)).map(File::from);
+        let file = match create() {
+            Err(Errno::EXIST) => {
+                self.remove_leftover(&dir, &part)?;
+                create()
+            }
+            created => created,
         };
-        let (file, found) = self.lock(file)?;
-        Ok((found == inode).then(|| ContentFile::new(self.path(), file)))
+        let file = file.map_err(|error| self.fail("create the part file of")(error.into()))?;
+        let metadata = file.metadata().map_err(self.fail("read the metadata of"))?;
+        self.lock(&file)?;
+        Ok((ContentFile::new(self.path(), file), metadata.ino()))
     }
 
-    fn lock(&self, file: File) -> Result<(File, u64)> {
+    /// Opens the part file if it is the regular file of this user with this inode.
+    pub(super) fn open_part(&self, inode: u64) -> Result<Option<ContentFile>> {
+        let opened = self.part(false).and_then(|(dir, part)| {
+            let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            openat(&dir, &*part, flags, Mode::empty()).map_err(|error| self.fail("open")(error.into()))
+        });
+        let file = match opened {
+            Ok(file) => File::from(file),
+            Err(LibraryError::Io { source, .. })
+                if matches!(
+                    source.raw_os_error().map(Errno::from_raw_os_error),
+                    Some(Errno::NOENT | Errno::LOOP)
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         let metadata = file.metadata().map_err(self.fail("read the metadata of"))?;
-        if !metadata.is_file() {
-            let problem = "its part file is not a regular file";
-            return Err(LibraryError::BadPath { path: self.path(), problem });
+        let is_own = metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw();
+        if !is_own || metadata.ino() != inode {
+            return Ok(None);
         }
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
-                let problem = "another process is writing it";
-                return Err(LibraryError::BadPath { path: self.path(), problem });
+        self.lock(&file)?;
+        Ok(Some(ContentFile::new(self.path(), file)))
+    }
+
+    /// Gives the part file of `from` this target's name too. Returns false if that is not possible, for example across file
+    /// systems, or if the part file does not have this inode.
+    pub(super) fn link_part(&self, from: &Self, inode: u64) -> Result<bool> {
+        let Ok((from_dir, from_part)) = from.part(false) else { return Ok(false) };
+        let (dir, part) = self.part(true)?;
+        let link = || rustix::fs::linkat(&from_dir, &*from_part, &dir, &*part, AtFlags::empty());
+        let linked = match link() {
+            // A crash interrupted this before.
+            Err(Errno::EXIST) if has_inode(&dir, &part, inode) => Ok(()),
+            Err(Errno::EXIST) => {
+                self.remove_leftover(&dir, &part)?;
+                link()
+            }
+            linked => linked,
+        };
+        if linked.is_ok() && !has_inode(&dir, &part, inode) {
+            let _ = unlinkat(&dir, &*part, AtFlags::empty());
+            return Ok(false);
+        }
+        Ok(linked.is_ok())
+    }
+
+    /// Opens the directory of the part file. Returns it with the name of the part file.
+    fn part(&self, create: bool) -> Result<(Dir, OsString)> {
+        let root = &self.dir.dir;
+        let parent = self.rel.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent.filter(|_| create) {
+            root.create_dir_all(parent).map_err(self.fail("create the directories of"))?;
+        }
+        let dir =
+            root.open_dir(parent.unwrap_or(Path::new("."))).map_err(self.fail("open the directory of"))?;
+        Ok((dir, part_name(self.rel.file_name().unwrap_or_default())))
+    }
+
+    /// Removes the name of a part file that an interrupted command of this user left. With `force` removes any file or
+    /// symbolic link.
+    fn remove_leftover(&self, dir: &Dir, part: &OsStr) -> Result<()> {
+        let refuse = |problem| {
+            let path = self.dir.root().join(part_path(&self.rel));
+            LibraryError::BadPath { path, problem }
+        };
+        let found = statat(dir, part, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| self.fail("read the metadata of the part file of")(error.into()))?;
+        let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+        let is_own = found.st_nlink == 1 && found.st_uid == rustix::process::geteuid().as_raw();
+        if !(is_file && is_own || self.force) {
+            return Err(refuse(
+                "it is not the part file of this download; delete it, or use --force to replace it",
+            ));
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if is_file && let Ok(file) = openat(dir, part, flags, Mode::empty()) {
+            self.lock(&File::from(file))?;
+        }
+        unlinkat(dir, part, AtFlags::empty())
+            .map_err(|error| self.fail("replace the part file of")(error.into()))
+    }
+
+    fn lock(&self, file: &File) -> Result<()> {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                Err(LibraryError::BadPath { path: self.path(), problem: "another process is writing it" })
             }
             // Some file systems have no locks.
-            _ => {}
+            _ => Ok(()),
         }
-        Ok((file, metadata.ino()))
     }
 
     /// Opens the existing file at the path, or returns `None` if there is none. Anything but a regular file
@@ -243,17 +342,24 @@ impl Target {
 
     /// Renames the complete part file to its final name. Returns its fingerprint.
     pub(super) fn finish(&self, part: &ContentFile) -> Result<Fingerprint> {
+        let metadata = part.file.metadata().map_err(self.fail("read the metadata of"))?;
+        // By its whole path: the directory may have been renamed as well.
+        let is_same = |found: Metadata| (found.dev(), found.ino()) == (metadata.dev(), metadata.ino());
+        let part_file = self.dir.root().join(part_path(&self.rel));
+        if !std::fs::symlink_metadata(part_file).is_ok_and(is_same) {
+            let problem = "its part file was moved or deleted during the download";
+            return Err(LibraryError::BadPath { path: self.path(), problem });
+        }
         if self.executable {
-            let metadata = part.file.metadata().map_err(self.fail("read the metadata of"))?;
             let mode = metadata.mode();
             let permissions = std::fs::Permissions::from_mode(mode | (mode & 0o444) >> 2);
             part.file.set_permissions(permissions).map_err(self.fail("make executable"))?;
         }
-        let dir = &self.dir.dir;
-        if !self.force && dir.symlink_metadata(&self.rel).is_ok() {
-            return Err(LibraryError::Exists(self.path()));
+        let (dir, from) = self.part(false)?;
+        match rename(&dir, &from, self.rel.file_name().unwrap_or_default(), self.force) {
+            Err(Errno::EXIST) => return Err(LibraryError::Exists(self.path())),
+            renamed => renamed.map_err(|error| self.fail("rename the part file of")(error.into()))?,
         }
-        dir.rename(part_path(&self.rel), dir, &self.rel).map_err(self.fail("rename the part file of"))?;
         Ok(Fingerprint::of(&part.file.metadata().map_err(self.fail("read the metadata of"))?))
     }
 
@@ -268,16 +374,41 @@ impl Target {
 
     /// Removes the part file if it has this inode.
     pub(super) fn remove_part(&self, inode: u64) -> Result<()> {
-        let part = part_path(&self.rel);
-        if self.has_inode(&part, inode) {
-            self.dir.dir.remove_file(&part).map_err(self.fail("remove the part file of"))?;
+        if self.has_part(inode) {
+            self.dir.dir.remove_file(part_path(&self.rel)).map_err(self.fail("remove the part file of"))?;
         }
         Ok(())
+    }
+
+    /// Whether the part file has this inode.
+    pub(super) fn has_part(&self, inode: u64) -> bool {
+        self.has_inode(&part_path(&self.rel), inode)
     }
 
     fn has_inode(&self, rel: &Path, inode: u64) -> bool {
         self.dir.dir.symlink_metadata(rel).is_ok_and(|metadata| MetadataExt::ino(&metadata) == inode)
     }
+}
+
+fn has_inode(dir: &Dir, name: &OsStr, inode: u64) -> bool {
+    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|found| found.st_ino == inode)
+}
+
+/// Renames a file within a directory. Replaces an existing file only with `force`.
+pub(super) fn rename(dir: impl AsFd, from: &OsStr, to: &OsStr, force: bool) -> Result<(), Errno> {
+    #[cfg(target_os = "linux")]
+    if !force {
+        use rustix::fs::{RenameFlags, renameat_with};
+        match renameat_with(&dir, from, &dir, to, RenameFlags::NOREPLACE) {
+            // Not supported by the file system.
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            result => return result,
+        }
+    }
+    if !force && statat(&dir, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        return Err(Errno::EXIST);
+    }
+    rustix::fs::renameat(&dir, from, &dir, to)
 }
 
 fn part_path(rel: &Path) -> PathBuf {

@@ -132,7 +132,7 @@ impl LibraryFile {
         Ok(invalid)
     }
 
-    async fn write_content(
+    pub(super) async fn write_content(
         &self,
         store: FileStore,
         pieces: Vec<(PieceIndex, Bytes)>,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::entry::WithdrawReason;
 use super::error::{LibraryError, Result};
 use super::file::LibraryFile;
 use super::file_state::{FileStore, PartFile};
@@ -33,7 +34,7 @@ impl OpenFiles {
             let unfinished = state.slots.iter().filter(|(_, slot)| {
                 let record = &slot.record;
                 let full = || record.layout().is_ok_and(|layout| layout.count() == slot.have);
-                !record.complete && !record.withdrawn && (record.place.path().is_some() || full())
+                !record.complete && record.withdrawn.is_none() && (record.place.path().is_some() || full())
             });
             dirty.extend(unfinished.map(|(id, _)| *id));
         }
@@ -162,7 +163,7 @@ impl OpenFiles {
             Ok(file.map(|file| PartFile { file, target }))
         })
         .await?;
-        let Some(part) = part else { return self.withdraw_locked(&id).await };
+        let Some(part) = part else { return self.withdraw_locked(&id, WithdrawReason::Changed).await };
         let place = part.target.part_place(inode);
         {
             let mut state = file.state.lock();

@@ -14,7 +14,7 @@ use super::open_files::OpenFiles;
 use super::output::Target;
 use super::state::Tombstone;
 use super::task::blocking;
-use enjambre_core::{Batch, Durability, FileId, StorageError};
+use enjambre_core::{Batch, Durability, FileId, Name, StorageError};
 
 /// The largest number of files in one commit of tombstones.
 const BATCH_FILES: usize = 256;
@@ -34,12 +34,22 @@ impl OpenFiles {
                 (false, false) => return Err(LibraryError::not_found(id)),
             }
         }
-        if self.inner.remove_names(&id).await? {
+        if self.inner.remove_names(&id, None).await? {
             return Ok(());
         }
         self.remove_files(&[id], false).await?;
         let members = self.inner.disband(&id).await?;
         self.remove_garbage(members).await
+    }
+
+    pub(super) async fn remove_name(self: Arc<Self>, id: FileId, name: Name) -> Result<Option<Name>> {
+        self.inner.check_open()?;
+        if self.inner.remove_names(&id, Some(&name)).await? {
+            let state = self.inner.state.lock();
+            let left = state.slots.get(&id).and_then(|slot| slot.record.names.last());
+            return Ok(left.map(|left| left.name.clone()));
+        }
+        self.remove(id).await.map(|()| None)
     }
 
     /// Removes those of the files that have no name and belong to no collection.
@@ -106,18 +116,25 @@ impl OpenFiles {
 }
 
 impl LibraryInner {
-    /// Removes the names of a file that belongs to a collection and therefore stays. Returns whether it is
-    /// such a file.
-    async fn remove_names(&self, id: &FileId) -> Result<bool> {
+    /// Removes a name, or all names, of a file that has other names or belongs to a collection and therefore
+    /// stays. Returns whether it is such a file.
+    async fn remove_names(&self, id: &FileId, only: Option<&Name>) -> Result<bool> {
         let _guard = self.lock(id).await;
+        let is_removed = |name: &Name| only.is_none_or(|only| name == only);
         let (record, acks) = {
             let state = self.state.lock();
             let Some(slot) = state.slots.get(id) else { return Ok(false) };
-            if slot.record.names.is_empty() || state.collections_of(id).next().is_none() {
+            let mut record = slot.record.clone();
+            record.names.retain(|known| !is_removed(&known.name));
+            let stays = !record.names.is_empty() || state.collections_of(id).next().is_some();
+            if record.names.len() == slot.record.names.len() || !stays {
                 return Ok(false);
             }
-            (Record { names: Vec::new(), ..slot.record.clone() }, state.acks_of(|of| of == id))
+            let mut acks = state.acks_of(|of| of == id);
+            acks.retain(|(.., name)| is_removed(name));
+            (record, acks)
         };
+        let unnamed = record.names.is_empty();
         let mut batch = Batch::new();
         batch.put(FILES, layout::id_key(id), record.encode());
         layout::delete_acks(&mut batch, &acks);
@@ -126,11 +143,13 @@ impl LibraryInner {
             let mut state = self.state.lock();
             state.remove_acks(&acks);
             if let Some(mut slot) = state.remove(id) {
-                slot.record.names.clear();
+                slot.record.names = record.names;
                 state.insert(*id, slot);
             }
         }
-        self.notify(LibraryEvent::Removed(*id));
+        if unnamed {
+            self.notify(LibraryEvent::Removed(*id));
+        }
         Ok(true)
     }
 

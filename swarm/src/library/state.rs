@@ -27,6 +27,8 @@ pub(super) struct LibraryState {
     pub(super) importing: HashMap<FileId, usize>,
     /// Small files that were stored in a batch and are not known to be synced.
     pub(super) unsynced_small: UnsyncedSmallFiles,
+    /// Offered linked files whose metadata changed. They are hashed in the background.
+    pub(super) suspects: BTreeSet<FileId>,
     /// Linked files by the hash of their path, so that publishing an unchanged file again need not read it. Hashes may
     /// collide, so callers compare the path in the record.
     paths: HashMap<u64, FileId>,
@@ -46,6 +48,8 @@ pub(super) struct Slot {
     /// Whether the index contains this record.
     pub(super) stored: bool,
     pub(super) have: u32,
+    /// Versions of the linked file that this process found to be invalid.
+    pub(super) refuted: Vec<Fingerprint>,
     /// Whether this process hashed or wrote every piece of the linked file in the version that the record
     /// describes.
     pub(super) verified: bool,
@@ -53,14 +57,14 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) const fn new(record: Record, stored: bool, have: u32) -> Self {
-        Self { record, stored, have, verified: false }
+        Self { record, stored, have, refuted: Vec::new(), verified: false }
     }
 
     /// The offer to other peers, if the file has a name and stored pieces.
     pub(super) fn offer(&self, id: FileId) -> Option<Offer> {
         let record = &self.record;
         let here = record.complete || self.have > 0;
-        let offered = here && !record.withdrawn && !record.names.is_empty();
+        let offered = here && record.withdrawn.is_none() && !record.names.is_empty();
         let pieces = record.layout().map_or(0, |layout| layout.count());
         offered.then_some(Offer { id, size: record.size, complete: self.have == pieces })
     }
@@ -75,7 +79,7 @@ impl Slot {
             kind: record.kind,
             size: record.size,
             pieces,
-            have: if record.withdrawn { 0 } else { self.have },
+            have: if record.withdrawn.is_some() { 0 } else { self.have },
             origin: if record.published { Origin::Published } else { Origin::Downloaded },
             location: location(&record.place),
             added_ms: record.added_ms,
@@ -187,7 +191,7 @@ impl LibraryState {
         let record = &slot.record;
         let hashed = slot.verified || fingerprint.is_settled_by(record.added_ms);
         let known = record.place.links_to(path, fingerprint) && hashed;
-        (known && record.complete && !record.withdrawn).then_some(*id)
+        (known && record.complete && record.withdrawn.is_none()).then_some(*id)
     }
 
     pub(super) fn collections_of(&self, member: &FileId) -> impl Iterator<Item = FileId> {

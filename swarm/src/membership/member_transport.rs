@@ -50,6 +50,10 @@ impl Transport for MemberTransport {
         self.inner.identity()
     }
 
+    async fn resolve(&self, endpoint: &Endpoint) -> Result<Vec<Endpoint>, TransportError> {
+        self.inner.resolve(endpoint).await
+    }
+
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
         let Some(remote) = endpoint.id() else {
             let problem = "an endpoint in an invite-only swarm must contain a peer id".to_owned();

@@ -37,7 +37,11 @@ impl OfferSource for LibraryOffers {
         if !self.listening {
             return Ok(Vec::new());
         }
-        Ok(self.library.offers_after(after, limit))
+        let mut offers = self.library.offers_after(after, limit);
+        for offer in &mut offers {
+            offer.complete = offer.complete && self.library.has_all_members(&offer.id).await;
+        }
+        Ok(offers)
     }
 
     async fn pending_publications(

@@ -70,7 +70,7 @@ impl Repair {
     async fn repair_all(&mut self) {
         let library = self.downloader.library();
         for id in self.damaged.clone() {
-            let entry = library.entry(&id).filter(|entry| !entry.is_complete() && !entry.withdrawn);
+            let entry = library.entry(&id).filter(|entry| !entry.is_complete() && entry.withdrawn.is_none());
             let (Some(entry), Some(announced_as)) = (entry, library.announced_as(&id)) else {
                 // Removed, or complete again.
                 self.damaged.remove(&id);
@@ -81,7 +81,7 @@ impl Repair {
                 file: NewFile { name: None, kind: entry.kind, member_of: None },
                 claimed_size: entry.size,
                 proven_size: Some(entry.size),
-                destination: Destination::Library,
+                destination: Destination::Keep,
                 announced_as,
                 providers: Arc::clone(&self.providers),
             });

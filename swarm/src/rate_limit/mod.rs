@@ -1,5 +1,6 @@
-//! Limits on bandwidth and on the rate of requests.
+//! Limits on bandwidth, on the rate of requests and on concurrent work.
 
 pub mod bandwidth;
 pub mod gcra;
 pub mod per_address;
+pub mod turns;

@@ -2,7 +2,7 @@
 //!
 //! Each session writes to the database, and each new peer occupies an entry until it expires. So the rate per address is
 //! limited ([`super::gcra`]). The burst lets all peers behind a shared address reconnect at once and is too small to fill
-//! the table of peers.
+//! the table of peers. Loopback addresses are limited too, because other users of the host and proxies connect from them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use enjambre_core::model::network::network_of;
 /// The maximum number of addresses with state.
 const MAX_ADDRESSES: usize = 10_000;
 
-/// A [`RateLimit`] for each address. Loopback addresses are not limited.
+/// A [`RateLimit`] for each address. Connections within the process have no address and are not limited.
 #[derive(Debug)]
 pub struct AddressRateLimit {
     rate: RateLimit,
@@ -33,7 +33,7 @@ impl AddressRateLimit {
 
     /// Returns whether a permit is available, or else the time until one is.
     pub fn peek(&self, address: Option<IpAddr>, now: UnixMillis) -> Result<(), Duration> {
-        let Some(address) = limited(address) else { return Ok(()) };
+        let Some(address) = address else { return Ok(()) };
         match self.full_at.lock().get(&network_of(address)) {
             Some(full_at) => self.rate.take(*full_at, now).1,
             None => Ok(()),
@@ -42,7 +42,7 @@ impl AddressRateLimit {
 
     /// Takes a permit at the time `now`, or else returns the time until one is available.
     pub fn take(&self, address: Option<IpAddr>, now: UnixMillis) -> Result<(), Duration> {
-        let Some(address) = limited(address) else { return Ok(()) };
+        let Some(address) = address else { return Ok(()) };
         let mut full_at = self.full_at.lock();
         let key = network_of(address);
         if !full_at.contains_key(&key) && full_at.len() >= MAX_ADDRESSES {
@@ -56,10 +56,6 @@ impl AddressRateLimit {
         *entry = full_at;
         free
     }
-}
-
-fn limited(address: Option<IpAddr>) -> Option<IpAddr> {
-    address.map(|address| address.to_canonical()).filter(|ip| !ip.is_loopback())
 }
 
 #[cfg(test)]
@@ -103,9 +99,21 @@ mod tests {
         assert!(limit.take(one, UnixMillis(1000)).is_err(), "a clock that was set back grants no permit");
         limit.take(one, UnixMillis(2000)).unwrap();
         for _ in 0..2 * BURST {
-            limit.take(at("::ffff:127.0.0.1"), UnixMillis(5000)).unwrap();
             limit.take(None, UnixMillis(5000)).unwrap();
         }
+    }
+
+    #[test]
+    fn loopback_addresses_are_limited_one_by_one() {
+        let limit = AddressRateLimit::new(RATE);
+        for text in ["127.0.0.1", "127.0.0.2", "::1"] {
+            let at = Some(text.parse::<IpAddr>().unwrap());
+            for _ in 0..BURST {
+                limit.take(at, UnixMillis(5000)).unwrap();
+            }
+            assert_eq!(limit.take(at, UnixMillis(5000)), Err(RATE.interval), "{text}");
+        }
+        assert!(limit.take(Some("::ffff:127.0.0.1".parse().unwrap()), UnixMillis(5000)).is_err());
     }
 
     #[test]

@@ -266,7 +266,7 @@ impl Admission {
             Err(error) => {
                 if matches!(error, CatalogueError::NoInvitation | CatalogueError::Revoked) {
                     self.failed_joins.take(peer.address, now).map_err(busy)?;
-                    tracing::info!(peer = %id, address = ?peer.address, %error, "join refused");
+                    tracing::info!(peer = %id, address = peer.address.map(tracing::field::display), %error, "join refused");
                 }
                 return Err(error.into());
             }
@@ -288,14 +288,18 @@ impl Admission {
         Ok(self.authority.admit(*peer, rights, self.clock.now()))
     }
 
-    /// Returns the changes since the membership state `known` of a peer: a membership if the current one expires soon, and the
-    /// next revocation page.
-    pub async fn renew(&self, peer: &PeerId, known: MembershipState) -> Result<Reply, ErrorReply> {
+    /// Returns the changes since the membership state `known` of a peer: a membership if the current one expires soon, the
+    /// next revocation page, and whether there are more of them.
+    pub async fn renew(
+        &self,
+        peer: &PeerId,
+        known: MembershipState,
+    ) -> Result<(Option<SignedMembership>, Option<Bytes>, bool), ErrorReply> {
         let soon = self.clock.now() + RENEW_BELOW;
         let membership = if known.expires_ms < soon { Some(self.membership(peer).await?) } else { None };
         let list = self.list.read();
         let mut newer = list.pages.iter().filter(|(version, _)| *version > known.revocations);
         let revocations = newer.next().map(|(_, page)| page.clone());
-        Ok(Reply::Renewed { membership, revocations, more: newer.next().is_some() })
+        Ok((membership, revocations, newer.next().is_some()))
     }
 }

@@ -20,16 +20,21 @@ impl From<CatalogueError> for ErrorReply {
             CatalogueError::Unauthorized | CatalogueError::NoInvitation | CatalogueError::Revoked => {
                 ErrorCode::Unauthorized
             }
+            CatalogueError::Replaced => ErrorCode::Replaced,
             CatalogueError::NameReserved { .. } => ErrorCode::Forbidden,
             CatalogueError::Malformed { .. } => ErrorCode::Malformed,
             CatalogueError::QuotaFull { .. }
+            | CatalogueError::TooManyPins(_)
             | CatalogueError::TooManyFiles
             | CatalogueError::TooManyRevoked => ErrorCode::Full,
-            CatalogueError::TooManyPeers => ErrorCode::Busy,
+            CatalogueError::TooManyPeers | CatalogueError::Busy => ErrorCode::Busy,
         };
         let reply = Self::new(code, error.to_string());
         match code {
             ErrorCode::Conflict => reply.retry_after(Duration::from_millis(200)),
+            ErrorCode::Busy if matches!(error, CatalogueError::Busy) => {
+                reply.retry_after(Duration::from_secs(1))
+            }
             ErrorCode::Busy => reply.retry_after(Duration::from_secs(30)),
             _ => reply,
         }

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::catalogue::layout::{Claim, LeaseRecord, PeerNumber};
 use enjambre_core::protocol::lookup::{EncodedPeer, ProvidersReply};
-use enjambre_core::{SessionId, UnixMillis};
+use enjambre_core::{Endpoint, SessionId, UnixMillis};
 
 /// The number of cached peers.
 const CAPACITY: usize = 16_384;
@@ -15,10 +15,11 @@ const CAPACITY: usize = 16_384;
 struct Entry {
     session: SessionId,
     began: UnixMillis,
+    endpoints: Vec<Endpoint>,
     encoded: EncodedPeer,
 }
 
-/// A cache of encoded peers. The endpoints of a peer change only with its session.
+/// A cache of encoded peers.
 #[derive(Debug, Default)]
 pub(super) struct EncodedPeers(Mutex<HashMap<PeerNumber, Entry>>);
 
@@ -34,7 +35,8 @@ impl EncodedPeers {
         let reachable = leases.map(|(peer, lease)| {
             let Some(lease) = lease else { return (false, false) };
             if let Some(entry) = entries.get(&peer)
-                && (entry.session == lease.session || entry.began > lease.began)
+                && (entry.session == lease.session && entry.endpoints == lease.endpoints
+                    || entry.began > lease.began)
             {
                 return visible(&entry.encoded);
             }
@@ -43,7 +45,8 @@ impl EncodedPeers {
             if entries.len() >= CAPACITY {
                 entries.clear();
             }
-            entries.insert(peer, Entry { session: lease.session, began: lease.began, encoded });
+            let LeaseRecord { session, began, ref endpoints, .. } = *lease;
+            entries.insert(peer, Entry { session, began, endpoints: endpoints.clone(), encoded });
             reachable
         });
         reachable.collect()

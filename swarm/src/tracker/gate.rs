@@ -64,9 +64,9 @@ impl Handler for TrackerGate {
         };
         let (mut reply, payload) = member.serve(&*self.inner, id, request, peer, sink).await?;
         match &mut reply {
-            Reply::Done => {
+            Reply::Renewed { membership, revocations, more, .. } => {
                 if let Some(known) = known {
-                    reply = self.admission.renew(&member.id, known).await?;
+                    (*membership, *revocations, *more) = self.admission.renew(&member.id, known).await?;
                 }
             }
             Reply::OpenSession { grant: Some(grant), .. } => {

@@ -27,16 +27,32 @@ use enjambre_core::{FileId, Name, UnixMillis};
 /// The memory of an entry in addition to its name and claims.
 pub(super) const ENTRY_BYTES: usize = 400;
 
-/// The replies about a file.
-#[derive(Debug)]
-pub struct Answers {
-    /// The number of providers, up to 1,000.
+/// What is found about a file.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The number of providers with the whole file that the requester can reach, up to 1,000.
     pub(super) count: u32,
     /// The reply to `find` by the id, see [`codec::encode_body`].
     pub found: Bytes,
+}
+
+/// The replies about a file.
+#[derive(Debug)]
+pub struct Answers {
+    /// For requesters on this host.
+    local: Answer,
+    /// For all other requesters.
+    remote: Answer,
     /// The time until which they are valid without further events.
     until: UnixMillis,
     basis: Basis,
+}
+
+impl Answers {
+    /// Returns the answer for a requester on this or another host.
+    pub const fn to(&self, is_local: bool) -> &Answer {
+        if is_local { &self.local } else { &self.remote }
+    }
 }
 
 /// The state from which answers are made. Answers are void once it has changed.
@@ -135,20 +151,33 @@ impl LookupCache {
         (state.claims.iter().collect(), Basis { changes: state.claims.changes(), liveness })
     }
 
-    /// Makes answers from the peers that are alive among those with claims, in the order of the claims. Stores them unless the
-    /// basis changed. Returns the number of providers.
-    pub(super) fn set_answers(&self, file: &CachedFile, basis: Basis, alive: &AlivePeers) -> u32 {
-        let count = u32::try_from(alive.reachable().min(MAX_COUNTED)).unwrap_or(u32::MAX);
-        let found = codec::encode_body(&Reply::Find { file: file.entry.clone().with_id(file.id, count) });
-        let answers = Answers { count, found, until: alive.until, basis };
+    /// Makes answers from the peers that are alive among those with these claims. Stores them unless the basis changed, and
+    /// returns them.
+    pub(super) fn set_answers(
+        &self,
+        file: &CachedFile,
+        basis: Basis,
+        claims: &[(PeerNumber, Claim)],
+        alive: &AlivePeers,
+    ) -> Arc<Answers> {
+        let answer = |is_local| {
+            let count = alive.complete_providers(claims, is_local).min(MAX_COUNTED);
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            let file = file.entry.clone().with_id(file.id, count);
+            Answer { count, found: codec::encode_body(&Reply::Find { file }) }
+        };
+        let local = answer(true);
+        let can_share = alive.complete_providers(claims, false) == alive.complete_providers(claims, true);
+        let remote = if can_share { local.clone() } else { answer(false) };
+        let answers = Arc::new(Answers { local, remote, until: alive.until, basis });
         let state = &mut *file.state.lock();
         if state.claims.changes() == basis.changes {
             let leases = alive.leases.iter().map(Option::as_deref);
             let reachable = self.peers.insert(state.claims.iter().map(|(peer, _)| peer).zip(leases));
             state.claims.set_reachable(reachable.into_iter());
-            state.answers = Some(Arc::new(answers));
+            state.answers = Some(Arc::clone(&answers));
         }
-        count
+        answers
     }
 
     /// Encodes a reply with a random choice of providers, if the answers about the file are valid.

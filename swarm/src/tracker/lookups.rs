@@ -1,5 +1,6 @@
 //! Lookups in a catalogue through a cache.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rand::seq::SliceRandom;
@@ -11,6 +12,7 @@ use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{Claim, FileEntry, LeaseRecord, VersionRecord};
 use crate::catalogue::list::ListPage;
 use crate::catalogue::names::{Query, not_found};
+use crate::catalogue::peers::is_local;
 use enjambre_core::protocol::lookup::{CLAIM_BYTES, EncodedPeer, MAX_PROVIDER_BYTES, ProvidersReply};
 use enjambre_core::protocol::message::MAX_PROVIDERS;
 use enjambre_core::runtime;
@@ -37,11 +39,22 @@ impl Lookups {
     }
 
     /// As [`Catalogue::find`].
-    pub async fn find(&self, query: &str, now: UnixMillis) -> Result<FileRecord, CatalogueError> {
+    pub async fn find(
+        &self,
+        query: &str,
+        requester: Option<IpAddr>,
+        now: UnixMillis,
+    ) -> Result<FileRecord, CatalogueError> {
         let name = match Query::parse(query)? {
-            Query::Id(id) => return self.file(&id, now).await?.ok_or_else(|| not_found(query)),
-            // Prefixes are typed by people and rare.
-            Query::Prefix(_) => return self.catalogue.find(query, now).await,
+            Query::Id(id) => {
+                return self.file(&id, requester, now).await?.ok_or_else(|| not_found(query));
+            }
+            // Prefixes are typed by people and rare, and may match many files.
+            Query::Prefix(_) => {
+                let found = self.catalogue.in_turn(requester, self.catalogue.find(query, now)).await?;
+                // With the count for this requester.
+                return self.file(&found.id, requester, now).await?.ok_or_else(|| not_found(query));
+            }
             Query::Name(name) => name,
         };
         let found = match self.cache.names.get(query, now) {
@@ -58,14 +71,14 @@ impl Lookups {
         };
         let CachedName { version, record } = &*found;
         let providers = match self.load(&record.id, now).await? {
-            Some(file) => self.count_providers(&file, now).await?,
+            Some(file) => self.count_providers(&file, requester, now).await?,
             None => 0,
         };
         Ok(record.clone().with_name(name, *version, providers))
     }
 
     /// Returns the answers to a query by name or id, or `None` if the database has to be read, or if the reply differs from
-    /// [`Answers::found`].
+    /// [`Answer::found`](super::lookup_cache::Answer::found).
     pub fn cached_find(&self, query: &str, now: UnixMillis) -> Option<Arc<Answers>> {
         if query.len() == 64
             && let Ok(id) = query.parse()
@@ -85,9 +98,14 @@ impl Lookups {
     }
 
     /// As [`Catalogue::file`].
-    pub async fn file(&self, id: &FileId, now: UnixMillis) -> Result<Option<FileRecord>, CatalogueError> {
+    pub async fn file(
+        &self,
+        id: &FileId,
+        requester: Option<IpAddr>,
+        now: UnixMillis,
+    ) -> Result<Option<FileRecord>, CatalogueError> {
         let Some(file) = self.load(id, now).await? else { return Ok(None) };
-        let providers = self.count_providers(&file, now).await?;
+        let providers = self.count_providers(&file, requester, now).await?;
         Ok(Some(file.entry.clone().with_id(*id, providers)))
     }
 
@@ -97,10 +115,11 @@ impl Lookups {
         pattern: &str,
         cursor: Option<&[u8]>,
         limit: usize,
+        requester: Option<IpAddr>,
         now: UnixMillis,
     ) -> Result<ListPage, CatalogueError> {
-        let known_count = |id: &FileId| Some(self.cached_answers(id, now)?.count);
-        self.catalogue.list(pattern, cursor, limit, now, known_count).await
+        let known_count = |id: &FileId| Some(self.cached_answers(id, now)?.to(is_local(requester)).count);
+        self.catalogue.list(pattern, cursor, limit, requester, now, known_count).await
     }
 
     /// Returns a random choice of providers, as many as fit into a reply. A requester on another host gets no loopback
@@ -114,7 +133,7 @@ impl Lookups {
     ) -> Result<Option<Vec<Provider>>, CatalogueError> {
         let Some(file) = self.load(id, now).await? else { return Ok(None) };
         let (mut alive, _) = self.alive_claims(&file, now).await?;
-        alive.retain(|(_, lease)| lease.endpoints.iter().any(|endpoint| is_local || !endpoint.is_loopback()));
+        alive.retain(|(_, lease)| lease.is_reachable(is_local));
         let (chosen, _) = alive.partial_shuffle(&mut runtime::rng(), MAX_PROVIDERS);
         let mut free = MAX_PROVIDER_BYTES;
         let fits = |(claim, lease): &(Claim, Arc<LeaseRecord>)| {
@@ -154,7 +173,7 @@ impl Lookups {
         let (claims, basis) = self.cache.claims(file);
         let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
         let alive = self.catalogue.cached_alive_peers(&peers, now)?;
-        self.cache.set_answers(file, basis, &alive);
+        self.cache.set_answers(file, basis, &claims, &alive);
         self.cache.answers(file, now)
     }
 
@@ -164,11 +183,17 @@ impl Lookups {
         self.cache.weight()
     }
 
-    async fn count_providers(&self, file: &CachedFile, now: UnixMillis) -> Result<u32, CatalogueError> {
-        match self.answers(file, now) {
-            Some(answers) => Ok(answers.count),
-            None => Ok(self.alive_claims(file, now).await?.1),
-        }
+    async fn count_providers(
+        &self,
+        file: &CachedFile,
+        requester: Option<IpAddr>,
+        now: UnixMillis,
+    ) -> Result<u32, CatalogueError> {
+        let answers = match self.answers(file, now) {
+            Some(answers) => answers,
+            None => self.alive_claims(file, now).await?.1,
+        };
+        Ok(answers.to(is_local(requester)).count)
     }
 
     /// Returns the file from the cache or the database. `None` if the catalogue does not have it.
@@ -183,18 +208,18 @@ impl Lookups {
         Ok(Some(file))
     }
 
-    /// Returns the claims of providers and the number of providers, and sets the answers about the file.
+    /// Returns the claims of providers, and sets and returns the answers about the file.
     async fn alive_claims(
         &self,
         file: &CachedFile,
         now: UnixMillis,
-    ) -> Result<(Vec<(Claim, Arc<LeaseRecord>)>, u32), StorageError> {
+    ) -> Result<(Vec<(Claim, Arc<LeaseRecord>)>, Arc<Answers>), StorageError> {
         // The basis is taken first, so that any later change makes the answers void.
         let (claims, basis) = self.cache.claims(file);
         let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
         let alive = self.catalogue.alive_peers(&peers, now).await?;
-        let count = self.cache.set_answers(file, basis, &alive);
+        let answers = self.cache.set_answers(file, basis, &claims, &alive);
         let alive = claims.into_iter().zip(alive.leases);
-        Ok((alive.filter_map(|((_, claim), lease)| Some((claim, lease?))).collect(), count))
+        Ok((alive.filter_map(|((_, claim), lease)| Some((claim, lease?))).collect(), answers))
     }
 }

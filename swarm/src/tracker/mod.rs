@@ -5,6 +5,7 @@
 //! [`admission::Admission`] decides which peers it admits. The client side is [`crate::tracker_client`].
 
 pub mod admission;
+mod announced_endpoints;
 mod catalogue_error;
 pub(crate) mod claim_list;
 mod encoded_peers;

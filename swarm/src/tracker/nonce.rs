@@ -1,21 +1,28 @@
-//! Nonces, which peers sign to prove their keys. The tracker stores no state: a nonce contains its time, authenticated together
-//! with its connection by a keyed BLAKE3 hash.
+//! Nonces, which peers sign to prove their keys. A nonce contains its time and its number, authenticated together with its
+//! connection by a keyed BLAKE3 hash. The tracker stores only the number of the last accepted nonce of each connection.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rand::RngExt;
 
+use crate::membership::per_connection::PerConnection;
 use enjambre_core::protocol::message::Nonce;
 use enjambre_core::runtime;
-use enjambre_core::{ConnectionId, UnixMillis};
+use enjambre_core::{ConnectionId, PeerInfo, UnixMillis};
 
 /// The validity of a nonce.
 const VALID: Duration = Duration::from_secs(60);
-const TIME: usize = 8;
+/// The size of the time and of the number in a nonce.
+const FIELD: usize = 8;
 
-/// Issues and verifies nonces. The key lasts for one run of the process.
+/// Issues and accepts nonces. The key lasts for one run of the process.
 pub struct Nonces {
     secret: [u8; 32],
+    next: AtomicU64,
+    /// The number of the last accepted nonce.
+    accepted: Mutex<PerConnection<u64>>,
 }
 
 impl std::fmt::Debug for Nonces {
@@ -26,50 +33,80 @@ impl std::fmt::Debug for Nonces {
 
 impl Default for Nonces {
     fn default() -> Self {
-        Self { secret: runtime::rng().random() }
+        Self { secret: runtime::rng().random(), next: AtomicU64::new(1), accepted: Mutex::default() }
     }
 }
 
 impl Nonces {
     /// Returns a nonce for this connection.
     pub fn issue(&self, connection: ConnectionId, now: UnixMillis) -> Nonce {
-        let time = now.get().to_be_bytes();
-        let mut hasher = blake3::Hasher::new_keyed(&self.secret);
-        hasher.update(&time).update(&connection.0.to_be_bytes());
+        self.encode(connection, now, runtime::count(&self.next))
+    }
+
+    fn encode(&self, connection: ConnectionId, time: UnixMillis, number: u64) -> Nonce {
         let mut nonce = [0; 32];
-        nonce[..TIME].copy_from_slice(&time);
-        hasher.finalize_xof().fill(&mut nonce[TIME..]);
+        nonce[..FIELD].copy_from_slice(&time.get().to_be_bytes());
+        nonce[FIELD..2 * FIELD].copy_from_slice(&number.to_be_bytes());
+        let mut hasher = blake3::Hasher::new_keyed(&self.secret);
+        hasher.update(&nonce[..2 * FIELD]).update(&connection.0.to_be_bytes());
+        hasher.finalize_xof().fill(&mut nonce[2 * FIELD..]);
         Nonce(nonce)
     }
 
-    /// Returns whether this nonce was issued for this connection in the last minute.
-    pub fn is_valid(&self, nonce: Nonce, connection: ConnectionId, now: UnixMillis) -> bool {
-        let Some(time) = nonce.0.first_chunk::<TIME>() else { return false };
-        let issued = UnixMillis(u64::from_be_bytes(*time));
+    /// Returns whether this nonce was issued for this connection in the last minute, and neither it nor a later one was
+    /// accepted before.
+    pub fn accept(&self, nonce: Nonce, peer: &PeerInfo, now: UnixMillis) -> bool {
+        let (fields, _) = nonce.0.as_chunks::<FIELD>();
+        let [issued, number, ..] = fields else { return false };
+        let (issued, number) = (UnixMillis(u64::from_be_bytes(*issued)), u64::from_be_bytes(*number));
         let in_time = now.checked_since(issued).is_some_and(|age| age <= VALID);
-        let expected = self.issue(connection, issued);
+        let expected = self.encode(peer.connection, issued, number);
         // The comparison of hashes takes constant time.
-        in_time && blake3::Hash::from(expected.0) == blake3::Hash::from(nonce.0)
+        if !in_time || blake3::Hash::from(expected.0) != blake3::Hash::from(nonce.0) {
+            return false;
+        }
+        let mut accepted = self.accepted.lock();
+        let is_new = accepted.get(peer.connection).is_none_or(|last| number > *last);
+        if is_new {
+            accepted.insert(peer, number);
+        }
+        is_new
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use enjambre_core::ConnectionHandle;
+
+    fn peer(connection: u64) -> PeerInfo {
+        let (connection, handle) = (ConnectionId(connection), ConnectionHandle::default());
+        PeerInfo { connection, handle, address: None, identity: None }
+    }
 
     #[test]
     fn nonce_is_bound_to_connection_process_and_minute() {
         let nonces = Nonces::default();
         let nonce = nonces.issue(ConnectionId(1), UnixMillis(1000));
-        assert!(nonces.is_valid(nonce, ConnectionId(1), UnixMillis(61_000)));
-        assert!(!nonces.is_valid(nonce, ConnectionId(1), UnixMillis(61_001)));
-        assert!(!nonces.is_valid(nonce, ConnectionId(1), UnixMillis(999)));
-        assert!(!nonces.is_valid(nonce, ConnectionId(2), UnixMillis(1000)));
-        assert!(!Nonces::default().is_valid(nonce, ConnectionId(1), UnixMillis(1000)));
+        assert!(!nonces.accept(nonce, &peer(1), UnixMillis(61_001)));
+        assert!(!nonces.accept(nonce, &peer(1), UnixMillis(999)));
+        assert!(!nonces.accept(nonce, &peer(2), UnixMillis(1000)));
+        assert!(!Nonces::default().accept(nonce, &peer(1), UnixMillis(1000)));
         for at in 0..32 {
             let mut other = nonce;
             other.0[at] ^= 1;
-            assert!(!nonces.is_valid(other, ConnectionId(1), UnixMillis(1000)), "byte {at}");
+            assert!(!nonces.accept(other, &peer(1), UnixMillis(1000)), "byte {at}");
         }
+        assert!(nonces.accept(nonce, &peer(1), UnixMillis(61_000)));
+    }
+
+    #[test]
+    fn nonce_is_accepted_once() {
+        let nonces = Nonces::default();
+        let [first, second, third] = [1, 1, 1].map(|_| nonces.issue(ConnectionId(1), UnixMillis(0)));
+        assert!(nonces.accept(second, &peer(1), UnixMillis(0)));
+        assert!(!nonces.accept(second, &peer(1), UnixMillis(0)));
+        assert!(!nonces.accept(first, &peer(1), UnixMillis(0)), "issued before the accepted one");
+        assert!(nonces.accept(third, &peer(1), UnixMillis(0)));
     }
 }

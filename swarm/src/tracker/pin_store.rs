@@ -10,8 +10,8 @@ use enjambre_core::{FileId, FileRecord};
 
 /// Fetches and stores pinned files.
 ///
-/// The service reserves the space in the catalogue ([`Catalogue::pin`](crate::catalogue::Catalogue::pin)) before it calls the
-/// store. At its start a store resumes all incomplete pins of [`Catalogue::pins`](crate::catalogue::Catalogue::pins). When a
+/// The service adds the pin to the catalogue ([`Catalogue::pin`](crate::catalogue::Catalogue::pin)) before it calls the store,
+/// which reserves space as content arrives. At its start a store resumes all incomplete pins of [`Catalogue::pins`](crate::catalogue::Catalogue::pins). When a
 /// file is complete and durable, the store calls [`Catalogue::set_complete`](crate::catalogue::Catalogue::set_complete).
 #[async_trait]
 pub trait PinStore: Debug + Send + Sync + 'static {

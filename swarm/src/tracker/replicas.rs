@@ -1,8 +1,12 @@
 //! The replicas of a tracker: copies of pinned files, fetched and served by a peer inside the tracker.
 //!
-//! Space is reserved in the catalogue when a pin is accepted. For a collection only the size of its list is known then, so
-//! the space for its members is reserved when the list has been fetched. A file that is larger than announced is not
-//! stored. Incomplete pins are resumed at the start.
+//! The size of a file is a claim until content proves it, so a pin reserves space in the catalogue as content arrives. A
+//! pin for which nothing arrives expires. A fetch that stalls gives its slot to other pins. Incomplete pins are resumed at
+//! the start.
+
+mod fetch;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -10,23 +14,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::pin_store::PinStore;
 use crate::catalogue::Catalogue;
-use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::PinRecord;
-use crate::download::DownloadError;
 use crate::download::downloader::Downloader;
-use crate::download::get::{GetRequest, get};
-use crate::download::request::{DownloadRequest, Progress};
-use crate::library::entry::{Entry, NewFile};
+use crate::library::entry::Entry;
 use crate::library::error::LibraryError;
 use crate::library::library::Library;
-use crate::library::output::Destination;
 use crate::membership::members::Members;
 use crate::peer::announcer::Announcer;
 use crate::peer::offers::LibraryOffers;
@@ -43,7 +42,6 @@ const MAX_DOWNLOADS: usize = 4;
 const MAX_FETCHES: usize = 10_000;
 /// Time between attempts to fetch a file.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-
 /// The parts of a [`ReplicaStore`].
 #[derive(Debug)]
 pub struct ReplicaParts {
@@ -243,114 +241,6 @@ impl ReplicaStore {
         }
     }
 
-    /// Fetches a file and retries without limit. Fails if the file cannot be stored.
-    async fn fetch(&self, id: &FileId) -> Result<(), ErrorReply> {
-        while !self.try_fetch(id).await? {
-            tokio::time::sleep(RETRY_INTERVAL).await;
-        }
-        Ok(())
-    }
-
-    /// Returns whether the replica is complete or the pin was removed.
-    async fn try_fetch(&self, id: &FileId) -> Result<bool, ErrorReply> {
-        // Read in each attempt: a later publication may correct the size.
-        let file = match self.parts.catalogue.file(id, self.parts.clock.now()).await {
-            Ok(Some(file)) => file,
-            Ok(None) => {
-                return Err(ErrorReply::new(ErrorCode::NotFound, "file is no longer offered by any peer"));
-            }
-            Err(error) => {
-                tracing::warn!(%id, %error, "looking up a pinned file failed; will retry");
-                return Ok(false);
-            }
-        };
-        // A file without providers must not occupy a download slot.
-        if !self.is_complete(id).await && !self.has_provider(id).await {
-            return Ok(false);
-        }
-        let Ok(_slot) = self.download_slots.acquire().await else { return Ok(false) };
-        if file.kind == FileKind::File && !self.reserve(id, file.size).await? {
-            return Ok(true);
-        }
-        if let Err(error) = self.download(&file).await {
-            warn_download(&file, &error);
-            return Ok(false);
-        }
-        if file.kind == FileKind::Collection {
-            let members = match self.library().collection(id).await {
-                Ok(collection) => collection.total_size(),
-                Err(error) => return Err(ErrorReply::new(ErrorCode::Malformed, error.to_string())),
-            };
-            if !self.reserve(id, file.size.saturating_add(members)).await? {
-                return Ok(true);
-            }
-        }
-        if let Err(error) = self.download_members(&file).await {
-            warn_download(&file, &error);
-            return Ok(false);
-        }
-        match self.parts.catalogue.set_complete(id, true).await {
-            Ok(true) => tracing::info!(%id, name = %file.name, "replica stored"),
-            // Another tracker of the catalogue removed the pin.
-            Ok(false) => self.give_up(id).await,
-            Err(error) => {
-                tracing::warn!(%id, %error, "marking a replica as complete failed; will retry");
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Downloads a file or the list of a collection.
-    async fn download(&self, file: &FileRecord) -> Result<(), Arc<DownloadError>> {
-        let request = DownloadRequest {
-            id: file.id,
-            file: NewFile { name: Some(file.name.clone()), kind: file.kind, member_of: None },
-            claimed_size: file.size,
-            // Only the reserved space may be used.
-            proven_size: Some(file.size),
-            destination: Destination::Library,
-            announced_as: file.id,
-            providers: Arc::clone(&self.parts.trackers) as _,
-        };
-        self.parts.downloader.get(request).wait().await
-    }
-
-    /// Downloads the members of a collection and makes the replica durable.
-    async fn download_members(&self, file: &FileRecord) -> Result<(), Arc<DownloadError>> {
-        let request = GetRequest {
-            id: file.id,
-            name: Some(file.name.clone()),
-            kind: file.kind,
-            size: file.size,
-            output: None,
-            force: false,
-            durable: true,
-        };
-        let (progress, _updates) = watch::channel(Progress::default());
-        let providers = Arc::clone(&self.parts.trackers) as _;
-        get(&self.parts.downloader, &request, providers, &progress).await.map(drop)
-    }
-
-    /// Whether another peer offers the file.
-    async fn has_provider(&self, id: &FileId) -> bool {
-        let me = self.parts.key.peer_id();
-        let providers = self.parts.trackers.providers(id).await;
-        providers.is_ok_and(|providers| providers.iter().any(|provider| provider.peer != me))
-    }
-
-    /// Reserves space for a pin. Returns `false` if the pin was removed.
-    async fn reserve(&self, id: &FileId, size: u64) -> Result<bool, ErrorReply> {
-        loop {
-            match self.parts.catalogue.resize_pin(id, size, self.quota).await {
-                Ok(is_pinned) => return Ok(is_pinned),
-                Err(error @ CatalogueError::QuotaFull { .. }) => return Err(error.into()),
-                Err(error) => tracing::warn!(%id, %error, "reserving space for a replica failed; will retry"),
-            }
-            tokio::time::sleep(RETRY_INTERVAL).await;
-        }
-    }
-
     /// Deletes a replica unless it is a member of a stored collection.
     async fn remove(&self, id: &FileId) -> Result<(), LibraryError> {
         let library = self.library();
@@ -382,11 +272,6 @@ impl ReplicaStore {
         };
         stored(id).saturating_add(members)
     }
-}
-
-fn warn_download(file: &FileRecord, error: &DownloadError) {
-    let error = with_causes(error);
-    tracing::warn!(id = %file.id, name = %file.name, error, "fetching a replica failed; will retry");
 }
 
 #[async_trait]
@@ -427,6 +312,3 @@ impl PinStore for ReplicaStore {
         })
     }
 }
-
-#[cfg(test)]
-mod tests;

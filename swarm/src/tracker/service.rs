@@ -1,21 +1,23 @@
 //! The request handler of a tracker.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::announced_endpoints::{announced_endpoints, is_local};
 use super::lookups::Lookups;
 use super::nonce::Nonces;
 use super::pin_store::PinStore;
 use super::settings::TrackerSettings;
 use super::ticker::ticker;
+use crate::catalogue::error::CatalogueError;
 use crate::catalogue::list::ListPage;
-use crate::catalogue::peers::Session;
+use crate::catalogue::peers::{PeerEndpoints, Session};
 use crate::catalogue::{Catalogue, Task};
 use crate::rate_limit::gcra::RateLimit;
 use crate::rate_limit::per_address::AddressRateLimit;
@@ -23,19 +25,20 @@ use enjambre_core::model::time::millis;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::lookup::{self, Lookup};
 use enjambre_core::protocol::message::{
-    MAX_ENDPOINTS, MAX_LIST, MAX_OFFERS, MAX_QUERY, Reply, Request, SessionGrant, SessionProof, StoreStatus,
-    TrackerStatus,
+    MAX_ENDPOINTS, MAX_LIST, MAX_OFFERS, MAX_PINS, MAX_QUERY, Reply, Request, SessionGrant, SessionProof,
+    StoreStatus, TrackerStatus,
 };
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::{
-    EncodedRequest, Endpoint, FileId, PeerInfo, Publication, ReplySink, RequestId, SessionId, UnixMillis,
+    EncodedRequest, Endpoint, FileId, PeerId, PeerInfo, Publication, ReplySink, RequestId, SessionId,
+    UnixMillis,
 };
 
 /// The time limit of the last write of renewals.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// The limit of new sessions per address: a burst, and the time until one more is allowed.
-const SESSIONS: RateLimit = RateLimit { burst: 128, interval: Duration::from_secs(1) };
+/// The limit of log messages about replaced sessions, and about requests beyond a limit.
+const REPORTS: RateLimit = RateLimit { burst: 10, interval: Duration::from_secs(60) };
 /// The time that the count of living peers is cached for status requests.
 const COUNT_TTL: Duration = Duration::from_secs(1);
 
@@ -44,21 +47,27 @@ const COUNT_TTL: Duration = Duration::from_secs(1);
 pub struct TrackerService {
     catalogue: Arc<Catalogue>,
     lookups: Lookups,
+    me: PeerId,
     settings: TrackerSettings,
     clock: Arc<dyn Clock>,
     nonces: Nonces,
     session_limit: AddressRateLimit,
+    /// The states of [`REPORTS`].
+    replaced_reports: Mutex<UnixMillis>,
+    full_reports: Mutex<UnixMillis>,
     store: Option<Arc<dyn PinStore>>,
+    announced_hosts: Vec<String>,
     started: UnixMillis,
     /// The number of living peers and the time of the count.
     alive_peers: tokio::sync::Mutex<Option<(u64, UnixMillis)>>,
 }
 
 impl TrackerService {
-    /// A service on a catalogue that was opened with the [`TrackerSettings::rules`] of the same settings. Without a store it
-    /// refuses pins.
+    /// The service of the tracker `me` on a catalogue that was opened with the [`TrackerSettings::rules`] of the same settings.
+    /// Without a store it refuses pins.
     pub fn new(
         catalogue: Arc<Catalogue>,
+        me: PeerId,
         settings: TrackerSettings,
         clock: Arc<dyn Clock>,
         store: Option<Arc<dyn PinStore>>,
@@ -68,14 +77,24 @@ impl TrackerService {
         Self {
             catalogue,
             lookups,
+            me,
             settings,
             clock,
             nonces: Nonces::default(),
-            session_limit: AddressRateLimit::new(SESSIONS),
+            session_limit: AddressRateLimit::new(settings.session_limit()),
+            replaced_reports: Mutex::default(),
+            full_reports: Mutex::default(),
             store,
+            announced_hosts: Vec::new(),
             started,
             alive_peers: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Permits peers to announce these hosts, in addition to their own addresses; `*` permits all.
+    #[must_use]
+    pub fn with_announced_hosts(self, announced_hosts: Vec<String>) -> Self {
+        Self { announced_hosts, ..self }
     }
 
     /// The catalogue.
@@ -119,7 +138,7 @@ impl TrackerService {
                 continue;
             }
             match self.catalogue.sweep_peers(self.clock.now()).await {
-                Ok(swept) => tracing::debug!(?swept, "peers swept"),
+                Ok(swept) => tracing::debug!(swept.alive, swept.peers, swept.claims, "peers swept"),
                 Err(error) => tracing::warn!(%error, "peer sweep failed"),
             }
         }
@@ -158,11 +177,42 @@ impl TrackerService {
     /// Returns the session with this id. On an authenticated connection the session must belong to the same peer, so that a
     /// leaked session id is useless to other peers.
     async fn session(&self, session: SessionId, peer: &PeerInfo) -> Result<Session, ErrorReply> {
-        let session = self.catalogue.authorize(session, self.clock.now()).await?;
+        let now = self.clock.now();
+        let session = self.catalogue.authorize(session, now).await.inspect_err(|error| {
+            if matches!(error, CatalogueError::Replaced) {
+                self.report_replaced(peer, now);
+            }
+        })?;
         if peer.identity.is_some_and(|identity| identity != session.peer) {
             return Err(unauthorized("the session belongs to another key than the connection"));
         }
         Ok(session)
+    }
+
+    fn report_replaced(&self, peer: &PeerInfo, now: UnixMillis) {
+        if is_due(&self.replaced_reports, now) {
+            tracing::warn!(
+                address = peer.address.map(tracing::field::display),
+                identity = peer.identity.map(tracing::field::display),
+                "session replaced: two processes use the same key; give each peer its own data directory"
+            );
+        }
+    }
+
+    /// Returns the endpoints that other peers receive.
+    fn announced(
+        &self,
+        id: PeerId,
+        requested: &[Endpoint],
+        peer: &PeerInfo,
+    ) -> Result<Vec<Endpoint>, ErrorReply> {
+        announced_endpoints(requested, peer, |endpoint| {
+            id == self.me || self.is_permitted_host(endpoint.host())
+        })
+    }
+
+    fn is_permitted_host(&self, host: &str) -> bool {
+        self.announced_hosts.iter().any(|permitted| permitted == "*" || permitted.eq_ignore_ascii_case(host))
     }
 
     async fn open_session(&self, proof: Option<SessionProof>, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
@@ -173,27 +223,59 @@ impl TrackerService {
         if proof.endpoints.len() > MAX_ENDPOINTS {
             return Err(malformed(format!("too many endpoints; the limit is {MAX_ENDPOINTS}")));
         }
-        if !self.nonces.is_valid(proof.nonce, peer.connection, now) {
-            return Err(unauthorized("the nonce is expired or belongs to another connection"));
-        }
-        let signed = SessionProof::signed_bytes(catalogue, proof.nonce, &proof.endpoints);
-        if !proof.key.verifies(&signed, &proof.signature) {
-            return Err(unauthorized("the signature is not valid for this key"));
-        }
+        // An invalid endpoint is malformed, whatever the proof.
         let id = proof.key.peer_id();
-        if peer.identity.is_some_and(|identity| identity != id) {
-            return Err(unauthorized("the connection belongs to another key"));
+        let announced = self.announced(id, &proof.endpoints, peer)?;
+        if !self.nonces.accept(proof.nonce, peer, now) {
+            return Err(unauthorized(
+                "the nonce is expired, was used before or belongs to another connection",
+            ));
         }
-        let endpoints = resolve_endpoints(proof.endpoints, peer.address)?;
+        // Before the verification of the signature, which takes much longer than a lookup.
         self.session_limit.take(peer.address, now).map_err(|wait| {
             let busy = ErrorReply::new(ErrorCode::Busy, "too many new sessions from this address");
             busy.retry_after(wait)
         })?;
-        let session = self.catalogue.open_session(id, endpoints.clone(), now).await?;
-        tracing::debug!(peer = %id.short(), ?endpoints, "session opened");
-        let grant =
-            SessionGrant { session, lease_ms: millis(self.settings.lease), endpoints, membership: None };
+        // Only on such a connection does the peer know the tracker.
+        let tracker = peer.identity.map(|_| self.me);
+        let signed = SessionProof::signed_bytes(tracker, catalogue, proof.nonce, &proof.endpoints);
+        if !proof.key.verifies(&signed, &proof.signature) {
+            return Err(unauthorized("the signature is not valid for this key"));
+        }
+        if peer.identity.is_some_and(|identity| identity != id) {
+            return Err(unauthorized("the connection belongs to another key"));
+        }
+        let requested = if announced == proof.endpoints { Vec::new() } else { proof.endpoints };
+        let endpoints = PeerEndpoints { announced: announced.clone(), requested };
+        let session = self.catalogue.open_session(id, endpoints, now).await?;
+        tracing::debug!(peer = %id.short(), endpoints = ?announced, "session opened");
+        let lease_ms = millis(self.settings.lease);
+        let grant = SessionGrant { session, lease_ms, endpoints: announced, membership: None };
         Ok(Reply::OpenSession { catalogue, nonce, grant: Some(grant) })
+    }
+
+    async fn renew(
+        &self,
+        by: Session,
+        renewed_ms: Option<UnixMillis>,
+        peer: &PeerInfo,
+    ) -> Result<Reply, ErrorReply> {
+        let now = self.clock.now();
+        let lease = self.catalogue.lease(&by, now).await?;
+        if renewed_ms.is_some_and(|acknowledged| self.catalogue.lacks_renewal(&by, &lease, acknowledged)) {
+            tracing::info!(peer = %by.peer.short(), "database older than the session of the peer; session refused");
+            return Err(unauthorized("the database was restored from an older copy; open a new session"));
+        }
+        let mut endpoints = lease.endpoints.clone();
+        if !lease.requested.is_empty() {
+            endpoints = self.announced(by.peer, &lease.requested, peer)?;
+            if endpoints != lease.endpoints {
+                self.catalogue.set_endpoints(&by, &endpoints, now).await?;
+                tracing::debug!(peer = %by.peer.short(), ?endpoints, "endpoints of the peer changed");
+            }
+        }
+        self.catalogue.renew(by.id, now).await?;
+        Ok(Reply::Renewed { renewed_ms: now, endpoints, membership: None, revocations: None, more: false })
     }
 
     async fn providers(&self, id: FileId, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
@@ -207,11 +289,15 @@ impl TrackerService {
     async fn pin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
         let store = self.store()?;
         let now = self.clock.now();
-        let file = self.lookups.file(&id, now).await?.ok_or_else(|| not_in_catalogue(&id))?;
-        let pin = self.catalogue.pin(id, file.size, store.quota(), by.peer, now).await?;
-        let complete = pin.complete;
-        let stored = store.keep(&file, pin).await?;
-        Ok(Reply::Pin { stored, complete })
+        let file = self.lookups.file(&id, None, now).await?.ok_or_else(|| not_in_catalogue(&id))?;
+        let pin = self.catalogue.pin(id, by.peer, now).await?;
+        let (complete, at) = (pin.complete, pin.at);
+        let kept = store.keep(&file, pin).await;
+        if matches!(&kept, Err(error) if error.code == ErrorCode::Busy) && at == now {
+            // Otherwise refused pins would accumulate.
+            self.catalogue.unpin(&id).await?;
+        }
+        Ok(Reply::Pin { stored: kept?, complete })
     }
 
     async fn unpin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
@@ -289,10 +375,8 @@ impl TrackerService {
                 self.catalogue.withdraw(&session, &ids).await?;
                 Ok(Reply::Done)
             }
-            Request::Renew { session, .. } => {
-                let session = self.session(session, peer).await?;
-                self.catalogue.renew(session.id, now).await?;
-                Ok(Reply::Done)
+            Request::Renew { session, renewed_ms, .. } => {
+                self.renew(self.session(session, peer).await?, renewed_ms, peer).await
             }
             Request::Leave { session } => {
                 let session = self.session(session, peer).await?;
@@ -301,16 +385,21 @@ impl TrackerService {
             }
             Request::Pin { session, id } => self.pin(self.session(session, peer).await?, id).await,
             Request::Unpin { session, id } => self.unpin(self.session(session, peer).await?, id).await,
+            Request::Pins { session, after } => {
+                let session = self.session(session, peer).await?;
+                let (pins, after) = self.catalogue.pins_of(session.peer, after, MAX_PINS).await?;
+                Ok(Reply::Pins { pins, after })
+            }
             Request::Find { query } => {
                 check_length(&query)?;
-                Ok(Reply::Find { file: self.lookups.find(&query, now).await? })
+                Ok(Reply::Find { file: self.lookups.find(&query, peer.address, now).await? })
             }
             Request::Providers { id } => self.providers(id, peer).await,
             Request::List { pattern, cursor, limit } => {
                 check_length(&pattern)?;
                 let limit = usize::try_from(limit).unwrap_or(MAX_LIST).clamp(1, MAX_LIST);
                 let ListPage { files, cursor } =
-                    self.lookups.list(&pattern, cursor.as_deref(), limit, now).await?;
+                    self.lookups.list(&pattern, cursor.as_deref(), limit, peer.address, now).await?;
                 Ok(Reply::List { files, cursor })
             }
             Request::Status => self.status().await,
@@ -330,7 +419,7 @@ impl Handler for TrackerService {
         match lookup {
             Lookup::Find { query } => {
                 let answers = self.lookups.cached_find(query, now)?;
-                Some(lookup::reply(request.id(), &answers.found))
+                Some(lookup::reply(request.id(), &answers.to(is_local(peer)).found))
             }
             Lookup::Providers { id: file } => {
                 Some(self.lookups.cached_providers(&file, is_local(peer), now)?.finish(request.id()))
@@ -345,8 +434,24 @@ impl Handler for TrackerService {
         peer: &PeerInfo,
         _sink: &mut dyn ReplySink,
     ) -> Result<(Reply, Bytes), ErrorReply> {
-        Ok((self.reply(request, peer).await?, Bytes::new()))
+        let replied = self.reply(request, peer).await;
+        if let Err(error) = &replied
+            && error.code == ErrorCode::Full
+            && is_due(&self.full_reports, self.clock.now())
+        {
+            let address = peer.address.map(tracing::field::display);
+            tracing::warn!(address, reason = %error.message, "request refused: full");
+        }
+        Ok((replied?, Bytes::new()))
     }
+}
+
+/// Returns whether a message may be logged.
+fn is_due(reports: &Mutex<UnixMillis>, now: UnixMillis) -> bool {
+    let mut full_at = reports.lock();
+    let (next, report) = REPORTS.take(*full_at, now);
+    *full_at = next;
+    report.is_ok()
 }
 
 fn malformed(problem: String) -> ErrorReply {
@@ -359,11 +464,6 @@ fn not_in_catalogue(id: &FileId) -> ErrorReply {
 
 fn unauthorized(problem: &str) -> ErrorReply {
     ErrorReply::new(ErrorCode::Unauthorized, problem)
-}
-
-/// Returns whether the peer runs on this host.
-fn is_local(peer: &PeerInfo) -> bool {
-    peer.address.is_none_or(|address| address.to_canonical().is_loopback())
 }
 
 fn check_count(count: usize) -> Result<(), ErrorReply> {
@@ -379,41 +479,5 @@ fn check_length(text: &str) -> Result<(), ErrorReply> {
         Ok(())
     } else {
         Err(malformed(format!("the query is longer than {MAX_QUERY} bytes")))
-    }
-}
-
-/// Returns the endpoints that other peers receive. Replaces an unspecified host by the address of the connection, and removes
-/// peer ids, which the replies contain separately.
-fn resolve_endpoints(endpoints: Vec<Endpoint>, address: Option<IpAddr>) -> Result<Vec<Endpoint>, ErrorReply> {
-    let mut resolved = Vec::with_capacity(endpoints.len());
-    for endpoint in endpoints {
-        if endpoint.port() == 0 {
-            return Err(malformed(format!("endpoint {endpoint} is unreachable: its port is 0")));
-        }
-        let endpoint = match address {
-            Some(address) if endpoint.is_unspecified() => endpoint.with_address(address.to_canonical()),
-            _ => endpoint,
-        }
-        .with_id(None);
-        if !resolved.contains(&endpoint) {
-            resolved.push(endpoint);
-        }
-    }
-    Ok(resolved)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unspecified_host_becomes_connection_address() {
-        let given = ["zmq://0.0.0.0:7710", "zmq://[::]:7710", "zmq://peer.example.org:1"];
-        let given: Vec<Endpoint> = given.map(|text| text.parse().unwrap()).to_vec();
-        let resolved = resolve_endpoints(given.clone(), Some("::ffff:10.0.0.7".parse().unwrap())).unwrap();
-        let resolved: Vec<_> = resolved.iter().map(Endpoint::to_string).collect();
-        assert_eq!(resolved, ["zmq://10.0.0.7:7710", "zmq://peer.example.org:1"]);
-        assert_eq!(resolve_endpoints(given.clone(), None).unwrap(), given);
-        assert!(resolve_endpoints(vec!["zmq://0.0.0.0:0".parse().unwrap()], None).is_err());
     }
 }

@@ -1,9 +1,11 @@
 //! Settings of a tracker.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::catalogue::CatalogueRules;
 use crate::catalogue::leases::LeaseRules;
+use crate::rate_limit::gcra::RateLimit;
 
 /// The settings of a tracker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,9 +25,16 @@ pub struct TrackerSettings {
     pub max_peers: u64,
     /// The maximum number of versions of names, counted in the same way. A version takes about 1 KiB of the database.
     pub max_versions: u64,
+    /// The number of new sessions from one address at once.
+    pub sessions_per_address: NonZeroU32,
     /// The memory in bytes for answers to lookups without the database.
     pub lookup_cache: usize,
 }
+
+/// The default of [`TrackerSettings::sessions_per_address`].
+pub const DEFAULT_SESSIONS_PER_ADDRESS: NonZeroU32 = NonZeroU32::MIN.saturating_add(127);
+/// The time after which an address that has opened as many sessions as allowed may open as many again.
+const SESSIONS_PERIOD: Duration = Duration::from_secs(128);
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -39,6 +48,7 @@ impl Default for TrackerSettings {
             sweep: Duration::from_secs(60),
             max_peers: 100_000,
             max_versions: 10_000_000,
+            sessions_per_address: DEFAULT_SESSIONS_PER_ADDRESS,
             lookup_cache: 32 << 20,
         }
     }
@@ -48,6 +58,12 @@ impl TrackerSettings {
     /// The time between two writes of renewals: at most a sixth of a lease.
     pub fn flush_interval(&self) -> Duration {
         self.flush.min(self.lease / 6).max(Duration::from_millis(10))
+    }
+
+    /// The limit of new sessions per address.
+    pub fn session_limit(&self) -> RateLimit {
+        let burst = self.sessions_per_address.get();
+        RateLimit { burst, interval: SESSIONS_PERIOD / burst }
     }
 
     /// The time between two searches for expired files.

@@ -13,11 +13,12 @@ use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::client::{CallError, call, unexpected};
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::{
-    MAX_OFFERS, MembershipState, Nonce, Reply, Request, SessionGrant, SessionProof, TrackerStatus,
+    MAX_ENDPOINTS, MAX_OFFERS, MembershipState, Nonce, PinStatus, Reply, Request, SessionGrant, SessionProof,
+    TrackerStatus,
 };
 use enjambre_core::{
     CatalogueId, Connection, Deadline, Dialer, Endpoint, FileId, FileRecord, KeyPair, Offer, Provider,
-    Publication, SessionId, TransportError,
+    Publication, SessionId, TransportError, UnixMillis,
 };
 
 /// The time limit of a request.
@@ -36,7 +37,18 @@ pub struct TrackerClient {
     unresponsive_since: Mutex<Option<Instant>>,
 }
 
-/// The reply to a renewal in an invite-only swarm: the changes of the membership state.
+/// The reply to a renewal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Renewal {
+    /// The time of the renewal, by the clock of the tracker.
+    pub renewed: UnixMillis,
+    /// The endpoints that other peers receive.
+    pub endpoints: Vec<Endpoint>,
+    /// The changes of the membership state.
+    pub membership: MembershipRenewal,
+}
+
+/// The changes of the membership state in an invite-only swarm.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MembershipRenewal {
     /// A new membership of the peer.
@@ -141,16 +153,18 @@ impl TrackerClient {
         Ok((catalogue, nonce))
     }
 
-    /// Opens a session. Returns its catalogue and the grant.
+    /// Opens a session. Returns its catalogue and the grant. Signs nothing if the tracker serves another catalogue than
+    /// the `expected` one.
     pub async fn open_session(
         &self,
+        expected: Option<CatalogueId>,
         key: &KeyPair,
         endpoints: &[Endpoint],
     ) -> Result<(CatalogueId, SessionGrant), TrackerError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match self.try_open_session(key, endpoints).await {
+            match self.try_open_session(expected, key, endpoints).await {
                 // The nonce is lost if the connection was lost between the two steps.
                 Err(error) if error.code() == Some(ErrorCode::Unauthorized) && attempt < 2 => {}
                 result => return result,
@@ -160,11 +174,16 @@ impl TrackerClient {
 
     async fn try_open_session(
         &self,
+        expected: Option<CatalogueId>,
         key: &KeyPair,
         endpoints: &[Endpoint],
     ) -> Result<(CatalogueId, SessionGrant), TrackerError> {
         let (catalogue, nonce) = self.query_nonce().await?;
-        let signature = key.sign(&SessionProof::signed_bytes(catalogue, nonce, endpoints));
+        if expected.is_some_and(|expected| expected != catalogue) {
+            return Err(TrackerError::OtherCatalogue { endpoint: self.endpoint.clone() });
+        }
+        let tracker = self.endpoint.id();
+        let signature = key.sign(&SessionProof::signed_bytes(tracker, catalogue, nonce, endpoints));
         let proof = SessionProof { key: key.public(), nonce, signature, endpoints: endpoints.to_vec() };
         let request = Request::OpenSession { proof: Some(proof) };
         let read = expect!(Reply::OpenSession { grant: Some(grant), .. } => grant);
@@ -205,19 +224,20 @@ impl TrackerClient {
         self.call(request, expect!(Reply::Done => ())).await
     }
 
-    /// Renews the lease of a session. In an invite-only swarm it returns the changes since the state `known`.
+    /// Renews the lease of a session that was last renewed at the time `renewed` by the clock of the tracker. In an
+    /// invite-only swarm it returns the changes since the state `known`.
     pub async fn renew(
         &self,
         session: SessionId,
+        renewed: Option<UnixMillis>,
         known: Option<MembershipState>,
-    ) -> Result<MembershipRenewal, TrackerError> {
-        let request = Request::Renew { session, membership: known };
+    ) -> Result<Renewal, TrackerError> {
+        let request = Request::Renew { session, renewed_ms: renewed, membership: known };
         self.call(&request, |reply| match reply {
-            Reply::Renewed { membership, revocations, more } => {
-                Some(MembershipRenewal { membership, revocations, more })
+            Reply::Renewed { renewed_ms: renewed, endpoints, membership, revocations, more } => {
+                let membership = MembershipRenewal { membership, revocations, more };
+                Some(Renewal { renewed, endpoints, membership })
             }
-            // The tracker's swarm is open.
-            Reply::Done => Some(MembershipRenewal::default()),
             _ => None,
         })
         .await
@@ -244,16 +264,35 @@ impl TrackerClient {
         self.done(&Request::Unpin { session, id }).await
     }
 
+    /// Returns a page of the pins of the peer and the cursor of the next one.
+    pub async fn pins(
+        &self,
+        session: SessionId,
+        after: Option<FileId>,
+    ) -> Result<(Vec<PinStatus>, Option<FileId>), TrackerError> {
+        let request = Request::Pins { session, after };
+        self.call(&request, expect!(Reply::Pins { pins, after } => (pins, after))).await
+    }
+
     /// Returns the file with a name, an id or a prefix of an id.
     pub async fn find(&self, query: &str) -> Result<FileRecord, TrackerError> {
         let request = Request::Find { query: query.to_owned() };
         self.call(&request, expect!(Reply::Find { file } => file)).await
     }
 
-    /// Returns the current providers of a file.
+    /// Returns the current providers of a file. Leaves out endpoints that belong to this host or link, except loopback endpoints
+    /// from a tracker on loopback.
     pub async fn providers(&self, id: &FileId) -> Result<Vec<Provider>, TrackerError> {
         let request = Request::Providers { id: *id };
-        self.call(&request, expect!(Reply::Providers { providers } => providers)).await
+        let mut providers = self.call(&request, expect!(Reply::Providers { providers } => providers)).await?;
+        let is_usable = |endpoint: &Endpoint| {
+            endpoint.is_routable() || (endpoint.is_loopback() && self.endpoint.is_loopback())
+        };
+        for provider in &mut providers {
+            provider.endpoints.retain(is_usable);
+            provider.endpoints.truncate(MAX_ENDPOINTS);
+        }
+        Ok(providers)
     }
 
     /// Returns a page of the catalogue and the cursor of the next one.
@@ -272,3 +311,7 @@ impl TrackerClient {
         self.call(&Request::Status, expect!(Reply::TrackerStatus(status) => status)).await
     }
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -40,6 +40,20 @@ pub enum TrackerError {
         /// The trackers and their errors.
         reasons: Vec<UnreachableTracker>,
     },
+    /// The tracker serves another catalogue than before.
+    #[error("tracker {endpoint} now serves another catalogue")]
+    OtherCatalogue {
+        /// The endpoint of the tracker.
+        endpoint: Endpoint,
+    },
+    /// A tracker violated the protocol.
+    #[error("protocol violation by tracker {endpoint}: {problem}")]
+    Protocol {
+        /// The endpoint of the tracker.
+        endpoint: Endpoint,
+        /// The violation.
+        problem: &'static str,
+    },
     /// A tracker refused the request.
     #[error("tracker {endpoint} refused the request: {error}")]
     Refused {
@@ -69,14 +83,19 @@ impl TrackerError {
         }
     }
 
-    /// The code of the error reply; `None` if no tracker replied.
+    /// The code of the error reply; `None` if no tracker replied with an error.
     pub const fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::NotFound { .. } => Some(ErrorCode::NotFound),
             Self::Ambiguous { .. } => Some(ErrorCode::Ambiguous),
             Self::Refused { error, .. } => Some(error.code),
-            Self::Unreachable { .. } => None,
+            Self::Unreachable { .. } | Self::OtherCatalogue { .. } | Self::Protocol { .. } => None,
         }
+    }
+
+    /// Returns whether the session is not valid, or not any more.
+    pub const fn is_unauthorized(&self) -> bool {
+        matches!(self.code(), Some(ErrorCode::Unauthorized | ErrorCode::Replaced))
     }
 
     /// Returns whether another tracker of the same catalogue may succeed.

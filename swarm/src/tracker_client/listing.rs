@@ -9,8 +9,14 @@ use futures::future::join_all;
 use super::client::TrackerClient;
 use super::error::{TrackerError, UnreachableTracker};
 use super::trackers::{CatalogueGroup, Trackers};
-use enjambre_core::FileRecord;
 use enjambre_core::protocol::message::MAX_LIST;
+use enjambre_core::{FileRecord, Name};
+
+/// The maximum number of empty pages in a row. A tracker examines thousands of names for a page.
+const MAX_EMPTY_PAGES: usize = 2_000;
+/// The maximum number of pages. A page has about a hundred files or more, unless it is short because files have many
+/// providers.
+const MAX_PAGES: usize = 1_000_000;
 
 #[derive(Debug)]
 struct Source {
@@ -18,7 +24,17 @@ struct Source {
     page: VecDeque<FileRecord>,
     cursor: Option<Vec<u8>>,
     done: bool,
-    replied: bool,
+    /// The number of pages so far, and of empty pages since the last file.
+    pages: usize,
+    empty_pages: usize,
+    last: Option<Position>,
+}
+
+/// The position of a file in a list.
+type Position = (Name, Reverse<u64>);
+
+fn position(file: &FileRecord) -> Position {
+    (file.name.clone(), Reverse(file.version))
 }
 
 /// A list in progress. It buffers at most one page of each catalogue.
@@ -47,9 +63,7 @@ impl Listing {
             if groups.is_empty() {
                 return Err(TrackerError::Unreachable { reasons });
             }
-            let source =
-                |group| Source { group, page: VecDeque::new(), cursor: None, done: false, replied: false };
-            self.sources = Some(groups.into_iter().map(source).collect());
+            self.sources = Some(groups.into_iter().map(Source::new).collect());
         }
         let sources = self.sources.as_deref_mut().unwrap_or_default();
         let filled = join_all(sources.iter_mut().map(|source| source.fill(&self.pattern))).await;
@@ -58,17 +72,19 @@ impl Listing {
                 Ok(()) => {}
                 // The list continues while any catalogue is reachable.
                 Err(TrackerError::Unreachable { reasons }) => {
-                    tracing::warn!(?reasons, "catalogue unreachable; its files are not listed");
+                    for UnreachableTracker { reason, .. } in &reasons {
+                        tracing::warn!(%reason, "catalogue unreachable; its files are not listed");
+                    }
                     source.done = true;
                     self.reasons.extend(reasons);
                 }
                 Err(error) => return Err(error),
             }
         }
-        if sources.iter().all(|source| !source.replied) {
+        if sources.iter().all(|source| source.pages == 0) {
             return Err(TrackerError::Unreachable { reasons: std::mem::take(&mut self.reasons) });
         }
-        let key = |file: &FileRecord| (file.name.clone(), Reverse(file.version), file.id);
+        let key = |file: &FileRecord| (position(file), file.id);
         let first =
             sources.iter().enumerate().filter_map(|(at, source)| Some((key(source.page.front()?), at)));
         let Some((_, at)) = first.min() else { return Ok(None) };
@@ -84,6 +100,12 @@ impl Listing {
 }
 
 impl Source {
+    fn new(group: CatalogueGroup) -> Self {
+        let page = VecDeque::new();
+        Self { group, page, cursor: None, done: false, pages: 0, empty_pages: 0, last: None }
+    }
+
+    /// Requests pages until one has files. A faulty tracker could otherwise send files or empty pages for ever.
     async fn fill(&mut self, pattern: &str) -> Result<(), TrackerError> {
         while self.page.is_empty() && !self.done {
             let cursor = &self.cursor;
@@ -92,12 +114,27 @@ impl Source {
             let request =
                 |client: Arc<TrackerClient>| async move { client.list(pattern, cursor.clone(), limit).await };
             let (files, next) = self.group.request(request).await?;
-            self.replied = true;
-            // A repeated cursor would make the list endless.
+            self.pages += 1;
+            self.empty_pages = if files.is_empty() { self.empty_pages + 1 } else { 0 };
+            if self.pages > MAX_PAGES || self.empty_pages > MAX_EMPTY_PAGES {
+                return Err(self.violation("the list does not end"));
+            }
+            for file in &files {
+                let last = self.last.replace(position(file));
+                if last >= self.last {
+                    return Err(self.violation("the list is not in order"));
+                }
+            }
             self.done = next.is_none() || next == self.cursor;
             self.page = files.into();
             self.cursor = next;
         }
         Ok(())
+    }
+
+    fn violation(&self, problem: &'static str) -> TrackerError {
+        // Any tracker of the catalogue may have sent the page.
+        let endpoint = self.group.clients[0].endpoint().clone();
+        TrackerError::Protocol { endpoint, problem }
     }
 }

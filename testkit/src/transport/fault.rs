@@ -146,6 +146,10 @@ impl Transport for FaultTransport {
         self.inner.identity()
     }
 
+    async fn resolve(&self, endpoint: &Endpoint) -> Result<Vec<Endpoint>, TransportError> {
+        self.inner.resolve(endpoint).await
+    }
+
     async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
         let inner = self.inner.connect(endpoint).await?;
         let link = Arc::new(Link {

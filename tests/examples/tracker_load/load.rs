@@ -185,7 +185,8 @@ pub(crate) async fn open_session(connection: &dyn Connection, peer: &Peer, at: u
         bail!("unexpected reply to open_session")
     };
     let endpoints = vec![format!("zmq://127.0.0.1:{}", 10_000 + at % 50_000).parse()?];
-    let signature = peer.key.sign(&SessionProof::signed_bytes(catalogue, nonce, &endpoints));
+    let tracker = connection.endpoint().id();
+    let signature = peer.key.sign(&SessionProof::signed_bytes(tracker, catalogue, nonce, &endpoints));
     let proof = SessionProof { key: peer.key.public(), nonce, signature, endpoints };
     match call(connection, &Request::OpenSession { proof: Some(proof) }, DEADLINE).await?.0 {
         Reply::OpenSession { grant: Some(grant), .. } => {

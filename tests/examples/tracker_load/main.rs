@@ -134,7 +134,7 @@ fn start(settings: &Settings, folder: &Path, data: &str) -> Result<(Process, End
     fs::write(
         &config,
         format!(
-            "[tracker]\ndata_dir = \"{data}\"\nlease = \"600s\"\n[transport]\nlisten = [\"{}://127.0.0.1:0\"]\n\
+            "[tracker]\ndata_dir = \"{data}\"\nlease = \"600s\"\nsessions_per_address = 4000000000\n[transport]\nlisten = [\"{}://127.0.0.1:0\"]\n\
              [transport.limits]\nconnections_per_address = 1000\n[storage]\nbackend = \"{}\"\n",
             settings.scheme, settings.backend
         ),

@@ -12,6 +12,7 @@ pub mod model;
 pub mod peer;
 pub mod quiescence;
 pub mod recovery;
+mod replicas;
 pub mod responder;
 pub mod run;
 pub mod trace;

@@ -24,6 +24,7 @@ impl World {
         self.end_faults().await?;
         self.check_acknowledged_names().await?;
         self.check_downloads().await?;
+        self.check_pins().await?;
         if with_expiry {
             self.check_idle_growth().await?;
         }
@@ -159,6 +160,7 @@ impl World {
         for peer in &mut self.peers {
             timeout(TIMEOUT, peer.stop()).await.map_err(|_| format!("{} does not stop", peer.name))?;
         }
+        self.end_replicas().await?;
         if with_expiry {
             self.check_expiry().await?;
         }

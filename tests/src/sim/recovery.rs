@@ -58,7 +58,9 @@ impl World {
                 providers.map_err(|error| format!("cannot get the providers of {name}: {error}"))?;
             for peer in &self.peers {
                 let listed = providers.iter().find(|provider| provider.peer == peer.id());
-                let complete = peer.running().map(|running| running.offers_complete(id));
+                let complete = peer
+                    .running()
+                    .map(|running| running.offers_complete(id) && running.is_complete(id, &known.original));
                 match (complete, listed) {
                     (None, Some(_)) => {
                         return Err(format!("{} is stopped but listed as a provider of {name}", peer.name));

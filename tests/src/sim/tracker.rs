@@ -7,8 +7,9 @@ use enjambre_core::protocol::server;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::memory::Disk;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Dialer, Endpoint, Listener, Storage, UnixMillis};
+use enjambre_core::{Dialer, Endpoint, KeyPair, Listener, PeerId, Storage, UnixMillis};
 use enjambre_swarm::catalogue::Catalogue;
+use enjambre_swarm::tracker::pin_store::PinStore;
 use enjambre_swarm::tracker::service::TrackerService;
 use enjambre_swarm::tracker::settings::TrackerSettings;
 use enjambre_testkit::storage::fault::FaultyStorage;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::faults::{DiskFaults, disconnect};
 use super::flaw::Flaw;
+use super::replicas::Replicas;
 
 /// A simulated database server. Several trackers may share it; it keeps its data when they end.
 #[derive(Debug)]
@@ -48,6 +50,9 @@ impl Database {
     }
 }
 
+/// The id of all trackers, which the network does not authenticate.
+const ID: PeerId = PeerId::from_bytes([0; 32]);
+
 /// A simulated tracker.
 #[derive(Debug)]
 pub struct Tracker {
@@ -57,12 +62,17 @@ pub struct Tracker {
     pub database: usize,
     /// The endpoint at which the tracker listens.
     pub endpoint: Endpoint,
+    /// The key of its replica store.
+    key: KeyPair,
+    /// The disks of the index and the content of its replicas, if it stores any.
+    replica_disks: Option<[Disk; 2]>,
     running: Option<Running>,
 }
 
 #[derive(Debug)]
 struct Running {
     storage: Arc<FaultyStorage>,
+    replicas: Option<Replicas>,
     listener: Arc<dyn Listener>,
     shutdown: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -70,10 +80,11 @@ struct Running {
 
 impl Tracker {
     /// Creates a tracker without starting it.
-    pub fn new(number: usize, database: usize) -> Self {
+    pub fn new(number: usize, database: usize, secret: [u8; 32], stores_replicas: bool) -> Self {
         let name = format!("t{number}");
         let endpoint = format!("memory://{name}:1").parse().expect("a valid endpoint");
-        Self { name, database, endpoint, running: None }
+        let replica_disks = stores_replicas.then(|| [Disk::new(), Disk::new()]);
+        Self { name, database, endpoint, key: KeyPair::from_secret(&secret), replica_disks, running: None }
     }
 
     /// Whether the tracker is running.
@@ -96,7 +107,14 @@ impl Tracker {
         let storage_handle: Arc<dyn Storage> = storage.clone();
         let catalogue = Catalogue::open(storage_handle, settings.rules(), clock.now()).await;
         let catalogue = Arc::new(catalogue.map_err(|error| error.to_string())?);
-        let service = Arc::new(TrackerService::new(catalogue, settings, Arc::clone(clock), None));
+        let replicas = match &self.replica_disks {
+            Some(disks) => {
+                Some(Replicas::open(disks, network, &self.endpoint, &self.key, &catalogue, clock).await?)
+            }
+            None => None,
+        };
+        let pins = replicas.as_ref().map(|replicas| Arc::clone(&replicas.store) as Arc<dyn PinStore>);
+        let service = Arc::new(TrackerService::new(catalogue, ID, settings, Arc::clone(clock), pins));
         let listener = Dialer::new(vec![network.transport()]).bind(&self.endpoint).await;
         let listener = listener.map_err(|error| error.to_string())?;
         let shutdown = CancellationToken::new();
@@ -104,8 +122,15 @@ impl Tracker {
             let (service, shutdown) = (Arc::clone(&service), shutdown.clone());
             tokio::spawn(async move { service.run(shutdown).await })
         };
-        let serve = tokio::spawn(server::serve(Arc::clone(&listener), service));
-        self.running = Some(Running { storage, listener, shutdown, tasks: vec![run, serve] });
+        let handler = match &replicas {
+            Some(replicas) => replicas.handler(service),
+            None => service,
+        };
+        let serve = tokio::spawn(server::serve(Arc::clone(&listener), handler));
+        if let Some(replicas) = &replicas {
+            replicas.store.start();
+        }
+        self.running = Some(Running { storage, replicas, listener, shutdown, tasks: vec![run, serve] });
         Ok(())
     }
 
@@ -124,11 +149,23 @@ impl Tracker {
             task.abort();
         }
         running.listener.shutdown(Duration::ZERO).await;
+        if let Some(replicas) = &running.replicas {
+            replicas.stop().await;
+        }
+    }
+
+    /// Takes the replica store of a running tracker.
+    pub(super) fn take_replicas(&mut self) -> Option<Replicas> {
+        self.running.as_mut()?.replicas.take()
     }
 
     /// Shuts the tracker down cleanly.
     pub async fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
+        if let Some(replicas) = &running.replicas {
+            replicas.store.leave().await;
+            replicas.stop().await;
+        }
         running.listener.shutdown(Duration::ZERO).await;
         running.shutdown.cancel();
         for task in running.tasks {

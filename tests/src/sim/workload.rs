@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use enjambre_core::{CatalogueId, FileId, FileRecord, Publication};
+use enjambre_core::{CatalogueId, Dialer, FileId, FileKind, FileRecord, Publication};
 use enjambre_swarm::download::get::{GetRequest, get};
 use enjambre_swarm::download::request::Progress;
 use enjambre_swarm::library::publish::PublishOptions;
+use enjambre_swarm::tracker_client::client::TrackerClient;
 use enjambre_swarm::tracker_client::error::TrackerError;
 use parking_lot::Mutex;
 use rand::RngExt;
@@ -130,6 +131,28 @@ impl World {
         }));
     }
 
+    /// A stranger publishes a random file with another kind and size, as a new name or as a new version of its name.
+    pub(super) async fn contradict_random(&mut self, tracker: usize) {
+        let Some((id, PublishedFile { original, .. })) = self.random_file() else { return };
+        let kind = match original.kind {
+            FileKind::File => FileKind::Collection,
+            FileKind::Collection => FileKind::File,
+        };
+        let name =
+            if self.random.random_bool(0.5) { original.name } else { format!("other {}", original.name) };
+        let Ok(name) = name.parse() else { return };
+        let size = self.random.random_range(0..1 << 40);
+        let dialer = Arc::new(Dialer::new(vec![self.network.transport()]));
+        let client = TrackerClient::new(dialer, self.trackers[tracker].endpoint.clone());
+        let endpoints = ["memory://stranger:1".parse().expect("a valid endpoint")];
+        let published = async {
+            let session = client.open_session(None, &self.stranger, &endpoints).await?.1.session;
+            client.publish(session, &Publication { name, id, size, kind }).await
+        };
+        let published = timeout(TIMEOUT / 2, published).await;
+        self.note(&format!("a stranger publishes {id} as {kind:?} of {size} bytes: {published:?}"));
+    }
+
     /// Syncs the library of a peer in the background.
     pub(super) fn checkpoint(&mut self, at: usize) {
         let peer = &mut self.peers[at];
@@ -162,7 +185,7 @@ async fn publish_one(
     original: &Original,
     model: &Mutex<Model>,
 ) -> Result<Result<(FileId, CatalogueId), String>, String> {
-    let options = PublishOptions { name: None, store: true };
+    let options = PublishOptions { store: true, ..PublishOptions::default() };
     let published = timeout(TIMEOUT, running.library.publish(path, options, |_| ())).await;
     let published =
         match published.map_err(|_| format!("adding {} to the library does not end", original.name))? {
@@ -195,8 +218,12 @@ pub async fn deliver(
     durable: bool,
 ) -> Result<Result<(), String>, String> {
     let name = known.original.name.parse().ok();
-    let kind = known.original.kind;
-    let request = GetRequest { id, name, kind, size: known.size, output: None, force: false, durable };
+    // The metadata in the catalogue may be wrong.
+    let (kind, size) = match running.trackers.find(&id.to_string()).await {
+        Ok(file) => (file.kind, file.size),
+        Err(_) => (known.original.kind, known.size),
+    };
+    let request = GetRequest { id, name, kind, size, output: None, force: false, durable };
     let progress = watch::Sender::new(Progress::default());
     if let Err(error) = get(&running.downloader, &request, running.trackers.clone(), &progress).await {
         return Ok(Err(error.to_string()));

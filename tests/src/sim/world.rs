@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::Endpoint;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::memory::MemoryNetwork;
+use enjambre_core::{Endpoint, KeyPair};
 use enjambre_testkit::transport::fault::Faults;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -42,6 +42,8 @@ pub struct World {
     pub trackers: Vec<Tracker>,
     /// The peers.
     pub peers: Vec<Peer>,
+    /// The key of a stranger that publishes wrong metadata.
+    pub(super) stranger: KeyPair,
     /// The expected state.
     pub model: Arc<Mutex<Model>>,
     /// The directory of original files.
@@ -63,10 +65,16 @@ impl World {
             network: MemoryNetwork::new(),
             clock: Arc::new(JumpingClock::new()),
             databases: (0..databases).map(|_| Database::new(flaw)).collect(),
-            trackers: (0..trackers).map(|number| Tracker::new(number, number % databases)).collect(),
+            // Trackers with a common catalogue have common pins, of which any of them may store the replica.
+            trackers: (0..trackers)
+                .map(|number| {
+                    Tracker::new(number, number % databases, random.random(), trackers == databases)
+                })
+                .collect(),
             peers: (0..peers)
                 .map(|number| Peer::new(number, number < misbehaving, random.random()))
                 .collect(),
+            stranger: KeyPair::from_secret(&random.random()),
             model: Arc::default(),
             folder: tempfile::tempdir().expect("cannot create a temporary directory"),
             published: 0,
@@ -117,7 +125,7 @@ impl World {
     async fn step(&mut self) -> Result<(), String> {
         let peer = self.random.random_range(0..self.peers.len());
         let tracker = self.random.random_range(0..self.trackers.len());
-        match self.random.random_range(0..100) {
+        match self.random.random_range(0..107) {
             0..15 => self.publish_random(peer),
             15..37 => self.get_random(peer),
             37..43 => self.remove_random(peer).await,
@@ -136,6 +144,8 @@ impl World {
                 self.trackers[tracker].set_faults(faults);
             }
             91..95 => self.change_partition(peer),
+            95..99 => self.contradict_random(tracker).await,
+            99..102 => self.pin_missing_content(tracker).await,
             _ => {
                 let by = Duration::from_secs(self.random.random_range(1..MAX_CLOCK_JUMP));
                 let forward = self.random.random_bool(0.5);

@@ -1,9 +1,12 @@
 //! The stable interface of the command line: exit statuses, error messages and `--json` output.
 
+use std::time::Duration;
+
 use enjambre_tests::content::MIB;
 use enjambre_tests::node::World;
 use enjambre_tests::process::Output;
 use enjambre_tests::wait::TIMEOUT;
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// A port without a listener: ports below 1024 are not assigned dynamically.
@@ -57,6 +60,29 @@ fn unreachable_tracker_exits_with_4() {
     let last = json.json().pop().expect("there is an event");
     assert_eq!(last["event"], "error", "{last}");
     assert!(last["message"].as_str().is_some_and(|message| !message.is_empty()), "{last}");
+}
+
+#[test]
+fn frozen_daemon_is_reported() {
+    let world = World::default();
+    let mut b = world.running_peer("b", &[]);
+    b.signal(Signal::STOP);
+    for command in ["library", "status"] {
+        let output = b.spawn([command]).wait(Duration::from_secs(20)).expect_status(1);
+        assert!(output.stderr.contains("does not respond"), "{}", output.stderr);
+    }
+    b.signal(Signal::CONT);
+    b.run(["library"]).ok();
+}
+
+#[test]
+fn setting_for_a_running_daemon_is_refused() {
+    let world = World::default();
+    let b = world.running_peer_with("b", &[], &["limits.upload=5MB/s"]);
+    b.run(["library"]).ok();
+    let output = b.run(["library", "--set", "download.provider_timeout=1s"]).expect_status(2);
+    assert!(output.stderr.contains("--set download.provider_timeout"), "{}", output.stderr);
+    b.run(["library", "--set", "log.level=error"]).ok();
 }
 
 #[test]
@@ -132,6 +158,21 @@ fn json_output_has_documented_fields() {
         let status = status.ok().json();
         assert!(!status.is_empty() && status.iter().all(Value::is_object), "{node}: {status:?}");
     }
+}
+
+#[test]
+fn hidden_characters_in_names_are_visible() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    let name = "p\u{430}ge\u{202e}fdp.exe";
+    let (file, _) = world.file("file", 1);
+    let published = a.publish(&file, &["--name", name]);
+    for output in [&published.stdout, &a.run(["list"]).ok().stdout, &a.run(["library"]).ok().stdout] {
+        assert!(output.contains("p\u{430}ge\\u{202e}fdp.exe"), "{output}");
+    }
+    assert!(a.run(["list"]).ok().stdout.contains("(confusable letters)"));
+    assert_eq!(a.run(["list", "--json"]).ok().json()[0]["name"], name);
 }
 
 #[test]

@@ -33,7 +33,10 @@ fn directory_of_small_files_is_downloaded_and_updated() {
         let a = world.running_peer("a", &[&tracker]);
         a.publish(&folder, &[]);
         let listed = a.in_library("folder").unwrap();
-        assert_eq!((&listed["content"], &listed["path"]), (&"linked".into(), &folder.to_str().unwrap().into()));
+        assert_eq!(
+            (&listed["content"], &listed["path"]),
+            (&"linked".into(), &folder.to_str().unwrap().into())
+        );
         assert_eq!(a.run(["status", "--json"]).ok().json()[0]["files"], 1);
         let verified = a.run(["verify"]).ok().stdout;
         assert!(verified.contains("\nfolder/many/0/0/file-0.txt  "), "{verified}");
@@ -91,4 +94,52 @@ fn interrupted_directory_download_resumes() {
     b.set("limits.download=unlimited");
     b.run(args(&["get", "folder", "-o"], &out)).ok();
     assert!(read_tree(&out) == tree, "the downloaded directory differs");
+}
+
+#[test]
+fn part_of_directory_is_listed_and_downloaded() {
+    let world = World::default();
+    let folder = world.path("folder");
+    write_many_files(&folder);
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    a.publish(&folder, &[]);
+    let b = world.peer("b", &[&tracker]);
+    let list = |query: &str| {
+        let output = b.run(["get", "--list", "--json", query]).ok();
+        let paths = output.json().into_iter().map(|line| line["path"].as_str().unwrap().to_owned());
+        paths.collect::<Vec<_>>()
+    };
+    assert_eq!(list("folder"), read_tree(&folder).into_keys().collect::<Vec<_>>());
+    let inside = list("folder/many/0/");
+    assert!(inside.len() > 50 && inside.iter().all(|path| path.starts_with("many/0/")));
+
+    let (out, sub) = (world.path("file.txt"), world.path("sub"));
+    b.run(args(&["get", "folder/many/0/0/file-0.txt", "-o"], &out)).ok();
+    assert_eq!(fs::read(&out).unwrap(), fs::read(folder.join("many/0/0/file-0.txt")).unwrap());
+    b.run(args(&["get", "folder/many/0", "-o"], &sub)).ok();
+    assert!(read_tree(&sub) == read_tree(&folder.join("many/0")), "the subdirectory differs");
+    b.run(["get", "folder/many/0/0/file-0.txt"]).ok();
+    b.run(["get", "folder/many/missing"]).expect_status(3);
+    b.run(["get", "--list", "folder/missing"]).expect_status(3);
+    b.run(["get", "folder/../x"]).expect_status(2);
+}
+
+#[test]
+fn hidden_files_of_directory_are_reported() {
+    let world = World::default();
+    let folder = world.path("folder");
+    fs::create_dir_all(folder.join(".ssh")).unwrap();
+    fs::write(folder.join(".ssh/authorized_keys"), "key").unwrap();
+    fs::write(folder.join("file"), "content").unwrap();
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    a.publish(&folder, &[]);
+    let b = world.peer("b", &[&tracker]);
+    let output = b.run(args(&["get", "folder", "-o"], &world.path("out"))).ok();
+    assert!(
+        output.stderr.contains("2 files, 10 B, 1 of them hidden: .ssh/authorized_keys"),
+        "{}",
+        output.stderr
+    );
 }

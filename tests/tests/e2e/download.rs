@@ -2,7 +2,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 
+use enjambre_tests::binary;
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::node::{Peer, World};
 use enjambre_tests::process::Process;
@@ -310,4 +313,99 @@ fn find_returns_newest_version() {
     assert_eq!(hash_of(&world.path("b.bin")), new_hash);
     b.get_to(&old_hash, &world.path("old.bin"));
     assert_eq!(hash_of(&world.path("old.bin")), old_hash);
+}
+
+#[test]
+fn last_output_of_interrupted_get_receives_the_file() {
+    let world = World::default();
+    let size = 40 * MIB;
+    let (file, hash) = world.file("film.bin", size);
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    a.publish(&file, &[]);
+    for with_daemon in [false, true] {
+        let sent = a.sent();
+        let mut b = world.peer(&format!("b-{with_daemon}"), &[&tracker]);
+        b.set("limits.download=\"16MB/s\"");
+        if with_daemon {
+            b.start();
+        }
+        let paths = ["first", "second"].map(|name| world.path(format!("{name}-{with_daemon}.bin")));
+        let get =
+            |path: &Path| ["get", "film.bin", "--json", "-o", path.to_str().unwrap()].map(str::to_owned);
+        let mut interrupted = b.spawn(get(&paths[0]));
+        wait_done(&mut interrupted, 16 * MIB);
+        interrupted.kill();
+        b.run(get(&paths[1])).ok();
+        assert_eq!(hash_of(&paths[1]), hash);
+        assert!(!paths[0].exists() && !paths[0].with_extension("bin.enjambre-part").exists());
+        assert_eq!(b.in_library("film.bin").unwrap()["path"], paths[1].to_str().unwrap());
+        let sent = a.sent() - sent;
+        assert!(sent <= size + RESUME_LOSS + 10 * MIB, "{sent} bytes were sent for {size}");
+        // The only copy is reported.
+        let again = b.run(["get", "film.bin", "--json"]).ok();
+        assert_eq!(again.json().last().unwrap()["path"], paths[1].to_str().unwrap());
+    }
+}
+
+#[test]
+fn get_writes_several_files_and_streams() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    let texts = ["first", "second"].map(|name| {
+        let path = world.path(name);
+        fs::write(&path, format!("content of {name}\n")).unwrap();
+        a.publish(&path, &[]);
+        fs::read_to_string(path).unwrap()
+    });
+    let mut b = world.peer("b", &[&tracker]);
+    for with_daemon in [false, true] {
+        if with_daemon {
+            b.start();
+        }
+        let dir = format!("{}/", world.path(format!("new/{with_daemon}")).display());
+        b.run(["get", "first", "second", "-o", &dir]).ok();
+        assert_eq!(fs::read_to_string(format!("{dir}first")).unwrap(), texts[0]);
+        assert_eq!(fs::read_to_string(format!("{dir}second")).unwrap(), texts[1]);
+        let single = format!("{}/", world.path(format!("single/{with_daemon}")).display());
+        b.run(["get", "first", "-o", &single]).ok();
+        assert_eq!(fs::read_to_string(format!("{single}first")).unwrap(), texts[0]);
+        let streamed = b.run(["get", "first", "second", "-o", "-"]).ok();
+        assert_eq!(streamed.stdout, texts.concat());
+        b.run(["get", "first", "-o", "/dev/null"]).ok();
+        b.run(["get", "first", "missing", "-o", &dir]).expect_status(3);
+    }
+}
+
+#[test]
+fn moved_output_directory_fails_get() {
+    let world = World::default();
+    let (file, _) = world.file("film.bin", 16 * MIB);
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    a.publish(&file, &[]);
+    let b = world.running_peer_with("b", &[&tracker], &["limits.download=\"8MB/s\""]);
+    let dir = world.path("dir");
+    fs::create_dir(&dir).unwrap();
+    let path = dir.join("got.bin");
+    let mut get = b.spawn(["get", "film.bin", "--json", "-o", path.to_str().unwrap()]);
+    wait_done(&mut get, MIB);
+    fs::rename(&dir, world.path("elsewhere")).unwrap();
+    get.wait(TIMEOUT).expect_status(1);
+    assert!(!world.path("elsewhere/got.bin").exists());
+}
+
+#[test]
+fn publish_reads_standard_input() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    a.run(["publish", "-"]).expect_status(2);
+    let mut command = Command::new("sh");
+    command.current_dir(a.folder()).arg("-c");
+    command.arg("echo content | \"$0\" publish - --name text --config enjambre.toml").arg(binary::enjambre());
+    Process::start_command(a.folder(), command).wait(TIMEOUT).ok();
+    assert_eq!(a.run(["get", "text", "-o", "-"]).ok().stdout, "content\n");
+    assert_eq!(a.in_library("text").unwrap()["content"], "database");
 }

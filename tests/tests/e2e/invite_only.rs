@@ -10,9 +10,9 @@ use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_tests::binary;
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::node::{Tracker, World};
-use enjambre_tests::process::Process;
 #[cfg(target_os = "linux")]
 use enjambre_tests::outsider::{Outsider, open_connections_to};
+use enjambre_tests::process::Process;
 use enjambre_tests::setup::Wire;
 use enjambre_tests::wait::{TIMEOUT, wait_for};
 use rustix::process::Signal;
@@ -63,13 +63,20 @@ fn join_without_config_uses_directories_of_user() {
     let world = World::over(Wire::Secure);
     let tracker = world.tracker_with("tracker", &[INVITED]);
     let mut command = Command::new(binary::enjambre());
-    command.args(["join", &tracker.invite(&[]), "--listen", "tcps://127.0.0.1:0"]).current_dir(world.path(""));
+    command
+        .args(["join", &tracker.invite(&[]), "--listen", "tcps://127.0.0.1:0"])
+        .current_dir(world.path(""));
     let output = Process::start_command(&world.path(""), command).wait(TIMEOUT).ok();
     let config = world.path("no-user-config/enjambre/enjambre.toml");
-    assert!(output.stdout.contains(&format!("enjambre peer --config {}", config.display())), "{}", output.stdout);
+    assert!(
+        output.stdout.contains(&format!("enjambre peer --config {}", config.display())),
+        "{}",
+        output.stdout
+    );
     let data_dir = world.path("no-user-data/enjambre");
     assert!(data_dir.join("key").exists());
-    let shown = Process::start(&world.path(""), ["config", "show", config.to_str().unwrap()]).wait(TIMEOUT).ok();
+    let shown =
+        Process::start(&world.path(""), ["config", "show", config.to_str().unwrap()]).wait(TIMEOUT).ok();
     assert!(shown.stdout.contains(&format!("data_dir = {data_dir:?}")), "{}", shown.stdout);
 }
 

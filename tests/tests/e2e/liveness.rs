@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use enjambre_tests::content::{MIB, hash_of, read_tree, write_file};
 use enjambre_tests::node::World;
+use enjambre_tests::process::Output;
 use enjambre_tests::setup::Wire;
 use enjambre_tests::wait::TIMEOUT;
 use rustix::process::Signal;
+use serde_json::json;
 
 /// The guaranteed time for a shutdown after Ctrl-C or SIGTERM.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,8 +49,7 @@ fn signal_stops_nodes_during_download() {
     let mut get = b.spawn(["get", "film.bin", "--json", "-o", path.to_str().unwrap()]);
     get.wait_event(|event| (event["done"].as_u64() >= Some(MIB)).then_some(()));
     get.signal(Signal::INT);
-    let output = get.wait(SHUTDOWN_TIMEOUT);
-    assert_ne!(output.status, Some(0), "the interrupted download succeeded");
+    get.wait(SHUTDOWN_TIMEOUT).expect_status(130);
     assert!(!path.exists());
 
     let mut get = b.spawn(["get", "film.bin", "--json", "-o", path.to_str().unwrap()]);
@@ -170,7 +171,7 @@ fn file_pinned_over_tcp_outlives_publisher() {
 fn check_pinned_file(world: World) {
     let (file, hash) = world.file("film.bin", 6 * MIB);
     let mut tracker =
-        world.tracker_with("tracker", &["tracker.store.enabled=true", "tracker.store.quota=\"16MiB\""]);
+        world.tracker_with("tracker", &["tracker.store.enabled=true", "tracker.store.quota=\"32MiB\""]);
     let mut a = world.running_peer("a", &[&tracker]);
     a.publish(&file, &["--pin"]);
     a.kill();
@@ -205,7 +206,7 @@ fn pinned_directory_outlives_publisher_and_uses_quota() {
     let (small, large) = (folder("small", [5 * MIB, 5 * MIB]), folder("large", [4 * MIB, 3 * MIB]));
     let content = read_tree(&small);
     let tracker =
-        world.tracker_with("tracker", &["tracker.store.enabled=true", "tracker.store.quota=\"16MiB\""]);
+        world.tracker_with("tracker", &["tracker.store.enabled=true", "tracker.store.quota=\"32MiB\""]);
     let mut a = world.running_peer("a", &[&tracker]);
     a.publish(&small, &["--pin"]);
     let (file, _) = world.file("too-large.bin", 7 * MIB);
@@ -219,6 +220,46 @@ fn pinned_directory_outlives_publisher_and_uses_quota() {
     let b = world.peer("b", &[&tracker]);
     b.get_to("small", &world.path("copy"));
     assert!(read_tree(&world.path("copy")) == content, "the downloaded directory differs");
+}
+
+#[test]
+fn pins_are_listed_and_removed_by_peer_and_operator() {
+    let world = World::default();
+    let mut tracker = world.tracker_with("tracker", &["tracker.store.enabled=true"]);
+    let a = world.running_peer("a", &[&tracker]);
+    let b = world.peer("b", &[&tracker]);
+    let files = [("first.bin", 1), ("second.bin", 2), ("third.bin", 3)]
+        .map(|(name, size)| world.file(name, size * MIB).0);
+    files.iter().for_each(|file| drop(a.publish(file, &["--pin"])));
+    let listed = |output: Output| -> Vec<String> {
+        let mut names: Vec<_> = output
+            .ok()
+            .json()
+            .iter()
+            .map(|pin| {
+                assert_eq!(pin["complete"], true);
+                pin["name"].as_str().unwrap().to_owned()
+            })
+            .collect();
+        names.sort();
+        names
+    };
+    let pins = ["pins", "--json"];
+    assert_eq!(listed(a.run(pins)), ["first.bin", "second.bin", "third.bin"]);
+    assert_eq!(listed(tracker.run(pins)), ["first.bin", "second.bin", "third.bin"]);
+    assert_eq!(listed(b.run(pins)), [""; 0], "pins of another peer");
+    b.run(["unpin", "first.bin"]).expect_status(3);
+    a.run(["unpin", "first.bin"]).ok();
+    assert!(tracker.run(["unpin", "second.bin"]).ok().stdout.starts_with("unpinned "));
+    assert_eq!(listed(a.run(pins)), ["third.bin"]);
+    let status = || a.run(["status", "--json"]).ok().json().remove(1)["store"].clone();
+    assert_eq!((&status()["pins"], &status()["reserved"]), (&json!(1), &json!(3 * MIB)));
+    // The operator can also remove pins while the tracker is stopped.
+    tracker.kill();
+    tracker.run(["unpin", "third.bin"]).ok();
+    assert_eq!(listed(tracker.run(pins)), [""; 0]);
+    tracker.start();
+    assert_eq!(status()["pins"], json!(0));
 }
 
 #[test]

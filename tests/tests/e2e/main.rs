@@ -13,6 +13,7 @@ mod invite_only;
 mod invite_only_storage;
 mod liveness;
 mod postgres;
+mod protocol_vectors;
 mod python;
 mod secure;
 mod security_page;

@@ -75,6 +75,29 @@ fn tracker_waits_for_server_until_start_timeout() {
 }
 
 #[test]
+fn database_failures_are_logged_with_their_causes() {
+    let Some(server) = Server::start("the log of a tracker with PostgreSQL", "") else { return };
+    let world = World::default();
+    let url = format!("storage.postgres.url={}", server.url());
+    let mut tracker = world.tracker_with("tracker", &["storage.backend=postgres", &url]);
+    let peer = world.running_peer("peer", &[&tracker]);
+    let (file, _) = world.file("film.bin", MIB);
+    peer.publish(&file, &[]);
+    let mut wait_logged = |cause: &str| {
+        wait_for(cause, TIMEOUT, || {
+            peer.run(["list"]);
+            let log = tracker.stderr_text();
+            log.lines().any(|line| line.contains("storage call failed") && line.contains(cause))
+        });
+    };
+    server.stop(Stop::Fast);
+    wait_logged("refused");
+    server.start_again();
+    server.sql("DROP SCHEMA enjambre_catalogue CASCADE");
+    wait_logged("does not exist");
+}
+
+#[test]
 fn password_from_file_is_never_shown() {
     let world = World::default();
     let config = world.path("peer.toml");

@@ -1,8 +1,9 @@
-//! A client in another language, written from `docs/PROTOCOL.md`, lists, finds, downloads and verifies a file.
+//! The Python package in `clients/python`, written from `docs/PROTOCOL.md`, against a real tracker and a real peer.
 //!
-//! Requires Python 3 and, for the first run, PyPI. Without them the test is skipped with a message; it fails if `CI=true`.
+//! Requires Python 3 and, for the first run, PyPI. Without them the tests are skipped with a message; they fail if `CI=true`.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,10 +11,12 @@ use enjambre_tests::binary::profile_dir;
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::node::World;
 use enjambre_tests::process::Process;
+use enjambre_tests::setup::Wire;
 use enjambre_tests::wait::TIMEOUT;
+use parking_lot::Mutex;
 
-fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("python")
+pub(crate) fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the repository")
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
@@ -22,31 +25,59 @@ fn run(command: &mut Command) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}", stderr())) }
 }
 
-/// Returns the Python interpreter of a virtual environment with the requirements of the client. The target directory keeps it.
-fn python() -> Result<PathBuf, String> {
+/// Returns a hash of the sources of the package.
+fn version_of(package: &Path) -> String {
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(package.join("src/enjambre")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.push(package.join("pyproject.toml"));
+    files.retain(|path| path.is_file());
+    files.sort();
+    let mut hasher = blake3::Hasher::new();
+    for path in files {
+        hasher.update(&fs::read(path).unwrap());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Returns the Python interpreter of a virtual environment with the package. The target directory keeps it.
+fn install() -> Result<PathBuf, String> {
+    static INSTALLATION: Mutex<()> = Mutex::new(());
+    let _installing = INSTALLATION.lock();
     let folder = profile_dir().join("python-client");
     let python = folder.join("bin/python");
-    let ready = |python: &Path| run(Command::new(python).args(["-c", "import zmq, cbor2, blake3"]));
-    if ready(&python).is_err() {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-        run(Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--timeout", "15", "-r"])
-            .arg(sources().join("requirements.txt")))?;
-        ready(&python)?;
+    let package = repository().join("clients/python");
+    let (stamp, version) = (folder.join("version"), version_of(&package));
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == version) {
+        return Ok(python);
     }
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+    run(Command::new(&python)
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--timeout", "15"])
+        .arg(format!("{}[test]", package.display())))?;
+    fs::write(stamp, version).map_err(|error| error.to_string())?;
     Ok(python)
+}
+
+pub(crate) fn python() -> Option<PathBuf> {
+    match install() {
+        Ok(python) => Some(python),
+        Err(reason) if env::var("CI").is_ok_and(|ci| ci == "true") => panic!("{reason}"),
+        Err(reason) => {
+            eprintln!("SKIPPED: the Python client cannot be installed: {reason}");
+            None
+        }
+    }
+}
+
+fn client(python: &Path, arguments: &[&str], path: &Path) -> Command {
+    let mut command = Command::new(python);
+    command.arg(repository().join("tests/python/client.py")).args(arguments).arg(path);
+    command
 }
 
 #[test]
 fn python_client_lists_finds_and_downloads() {
-    let python = match python() {
-        Ok(python) => python,
-        Err(reason) if env::var("CI").is_ok_and(|ci| ci == "true") => panic!("{reason}"),
-        Err(reason) => {
-            eprintln!("SKIPPED: the Python client cannot be installed: {reason}");
-            return;
-        }
-    };
+    let Some(python) = python() else { return };
     let world = World::default();
     let tracker = world.tracker("tracker");
     let a = world.running_peer("a", &[&tracker]);
@@ -54,15 +85,29 @@ fn python_client_lists_finds_and_downloads() {
     let (file, hash) = world.file("film.bin", 3 * MIB + 17);
     a.publish(&other, &[]);
     a.publish(&file, &[]);
-    for socket in ["dealer", "req"] {
-        let path = world.path(format!("{socket}.bin"));
-        let mut command = Command::new(&python);
-        command
-            .arg(sources().join("client.py"))
-            .args(["--socket", socket, tracker.endpoint(), "film.bin"])
-            .arg(&path);
-        let output = Process::start_command(&world.path(""), command).wait(TIMEOUT).ok();
-        assert_eq!(hash_of(&path), hash);
-        assert!(output.stdout.contains("other.bin") && output.stdout.contains(&hash), "{}", output.stdout);
+    let copies = world.path("copies");
+    fs::create_dir(&copies).unwrap();
+    let command = client(&python, &["get", tracker.endpoint(), "film.bin"], &copies);
+    let output = Process::start_command(&world.path(""), command).wait(TIMEOUT).ok();
+    assert!(output.stdout.contains("other.bin") && output.stdout.contains(&hash), "{}", output.stdout);
+    for copy in ["tcp.bin", "zmq.bin"] {
+        assert_eq!(hash_of(&copies.join(copy)), hash);
+    }
+}
+
+#[test]
+fn python_peer_publishes_and_serves() {
+    let Some(python) = python() else { return };
+    for wire in [Wire::Tcp, Wire::Zmq] {
+        let world = World::over(wire);
+        let tracker = world.tracker("tracker");
+        let a = world.running_peer("a", &[&tracker]);
+        let (file, hash) = world.file("film.bin", 3 * MIB + 17);
+        let command = client(&python, &["serve", tracker.endpoint()], &file);
+        let mut peer = Process::start_command(&world.path(""), command);
+        peer.wait_line(TIMEOUT, |line| (line == format!("published {hash}")).then_some(()));
+        let copy = world.path("copy.bin");
+        a.get_to("film.bin", &copy).ok();
+        assert_eq!(hash_of(&copy), hash);
     }
 }

@@ -110,8 +110,7 @@ fn interrupted_storage_check_cleans_up() {
     let mut check = peer.spawn(["storage", "check"]);
     check.wait_line(TIMEOUT, |line| line.contains("get_of_absent_key_returns_none").then_some(()));
     check.signal(Signal::INT);
-    let output = check.wait(TIMEOUT);
-    assert_eq!(output.status, Some(1), "{}", output.stderr);
+    let output = check.wait(TIMEOUT).expect_status(130);
     assert!(output.stderr.contains("interrupted"), "{}", output.stderr);
     assert_eq!(files(peer.folder()), before);
 }

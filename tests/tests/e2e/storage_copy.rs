@@ -1,10 +1,9 @@
 //! `storage copy` between all backends for trackers and peers, including interrupted copies.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -313,7 +312,7 @@ fn interrupted_copy_resumes() {
     let last = events.last().unwrap();
     assert_eq!(last["event"], "error", "{last}");
     assert!(last["message"].as_str().unwrap().contains("run the command again to resume"), "{last}");
-    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     let done = copy(&folder, &["--verify", "--json"]).ok().json();
     assert!(is_past(&done[0], 16 * MIB), "{}", done[0]);
     assert_eq!(done.last().unwrap()["verified"], true);
@@ -451,7 +450,7 @@ fn unsupported_copies_are_refused() {
     // A copy does not overwrite the data directory of another node.
     write_config(&folder, "from.toml", "tracker", "data", &embedded("sled"), "");
     write_config(&folder, "to.toml", "tracker", "other", &embedded("sqlite"), "");
-    fs::create_dir(folder.join("other")).unwrap();
+    DirBuilder::new().mode(0o700).create(folder.join("other")).unwrap();
     fs::write(folder.join("other/key"), [7; 32]).unwrap();
     fs::set_permissions(folder.join("other/key"), fs::Permissions::from_mode(0o600)).unwrap();
     refused(1, &["another key", "other"]);

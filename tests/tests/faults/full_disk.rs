@@ -2,13 +2,19 @@
 //! mounts a small file system, which requires root; see `enjambre_tests::mount`.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use enjambre_core::protocol::error::ErrorCode;
+use enjambre_core::{Dialer, FileId, FileKind, KeyPair, Publication};
+use enjambre_swarm::tracker_client::client::TrackerClient;
 use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::mount::Mount;
 use enjambre_tests::node::{Peer, Tracker, World};
 use enjambre_tests::process::Process;
 use enjambre_tests::setup::Setup;
 use enjambre_tests::wait::{TIMEOUT, wait_for, wait_until};
+use enjambre_transport::Shared;
+use enjambre_transport::settings::TransportSettings;
 
 /// The size of the downloaded file.
 const FILE: u64 = 40 * MIB;
@@ -151,6 +157,30 @@ fn download_to_path_waits_for_free_space() {
 }
 
 #[test]
+fn removed_content_makes_space_for_waiting_download() {
+    let Some(disk) = Mount::in_memory("space of removed content on a full disk", DISK) else { return };
+    let world = World::default();
+    let (old, _) = world.file("old.bin", FILE);
+    let (new, hash) = world.file("new.bin", FILE / 2);
+    let tracker = world.tracker("tracker");
+    let source = world.running_peer("source", &[&tracker]);
+    source.publish(&old, &[]);
+    source.publish(&new, &[]);
+    let data = format!("peer.data_dir={:?}", disk.path().join("data"));
+    let peer = world.running_peer_with("peer", &[&tracker], &[&data]);
+    peer.run(["get", "old.bin"]).ok();
+    let _ballast = disk.fill(4 * MIB);
+    let mut get = peer.spawn(["get", "new.bin", "--json"]);
+    wait_disk_full(&mut get);
+    assert!(get.stderr_text().contains(&disk.path().display().to_string()), "{}", get.stderr_text());
+    peer.run(["remove", "old.bin"]).ok();
+    get.wait(TIMEOUT).ok();
+    let path = world.path("exported");
+    peer.run([Path::new("export"), Path::new("new.bin"), Path::new("-o"), &path]).ok();
+    assert_eq!(hash_of(&path), hash);
+}
+
+#[test]
 fn directory_download_waits_for_free_space() {
     let Some(disk) = Mount::in_memory("a full disk at the output directory", DISK) else { return };
     let world = World::default();
@@ -194,6 +224,7 @@ fn check_tracker_recovery(test: &str, setup: Setup) {
     assert_eq!(output.status, Some(1), "{output:?}");
     assert!(output.stderr.contains("full"), "{output:?}");
     assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
+    tracker.wait_stderr("storage call failed");
     // Lookups succeed while the disk is full.
     assert!(peer.listed("before.bin").is_some());
     drop(ballast);
@@ -213,4 +244,62 @@ fn sqlite_tracker_recovers_from_full_disk() {
 #[test]
 fn sled_tracker_recovers_from_full_disk() {
     check_tracker_recovery("a full disk under a tracker on sled", "sled".parse().unwrap());
+}
+
+/// Publishes files with long names until the tracker has no free space for them.
+fn publish_until_full(tracker: &str) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let shared = Shared::new(TransportSettings::default()).unwrap();
+        let dialer = Arc::new(Dialer::new(vec![shared.tcp(), shared.zmq()]));
+        let client = TrackerClient::new(dialer, tracker.parse().unwrap());
+        let session = client.open_session(None, &KeyPair::generate(), &[]).await.unwrap().1.session;
+        for number in 0..100_000_u32 {
+            let name = format!("{number}-{}", "x".repeat(200)).parse().unwrap();
+            let id = FileId::from_bytes(*blake3::hash(&number.to_be_bytes()).as_bytes());
+            let file = Publication { name, id, size: 1, kind: FileKind::File };
+            match client.publish(session, &file).await {
+                Ok(_) => {}
+                Err(error) if error.code() == Some(ErrorCode::Full) => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("the tracker accepts publications without limit");
+    });
+    runtime.shutdown_background();
+}
+
+fn check_tracker_start(test: &str, setup: Setup) {
+    let Some(disk) = Mount::in_memory(test, DISK) else { return };
+    let world = World::default();
+    let tracker_world = World::new(setup);
+    let data = format!("tracker.data_dir={:?}", disk.path().join("data"));
+    let mut tracker = tracker_world.tracker_with("tracker", &[&data]);
+    let peer = world.running_peer("peer", &[&tracker]);
+    let (file, _) = world.file("before.bin", 1000);
+    peer.publish(&file, &[]);
+    let ballast = disk.fill(24 * MIB);
+    publish_until_full(tracker.endpoint());
+    assert!(disk.free() >= MIB / 2, "only {} bytes are left", disk.free());
+    drop(ballast);
+    // Another program fills the disk to the last byte.
+    tracker.kill();
+    let ballast = disk.fill(0);
+    tracker.start();
+    wait_for("a listed file", TIMEOUT, || peer.listed("before.bin").is_some());
+    drop(ballast);
+    let (file, _) = world.file("after.bin", 1000);
+    wait_for("a publication", TIMEOUT, || {
+        peer.spawn([Path::new("publish"), &file]).wait(TIMEOUT).status == Some(0)
+    });
+}
+
+#[test]
+fn sqlite_tracker_keeps_reserve_and_starts_on_full_disk() {
+    check_tracker_start("the reserve of a tracker on SQLite", Setup::default());
+}
+
+#[test]
+fn sled_tracker_keeps_reserve_and_starts_on_full_disk() {
+    check_tracker_start("the reserve of a tracker on sled", "sled".parse().unwrap());
 }

@@ -40,6 +40,8 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
     total: usize,
+    /// The setting that determines `total`.
+    total_setting: &'static str,
     per_address: usize,
     connections: Mutex<Connections>,
 }
@@ -53,8 +55,13 @@ fn site_of(address: IpAddr) -> IpAddr {
 }
 
 impl ConnectionLimiter {
-    pub(crate) fn new(total: usize, per_address: usize) -> Arc<Self> {
-        Arc::new(Self { total, per_address, connections: Mutex::default() })
+    pub(crate) fn new(total: usize, total_setting: &'static str, per_address: usize) -> Arc<Self> {
+        Arc::new(Self { total, total_setting, per_address, connections: Mutex::default() })
+    }
+
+    /// The end of a connection because of the total limit.
+    pub(crate) const fn too_many(&self, scope: &'static str) -> Disconnect {
+        Disconnect::TooManyConnections { scope, limit: self.total, setting: self.total_setting }
     }
 
     /// Admits a connection until the ticket is dropped.
@@ -64,10 +71,11 @@ impl ConnectionLimiter {
         let of_site = connections.by_site.get(&site).map_or(&[][..], Vec::as_slice);
         let count = of_site.len();
         if of_site.iter().filter(|entry| entry.network == network).count() >= self.per_address {
-            return Err(Disconnect::TooManyConnections("from this address"));
+            let (limit, setting) = (self.per_address, "transport.limits.connections_per_address");
+            return Err(Disconnect::TooManyConnections { scope: "from this address", limit, setting });
         }
         if connections.active >= self.total && !connections.replace_one(count) {
-            return Err(Disconnect::TooManyConnections("in total"));
+            return Err(self.too_many("in total"));
         }
         connections.active += 1;
         connections.last_number += 1;
@@ -154,14 +162,18 @@ mod tests {
 
     #[test]
     fn both_limits_apply_until_a_ticket_is_dropped() {
-        let limiter = ConnectionLimiter::new(3, 2);
+        let limiter = ConnectionLimiter::new(3, "setting", 2);
         let first = limiter.admit(address("10.0.0.1")).unwrap();
         let _second = limiter.admit(address("::ffff:10.0.0.1")).unwrap();
         let refused = limiter.admit(address("10.0.0.1"));
-        assert!(matches!(refused, Err(Disconnect::TooManyConnections("from this address"))));
+        assert!(matches!(
+            refused,
+            Err(Disconnect::TooManyConnections { scope: "from this address", limit: 2, .. })
+        ));
         let _third = limiter.admit(address("2001:db8::1")).unwrap();
         let refused = limiter.admit(address("2001:db8::2:1"));
-        assert!(matches!(refused, Err(Disconnect::TooManyConnections("in total"))));
+        let reason = refused.unwrap_err().to_string();
+        assert_eq!(reason, "too many connections in total; the limit is 3 (setting)");
         drop(first);
         let _again = limiter.admit(address("2001:db8::2:1")).unwrap();
         assert_eq!(limiter.connections(), 3);
@@ -170,7 +182,7 @@ mod tests {
 
     #[test]
     fn address_with_few_connections_replaces_another() {
-        let limiter = ConnectionLimiter::new(6, 4);
+        let limiter = ConnectionLimiter::new(6, "setting", 4);
         let from = |last: u8| limiter.admit(IpAddr::from([10, 0, 0, last]));
         let held: Vec<_> = [1, 1, 1, 2, 2, 2].into_iter().map(|last| from(last).unwrap()).collect();
         assert!(from(1).is_err(), "no address has more");
@@ -189,11 +201,11 @@ mod tests {
 
     #[test]
     fn networks_of_an_ipv6_site_count_as_one_address() {
-        let limiter = ConnectionLimiter::new(8, 4);
+        let limiter = ConnectionLimiter::new(8, "setting", 4);
         let modest: Vec<_> = (0..3).map(|_| limiter.admit(address("10.0.0.1")).unwrap()).collect();
         let from_site = |network: u16| limiter.admit(format!("2001:db8:7:{network:x}::1").parse().unwrap());
         let greedy: Vec<_> = (0..5).map(|network| from_site(network).unwrap()).collect();
-        assert!(matches!(from_site(5), Err(Disconnect::TooManyConnections("in total"))));
+        assert!(matches!(from_site(5), Err(Disconnect::TooManyConnections { scope: "in total", .. })));
         assert!(!modest.iter().any(is_revoked));
         let another = limiter.admit(address("2001:db8:8::1")).unwrap();
         assert_eq!((modest.iter().filter(|at| is_revoked(at)).count(), is_revoked(&another)), (0, false));
@@ -202,7 +214,7 @@ mod tests {
 
     #[test]
     fn replaced_connections_still_open_are_bounded() {
-        let limiter = ConnectionLimiter::new(200, 200);
+        let limiter = ConnectionLimiter::new(200, "setting", 200);
         let held: Vec<_> = (0..200).map(|_| limiter.admit(address("10.0.0.1")).unwrap()).collect();
         let others: Vec<_> =
             (0..200).filter_map(|last: u8| limiter.admit(IpAddr::from([10, 0, 1, last])).ok()).collect();

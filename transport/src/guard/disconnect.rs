@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use enjambre_core::PeerId;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use tokio::time::Instant;
+
+use crate::open_files::OPEN_FILES_SETTING;
 
 /// The reason for the end of a connection.
 #[derive(Debug, thiserror::Error)]
@@ -18,16 +21,20 @@ pub(crate) enum Disconnect {
     /// Closed with a [`ConnectionHandle`](enjambre_core::transport::ConnectionHandle).
     #[error("closed by the service")]
     ByService,
-    #[error("idle timeout")]
+    #[error("idle timeout (transport.limits.idle_timeout)")]
     IdleTimeout,
-    #[error("write timeout: the remote does not read its replies")]
+    #[error("write timeout: the remote does not read its replies (transport.limits.stall_timeout)")]
     WriteTimeout,
-    #[error("request timeout: the remote does not complete a request")]
+    #[error("request timeout: the remote does not complete a request (transport.limits.stall_timeout)")]
     RequestTimeout,
-    #[error("handshake timeout")]
+    #[error("handshake timeout (transport.limits.handshake_timeout)")]
     HandshakeTimeout,
-    #[error("too many connections {0}")]
-    TooManyConnections(&'static str),
+    #[error("too many connections {scope}; the limit is {limit} ({setting})")]
+    TooManyConnections { scope: &'static str, limit: usize, setting: &'static str },
+    #[error(
+        "no connection can be accepted: the process reached its limit on open files ({OPEN_FILES_SETTING})"
+    )]
+    TooManyOpenFiles,
     #[error("protocol violation: {0}")]
     Protocol(&'static str),
     #[error("{what} of {actual} exceeds the limit of {limit}")]
@@ -56,6 +63,14 @@ impl From<io::Error> for Disconnect {
 }
 
 impl Disconnect {
+    /// The reason why no connection was accepted.
+    pub(crate) fn of_accept(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(number) if number == Errno::MFILE.raw_os_error() => Self::TooManyOpenFiles,
+            _ => Self::Io(error),
+        }
+    }
+
     /// Checks a limit on a remote.
     pub(crate) fn check_limit(what: &'static str, limit: u64, actual: u64) -> Result<(), Self> {
         if actual > limit { Err(Self::LimitExceeded { what, limit, actual }) } else { Ok(()) }
@@ -123,6 +138,14 @@ impl DisconnectLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_name_their_settings() {
+        let reached = Disconnect::of_accept(Errno::MFILE.into()).to_string();
+        assert!(reached.contains("open files") && reached.contains("LimitNOFILE"), "{reached}");
+        let other = Disconnect::of_accept(Errno::CONNABORTED.into());
+        assert!(matches!(other, Disconnect::Io(_)), "{other}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn log_of_violations_is_rate_limited() {

@@ -151,14 +151,18 @@ impl FrameParser {
             Direction::Requests { header, payload, frames }
             | Direction::Replies { header, payload, frames } => (header, payload, frames),
         };
-        Disconnect::check_limit("number of frames", frames as u64, self.frames as u64 + 1)?;
+        Disconnect::check_limit(
+            "number of frames (transport.limits.frames)",
+            frames as u64,
+            self.frames as u64 + 1,
+        )?;
         Disconnect::check_limit("message", header.saturating_add(payload), self.total.saturating_add(body))?;
         let is_request = matches!(self.direction, Direction::Requests { .. });
         if self.frames == 0 || is_request && self.frames == 1 && self.delimited {
-            Disconnect::check_limit("header", header, body)?;
+            Disconnect::check_limit("header size (transport.limits.header)", header, body)?;
             return Ok(Content::Forwarded);
         }
-        Disconnect::check_limit("payload", payload, body)?;
+        Disconnect::check_limit("payload size (transport.limits.payload)", payload, body)?;
         Ok(if self.frames == 1 && !is_request { Content::Payload } else { Content::Dropped })
     }
 }

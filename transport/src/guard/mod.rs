@@ -25,7 +25,7 @@ use std::sync::Arc;
 use enjambre_core::runtime::buffers::BufferPool;
 use enjambre_core::transport::budget::ReplyBudget;
 
-use crate::open_files;
+use crate::open_files::{self, OPEN_FILES_SETTING};
 use crate::settings::{InvalidSetting, TransportSettings};
 use connection_limiter::{ConnectionLimiter, MAX_CLOSING};
 use disconnect::DisconnectLog;
@@ -50,10 +50,14 @@ impl Guard {
         settings.validate()?;
         // Replaced connections remain open for a moment.
         let allowed = open_files::connections_allowed();
-        let connections =
-            settings.connections.min(allowed.saturating_sub(MAX_CLOSING).max(allowed / 2).max(1));
+        let allowed = allowed.saturating_sub(MAX_CLOSING).max(allowed / 2).max(1);
+        let (connections, setting) = if allowed < settings.connections {
+            (allowed, OPEN_FILES_SETTING)
+        } else {
+            (settings.connections, "transport.limits.connections")
+        };
         Ok(Self {
-            limiter: ConnectionLimiter::new(connections, settings.connections_per_address),
+            limiter: ConnectionLimiter::new(connections, setting, settings.connections_per_address),
             budget: ReplyBudget::new(settings.queued_total, settings.queued_per_connection),
             log: DisconnectLog::default(),
             buffers: BufferPool::new(UNUSED_BUFFERS),

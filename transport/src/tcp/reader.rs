@@ -37,8 +37,16 @@ impl Lengths {
 
     /// Checks the limits, before memory is allocated.
     fn check(self, settings: &TransportSettings) -> Result<Self, Disconnect> {
-        Disconnect::check_limit("header", settings.header as u64, self.header as u64)?;
-        Disconnect::check_limit("payload", settings.payload as u64, self.payload as u64)?;
+        Disconnect::check_limit(
+            "header size (transport.limits.header)",
+            settings.header as u64,
+            self.header as u64,
+        )?;
+        Disconnect::check_limit(
+            "payload size (transport.limits.payload)",
+            settings.payload as u64,
+            self.payload as u64,
+        )?;
         Ok(self)
     }
 }

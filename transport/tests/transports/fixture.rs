@@ -78,8 +78,8 @@ pub(crate) async fn greeted_from<S: RawProtocol>(from: Ipv4Addr, address: &str) 
 /// The connection and the result of a reply.
 pub(crate) type Sent = (ConnectionId, Result<(), TransportError>);
 
-/// Answers all requests. Replies have payloads of `size` bytes, except on the first connection.
-fn answer(listener: Arc<dyn Listener>, size: usize) -> mpsc::UnboundedReceiver<Sent> {
+/// Answers all requests. Replies have this text in the header, and payloads of `size` bytes except on the first connection.
+fn answer(listener: Arc<dyn Listener>, text: String, size: usize) -> mpsc::UnboundedReceiver<Sent> {
     let (report, sent) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut first = None;
@@ -87,9 +87,9 @@ fn answer(listener: Arc<dyn Listener>, size: usize) -> mpsc::UnboundedReceiver<S
             let connection = incoming.peer.connection;
             assert!(incoming.peer.address.is_some_and(|address| address.is_ipv4() && address.is_loopback()));
             let size = if *first.get_or_insert(connection) == connection { 0 } else { size };
-            let report = report.clone();
+            let (report, text) = (report.clone(), text.clone());
             tokio::spawn(async move {
-                let header = reply(incoming.request.id().0);
+                let header = envelope::encode_reply(Some(incoming.request.id()), &text);
                 let sent = match incoming.reply.reserve(size).await {
                     Ok(()) => {
                         let payload = Bytes::from(vec![7; size]);
@@ -118,9 +118,18 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// Replies have payloads of `size` bytes, except those to the reference client.
     pub(crate) async fn new<S: RawProtocol>(settings: TransportSettings, size: usize) -> Self {
+        Self::replying::<S>(settings, "done".to_owned(), size).await
+    }
+
+    /// As [`Fixture::new`], with this text in the headers of all replies.
+    pub(crate) async fn replying<S: RawProtocol>(
+        settings: TransportSettings,
+        text: String,
+        size: usize,
+    ) -> Self {
         let transport = S::transport(settings);
         let (listener, address) = listen(&*transport).await;
-        let sent = answer(Arc::clone(&listener), size);
+        let sent = answer(Arc::clone(&listener), text, size);
         let connection = transport.connect(listener.local_endpoint()).await.unwrap();
         in_time("first reply", call(&*connection)).await.unwrap();
         let calls = Arc::new(AtomicU64::new(0));

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command as Process};
 use tokio::time::timeout;
 
-use crate::cli::output::{notice, plain};
+use crate::cli::output::notice;
 use crate::control::client::connect;
 use crate::control::message::{Command, Event};
 use crate::control::socket;
@@ -138,7 +138,7 @@ impl Node {
         let Ok(text) = std::fs::read_to_string(&self.log) else { return };
         let lines: Vec<_> = text.lines().collect();
         for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
-            notice(&format!("  {}: {}", self.name, plain(line)));
+            notice(&format!("  {}: {}", self.name, line));
         }
     }
 }

@@ -33,7 +33,7 @@ pub(super) struct Database {
 }
 
 impl DatabaseKind {
-    const fn role(self) -> Role {
+    pub(super) const fn role(self) -> Role {
         match self {
             Self::Catalogue | Self::Index => Role::Records,
             Self::Content => Role::Content,
@@ -77,7 +77,7 @@ pub(super) async fn lock(loaded: &Loaded) -> Result<DataDir, Failure> {
 /// Like [`lock`], but creates a missing directory.
 pub(super) async fn lock_or_create(loaded: &Loaded) -> Result<DataDir, Failure> {
     let path = loaded.data_dir(loaded.kind);
-    DataDir::try_lock(&path).await?.ok_or_else(|| {
+    DataDir::try_lock(&path, loaded.group_access(loaded.kind)).await?.ok_or_else(|| {
         let text = "is in use by a running tracker, peer or command; stop that process first";
         Failure::failed(format!("{} {text}", path.display()))
     })
@@ -157,7 +157,7 @@ pub(super) async fn inspect(
 }
 
 /// Returns name, kind and place of each configured database.
-fn places(loaded: &Loaded, data_dir: &Path) -> Vec<(&'static str, DatabaseKind, Place)> {
+pub(super) fn places(loaded: &Loaded, data_dir: &Path) -> Vec<(&'static str, DatabaseKind, Place)> {
     let place = node_place(loaded.kind, data_dir);
     let replicas = replica_place(data_dir);
     let mut places = match loaded.kind {

@@ -23,9 +23,6 @@ const MAX_SHOWN: usize = 256;
 /// Spaces with secrets that allow impersonation of a peer or the tracker.
 const SECRET_SPACES: [Space; 4] = [layout::SESSIONS, layout::LEASES, layout::AUTHORITY, layout::INVITATIONS];
 
-/// The end of the year 9999, the last time that RFC 3339 can represent.
-const LAST_TIME: UnixMillis = UnixMillis(253_402_300_800_000);
-
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Print only this space, with a name from `storage stats`
@@ -106,7 +103,7 @@ impl Serialize for Shown<'_> {
             Field::List(list) => serializer.collect_seq(list.iter().map(Shown)),
             // The time of a damaged record can be out of range.
             Field::Time(time) => match UNIX_EPOCH.checked_add(Duration::from_millis(time.get())) {
-                Some(at) if *time < LAST_TIME => {
+                Some(at) if *time < UnixMillis::YEAR_10000 => {
                     serializer.collect_str(&humantime::format_rfc3339_millis(at))
                 }
                 _ => serializer.serialize_u64(time.get()),
@@ -168,10 +165,8 @@ mod tests {
             |millis| Line { space: layout::META, fields: vec![("at", Field::Time(UnixMillis(millis)))] };
         let text = |millis| serde_json::to_string(&fields(millis)).unwrap();
         assert_eq!(text(0), r#"{"space":"meta","at":"1970-01-01T00:00:00.000Z"}"#);
-        assert!(text(LAST_TIME.get() - 1).contains("9999-12-31T23:59:59.999Z"));
-        assert!(
-            text(LAST_TIME.get()).contains(&LAST_TIME.get().to_string())
-                && text(u64::MAX).contains(&u64::MAX.to_string())
-        );
+        let last = UnixMillis::YEAR_10000.get();
+        assert!(text(last - 1).contains("9999-12-31T23:59:59.999Z"));
+        assert!(text(last).contains(&last.to_string()) && text(u64::MAX).contains(&u64::MAX.to_string()));
     }
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod compact;
 pub(super) mod copy;
 mod databases;
 mod dump;
@@ -31,6 +32,8 @@ pub(super) enum Command {
     /// Commit records until the process is killed; started by `check --crash`
     #[command(hide = true)]
     CrashWriter(check::crash_writer::Arguments),
+    /// Return the space of removed data to the file system
+    Compact,
     /// Count the entries and bytes in the databases
     Stats(Json),
     /// Print the records of the databases, one JSON object per line
@@ -44,6 +47,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         Command::Check(arguments) => check::run(context, arguments).await,
         Command::Bench(arguments) => bench::run(context, arguments).await,
         Command::CrashWriter(arguments) => check::crash_writer::run(context, arguments).await,
+        Command::Compact => compact::run(context).await,
         Command::Stats(Json { json }) => stats::run(context, json).await,
         Command::Dump(arguments) => dump::run(context, arguments).await,
     }

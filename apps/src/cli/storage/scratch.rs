@@ -12,8 +12,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::output::{notice, plain};
+use crate::access::user_name;
+use crate::cli::output::notice;
 use crate::config::load::Loaded;
+use crate::data_dir::other_owner;
 use crate::failure::{Failure, Status};
 use crate::registry::Registry;
 use crate::registry::locations::scratch_place;
@@ -62,9 +64,15 @@ impl<'a> ScratchBuilder<'a> {
         stop: &CancellationToken,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
+        if let Some(owner) = other_owner(&self.home) {
+            let (path, owner) = (self.home.display(), user_name(owner));
+            return Err(Failure::failed(format!(
+                "{path} belongs to user {owner}; run the command as that user"
+            )));
+        }
         let outcome = self.run_until_stopped(stop, work).await;
         let removed = self.remove().await;
-        let value = outcome.unwrap_or_else(|| Err(Failure::interrupted()))?;
+        let value = outcome.unwrap_or_else(|| Err(Failure::interrupted("interrupted")))?;
         removed.map(|()| value)
     }
 
@@ -141,8 +149,7 @@ impl Builder for ScratchBuilder<'_> {
     }
 
     fn blocked(failure: &storage::Failure) -> ! {
-        let lines: Vec<String> = failure.to_string().lines().map(plain).collect();
-        notice(&lines.join("\n"));
+        failure.to_string().lines().for_each(notice);
         notice(
             "error: a call of the backend is blocked and cannot be cancelled; the temporary database is not removed",
         );

@@ -1,7 +1,8 @@
 //! Layers: storages that wrap another [`super::Storage`] and add one function each.
 //!
-//! `[storage.layers]` of a configuration enables them; by default there is none. [`metrics`] is outside of [`retry`], so that
-//! it measures calls as the caller sees them, including retries.
+//! [`report`] is always present; `[storage.layers]` of a configuration enables the others. [`metrics`] and [`report`] are
+//! outside of [`retry`], so that they see calls as the caller does, including retries.
 
 pub mod metrics;
+pub mod report;
 pub mod retry;

@@ -12,7 +12,7 @@
 //! | `meta` | `stamp` | u64: time of the last write of renewals in ms since 1970; during a grace period, that of the period |
 //! | `meta` | `numbers` | u64: the first number for files and peers that no tracker has allocated |
 //! | `meta` | `swept`, `expired` | u64: time of the last start of a peer sweep, or of a file sweep, in ms since 1970 |
-//! | `meta` | `reserved` | [`ReservedRecord`]: bytes and number of pins |
+//! | `meta` | `reserved` | [`ReservedRecord`]: bytes and number of all pins |
 //! | `meta` | `revocations` | u64: the version of the revocation list |
 //! | `versions` | name, 0, u64 `!version` | [`VersionRecord`] |
 //! | `files` | file id | [`FileEntry`]: the latest publication of the file |
@@ -24,6 +24,7 @@
 //! | `leases` | number of the peer | [`LeaseRecord`] |
 //! | `sessions` | session id, 16 bytes | number of the peer |
 //! | `pins` | file id | [`PinRecord`] |
+//! | `pinners` | peer id | [`ReservedRecord`]: bytes and number of the pins of the peer |
 //! | `authority` | `key` | the secret of the swarm's authority, 32 bytes of an Ed25519 seed |
 //! | `invitations` | hash of the secret, 32 bytes | [`InvitationRecord`] |
 //! | `members` | peer id | [`MemberRecord`] |

@@ -86,18 +86,28 @@ pub struct LeaseRecord {
     pub began: UnixMillis,
     /// The last stored renewal.
     pub renewed: UnixMillis,
-    /// The endpoints of the peer.
+    /// The endpoints that other peers receive.
     pub endpoints: Vec<Endpoint>,
+    /// The endpoints that the peer requested, if they differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requested: Vec<Endpoint>,
     /// Whether the peer ended its session.
     pub left: bool,
     /// Whether the claims of earlier sessions were deleted.
     pub settled: bool,
 }
 
+impl LeaseRecord {
+    /// Whether a requester on this host, or on another host, can reach an endpoint of the peer.
+    pub fn is_reachable(&self, is_local: bool) -> bool {
+        self.endpoints.iter().any(|endpoint| is_local || !endpoint.is_loopback())
+    }
+}
+
 /// A file of which the tracker stores a replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinRecord {
-    /// The bytes reserved for the replica.
+    /// The bytes reserved for the replica: what is stored of it, and some more while it is fetched.
     pub size: u64,
     /// Whether the replica is complete and durable.
     pub complete: bool,
@@ -143,7 +153,7 @@ pub struct ReservationRecord {
     pub at: UnixMillis,
 }
 
-/// The total of all pins.
+/// The total of several pins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReservedRecord {
     /// The bytes reserved.

@@ -34,6 +34,8 @@ spaces! {
     SESSIONS = "sessions";
     /// Files of which the tracker stores a replica.
     PINS = "pins";
+    /// The totals of the pins of each peer.
+    PINNERS = "pinners";
     /// The secret key of the swarm's authority.
     AUTHORITY = "authority";
     /// Unused invitations.

@@ -60,7 +60,7 @@ async fn damaged_lease_hides_only_its_peer_until_replaced() {
     let late = START + RULES.cache_ttl + ms(1);
     assert_eq!(providers(&catalogue, 1, late).await, [a.peer]);
     assert_eq!(count(&catalogue, 1, late).await, 1);
-    assert_eq!(catalogue.list("", None, 10, late, |_| None).await.unwrap().files[0].providers, 1);
+    assert_eq!(catalogue.list("", None, 10, None, late, |_| None).await.unwrap().files[0].providers, 1);
     assert_eq!(catalogue.count_alive_peers(late).await.unwrap(), 1);
     assert!(catalogue.damage.count() >= 2, "{}", catalogue.damage.count());
     // The next renewal tells the peer to open a session.
@@ -128,7 +128,7 @@ async fn damaged_records_are_errors() {
             let catalogue = open(&storage, START).await;
             let peer = session(&catalogue, 1, START).await;
             catalogue.publish(&peer, &publication("a", file(1)), START).await.unwrap();
-            catalogue.pin(file(1), 1, 10, peer.peer, START).await.unwrap();
+            catalogue.pin(file(1), peer.peer, START).await.unwrap();
             let mut batch = Batch::new();
             for (key, _) in storage.scan(space, KeyRange::all(), 10).await.unwrap() {
                 batch.put(space, key, Bytes::copy_from_slice(value));
@@ -139,7 +139,7 @@ async fn damaged_records_are_errors() {
             let results = [
                 fresh.find("a", START).await.map(drop),
                 fresh.find(&file(1).to_string(), START).await.map(drop),
-                fresh.list("", None, 10, START, |_| None).await.map(drop),
+                fresh.list("", None, 10, None, START, |_| None).await.map(drop),
                 alive_claims(&fresh, 1, START).await.map(drop).map_err(CatalogueError::from),
                 fresh.publish(&peer, &publication("a", file(1)), START).await.map(drop),
                 fresh.pins(None).await.map(drop),

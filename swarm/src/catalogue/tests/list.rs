@@ -1,5 +1,6 @@
 //! Lists compete with lookups for the connections of a database.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use super::*;
-use enjambre_core::{Batch, Durability, Key, KeyRange, Limits, Space, StorageError};
+use enjambre_core::{Batch, Durability, Key, KeyRange, Limits, Offer, Space, StorageError};
 
 /// The time of each read.
 const READ: Duration = Duration::from_millis(10);
@@ -63,19 +64,61 @@ impl Storage for FewConnections {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn look_up_during_many_lists_waits_for_few_reads() {
-    const FILES: u64 = 40;
+/// A catalogue with `files` files in a database with few connections.
+async fn few_connections(files: u64) -> Catalogue {
     let database = storage();
     let writer = open(&database, START).await;
     let peer = session(&writer, 1, START).await;
-    for n in 0..FILES {
+    for n in 0..files {
         writer.publish(&peer, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
     }
     let few: Arc<dyn Storage> =
         Arc::new(FewConnections { inner: database, connections: Semaphore::new(CONNECTIONS) });
-    let catalogue = &open(&few, START).await;
-    let lists = join_all((0..50).map(|_| catalogue.list("", None, 100, START, |_| None)));
+    open(&few, START).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_of_one_address_do_not_delay_others() {
+    let catalogue = &few_connections(40).await;
+    let list = |address| catalogue.list("", None, 100, Some(IpAddr::from(address)), START, |_| None);
+    let flood = join_all((0..50).map(|_| list([10, 0, 0, 1])));
+    let other = async {
+        sleep(READ / 2).await;
+        let began = Instant::now();
+        assert_eq!(list([10, 0, 0, 2]).await.unwrap().files.len(), 40);
+        began.elapsed()
+    };
+    let (flood, other) = tokio::join!(flood, other);
+    assert!(flood.iter().all(|list| list.as_ref().unwrap().files.len() == 40));
+    // A scan and, two at a time, the claims and leases of each file, none of which waits for the flood.
+    assert!(other <= READ + 40 * READ, "{other:?}");
+}
+
+#[tokio::test]
+async fn page_of_a_list_counts_a_bounded_number_of_claims() {
+    const FILES: u64 = 30;
+    let catalogue = open(&storage(), START).await;
+    let publisher = session(&catalogue, 1, START).await;
+    for n in 0..FILES {
+        catalogue.publish(&publisher, &publication(&format!("n{n:02}"), file(n)), START).await.unwrap();
+    }
+    let offers: Vec<_> = (0..FILES).map(|n| Offer { id: file(n), size: 10, complete: true }).collect();
+    for n in 0..900 {
+        let peer = PeerId::from_bytes(*file(n).as_bytes());
+        let id = catalogue.open_session(peer, Vec::new(), START).await.unwrap();
+        let session = catalogue.authorize(id, START).await.unwrap();
+        catalogue.announce(&session, &offers, START).await.unwrap();
+    }
+    let page = catalogue.list("", None, 1000, None, START, |_| None).await.unwrap();
+    assert_eq!(page.files.len(), 23, "20,000 of 901 claims each");
+    assert_eq!(all(&catalogue, "", 1000).await.len() as u64, FILES);
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_up_during_many_lists_waits_for_few_reads() {
+    const FILES: u64 = 40;
+    let catalogue = &few_connections(FILES).await;
+    let lists = join_all((0..50).map(|_| catalogue.list("", None, 100, None, START, |_| None)));
     let lookups = async {
         let mut longest = Duration::ZERO;
         for n in 0..FILES {

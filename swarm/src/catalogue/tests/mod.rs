@@ -98,7 +98,7 @@ async fn alive_claims(
 async fn all(catalogue: &Catalogue, pattern: &str, limit: usize) -> Vec<FileRecord> {
     let (mut files, mut cursor) = (Vec::new(), None);
     loop {
-        let page = catalogue.list(pattern, cursor.as_deref(), limit, START, |_| None).await.unwrap();
+        let page = catalogue.list(pattern, cursor.as_deref(), limit, None, START, |_| None).await.unwrap();
         assert!(page.files.len() <= limit);
         let mut encoded = Vec::new();
         ciborium::into_writer(&page.files, &mut encoded).unwrap();

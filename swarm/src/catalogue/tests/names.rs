@@ -21,6 +21,40 @@ async fn newest_version_is_found_and_listed_first() {
     assert_eq!(catalogue.versions(), 2);
 }
 
+/// Size and kind are claims that a tracker cannot verify.
+#[tokio::test]
+async fn publication_with_other_metadata_keeps_the_entry_of_the_first() {
+    let catalogue = open(&storage(), START).await;
+    let (first, other) = (session(&catalogue, 1, START).await, session(&catalogue, 2, START).await);
+    catalogue.publish(&first, &publication("a", file(1)), START).await.unwrap();
+    let wrong = Publication { size: 99, kind: FileKind::Collection, ..publication("b", file(1)) };
+    catalogue.publish(&other, &wrong, START).await.unwrap();
+    let by_id = catalogue.find(&file(1).to_string(), START).await.unwrap();
+    assert_eq!((by_id.size, by_id.kind, by_id.publisher), (10, FileKind::File, first.peer));
+    let by_name = catalogue.find("b", START).await.unwrap();
+    assert_eq!((by_name.size, by_name.kind, by_name.publisher), (99, FileKind::Collection, other.peer));
+    // The first publisher may correct its own entry, and others once it no longer offers the file.
+    let corrected = Publication { size: 11, ..publication("a", file(1)) };
+    catalogue.publish(&first, &corrected, START).await.unwrap();
+    assert_eq!(catalogue.find(&file(1).to_string(), START).await.unwrap().size, 11);
+    catalogue.withdraw(&first, &[file(1)]).await.unwrap();
+    catalogue.publish(&other, &wrong, START).await.unwrap();
+    assert_eq!(catalogue.find(&file(1).to_string(), START).await.unwrap().size, 99);
+}
+
+#[tokio::test]
+async fn wrong_size_of_newest_version_does_not_stay() {
+    let catalogue = open(&storage(), START).await;
+    let (first, other) = (session(&catalogue, 1, START).await, session(&catalogue, 2, START).await);
+    let wrong = Publication { size: 99, ..publication("a", file(1)) };
+    catalogue.publish(&first, &wrong, START).await.unwrap();
+    let published = catalogue.publish(&other, &publication("a", file(1)), START).await.unwrap();
+    assert_eq!((published.version, published.new), (2, true));
+    let found = catalogue.find("a", START).await.unwrap();
+    assert_eq!((found.size, found.publisher), (10, other.peer));
+    assert!(!catalogue.publish(&other, &publication("a", file(1)), START).await.unwrap().new);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_publications_of_a_name_all_succeed() {
     let storage = storage();
@@ -83,9 +117,9 @@ async fn list_without_matches_continues_after_10000_names() {
         batch.put(VERSIONS, layout::version_key(&format!("n{n:05}").parse().unwrap(), 1), record.clone());
     }
     storage.commit(batch, Durability::Buffered).await.unwrap();
-    let page = catalogue.list("11999", None, 10, START, |_| None).await.unwrap();
+    let page = catalogue.list("11999", None, 10, None, START, |_| None).await.unwrap();
     assert!(page.files.is_empty());
-    let page = catalogue.list("11999", page.cursor.as_deref(), 10, START, |_| None).await.unwrap();
+    let page = catalogue.list("11999", page.cursor.as_deref(), 10, None, START, |_| None).await.unwrap();
     assert_eq!((page.files.len(), page.cursor), (1, None));
 }
 
@@ -97,11 +131,11 @@ async fn foreign_list_cursor_is_rejected_or_does_not_widen() {
         catalogue.publish(&peer, &publication(name, file(1)), START).await.unwrap();
     }
     for cursor in [&b""[..], &[1], &[2, b'a', 0, 1, 2, 3, 4, 5, 6, 7, 8], &[1; 400]] {
-        let result = catalogue.list("", Some(cursor), 10, START, |_| None).await;
+        let result = catalogue.list("", Some(cursor), 10, None, START, |_| None).await;
         assert!(matches!(result, Err(CatalogueError::Malformed { .. })), "{cursor:?}");
     }
-    let cursor = catalogue.list("", None, 1, START, |_| None).await.unwrap().cursor.unwrap();
-    let page = catalogue.list("c*", Some(&cursor), 10, START, |_| None).await.unwrap();
+    let cursor = catalogue.list("", None, 1, None, START, |_| None).await.unwrap().cursor.unwrap();
+    let page = catalogue.list("c*", Some(&cursor), 10, None, START, |_| None).await.unwrap();
     assert_eq!(page.files.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["c"]);
 }
 

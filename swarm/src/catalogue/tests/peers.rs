@@ -1,3 +1,5 @@
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{self, LEASES, PROVIDERS, SESSIONS};
@@ -78,6 +80,35 @@ async fn file_without_providers_expires_unless_offered_again() {
     let left: Vec<_> = all(&catalogue, "", 10).await.into_iter().map(|f| f.id).collect();
     assert_eq!(left, [file(2)]);
     assert!(catalogue.file(&file(1), dead + RETENTION).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn full_table_evicts_peers_without_files_first() {
+    const PEERS: u64 = 4;
+    let rules = CatalogueRules { max_peers: PEERS, ..RULES };
+    let catalogue = Catalogue::open(storage(), rules, START).await.unwrap();
+    let open_session = async |n: u64, now| {
+        catalogue.open_session(PeerId::from_bytes(*file(n).as_bytes()), Vec::new(), now).await
+    };
+    let offers = async || catalogue.storage.scan(layout::OFFERS, KeyRange::all(), 10).await.unwrap().len();
+    // The peer with a file is away for the longest time.
+    let publisher = session(&catalogue, 1, START).await;
+    catalogue.publish(&publisher, &publication("a", file(1)), START).await.unwrap();
+    for n in 1..PEERS {
+        open_session(n, START + ms(1)).await.unwrap();
+    }
+    let full = open_session(PEERS, START + ms(2)).await;
+    assert!(matches!(full, Err(CatalogueError::TooManyPeers)), "all peers are alive: {full:?}");
+    let later = START + ms(40_000);
+    for n in PEERS..2 * PEERS - 1 {
+        open_session(n, later + ms(1000 * n)).await.expect("a peer that is away is evicted");
+        assert_eq!(offers().await, 1, "peer {n} evicted the publisher");
+    }
+    open_session(2 * PEERS, later + ms(8_000)).await.expect("only the publisher is away");
+    assert_eq!(offers().await, 0);
+    let full = open_session(2 * PEERS + 1, later + ms(9_000)).await;
+    assert!(matches!(full, Err(CatalogueError::TooManyPeers)), "all peers are alive: {full:?}");
+    assert_eq!(catalogue.peer_count.load(Ordering::Relaxed), PEERS);
 }
 
 #[tokio::test]

@@ -1,40 +1,112 @@
 use super::*;
 use crate::catalogue::error::CatalogueError;
+use crate::catalogue::pins::MAX_PINS_PER_PEER;
+
+const QUOTA: u64 = 200;
+
+fn peer(n: u8) -> PeerId {
+    PeerId::from_bytes([n; 32])
+}
+
+/// Pins a file for a peer and reserves space for it.
+async fn pin(catalogue: &Catalogue, n: u64, by: u8, size: u64) -> Result<bool, CatalogueError> {
+    catalogue.pin(file(n), peer(by), START).await?;
+    catalogue.resize_pin(&file(n), size, QUOTA).await
+}
 
 #[tokio::test]
 async fn quota_limits_all_pins_together() {
     let storage = storage();
     let catalogue = open(&storage, START).await;
-    let by = PeerId::from_bytes([1; 32]);
-    let pin = async |n, size| catalogue.pin(file(n), size, 100, by, START).await;
-    pin(1, 60).await.unwrap();
-    assert!(matches!(pin(2, 41).await, Err(CatalogueError::QuotaFull { reserved: 60, .. })));
-    assert_eq!(pin(1, 60).await.unwrap().size, 60, "an existing pin reserves nothing more");
-    pin(2, 40).await.unwrap();
-    assert!(catalogue.set_complete(&file(2), true).await.unwrap());
-    assert!(catalogue.pinned(&file(2)).await.unwrap().unwrap().complete);
-    assert_eq!(catalogue.pins(None).await.unwrap().len(), 2);
+    pin(&catalogue, 1, 1, 100).await.unwrap();
+    pin(&catalogue, 2, 2, 60).await.unwrap();
+    let full = pin(&catalogue, 3, 3, 41).await;
+    assert!(matches!(full, Err(CatalogueError::QuotaFull { reserved: 160, quota: QUOTA, .. })));
+    assert_eq!(
+        catalogue.pin(file(1), peer(3), START).await.unwrap().size,
+        100,
+        "an existing pin is unchanged"
+    );
+    pin(&catalogue, 3, 3, 40).await.unwrap();
+    assert!(catalogue.set_complete(&file(3), true).await.unwrap());
+    assert!(catalogue.pinned(&file(3)).await.unwrap().unwrap().complete);
+    assert_eq!(catalogue.pins(None).await.unwrap().len(), 3);
     assert!(catalogue.unpin(&file(1)).await.unwrap());
     assert!(!catalogue.unpin(&file(1)).await.unwrap());
     let reserved = open(&storage, START).await.reserved().await.unwrap();
-    assert_eq!((reserved.bytes, reserved.pins), (40, 1));
+    assert_eq!((reserved.bytes, reserved.pins), (100, 2));
+}
+
+#[tokio::test]
+async fn new_pin_reserves_no_space() {
+    let catalogue = open(&storage(), START).await;
+    catalogue.pin(file(1), peer(1), START).await.unwrap();
+    let reserved = catalogue.reserved().await.unwrap();
+    assert_eq!((reserved.bytes, reserved.pins), (0, 1));
+}
+
+#[tokio::test]
+async fn one_peer_reserves_at_most_half_of_the_quota() {
+    let catalogue = open(&storage(), START).await;
+    pin(&catalogue, 1, 1, 70).await.unwrap();
+    let full = pin(&catalogue, 2, 1, 31).await;
+    assert!(matches!(full, Err(CatalogueError::QuotaFull { reserved: 70, quota: 100, .. })));
+    pin(&catalogue, 3, 2, 100).await.unwrap();
+    assert!(catalogue.unpin(&file(1)).await.unwrap());
+    pin(&catalogue, 2, 1, 100).await.unwrap();
+}
+
+#[tokio::test]
+async fn number_of_pins_of_a_peer_is_limited() {
+    let catalogue = open(&storage(), START).await;
+    for n in 0..MAX_PINS_PER_PEER {
+        catalogue.pin(file(n), peer(1), START).await.unwrap();
+    }
+    let more = catalogue.pin(file(MAX_PINS_PER_PEER), peer(1), START).await;
+    assert!(matches!(more, Err(CatalogueError::TooManyPins(MAX_PINS_PER_PEER))));
+    catalogue.pin(file(MAX_PINS_PER_PEER), peer(2), START).await.unwrap();
+    catalogue.unpin(&file(0)).await.unwrap();
+    catalogue.pin(file(0), peer(1), START).await.unwrap();
+}
+
+#[tokio::test]
+async fn pins_of_a_peer_are_listed_in_pages() {
+    let catalogue = open(&storage(), START).await;
+    let session = session(&catalogue, 1, START).await;
+    catalogue.publish(&session, &publication("a", file(4)), START).await.unwrap();
+    for n in 0..30 {
+        pin(&catalogue, n, (n % 2) as u8, n % 5).await.unwrap();
+    }
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let (page, next) = catalogue.pins_of(peer(0), after, 4).await.unwrap();
+        assert!(page.len() <= 4);
+        listed.extend(page);
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let mut expected: Vec<_> = (0..30).step_by(2).map(file).collect();
+    expected.sort_unstable();
+    assert_eq!(listed.iter().map(|pin| pin.id).collect::<Vec<_>>(), expected);
+    let named: Vec<_> = listed.iter().filter(|pin| pin.name.is_some()).collect();
+    assert_eq!((named.len(), named[0].id, named[0].reserved), (1, file(4), 4));
 }
 
 #[tokio::test]
 async fn resized_pin_stays_in_quota_and_frees_its_space() {
     let catalogue = open(&storage(), START).await;
-    let by = PeerId::from_bytes([1; 32]);
-    let pin = async |n, size| catalogue.pin(file(n), size, 100, by, START).await;
-    pin(1, 10).await.unwrap();
-    pin(2, 30).await.unwrap();
-    assert!(catalogue.resize_pin(&file(1), 70, 100).await.unwrap());
+    pin(&catalogue, 1, 1, 10).await.unwrap();
+    pin(&catalogue, 2, 1, 30).await.unwrap();
+    assert!(catalogue.resize_pin(&file(1), 70, QUOTA).await.unwrap());
     assert_eq!(catalogue.reserved().await.unwrap().bytes, 100);
     assert!(matches!(
-        catalogue.resize_pin(&file(2), 31, 100).await,
+        catalogue.resize_pin(&file(2), 31, QUOTA).await,
         Err(CatalogueError::QuotaFull { reserved: 70, .. })
     ));
     assert_eq!(catalogue.pinned(&file(2)).await.unwrap().unwrap().size, 30);
-    assert!(!catalogue.resize_pin(&file(3), 1, 100).await.unwrap());
+    assert!(!catalogue.resize_pin(&file(3), 1, QUOTA).await.unwrap());
     assert!(catalogue.unpin(&file(1)).await.unwrap());
     let reserved = catalogue.reserved().await.unwrap();
     assert_eq!((reserved.bytes, reserved.pins), (30, 1));

@@ -28,7 +28,10 @@ async fn commit_with_unknown_outcome_is_applied_once() {
         assert_eq!((published.version, published.new), (1, true), "applied: {applies}");
         assert_eq!(all(&catalogue, "", 10).await.len(), 1);
         lose_next_outcome();
-        catalogue.pin(file(1), 10, 100, peer.peer, START).await.unwrap();
+        catalogue.pin(file(1), peer.peer, START).await.unwrap();
+        assert_eq!(catalogue.reserved().await.unwrap().pins, 1);
+        lose_next_outcome();
+        assert!(catalogue.resize_pin(&file(1), 10, 100).await.unwrap());
         assert_eq!(catalogue.reserved().await.unwrap().bytes, 10);
         lose_next_outcome();
         assert!(catalogue.unpin(&file(1)).await.unwrap());
@@ -51,13 +54,13 @@ async fn unknown_durability_is_an_error_after_few_retries() {
     // A new publication, its repetition, which adds no version, and other durable writes.
     failed(catalogue.publish(&peer, &publication("b", file(2)), START).await.map(drop));
     failed(catalogue.publish(&peer, &publication("b", file(2)), START).await.map(drop));
-    failed(catalogue.pin(file(1), 10, 100, peer.peer, START).await.map(drop));
+    failed(catalogue.pin(file(1), peer.peer, START).await.map(drop));
     failed(catalogue.authority().await.map(drop));
     assert!(faults.faults_met() <= 8, "{}", faults.faults_met());
 
     faults.clear();
     assert!(!catalogue.publish(&peer, &publication("b", file(2)), START).await.unwrap().new);
-    assert_eq!(catalogue.pin(file(1), 10, 100, peer.peer, START).await.unwrap().size, 10);
+    assert!(!catalogue.pin(file(1), peer.peer, START).await.unwrap().complete);
     catalogue.authority().await.unwrap();
 }
 

@@ -16,9 +16,11 @@ const PIPELINE_FACTOR: f64 = 4.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProviderKey(pub u32);
 
-/// A provider that can be connected. Providers with fewer failures come first.
+/// A provider that can be connected. Those that sent a verified piece come first, then those with fewer failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Candidate {
+    /// Whether the provider has not sent any verified piece.
+    pub unproven: bool,
     /// Number of failures.
     pub failures: u32,
     /// Whether the provider claims to have only a part of the file.
@@ -31,10 +33,20 @@ pub struct Candidate {
 /// complete providers have every piece, and partial providers take load off them.
 pub fn connection_order(mut candidates: Vec<Candidate>) -> Vec<ProviderKey> {
     candidates.sort_unstable();
-    let equals = candidates.chunk_by(|a, b| (a.failures, a.partial) == (b.failures, b.partial));
+    let group = |candidate: &Candidate| (candidate.unproven, candidate.failures, candidate.partial);
+    let equals = candidates.chunk_by(|a, b| group(a) == group(b));
     let mut ranked: Vec<_> = equals.flat_map(|group| group.iter().enumerate()).collect();
-    ranked.sort_by_key(|(rank, candidate)| (candidate.failures, *rank));
+    ranked.sort_by_key(|(rank, candidate)| (candidate.unproven, candidate.failures, *rank));
     ranked.into_iter().map(|(_, candidate)| candidate.key).collect()
+}
+
+/// What the providers of a schedule have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Others {
+    /// Whether there are partial providers.
+    pub(super) partial: bool,
+    /// Whether any provider has delivered a piece.
+    pub(super) deliver: bool,
 }
 
 #[derive(Debug)]
@@ -102,23 +114,24 @@ impl ProviderState {
             .map(|round_trip| self.min_latency.map_or(round_trip, |latency| latency.min(round_trip)))
     }
 
-    pub(super) fn has_free_slot(&self, has_partial: bool, now: Duration) -> bool {
-        self.in_flight.len() < self.max_in_flight(has_partial, now)
+    pub(super) fn has_free_slot(&self, others: Others, now: Duration) -> bool {
+        self.in_flight.len() < self.max_in_flight(others, now)
     }
 
     /// Returns the maximum number of requests in flight.
     ///
     /// If several providers can send a piece, a piece in a long queue is not available to those that could send it at
-    /// once. So there are only as many requests as keep the provider busy: a multiple of the bandwidth-delay product.
-    fn max_in_flight(&self, has_partial: bool, now: Duration) -> usize {
+    /// once. So there are only as many requests as keep the provider busy: a multiple of the bandwidth-delay product. A
+    /// provider that has delivered nothing gets one request if others deliver, so that slow ones do not use the budget.
+    fn max_in_flight(&self, others: Others, now: Duration) -> usize {
         let window = self.window.limit();
-        match (has_partial, self.min_latency) {
-            (false, _) => window,
-            (true, None) => window.min(1),
-            (true, Some(latency)) => {
+        match self.min_latency {
+            None if others.deliver || others.partial => window.min(1),
+            Some(latency) if others.partial => {
                 let product = self.rate.per_second(now) * latency.as_secs_f64();
                 window.min(1 + (PIPELINE_FACTOR * product).round() as usize)
             }
+            _ => window,
         }
     }
 }
@@ -128,16 +141,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn complete_and_partial_alternate_failed_come_last() {
-        let candidate = |key, failures, partial| Candidate { key: ProviderKey(key), failures, partial };
+    fn proven_come_first_complete_and_partial_alternate_failed_come_last() {
+        let candidate = |key, failures, partial| Candidate {
+            unproven: key < 5,
+            key: ProviderKey(key),
+            failures,
+            partial,
+        };
         let all = vec![
             candidate(0, 1, false),
             candidate(1, 0, false),
             candidate(2, 0, false),
             candidate(3, 0, false),
             candidate(4, 0, true),
+            candidate(5, 2, false),
         ];
         let keys: Vec<_> = connection_order(all).into_iter().map(|key| key.0).collect();
-        assert_eq!(keys, [1, 4, 2, 3, 0]);
+        assert_eq!(keys, [5, 1, 4, 2, 3, 0]);
     }
 }

@@ -1,18 +1,21 @@
 //! Slow, busy, silent and dead providers: their effect on a download, and superfluous transfers.
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::world::{Behavior, MIB, Node, World, reaches};
+use crate::download::downloader::Downloader;
 use crate::download::error::DownloadError;
+use crate::download::fixtures::NeverSilent;
 use crate::download::settings::DownloadSettings;
 use crate::library::entry::NewFile;
 use crate::library::output::Destination;
 use crate::rate_limit::bandwidth::BandwidthLimit;
-use enjambre_core::FileKind;
+use enjambre_core::{Dialer, FileKind};
 
 fn rate(bytes: usize) -> BandwidthLimit {
     BandwidthLimit::new(NonZeroU64::new(bytes as u64))
@@ -169,4 +172,27 @@ async fn refused_requests_do_not_use_download_limit() {
     let refused = refuser.seeder.refused.load(Relaxed);
     let took = start.elapsed().as_secs_f64() / 4.0;
     assert!(took < 1.19, "took {took} times as long as the limit requires, with {refused} refused requests");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nine_slow_provers_do_not_fail_download() {
+    for stage in 0..3 {
+        let world = World::new(16 * MIB);
+        for number in 0..9 {
+            // They send a byte now and then, and never complete a reply.
+            world.provider(&format!("slow-{number}"), Behavior::Stalls(stage), |_| true).await;
+        }
+        // Keys follow the order of the list, so this one is the last to be asked.
+        world.provider("honest", Behavior::Honest, |_| true).await;
+        let node = reader(&world).await;
+        let dialer = Dialer::new(vec![Arc::new(NeverSilent(world.network.transport()))]);
+        let (library, limit) = (Arc::clone(&node.library), Arc::new(BandwidthLimit::new(None)));
+        let settings = DownloadSettings::default();
+        let downloader = Downloader::new(library, Arc::new(dialer), limit, None, settings);
+        let start = Instant::now();
+        downloader.get(world.request()).wait().await.unwrap();
+        world.assert_complete(&node).await;
+        let took = start.elapsed();
+        assert!(took < settings.provider_timeout / 2, "{took:?} with slow replies of kind {stage}");
+    }
 }

@@ -55,6 +55,8 @@ pub(super) enum Behavior {
     BusyAtFirst,
     /// Never replies to requests for pieces.
     Silent,
+    /// Never completes a reply to requests of one kind: `have`, `manifest` or all pieces, in this order.
+    Stalls(u8),
     /// Always claims to have new pieces and never sends one.
     ClaimsNewPieces,
     /// Replies `already_sent` to super-seeding requests and never sends a piece.
@@ -113,7 +115,15 @@ impl Handler for TestSeeder {
         if self.behavior == Behavior::BusyForAll {
             return self.refuse(busy(Duration::ZERO));
         }
-        // The last piece proves the size, so all behaviors send it.
+        let kind = match &request {
+            Request::Have { .. } => 0,
+            Request::Manifest { .. } => 1,
+            _ => 2,
+        };
+        if self.behavior == Behavior::Stalls(kind) {
+            std::future::pending::<()>().await;
+        }
+        // The last piece proves the size, so all behaviors send it, except one that stalls.
         let mut is_early_piece = false;
         match request {
             Request::Manifest { .. } => {

@@ -9,6 +9,9 @@ use crate::download::schedule::PieceRequest;
 use enjambre_core::runtime;
 use enjambre_core::{Deadline, FileId, Provider};
 
+/// Maximum length of a bitmap of pieces in bytes.
+const MAX_BITMAP: u64 = 128 * 1024;
+
 /// Connects to a provider. With `prove` also fetches the manifest and the last piece, which proves the size.
 pub(super) async fn connect(
     context: &DownloadContext,
@@ -18,7 +21,8 @@ pub(super) async fn connect(
     prove: bool,
 ) -> Result<Box<Connected>, ProviderError> {
     let deadline = Deadline::Silence(context.settings.silence_timeout);
-    let provider = context.limit_time(provider::connect(&context.dialer, provider, id, deadline)).await?;
+    let connecting = provider::connect(&context.dialer, provider, id, deadline);
+    let provider = context.limit_time(MAX_BITMAP, connecting).await?;
     let ConnectedProvider { connection, layout, have, .. } = &provider;
     let layout = *layout;
     if proven_size.is_some_and(|size| size != layout.size()) {
@@ -27,19 +31,20 @@ pub(super) async fn connect(
     }
     let mut proof = None;
     if prove {
-        let manifest = context.limit_time(provider::manifest(&**connection, id, layout, deadline)).await?;
+        let manifest = provider::manifest(&**connection, id, layout, deadline);
+        let manifest = context.limit_time(u64::from(layout.count()) * 32, manifest).await?;
         match layout.last() {
             None => proof = Some((manifest, None)),
             // Only the last piece proves the size.
             Some(last) if have.contains(last) => {
                 let units = DownloadContext::piece_units(layout);
-                let permit = Arc::clone(&context.budget).acquire_many_owned(units).await;
+                let permit = Arc::clone(&context.proof_budget).acquire_many_owned(units).await;
                 let permit = permit.map_err(|_| ProviderError::Refused("downloads are closed".to_owned()))?;
                 context.limit.take(layout.len(last)).await;
                 let request = PieceRequest { piece: last, super_seed: false };
                 let reply = provider::piece(&**connection, connection.next_id(), id, request, deadline);
                 let content = context
-                    .limit_time(reply)
+                    .limit_time(layout.len(last) as u64, reply)
                     .await
                     .inspect_err(|_| context.limit.refund(layout.len(last)))?;
                 let (manifest, content, valid) = runtime::spawn_blocking(move || {

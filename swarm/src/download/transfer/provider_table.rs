@@ -105,6 +105,8 @@ pub(super) struct ProviderEntry {
     pub(super) state: ConnectionState,
     /// Number of failures since the last verified piece.
     pub(super) failures: u32,
+    /// Whether the provider sent a verified piece.
+    proven: bool,
     backoff: Backoff,
     /// Set while the last reply was `busy`.
     busy: Option<Busy>,
@@ -155,6 +157,7 @@ impl ProviderEntry {
 
     pub(super) const fn piece_verified(&mut self) {
         self.failures = 0;
+        self.proven = true;
         self.backoff.reset();
     }
 }
@@ -221,6 +224,7 @@ impl ProviderTable {
             .filter(|(_, entry)| matches!(entry.state, ConnectionState::Idle { from } if now >= from));
         let candidates = idle.map(|(&key, entry)| Candidate {
             key,
+            unproven: !entry.proven,
             failures: entry.failures,
             partial: !entry.provider.complete,
         });
@@ -239,6 +243,7 @@ impl ProviderTable {
             provider: provider.clone(),
             state: ConnectionState::Idle { from: now },
             failures: 0,
+            proven: false,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             busy: None,
         });

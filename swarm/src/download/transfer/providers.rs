@@ -23,8 +23,10 @@ const MAX_SEARCH_INTERVAL: Duration = Duration::from_secs(2);
 const ENOUGH_PROVIDERS: usize = 4;
 /// How long a partial provider stays connected without useful pieces.
 const PROBATION: Duration = Duration::from_secs(5);
-/// Number of providers that are asked in parallel to prove the size and the hashes of the file.
+/// Number of providers that are asked in parallel to prove the size and the hashes of the file. While none succeeds, another
+/// one is asked at each interval, so that slow providers do not keep out the others.
 const MAX_PROVERS: usize = 3;
+const PROVER_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval at which the limit of active providers grows while it is below its maximum.
 const GROWTH_INTERVAL: Duration = Duration::from_millis(500);
 /// Interval of the check whether a useless provider blocks another one.
@@ -46,7 +48,11 @@ impl Transfer<'_> {
         let mut engaged = self.providers.engaged_count();
         let growth = (self.elapsed().as_millis() / GROWTH_INTERVAL.as_millis()) as usize;
         let (prove, max) = match &self.open {
-            None => (true, MAX_PROVERS.min(1 + growth)),
+            None => {
+                let more = (self.elapsed().as_millis() / PROVER_INTERVAL.as_millis()) as usize;
+                let max = self.context.settings.max_providers.max(MAX_PROVERS);
+                (true, (MAX_PROVERS.min(1 + growth) + more).min(max))
+            }
             // For a file of few pieces most providers would only be asked for their bitmap.
             Some(OpenFile { file, .. }) => {
                 let useful = (file.layout().count() as usize * 2).saturating_add(growth);

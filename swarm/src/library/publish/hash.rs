@@ -5,14 +5,14 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
 use super::scan::{Found, is_executable};
-use super::{ProgressCallback, PublishError, PublishProgress};
+use super::{ProgressCallback, PublishError, PublishProgress, Skipped};
 use crate::library::error::LibraryError;
 use crate::library::inner::LibraryInner;
 use crate::library::linked::{Fingerprint, open_regular};
@@ -43,6 +43,8 @@ struct FileInProgress {
     fingerprint: Fingerprint,
     executable: bool,
     hashes: Mutex<Vec<PieceHash>>,
+    /// Whether the file was skipped after a failed read.
+    skipped: AtomicBool,
     left: AtomicU32,
 }
 
@@ -63,18 +65,22 @@ struct Hashing {
     unknown: Vec<usize>,
     next: Mutex<Next>,
     results: Mutex<Vec<Option<Hashed>>>,
+    /// Whether files that cannot be read are skipped.
+    skips: bool,
+    skipped: Mutex<Skipped>,
     stop: CancellationToken,
     done: AtomicU64,
     total: u64,
     progress: ProgressCallback,
 }
 
-/// Hashes the files whose ids are not known.
+/// Hashes the files whose ids are not known. Skipped files have no result.
 pub(super) async fn hash_files(
     inner: &LibraryInner,
     found: Arc<Found>,
+    strict: bool,
     progress: ProgressCallback,
-) -> Result<Vec<Hashed>, PublishError> {
+) -> Result<(Vec<Option<Hashed>>, Skipped), PublishError> {
     let total: u64 = found.files.iter().map(|file| file.fingerprint.size).sum();
     let mut results: Vec<Option<Hashed>> = Vec::with_capacity(found.files.len());
     for file in &found.files {
@@ -97,6 +103,8 @@ pub(super) async fn hash_files(
     let done = results.iter().flatten().map(|known| known.size).sum();
     let hashing = Arc::new(Hashing {
         results: Mutex::new(results),
+        skips: found.kind == FileKind::Collection && !strict,
+        skipped: Mutex::default(),
         found,
         unknown,
         next: Mutex::default(),
@@ -128,7 +136,8 @@ pub(super) async fn hash_files(
     }
     result?;
     let results = std::mem::take(&mut *hashing.results.lock());
-    results.into_iter().map(|hashed| hashed.ok_or_else(|| LibraryError::Closed.into())).collect()
+    let skipped = std::mem::take(&mut *hashing.skipped.lock());
+    Ok((results, skipped))
 }
 
 impl Hashing {
@@ -143,15 +152,28 @@ impl Hashing {
             let len = file.layout.len(piece);
             buffer.resize(buffer.len().max(len), 0);
             let path = &self.found.files[file.at].path;
-            match file.file.read_exact_at(&mut buffer[..len], file.layout.offset(piece)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Err(PublishError::Changed(path.clone()));
+            let read = match file.skipped.load(Ordering::Relaxed) {
+                true => Ok(()),
+                false => file.file.read_exact_at(&mut buffer[..len], file.layout.offset(piece)),
+            };
+            match read {
+                Ok(()) => {
+                    let hash = hash_piece(file.layout, piece, &buffer[..len]);
+                    file.hashes.lock()[piece.as_usize()] = hash;
                 }
-                Err(error) => return Err(LibraryError::io("read", path, error).into()),
+                Err(error) => {
+                    let error = match error.kind() {
+                        io::ErrorKind::UnexpectedEof if file.is_unchanged(path) => {
+                            PublishError::UnknownSize(path.clone())
+                        }
+                        io::ErrorKind::UnexpectedEof => return Err(PublishError::Changed(path.clone())),
+                        _ => LibraryError::io("read", path, error).into(),
+                    };
+                    if !file.skipped.swap(true, Ordering::Relaxed) {
+                        self.skip(error)?;
+                    }
+                }
             }
-            let hash = hash_piece(file.layout, piece, &buffer[..len]);
-            file.hashes.lock()[piece.as_usize()] = hash;
             self.done.fetch_add(len as u64, Ordering::Relaxed);
             if file.left.fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.finish(&file)?;
@@ -163,43 +185,61 @@ impl Hashing {
     }
 
     fn next_task(&self) -> Result<Option<Task>, PublishError> {
-        let at = {
-            let mut next = self.next.lock();
-            while let Some((file, piece)) = next.rest.pop() {
-                if let Some(piece) = file.layout.piece(piece) {
-                    next.rest.push((Arc::clone(&file), piece.get() + 1));
-                    return Ok(Some((file, Some(piece))));
+        loop {
+            let at = {
+                let mut next = self.next.lock();
+                while let Some((file, piece)) = next.rest.pop() {
+                    if let Some(piece) = file.layout.piece(piece) {
+                        next.rest.push((Arc::clone(&file), piece.get() + 1));
+                        return Ok(Some((file, Some(piece))));
+                    }
                 }
+                let Some(at) = self.unknown.get(next.file).copied() else { return Ok(None) };
+                next.file += 1;
+                at
+            };
+            let path = &self.found.files[at].path;
+            let opened = open_regular(path, OFlags::NOFOLLOW).map_err(PublishError::from);
+            let opened = opened.and_then(|(file, metadata)| {
+                check_size(path, &file, &metadata)?;
+                Ok((layout_of(path, metadata.len())?, file, metadata))
+            });
+            let (layout, file, metadata) = match opened {
+                Ok(opened) => opened,
+                Err(error) => {
+                    self.skip(error)?;
+                    continue;
+                }
+            };
+            let file = Arc::new(FileInProgress {
+                at,
+                file,
+                layout,
+                fingerprint: Fingerprint::of(&metadata),
+                executable: is_executable(&metadata),
+                hashes: Mutex::new(vec![[0; 32]; layout.count() as usize]),
+                skipped: AtomicBool::new(false),
+                left: AtomicU32::new(layout.count()),
+            });
+            if layout.count() > 1 {
+                self.next.lock().rest.push((Arc::clone(&file), 1));
             }
-            let Some(at) = self.unknown.get(next.file).copied() else { return Ok(None) };
-            next.file += 1;
-            at
-        };
-        let found = &self.found.files[at];
-        let (file, metadata) = open_regular(&found.path, OFlags::NOFOLLOW)?;
-        let layout = layout_of(&found.path, metadata.len())?;
-        let file = Arc::new(FileInProgress {
-            at,
-            file,
-            layout,
-            fingerprint: Fingerprint::of(&metadata),
-            executable: is_executable(&metadata),
-            hashes: Mutex::new(vec![[0; 32]; layout.count() as usize]),
-            left: AtomicU32::new(layout.count()),
-        });
-        if layout.count() > 1 {
-            self.next.lock().rest.push((Arc::clone(&file), 1));
+            let first = layout.piece(0);
+            return Ok(Some((file, first)));
         }
-        let first = layout.piece(0);
-        Ok(Some((file, first)))
     }
 
     /// Checks that the file is unchanged and adds it to the results.
     fn finish(&self, file: &FileInProgress) -> Result<(), PublishError> {
         let path = &self.found.files[file.at].path;
-        let unchanged = |metadata: Metadata| Fingerprint::of(&metadata) == file.fingerprint;
-        if !std::fs::metadata(path).is_ok_and(unchanged) || !file.file.metadata().is_ok_and(unchanged) {
-            return Err(PublishError::Changed(path.clone()));
+        if file.skipped.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if !file.is_unchanged(path) {
+            return match path.try_exists() {
+                Ok(false) => self.skip(PublishError::Vanished(path.clone())),
+                _ => Err(PublishError::Changed(path.clone())),
+            };
         }
         let hashes = std::mem::take(&mut *file.hashes.lock());
         let Ok(manifest) = Manifest::from_hashes(file.layout, hashes) else {
@@ -216,8 +256,36 @@ impl Hashing {
         Ok(())
     }
 
+    /// Skips a file of a directory that cannot be published.
+    fn skip(&self, error: PublishError) -> Result<(), PublishError> {
+        if !self.skips {
+            return Err(error);
+        }
+        self.skipped.lock().add(&error);
+        Ok(())
+    }
+
     fn report(&self) {
         (self.progress)(PublishProgress { done: self.done.load(Ordering::Relaxed), total: self.total });
+    }
+}
+
+impl FileInProgress {
+    fn is_unchanged(&self, path: &Path) -> bool {
+        let unchanged = |metadata: Metadata| Fingerprint::of(&metadata) == self.fingerprint;
+        std::fs::metadata(path).is_ok_and(unchanged) && self.file.metadata().is_ok_and(unchanged)
+    }
+}
+
+/// Rejects a file without a size that has content.
+fn check_size(path: &Path, file: &File, metadata: &Metadata) -> Result<(), PublishError> {
+    if metadata.len() > 0 {
+        return Ok(());
+    }
+    match file.read_at(&mut [0], 0) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(PublishError::UnknownSize(path.to_owned())),
+        Err(error) => Err(LibraryError::io("read", path, error).into()),
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) use register::NewPublished;
 
 /// The largest depth of nested directories.
 const MAX_DEPTH: usize = 256;
+/// The largest number of reasons for skipped entries.
+const MAX_REASONS: usize = 5;
 
 /// Options for publishing.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +35,13 @@ pub struct PublishOptions {
     pub name: Option<Name>,
     /// Copies the content into the library instead of linking the files of the user.
     pub store: bool,
+    /// The id of the file with the key of this node, which is never published, not even a copy of it.
+    pub secret: Option<FileId>,
+    /// Whether a directory with an entry that cannot be published is an error. Otherwise the entry is skipped.
+    pub strict: bool,
+    /// The entries of a directory to leave out. In a pattern `*` matches any text and `?` one character. A pattern with
+    /// `/` is compared with the path of an entry relative to the directory, another one with its name.
+    pub exclude: Vec<String>,
 }
 
 /// The progress of hashing.
@@ -60,8 +69,40 @@ pub struct Published {
     pub size: u64,
     /// The number of files: 1 for a file.
     pub files: u64,
-    /// The number of symbolic links in the directory that were skipped.
-    pub skipped_links: u64,
+    /// The entries of the directory that were skipped, without excluded ones.
+    pub skipped: Skipped,
+}
+
+/// Entries of a directory that were not published.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// The number of symbolic links.
+    pub links: u64,
+    /// The number of other entries: special files, and those that cannot be read or named in a collection.
+    pub others: u64,
+    /// The reasons for the first of the others.
+    pub reasons: Vec<String>,
+}
+
+impl Skipped {
+    fn merge(&mut self, more: Self) {
+        self.links += more.links;
+        self.others += more.others;
+        self.reasons.extend(more.reasons);
+        self.reasons.truncate(MAX_REASONS);
+    }
+
+    fn add(&mut self, error: &PublishError) {
+        self.others += 1;
+        if self.reasons.len() < MAX_REASONS {
+            self.reasons.push(with_causes(error));
+        }
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// An error of publishing.
@@ -74,6 +115,12 @@ pub enum PublishError {
     /// The path does not exist.
     #[error("no such file or directory")]
     Missing,
+    /// The file is the key of a node.
+    #[error("{} is the key of a node; whoever has it can act as that node", .0.display())]
+    Key(PathBuf),
+    /// The path is in the data directory of a node, or in a copy of it.
+    #[error("it is in {}, the data directory of a node, which contains its key", .0.display())]
+    DataDir(PathBuf),
     /// The file changed during the read.
     #[error("{} changed while it was read; publish it again after its writer has finished", .0.display())]
     Changed(PathBuf),
@@ -83,6 +130,12 @@ pub enum PublishError {
     /// The path is neither a file nor a directory.
     #[error("{} is neither a file nor a directory", .0.display())]
     Special(PathBuf),
+    /// The file vanished during the publication.
+    #[error("{} vanished", .0.display())]
+    Vanished(PathBuf),
+    /// The file has more or less content than its size, like the files in `/proc`.
+    #[error("{} has no fixed size, like the files in /proc; publish a copy of it", .0.display())]
+    UnknownSize(PathBuf),
     /// The directories are nested too deeply.
     #[error("{} is nested more than {MAX_DEPTH} directories deep", .0.display())]
     TooDeep(PathBuf),

@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use super::hash::{Hashed, hash_files};
 use super::import::{EncodedCollection, Imports};
-use super::scan::{Found, scan};
+use super::scan::{Found, FoundFile, scan};
 use super::{PublishError, PublishOptions, PublishProgress, Published, publish_blocking};
 use crate::library::entry::LibraryEvent;
 use crate::library::error::{LibraryError, Result};
 use crate::library::layout::{self, ContentPlace, FILES, LinkState, MAX_NAMES, MEMBERS, NameRecord, Record};
 use crate::library::library::Library;
-use crate::library::linked::Fingerprint;
+use crate::library::linked::{Fingerprint, LinkedFile};
 use crate::library::open_files::OpenFiles;
 use crate::library::state::Slot;
+use crate::library::task::blocking;
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use enjambre_core::{Batch, Collection, Durability, FileId, FileKind, Manifest, Member, Name, UnixMillis};
 
@@ -29,11 +30,11 @@ impl Library {
         options: PublishOptions,
         progress: impl Fn(PublishProgress) + Send + Sync + 'static,
     ) -> Result<Published, PublishError> {
-        let PublishOptions { name, store } = options;
+        let PublishOptions { name, store, secret, strict, exclude } = options;
         let (given, inner) = (path.to_owned(), Arc::clone(&self.inner));
         let since = SystemClock.now();
         let found = publish_blocking(move || {
-            let mut found = scan(&given, name)?;
+            let mut found = scan(&given, name, strict, &exclude)?;
             if !store {
                 let state = inner.state.lock();
                 for file in &mut found.files {
@@ -43,7 +44,17 @@ impl Library {
             Ok(Arc::new(found))
         })
         .await?;
-        let hashed = hash_files(&self.inner, Arc::clone(&found), Arc::new(progress)).await?;
+        let (hashed, skipped) =
+            hash_files(&self.inner, Arc::clone(&found), strict, Arc::new(progress)).await?;
+        let mut found = Arc::unwrap_or_clone(found);
+        let pairs = found.files.into_iter().zip(hashed);
+        let (files, hashed): (Vec<FoundFile>, Vec<Hashed>) =
+            pairs.filter_map(|(file, hashed)| Some((file, hashed?))).unzip();
+        found.files = files;
+        found.skipped.merge(skipped);
+        if let Some(at) = hashed.iter().position(|file| Some(file.id) == secret) {
+            return Err(PublishError::Key(found.files[at].path.clone()));
+        }
         let collection = match found.kind {
             FileKind::File => None,
             FileKind::Collection => {
@@ -53,7 +64,10 @@ impl Library {
                     id: hashed.id,
                     executable: hashed.executable,
                 });
-                Some(EncodedCollection::new(&Collection::new(members.collect())?)?)
+                Some(EncodedCollection::new(&Collection::with_directories(
+                    members.collect(),
+                    std::mem::take(&mut found.empty),
+                )?)?)
             }
         };
         let id = match (&collection, hashed.first()) {
@@ -67,7 +81,7 @@ impl Library {
             kind: found.kind,
             size: hashed.iter().map(|file| file.size).sum(),
             files: hashed.len() as u64,
-            skipped_links: found.skipped_links,
+            skipped: found.skipped.clone(),
         };
         // In a task of its own, so that it completes even if the caller drops the future.
         let work = add(Arc::clone(&self.files), found, hashed, collection, store, since);
@@ -80,7 +94,7 @@ impl Library {
 /// first read.
 async fn add(
     files: Arc<OpenFiles>,
-    found: Arc<Found>,
+    found: Found,
     hashed: Vec<Hashed>,
     collection: Option<EncodedCollection>,
     store: bool,
@@ -157,7 +171,7 @@ impl OpenFiles {
         }
         {
             let state = inner.state.lock();
-            let complete = |slot: &Slot| slot.record.complete && !slot.record.withdrawn;
+            let complete = |slot: &Slot| slot.record.complete && slot.record.withdrawn.is_none();
             if let Some((gone, _)) = known.iter().find(|(id, _)| !state.slots.get(id).is_some_and(complete)) {
                 // Removed or withdrawn since the scan.
                 return Err(LibraryError::not_found(gone));
@@ -171,21 +185,24 @@ impl OpenFiles {
         let mut acks = Vec::new();
         for file in &files {
             let id = file.manifest.id();
-            if let MapEntry::Vacant(vacant) = merged.entry(id) {
-                let old = inner.state.lock().slots.get(&id).map(|slot| slot.record.clone());
-                let place = match &file.linked {
-                    Some((path, fingerprint)) => {
-                        let (root, rel) = split(path)?;
-                        ContentPlace::linked(root, rel, LinkState::Whole(*fingerprint))
-                    }
-                    None => inner.content.place(),
-                };
-                let mut new = self.merge(&id, old, place, file, &mut batch).await?;
-                layout::put_hashes(&mut batch, &id, file.manifest.hashes());
-                new.verified = file.linked.as_ref().is_some_and(|(path, fingerprint)| {
-                    new.record.place.links_to(path, fingerprint) && fingerprint.is_settled_by(file.since)
-                });
-                vacant.insert(new);
+            let place = match &file.linked {
+                Some((path, fingerprint)) => {
+                    let (root, rel) = split(path)?;
+                    ContentPlace::linked(root, rel, LinkState::Whole(*fingerprint))
+                }
+                None => inner.content.place(),
+            };
+            match merged.entry(id) {
+                MapEntry::Occupied(mut known) => known.get_mut().record.add_copy(place),
+                MapEntry::Vacant(vacant) => {
+                    let old = inner.state.lock().slots.get(&id).map(|slot| slot.record.clone());
+                    let mut new = self.merge(&id, old, place, file, &mut batch).await?;
+                    layout::put_hashes(&mut batch, &id, file.manifest.hashes());
+                    new.verified = file.linked.as_ref().is_some_and(|(path, fingerprint)| {
+                        new.record.place.links_to(path, fingerprint) && fingerprint.is_settled_by(file.since)
+                    });
+                    vacant.insert(new);
+                }
             }
             if let Some(collection) = &file.member_of {
                 batch.put(MEMBERS, layout::member_key(&id, collection), vec![1]);
@@ -263,12 +280,25 @@ impl OpenFiles {
         if settled {
             record.added_ms = old.added_ms;
         }
-        // Content in the library's own store is worth more than a link.
-        let keeps_place = !matches!(old.place, ContentPlace::Linked { .. }) || old.place == record.place;
-        if old.complete && !old.withdrawn && keeps_place {
-            record.place = old.place;
+        // Content in the library's own store is worth more than a link. A link to a file that still exists is not
+        // replaced, since the file may be open.
+        let keeps_place = match (old.place.path(), old.place.fingerprint().copied()) {
+            (None, _) => true,
+            (Some(path), Some(fingerprint)) if record.place.fingerprint().is_some() => {
+                record.copies.clone_from(&old.copies);
+                let linked = LinkedFile::new(*id, path, fingerprint, None);
+                old.place == record.place
+                    || old.place.path() != record.place.path()
+                        && blocking(move || Ok(linked.check().is_ok())).await?
+            }
+            _ => false,
+        };
+        if old.complete && old.withdrawn.is_none() && keeps_place {
+            let new = std::mem::replace(&mut record.place, old.place);
+            record.add_copy(new);
             return Ok(Merged { record, replaces: false, verified: false });
         }
+        record.add_copy(old.place.clone());
         layout::delete_bitmaps(batch, id, record.layout()?);
         if old.place != record.place {
             // An incomplete download or another link; the complete file replaces it.

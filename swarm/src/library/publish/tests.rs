@@ -133,7 +133,7 @@ async fn directory_is_published_as_collection_of_regular_files() {
         symlink("..", rig.path("d/sub/up")).unwrap();
         let published =
             if store { rig.store(&library, "d").await } else { rig.publish(&library, "d").await }.unwrap();
-        assert_eq!((published.files, published.skipped_links, published.size), (4, 2, 600_006));
+        assert_eq!((published.files, published.skipped.links, published.size), (4, 2, 600_006));
         drop(library);
         rig.index.power_cut();
         rig.content.power_cut();
@@ -143,6 +143,10 @@ async fn directory_is_published_as_collection_of_regular_files() {
         let collection = library.collection(&entry.id).await.unwrap();
         let paths: Vec<_> = collection.members().iter().map(|member| member.path.as_str()).collect();
         assert_eq!(paths, ["a", "b", "sub/nothing", "sub/run.sh"]);
+        assert_eq!(collection.directories(), ["sub/empty".parse().unwrap()]);
+        library.export(&entry.id, &rig.path("out"), false).await.unwrap();
+        assert!(rig.path("out/sub/empty").is_dir());
+        fs::remove_dir_all(rig.path("out")).unwrap();
         assert!(collection.members()[3].executable && !collection.members()[0].executable);
         for member in collection.members() {
             let expected = fs::read(rig.path("d").join(member.path.as_str())).unwrap();
@@ -174,22 +178,60 @@ async fn unpublishable_paths_are_refused() {
     fs::create_dir(rig.path("d")).unwrap();
     let bad = rig.path("d").join(std::ffi::OsStr::from_bytes(b"\xff"));
     fs::write(&bad, b"x").unwrap();
-    assert!(matches!(rig.publish(&library, "d").await, Err(PublishError::NotUtf8 { .. })));
     let alone = library.publish(&bad, PublishOptions::default(), |_| {}).await;
     assert!(matches!(alone, Err(PublishError::NotUtf8 { .. })));
     fs::remove_file(&bad).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(rig.path("d/socket")).unwrap();
-    assert!(matches!(rig.publish(&library, "d").await, Err(PublishError::Special { .. })));
     assert!(matches!(rig.publish(&library, "d/socket").await, Err(PublishError::Special { .. })));
     fs::write(rig.path("deadbeef"), b"x").unwrap();
     assert!(matches!(rig.publish(&library, "deadbeef").await, Err(PublishError::Name(_))));
     let name = Some("beef".parse().unwrap());
     let options = PublishOptions { name, ..PublishOptions::default() };
     library.publish(&rig.path("deadbeef"), options, |_| {}).await.unwrap();
-    fs::create_dir(rig.path("e")).unwrap();
-    fs::write(rig.path("e/x.enjambre-part"), b"x").unwrap();
-    assert!(matches!(rig.publish(&library, "e").await, Err(PublishError::Path(_))));
+    // Files without a fixed size.
+    for path in ["/proc/self/status", "/proc/version"] {
+        let options = PublishOptions { name: Some("proc".parse().unwrap()), ..PublishOptions::default() };
+        let refused = library.publish(std::path::Path::new(path), options, |_| {}).await;
+        assert!(matches!(refused, Err(PublishError::UnknownSize(_))), "{path}: {refused:?}");
+    }
     assert_eq!(library.entries().len(), 1);
+}
+
+#[tokio::test]
+async fn unpublishable_entries_of_directory_are_skipped() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    fs::create_dir_all(rig.path("d/lost+found")).unwrap();
+    fs::write(rig.path("d/good"), b"x").unwrap();
+    fs::write(rig.path("d/back\\slash"), b"x").unwrap();
+    fs::write(rig.path("d/x.enjambre-part"), b"x").unwrap();
+    fs::write(rig.path("d").join(std::ffi::OsStr::from_bytes(b"\xff")), b"x").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(rig.path("d/socket")).unwrap();
+    let mut others = 4;
+    // The superuser can read everything.
+    if !rustix::process::geteuid().is_root() {
+        fs::write(rig.path("d/secret"), b"x").unwrap();
+        fs::set_permissions(rig.path("d/secret"), fs::Permissions::from_mode(0o0)).unwrap();
+        fs::set_permissions(rig.path("d/lost+found"), fs::Permissions::from_mode(0o0)).unwrap();
+        others += 2;
+    }
+    let published = rig.publish(&library, "d").await.unwrap();
+    assert_eq!((published.files, published.skipped.others), (1, others), "{:?}", published.skipped);
+    assert!(published.skipped.reasons.iter().any(|reason| reason.contains("backslash")));
+    let strict = PublishOptions { strict: true, ..PublishOptions::default() };
+    assert!(library.publish(&rig.path("d"), strict.clone(), |_| {}).await.is_err());
+    fs::set_permissions(rig.path("d/lost+found"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::create_dir_all(rig.path("d/sub/cache")).unwrap();
+    for name in ["d/sub/a.tmp", "d/sub/keep", "d/sub/cache/b"] {
+        fs::write(rig.path(name), name).unwrap();
+    }
+    let exclude = ["*.tmp", "sub/cache/", "back*", "x.*", "*\u{fffd}*", "socket", "secret"];
+    fs::remove_file(rig.path("d").join(std::ffi::OsStr::from_bytes(b"\xff"))).unwrap();
+    let options = PublishOptions { exclude: exclude.map(str::to_owned).to_vec(), ..strict };
+    let published = library.publish(&rig.path("d"), options, |_| {}).await.unwrap();
+    let list = library.collection(&published.id).await.unwrap();
+    let paths: Vec<_> = list.members().iter().map(|member| member.path.as_str()).collect();
+    assert_eq!(paths, ["good", "sub/keep"]);
 }
 
 #[tokio::test]
@@ -276,4 +318,29 @@ async fn failed_import_leaves_no_content() {
     assert!(matches!(full, Err(PublishError::Library(LibraryError::Full { .. }))), "{full:?}");
     assert!(rig.content.entries().iter().all(|(_, entries)| *entries == 0), "{:?}", rig.content.entries());
     rig.store(&library, "d").await.unwrap();
+}
+
+#[tokio::test]
+async fn key_and_data_directory_of_a_node_are_rejected() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    let key = [7; 32];
+    fs::create_dir_all(rig.path("home/node")).unwrap();
+    for (name, content) in [("key", &key[..]), ("lock", b""), ("catalogue.db", b"secrets")] {
+        fs::write(rig.path("home/node").join(name), content).unwrap();
+    }
+    fs::write(rig.path("copy of the key"), key).unwrap();
+    for name in ["home", "home/node", "home/node/key", "home/node/catalogue.db"] {
+        let error = rig.publish(&library, name).await.unwrap_err();
+        assert!(matches!(error, PublishError::Key(_) | PublishError::DataDir(_)), "{name}: {error}");
+    }
+    let secret = Some(FileId::from_bytes(blake3::hash(&key).into()));
+    let options = PublishOptions { secret, ..PublishOptions::default() };
+    let copied = library.publish(&rig.path("copy of the key"), options, |_| {}).await;
+    assert!(matches!(copied, Err(PublishError::Key(_))), "{copied:?}");
+    assert!(library.entries().is_empty());
+    // A key of another kind, and a file beside the data directory.
+    fs::remove_dir_all(rig.path("home/node")).unwrap();
+    fs::write(rig.path("home/key"), "-----BEGIN PUBLIC KEY-----").unwrap();
+    rig.publish(&library, "home").await.unwrap();
 }

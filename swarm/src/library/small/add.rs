@@ -60,7 +60,7 @@ impl LibraryInner {
         let (mut skipped, mut added) = (Vec::new(), Vec::new());
         let Some(output) = output else {
             let place = self.content.place();
-            added.extend(files.iter().map(|file| (file.id, file.content.len() as u64, place.clone())));
+            added.extend(files.iter().map(|file| (file.id, file.content.len() as u64, vec![place.clone()])));
             let ids: Vec<FileId> = files.iter().map(|file| file.id).collect();
             {
                 // With the locks the sweep has either finished with these files or sees the imports.
@@ -80,32 +80,38 @@ impl LibraryInner {
         };
         let written = blocking(move || write_to_output(files, &output)).await?;
         for file in written {
-            added.extend(file.place.map(|place| (file.id, file.size, place)));
             skipped.extend(file.blocked.then_some(file.id));
+            if !file.places.is_empty() {
+                added.push((file.id, file.size, file.places));
+            }
         }
         skipped.extend(self.record_small(added, member_of).await?);
         Ok(skipped)
     }
 
-    /// Records written files in the index. Returns the files that the index already contains in another
+    /// Records written files with their places in the index. Returns the files that the index already contains in another
     /// state.
     async fn record_small(
         &self,
-        files: Vec<(FileId, u64, ContentPlace)>,
+        files: Vec<(FileId, u64, Vec<ContentPlace>)>,
         member_of: FileId,
     ) -> Result<Vec<FileId>> {
         let _guards = self.lock_all(files.iter().map(|(id, ..)| *id)).await;
         let (mut new, mut members, mut other) = (Vec::new(), Vec::new(), Vec::new());
         {
             let state = self.state.lock();
-            for (id, size, place) in files {
+            for (id, size, places) in files {
                 match state.slots.get(&id) {
                     Some(slot) if slot.is_complete() => members.push(id),
                     Some(_) => other.push(id),
                     None if state.tombstones.contains_key(&id) => other.push(id),
                     None => {
+                        let mut places = places.into_iter();
+                        let Some(place) = places.next() else { continue };
+                        let mut record = Record::new(size, FileKind::File, place, SystemClock.now());
+                        places.for_each(|copy| record.add_copy(copy));
                         members.push(id);
-                        new.push((id, Record::new(size, FileKind::File, place, SystemClock.now())));
+                        new.push((id, record));
                     }
                 }
             }

@@ -5,20 +5,20 @@ use std::collections::hash_map::Entry;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use cap_std::fs::Dir;
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
 use rustix::io::Errno;
 
+use crate::library::content_files::check_reserve;
 use crate::library::error::{LibraryError, Result};
 use crate::library::layout::{ContentPlace, LinkState};
 use crate::library::linked::Fingerprint;
-use crate::library::output::{OutputDir, part_name};
+use crate::library::output::{OutputDir, part_name, rename};
 use crate::library::state::{LibraryState, Slot};
 use enjambre_core::model::layout::MIN_PIECE_SIZE;
 use enjambre_core::{FileId, MemberPath, PieceLayout};
@@ -85,15 +85,15 @@ impl Slot {
         let record = &self.record;
         let pieces = record.layout().map_or(u32::MAX, |layout| layout.count());
         let is_part = matches!(record.place, ContentPlace::Linked { state: LinkState::Part { .. }, .. });
-        self.have == pieces && !record.withdrawn && !is_part
+        self.have == pieces && record.withdrawn.is_none() && !is_part
     }
 }
 
 pub(super) struct WrittenFile {
     pub(super) id: FileId,
     pub(super) size: u64,
-    /// The first written path, which the library links.
-    pub(super) place: Option<ContentPlace>,
+    /// The written paths, of which the library links the first.
+    pub(super) places: Vec<ContentPlace>,
     /// Whether something exists at one of the paths.
     pub(super) blocked: bool,
 }
@@ -101,21 +101,22 @@ pub(super) struct WrittenFile {
 /// Writes files to an output directory under their final names. Blocks.
 pub(super) fn write_to_output(files: Vec<SmallFile>, output: &SmallOutput) -> Result<Vec<WrittenFile>> {
     let _turn = output.dir.writing.lock();
+    let bytes = files.iter().map(|file| file.content.len() as u64 * file.paths.len() as u64).sum();
+    check_reserve(&output.dir.dir, output.dir.root(), bytes)?;
     let mut writer = SmallFileWriter::new(&output.dir, output.force);
     let mut written = Vec::with_capacity(files.len());
     for file in files {
-        let (mut place, mut blocked) = (None, false);
+        let (mut places, mut blocked) = (Vec::new(), false);
         for (path, executable) in &file.paths {
             match writer.write(path, *executable, &file.content)? {
-                Some(fingerprint) if place.is_none() => {
+                Some(fingerprint) => {
                     let (root, rel) = (output.dir.root(), Path::new(path.as_str()));
-                    place = Some(ContentPlace::linked(root, rel, LinkState::Whole(fingerprint)));
+                    places.push(ContentPlace::linked(root, rel, LinkState::Whole(fingerprint)));
                 }
-                Some(_) => {}
                 None => blocked = true,
             }
         }
-        written.push(WrittenFile { id: file.id, size: file.content.len() as u64, place, blocked });
+        written.push(WrittenFile { id: file.id, size: file.content.len() as u64, places, blocked });
     }
     Ok(written)
 }
@@ -193,21 +194,4 @@ fn fill(file: &File, executable: bool, content: &[u8]) -> io::Result<()> {
         file.set_permissions(std::fs::Permissions::from_mode(mode | (mode & 0o444) >> 2))?;
     }
     Ok(())
-}
-
-/// Renames a file within a directory. Replaces an existing file only with `force`.
-fn rename(dir: impl AsFd, from: &OsStr, to: &OsStr, force: bool) -> Result<(), Errno> {
-    #[cfg(target_os = "linux")]
-    if !force {
-        use rustix::fs::{RenameFlags, renameat_with};
-        match renameat_with(&dir, from, &dir, to, RenameFlags::NOREPLACE) {
-            // Not supported by the file system.
-            Err(Errno::INVAL | Errno::NOSYS) => {}
-            result => return result,
-        }
-    }
-    if !force && rustix::fs::statat(&dir, Path::new(to), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-        return Err(Errno::EXIST);
-    }
-    renameat(&dir, from, &dir, to)
 }

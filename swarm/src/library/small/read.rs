@@ -45,13 +45,15 @@ impl Library {
     pub async fn read_small(&self, ids: &[FileId]) -> Result<SmallContent> {
         self.inner.check_open()?;
         let (read, invalid) = self.inner.read_small(ids).await?;
+        let mut found = false;
         for id in invalid {
-            // Drops the pieces or withdraws the file.
-            if let Err(error) = self.verify(&id).await {
-                tracing::debug!(%id, %error, "small file invalid");
+            // Finds a linked file that moved, drops the pieces, or withdraws the file.
+            match self.verify(&id).await {
+                Ok(report) => found |= report.good > 0,
+                Err(error) => tracing::debug!(%id, %error, "small file invalid"),
             }
         }
-        Ok(read)
+        if found { Ok(self.inner.read_small(ids).await?.0) } else { Ok(read) }
     }
 
     /// Copies small files to an output directory. Verifies every file. Returns the files that have to be
@@ -167,7 +169,7 @@ impl LibraryInner {
             for id in ids {
                 let record = state.slots.get(&id).map(|slot| &slot.record);
                 let eligible = record.filter(|record| {
-                    small_layout(record.size).is_some() && !record.complete && !record.withdrawn
+                    small_layout(record.size).is_some() && !record.complete && record.withdrawn.is_none()
                 });
                 match eligible.map(|record| (record.size, self.source_of(&id, record))) {
                     None | Some((_, Source::Missing)) => others.push(id),

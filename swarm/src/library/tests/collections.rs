@@ -68,6 +68,41 @@ async fn members_are_removed_with_last_collection() {
 }
 
 #[tokio::test]
+async fn collection_with_missing_member_is_not_complete() {
+    let rig = Rig::new(false);
+    let library = rig.open().await;
+    let samples = [Sample::new(10, 1), Sample::new(PIECE + 1, 2)];
+    let list = collection(&library, "list", &[("a", &samples[0]), ("b", &samples[1])]).await;
+    assert!(library.entry(&list).unwrap().is_complete());
+    assert!(!library.has_all_members(&list).await);
+    member(&library, list, &samples[0], Destination::Library).await.unwrap();
+    assert!(!library.has_all_members(&list).await);
+    member(&library, list, &samples[1], Destination::Library).await.unwrap();
+    assert!(library.has_all_members(&list).await);
+    assert_eq!(library.collection_of(&samples[1].id()), Some(list));
+}
+
+#[tokio::test]
+async fn member_is_served_from_each_of_its_downloaded_paths() {
+    let rig = Rig::new(false);
+    let library = rig.open().await;
+    let sample = Sample::new(2 * PIECE, 1);
+    let of = collection(&library, "one", &[("a", &sample), ("b", &sample)]).await;
+    let dir = OutputDir::create(&rig.path("target")).await.unwrap();
+    let path = |name: &str| name.parse().unwrap();
+    let to = Destination::Member { dir: Arc::clone(&dir), path: path("a"), executable: false, force: false };
+    member(&library, of, &sample, to).await.unwrap();
+    library.checkpoint_all().await.unwrap();
+    library.export_member(&sample.id(), &dir, &path("b"), false, false).await.unwrap();
+    library.close().await.unwrap();
+    fs::remove_file(rig.path("target/a")).unwrap();
+    let library = rig.open().await;
+    let file = library.open_file(&sample.id()).await.unwrap().unwrap();
+    assert!(file.is_complete());
+    sample.check(&file).await;
+}
+
+#[tokio::test]
 async fn removed_member_loses_only_its_name() {
     let rig = Rig::new(false);
     let library = rig.open().await;

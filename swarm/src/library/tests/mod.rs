@@ -7,7 +7,9 @@ mod model;
 mod open_cache;
 mod piece_writer;
 mod pieces;
+mod relink;
 mod republish;
+mod retarget;
 mod small;
 
 use std::path::PathBuf;
@@ -83,7 +85,11 @@ impl Sample {
         let mut content = vec![0; len];
         let mut reader = blake3::Hasher::new().update(&[seed]).finalize_xof();
         reader.fill(&mut content);
-        let content = Bytes::from(content);
+        Self::of(content.into())
+    }
+
+    pub(super) fn of(content: Bytes) -> Self {
+        let len = content.len();
         let layout = PieceLayout::new(len as u64).unwrap();
         let hashes = layout.pieces().map(|piece| hash_piece(layout, piece, &cut(&content, layout, piece)));
         let manifest = Manifest::from_hashes(layout, hashes.collect()).unwrap();

@@ -76,7 +76,7 @@ async fn change_of_verified_linked_file_is_detected() {
                 assert!(matches!(read, Err(LibraryError::Changed { .. })), "{read:?}");
             }
         }
-        assert!(library.entry(&sample.id()).unwrap().withdrawn);
+        assert!(library.entry(&sample.id()).unwrap().withdrawn.is_some());
         assert!(library.open_cached(&sample.id()).await.unwrap().is_none());
     }
 }
@@ -167,7 +167,7 @@ async fn deleted_open_linked_file_is_not_complete() {
     assert!(cached.is_complete());
     fs::remove_file(rig.path("a.bin")).unwrap();
     assert!(library.open_file(&sample.id()).await.unwrap().is_none());
-    assert!(library.entry(&sample.id()).unwrap().withdrawn);
+    assert!(library.entry(&sample.id()).unwrap().withdrawn.is_some());
     let file = sample.create(&library, "a", Destination::Library).await;
     assert_eq!(file.have_count(), 0, "the download starts from the beginning");
 }

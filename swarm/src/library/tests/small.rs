@@ -177,6 +177,9 @@ async fn batch_in_directory_has_paths_modes_and_copies() {
     assert_eq!(fs::read(rig.path("out/copies/of three")).unwrap(), samples[3].content);
     assert_eq!(fs::read_dir(rig.path("out/d0/e")).unwrap().count(), 14, "no part files are left");
     assert_eq!(check(&library, &samples).await.len(), samples.len());
+    library.checkpoint_all().await.unwrap();
+    fs::remove_file(rig.path("out").join(path_of(3))).unwrap();
+    assert_eq!(library.read_small(&[samples[3].id()]).await.unwrap().content, samples[3].content);
 }
 
 #[tokio::test]
@@ -227,7 +230,7 @@ async fn changed_small_file_is_withdrawn() {
     let read = library.read_small(&ids).await.unwrap();
     assert_eq!(read.sizes.iter().filter(|size| size.is_none()).count(), 2);
     for number in [2, 3] {
-        assert!(library.entry(&samples[number].id()).unwrap().withdrawn);
+        assert!(library.entry(&samples[number].id()).unwrap().withdrawn.is_some());
     }
     // A checkpoint does not offer them again.
     library.checkpoint_all().await.unwrap();

@@ -47,12 +47,13 @@ impl Tracker {
         found.sort_unstable();
         if let Some(answers) = self.lookups.cached_answers(&file(n), now) {
             assert_eq!(self.cached(n, now).as_ref(), Some(&found));
-            assert_eq!(answers.count as usize, found.len());
-            let found = match codec::decode_reply(&reply(RequestId(1), &answers.found)) {
+            let complete = named.iter().filter(|provider| provider.complete).count();
+            assert_eq!(answers.to(true).count as usize, complete);
+            let found = match codec::decode_reply(&reply(RequestId(1), &answers.to(true).found)) {
                 Some(Ok(Reply::Find { file })) => file,
                 other => panic!("{other:?}"),
             };
-            assert_eq!(self.lookups.find(&file(n).to_string(), now).await.unwrap(), found);
+            assert_eq!(self.lookups.find(&file(n).to_string(), None, now).await.unwrap(), found);
         }
         found
     }
@@ -76,17 +77,17 @@ async fn writes_of_another_tracker_are_seen_after_ttl() {
     let a = session(&here.catalogue, 1, START).await;
     here.catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
     assert_eq!(here.look_up(1, START).await, [a.peer]);
-    assert_eq!(here.lookups.find("a", START).await.unwrap().id, file(1));
+    assert_eq!(here.lookups.find("a", None, START).await.unwrap().id, file(1));
     let b = session(&there.catalogue, 2, START).await;
     there.catalogue.announce(&b, &[offer(1)], START).await.unwrap();
     there.catalogue.publish(&b, &publication("a", file(2)), START).await.unwrap();
     let late = START + RULES.cache_ttl;
     assert_eq!(here.look_up(1, late - ms(1)).await, [a.peer], "it is cached");
-    assert_eq!(here.lookups.find("a", late - ms(1)).await.unwrap().id, file(1));
+    assert_eq!(here.lookups.find("a", None, late - ms(1)).await.unwrap().id, file(1));
     assert!(here.lookups.cached_answers(&file(1), late).is_none());
     assert!(here.lookups.cached_find("a", late).is_none());
     assert_eq!(here.look_up(1, late).await, [a.peer, b.peer]);
-    assert_eq!(here.lookups.find("a", late).await.unwrap().id, file(2));
+    assert_eq!(here.lookups.find("a", None, late).await.unwrap().id, file(2));
     assert!(here.lookups.cached_answers(&file(1), START - ms(1)).is_none(), "a clock that was set back");
 }
 
@@ -96,9 +97,9 @@ async fn writes_of_this_tracker_are_seen_at_once() {
     let catalogue = &tracker.catalogue;
     let lease = RULES.leases.lease;
     let a = session(catalogue, 1, START).await;
-    assert!(tracker.lookups.find("a", START).await.is_err(), "the absence is not cached");
+    assert!(tracker.lookups.find("a", None, START).await.is_err(), "the absence is not cached");
     catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
-    assert_eq!(tracker.lookups.find("a", START).await.unwrap().id, file(1));
+    assert_eq!(tracker.lookups.find("a", None, START).await.unwrap().id, file(1));
     assert_eq!(tracker.look_up(1, START).await, [a.peer]);
     assert!(tracker.lookups.cached_find("a", START).is_some(), "it is cached");
 
@@ -120,9 +121,9 @@ async fn writes_of_this_tracker_are_seen_at_once() {
     assert_eq!(tracker.look_up(1, START).await, [a.peer, b.peer], "its claims count again");
 
     catalogue.publish(&a, &publication("a", file(2)), START).await.unwrap();
-    assert_eq!(tracker.lookups.find("a", START).await.unwrap().id, file(2));
+    assert_eq!(tracker.lookups.find("a", None, START).await.unwrap().id, file(2));
     catalogue.publish(&a, &publication("other", file(1)), START).await.unwrap();
-    assert_eq!(tracker.lookups.find(&file(1).to_string(), START).await.unwrap().name.as_str(), "other");
+    assert_eq!(tracker.lookups.find(&file(1).to_string(), None, START).await.unwrap().name.as_str(), "other");
 
     // Both leases end while the lookup is cached; then one peer returns.
     let end = START + lease;
@@ -143,7 +144,7 @@ async fn writes_of_this_tracker_are_seen_at_once() {
     let late = dead + 2 * RULES.cache_ttl;
     tracker.look_up(1, late).await;
     assert_eq!(catalogue.expire_files(ms(0), late).await.unwrap(), 2);
-    assert!(tracker.lookups.find("a", late).await.is_err());
+    assert!(tracker.lookups.find("a", None, late).await.is_err());
     assert!(tracker.lookups.providers(&file(1), true, late).await.unwrap().is_none());
 }
 
@@ -155,7 +156,7 @@ async fn look_ups_and_announcements_stay_within_cache_size() {
     let a = session(catalogue, 1, START).await;
     for n in 0..2000 {
         catalogue.publish(&a, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
-        tracker.lookups.find(&format!("n{n}"), START).await.unwrap();
+        tracker.lookups.find(&format!("n{n}"), None, START).await.unwrap();
         catalogue.announce(&a, &[offer(n)], START).await.unwrap();
         assert!(tracker.lookups.cache_weight() <= cap as u64);
         assert!(catalogue.file_numbers.weight() <= RULES.file_number_cache as u64);
@@ -207,8 +208,8 @@ async fn look_ups_continue_while_a_commit_hangs() {
     // From the cache, and from the database.
     assert_eq!(tracker.look_up(1, START).now_or_never(), Some(vec![a.peer]));
     assert_eq!(tracker.look_up(2, START).now_or_never(), Some(vec![a.peer]));
-    assert!(tracker.lookups.find("n2", START).now_or_never().unwrap().is_ok());
-    assert_eq!(tracker.lookups.list("", None, 10, START).await.unwrap().files.len(), 2);
+    assert!(tracker.lookups.find("n2", None, START).now_or_never().unwrap().is_ok());
+    assert_eq!(tracker.lookups.list("", None, 10, None, START).await.unwrap().files.len(), 2);
     assert!(futures::poll!(&mut stuck).is_pending());
     assert!(stuck.await.unwrap().is_empty());
     assert_eq!(tracker.look_up(1, START).await, [a.peer, b.peer]);
@@ -265,6 +266,33 @@ async fn claims_of_another_size_are_cached_with_it() {
     assert!(tracker.lookups.cached_answers(&file(1), START).is_none(), "it exceeded its capacity");
     tracker.look_up(1, START).await;
     assert_eq!(sizes(START), [(a.peer, 10, true), (b.peer, 11, false), (c.peer, 11, false)]);
+}
+
+#[tokio::test]
+async fn only_complete_reachable_providers_are_counted() {
+    let tracker = Tracker::open(&storage(), START).await;
+    let catalogue = &tracker.catalogue;
+    let a = session(catalogue, 1, START).await;
+    catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
+    let b = session(catalogue, 2, START).await;
+    catalogue.announce(&b, &[Offer { complete: false, ..offer(1) }], START).await.unwrap();
+    let loopback = vec!["tcp://127.0.0.1:1".parse().unwrap()];
+    let c = catalogue.open_session(PeerId::from_bytes([3; 32]), loopback, START).await.unwrap();
+    let c = catalogue.authorize(c, START).await.unwrap();
+    catalogue.announce(&c, &[offer(1)], START).await.unwrap();
+    for (requester, expected) in [(None, 2), (Some("127.0.0.1"), 2), (Some("10.0.0.9"), 1)] {
+        let requester = requester.map(|address| address.parse().unwrap());
+        // From the database, then from memory.
+        for _ in 0..2 {
+            let listed = tracker.lookups.list("", None, 10, requester, START).await.unwrap();
+            assert_eq!(listed.files[0].providers, expected, "{requester:?}");
+            for query in ["a".to_owned(), file(1).to_string(), file(1).to_string()[..8].to_owned()] {
+                let found = tracker.lookups.find(&query, requester, START).await.unwrap();
+                assert_eq!(found.providers, expected, "{query} {requester:?}");
+            }
+        }
+    }
+    assert_eq!(tracker.look_up(1, START).await, [a.peer, b.peer, c.peer]);
 }
 
 #[tokio::test]

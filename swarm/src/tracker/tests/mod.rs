@@ -4,6 +4,7 @@
 mod invite_only;
 mod lookups;
 mod presence;
+mod rogue;
 mod service;
 mod several_trackers;
 
@@ -26,7 +27,7 @@ use enjambre_core::protocol::server;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{
-    CatalogueId, Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, Offer, Publication, Storage,
+    CatalogueId, Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, Offer, PeerId, Publication, Storage,
     StorageError,
 };
 use enjambre_testkit::clock::TimerClock;
@@ -59,6 +60,9 @@ pub(crate) struct Tracker {
     tasks: Vec<JoinHandle<()>>,
 }
 
+/// The id of the tracker.
+pub(crate) const TRACKER: PeerId = PeerId::from_bytes([0xee; 32]);
+
 impl World {
     pub(crate) fn new() -> Self {
         Self { network: MemoryNetwork::new(), clock: Arc::new(TimerClock::new()) }
@@ -76,8 +80,8 @@ impl World {
         let settings = TrackerSettings::default();
         let storage: Arc<dyn Storage> = storage.clone();
         let catalogue = Catalogue::open(storage, settings.rules(), self.clock.now()).await.unwrap();
-        let service =
-            Arc::new(TrackerService::new(Arc::new(catalogue), settings, Arc::clone(&self.clock), None));
+        let clock = Arc::clone(&self.clock);
+        let service = Arc::new(TrackerService::new(Arc::new(catalogue), TRACKER, settings, clock, None));
         let listener = self.dialer().bind(&endpoint(at)).await.unwrap();
         let shutdown = CancellationToken::new();
         let run = {

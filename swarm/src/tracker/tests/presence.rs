@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{FakeLibrary, World, endpoint, file, offer, publication};
+use crate::catalogue::layout::SPACES;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
 use enjambre_core::protocol::error::ErrorCode;
-use enjambre_core::{FileId, KeyPair, Memory, Publication};
+use enjambre_core::{Batch, Durability, FileId, KeyPair, KeyRange, Memory, Publication, Storage};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 const A: &str = "memory://a:1";
@@ -345,4 +346,69 @@ async fn interrupted_announcements_are_completed() {
     let _second = world.peer(&other, &[A]);
     until(&world.trackers(&[A]), 1, 2).await;
     assert_eq!(storage.faults_met(), 1);
+}
+
+/// A copy of a database.
+async fn copy_of(database: &Memory) -> Arc<Memory> {
+    let copy = Memory::new();
+    for space in SPACES {
+        for (key, value) in database.scan(*space, KeyRange::all(), 1000).await.unwrap() {
+            let mut batch = Batch::new();
+            batch.put(*space, key, value);
+            copy.commit(batch, Durability::Buffered).await.unwrap();
+        }
+    }
+    Arc::new(copy)
+}
+
+#[tokio::test(start_paused = true)]
+async fn restored_database_is_completed_within_a_lease() {
+    let (world, storage) = (World::new(), Arc::new(Memory::new()));
+    let tracker = world.tracker(A, &storage).await;
+    let library = Arc::new(FakeLibrary::default());
+    let presence = world.peer(&library, &[A]);
+    presence.publish(&library.outbox("old", 1)).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    let backup = copy_of(&storage).await;
+    sleep(Duration::from_secs(60)).await;
+    presence.publish(&library.outbox("new", 2)).await.unwrap();
+    tracker.kill().await;
+    let _tracker = world.tracker(A, &backup).await;
+    let trackers = world.trackers(&[A]);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(trackers.find("new").await.unwrap().id, file(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn duplicate_identity_is_reported_by_both_peers() {
+    let world = World::new();
+    let _tracker = world.tracker(A, &Arc::new(Memory::new())).await;
+    let peers = [1, 2].map(|_| {
+        let library = Arc::new(FakeLibrary::default());
+        world.peer_with_key(KeyPair::from_secret(&[7; 32]), &library, &[A])
+    });
+    sleep(Duration::from_secs(60)).await;
+    for peer in &peers {
+        let warning = peer.status()[0].warning.clone().unwrap();
+        assert!(warning.contains("another process uses the key"), "{warning}");
+    }
+    // One of them stops.
+    peers[1].leave().await;
+    sleep(Duration::from_secs(660)).await;
+    let status = peers[0].status();
+    assert!(status[0].connected && status[0].warning.is_none(), "{status:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarted_peer_is_not_reported_as_duplicate() {
+    let world = World::new();
+    let _tracker = world.tracker(A, &Arc::new(Memory::new())).await;
+    let library = Arc::new(FakeLibrary::default());
+    let start = || world.peer_with_key(KeyPair::from_secret(&[7; 32]), &library, &[A]);
+    let killed = start();
+    connected(&killed).await;
+    drop(killed);
+    let restarted = start();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(restarted.status()[0].warning, None);
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::advance;
 
-use super::{Tracker, World, endpoint, file, offer, publication};
+use super::{TRACKER, Tracker, World, endpoint, file, offer, publication};
 use crate::catalogue::Catalogue;
 use crate::catalogue::layout::PinRecord;
 use crate::tracker::pin_store::PinStore;
@@ -16,12 +16,13 @@ use crate::tracker::service::TrackerService;
 use crate::tracker::settings::TrackerSettings;
 use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::TrackerError;
+use enjambre_core::protocol::codec::{decode_reply, encode_request};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MAX_QUERY, Nonce, Reply, Request, SessionProof};
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::{
-    ConnectionHandle, ConnectionId, FileId, FileRecord, KeyPair, Memory, Message, PeerInfo, ReplySink,
-    RequestId, SessionId, TransportError,
+    ConnectionHandle, ConnectionId, EncodedRequest, FileId, FileRecord, KeyPair, Memory, Message, PeerId,
+    PeerInfo, Publication, ReplySink, RequestId, SessionId, TransportError,
 };
 
 const AT: &str = "memory://tracker:1";
@@ -34,8 +35,8 @@ async fn world() -> (World, Arc<Memory>, Tracker, TrackerClient) {
 }
 
 async fn open_session(client: &TrackerClient, key: &KeyPair) -> SessionId {
-    let at = endpoint(&format!("memory://{}:1", key.peer_id().short()));
-    client.open_session(key, &[at]).await.unwrap().1.session
+    let at = endpoint(&format!("memory://peer-{}:1", key.peer_id().short()));
+    client.open_session(None, key, &[at]).await.unwrap().1.session
 }
 
 async fn providers(client: &TrackerClient, n: u32) -> usize {
@@ -72,7 +73,7 @@ async fn silent_peer_is_no_provider_until_it_renews() {
     advance(Duration::from_millis(200)).await;
     assert_eq!(providers(&client, 1).await, 0);
     assert_eq!(client.find("a").await.unwrap().providers, 0);
-    client.renew(session, None).await.unwrap();
+    client.renew(session, None, None).await.unwrap();
     assert_eq!(providers(&client, 1).await, 1);
 }
 
@@ -83,13 +84,13 @@ async fn leave_is_immediate_and_void_for_older_sessions() {
     let old = open_session(&client, &key).await;
     client.publish(old, &publication("a", 1)).await.unwrap();
     let new = open_session(&client, &key).await;
-    assert_eq!(code(client.leave(old).await), Some(ErrorCode::Unauthorized));
-    assert_eq!(code(client.publish(old, &publication("b", 2)).await), Some(ErrorCode::Unauthorized));
-    assert_eq!(code(client.renew(old, None).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.leave(old).await), Some(ErrorCode::Replaced));
+    assert_eq!(code(client.publish(old, &publication("b", 2)).await), Some(ErrorCode::Replaced));
+    assert_eq!(code(client.renew(old, None, None).await), Some(ErrorCode::Replaced));
     assert_eq!(providers(&client, 1).await, 1);
     client.leave(new).await.unwrap();
     assert_eq!(providers(&client, 1).await, 0);
-    assert_eq!(code(client.renew(new, None).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.renew(new, None, None).await), Some(ErrorCode::Unauthorized));
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,9 +102,10 @@ async fn peers_stay_alive_over_a_long_tracker_outage() {
     );
     client.publish(alive, &publication("a", 1)).await.unwrap();
     client.publish(expired, &publication("b", 2)).await.unwrap();
+    let mut renewed = None;
     for _ in 0..8 {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        client.renew(alive, None).await.unwrap();
+        renewed = Some(client.renew(alive, renewed, None).await.unwrap().renewed);
     }
     // Renewals are written at most 5 s later.
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -113,7 +115,7 @@ async fn peers_stay_alive_over_a_long_tracker_outage() {
     assert_eq!(providers(&client, 1).await, 1, "it was alive when the tracker was killed");
     assert_eq!(providers(&client, 2).await, 0, "its lease had expired");
     tokio::time::sleep(Duration::from_secs(20)).await;
-    client.renew(alive, None).await.expect("the session is still open");
+    client.renew(alive, renewed, None).await.expect("the session is still open");
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(providers(&client, 1).await, 1);
     tokio::time::sleep(Duration::from_secs(11)).await;
@@ -127,7 +129,7 @@ async fn stopping_tracker_writes_the_last_renewals() {
     let session = open_session(&client, &KeyPair::generate()).await;
     client.publish(session, &publication("a", 1)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(26_000)).await;
-    client.renew(session, None).await.unwrap();
+    client.renew(session, None, None).await.unwrap();
     tracker.stop().await;
     // Without the last renewal the lease would have expired.
     tokio::time::sleep(Duration::from_secs(15)).await;
@@ -147,10 +149,10 @@ async fn trackers_of_one_database_share_peers_and_renewals() {
     assert_eq!(providers(&second, 1).await, 1);
     for _ in 0..6 {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        client.renew(session, None).await.unwrap();
+        client.renew(session, None, None).await.unwrap();
         assert_eq!(providers(&second, 1).await, 1);
     }
-    second.renew(session, None).await.expect("a session is valid at all trackers of the catalogue");
+    second.renew(session, None, None).await.expect("a session is valid at all trackers of the catalogue");
     second.leave(session).await.unwrap();
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(providers(&client, 1).await, 0);
@@ -164,11 +166,11 @@ async fn replaced_session_is_void_at_all_trackers() {
     let key = KeyPair::generate();
     let old = open_session(&client, &key).await;
     client.publish(old, &publication("a", 1)).await.unwrap();
-    second.renew(old, None).await.expect("it is valid");
+    second.renew(old, None, None).await.expect("it is valid");
     open_session(&client, &key).await;
     assert_eq!(code(second.leave(old).await), Some(ErrorCode::Unauthorized));
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(code(second.renew(old, None).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(second.renew(old, None, None).await), Some(ErrorCode::Replaced));
     assert_eq!((providers(&client, 1).await, providers(&second, 1).await), (1, 1));
 }
 
@@ -210,13 +212,23 @@ async fn send(service: &TrackerService, request: Request, address: &str) -> Resu
 }
 
 async fn proof(service: &TrackerService, key: &KeyPair, endpoints: &[&str]) -> SessionProof {
+    proof_for(None, service, key, endpoints).await
+}
+
+/// A proof for this tracker, with a nonce of the service.
+async fn proof_for(
+    tracker: Option<PeerId>,
+    service: &TrackerService,
+    key: &KeyPair,
+    endpoints: &[&str],
+) -> SessionProof {
     let Reply::OpenSession { catalogue, nonce, .. } =
         send(service, Request::OpenSession { proof: None }, "127.0.0.1").await.unwrap()
     else {
         panic!("wrong reply")
     };
     let endpoints: Vec<_> = endpoints.iter().map(|text| endpoint(text)).collect();
-    let signature = key.sign(&SessionProof::signed_bytes(catalogue, nonce, &endpoints));
+    let signature = key.sign(&SessionProof::signed_bytes(tracker, catalogue, nonce, &endpoints));
     SessionProof { key: key.public(), nonce, signature, endpoints }
 }
 
@@ -246,33 +258,84 @@ async fn loopback_endpoints_go_to_local_requesters_only() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn invalid_endpoint_in_any_proof_is_malformed() {
+    let (_, _, tracker, _client) = world().await;
+    let service = &tracker.service;
+    let valid = proof(service, &KeyPair::generate(), &["zmq://10.0.0.5:0"]).await;
+    for proof in [SessionProof { nonce: Nonce([7; 32]), ..valid.clone() }, valid] {
+        let result = send(service, Request::OpenSession { proof: Some(proof) }, "10.0.0.5").await;
+        assert_eq!(result.unwrap_err().code, ErrorCode::Malformed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn session_proof_is_bound_to_nonce_key_and_connection() {
     let (_, _, tracker, _client) = world().await;
     let service = &tracker.service;
     let (key, other) = (KeyPair::generate(), KeyPair::generate());
-    let valid = proof(service, &key, &["zmq://10.0.0.5:7710"]).await;
+    let valid = || proof(service, &key, &["zmq://10.0.0.5:7710"]);
     let refused = |proof: SessionProof| async move {
         let result = send(service, Request::OpenSession { proof: Some(proof) }, "10.0.0.5").await;
         result.unwrap_err().code
     };
-    let wrong = SessionProof { key: other.public(), ..valid.clone() };
+    let wrong = SessionProof { key: other.public(), ..valid().await };
     assert_eq!(refused(wrong).await, ErrorCode::Unauthorized);
-    let wrong = SessionProof { endpoints: vec![endpoint("zmq://10.6.6.6:1")], ..valid.clone() };
+    let wrong = SessionProof { endpoints: vec![endpoint("zmq://10.6.6.6:1")], ..valid().await };
     assert_eq!(refused(wrong).await, ErrorCode::Unauthorized);
-    let wrong = SessionProof { nonce: Nonce([7; 32]), ..valid.clone() };
+    let wrong = SessionProof { nonce: Nonce([7; 32]), ..valid().await };
     assert_eq!(refused(wrong).await, ErrorCode::Unauthorized);
-    let wrong = SessionProof { endpoints: vec![endpoint("zmq://10.0.0.5:7710"); 9], ..valid.clone() };
+    let wrong = SessionProof { endpoints: vec![endpoint("zmq://10.0.0.5:7710"); 9], ..valid().await };
     assert_eq!(refused(wrong).await, ErrorCode::Malformed);
     let other_connection = connection(2);
-    let request = || Request::OpenSession { proof: Some(valid.clone()) };
-    let result = service.handle(RequestId(1), request(), &other_connection, &mut Sink).await;
+    let request = |proof| Request::OpenSession { proof: Some(proof) };
+    let result = service.handle(RequestId(1), request(valid().await), &other_connection, &mut Sink).await;
     assert_eq!(result.unwrap_err().code, ErrorCode::Unauthorized);
     let authenticated = PeerInfo { identity: Some(other.peer_id()), ..connection(1) };
-    let result = service.handle(RequestId(1), request(), &authenticated, &mut Sink).await;
+    let proof = proof_for(Some(TRACKER), service, &key, &[]).await;
+    let result = service.handle(RequestId(1), request(proof), &authenticated, &mut Sink).await;
     assert_eq!(result.unwrap_err().code, ErrorCode::Unauthorized);
-    assert!(send(service, request(), "10.0.0.5").await.is_ok());
+    let late = valid().await;
+    assert!(send(service, request(valid().await), "10.0.0.5").await.is_ok());
     advance(Duration::from_secs(61)).await;
-    assert_eq!(refused(valid.clone()).await, ErrorCode::Unauthorized);
+    assert_eq!(refused(late).await, ErrorCode::Unauthorized);
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_proof_is_accepted_once() {
+    let (_, _, tracker, _client) = world().await;
+    let service = &tracker.service;
+    let key = KeyPair::generate();
+    let (older, newer) = (proof(service, &key, &[]).await, proof(service, &key, &[]).await);
+    let open = |proof: &SessionProof| Request::OpenSession { proof: Some(proof.clone()) };
+    send(service, open(&newer), "10.0.0.5").await.unwrap();
+    for used in [newer, older] {
+        let refused = send(service, open(&used), "10.0.0.5").await;
+        assert_eq!(refused.unwrap_err().code, ErrorCode::Unauthorized);
+    }
+    let next = proof(service, &key, &[]).await;
+    send(service, open(&next), "10.0.0.5").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_proof_for_another_tracker_is_refused() {
+    let (_, _, tracker, _client) = world().await;
+    let service = &tracker.service;
+    let key = KeyPair::generate();
+    let plain = connection(1);
+    let authenticated = PeerInfo { identity: Some(key.peer_id()), ..connection(1) };
+    let other = PeerId::from_bytes([1; 32]);
+    for (signed_for, peer, accepted) in [
+        (None, &plain, true),
+        (Some(TRACKER), &authenticated, true),
+        (Some(other), &plain, false),
+        (Some(TRACKER), &plain, false),
+        (Some(other), &authenticated, false),
+        (None, &authenticated, false),
+    ] {
+        let proof = Some(proof_for(signed_for, service, &key, &[]).await);
+        let opened = service.handle(RequestId(1), Request::OpenSession { proof }, peer, &mut Sink).await;
+        assert_eq!(opened.is_ok(), accepted, "{signed_for:?} over {:?}", peer.identity);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -287,7 +350,10 @@ async fn oversized_and_unsupported_requests_are_refused() {
         (Request::Find { query: long.clone() }, ErrorCode::Malformed),
         (Request::List { pattern: long, cursor: None, limit: 1 }, ErrorCode::Malformed),
         (Request::Have { id: file(1), wait: None }, ErrorCode::Unsupported),
-        (Request::Renew { session: SessionId([0; 16]), membership: None }, ErrorCode::Unauthorized),
+        (
+            Request::Renew { session: SessionId([0; 16]), renewed_ms: None, membership: None },
+            ErrorCode::Unauthorized,
+        ),
     ] {
         assert_eq!(send(service, request, "10.0.0.1").await.unwrap_err().code, expected);
     }
@@ -320,7 +386,8 @@ async fn only_the_pinning_peer_can_unpin() {
     let storage = Arc::new(Memory::new());
     let catalogue = Catalogue::open(storage, settings.rules(), world.clock.now()).await.unwrap();
     let store: Arc<dyn PinStore> = Arc::new(NullStore);
-    let service = TrackerService::new(Arc::new(catalogue), settings, Arc::clone(&world.clock), Some(store));
+    let service =
+        TrackerService::new(Arc::new(catalogue), TRACKER, settings, Arc::clone(&world.clock), Some(store));
     let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
     let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::new(service)));
     let client = TrackerClient::new(world.dialer(), endpoint(AT));
@@ -335,4 +402,41 @@ async fn only_the_pinning_peer_can_unpin() {
     assert_eq!(client.status().await.unwrap().store.unwrap().pins, 0);
     listener.shutdown(Duration::ZERO).await;
     serving.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewal_from_another_address_updates_endpoints() {
+    let (_, _, tracker, _client) = world().await;
+    let service = &tracker.service;
+    let proof = proof(service, &KeyPair::generate(), &["zmq://0.0.0.0:7710"]).await;
+    let reply = send(service, Request::OpenSession { proof: Some(proof) }, "10.0.0.5").await.unwrap();
+    let Reply::OpenSession { grant: Some(grant), .. } = reply else { panic!("{reply:?}") };
+    let session = grant.session;
+    let Publication { name, id, size, kind } = publication("a", 1);
+    send(service, Request::Publish { session, name, id, size, kind }, "10.0.0.5").await.unwrap();
+    let cached = || {
+        let request = encode_request(RequestId(1), &Request::Providers { id });
+        service.answer_immediately(&EncodedRequest::parse(request).unwrap(), &connection(1))
+    };
+    for address in ["10.0.0.5", "10.0.0.6", "10.0.0.6", "2001:db8::6", "10.0.0.5"] {
+        let renew = Request::Renew { session, renewed_ms: None, membership: None };
+        let reply = send(service, renew, address).await.unwrap();
+        let Reply::Renewed { endpoints, .. } = reply else { panic!("{reply:?}") };
+        let expected = match address.contains(':') {
+            // A listener at 0.0.0.0 is not reachable over IPv6.
+            true => Vec::new(),
+            false => vec![endpoint(&format!("zmq://{address}:7710"))],
+        };
+        assert_eq!(endpoints, expected, "{address}");
+        for _ in 0..2 {
+            let reply = send(service, Request::Providers { id }, "10.0.0.9").await.unwrap();
+            let Reply::Providers { providers } = reply else { panic!("{reply:?}") };
+            let found: Vec<_> = providers.into_iter().flat_map(|provider| provider.endpoints).collect();
+            assert_eq!(found, expected, "{address}");
+            let reply = cached().expect("the reply is cached");
+            let Some(Ok(Reply::Providers { providers })) = decode_reply(&reply) else { panic!("{reply:?}") };
+            let found: Vec<_> = providers.into_iter().flat_map(|provider| provider.endpoints).collect();
+            assert_eq!(found, expected, "{address}");
+        }
+    }
 }

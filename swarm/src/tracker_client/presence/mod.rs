@@ -5,6 +5,7 @@
 //! come from the library ([`OfferSource`]), so they survive outages of trackers and restarts of this process.
 
 mod lease;
+mod reachability;
 mod shared;
 mod state;
 mod worker;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -28,6 +30,7 @@ use super::trackers::Trackers;
 use crate::change::ChangeNotifier;
 use crate::membership::members::Members;
 use enjambre_core::protocol::error::ErrorCode;
+use enjambre_core::protocol::message::PinStatus;
 use enjambre_core::{CatalogueId, Endpoint, FileId, KeyPair, Offer, PeerId, Publication, SessionId};
 use shared::Shared;
 use state::{Phase, State, WorkerState};
@@ -36,8 +39,14 @@ use state::{Phase, State, WorkerState};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum time between two attempts to find an open session.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// The warning after another process replaced the session.
+const REPLACED_WARNING: &str = "another process uses the key of this peer, so that each interrupts the other; give each peer \
+    its own data directory, which must not be a copy";
 /// The time limit of leaving.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The number of pages of pins that are requested from one tracker: more than it needs for the largest number of pins.
+const MAX_PIN_PAGES: usize = 100;
 
 /// The state of a replica at a tracker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,6 +217,27 @@ impl Presence {
         self.with_any(|session, client| async move { client.unpin(session, id).await }).await
     }
 
+    /// Lists the pins of the peer at all catalogues with a session, by ascending id.
+    pub async fn pins(&self) -> Result<Vec<PinStatus>, TrackerError> {
+        // Waits for a session.
+        self.with_any(|session, client| async move { client.pins(session, None).await }).await?;
+        let lists = self.shared.sessions().into_iter().map(|(_, session, client)| async move {
+            let (mut list, mut after) = (Vec::new(), None);
+            for _ in 0..MAX_PIN_PAGES {
+                let (page, next) = client.pins(session, after).await?;
+                list.extend(page);
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            Ok::<_, TrackerError>(list)
+        });
+        let mut pins: Vec<_> = try_join_all(lists).await?.into_iter().flatten().collect();
+        pins.sort_by_key(|pin| pin.id);
+        Ok(pins)
+    }
+
     /// Sends a request to all catalogues and returns the first success. Waits for a session if none is open.
     async fn with_any<T, F>(
         &self,
@@ -236,7 +266,7 @@ impl Presence {
             {
                 match result {
                     Ok(value) => return Ok(value),
-                    Err(error) if error.code() == Some(ErrorCode::Unauthorized) => {
+                    Err(error) if error.is_unauthorized() => {
                         // The worker opens another session.
                         self.shared.end_session(catalogue, session);
                     }
@@ -273,16 +303,14 @@ impl Presence {
         let state = self.shared.state.lock();
         let tracker_state = |(worker, client): (&WorkerState, &Arc<TrackerClient>)| {
             let endpoint = client.endpoint().clone();
-            let advertised = worker
-                .catalogue
-                .and_then(|id| state.catalogues.get(&id))
-                .map_or_else(Vec::new, |catalogue| catalogue.advertised().to_vec());
-            let loopback = !advertised.is_empty() && advertised.iter().all(Endpoint::is_loopback);
-            let warning = (loopback && !endpoint.is_loopback()).then(|| {
-                "only loopback addresses are advertised, so peers on other hosts cannot reach this one; \
-                 set transport.advertise to a reachable address"
-                    .to_owned()
-            });
+            let catalogue = worker.catalogue.and_then(|id| state.catalogues.get(&id));
+            let catalogue = catalogue.filter(|catalogue| catalogue.session().is_some());
+            let advertised = catalogue.map_or_else(Vec::new, |catalogue| catalogue.advertised().to_vec());
+            let warning = match catalogue {
+                _ if worker.was_replaced() => Some(REPLACED_WARNING.to_owned()),
+                Some(_) => reachability::warning(&self.shared.endpoints, &advertised, &endpoint),
+                None => None,
+            };
             TrackerState {
                 endpoint,
                 catalogue: worker.catalogue,

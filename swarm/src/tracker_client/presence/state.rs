@@ -1,17 +1,23 @@
 //! The state that the workers of a presence share: the active worker and the session of each catalogue, and the unsent changes.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use crate::tracker_client::client::Renewal;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::offers::Acknowledgement;
 use enjambre_core::protocol::message::SessionGrant;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{CatalogueId, Endpoint, FileId, Offer, Publication, SessionId};
+use enjambre_core::{CatalogueId, Endpoint, FileId, Offer, Publication, SessionId, UnixMillis};
 
 /// The maximum number of unsent changes. Beyond it the session ends, and the next one announces all offers.
 const MAX_CHANGES: usize = 10_000;
+
+/// The time for which a replaced session is reported.
+const REPLACED_MEMORY: Duration = Duration::from_secs(600);
 
 /// The phase of a worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,6 +39,15 @@ pub(super) struct WorkerState {
     pub(super) phase: Phase,
     pub(super) catalogue: Option<CatalogueId>,
     pub(super) last_error: Option<String>,
+    /// The last time at which another process replaced the session.
+    pub(super) replaced: Option<Instant>,
+}
+
+impl WorkerState {
+    /// Whether another process replaced the session recently.
+    pub(super) fn was_replaced(&self) -> bool {
+        self.replaced.is_some_and(|at| at.elapsed() < REPLACED_MEMORY)
+    }
 }
 
 /// The state of one catalogue.
@@ -41,6 +56,8 @@ pub(super) struct CatalogueState {
     /// The worker that has the session.
     pub(super) active: Option<usize>,
     pub(super) grant: Option<SessionGrant>,
+    /// The time of the last renewal of the session, by the clock of the tracker.
+    pub(super) renewed: Option<UnixMillis>,
     /// Whether all offers from before the session were announced in it.
     pub(super) announced: bool,
     /// Whether a request failed, so that the worker is to check the tracker.
@@ -105,7 +122,17 @@ impl CatalogueState {
         self.changes.clear();
         self.unknown.clear();
         self.grant = None;
+        self.renewed = None;
         self.announced = false;
+    }
+
+    /// Records a renewal. Returns whether the advertised endpoints changed.
+    pub(super) fn renewed(&mut self, renewal: &Renewal) -> bool {
+        self.renewed = Some(renewal.renewed);
+        let Some(grant) = &mut self.grant else { return false };
+        let changed = grant.endpoints != renewal.endpoints;
+        grant.endpoints.clone_from(&renewal.endpoints);
+        changed
     }
 
     pub(super) fn session(&self) -> Option<SessionId> {

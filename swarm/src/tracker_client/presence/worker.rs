@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::lease::Lease;
 use super::shared::Shared;
-use super::state::{Phase, State};
+use super::state::{CatalogueState, Phase, State};
 use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::{TrackerError, UnreachableTracker};
 use crate::tracker_client::offers::Acknowledgement;
@@ -31,6 +31,8 @@ const COLLECT_TIME: Duration = Duration::from_millis(20);
 const MIN_RENEWAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The number of publications that are read at once.
 const OUTBOX_PAGE: usize = 100;
+/// The time before the session is opened again after another process has replaced it.
+const REPLACED_DELAY: Duration = Duration::from_secs(15);
 /// The backoff between attempts to connect.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
@@ -49,8 +51,6 @@ enum SessionError {
     Tracker(#[from] TrackerError),
     #[error("library storage failed: {0}")]
     Library(#[from] StorageError),
-    #[error("the tracker now serves another catalogue")]
-    OtherCatalogue,
     #[error("the membership state of the tracker is not valid: {0}; check swarm.authority")]
     Membership(#[from] Invalid),
     #[error("the swarm is invite-only, but swarm.authority is not set; join with `enjambre join`")]
@@ -60,7 +60,12 @@ enum SessionError {
 impl SessionError {
     /// Returns whether the session or the peer is not authorized.
     fn is_unauthorized(&self) -> bool {
-        matches!(self, Self::Tracker(error) if error.code() == Some(ErrorCode::Unauthorized))
+        matches!(self, Self::Tracker(error) if error.is_unauthorized())
+    }
+
+    /// Returns whether another process replaced the session.
+    fn is_replaced(&self) -> bool {
+        matches!(self, Self::Tracker(error) if error.code() == Some(ErrorCode::Replaced))
     }
 }
 
@@ -71,10 +76,11 @@ impl Worker {
         loop {
             let Err(failure) = self.attempt(&mut backoff).await;
             let error = failure.to_string();
+            let replaced = failure.is_replaced();
             self.shared.update(|state| {
                 let worker = &mut state.workers[self.index];
                 // A repeated failure is logged once.
-                if worker.last_error.as_ref() != Some(&error) {
+                if worker.last_error.as_ref() != Some(&error) && !(replaced && worker.was_replaced()) {
                     let tracker = self.client.endpoint();
                     match failure {
                         SessionError::Tracker(TrackerError::Unreachable { .. }) => {
@@ -82,6 +88,9 @@ impl Worker {
                         }
                         _ => tracing::warn!(%tracker, %error, "tracker session failed; retrying"),
                     }
+                }
+                if replaced {
+                    worker.replaced = Some(Instant::now());
                 }
                 worker.phase = Phase::Failed;
                 worker.last_error = Some(error);
@@ -91,7 +100,8 @@ impl Worker {
                     }
                 }
             });
-            sleep(backoff.next_jittered()).await;
+            // Two processes with one key must not replace each other's sessions all the time.
+            sleep(if replaced { REPLACED_DELAY } else { backoff.next_jittered() }).await;
         }
     }
 
@@ -150,7 +160,7 @@ impl Worker {
             match sent.await {
                 Ok(()) => reopened = false,
                 // The tracker does not know the session, for example after a restart: the next round opens a new one.
-                Err(error) if error.is_unauthorized() && !reopened => {
+                Err(error) if error.is_unauthorized() && !error.is_replaced() && !reopened => {
                     reopened = true;
                     continue;
                 }
@@ -209,15 +219,13 @@ impl Worker {
                     }
                     return Ok(lease);
                 }
-                Err(error) if error.is_unauthorized() => {}
+                Err(error) if error.is_unauthorized() && !error.is_replaced() => {}
                 Err(error) => return Err(error),
             }
         }
         let start = Instant::now();
-        let (actual, grant) = self.client.open_session(&self.shared.key, &self.shared.endpoints).await?;
-        if actual != catalogue {
-            return Err(SessionError::OtherCatalogue);
-        }
+        let Shared { key, endpoints, .. } = &*self.shared;
+        let (_, grant) = self.client.open_session(Some(catalogue), key, endpoints).await?;
         let mut lease = Lease::new(catalogue, &grant);
         lease.renew_at = start + lease.interval;
         if let Some(members) = &self.shared.members {
@@ -250,13 +258,19 @@ impl Worker {
         // previous one was not written.
         let limit = (lease.interval / 2).max(MIN_RENEWAL_TIMEOUT);
         let known = self.shared.members.as_ref().map(|members| members.state());
-        let renewed = timeout(limit, self.client.renew(lease.session, known)).await;
+        let last = self.of_session(lease, |catalogue| catalogue.renewed).flatten();
+        let renewed = timeout(limit, self.client.renew(lease.session, last, known)).await;
         let timed_out = |_| {
             let reasons = vec![UnreachableTracker::timed_out(self.client.endpoint())];
             Err(TrackerError::Unreachable { reasons })
         };
         let renewal = self.check(lease, renewed.unwrap_or_else(timed_out))?;
         lease.renew_at = start + lease.interval;
+        if self.of_session(lease, |catalogue| catalogue.renewed(&renewal)) == Some(true) {
+            let (tracker, endpoints) = (self.client.endpoint(), &renewal.endpoints);
+            tracing::info!(%tracker, ?endpoints, "advertised endpoints changed");
+        }
+        let renewal = renewal.membership;
         let (Some(members), Some(known)) = (&self.shared.members, known) else { return Ok(false) };
         members.update(renewal.membership.as_ref(), renewal.revocations.as_ref()).await?;
         // Each page must advance the version, so that a faulty tracker cannot cause an endless loop.
@@ -267,10 +281,17 @@ impl Worker {
         if Instant::now() >= lease.renew_at { self.renew(lease).await } else { Ok(()) }
     }
 
+    /// Reads or changes the state of the catalogue, unless the session has ended.
+    fn of_session<T>(&self, lease: &Lease, read: impl FnOnce(&mut CatalogueState) -> T) -> Option<T> {
+        let mut state = self.shared.state.lock();
+        let known = state.catalogues.get_mut(&lease.catalogue)?;
+        (known.session() == Some(lease.session)).then(|| read(known))
+    }
+
     /// Ends the session if the reply is `unauthorized`.
     fn check<T>(&self, lease: &Lease, result: Result<T, TrackerError>) -> Result<T, SessionError> {
         if let Err(error) = &result
-            && error.code() == Some(ErrorCode::Unauthorized)
+            && error.is_unauthorized()
         {
             self.shared.end_session(lease.catalogue, lease.session);
         }
@@ -331,9 +352,8 @@ impl Worker {
         let result = match self.client.publish(lease.session, publication).await {
             Ok((version, new)) => Ok(Acknowledgement { catalogue, version, new }),
             Err(error)
-                if error
-                    .code()
-                    .is_some_and(|code| !matches!(code, ErrorCode::Unauthorized | ErrorCode::Storage)) =>
+                if !error.is_unauthorized()
+                    && error.code().is_some_and(|code| code != ErrorCode::Storage) =>
             {
                 tracing::warn!(name = %publication.name, %error, "publication refused");
                 Err(error)

@@ -1,8 +1,8 @@
 //! Floods of valid requests.
 
 use enjambre_core::protocol::codec::decode_reply;
-use enjambre_core::protocol::message::Request;
-use enjambre_core::{FileId, RequestId};
+use enjambre_core::protocol::message::{Reply, Request, SessionProof};
+use enjambre_core::{FileId, FileKind, KeyPair, RequestId, SessionId};
 use enjambre_tests::raw::RawConnection;
 use enjambre_tests::setup::Wire;
 use enjambre_tests::wait::{TIMEOUT, wait_for};
@@ -98,4 +98,67 @@ fn request_flood_over_tcp_leaves_service_available() {
 #[test]
 fn request_flood_over_zmq_leaves_service_available() {
     flood(Wire::Zmq);
+}
+
+fn call(raw: &mut RawConnection, request: &Request) -> Reply {
+    raw.send_request(0, request).unwrap();
+    decode_reply(&raw.read_message().unwrap().0).unwrap().unwrap()
+}
+
+fn open_session(raw: &mut RawConnection) -> SessionId {
+    let key = KeyPair::generate();
+    let Reply::OpenSession { catalogue, nonce, .. } = call(raw, &Request::OpenSession { proof: None }) else {
+        panic!("wrong reply")
+    };
+    let signature = key.sign(&SessionProof::signed_bytes(None, catalogue, nonce, &[]));
+    let proof = SessionProof { key: key.public(), nonce, signature, endpoints: Vec::new() };
+    match call(raw, &Request::OpenSession { proof: Some(proof) }) {
+        Reply::OpenSession { grant: Some(grant), .. } => grant.session,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Lists with a pattern that requires many comparisons with each name, from one address.
+#[test]
+fn list_flood_leaves_lookups_available() {
+    const NAMES: u64 = 1000;
+    let mut scene = Scene::new(Wire::Tcp, &[]);
+    let [tracker, _] = scene.targets();
+    let connect = |endpoint: &str| {
+        let mut raw = RawConnection::connect_from(endpoint, attacker_address(0), None).unwrap();
+        raw.handshake().unwrap();
+        raw
+    };
+    let mut raw = connect(&tracker.endpoint);
+    let session = open_session(&mut raw);
+    for n in 0..NAMES + PENDING {
+        if n < NAMES {
+            let name = format!("{}{n:05}", "a".repeat(250)).parse().unwrap();
+            let id = FileId::from_bytes(*blake3::hash(&n.to_be_bytes()).as_bytes());
+            let publish = Request::Publish { session, name, id, size: 1, kind: FileKind::File };
+            raw.send_request(n, &publish).unwrap();
+        }
+        if n >= PENDING {
+            let reply = decode_reply(&raw.read_message().unwrap().0);
+            assert!(matches!(reply, Some(Ok(Reply::Published { .. }))), "{reply:?}");
+        }
+    }
+    let endpoint = tracker.endpoint.clone();
+    let attack = Attack::start(8, move |_, stop| {
+        let pattern = format!("*{}b", "a".repeat(120));
+        let list = Request::List { pattern, cursor: None, limit: u32::MAX };
+        let mut raw = connect(&endpoint);
+        let mut answered = 0;
+        for id in 0..PENDING {
+            raw.send_request(id, &list).unwrap();
+        }
+        while !stop.is_stopped() {
+            raw.read_message().unwrap();
+            raw.send_request(PENDING + answered, &list).unwrap();
+            answered += 1;
+        }
+        answered
+    });
+    scene.check_service();
+    println!("{} lists were answered", attack.stop());
 }

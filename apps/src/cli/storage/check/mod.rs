@@ -39,7 +39,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
             let outcome = builder.run(&context.stop, run_case(&context, &builder, role, case)).await?;
             let line = report.add(role, &outcome);
             if !arguments.json {
-                stdout.line(&line);
+                line.lines().for_each(|line| stdout.line(line));
             }
         }
     }

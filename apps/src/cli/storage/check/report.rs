@@ -4,7 +4,6 @@ use enjambre_core::Role;
 use enjambre_testkit::storage::{Case, KIT_VERSION, Outcome};
 use serde::Serialize;
 
-use crate::cli::output::plain;
 use crate::failure::Failure;
 
 #[derive(Debug, Serialize)]
@@ -61,10 +60,10 @@ impl Report {
         if let Some(failure) = failure {
             text += &format!(
                 "\n    requirement: {requirement}\n    violation: {}\n    last operations:",
-                plain(&failure.violation)
+                failure.violation
             );
             for operation in &failure.operations {
-                text += &format!("\n      {}", plain(operation));
+                text += &format!("\n      {}", operation);
             }
         }
         *(if failure.is_some() { &mut self.failed } else { &mut self.passed }) += 1;

@@ -70,7 +70,7 @@ pub(crate) async fn run(
         true => "interrupted; run the command again to resume the copy",
         false => "interrupted",
     };
-    let copied = copied.unwrap_or_else(|| Err(Failure::failed(interrupted)));
+    let copied = copied.unwrap_or_else(|| Err(Failure::interrupted(interrupted)));
     if let (Err(failure), true) = (&copied, arguments.json) {
         progress.stdout.json(&json!({ "event": "error", "message": failure.message }));
     }

@@ -99,7 +99,8 @@ impl Swarm {
         let me = key.peer_id();
         let admission = Admission::open(Arc::clone(&catalogue), me, Arc::clone(&self.clock)).await.unwrap();
         let admission = Arc::new(admission);
-        let service = TrackerService::new(Arc::clone(&catalogue), settings, Arc::clone(&self.clock), None);
+        let service =
+            TrackerService::new(Arc::clone(&catalogue), me, settings, Arc::clone(&self.clock), None);
         let service = Arc::new(service);
         let gate: Arc<dyn Handler> = Arc::new(TrackerGate::new(service.clone(), Arc::clone(&admission)));
         let listener =
@@ -172,7 +173,7 @@ fn code<T: std::fmt::Debug>(result: Result<T, TrackerError>) -> Option<ErrorCode
 }
 
 async fn open_session(client: &TrackerClient, key: &KeyPair) -> Result<SessionId, TrackerError> {
-    Ok(client.open_session(key, &[endpoint("memory://peer:1")]).await?.1.session)
+    Ok(client.open_session(None, key, &[endpoint("memory://peer:1")]).await?.1.session)
 }
 
 async fn refused(connection: &dyn Connection, request: &Request) -> ErrorReply {

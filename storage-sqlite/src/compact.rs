@@ -1,0 +1,42 @@
+//! Returning the space of deleted entries to the file system.
+
+use enjambre_core::{Engine, Role, StorageError};
+
+use crate::error::explain;
+use crate::storage::Sqlite;
+
+/// The number of pages that one transaction moves: 16 MiB of content.
+const PAGES: u32 = 256;
+
+impl Sqlite {
+    /// Shrinks the database and closes it. Returns the number of freed bytes.
+    ///
+    /// Content moves within its file, in small transactions, so a full disk suffices. Records are copied, since they are
+    /// much smaller.
+    pub(crate) fn compact(self) -> Result<u64, StorageError> {
+        let path = self.path().to_owned();
+        let length = || std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        let before = length();
+        let compacted = match self.role() {
+            Role::Records => self.connection().execute_batch("VACUUM"),
+            Role::Content => self.release_pages(),
+        };
+        compacted.map_err(|error| explain(&path, "compact", error))?;
+        self.close()?;
+        Ok(before.saturating_sub(length()))
+    }
+
+    fn release_pages(&self) -> rusqlite::Result<()> {
+        let unused =
+            || self.connection().pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0));
+        let mut before = i64::MAX;
+        loop {
+            let now = unused()?;
+            if now == 0 || now >= before {
+                return Ok(());
+            }
+            before = now;
+            self.connection().execute_batch(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Another destination for an incomplete file: its stored pieces move there. The last command decides where a file is.
+//!
+//! The content is at the new place before the record names it, and the old place is cleared afterwards.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::error::{LibraryError, Result};
+use super::file::LibraryFile;
+use super::file_state::{FileStore, PartFile};
+use super::layout::{self, ContentPlace, HAVE};
+use super::open_files::OpenFiles;
+use super::output::{Destination, Found, Target};
+use super::task::blocking;
+use enjambre_core::{Batch, Durability, PieceIndex};
+
+/// The number of bytes of pieces that are copied at once.
+const COPY_BYTES: usize = 4 << 20;
+
+/// The result of [`OpenFiles::retarget`].
+pub(super) enum Retargeted {
+    /// The content is at the destination, which may have held an older copy of the file.
+    Moved(Option<File>),
+    /// The destination has the whole content already, so the file has to be created anew.
+    Whole(Found),
+}
+
+impl OpenFiles {
+    /// Moves the stored pieces of an incomplete file to another destination. The caller holds the lock of the id.
+    pub(super) async fn retarget(
+        &self,
+        file: &Arc<LibraryFile>,
+        destination: Destination,
+    ) -> Result<Retargeted> {
+        // Waits for the writes in progress; later ones use the new place.
+        let _gate = file.gate.write().await;
+        if file.is_finished() || matches!(destination, Destination::Keep) {
+            return Ok(Retargeted::Moved(None));
+        }
+        let old = file.state.lock().store.clone();
+        let (manifest, current) = (Arc::clone(file.manifest()), old.clone());
+        let found = blocking(move || {
+            let target = Target::resolve(&destination)?;
+            let is_current = match (&current, &target) {
+                (FileStore::Part(part), Some(target)) => {
+                    part.target == *target && target.has_part(part.file.inode()?)
+                }
+                (FileStore::Part(_), None) => false,
+                (_, target) => target.is_none(),
+            };
+            if is_current { Ok(None) } else { Found::at(target, &manifest).map(Some) }
+        });
+        let (new, place, existing) = match found.await? {
+            None => return Ok(Retargeted::Moved(None)),
+            Some(whole @ Found::Whole(..)) => return Ok(Retargeted::Whole(whole)),
+            Some(Found::Library) => {
+                let place = self.inner.content.place();
+                (self.open_own(&file.id(), &place).await?, place, None)
+            }
+            Some(Found::Free(target, existing)) => {
+                let part = match &old {
+                    FileStore::Part(part) => Some(Arc::clone(part)),
+                    _ => None,
+                };
+                let part = blocking(move || open_part(target, part)).await?;
+                let inode = part.file.inode()?;
+                let place = part.target.part_place(inode);
+                (FileStore::Part(Arc::new(part)), place, existing)
+            }
+        };
+        let moved = self.switch(file, &old, new.clone(), place).await;
+        let (unused, kept) = if moved.is_ok() { (old, new) } else { (new, old) };
+        let cleared = self.clear(file, unused, kept).await;
+        moved.and(cleared).map(|()| Retargeted::Moved(existing))
+    }
+
+    /// Copies the stored pieces and records the new place.
+    async fn switch(
+        &self,
+        file: &Arc<LibraryFile>,
+        old: &FileStore,
+        new: FileStore,
+        place: ContentPlace,
+    ) -> Result<()> {
+        let (id, layout) = (file.id(), file.layout());
+        let damaged = match (old, &new) {
+            (FileStore::Part(old), FileStore::Part(new)) if old.file.is_same(&new.file) => Vec::new(),
+            _ => file.copy_pieces(old, &new).await?,
+        };
+        let mut batch = Batch::new();
+        {
+            let mut state = file.state.lock();
+            for piece in damaged {
+                state.have.remove(piece);
+                state.synced.remove(piece);
+                state.verified.remove(piece);
+                state.unsynced.remove(&piece);
+            }
+            for page in 0..layout::bitmap_pages(layout) {
+                layout::put_bitmap_page(&mut batch, HAVE, &id, &state.synced, page);
+            }
+        }
+        let set_place = |place: ContentPlace| {
+            let mut state = self.inner.state.lock();
+            let mut slot = state.remove(&id)?;
+            let before = std::mem::replace(&mut slot.record.place, place);
+            slot.stored = false;
+            state.insert(id, slot);
+            Some(before)
+        };
+        let before = set_place(place);
+        self.inner.state.lock().put_record(&mut batch, &id);
+        if let Err(error) = self.inner.commit_in_parts(batch, Durability::Durable).await {
+            before.and_then(set_place);
+            return Err(error);
+        }
+        self.inner.state.lock().set_stored(&id);
+        {
+            let mut state = file.state.lock();
+            state.store = new;
+            state.allocated = false;
+        }
+        file.update_progress();
+        Ok(())
+    }
+
+    /// Removes the content of a place that is not used.
+    async fn clear(&self, file: &LibraryFile, unused: FileStore, kept: FileStore) -> Result<()> {
+        match unused {
+            FileStore::Part(part) => {
+                blocking(move || {
+                    let is_same_name =
+                        matches!(&kept, FileStore::Part(kept) if kept.target.path() == part.target.path());
+                    if is_same_name { Ok(()) } else { part.target.remove_part(part.file.inode()?) }
+                })
+                .await
+            }
+            _ => self.inner.content.remove(&file.id(), Some(file.layout())).await,
+        }
+    }
+}
+
+/// Creates the part file of a target, or gives the current one its name.
+fn open_part(target: Target, current: Option<Arc<PartFile>>) -> Result<PartFile> {
+    if let Some(current) = current {
+        let inode = current.file.inode()?;
+        if target.has_part(inode) || target.link_part(&current.target, inode)? {
+            return Ok(PartFile { file: current.file.at(target.path()), target });
+        }
+    }
+    let (file, _) = target.create_part()?;
+    Ok(PartFile { file, target })
+}
+
+impl LibraryFile {
+    /// Copies the stored pieces and makes them durable. Returns the damaged ones.
+    async fn copy_pieces(self: &Arc<Self>, old: &FileStore, new: &FileStore) -> Result<Vec<PieceIndex>> {
+        let (have, layout) = (self.have(), self.layout());
+        let stored: Vec<PieceIndex> = layout.pieces().filter(|piece| have.contains(*piece)).collect();
+        let mut damaged = Vec::new();
+        for some in stored.chunks((COPY_BYTES / layout.piece_size() as usize).max(1)) {
+            let mut pieces: Vec<(PieceIndex, Bytes)> = Vec::with_capacity(some.len());
+            for piece in some {
+                match self.read_from(old.clone(), *piece, false).await? {
+                    Some(content) => pieces.push((*piece, content)),
+                    None => damaged.push(*piece),
+                }
+            }
+            self.write_content(new.clone(), pieces, false).await?;
+        }
+        match new.clone() {
+            FileStore::Part(part) => {
+                let synced = blocking(move || {
+                    let synced = part.file.file.sync_all();
+                    synced.map_err(|error| LibraryError::io("sync", &part.file.path, error))
+                });
+                synced.await?;
+            }
+            _ => self.inner.content.sync().await?,
+        }
+        Ok(damaged)
+    }
+
+    /// Stores the missing pieces that an older or truncated copy of the file has at the same offsets.
+    pub(super) async fn reuse(self: &Arc<Self>, copy: File) -> Result<()> {
+        let (copy, layout, have) = (Arc::new(copy), self.layout(), self.have());
+        let missing: Vec<PieceIndex> = layout.pieces().filter(|piece| !have.contains(*piece)).collect();
+        for some in missing.chunks((COPY_BYTES / layout.piece_size() as usize).max(1)) {
+            let (copy, some) = (Arc::clone(&copy), some.to_vec());
+            let pieces: Vec<(PieceIndex, Bytes)> = blocking(move || {
+                let read = some.into_iter().map_while(|piece| {
+                    let mut content = vec![0; layout.len(piece)];
+                    copy.read_exact_at(&mut content, layout.offset(piece)).ok()?;
+                    Some((piece, content.into()))
+                });
+                Ok(read.collect())
+            })
+            .await?;
+            if pieces.is_empty() {
+                return Ok(());
+            }
+            // Only the valid ones are stored.
+            self.write_pieces(pieces).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! Another destination for an incomplete file, an older copy at the destination, and sparse files.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+use crate::library::entry::Location;
+use crate::library::error::LibraryError;
+
+#[tokio::test]
+async fn last_destination_keeps_stored_pieces() {
+    for in_files in [false, true] {
+        let rig = Rig::new(in_files);
+        let sample = Sample::new(4 * PIECE + 5, 1);
+        let mut library = rig.open().await;
+        fs::create_dir(rig.path("dir")).unwrap();
+        let names = ["a.bin", "dir/b.bin", "", "c.bin", "", "a.bin"];
+        for (number, name) in names.into_iter().enumerate() {
+            let to = if name.is_empty() { Destination::Library } else { rig.to(name, false) };
+            let file = sample.create(&library, "x", to).await;
+            assert_eq!(file.have_count() as usize, number.min(4), "pieces were lost on the way to {name:?}");
+            sample.check(&file).await;
+            let linked = matches!(file.location(), Location::Linked { path } if path == rig.path(name));
+            assert_eq!(linked, !name.is_empty());
+            for other in names.into_iter().filter(|other| !other.is_empty()) {
+                let part = rig.path(&format!("{other}.enjambre-part"));
+                assert_eq!(part.exists(), other == name, "{}", part.display());
+            }
+            if number < 4 {
+                file.write_pieces(vec![sample.piece(number as u32)]).await.unwrap();
+            }
+            drop(file);
+            if number % 2 == 1 {
+                rig.kill(library).await;
+                library = rig.open().await;
+            }
+        }
+        let file = sample.create(&library, "x", rig.to("a.bin", false)).await;
+        file.write_pieces(sample.all()).await.unwrap();
+        file.finish(true).await.unwrap();
+        assert_eq!(fs::read(rig.path("a.bin")).unwrap(), sample.content);
+        assert!(!rig.path("dir/b.bin").exists() && !rig.path("c.bin").exists());
+    }
+}
+
+#[tokio::test]
+async fn force_after_conflict_uses_stored_pieces() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(2 * PIECE, 1);
+    let library = rig.open().await;
+    let file = sample.create(&library, "x", rig.to("a.bin", false)).await;
+    file.write_pieces(sample.all()).await.unwrap();
+    fs::write(rig.path("a.bin"), b"came meanwhile").unwrap();
+    assert!(matches!(file.finish(true).await, Err(LibraryError::Exists { .. })));
+    drop(file);
+    let file = sample.create(&library, "x", rig.to("a.bin", true)).await;
+    assert!(file.is_complete());
+    file.finish(true).await.unwrap();
+    assert_eq!(fs::read(rig.path("a.bin")).unwrap(), sample.content);
+}
+
+#[tokio::test]
+async fn destination_with_whole_content_replaces_partial_one() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(2 * PIECE, 1);
+    let library = rig.open().await;
+    let file = sample.create(&library, "x", rig.to("a.bin", false)).await;
+    file.write_pieces(vec![sample.piece(0)]).await.unwrap();
+    fs::write(rig.path("b.bin"), &sample.content).unwrap();
+    let file = sample.create(&library, "x", rig.to("b.bin", false)).await;
+    assert!(file.is_finished());
+    sample.check(&file).await;
+    assert!(!rig.path("a.bin.enjambre-part").exists());
+}
+
+#[tokio::test]
+async fn deleted_part_file_is_created_again_with_its_pieces() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(2 * PIECE, 1);
+    let library = rig.open().await;
+    let file = sample.create(&library, "x", rig.to("a.bin", false)).await;
+    file.write_pieces(vec![sample.piece(0)]).await.unwrap();
+    fs::remove_file(rig.path("a.bin.enjambre-part")).unwrap();
+    // It is still open.
+    let again = sample.create(&library, "x", rig.to("a.bin", false)).await;
+    assert_eq!(again.have_count(), 1);
+    again.write_pieces(sample.all()).await.unwrap();
+    again.finish(true).await.unwrap();
+    assert_eq!(fs::read(rig.path("a.bin")).unwrap(), sample.content);
+}
+
+#[tokio::test]
+async fn pieces_of_older_or_truncated_copy_are_used() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(4 * PIECE, 1);
+    let mut older = sample.content[..3 * PIECE + 7].to_vec();
+    older[PIECE] ^= 1;
+    fs::write(rig.path("a.bin"), &older).unwrap();
+    let library = rig.open().await;
+    let file = sample.create(&library, "x", rig.to("a.bin", true)).await;
+    let have: Vec<u32> =
+        file.layout().pieces().filter(|piece| file.has(*piece)).map(PieceIndex::get).collect();
+    assert_eq!(have, [0, 2]);
+    assert_eq!(fs::read(rig.path("a.bin")).unwrap(), older, "until the file is complete");
+    file.write_pieces(sample.all()).await.unwrap();
+    file.finish(true).await.unwrap();
+    assert_eq!(fs::read(rig.path("a.bin")).unwrap(), sample.content);
+}
+
+#[tokio::test]
+async fn sparse_file_stays_sparse() {
+    let mut content = vec![0; 16 * PIECE + 5];
+    content[3 * PIECE] = 1;
+    let sample = Sample::of(content.into());
+    for in_files in [false, true] {
+        let rig = Rig::new(in_files);
+        let library = rig.open().await;
+        let to = if in_files { Destination::Library } else { rig.to("a.bin", false) };
+        let file = sample.create(&library, "x", to).await;
+        // The end is written first, so all blocks are allocated before the zeros are written.
+        let mut pieces = sample.all();
+        pieces.reverse();
+        for piece in pieces {
+            file.write_pieces(vec![piece]).await.unwrap();
+        }
+        file.finish(true).await.unwrap();
+        sample.check(&file).await;
+        library.export(&sample.id(), &rig.path("b.bin"), false).await.unwrap();
+        let id = sample.id().to_string();
+        let stored = if in_files { rig.path("content").join(&id[..2]).join(id) } else { rig.path("a.bin") };
+        for path in [stored, rig.path("b.bin")] {
+            assert_eq!(fs::read(&path).unwrap(), sample.content);
+            let allocated = fs::metadata(&path).unwrap().blocks() * 512;
+            assert!(allocated <= 2 * PIECE as u64, "{} has {allocated} bytes", path.display());
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Fetching the replicas.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::{RETRY_INTERVAL, ReplicaStore};
+use crate::catalogue::error::CatalogueError;
+use crate::catalogue::pins::share_of;
+use crate::download::DownloadError;
+use crate::download::downloader::Download;
+use crate::download::get::{GetRequest, get};
+use crate::download::request::{DownloadRequest, Progress};
+use crate::library::entry::NewFile;
+use crate::library::output::Destination;
+use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
+use enjambre_core::storage::inspect::with_causes;
+use enjambre_core::{FileId, FileKind, FileRecord};
+
+/// Time between two checks of a running fetch.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
+/// The number of bytes that a running fetch reserves beyond the stored ones.
+const RESERVED_AHEAD: u64 = 16 << 20;
+/// Time without new content after which a fetch gives its slot to other pins.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time without new content after which a pin of which nothing is stored expires.
+const EMPTY_PIN_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+/// As [`EMPTY_PIN_TIMEOUT`], for a pin of which a part is stored.
+const PARTIAL_PIN_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl ReplicaStore {
+    /// Fetches a file and retries as long as content arrives now and then. Fails if the file cannot be stored.
+    pub(super) async fn fetch(&self, id: &FileId) -> Result<(), ErrorReply> {
+        let (mut stored, mut since) = (self.stored_bytes(id).await, Instant::now());
+        while !self.try_fetch(id).await? {
+            let now_stored = self.stored_bytes(id).await;
+            if now_stored != stored {
+                (stored, since) = (now_stored, Instant::now());
+            }
+            let timeout = if stored == 0 { EMPTY_PIN_TIMEOUT } else { PARTIAL_PIN_TIMEOUT };
+            if since.elapsed() >= timeout {
+                let problem =
+                    format!("the pin expired: no content arrived for {} h", timeout.as_secs() / 3600);
+                return Err(ErrorReply::new(ErrorCode::NotFound, problem));
+            }
+            sleep(RETRY_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Returns whether the replica is complete or the pin was removed.
+    pub(super) async fn try_fetch(&self, id: &FileId) -> Result<bool, ErrorReply> {
+        match self.parts.catalogue.pinned(id).await {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                // Another tracker of the catalogue removed the pin.
+                self.give_up(id).await;
+                return Ok(true);
+            }
+            Err(error) => {
+                tracing::warn!(%id, %error, "reading a pin failed; will retry");
+                return Ok(false);
+            }
+        }
+        let file = match self.parts.catalogue.file(id, self.parts.clock.now()).await {
+            Ok(Some(file)) => file,
+            Ok(None) => {
+                return Err(ErrorReply::new(ErrorCode::NotFound, "file is no longer offered by any peer"));
+            }
+            Err(error) => {
+                tracing::warn!(%id, %error, "looking up a pinned file failed; will retry");
+                return Ok(false);
+            }
+        };
+        // A file without providers must not occupy a download slot.
+        if !self.is_complete(id).await && !self.has_provider(id).await {
+            return Ok(false);
+        }
+        let Ok(_slot) = self.download_slots.acquire().await else { return Ok(false) };
+        let download = self.download(&file);
+        let progress = download.progress();
+        if !self.reserve_during(&file, 0, progress, download.wait()).await? {
+            return Ok(false);
+        }
+        let kind = match self.library().verify_kind(id).await {
+            Ok(kind) => kind,
+            Err(error) => {
+                warn_download(&file, &error.into());
+                return Ok(false);
+            }
+        };
+        // The bytes of the list of members, which the progress of the members does not include.
+        let mut list = 0;
+        if kind == FileKind::Collection {
+            list = self.library().entry(id).map_or(0, |entry| entry.size);
+            let members = match self.library().collection(id).await {
+                Ok(collection) => collection.total_size(),
+                Err(error) => return Err(ErrorReply::new(ErrorCode::Malformed, error.to_string())),
+            };
+            self.check_share(list.saturating_add(members))?;
+        }
+        let (progress, updates) = watch::channel(Progress::default());
+        let members = self.download_members(&file, kind, &progress);
+        if !self.reserve_during(&file, list, updates, members).await? {
+            return Ok(false);
+        }
+        if !self.reserve(id, self.stored_bytes(id).await).await? {
+            return Ok(false);
+        }
+        let completed = self.parts.catalogue.set_complete(id, true).await;
+        match &completed {
+            Ok(true) => tracing::info!(%id, name = %file.name, "replica stored"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%id, %error, "marking a replica as complete failed; will retry"),
+        }
+        Ok(completed.unwrap_or(false))
+    }
+
+    /// Waits for a download of the file, and reserves space for `base` bytes and for what the download has stored. Returns
+    /// `false` if the download failed, stalled, or the pin was removed.
+    async fn reserve_during(
+        &self,
+        file: &FileRecord,
+        base: u64,
+        progress: watch::Receiver<Progress>,
+        download: impl Future<Output = Result<(), Arc<DownloadError>>>,
+    ) -> Result<bool, ErrorReply> {
+        tokio::pin!(download);
+        let Ok(Some(pin)) = self.parts.catalogue.pinned(&file.id).await else { return Ok(false) };
+        let (mut done, mut since, mut reserved) = (0, Instant::now(), pin.size);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut download => return match result {
+                    Ok(()) => Ok(true),
+                    Err(error) => {
+                        warn_download(file, &error);
+                        Ok(false)
+                    }
+                },
+                () = sleep(CHECK_INTERVAL) => {}
+            }
+            let now = *progress.borrow();
+            if now.done != done {
+                (done, since) = (now.done, Instant::now());
+            } else if since.elapsed() >= STALL_TIMEOUT {
+                tracing::debug!(id = %file.id, "fetching a replica stalled; will retry");
+                return Ok(false);
+            }
+            if done == 0 {
+                // The total is only claimed.
+                continue;
+            }
+            self.check_share(base.saturating_add(now.total))?;
+            let wanted = base.saturating_add(done.saturating_add(RESERVED_AHEAD).min(now.total.max(done)));
+            if wanted > reserved {
+                if !self.reserve(&file.id, wanted).await? {
+                    return Ok(false);
+                }
+                reserved = wanted;
+            }
+        }
+    }
+
+    /// Fails for a file that no peer can pin.
+    fn check_share(&self, size: u64) -> Result<(), ErrorReply> {
+        let quota = share_of(self.quota);
+        if size <= quota {
+            Ok(())
+        } else {
+            Err(CatalogueError::QuotaFull { size, reserved: 0, quota }.into())
+        }
+    }
+
+    /// Starts the download of a file or the list of a collection.
+    fn download(&self, file: &FileRecord) -> Download {
+        let request = DownloadRequest {
+            id: file.id,
+            file: NewFile { name: Some(file.name.clone()), kind: file.kind, member_of: None },
+            claimed_size: file.size,
+            proven_size: None,
+            destination: Destination::Library,
+            announced_as: file.id,
+            providers: Arc::clone(&self.parts.trackers) as _,
+        };
+        self.parts.downloader.get(request)
+    }
+
+    /// Downloads the members of a collection and makes the replica durable.
+    async fn download_members(
+        &self,
+        file: &FileRecord,
+        kind: FileKind,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Arc<DownloadError>> {
+        let request = GetRequest {
+            id: file.id,
+            name: Some(file.name.clone()),
+            kind,
+            size: file.size,
+            output: None,
+            force: false,
+            durable: true,
+        };
+        let providers = Arc::clone(&self.parts.trackers) as _;
+        get(&self.parts.downloader, &request, providers, progress).await.map(drop)
+    }
+
+    /// Whether another peer offers the file.
+    async fn has_provider(&self, id: &FileId) -> bool {
+        let me = self.parts.key.peer_id();
+        let providers = self.parts.trackers.providers(id).await;
+        providers.is_ok_and(|providers| providers.iter().any(|provider| provider.peer != me))
+    }
+
+    /// Reserves space for a pin. Returns `false` if the pin was removed.
+    async fn reserve(&self, id: &FileId, size: u64) -> Result<bool, ErrorReply> {
+        loop {
+            match self.parts.catalogue.resize_pin(id, size, self.quota).await {
+                Ok(is_pinned) => return Ok(is_pinned),
+                Err(error @ CatalogueError::QuotaFull { .. }) => return Err(error.into()),
+                Err(error) => tracing::warn!(%id, %error, "reserving space for a replica failed; will retry"),
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+}
+
+fn warn_download(file: &FileRecord, error: &DownloadError) {
+    let error = with_causes(error);
+    tracing::warn!(id = %file.id, name = %file.name, error, "fetching a replica failed; will retry");
+}

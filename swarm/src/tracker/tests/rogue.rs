@@ -1,0 +1,97 @@
+//! Clients of trackers that send invalid lists.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{World, endpoint, file};
+use crate::tracker_client::error::TrackerError;
+use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
+use enjambre_core::protocol::message::{Nonce, Reply, Request};
+use enjambre_core::protocol::server::{Handler, serve};
+use enjambre_core::{CatalogueId, FileKind, FileRecord, PeerId, PeerInfo, ReplySink, RequestId, UnixMillis};
+
+const AT: &str = "memory://rogue:1";
+
+/// A tracker with a list that never ends.
+struct Rogue {
+    /// The names on each page.
+    names: &'static [&'static str],
+    pages: AtomicU64,
+}
+
+fn record(name: &str) -> FileRecord {
+    FileRecord {
+        id: file(1),
+        name: name.parse().unwrap(),
+        version: 1,
+        size: 10,
+        kind: FileKind::File,
+        published_ms: UnixMillis(u64::MAX),
+        publisher: PeerId::from_bytes([1; 32]),
+        providers: u32::MAX,
+    }
+}
+
+#[async_trait]
+impl Handler for Rogue {
+    async fn handle(
+        &self,
+        _id: RequestId,
+        request: Request,
+        _peer: &PeerInfo,
+        _sink: &mut dyn ReplySink,
+    ) -> Result<(Reply, Bytes), ErrorReply> {
+        let reply = match request {
+            Request::OpenSession { .. } => {
+                Reply::OpenSession { catalogue: CatalogueId([1; 16]), nonce: Nonce([1; 32]), grant: None }
+            }
+            Request::List { .. } => {
+                let page = self.pages.fetch_add(1, Ordering::Relaxed);
+                let files = self.names.iter().map(|name| record(name)).collect();
+                Reply::List { files, cursor: Some(page.to_be_bytes().to_vec()) }
+            }
+            _ => return Err(ErrorReply::new(ErrorCode::Unsupported, "only lists")),
+        };
+        Ok((reply, Bytes::new()))
+    }
+}
+
+/// Lists the files of a rogue tracker. Returns the number of files before the error.
+async fn list(names: &'static [&'static str]) -> (usize, TrackerError) {
+    let world = World::new();
+    let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
+    let rogue = Rogue { names, pages: AtomicU64::new(0) };
+    let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::new(rogue)));
+    let mut listing = world.trackers(&[AT]).list("");
+    let mut files = 0;
+    let error = loop {
+        match listing.next().await {
+            Ok(Some(_)) => files += 1,
+            Ok(None) => panic!("the list ends"),
+            Err(error) => break error,
+        }
+    };
+    listener.shutdown(Duration::ZERO).await;
+    serving.await.unwrap();
+    (files, error)
+}
+
+#[tokio::test(start_paused = true)]
+async fn endless_empty_list_is_refused() {
+    let (files, error) = list(&[]).await;
+    assert!(matches!(error, TrackerError::Protocol { .. }), "{error}");
+    assert_eq!(files, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeated_page_of_a_list_is_refused() {
+    let (files, error) = list(&["a", "b"]).await;
+    assert!(matches!(error, TrackerError::Protocol { .. }), "{error}");
+    assert_eq!(files, 2);
+    let (files, error) = list(&["b", "a"]).await;
+    assert!(matches!(error, TrackerError::Protocol { .. }) && files == 0, "{error}");
+}
