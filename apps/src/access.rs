@@ -1,7 +1,9 @@
-//! Owners and permissions of files that other users must not control.
+//! Owners and permissions of files, and private files, that other users must not control.
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 /// Returns the user id of this process.
 pub(crate) fn own_uid() -> u32 {
@@ -25,4 +27,20 @@ pub(crate) fn user_name(uid: u32) -> String {
         (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
     });
     names.next().unwrap_or_else(|| format!("number {uid}"))
+}
+
+/// Writes a file of the data directory that only this user can read. A crash leaves the old content or the new one.
+/// Blocks.
+pub(crate) fn write_file(data_dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let draft = data_dir.join(format!("{name}.new"));
+    match std::fs::remove_file(&draft) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Only a new file is certain not to be a link, and has the permissions.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&draft, data_dir.join(name))?;
+    File::open(data_dir)?.sync_all()
 }

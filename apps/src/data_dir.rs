@@ -1,7 +1,7 @@
 //! The data directory of a node: its permissions, its lock, and small files in it.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Error, ErrorKind, Write};
+use std::io::{self, Error, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -93,25 +93,10 @@ fn is_of_node(path: &Path) -> io::Result<bool> {
         || std::fs::read_dir(path)?.next().is_none())
 }
 
-/// Writes a file of the data directory that only this user can read. A crash leaves the old content or the new one.
-/// Blocks.
-pub(crate) fn write_file(data_dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    let draft = data_dir.join(format!("{name}.new"));
-    match std::fs::remove_file(&draft) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    // Only a new file is certain not to be a link, and has the permissions.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&draft, data_dir.join(name))?;
-    File::open(data_dir)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::write_file;
 
     #[tokio::test]
     async fn data_directory_is_locked_once() {

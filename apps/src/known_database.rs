@@ -8,7 +8,7 @@ use std::path::Path;
 
 use enjambre_core::Storage;
 
-use crate::data_dir::write_file;
+use crate::access::write_file;
 use crate::failure::{Failure, ResultContext};
 
 const FILE: &str = "initialized";

@@ -7,7 +7,7 @@ use std::path::Path;
 use enjambre_core::KeyPair;
 use tokio::fs;
 
-use crate::data_dir::write_file;
+use crate::access::write_file;
 use crate::failure::{Failure, ResultContext};
 
 /// The name of the file in the data directory.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use enjambre_core::{Collection, FileId, FileKind, Name, Publication};
+use enjambre_core::{Collection, FileId, FileKind, Publication};
 use enjambre_swarm::library::entry::{Entry, Location, Origin};
 use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::library::Library;
@@ -12,7 +12,7 @@ use enjambre_swarm::library::publish::{PublishOptions, PublishProgress, Skipped}
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 
-use super::get::GetOptions;
+use super::get::{GetOptions, default_name};
 use super::{Node, Reach};
 use crate::control::message::{
     Command, Event, Events, Execute, LibraryLine, NodeStatus, TrackerLine, WithdrawnLine,
@@ -315,9 +315,4 @@ fn linked_folder(library: &Library, collection: &Collection) -> Option<PathBuf> 
 fn withdrawn_line(entry: &Entry) -> Option<WithdrawnLine> {
     let (Some(reason), Location::Linked { path }) = (entry.withdrawn, &entry.location) else { return None };
     Some(WithdrawnLine { name: entry.name.clone(), path: path.clone(), reason })
-}
-
-/// Returns the name for a file without a name.
-pub(super) fn default_name(id: &FileId) -> Option<Name> {
-    format!("{}.bin", id.short()).parse().ok()
 }

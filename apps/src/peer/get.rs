@@ -19,7 +19,6 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Node;
-use super::commands::default_name;
 use crate::control::message::{Event, Events, Output};
 use crate::failure::{Failure, ResultContext};
 
@@ -306,4 +305,9 @@ impl DiskState {
 
 fn progress_event(progress: Progress) -> Event {
     Event::Progress { done: progress.done, total: progress.total, providers: progress.providers }
+}
+
+/// Returns the name for a file without a name.
+pub(super) fn default_name(id: &FileId) -> Option<Name> {
+    format!("{}.bin", id.short()).parse().ok()
 }

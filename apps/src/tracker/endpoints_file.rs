@@ -4,7 +4,7 @@ use std::path::Path;
 
 use enjambre_core::Endpoint;
 
-use crate::data_dir::write_file;
+use crate::access::write_file;
 
 const FILE_NAME: &str = "endpoints";
 
