@@ -6,7 +6,7 @@ use crate::error::explain;
 use crate::storage::Sqlite;
 
 /// The number of pages that one transaction moves: 16 MiB of content.
-const PAGES: u32 = 256;
+pub(crate) const PAGES: u32 = 256;
 
 impl Sqlite {
     /// Shrinks the database and closes it. Returns the number of freed bytes.
@@ -27,16 +27,27 @@ impl Sqlite {
     }
 
     fn release_pages(&self) -> rusqlite::Result<()> {
-        let unused =
-            || self.connection().pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0));
         let mut before = i64::MAX;
         loop {
-            let now = unused()?;
+            let now = self.unused_pages()?;
             if now == 0 || now >= before {
                 return Ok(());
             }
             before = now;
-            self.connection().execute_batch(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+            self.release_some()?;
         }
+    }
+
+    pub(crate) fn unused_pages(&self) -> rusqlite::Result<i64> {
+        self.connection().pragma_query_value(None, "freelist_count", |row| row.get(0))
+    }
+
+    /// Releases up to [`PAGES`] pages. Each step of the statement releases one.
+    pub(crate) fn release_some(&self) -> rusqlite::Result<()> {
+        let mut statement =
+            self.connection().prepare_cached(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {}
+        Ok(())
     }
 }

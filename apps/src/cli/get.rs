@@ -10,6 +10,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::json;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, block_in_place, spawn_blocking};
+use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
 use super::output::{Stdout, count, notice, rate, size, warn};
@@ -17,6 +21,9 @@ use super::progress::Bar;
 use super::runner;
 use crate::control::message::{Command, Event, Output};
 use crate::failure::{Failure, ResultContext};
+
+/// Number of content events that can wait for the consumer of a stream.
+const QUEUED: usize = 16;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -47,7 +54,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     if list {
         return print_contents(&context, queries, json).await;
     }
-    let (output, mut stream) = match output {
+    let (output, stream) = match output {
         Some(path) => destination(&path, queries.len() > 1).await?,
         None => (Output::Library, None),
     };
@@ -81,11 +88,11 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
             });
         }
         Event::Content { data } => {
-            if let (Some(to), None) = (&mut stream, &problem)
-                && let Err(error) =
-                    STANDARD.decode(data).map_err(Failure::failed).and_then(|data| to.write(&data))
-            {
-                problem = Some(error);
+            if let (Some(to), None) = (&stream, &problem) {
+                match STANDARD.decode(data) {
+                    Ok(data) => to.write(data, &context.stop),
+                    Err(error) => problem = Some(Failure::failed(error)),
+                }
             }
         }
         Event::Complete { name, id, path, bytes, received, seconds, .. } => {
@@ -109,8 +116,12 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     };
     let command = Command::Get { queries, output, force, sync };
     let result = runner::run(&context, command, &mut show).await;
+    let written = match stream {
+        Some(stream) => context.run(stream.finish()).await,
+        None => Ok(()),
+    };
     bar.clear();
-    let result = result.and(problem.map_or(Ok(()), Err));
+    let result = result.and(written).and(problem.map_or(Ok(()), Err));
     if let (Err(failure), true) = (&result, json) {
         stdout.json(&json!({ "event": "error", "message": failure.message }));
     }
@@ -118,25 +129,47 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     stdout.finish()
 }
 
-/// A stream to which the content of files is written.
-struct Stream(Option<Box<dyn Write + Send>>);
+/// A stream to which a blocking thread writes the content of files, so that a signal interrupts the command while the
+/// consumer of the stream pauses.
+struct Stream {
+    queue: mpsc::Sender<Vec<u8>>,
+    writer: JoinHandle<Result<(), Failure>>,
+}
 
 impl Stream {
-    /// Writes to the stream. A closed pipe (`| head`) is not an error; further content is discarded.
-    fn write(&mut self, data: &[u8]) -> Result<(), Failure> {
-        let Some(to) = &mut self.0 else { return Ok(()) };
-        match to.write_all(data).and_then(|()| to.flush()) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => self.0 = None,
-            written => written.map_err(Failure::from).context("cannot write the content")?,
-        }
-        Ok(())
+    fn new(mut to: impl Write + Send + 'static) -> Self {
+        let (queue, mut content) = mpsc::channel::<Vec<u8>>(QUEUED);
+        let writer = spawn_blocking(move || {
+            while let Some(data) = content.blocking_recv() {
+                match to.write_all(&data).and_then(|()| to.flush()) {
+                    // A closed pipe (`| head`) is not an error.
+                    Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
+                    written => written.map_err(Failure::from).context("cannot write the content")?,
+                }
+            }
+            Ok(())
+        });
+        Self { queue, writer }
+    }
+
+    /// Passes content to the thread. Blocks while the queue is full, until `stop` is cancelled. Content after a failed
+    /// write is discarded.
+    fn write(&self, data: Vec<u8>, stop: &CancellationToken) {
+        let send = stop.run_until_cancelled(self.queue.send(data));
+        let _ = block_in_place(|| Handle::current().block_on(send));
+    }
+
+    /// Waits until the content is written.
+    async fn finish(self) -> Result<(), Failure> {
+        drop(self.queue);
+        self.writer.await.unwrap_or_else(|error| Err(Failure::failed(format!("internal error: {error}"))))
     }
 }
 
 /// Interprets the argument of `--output`.
 async fn destination(path: &Path, several: bool) -> Result<(Output, Option<Stream>), Failure> {
     if path == Path::new("-") {
-        return Ok((Output::Client, Some(Stream(Some(Box::new(std::io::stdout()))))));
+        return Ok((Output::Client, Some(Stream::new(std::io::stdout()))));
     }
     let found = tokio::fs::metadata(path).await.map(|found| found.file_type());
     if found.is_ok_and(|found| !found.is_file() && !found.is_dir()) {
@@ -146,7 +179,7 @@ async fn destination(path: &Path, several: bool) -> Result<(Output, Option<Strea
             Err(error) => Err(error.into()),
         };
         let file = opened.context(format!("cannot open {}", path.display()))?;
-        return Ok((Output::Client, Some(Stream(Some(Box::new(file))))));
+        return Ok((Output::Client, Some(Stream::new(file))));
     }
     let into = several || path.as_os_str().as_bytes().ends_with(b"/");
     Ok((Output::Path { path: std::path::absolute(path)?, into }, None))
@@ -174,7 +207,26 @@ async fn print_contents(context: &Context<'_>, queries: Vec<String>, json: bool)
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn blocked_stream_can_be_interrupted() {
+        let (writer, reader) = UnixStream::pair().unwrap();
+        let (stream, stop) = (Stream::new(writer), CancellationToken::new());
+        let signal = stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            signal.cancel();
+        });
+        while !stop.is_cancelled() {
+            stream.write(vec![0; 64 << 10], &stop);
+        }
+        drop(reader);
+        assert_eq!(stream.finish().await, Ok(()), "a closed pipe is not an error");
+    }
 
     #[test]
     fn other_or_missing_file_is_not_visible() {

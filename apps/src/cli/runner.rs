@@ -121,9 +121,18 @@ pub(super) async fn run_and_stay(
                 return Ok(Some(node));
             }
             Access::Connected(connection) => {
-                let running = connection.run(command.clone(), show);
+                let mut has_content = false;
+                let mut show = |event| {
+                    has_content |= matches!(event, Event::Content { .. });
+                    show(event);
+                };
+                let running = connection.run(command.clone(), &mut show);
                 match context.stop.run_until_cancelled(running).await.ok_or_else(interrupted)? {
                     Some(result) => return result.map(|()| None),
+                    // Another attempt would write the content again from its start.
+                    None if has_content => {
+                        return Err(Failure::failed("the running peer exited before the end of the content"));
+                    }
                     None => notice("the running peer exited; continuing in this process"),
                 }
             }

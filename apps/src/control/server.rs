@@ -13,14 +13,16 @@ use tokio_util::codec::{FramedRead, FramedWrite, LinesCodec};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::message::{ALIVE_INTERVAL, CONTROL_VERSION, Envelope, Event, Events, Execute, MAX_LINE};
+use super::message::{
+    ALIVE_INTERVAL, CONTROL_VERSION, Command, Envelope, Event, Events, Execute, MAX_LINE, Output,
+};
 use crate::failure::Failure;
 
 /// Maximum number of concurrent commands. Further clients wait.
 const MAX_CLIENTS: usize = 64;
 /// Maximum time to receive a command.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum time to send an event.
+/// Maximum time to send an event of a command without content.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the commands of the socket until `stop` is cancelled. Running commands are dropped then, and their connections
@@ -70,8 +72,13 @@ async fn answer(stream: UnixStream, handler: &dyn Execute, node: &BTreeMap<Strin
     let (reader, writer) = stream.into_split();
     let mut reader = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE));
     let mut writer = FramedWrite::new(writer, LinesCodec::new());
+    let mut send_timeout = SEND_TIMEOUT;
     let result = match command(&mut reader, node).await {
         Ok(Some(Envelope { command, .. })) => {
+            if matches!(command, Command::Get { output: Output::Client, .. }) {
+                // The consumer of the content can pause for any time.
+                send_timeout = Duration::MAX;
+            }
             let (events, mut receiver) = Events::channel();
             let run = async { Ok(handler.execute(command, events).await) };
             let write = async {
@@ -81,7 +88,7 @@ async fn answer(stream: UnixStream, handler: &dyn Execute, node: &BTreeMap<Strin
                         Ok(None) => return Ok::<_, std::io::Error>(()),
                         Err(_) => Event::Alive,
                     };
-                    send(&mut writer, &event).await?;
+                    send(&mut writer, &event, send_timeout).await?;
                 }
             };
             // The command is cancelled if the client disconnects or stops reading.
@@ -94,7 +101,8 @@ async fn answer(stream: UnixStream, handler: &dyn Execute, node: &BTreeMap<Strin
         Err(failure) => Some(Err(failure)),
     };
     if let Some(result) = result {
-        let _ = send(&mut writer, &result.map_or_else(Event::Failed, |()| Event::Done)).await;
+        let event = result.map_or_else(Event::Failed, |()| Event::Done);
+        let _ = send(&mut writer, &event, send_timeout).await;
     }
 }
 
@@ -108,12 +116,12 @@ fn other_value(required: &BTreeMap<String, String>, node: &BTreeMap<String, Stri
 }
 
 /// Sends an event. Fails if the client is gone or stops reading.
-async fn send(writer: &mut Writer, event: &Event) -> std::io::Result<()> {
+async fn send(writer: &mut Writer, event: &Event, limit: Duration) -> std::io::Result<()> {
     let line = serde_json::to_string(event).unwrap_or_else(|error| {
         let failure = Failure::failed(format!("cannot serialize an event: {error}"));
         serde_json::to_string(&Event::Failed(failure)).expect("a failure serializes")
     });
-    timeout(SEND_TIMEOUT, writer.send(line)).await?.map_err(std::io::Error::other)
+    timeout(limit, writer.send(line)).await?.map_err(std::io::Error::other)
 }
 
 /// Receives the command. Returns `None` if the client disconnects.

@@ -13,11 +13,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::client::connect;
-use super::message::{Command, Event, Events, Execute, MAX_LINE};
+use super::message::{CONTROL_VERSION, Command, Envelope, Event, Events, Execute, MAX_LINE, Output};
 use super::{server, socket};
 use crate::failure::Failure;
 
-/// `library` sends three warnings, `status` fails, and `verify` runs until it is cancelled.
+/// `library` sends three warnings, `get` sends more content than a socket holds, `status` fails, and `verify` runs until
+/// it is cancelled.
 #[derive(Default)]
 struct Handler {
     started: Notify,
@@ -39,6 +40,12 @@ impl Execute for Handler {
             Command::Library => {
                 for number in 0..3 {
                     events.warn(number.to_string()).await;
+                }
+                Ok(())
+            }
+            Command::Get { .. } => {
+                for _ in 0..64 {
+                    events.send(Event::Content { data: "x".repeat(64 << 10) }).await;
                 }
                 Ok(())
             }
@@ -130,6 +137,22 @@ async fn long_command_without_events_is_not_cancelled() {
     let mut show = |event| panic!("{event:?}");
     let command = connection.run(Command::Verify { query: None }, &mut show);
     tokio::time::timeout(Duration::from_secs(120), command).await.expect_err("the command is running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn consumer_of_content_can_pause() {
+    let server = Server::start();
+    let output = Output::Client;
+    let command = Command::Get { queries: Vec::new(), output, force: false, sync: false };
+    let envelope = Envelope { version: CONTROL_VERSION, command, settings: BTreeMap::new() };
+    let mut stream =
+        UnixStream::connect(socket::path(&server.folder.path().canonicalize().unwrap())).await.unwrap();
+    stream.write_all(format!("{}\n", serde_json::to_string(&envelope).unwrap()).as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    assert_eq!(reply.matches("\"content\"").count(), 64);
+    assert!(reply.contains("\"done\""));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use enjambre_core::{FileId, FileKind, MemberPath, Name};
 use enjambre_swarm::download::error::DownloadError;
-use enjambre_swarm::download::get::{GetRequest, get_list, get_selected};
+use enjambre_swarm::download::get::{GetRequest, Stored, get_list, get_selected};
 use enjambre_swarm::download::request::{Phase, Progress};
 use enjambre_swarm::download::selection::{Selection, Summary, member};
 use enjambre_swarm::library::entry::{Entry, Location};
@@ -93,14 +93,14 @@ impl Node {
         let stored = self.stored_bytes(&id).await;
         let selection = Selection { path: part, on_list: Some(&on_list) };
         let running = get_selected(&self.services.downloader, &request, &selection, trackers(), &progress);
-        let bytes = self.follow(running, &name, updates.clone(), events).await?;
+        let Stored { bytes, path } = self.follow(running, &name, updates.clone(), events).await?;
         let last = *updates.borrow();
         events.send(progress_event(Progress { done: bytes, total: bytes, ..last })).await;
         if *options.output == Output::Client {
             self.send_content(&id, events).await?;
         }
         let seconds = started.elapsed().as_secs_f64();
-        let path = request.output.or_else(|| match self.services.library.entry(&id)?.location {
+        let path = path.or_else(|| match self.services.library.entry(&id)?.location {
             Location::Linked { path } => Some(path),
             _ => None,
         });

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::checkpoint::{CHECKPOINT_BUSY, TRUNCATE_LOG};
+use crate::compact::PAGES;
 
 const SPACE: Space = Space::new("s");
 
@@ -68,6 +69,27 @@ fn compacted_database_returns_space_of_deleted_entries() {
         let engine = Sqlite::open(&options).unwrap();
         let left = engine.reader().unwrap().scan(SPACE, &KeyRange::all(), 100, MAX_PAGE).unwrap();
         assert_eq!(left, [(write(39, 0).target().1.clone(), vec![7; 1 << 20].into())]);
+    }
+}
+
+#[test]
+fn each_step_of_compaction_releases_many_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { path: folder.path().join("db"), role: Role::Content, cache_kib: 64 };
+    let mut engine = Sqlite::open(&options).unwrap();
+    let writes: Vec<Write> = (0..40).map(|number| write(number, 1 << 20)).collect();
+    for write in &writes {
+        engine.apply(std::slice::from_ref(write), Durability::Durable).unwrap();
+    }
+    let deletions: Vec<Write> =
+        writes.iter().map(|write| Write::Delete(SPACE, write.target().1.clone())).collect();
+    engine.apply(&deletions, Durability::Durable).unwrap();
+    let mut unused = engine.unused_pages().unwrap();
+    assert!(unused > 2 * i64::from(PAGES));
+    while unused > 0 {
+        engine.release_some().unwrap();
+        unused = (unused - i64::from(PAGES)).max(0);
+        assert_eq!(engine.unused_pages().unwrap(), unused);
     }
 }
 

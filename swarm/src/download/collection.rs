@@ -214,6 +214,7 @@ async fn get_member(
         file: NewFile { name: None, kind: FileKind::File, member_of: Some(collection) },
         claimed_size: first.size,
         proven_size: Some(first.size),
+        max_size: None,
         destination,
         announced_as: collection,
         providers,

@@ -17,6 +17,7 @@ use crate::library::error::LibraryError;
 use crate::library::library::Library;
 use crate::library::output::{Destination, OutputDir};
 use crate::library::small::SmallOutput;
+use enjambre_core::model::collection::MAX_ENCODED;
 use enjambre_core::{Collection, FileId, FileKind, Member, Name};
 
 /// A file or collection to download, and its destination.
@@ -38,6 +39,16 @@ pub struct GetRequest {
     pub durable: bool,
 }
 
+/// The result of a download.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The bytes of the file, or of all members of the collection.
+    pub bytes: u64,
+    /// The file or directory that was written; `None` for the library. A file that the catalogue claims to be a collection is
+    /// written into an existing directory at [`GetRequest::output`].
+    pub path: Option<PathBuf>,
+}
+
 /// Whether the content of the file is stored at this path, which may be relative.
 fn is_at(library: &Library, id: &FileId, path: &Path) -> bool {
     is_linked(library, id, std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
@@ -47,6 +58,7 @@ fn is_at(library: &Library, id: &FileId, path: &Path) -> bool {
 async fn download(
     downloader: &Downloader,
     request: &GetRequest,
+    max_size: Option<u64>,
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Progress, Arc<DownloadError>> {
@@ -59,6 +71,7 @@ async fn download(
         file: NewFile { name: request.name.clone(), kind: request.kind, member_of: None },
         claimed_size: request.size,
         proven_size: None,
+        max_size,
         destination,
         announced_as: request.id,
         providers,
@@ -90,10 +103,12 @@ pub async fn get(
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
 ) -> Result<u64, Arc<DownloadError>> {
-    get_selected(downloader, request, &Selection::default(), providers, progress).await
+    let stored = get_selected(downloader, request, &Selection::default(), providers, progress).await?;
+    Ok(stored.bytes)
 }
 
-/// Downloads the list of the members of a collection, which the library keeps until its next start, and returns it.
+/// Downloads the list of the members of a collection, which the library keeps until its next start, and returns it. Refuses
+/// files that are larger than any list.
 pub async fn get_list(
     downloader: &Downloader,
     request: &GetRequest,
@@ -101,8 +116,12 @@ pub async fn get_list(
     progress: &watch::Sender<Progress>,
 ) -> Result<Collection, Arc<DownloadError>> {
     let (library, context) = (downloader.library(), &*downloader.context);
+    let max_size = MAX_ENCODED as u64;
+    if request.size > max_size {
+        return Err(LibraryError::NotACollection(request.id).into());
+    }
     let request = GetRequest { name: None, kind: FileKind::Collection, output: None, ..request.clone() };
-    download(downloader, &request, providers, progress).await?;
+    download(downloader, &request, Some(max_size), providers, progress).await?;
     retry_storage(context, progress, || library.verify_kind(&request.id)).await?;
     Ok(library.collection(&request.id).await?)
 }
@@ -114,11 +133,12 @@ pub async fn get_selected(
     selection: &Selection<'_>,
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
-) -> Result<u64, Arc<DownloadError>> {
+) -> Result<Stored, Arc<DownloadError>> {
     if let Some(path) = &selection.path {
         let list = get_list(downloader, request, Arc::clone(&providers), progress).await?;
         if let Some(member) = member(&list, path) {
-            return get_member(downloader, request, member, providers, progress).await;
+            let bytes = get_member(downloader, request, member, providers, progress).await?;
+            return Ok(Stored { bytes, path: request.output.clone() });
         }
         if part(&list, path)?.members().is_empty() {
             return Err(Arc::new(DownloadError::NoMember(path.clone())));
@@ -132,7 +152,7 @@ pub async fn get_selected(
         Some(path) => tokio::fs::symlink_metadata(path).await.is_ok(),
         None => false,
     };
-    let mut last = download(downloader, request, Arc::clone(&providers), progress).await?;
+    let mut last = download(downloader, request, None, Arc::clone(&providers), progress).await?;
     let kind = retry_storage(context, progress, || library.verify_kind(&request.id)).await?;
     let corrected;
     let request = if kind == request.kind {
@@ -151,7 +171,7 @@ pub async fn get_selected(
                 tokio::fs::remove_file(&*path)
                     .await
                     .map_err(|error| LibraryError::io("remove", path, error))?;
-                last = download(downloader, &correct, Arc::clone(&providers), progress).await?;
+                last = download(downloader, &correct, None, Arc::clone(&providers), progress).await?;
             }
             _ => {}
         }
@@ -196,7 +216,7 @@ pub async fn get_selected(
     if request.durable {
         retry_storage(context, progress, || library.checkpoint_all()).await?;
     }
-    Ok(bytes)
+    Ok(Stored { bytes, path: request.output.clone() })
 }
 
 /// Downloads one file of a collection, as a file of its own.
@@ -218,6 +238,7 @@ async fn get_member(
         file: NewFile { name, kind: FileKind::File, member_of: None },
         claimed_size: member.size,
         proven_size: Some(member.size),
+        max_size: None,
         destination,
         announced_as: request.id,
         providers,

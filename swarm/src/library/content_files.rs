@@ -121,16 +121,18 @@ impl ContentFile {
     /// Makes a range read as zeros without blocks, so that sparse files stay sparse. Returns false if the file system does
     /// not support it.
     fn punch_hole(&self, offset: u64, len: u64) -> bool {
+        let (Ok(metadata), 1..) = (self.file.metadata(), len) else { return false };
+        let end = offset + len;
+        // Beyond the end there are no blocks yet. In contrast to `set_len`, a write at the new end cannot truncate the file if
+        // another writer extends it meanwhile.
+        let extended = metadata.len() <= offset && self.file.write_all_at(&[0], end - 1).is_ok();
         #[cfg(target_os = "linux")]
-        if len > 0 && self.file.metadata().is_ok_and(|metadata| metadata.len() >= offset + len) {
+        if extended || metadata.len() >= end {
             use rustix::fs::FallocateFlags;
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            return rustix::fs::fallocate(&*self.file, flags, offset, len).is_ok();
+            return rustix::fs::fallocate(&*self.file, flags, offset, len).is_ok() || extended;
         }
-        // Beyond the end there are no blocks yet.
-        len > 0
-            && self.file.metadata().is_ok_and(|metadata| metadata.len() <= offset)
-            && self.file.set_len(offset + len).is_ok()
+        extended
     }
 
     /// Allocates the blocks of the whole file if the file system supports it and has the space. A sparse file may need less.

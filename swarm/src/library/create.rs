@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use tokio::sync::{OwnedMutexGuard, OwnedRwLockWriteGuard};
+
 use super::entry::{LibraryEvent, NewFile};
 use super::error::{LibraryError, Result};
 use super::file::LibraryFile;
@@ -15,7 +17,15 @@ use super::retarget::Retargeted;
 use super::state::Slot;
 use super::task::blocking;
 use enjambre_core::runtime::clock::{Clock, SystemClock};
-use enjambre_core::{Batch, Bitmap, Durability, FileId, FileKind, Manifest, Name};
+use enjambre_core::{Batch, Bitmap, Durability, FileId, FileKind, Manifest, Name, PieceLayout};
+
+/// The result of [`OpenFiles::open_to_move`].
+struct Locked {
+    file: Option<Arc<LibraryFile>>,
+    /// Present if the content of the file has to move.
+    gate: Option<OwnedRwLockWriteGuard<()>>,
+    _guard: OwnedMutexGuard<()>,
+}
 
 impl OpenFiles {
     pub(super) async fn create(
@@ -51,11 +61,14 @@ impl OpenFiles {
             true => None,
             false => Some(inspect(Arc::clone(&manifest), destination.clone()).await?),
         };
-        let _guard = inner.lock(&id).await;
-        inner.finish_removal(&id).await?;
-        if let Some(file) = self.open_locked(&id).await? {
+        let Locked { file, gate, _guard } = self.open_to_move(&id, layout, &destination).await?;
+        if let Some(file) = file {
             if file.layout().size() == layout.size() {
-                match self.retarget(&file, destination.clone()).await? {
+                let retargeted = match &gate {
+                    Some(gate) => self.retarget(&file, destination.clone(), gate).await?,
+                    None => Retargeted::Moved(None),
+                };
+                match retargeted {
                     Retargeted::Moved(copy) => {
                         self.adopt(&id, new.name, new.member_of).await?;
                         return Ok((file, copy));
@@ -147,6 +160,32 @@ impl OpenFiles {
             inner.notify(LibraryEvent::Completed(id));
         }
         Ok((file, copy))
+    }
+
+    /// Locks an id and opens its file. Also locks the gate of the file if its content has to move to the destination.
+    async fn open_to_move(
+        self: &Arc<Self>,
+        id: &FileId,
+        layout: PieceLayout,
+        destination: &Destination,
+    ) -> Result<Locked> {
+        // The file is kept with its gate, because it would get another one when it is opened again.
+        let mut held: Option<(Arc<LibraryFile>, OwnedRwLockWriteGuard<()>)> = None;
+        loop {
+            let guard = self.inner.lock(id).await;
+            self.inner.finish_removal(id).await?;
+            let Some(file) = self.open_locked(id).await? else {
+                return Ok(Locked { file: None, gate: None, _guard: guard });
+            };
+            let gate = held.and_then(|(locked, gate)| Arc::ptr_eq(&locked, &file).then_some(gate));
+            if gate.is_some() || file.layout().size() != layout.size() || !file.moves_to(destination).await? {
+                return Ok(Locked { file: Some(file), gate, _guard: guard });
+            }
+            // Writes in progress may need the lock of the id.
+            drop(guard);
+            let gate = Arc::clone(&file.gate).write_owned().await;
+            held = Some((file, gate));
+        }
     }
 
     /// Adds a name and a collection to a file. The caller holds the lock of the id.

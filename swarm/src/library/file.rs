@@ -34,13 +34,14 @@ pub struct LibraryFile {
     /// Notifies about changes of the number of stored pieces.
     progress: ChangeNotifier,
     pub(super) state: Mutex<FileState>,
-    /// Held shared while pieces are written, and exclusively while the file is renamed to its final name.
-    pub(super) gate: RwLock<()>,
+    /// Held shared while pieces are written, and exclusively while the file moves or is renamed to its final name.
+    /// Acquired before the lock of the id.
+    pub(super) gate: Arc<RwLock<()>>,
 }
 
 impl LibraryFile {
     pub(super) fn new(inner: Arc<LibraryInner>, manifest: Arc<Manifest>, state: FileState) -> Arc<Self> {
-        let (state, gate) = (Mutex::new(state), RwLock::new(()));
+        let (state, gate) = (Mutex::new(state), Arc::default());
         Arc::new(Self { inner, manifest, progress: ChangeNotifier::default(), state, gate })
     }
 

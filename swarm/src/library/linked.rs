@@ -67,6 +67,17 @@ pub(super) fn open_regular(path: &Path, flags: OFlags) -> Result<(File, Metadata
     Ok((file, metadata))
 }
 
+/// The result of hashing a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// It matches the manifest.
+    Valid,
+    /// It was read and does not match the manifest.
+    Invalid,
+    /// It could not be read, or changed meanwhile.
+    Unknown,
+}
+
 /// Returns the fingerprint of a file if its content matches the manifest and it did not change during the
 /// check. Blocks.
 pub(super) fn verified_fingerprint(
@@ -74,32 +85,49 @@ pub(super) fn verified_fingerprint(
     file: &File,
     metadata: &Metadata,
 ) -> Option<Fingerprint> {
-    verified_until(manifest, file, metadata, &|| false)
+    let content = check_content(manifest, file, metadata, &|| false);
+    (content == Content::Valid).then(|| Fingerprint::of(metadata))
 }
 
-/// Same as [`verified_fingerprint`], but gives up when `stop` returns true.
-pub(super) fn verified_until(
+/// Hashes a file with this metadata until a piece is invalid. Gives up when `stop` returns true. Blocks.
+pub(super) fn check_content(
     manifest: &Manifest,
     file: &File,
     metadata: &Metadata,
     stop: &dyn Fn() -> bool,
-) -> Option<Fingerprint> {
+) -> Content {
+    let Some(valid) = is_valid(manifest, file, metadata, stop) else { return Content::Unknown };
+    match file.metadata() {
+        Ok(now) if Fingerprint::of(&now) == Fingerprint::of(metadata) => {
+            if valid {
+                Content::Valid
+            } else {
+                Content::Invalid
+            }
+        }
+        _ => Content::Unknown,
+    }
+}
+
+/// Returns `None` if a read failed or was stopped.
+fn is_valid(manifest: &Manifest, file: &File, metadata: &Metadata, stop: &dyn Fn() -> bool) -> Option<bool> {
     let layout = manifest.layout();
-    let fingerprint = Fingerprint::of(metadata);
     if metadata.len() != layout.size() {
-        return None;
+        return Some(false);
     }
     let mut buffer =
         vec![0; layout.piece_size().min(u32::try_from(layout.size()).unwrap_or(u32::MAX)) as usize];
     for piece in layout.pieces() {
         let content = &mut buffer[..layout.len(piece)];
         file.read_exact_at(content, layout.offset(piece)).ok()?;
-        if stop() || !manifest.piece_is(piece, content) {
+        if stop() {
             return None;
         }
+        if !manifest.piece_is(piece, content) {
+            return Some(false);
+        }
     }
-    (layout.count() > 0 || *manifest == Manifest::from_hashes(layout, Vec::new()).ok()?).then_some(())?;
-    (Fingerprint::of(&file.metadata().ok()?) == fingerprint).then_some(fingerprint)
+    Some(layout.count() > 0 || *manifest == Manifest::from_hashes(layout, Vec::new()).ok()?)
 }
 
 /// A linked file. Its methods block.

@@ -20,7 +20,7 @@ use super::file::LibraryFile;
 use super::file_state::FileStore;
 use super::inner::LibraryInner;
 use super::layout::{ContentPlace, Record};
-use super::linked::{Fingerprint, LinkedFile, open_regular, verified_until};
+use super::linked::{Content, Fingerprint, LinkedFile, check_content, open_regular};
 use super::load::load_manifest;
 use super::open_files::OpenFiles;
 use super::task::blocking;
@@ -178,20 +178,22 @@ impl LibraryInner {
         Ok(Ok(Arc::new(LinkedFile::new(*id, path, fingerprint, None))))
     }
 
-    /// Hashes the file at a place. Returns whether it is valid in the version of the place.
-    async fn hash_link(&self, id: &FileId, record: &Record, place: &ContentPlace) -> Result<bool> {
+    /// Hashes the file at a place, in the version of the place.
+    async fn hash_link(&self, id: &FileId, record: &Record, place: &ContentPlace) -> Result<Content> {
         let (Some(path), Some(fingerprint)) = (place.path(), place.fingerprint().copied()) else {
-            return Ok(false);
+            return Ok(Content::Unknown);
         };
         let manifest = load_manifest(&*self.index, id, record.layout()?).await?;
         let stop = self.stop.clone();
         blocking(move || {
-            let Ok((file, metadata)) = open_regular(&path, OFlags::empty()) else { return Ok(false) };
-            let found = verified_until(&manifest, &file, &metadata, &|| stop.is_cancelled());
-            if stop.is_cancelled() {
-                return Err(LibraryError::Closed);
+            let Ok((file, metadata)) = open_regular(&path, OFlags::empty()) else {
+                return Ok(Content::Unknown);
+            };
+            if Fingerprint::of(&metadata) != fingerprint {
+                return Ok(Content::Unknown);
             }
-            Ok(found == Some(fingerprint))
+            let content = check_content(&manifest, &file, &metadata, &|| stop.is_cancelled());
+            if stop.is_cancelled() { Err(LibraryError::Closed) } else { Ok(content) }
         })
         .await
     }
@@ -280,8 +282,9 @@ impl OpenFiles {
             return Ok(());
         };
         let since = SystemClock.now();
-        if !self.inner.hash_link(id, &record, &record.place).await? {
-            return self.reject_link(id, fingerprint).await;
+        let content = self.inner.hash_link(id, &record, &record.place).await?;
+        if content != Content::Valid {
+            return self.reject_link(id, fingerprint, content == Content::Invalid).await;
         }
         if let Some(slot) = self.inner.state.lock().slots.get_mut(id)
             && slot.record.place == record.place
@@ -291,19 +294,22 @@ impl OpenFiles {
         Ok(())
     }
 
-    /// Continues without a version of a linked file that has other content.
-    async fn reject_link(&self, id: &FileId, fingerprint: Fingerprint) -> Result<()> {
+    /// Continues with the current version of a linked file, or at another path, after a version could not be read or is
+    /// `invalid`.
+    async fn reject_link(&self, id: &FileId, fingerprint: Fingerprint, invalid: bool) -> Result<()> {
         let _guard = self.inner.lock(id).await;
         if let Some(file) = self.get(id) {
             let store = file.state.lock().store.clone();
             if let FileStore::Linked(linked) = store
                 && linked.fingerprint == fingerprint
             {
-                file.relink_locked(&linked, true).await?;
+                file.relink_locked(&linked, invalid).await?;
             }
             return Ok(());
         }
-        self.inner.refute(id, fingerprint);
+        if invalid {
+            self.inner.refute(id, fingerprint);
+        }
         if let Err(reason) = self.inner.relocate(id).await? {
             self.inner.withdraw(id, reason).await?;
         }
@@ -361,11 +367,15 @@ impl OpenFiles {
         let inner = &self.inner;
         let since = SystemClock.now();
         let hashed = record.withdrawn == Some(WithdrawReason::Changed) || !candidate.is_recorded(&place);
-        if hashed && !inner.hash_link(id, record, &place).await? {
-            if let Some(fingerprint) = place.fingerprint() {
-                inner.refute(id, *fingerprint);
+        if hashed {
+            match (inner.hash_link(id, record, &place).await?, place.fingerprint()) {
+                (Content::Valid, _) => {}
+                (Content::Invalid, Some(fingerprint)) => {
+                    inner.refute(id, *fingerprint);
+                    return Ok(false);
+                }
+                _ => return Ok(false),
             }
-            return Ok(false);
         }
         let verified =
             hashed && place.fingerprint().is_some_and(|fingerprint| fingerprint.is_settled_by(since));

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::error::{LibraryError, Result};
 use super::file::LibraryFile;
@@ -29,38 +30,27 @@ pub(super) enum Retargeted {
 }
 
 impl OpenFiles {
-    /// Moves the stored pieces of an incomplete file to another destination. The caller holds the lock of the id.
+    /// Moves the stored pieces of an incomplete file to another destination. The caller holds the gate of the file, so
+    /// that later writes use the new place, and the lock of the id.
     pub(super) async fn retarget(
         &self,
         file: &Arc<LibraryFile>,
         destination: Destination,
+        _gate: &OwnedRwLockWriteGuard<()>,
     ) -> Result<Retargeted> {
-        // Waits for the writes in progress; later ones use the new place.
-        let _gate = file.gate.write().await;
-        if file.is_finished() || matches!(destination, Destination::Keep) {
+        // The writes that the caller waited for may have changed this.
+        if !file.moves_to(&destination).await? {
             return Ok(Retargeted::Moved(None));
         }
-        let old = file.state.lock().store.clone();
-        let (manifest, current) = (Arc::clone(file.manifest()), old.clone());
-        let found = blocking(move || {
-            let target = Target::resolve(&destination)?;
-            let is_current = match (&current, &target) {
-                (FileStore::Part(part), Some(target)) => {
-                    part.target == *target && target.has_part(part.file.inode()?)
-                }
-                (FileStore::Part(_), None) => false,
-                (_, target) => target.is_none(),
-            };
-            if is_current { Ok(None) } else { Found::at(target, &manifest).map(Some) }
-        });
+        let (manifest, old) = (Arc::clone(file.manifest()), file.state.lock().store.clone());
+        let found = blocking(move || Found::at(Target::resolve(&destination)?, &manifest));
         let (new, place, existing) = match found.await? {
-            None => return Ok(Retargeted::Moved(None)),
-            Some(whole @ Found::Whole(..)) => return Ok(Retargeted::Whole(whole)),
-            Some(Found::Library) => {
+            whole @ Found::Whole(..) => return Ok(Retargeted::Whole(whole)),
+            Found::Library => {
                 let place = self.inner.content.place();
                 (self.open_own(&file.id(), &place).await?, place, None)
             }
-            Some(Found::Free(target, existing)) => {
+            Found::Free(target, existing) => {
                 let part = match &old {
                     FileStore::Part(part) => Some(Arc::clone(part)),
                     _ => None,
@@ -156,12 +146,31 @@ fn open_part(target: Target, current: Option<Arc<PartFile>>) -> Result<PartFile>
 }
 
 impl LibraryFile {
+    /// Whether the file is incomplete and at another place than the destination.
+    pub(super) async fn moves_to(&self, destination: &Destination) -> Result<bool> {
+        if self.is_finished() || matches!(destination, Destination::Keep) {
+            return Ok(false);
+        }
+        let (current, destination) = (self.state.lock().store.clone(), destination.clone());
+        blocking(move || {
+            Ok(match (&current, Target::resolve(&destination)?) {
+                (FileStore::Part(part), Some(target)) => {
+                    part.target != target || !target.has_part(part.file.inode()?)
+                }
+                (FileStore::Part(_), None) => true,
+                (_, target) => target.is_some(),
+            })
+        })
+        .await
+    }
+
     /// Copies the stored pieces and makes them durable. Returns the damaged ones.
     async fn copy_pieces(self: &Arc<Self>, old: &FileStore, new: &FileStore) -> Result<Vec<PieceIndex>> {
         let (have, layout) = (self.have(), self.layout());
         let stored: Vec<PieceIndex> = layout.pieces().filter(|piece| have.contains(*piece)).collect();
         let mut damaged = Vec::new();
         for some in stored.chunks((COPY_BYTES / layout.piece_size() as usize).max(1)) {
+            self.inner.check_open()?;
             let mut pieces: Vec<(PieceIndex, Bytes)> = Vec::with_capacity(some.len());
             for piece in some {
                 match self.read_from(old.clone(), *piece, false).await? {

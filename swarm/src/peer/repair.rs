@@ -81,6 +81,7 @@ impl Repair {
                 file: NewFile { name: None, kind: entry.kind, member_of: None },
                 claimed_size: entry.size,
                 proven_size: Some(entry.size),
+                max_size: None,
                 destination: Destination::Keep,
                 announced_as,
                 providers: Arc::clone(&self.providers),

@@ -18,15 +18,17 @@ use enjambre_core::{Deadline, Dialer, Memory};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 #[tokio::test(start_paused = true)]
-async fn file_larger_than_proven_size_is_not_stored() {
+async fn file_larger_than_proven_or_maximum_size_is_not_stored() {
     let world = World::new(3 * MIB);
     let source = world.provider("source", Behavior::Honest, |_| true).await;
     let node = world.node("reader", Behavior::Honest, DownloadSettings::default()).await;
-    let request = DownloadRequest { proven_size: Some(MIB as u64), ..world.request() };
-    let error = node.downloader.get(request).wait().await.unwrap_err();
-    assert!(matches!(&*error, DownloadError::NoProviders { .. }), "{error}");
-    assert!(node.library.entry(&world.manifest.id()).is_none());
-    assert_eq!(source.seeder.manifests.load(Relaxed), 0, "no hashes are fetched");
+    for (proven_size, max_size) in [(Some(MIB as u64), None), (None, Some(MIB as u64))] {
+        let request = DownloadRequest { proven_size, max_size, ..world.request() };
+        let error = node.downloader.get(request).wait().await.unwrap_err();
+        assert!(matches!(&*error, DownloadError::NoProviders { .. }), "{error}");
+        assert!(node.library.entry(&world.manifest.id()).is_none());
+        assert_eq!(source.seeder.manifests.load(Relaxed), 0, "no hashes are fetched");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -277,6 +277,7 @@ impl World {
             file: NewFile { name: Some("a file".parse().unwrap()), kind: FileKind::File, member_of: None },
             claimed_size: 0,
             proven_size: None,
+            max_size: None,
             destination: Destination::Library,
             announced_as: self.manifest.id(),
             providers: Arc::clone(&self.providers) as Arc<dyn ProviderSource>,

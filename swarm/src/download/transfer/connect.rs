@@ -1,5 +1,6 @@
 //! Connection to a provider, and the proof of a file's size and hashes.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::event::Connected;
@@ -17,7 +18,7 @@ pub(super) async fn connect(
     context: &DownloadContext,
     provider: &Provider,
     id: FileId,
-    proven_size: Option<u64>,
+    accepted_sizes: RangeInclusive<u64>,
     prove: bool,
 ) -> Result<Box<Connected>, ProviderError> {
     let deadline = Deadline::Silence(context.settings.silence_timeout);
@@ -25,9 +26,9 @@ pub(super) async fn connect(
     let provider = context.limit_time(MAX_BITMAP, connecting).await?;
     let ConnectedProvider { connection, layout, have, .. } = &provider;
     let layout = *layout;
-    if proven_size.is_some_and(|size| size != layout.size()) {
+    if !accepted_sizes.contains(&layout.size()) {
         // Storage within a quota relies on this check.
-        return Err(ProviderError::InvalidData("size differs from the size of the file"));
+        return Err(ProviderError::InvalidData("the file has another size or is too large"));
     }
     let mut proof = None;
     if prove {

@@ -79,9 +79,9 @@ impl Transfer<'_> {
             engaged += 1;
             let context = Arc::clone(self.context);
             let provider = entry.provider.clone();
-            let (id, size) = (self.request.id, self.request.proven_size);
+            let (id, sizes) = (self.request.id, self.request.accepted_sizes());
             let attempt =
-                async move { Event::Connected(key, connect(&context, &provider, id, size, prove).await) };
+                async move { Event::Connected(key, connect(&context, &provider, id, sizes, prove).await) };
             self.events.push(attempt.boxed());
         }
     }

@@ -131,6 +131,23 @@ async fn missing_file_is_offered_again_when_found() {
 }
 
 #[tokio::test]
+async fn file_missing_while_it_is_hashed_is_offered_again() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(2 * PIECE, 1);
+    fs::create_dir(rig.path("disk")).unwrap();
+    fs::write(rig.path("disk/a"), &sample.content).unwrap();
+    let library = rig.open().await;
+    let id = published(&library, &rig.path("disk/a")).await;
+    fs::rename(rig.path("disk"), rig.path("unmounted")).unwrap();
+    library.inner.state.lock().suspects.insert(id);
+    library.inner.links_changed.notify_one();
+    wait_until(|| library.entry(&id).unwrap().withdrawn == Some(WithdrawReason::Missing)).await;
+    fs::rename(rig.path("unmounted"), rig.path("disk")).unwrap();
+    wait_until(|| library.offers().len() == 1).await;
+    assert_eq!(content_of(&library, &id).await.unwrap(), sample.content);
+}
+
+#[tokio::test]
 async fn same_content_is_served_from_another_path() {
     for size in [1000, 2 * PIECE] {
         let rig = Rig::new(false);

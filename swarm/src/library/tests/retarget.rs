@@ -2,10 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::library::entry::Location;
 use crate::library::error::LibraryError;
+use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 #[tokio::test]
 async fn last_destination_keeps_stored_pieces() {
@@ -41,6 +45,34 @@ async fn last_destination_keeps_stored_pieces() {
         assert_eq!(fs::read(rig.path("a.bin")).unwrap(), sample.content);
         assert!(!rig.path("dir/b.bin").exists() && !rig.path("c.bin").exists());
     }
+}
+
+#[tokio::test]
+async fn other_destination_waits_for_write_in_progress() {
+    const LONG: Duration = Duration::from_secs(20);
+    let rig = Rig::new(false);
+    let sample = Sample::new(2 * PIECE, 1);
+    let content = Arc::new(FaultyStorage::new(Arc::new(rig.content.open()), 1));
+    let store = ContentStore::Database(content.clone());
+    let library = Library::open(Arc::new(rig.index.open()), store).await.unwrap();
+    let file = sample.create(&library, "x", Destination::Library).await;
+    content.add(Operation::Commit, When::Nth(1), Fault::Delay(Duration::from_millis(500)));
+    // The creation waits for the lock before the write does.
+    let lock = library.inner.lock(&sample.id()).await;
+    let (creating, to, of) = (Arc::clone(&library), rig.to("a.bin", false), sample.clone());
+    let create = tokio::spawn(async move { of.create(&creating, "x", to).await });
+    sleep(Duration::from_millis(100)).await;
+    let (writing, piece) = (Arc::clone(&file), sample.piece(0));
+    let write = tokio::spawn(async move { writing.write_pieces(vec![piece]).await });
+    sleep(Duration::from_millis(100)).await;
+    drop(lock);
+    // Checkpoints need it.
+    drop(timeout(LONG, library.inner.lock(&sample.id())).await.unwrap());
+    assert!(timeout(LONG, write).await.unwrap().unwrap().unwrap().is_empty());
+    let moved = timeout(LONG, create).await.unwrap().unwrap();
+    assert!(matches!(moved.location(), Location::Linked { path } if path == rig.path("a.bin")));
+    assert_eq!(moved.have_count(), 1);
+    sample.check(&moved).await;
 }
 
 #[tokio::test]

@@ -181,6 +181,7 @@ impl ReplicaStore {
             file: NewFile { name: Some(file.name.clone()), kind: file.kind, member_of: None },
             claimed_size: file.size,
             proven_size: None,
+            max_size: None,
             destination: Destination::Library,
             announced_as: file.id,
             providers: Arc::clone(&self.parts.trackers) as _,
