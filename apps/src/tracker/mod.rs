@@ -2,7 +2,6 @@
 
 pub(crate) mod admin;
 pub(crate) mod endpoints_file;
-mod handler;
 mod pins;
 mod replicas;
 
@@ -13,6 +12,7 @@ use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::SystemClock;
 use enjambre_core::{Endpoint, Role, Storage};
 use enjambre_swarm::tracker::gate::TrackerGate;
+use enjambre_swarm::tracker::handler::TrackerHandler;
 use enjambre_swarm::tracker::pin_store::PinStore;
 use enjambre_swarm::tracker::service::TrackerService;
 use tokio::task::JoinHandle;
@@ -30,7 +30,6 @@ use crate::peer::services::PeerServices;
 use crate::registry::Registry;
 use crate::registry::locations::{node_place, replica_place};
 use admin::{AdminService, open_catalogue};
-use handler::TrackerHandler;
 use replicas::Replicas;
 
 /// Shares of the shutdown time, [`crate::shutdown::LIMIT`]. The shutdown of the replica store precedes them; see

@@ -1,8 +1,9 @@
 //! The tracker: the service that answers requests from the [`crate::catalogue`].
 //!
-//! [`service::TrackerService`] handles requests, with [`lookups`] from memory where possible, and
-//! [`replicas::ReplicaStore`] stores pinned files. In an invite-only swarm [`gate::TrackerGate`] precedes the service, and
-//! [`admission::Admission`] decides which peers it admits. The client side is [`crate::tracker_client`].
+//! [`handler::TrackerHandler`] passes requests to [`service::TrackerService`], with [`lookups`] from memory where
+//! possible, or to the seeder of the pinned files in [`replicas::ReplicaStore`]. In an invite-only swarm
+//! [`gate::TrackerGate`] precedes them, and [`admission::Admission`] decides which peers it admits. The client side is
+//! [`crate::tracker_client`].
 
 pub mod admission;
 mod announced_endpoints;
@@ -10,6 +11,7 @@ mod catalogue_error;
 pub(crate) mod claim_list;
 mod encoded_peers;
 pub mod gate;
+pub mod handler;
 pub mod lookup_cache;
 pub mod lookups;
 pub mod nonce;

@@ -3,17 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use enjambre_core::protocol::error::ErrorReply;
-use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::memory::Disk;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{
-    Dialer, Endpoint, FileId, FileKind, KeyPair, PeerInfo, Publication, ReplySink, RequestId,
-};
+use enjambre_core::{Dialer, Endpoint, FileId, FileKind, KeyPair, Publication};
 use enjambre_swarm::catalogue::Catalogue;
 use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::settings::DownloadSettings;
@@ -21,6 +15,7 @@ use enjambre_swarm::library::content::ContentStore;
 use enjambre_swarm::library::library::Library;
 use enjambre_swarm::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_swarm::seeder::Seeder;
+use enjambre_swarm::tracker::handler::TrackerHandler;
 use enjambre_swarm::tracker::pin_store::PinStore;
 use enjambre_swarm::tracker::replicas::{ReplicaParts, ReplicaStore};
 use enjambre_swarm::tracker::service::TrackerService;
@@ -78,7 +73,7 @@ impl Replicas {
     }
 
     pub(super) fn handler(&self, service: Arc<TrackerService>) -> Arc<dyn Handler> {
-        Arc::new(TrackerHandler { service, seeder: Arc::clone(&self.seeder) })
+        Arc::new(TrackerHandler { service, seeder: Some(Arc::clone(&self.seeder)) })
     }
 
     pub(super) async fn stop(&self) {
@@ -105,32 +100,6 @@ impl Replicas {
         match entries.first() {
             Some(entry) => Err(format!("a tracker keeps the replica {entry:?} without a pin")),
             None => Ok(()),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct TrackerHandler {
-    service: Arc<TrackerService>,
-    seeder: Arc<Seeder>,
-}
-
-#[async_trait]
-impl Handler for TrackerHandler {
-    async fn handle(
-        &self,
-        id: RequestId,
-        request: Request,
-        peer: &PeerInfo,
-        sink: &mut dyn ReplySink,
-    ) -> Result<(Reply, Bytes), ErrorReply> {
-        match request {
-            Request::Manifest { .. }
-            | Request::Have { .. }
-            | Request::Piece { .. }
-            | Request::Files { .. }
-            | Request::Cancel { .. } => self.seeder.handle(id, request, peer, sink).await,
-            _ => self.service.handle(id, request, peer, sink).await,
         }
     }
 }

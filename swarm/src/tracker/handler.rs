@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+use super::service::TrackerService;
+use crate::seeder::Seeder;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::{EncodedRequest, PeerInfo, ReplySink, RequestId};
-use enjambre_swarm::seeder::Seeder;
-use enjambre_swarm::tracker::service::TrackerService;
 
+/// The service of a tracker, and the seeder of its replicas if it stores any.
 #[derive(Debug)]
-pub(super) struct TrackerHandler {
-    pub(super) service: Arc<TrackerService>,
-    pub(super) seeder: Option<Arc<Seeder>>,
+pub struct TrackerHandler {
+    /// Answers requests to the catalogue.
+    pub service: Arc<TrackerService>,
+    /// Answers requests for content.
+    pub seeder: Option<Arc<Seeder>>,
 }
 
 #[async_trait]
