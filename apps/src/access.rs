@@ -1,9 +1,11 @@
 //! Owners and permissions of files, and private files, that other users must not control.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use enjambre_core::storage::database_file::create_private_file;
 
 /// Returns the user id of this process.
 pub(crate) fn own_uid() -> u32 {
@@ -38,7 +40,7 @@ pub(crate) fn write_file(data_dir: &Path, name: &str, content: &[u8]) -> io::Res
         _ => {}
     }
     // Only a new file is certain not to be a link, and has the permissions.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let mut file = create_private_file(&draft)?;
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&draft, data_dir.join(name))?;

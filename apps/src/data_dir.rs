@@ -1,9 +1,11 @@
 //! The data directory of a node: its permissions, its lock, and small files in it.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Error, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use enjambre_core::storage::database_file::create_private_dir;
 
 use crate::access::{others_can_write, own_uid, user_name};
 use crate::failure::{Failure, ResultContext};
@@ -30,7 +32,7 @@ impl DataDir {
     }
 
     fn try_lock_blocking(path: &Path, group_access: bool) -> io::Result<Option<Self>> {
-        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        create_private_dir(path)?;
         // Resolves links, so that a relative database path means the same to all processes.
         let path = path.canonicalize()?;
         restrict(&path, group_access)?;

@@ -1,14 +1,13 @@
 //! `enjambre join`: joins an invite-only swarm and writes the configuration of this peer.
 
-use std::fs::OpenOptions;
 use std::io::{BufRead, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use enjambre_core::model::membership::{Rights, SKEW};
 use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_core::storage::database_file::create_private_file;
 use enjambre_core::{Endpoint, KeyPair};
 use enjambre_swarm::membership::credentials::invitation::Invitation;
 use enjambre_swarm::tracker_client::client::TrackerClient;
@@ -175,7 +174,7 @@ fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).context(&action)?;
     }
-    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+    let mut file = match create_private_file(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(already_exists(path)),
         opened => opened.context(&action)?,
     };

@@ -4,9 +4,7 @@
 //! from them. The same place with another role must lead to another database.
 
 use std::collections::BTreeSet;
-use std::fs::DirBuilder;
 use std::io::{Error, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +12,7 @@ use parking_lot::Mutex;
 use rand::RngExt;
 
 use super::Role;
-use super::database_file::path_for;
+use super::database_file::{create_private_dir, path_for};
 use crate::runtime::rng;
 
 /// The prefix of the names of scratch places.
@@ -148,7 +146,7 @@ impl Scratch {
         // `remove` deletes the parent directories that did not exist before.
         let missing = self.home.ancestors().take_while(|above| !above.exists()).map(Path::to_owned);
         let missing: Vec<PathBuf> = missing.filter(|above| !above.as_os_str().is_empty()).collect();
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        create_private_dir(&folder)?;
         self.folders.lock().extend(missing.into_iter().chain([folder]));
         Ok(())
     }
