@@ -129,12 +129,8 @@ impl Node {
         let listing =
             get_list(&self.services.downloader, &request, Arc::clone(&self.trackers) as _, &progress);
         let list = self.follow(listing, &name, updates, events).await?;
-        let is_inside = |path: &MemberPath| match &part {
-            None => true,
-            Some(part) => {
-                path == part
-                    || path.as_str().strip_prefix(part.as_str()).is_some_and(|rest| rest.starts_with('/'))
-            }
+        let is_inside = |path: &MemberPath| {
+            part.as_ref().is_none_or(|part| path == part || path.relative_to(part).is_some())
         };
         let mut found = false;
         for member in list.members().iter().filter(|member| is_inside(&member.path)) {

@@ -58,6 +58,11 @@ impl MemberPath {
     pub fn file_name(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or(&self.0)
     }
+
+    /// The path relative to a directory; `None` if it is not inside.
+    pub fn relative_to(&self, directory: &Self) -> Option<&str> {
+        self.0.strip_prefix(directory.as_str())?.strip_prefix('/')
+    }
 }
 
 impl FromStr for MemberPath {

@@ -54,13 +54,11 @@ pub fn member<'a>(collection: &'a Collection, path: &MemberPath) -> Option<&'a M
 /// Returns a subdirectory, with paths relative to it.
 pub(super) fn part(collection: &Collection, path: &MemberPath) -> Result<Collection, DownloadError> {
     let inside = |member: &Member| {
-        let rest = member.path.as_str().strip_prefix(path.as_str())?.strip_prefix('/')?;
-        Some(Member { path: rest.parse().ok()?, ..member.clone() })
+        let path = member.path.relative_to(path)?.parse().ok()?;
+        Some(Member { path, ..member.clone() })
     };
     let members = collection.members().iter().filter_map(inside).collect();
-    let relative = |directory: &MemberPath| {
-        directory.as_str().strip_prefix(path.as_str())?.strip_prefix('/')?.parse().ok()
-    };
+    let relative = |directory: &MemberPath| directory.relative_to(path)?.parse().ok();
     let directories = collection.directories().iter().filter_map(relative).collect();
     Ok(Collection::with_directories(members, directories).map_err(LibraryError::from)?)
 }
