@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use enjambre_core::model::id::is_id_or_prefix;
 use enjambre_core::protocol::message::PinStatus;
 use enjambre_core::{FileId, Publication};
 use tokio::time::{MissedTickBehavior, interval};
@@ -12,8 +13,6 @@ use crate::failure::{Failure, ResultContext};
 
 /// Interval of requests for the progress of a replica.
 const PIN_INTERVAL: Duration = Duration::from_millis(500);
-/// Minimum number of digits in a prefix of an id.
-const MIN_PREFIX: usize = 8;
 
 impl Node {
     /// Requests a replica and waits until it is complete.
@@ -68,7 +67,7 @@ pub(crate) fn find<'a>(
     pins: impl IntoIterator<Item = &'a PinStatus>,
 ) -> Result<FileId, Failure> {
     let digits = query.to_ascii_lowercase();
-    let is_prefix = digits.len() >= MIN_PREFIX && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_prefix = is_id_or_prefix(query);
     let matches = |pin: &&PinStatus| {
         pin.name.as_ref().is_some_and(|name| name.as_str() == query)
             || (is_prefix && pin.id.to_string().starts_with(&digits))

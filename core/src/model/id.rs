@@ -13,6 +13,14 @@ pub struct ParseIdError {
     pub text: String,
 }
 
+/// The minimum number of digits in a prefix of an id.
+pub const MIN_PREFIX: usize = 8;
+
+/// Returns whether the text is read as an id or a prefix of one: 8 to 64 hexadecimal digits.
+pub fn is_id_or_prefix(text: &str) -> bool {
+    (MIN_PREFIX..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

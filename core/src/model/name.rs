@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::id::is_id_or_prefix;
+
 /// The maximum length of a name in bytes of UTF-8.
 pub const MAX_NAME: usize = 255;
 
@@ -44,7 +46,7 @@ impl FromStr for Name {
         if text.contains(['/', '\\']) || text == "." || text == ".." {
             return Err(refuse("the name is a path"));
         }
-        if (8..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        if is_id_or_prefix(text) {
             return Err(refuse(
                 "8 to 64 hexadecimal digits are read as an id; choose another name with --name",
             ));

@@ -1,11 +1,9 @@
 //! Errors of the catalogue.
 
 use crate::membership::credentials::revocations::MAX_REVOKED;
+use enjambre_core::model::id::MIN_PREFIX;
 use enjambre_core::model::layout::FileTooLarge;
 use enjambre_core::{FileRecord, Name, PeerId, StorageError};
-
-/// Minimum number of digits in a prefix of an id.
-pub(super) const MIN_PREFIX: usize = 8;
 
 /// An error of the catalogue.
 #[derive(Debug, thiserror::Error)]

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 
 use super::catalogue::Catalogue;
-use super::error::{CatalogueError, MIN_PREFIX};
+use super::error::CatalogueError;
 use super::layout::{self, FILES, FileEntry, VERSIONS, VersionRecord};
+use enjambre_core::model::id::is_id_or_prefix;
 use enjambre_core::{FileId, FileRecord, KeyRange, Name, StorageError, UnixMillis};
 
 /// The number of files that the error for an ambiguous prefix lists.
@@ -36,11 +37,10 @@ impl Query {
     /// # Errors
     /// [`CatalogueError::NotFound`] if the text is not a possible name.
     pub fn parse(text: &str) -> Result<Self, CatalogueError> {
-        let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let parsed = match text.len() {
-            64 if digits => text.parse().map(Self::Id).ok(),
-            MIN_PREFIX..64 if digits => Some(Self::Prefix(text.to_owned())),
-            _ => text.parse().map(Self::Name).ok(),
+            _ if !is_id_or_prefix(text) => text.parse().map(Self::Name).ok(),
+            64 => text.parse().map(Self::Id).ok(),
+            _ => Some(Self::Prefix(text.to_owned())),
         };
         parsed.ok_or_else(|| not_found(text))
     }

@@ -17,6 +17,7 @@ use super::load::{check_or_write_format, load_state};
 use super::open_files::OpenFiles;
 use super::output::Destination;
 use super::task::finished;
+use enjambre_core::model::id::is_id_or_prefix;
 use enjambre_core::{Batch, CatalogueId, Durability, FileId, Manifest, Name, Offer, Publication, Storage};
 
 /// The largest number of matches of an ambiguous prefix.
@@ -110,8 +111,7 @@ impl Library {
     pub fn find(&self, query: &str) -> Result<Entry> {
         let state = self.inner.state.lock();
         let entry = |id: &FileId| state.slots.get(id).map(|slot| slot.entry(*id));
-        let hexadecimal = query.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if hexadecimal && (8..=64).contains(&query.len()) {
+        if is_id_or_prefix(query) {
             let prefix = query.to_ascii_lowercase();
             // The smallest id with the prefix.
             let first: FileId =

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client::TrackerClient;
 use super::error::{TrackerError, UnreachableTracker};
+use enjambre_core::model::id::is_id_or_prefix;
 use enjambre_core::protocol::message::{MAX_ENDPOINTS, TrackerStatus};
 use enjambre_core::{CatalogueId, Dialer, Endpoint, FileId, FileRecord, PeerId, Provider};
 
@@ -148,7 +149,7 @@ impl Trackers {
     /// catalogues with the name the first one in the order of the configuration has precedence.
     pub async fn find(&self, query: &str) -> Result<FileRecord, TrackerError> {
         let replies = self.query_all(true, |client| async move { client.find(query).await }).await?;
-        let is_prefix = (8..64).contains(&query.len()) && query.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_prefix = is_id_or_prefix(query) && query.len() < 64;
         let mut found = Vec::<FileRecord>::new();
         let (mut failed, mut not_found) = (None, None);
         for reply in replies {
