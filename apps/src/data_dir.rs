@@ -1,11 +1,11 @@
 //! The data directory of a node: its permissions, its lock, and small files in it.
 
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::fs::Permissions;
 use std::io::{self, Error, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use enjambre_core::storage::database_file::create_private_dir;
+use enjambre_core::storage::database_file::{FileLock, create_private_dir};
 
 use crate::access::{others_can_write, own_uid, user_name};
 use crate::failure::{Failure, ResultContext};
@@ -17,7 +17,7 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
-    _lock: File,
+    _lock: FileLock,
 }
 
 impl DataDir {
@@ -36,13 +36,8 @@ impl DataDir {
         // Resolves links, so that a relative database path means the same to all processes.
         let path = path.canonicalize()?;
         restrict(&path, group_access)?;
-        let mut options = OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Some(Self { path, _lock: lock })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+        let lock = FileLock::try_acquire(&path.join(LOCK))?;
+        Ok(lock.map(|lock| Self { path, _lock: lock }))
     }
 
     /// Returns the canonical path.

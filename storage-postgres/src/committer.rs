@@ -9,11 +9,11 @@
 //! commits.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use enjambre_core::storage::database_file::FileLock;
 use enjambre_core::{Batch, Durability, StorageError};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
@@ -97,7 +97,7 @@ pub(crate) struct Committer {
     /// The task for durable commits, if it is a separate one.
     durable: Option<UnboundedSender<Request>>,
     /// Held until the task ends.
-    _lock: Option<File>,
+    _lock: Option<FileLock>,
 }
 
 impl Committer {
@@ -105,7 +105,7 @@ impl Committer {
     pub(crate) fn start(
         lane: Lane,
         requests: UnboundedReceiver<Request>,
-        lock: Option<File>,
+        lock: Option<FileLock>,
     ) -> watch::Receiver<bool> {
         let durable = lane.second().map(|lane| {
             let (durable, received) = unbounded_channel();

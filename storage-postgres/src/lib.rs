@@ -22,12 +22,11 @@ mod storage;
 mod transaction;
 mod writer;
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
 use enjambre_core::runtime::backoff::Backoff;
-use enjambre_core::storage::database_file::{create_parent_dir, lock, path_for};
+use enjambre_core::storage::database_file::{FileLock, create_parent_dir, lock, path_for};
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
 use tokio::time::{Instant, sleep};
 
@@ -51,7 +50,7 @@ struct Prepared {
     servers: Servers,
     schema: Schema,
     folder: Option<String>,
-    lock: Option<File>,
+    lock: Option<FileLock>,
 }
 
 /// Opens the schema for a role. Creates it if it does not exist.

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +13,7 @@ use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
 use enjambre_core::runtime::buffers::BufferPool;
 use enjambre_core::storage::budget::CommitBudget;
+use enjambre_core::storage::database_file::FileLock;
 use enjambre_core::{Batch, Durability, Key, KeyRange, Limits, Space, Storage, StorageError};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -79,7 +79,7 @@ impl Postgres {
         schema: Arc<Schema>,
         connections: usize,
         lane: Lane,
-        lock: Option<File>,
+        lock: Option<FileLock>,
     ) -> Result<Self, StorageError> {
         let timeout = servers.statement_timeout;
         let pool = managed::Pool::builder(Readers(servers))

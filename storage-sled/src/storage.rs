@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use enjambre_core::storage::database_file;
+use enjambre_core::storage::database_file::{self, FileLock};
 use enjambre_core::storage::engine::page_of;
 use enjambre_core::storage::format::foreign;
 use enjambre_core::{
@@ -64,7 +64,7 @@ pub(crate) struct Sled {
     /// Held while a batch is applied, so that no scan page shows a part of it.
     applying: Arc<RwLock<()>>,
     /// The last field: dropped after the database.
-    lock: Arc<File>,
+    lock: Arc<FileLock>,
 }
 
 impl Sled {
@@ -193,7 +193,7 @@ pub(crate) struct SledReader {
     path: PathBuf,
     applying: Arc<RwLock<()>>,
     /// Held until the last user of the database is dropped.
-    _lock: Arc<File>,
+    _lock: Arc<FileLock>,
 }
 
 impl Reader for SledReader {

@@ -11,14 +11,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use enjambre_core::runtime::buffers::BufferPool;
-use enjambre_core::storage::database_file;
+use enjambre_core::storage::database_file::{self, FileLock};
 use enjambre_core::storage::engine::page_of;
 use enjambre_core::{
     ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Role, Space, StorageError,
@@ -100,7 +99,7 @@ pub(crate) struct Sqlite {
     /// The buffers of its readers for large values.
     buffers: BufferPool,
     /// The last field: dropped after the connection.
-    lock: Arc<File>,
+    lock: Arc<FileLock>,
 }
 
 impl Sqlite {
@@ -389,7 +388,7 @@ pub(crate) struct SqliteReader {
     buffers: BufferPool,
     read_write: ReadWriteLock,
     /// Held until the last connection is closed.
-    _lock: Arc<File>,
+    _lock: Arc<FileLock>,
 }
 
 impl Reader for SqliteReader {

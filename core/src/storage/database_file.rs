@@ -104,19 +104,55 @@ fn create_spare(path: &Path, bytes: u64) -> std::io::Result<()> {
     Ok(rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?)
 }
 
-/// Locks the database at `path` against other processes until the returned file is closed. The lock file is `PATH.lock`. Does
-/// not wait for the lock.
+/// An exclusive lock of a file. Released when dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct FileLock(File);
+
+impl FileLock {
+    /// Locks the file at `path` and creates it if necessary. Returns `None` if another process holds the lock.
+    pub fn try_acquire(path: &Path) -> std::io::Result<Option<Self>> {
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child process between fork and exec holds a copy of the descriptor.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Locks the database at `path` against other processes. The lock file is `PATH.lock`. Does not wait for the lock.
 ///
 /// # Errors
 /// [`StorageError::Locked`] if another process holds the lock.
-pub fn lock(path: &Path) -> Result<File, StorageError> {
+pub fn lock(path: &Path) -> Result<FileLock, StorageError> {
     let name = with_suffix(path, ".lock");
-    let failed = |error| StorageError::backend(format!("lock {}", name.display()), error);
-    let mut options = OpenOptions::new();
-    let file = options.create(true).truncate(false).write(true).mode(0o600).open(&name).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StorageError::Locked { path: path.to_path_buf() }),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+    FileLock::try_acquire(&name)
+        .map_err(|error| StorageError::backend(format!("lock {}", name.display()), error))?
+        .ok_or_else(|| StorageError::Locked { path: path.to_path_buf() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropped_lock_is_free_despite_copies_of_its_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("database");
+        let held = lock(&path).unwrap();
+        assert!(matches!(lock(&path), Err(StorageError::Locked { .. })));
+        // As in a child process before exec.
+        let _copy = held.0.try_clone().unwrap();
+        drop(held);
+        drop(lock(&path).unwrap());
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use enjambre_core::storage::database_file;
+use enjambre_core::storage::database_file::{self, FileLock};
 use enjambre_core::storage::engine::page_of;
 use enjambre_core::{
     ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Space, StorageError, Write,
@@ -31,7 +31,7 @@ pub(crate) struct Journal {
     length: u64,
     tables: Arc<RwLock<Tables>>,
     /// Holds the lock against other processes until it is dropped.
-    _lock: File,
+    _lock: FileLock,
 }
 
 impl Journal {
