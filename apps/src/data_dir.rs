@@ -2,14 +2,17 @@
 
 use std::fs::Permissions;
 use std::io::{self, Error, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use enjambre_core::storage::database_file::{FileLock, create_private_dir};
 
 use crate::access::{others_can_write, own_uid, user_name};
+use crate::control::socket;
 use crate::failure::{Failure, ResultContext};
 use crate::node_key;
+use crate::spool;
 
 const LOCK: &str = "lock";
 
@@ -37,6 +40,9 @@ impl DataDir {
         let path = path.canonicalize()?;
         restrict(&path, group_access)?;
         let lock = FileLock::try_acquire(&path.join(LOCK))?;
+        if lock.is_some() {
+            clean(&path)?;
+        }
         Ok(lock.map(|lock| Self { path, _lock: lock }))
     }
 
@@ -82,6 +88,32 @@ fn restrict(path: &Path, group_access: bool) -> io::Result<()> {
         tracing::warn!(path = %path.display(), "data directory was readable by other users, permissions corrected");
     }
     std::fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Makes the entries private that other users can access, for example after a copy without permissions. Deletes temporary
+/// files of processes that were killed. The caller holds the lock.
+fn clean(path: &Path) -> io::Result<()> {
+    let mut corrected = 0;
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let (name, Ok(found)) = (entry.file_name(), entry.metadata()) else { continue };
+        if found.is_file() && name.as_bytes().starts_with(spool::PREFIX.as_bytes()) {
+            std::fs::remove_file(entry.path())?;
+            continue;
+        }
+        // The control socket sets the permissions of its directory.
+        let is_private = found.mode() & 0o077 == 0 || name == socket::FOLDER;
+        if is_private || found.uid() != own_uid() || !(found.is_file() || found.is_dir()) {
+            continue;
+        }
+        std::fs::set_permissions(entry.path(), Permissions::from_mode(found.mode() & 0o700))?;
+        corrected += 1;
+    }
+    if corrected > 0 {
+        let path = path.display();
+        tracing::warn!(%path, corrected, "data directory had entries that other users could access, permissions corrected");
+    }
+    Ok(())
 }
 
 /// Returns whether a directory is empty or was used by a node.
@@ -133,6 +165,26 @@ mod tests {
         std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
         drop(DataDir::try_lock(&path, true).await.unwrap().unwrap());
         assert_eq!(mode(&path), 0o710);
+    }
+
+    #[tokio::test]
+    async fn entries_of_data_directory_become_private() {
+        let (folder, path) = directory(0o710);
+        let outside = folder.path().join("outside");
+        for (file, bits) in
+            [(&path.join(LOCK), 0o600), (&path.join("catalogue.db"), 0o664), (&outside, 0o644)]
+        {
+            std::fs::write(file, "").unwrap();
+            std::fs::set_permissions(file, Permissions::from_mode(bits)).unwrap();
+        }
+        std::fs::create_dir(path.join("content")).unwrap();
+        std::fs::set_permissions(path.join("content"), Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&outside, path.join("link")).unwrap();
+        std::fs::write(path.join("stdin-x"), "left by a killed process").unwrap();
+        drop(DataDir::try_lock(&path, true).await.unwrap().unwrap());
+        let modes = ["catalogue.db", "content", "link"].map(|name| mode(&path.join(name)));
+        assert_eq!((modes, mode(&path)), ([0o600, 0o700, 0o644], 0o710));
+        assert!(!path.join("stdin-x").exists());
     }
 
     #[tokio::test]

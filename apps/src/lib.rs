@@ -51,6 +51,7 @@ mod node_key;
 mod peer;
 pub mod registry;
 mod shutdown;
+mod spool;
 mod tracker;
 
 pub use app::App;

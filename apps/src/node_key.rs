@@ -1,7 +1,6 @@
 //! The Ed25519 key of a node: 32 bytes in the file `key` of the data directory.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use enjambre_core::KeyPair;
@@ -36,7 +35,6 @@ pub(crate) async fn load(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
             path.display()
         ))
     })?;
-    restrict(&path).await?;
     Ok(Some(KeyPair::from_secret(&secret)))
 }
 
@@ -48,18 +46,10 @@ pub(crate) async fn write(data_dir: &Path, pair: &KeyPair) -> Result<(), Failure
     written.context(format!("cannot write node key {}", path.display()))
 }
 
-/// Restores the permissions of a key that other users can read.
-async fn restrict(path: &Path) -> Result<(), Failure> {
-    let mode = fs::metadata(path).await?.permissions().mode();
-    if mode & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "node key was readable by other users, permissions corrected");
-        fs::set_permissions(path, PermissionsExt::from_mode(0o600)).await?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[tokio::test]
@@ -68,10 +58,8 @@ mod tests {
         let first = load_or_create(folder.path()).await.unwrap();
         let path = folder.path().join(NAME);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         let second = load_or_create(folder.path()).await.unwrap();
         assert_eq!(first.peer_id(), second.peer_id());
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use enjambre_core::model::time::human;
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -226,7 +227,9 @@ impl Drop for Connection {
                 match timeout(limit, token.cancel_query(tls)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => tracing::debug!(%error, "cancelling an abandoned session failed"),
-                    Err(_) => tracing::debug!(timeout = ?limit, "cancelling an abandoned session timed out"),
+                    Err(_) => {
+                        tracing::debug!(timeout = %human(limit), "cancelling an abandoned session timed out");
+                    }
                 }
             });
         }

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use enjambre_core::StorageError;
+use enjambre_core::model::time::human;
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
@@ -12,7 +13,7 @@ use tokio_postgres::error::SqlState;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The server did not answer in time.
-    #[error("the server did not answer within {0:?}")]
+    #[error("the server did not answer within {}", human(*.0))]
     Timeout(Duration),
     /// The name of the server could not be resolved.
     #[error("cannot resolve the name of the server: {0}")]

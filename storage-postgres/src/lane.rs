@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use enjambre_core::model::time::human;
 use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::{Batch, Durability, StorageError};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -258,7 +259,7 @@ impl Lane {
             Ok(())
         };
         let late = || StorageError::Unavailable {
-            reason: format!("the server did not answer within {CLOSE_TIMEOUT:?}"),
+            reason: format!("the server did not answer within {}", human(CLOSE_TIMEOUT)),
         };
         timeout(CLOSE_TIMEOUT, end).await.unwrap_or_else(|_| Err(late()))
     }

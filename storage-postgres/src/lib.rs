@@ -25,6 +25,7 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
+use enjambre_core::model::time::human;
 use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::storage::database_file::{FileLock, create_parent_dir, lock, path_for};
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
@@ -90,7 +91,7 @@ async fn first_connection(
         };
         if !is_logged {
             is_logged = true;
-            tracing::warn!(%error, database = servers.description, timeout = ?start_timeout, "waiting for the database");
+            tracing::warn!(%error, database = servers.description, timeout = %human(start_timeout), "waiting for the database");
         }
         sleep(delay).await;
     }

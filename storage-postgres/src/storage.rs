@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
+use enjambre_core::model::time::human;
 use enjambre_core::runtime::buffers::BufferPool;
 use enjambre_core::storage::budget::CommitBudget;
 use enjambre_core::storage::database_file::FileLock;
@@ -112,9 +113,9 @@ impl Postgres {
         self.pool.get().await.map_err(|error| match error {
             PoolError::Backend(error) => error,
             PoolError::Closed => StorageError::Closed,
-            PoolError::Timeout(_) => {
-                StorageError::Unavailable { reason: format!("no free connection within {:?}", self.timeout) }
-            }
+            PoolError::Timeout(_) => StorageError::Unavailable {
+                reason: format!("no free connection within {}", human(self.timeout)),
+            },
             PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
                 StorageError::backend("take a connection", "the pool has no runtime")
             }
@@ -188,7 +189,9 @@ impl Postgres {
     }
 
     fn queue_timeout(&self) -> StorageError {
-        StorageError::Unavailable { reason: format!("earlier commits took longer than {:?}", self.timeout) }
+        StorageError::Unavailable {
+            reason: format!("earlier commits took longer than {}", human(self.timeout)),
+        }
     }
 
     /// Waits for the reply of the commit task. The timeout only covers the time in the queue: the task limits its own work.
@@ -301,8 +304,9 @@ impl Storage for Postgres {
             let _ = ended.wait_for(|ended| *ended).await;
             Ok(())
         };
-        let late =
-            || StorageError::Unavailable { reason: format!("the close took longer than {CLOSE_TIMEOUT:?}") };
+        let late = || StorageError::Unavailable {
+            reason: format!("the close took longer than {}", human(CLOSE_TIMEOUT)),
+        };
         let outcome = timeout(CLOSE_TIMEOUT, end).await.unwrap_or_else(|_| Err(late()));
         self.pool.close();
         outcome

@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use enjambre_core::model::time::human;
 use enjambre_core::storage::database_file::{self, FileLock};
 use enjambre_core::storage::engine::page_of;
 use enjambre_core::storage::format::foreign;
@@ -182,7 +183,7 @@ impl Engine for Sled {
             .map_err(|error| failed(error.to_string()))?;
         closed
             .recv_timeout(CLOSE_TIMEOUT)
-            .map_err(|_| failed(format!("sled did not release its files within {CLOSE_TIMEOUT:?}")))
+            .map_err(|_| failed(format!("sled did not release its files within {}", human(CLOSE_TIMEOUT))))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use enjambre_core::model::time::human;
 use enjambre_core::runtime::backoff::Backoff;
 use rusqlite::Connection;
 
@@ -11,7 +12,7 @@ pub(crate) const TRUNCATE_LOG: u64 = 40 * 1024 * 1024;
 /// The wait of a statement for another process that reads.
 pub(crate) const BUSY: Duration = Duration::from_secs(2);
 /// The wait of a checkpoint for readers, up to two times. Readers of this process take milliseconds.
-pub(crate) const CHECKPOINT_BUSY: Duration = Duration::from_millis(250);
+const CHECKPOINT_BUSY: Duration = Duration::from_millis(250);
 /// The delay of the next checkpoint if readers have blocked one. It doubles each time.
 const MIN_DELAY: Duration = Duration::from_secs(5);
 /// The maximum delay of the next checkpoint.
@@ -55,13 +56,13 @@ impl Checkpoints {
         }
         let delay = self.delay.next_delay();
         self.next = Some(Instant::now() + delay);
-        let (log, bytes) = (self.log.display(), self.log_length());
+        let (log, bytes, delay) = (self.log.display(), self.log_length(), human(delay));
         match outcome {
             Err(error) => {
-                tracing::warn!(%log, bytes, ?delay, %error, "truncating the database log failed; will retry");
+                tracing::warn!(%log, bytes, %delay, %error, "truncating the database log failed; will retry");
             }
             Ok(_) => tracing::warn!(
-                %log, bytes, ?delay,
+                %log, bytes, %delay,
                 "database log grows: another process, for example a backup, reads the database for a long time; end it"
             ),
         }

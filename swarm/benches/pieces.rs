@@ -72,7 +72,9 @@ fn content() -> Content {
 impl Place {
     async fn create(&self, manifest: Manifest, to_file: bool) -> Arc<LibraryFile> {
         let destination = match to_file {
-            true => Destination::Path { path: self.folder.path().join("file"), force: true },
+            true => {
+                Destination::Path { path: self.folder.path().join("file"), executable: false, force: true }
+            }
             false => Destination::Library,
         };
         let new = NewFile { name: None, kind: FileKind::File, member_of: None };
@@ -107,7 +109,7 @@ fn take_in_128_mib(bencher: Bencher<'_, '_>, to: &str) {
         .bench_local_refs(|(place, file)| place.runtime.block_on(take_in(file, &content.pieces)));
 }
 
-/// Somebody who asked and takes whatever comes.
+/// Discards replies.
 #[derive(Debug)]
 struct Asker;
 

@@ -70,8 +70,25 @@ pub fn write_tree(root: &Path, seed: u64) {
     }
     // Duplicate content: one file in the library, two files in the directory.
     fs::copy(root.join("same/one"), root.join("same/two")).expect("cannot copy a test file");
-    fs::set_permissions(root.join("bin/tool.sh"), fs::Permissions::from_mode(0o755))
-        .expect("cannot set permissions");
+    make_executable(&root.join("bin/tool.sh"));
+}
+
+/// Makes a file executable.
+///
+/// # Panics
+/// Panics if the mode of the file cannot be set.
+#[track_caller]
+pub fn make_executable(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("cannot set permissions");
+}
+
+/// Whether the owner may execute a file.
+///
+/// # Panics
+/// Panics if the metadata of the file cannot be read.
+#[track_caller]
+pub fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).expect("cannot read file metadata").permissions().mode() & 0o100 != 0
 }
 
 /// A file of a directory, with the attributes that a collection preserves.
@@ -102,11 +119,8 @@ pub fn read_tree(root: &Path) -> BTreeMap<String, TreeFile> {
             }
             let path = entry.path();
             let relative = path.strip_prefix(root).expect("the path is below the root");
-            let executable = metadata.permissions().mode() & 0o100 != 0;
-            files.insert(
-                relative.to_string_lossy().into_owned(),
-                TreeFile { hash: hash_of(&path), executable },
-            );
+            let file = TreeFile { hash: hash_of(&path), executable: is_executable(&path) };
+            files.insert(relative.to_string_lossy().into_owned(), file);
         }
     }
     files

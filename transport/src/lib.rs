@@ -81,15 +81,18 @@ mod tests {
         }
     }
 
-    /// The test blocks the only thread, so that the listener accepts nothing.
+    /// The test blocks the only thread, so that the listener accepts nothing. Beyond the backlog, a connection is never
+    /// established.
     #[tokio::test]
     async fn burst_of_connections_waits_for_no_retry() {
+        let largest = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
+        let burst = largest.and_then(|text| text.trim().parse().ok()).unwrap_or(128).min(400);
         let transport = Shared::new(TransportSettings::default()).unwrap().tcp();
         let listener = transport.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = ([127, 0, 0, 1], listener.local_endpoint().port()).into();
-        let connect = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(900)).unwrap();
-        let burst: Vec<_> = (0..400).map(connect).collect();
-        assert_eq!(burst.len(), 400);
+        let connect = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
+        let connected: Vec<_> = (0..burst).map(connect).collect();
+        assert_eq!(connected.len(), burst);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use enjambre_core::MessageLimits;
+use enjambre_core::model::time::human;
 
 /// The limits and timeouts of a transport. The defaults are safe for public networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +99,11 @@ impl TransportSettings {
         for (key, value) in times {
             // Sums of durations must not overflow.
             if value < Duration::from_millis(1) || value > Duration::from_secs(366 * 86_400) {
-                return refuse(key, format!("{value:?}"), "the value must be from 1ms to 366days".to_owned());
+                return refuse(
+                    key,
+                    human(value).to_string(),
+                    "the value must be from 1ms to 366days".to_owned(),
+                );
             }
         }
         Ok(())

@@ -56,7 +56,10 @@ pub(super) async fn run(
     let Arguments { invitation, listen, json } = arguments;
     let mut listen = listen.clone();
     let given = match invitation.as_str() {
-        "-" => crate::blocking(line_from_stdin).await?,
+        "-" => {
+            let line = stop.run_until_cancelled(crate::blocking(line_from_stdin)).await;
+            line.unwrap_or_else(|| Err(Failure::interrupted("interrupted")))?
+        }
         given => given.to_owned(),
     };
     let invitation: Invitation = given.parse().map_err(Failure::usage)?;

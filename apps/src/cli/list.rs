@@ -6,7 +6,7 @@ use clap::Args;
 use enjambre_core::{FileKind, FileRecord};
 
 use super::context::Context;
-use super::output::{Stdout, name, size, time};
+use super::output::{Stdout, date, name, size};
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
@@ -50,15 +50,14 @@ const HEADER: &str = "ID                      SIZE     PEERS  PUBLISHED   PUBLIS
 
 fn line(file: &FileRecord) -> String {
     let name = name(file.name.as_str(), file.kind);
-    let date = time(file.published_ms);
     let peers = match file.providers {
         1 => "1 peer ".to_owned(),
         count => format!("{count} peers"),
     };
     // The size of a directory entry is that of its file list.
-    let size = if file.kind == FileKind::File { size(file.size) } else { "directory".to_owned() };
+    let size = if file.kind == FileKind::Collection { "directory".to_owned() } else { size(file.size) };
     let id = &file.id.to_string()[..16];
-    let (date, by) = (date.get(..10).unwrap_or(&date), file.publisher.short());
+    let (date, by) = (date(file.published_ms), file.publisher.short());
     let version = file.version;
     format!("{id}  {size:>10}  {peers:>8}  {date}  by {by}  {version:<7}  {name}")
 }

@@ -91,6 +91,13 @@ pub(crate) fn time(time: UnixMillis) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
+/// Formats the date of a time.
+pub(crate) fn date(at: UnixMillis) -> String {
+    let mut text = time(at);
+    text.truncate("YYYY-MM-DD".len());
+    text
+}
+
 pub(crate) fn rate(bytes: u64, seconds: f64) -> String {
     let rate = bytes as f64 / seconds.max(1e-6);
     match rate {

@@ -3,7 +3,7 @@
 use enjambre_core::protocol::message::PinStatus;
 
 use super::context::Context;
-use super::output::{size, time};
+use super::output::{date, size};
 use super::runner;
 use crate::control::message::{Command, Event};
 use crate::failure::Failure;
@@ -20,8 +20,7 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
 fn line(pin: &PinStatus) -> String {
     let id = &pin.id.to_string()[..16];
     let state = if pin.complete { "complete" } else { "incomplete" };
-    let date = time(pin.pinned_ms);
-    let date = date.get(..10).unwrap_or(&date);
+    let date = date(pin.pinned_ms);
     let name = pin.name.as_ref().map_or("(not in the catalogue)", |name| name.as_str());
     format!("{id}  {:>10}  {state:<10}  {date}  by {}  {name}", size(pin.reserved), pin.peer.short())
 }

@@ -1,18 +1,23 @@
 //! `enjambre publish`
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use enjambre_core::{FileKind, Name, runtime};
-use tempfile::NamedTempFile;
+use enjambre_core::model::endpoint;
+use enjambre_core::{FileKind, Name};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 
 use super::context::Context;
 use super::output::{Stdout, notice, size, warn};
 use super::progress::Bar;
 use super::runner::run_and_stay;
-use crate::control::message::{Command, Event};
-use crate::failure::{Failure, ResultContext};
+use crate::control::message::{CONTENT_BYTES, Command, Event, Input};
+use crate::failure::Failure;
+
+/// Number of parts of the standard input that are read ahead.
+const QUEUED: usize = 16;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -45,16 +50,14 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         return Err(Failure::usage("--name requires a single PATH"));
     }
     let name = name.map(|name| name.parse::<Name>()).transpose().map_err(Failure::usage)?;
-    // Deleted on return.
-    let mut spooled = None;
+    let mut input = None;
     if paths.iter().any(|path| path == Path::new("-")) {
         if name.is_none() {
             return Err(Failure::usage("publishing the standard input requires --name and no other PATH"));
         }
-        let file = context.run(spool_stdin()).await?;
-        paths = vec![file.path().to_owned()];
+        input = Some(stdin());
+        paths = Vec::new();
         copy = true;
-        spooled = Some(file);
     }
     let paths = paths.iter().map(std::path::absolute).collect::<Result<Vec<_>, _>>()?;
     let mut stdout = Stdout::default();
@@ -79,16 +82,14 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         _ => {}
     };
     let command = Command::Publish { paths, name, store: copy, pin, strict, exclude };
-    let node = run_and_stay(&context, command, &mut show).await;
+    let node = run_and_stay(&context, command, input, &mut show).await;
     bar.clear();
-    drop(spooled);
     if let Some(node) = node? {
         if serve {
             match node.endpoints() {
                 [] => warn("the files are not seeded because the port is in use"),
                 endpoints => {
-                    let endpoints: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
-                    stdout.line(&format!("seeding on {} until interrupted", endpoints.join(", ")));
+                    stdout.line(&format!("seeding on {} until interrupted", endpoint::list(endpoints)));
                 }
             }
             context.stop.cancelled().await;
@@ -100,13 +101,30 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     stdout.finish()
 }
 
-/// Copies the standard input to a temporary file, since its size and hash must be known before it is published.
-async fn spool_stdin() -> Result<NamedTempFile, Failure> {
-    let copied = runtime::spawn_blocking(|| {
-        let mut file = NamedTempFile::new()?;
-        io::copy(&mut io::stdin().lock(), &mut file)?;
-        Ok::<_, io::Error>(file)
+/// Reads the standard input in a blocking thread.
+fn stdin() -> Input {
+    let (sender, input) = mpsc::channel(QUEUED);
+    spawn_blocking(move || {
+        let mut stdin = io::stdin().lock();
+        loop {
+            let mut part = vec![0; CONTENT_BYTES];
+            let read = match stdin.read(&mut part) {
+                Ok(0) => return,
+                Ok(length) => {
+                    part.truncate(length);
+                    Ok(part)
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    let text = format!("cannot read the standard input: {error}");
+                    Err(io::Error::new(error.kind(), text))
+                }
+            };
+            // The command may have failed.
+            if sender.blocking_send(read).is_err() {
+                return;
+            }
+        }
     });
-    let copied = copied.await.map_err(io::Error::other).and_then(|copied| copied);
-    copied.context("cannot copy the standard input to a temporary file")
+    input
 }

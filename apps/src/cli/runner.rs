@@ -11,7 +11,7 @@ use crate::access::{own_uid, user_name};
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
 use crate::control::client::{Connection, connect};
-use crate::control::message::{Command, Event, run_locally};
+use crate::control::message::{Command, Event, Input, no_input, run_locally};
 use crate::data_dir::{DataDir, other_owner};
 use crate::failure::Failure;
 use crate::peer::{PeerNode, Reach};
@@ -46,7 +46,7 @@ pub(super) async fn print_at_tracker(
         match lock_or_connect(&context.loaded, NodeKind::Tracker).await? {
             Access::Locked(data_dir) => {
                 let admin = StandaloneAdmin::open(context.registry, &context.loaded, data_dir).await?;
-                let result = run_locally(&admin.service, command, &mut show).await;
+                let result = run_locally(&admin.service, command, no_input(), &mut show).await;
                 result.and(admin.close().await)
             }
             Access::Connected(connection) => connection.run(command, &mut show).await.unwrap_or_else(|| {
@@ -89,7 +89,7 @@ pub(super) async fn run(
     command: Command,
     show: &mut (dyn FnMut(Event) + Send),
 ) -> Result<(), Failure> {
-    if let Some(node) = run_and_stay(context, command, show).await? {
+    if let Some(node) = run_and_stay(context, command, None, show).await? {
         node.stop().await;
     }
     Ok(())
@@ -100,6 +100,7 @@ pub(super) async fn run(
 pub(super) async fn run_and_stay(
     context: &Context<'_>,
     command: Command,
+    mut input: Option<Input>,
     show: &mut (dyn FnMut(Event) + Send),
 ) -> Result<Option<PeerNode>, Failure> {
     let reach = match command {
@@ -107,12 +108,14 @@ pub(super) async fn run_and_stay(
         Command::Library | Command::Remove { .. } => Reach::Offline,
         _ => Reach::Command,
     };
+    let has_input = input.is_some();
     for _ in 0..MAX_ATTEMPTS {
+        let input = input.take().unwrap_or_else(no_input);
         match lock_or_connect(&context.loaded, NodeKind::Peer).await? {
             Access::Locked(data_dir) => {
                 let start = PeerNode::start(context.registry, &context.loaded, data_dir, reach);
                 let node = context.stop.run_until_cancelled(start).await.ok_or_else(interrupted)??;
-                let running = run_locally(node.handler(), command.clone(), show);
+                let running = run_locally(node.handler(), command.clone(), input, show);
                 let result = context.stop.run_until_cancelled(running).await;
                 if let Err(failure) = result.unwrap_or_else(|| Err(interrupted())) {
                     node.stop().await;
@@ -126,11 +129,11 @@ pub(super) async fn run_and_stay(
                     has_content |= matches!(event, Event::Content { .. });
                     show(event);
                 };
-                let running = connection.run(command.clone(), &mut show);
+                let running = connection.with_input(input).run(command.clone(), &mut show);
                 match context.stop.run_until_cancelled(running).await.ok_or_else(interrupted)? {
                     Some(result) => return result.map(|()| None),
-                    // Another attempt would write the content again from its start.
-                    None if has_content => {
+                    // Another attempt would read or write the content again from its start.
+                    None if has_content || has_input => {
                         return Err(Failure::failed("the running peer exited before the end of the content"));
                     }
                     None => notice("the running peer exited; continuing in this process"),
@@ -223,7 +226,9 @@ pub(super) async fn lock_for_daemon(loaded: &Loaded) -> Result<DataDir, Failure>
                 daemon = status.daemon.then_some(status.pid);
             }
         };
-        let _ = connection.run(Command::Status, &mut show).await;
+        if let Some(Err(failure)) = connection.run(Command::Status, &mut show).await {
+            return Err(failure.context(format!("{} is in use", path.display())));
+        }
         if let Some(pid) = daemon {
             let text = format!(
                 "a peer already runs in {} (process {pid}); stop it, or choose another peer.data_dir",

@@ -18,16 +18,16 @@ use crate::failure::Failure;
 pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
     let query = async {
         let node = match context.loaded.kind {
-            NodeKind::Peer => running_peer(&context).await?,
-            NodeKind::Tracker => None,
+            NodeKind::Peer => running_peer(&context).await,
+            NodeKind::Tracker => Ok(None),
         };
         Ok((node, context.trackers().await?.status().await))
     };
     let (node, trackers) = context.run(query).await?;
     let mut stdout = Stdout::default();
-    if context.loaded.kind == NodeKind::Peer {
+    if let (NodeKind::Peer, Ok(node)) = (context.loaded.kind, &node) {
         let user = other_owner(&context.loaded.data_dir(NodeKind::Peer)).map(user_name);
-        match (&node, json) {
+        match (node, json) {
             (Some(node), true) => {
                 stdout.json(&with(json!({ "node": "peer", "running": true, "user": user }), json!(node)));
             }
@@ -51,6 +51,8 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
         }
     }
     stdout.finish()?;
+    // The trackers are shown even if the peer does not respond.
+    let node = node?;
     let is_unreachable =
         |(_, status): &(_, Result<_, TrackerError>)| matches!(status, Err(TrackerError::Unreachable { .. }));
     if node.is_none() && trackers.iter().all(is_unreachable) {

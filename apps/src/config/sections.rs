@@ -257,7 +257,8 @@ pub struct LimitsSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSection {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `"info,enjambre_swarm=debug"`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `"info,enjambre_swarm=debug"`. In a file it applies to
+    /// the daemons only; other commands log at `warn`.
     pub level: String,
 }
 

@@ -6,12 +6,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use futures::{SinkExt, StreamExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::codec::{Framed, LinesCodec};
 
-use super::message::{ALIVE_INTERVAL, CONTROL_VERSION, Command, Envelope, Event, MAX_LINE};
+use super::message::{ALIVE_INTERVAL, CONTROL_VERSION, Command, Envelope, Event, Input, MAX_LINE, no_input};
 use super::socket;
 use crate::failure::Failure;
 
@@ -25,6 +27,7 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(5 * ALIVE_INTERVAL.as_secs
 pub(crate) struct Connection {
     stream: Framed<UnixStream, LinesCodec>,
     settings: BTreeMap<String, String>,
+    input: Input,
 }
 
 /// Connects to the process that uses a data directory. Fails if no process listens.
@@ -37,13 +40,18 @@ pub(crate) async fn connect(data_dir: &Path) -> io::Result<Connection> {
     )?;
     let stream = timeout(SEND_TIMEOUT, UnixStream::connect(path)).await??;
     let stream = Framed::new(stream, LinesCodec::new_with_max_length(MAX_LINE));
-    Ok(Connection { stream, settings: BTreeMap::new() })
+    Ok(Connection { stream, settings: BTreeMap::new(), input: no_input() })
 }
 
 impl Connection {
     /// Lets the command fail if the other process has other values of these settings.
     pub(crate) fn with_settings(self, settings: BTreeMap<String, String>) -> Self {
         Self { settings, ..self }
+    }
+
+    /// Sends content with the command.
+    pub(crate) fn with_input(self, input: Input) -> Self {
+        Self { input, ..self }
     }
 
     /// Runs a command in the other process and passes its events to `show`. Dropping the future cancels the command.
@@ -62,16 +70,34 @@ impl Connection {
         let frozen = || Some(Err(Failure::failed("the running node does not respond; restart it")));
         let Ok(sent) = timeout(SEND_TIMEOUT, self.stream.send(line)).await else { return frozen() };
         sent.ok()?;
-        loop {
-            let Ok(line) = timeout(SILENCE_TIMEOUT, self.stream.next()).await else { return frozen() };
-            match serde_json::from_str(&line?.ok()?) {
-                Ok(Event::Done) => return Some(Ok(())),
-                Ok(Event::Failed(failure)) => return Some(Err(failure)),
-                Ok(Event::Alive) => {}
-                Ok(event) => show(event),
-                // An event of a newer version. `done` and `failed` exist in every version.
-                Err(error) => tracing::debug!(%error, "unknown control event ignored"),
+        let (mut sink, mut stream) = self.stream.split();
+        let receive = async {
+            loop {
+                let Ok(line) = timeout(SILENCE_TIMEOUT, stream.next()).await else { return frozen() };
+                match serde_json::from_str(&line?.ok()?) {
+                    Ok(Event::Done) => return Some(Ok(())),
+                    Ok(Event::Failed(failure)) => return Some(Err(failure)),
+                    Ok(Event::Alive) => {}
+                    Ok(event) => show(event),
+                    // An event of a newer version. `done` and `failed` exist in every version.
+                    Err(error) => tracing::debug!(%error, "unknown control event ignored"),
+                }
             }
+        };
+        let send = async {
+            while let Some(part) = self.input.recv().await {
+                let part = STANDARD.encode(part?);
+                // If the other process is gone, `receive` ends.
+                if !part.is_empty() && sink.send(part).await.is_err() {
+                    break;
+                }
+            }
+            let _ = sink.send(String::new()).await;
+            Ok::<_, io::Error>(())
+        };
+        tokio::select! {
+            result = receive => result,
+            Err(error) = send => Some(Err(error.into())),
         }
     }
 }

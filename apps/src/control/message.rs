@@ -1,6 +1,7 @@
-//! Commands for a running peer or tracker, and their events.
+//! Commands for a running peer or tracker, their events, and the content that clients send.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use crate::failure::Failure;
 pub(crate) const CONTROL_VERSION: u32 = 1;
 /// Maximum length of a line, in bytes.
 pub(crate) const MAX_LINE: usize = 4 << 20;
+/// Maximum length of the content in one line, in bytes.
+pub(crate) const CONTENT_BYTES: usize = 64 * 1024;
 /// Maximum time between two events of a running command.
 pub(crate) const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -37,6 +40,7 @@ pub(crate) struct Envelope {
 pub(crate) enum Command {
     /// Adds files and directories to the library and the catalogue.
     Publish {
+        /// If empty, the [`Input`] is published.
         paths: Vec<PathBuf>,
         /// The name to publish under, instead of the file name. Requires a single path.
         name: Option<Name>,
@@ -339,6 +343,16 @@ pub(crate) struct TrackerLine {
     pub(crate) problem: Option<String>,
 }
 
+/// The content that the client sends with a command.
+///
+/// On the socket, each line after the command is a part in Base64, and an empty line is the end.
+pub(crate) type Input = mpsc::Receiver<io::Result<Vec<u8>>>;
+
+/// Returns the input of a command without content.
+pub(crate) fn no_input() -> Input {
+    mpsc::channel(1).1
+}
+
 /// The sink for the events of a running command.
 #[derive(Debug, Clone)]
 pub(crate) struct Events(mpsc::Sender<Event>);
@@ -370,17 +384,18 @@ impl Events {
 #[async_trait]
 pub(crate) trait Execute: Send + Sync + 'static {
     /// Executes a command. The caller sends `Done` or `Failed`.
-    async fn execute(&self, command: Command, events: Events) -> Result<(), Failure>;
+    async fn execute(&self, command: Command, input: Input, events: Events) -> Result<(), Failure>;
 }
 
 /// Runs a command in this process and passes its events to `show`.
 pub(crate) async fn run_locally(
     handler: &dyn Execute,
     command: Command,
+    input: Input,
     show: &mut (dyn FnMut(Event) + Send),
 ) -> Result<(), Failure> {
     let (events, mut receiver) = Events::channel();
-    let mut running = handler.execute(command, events);
+    let mut running = handler.execute(command, input, events);
     let result = loop {
         tokio::select! {
             biased;

@@ -1,13 +1,16 @@
 //! The server of the control socket: one command per connection.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use futures::{SinkExt, StreamExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::codec::{FramedRead, FramedWrite, LinesCodec};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +23,8 @@ use crate::failure::Failure;
 
 /// Maximum number of concurrent commands. Further clients wait.
 const MAX_CLIENTS: usize = 64;
+/// Maximum number of parts of content that wait for the command.
+const QUEUED_INPUT: usize = 16;
 /// Maximum time to receive a command.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time to send an event of a command without content.
@@ -80,7 +85,8 @@ async fn answer(stream: UnixStream, handler: &dyn Execute, node: &BTreeMap<Strin
                 send_timeout = Duration::MAX;
             }
             let (events, mut receiver) = Events::channel();
-            let run = async { Ok(handler.execute(command, events).await) };
+            let (input, content) = mpsc::channel(QUEUED_INPUT);
+            let run = async { Ok(handler.execute(command, content, events).await) };
             let write = async {
                 loop {
                     let event = match timeout(ALIVE_INTERVAL, receiver.recv()).await {
@@ -94,7 +100,7 @@ async fn answer(stream: UnixStream, handler: &dyn Execute, node: &BTreeMap<Strin
             // The command is cancelled if the client disconnects or stops reading.
             tokio::select! {
                 finished = async { tokio::try_join!(run, write) } => finished.ok().map(|(result, ())| result),
-                () = disconnected(&mut reader) => None,
+                () = receive(&mut reader, input) => None,
             }
         }
         Ok(None) => None,
@@ -141,6 +147,14 @@ async fn command(reader: &mut Reader, node: &BTreeMap<String, String>) -> Result
     }
 }
 
-async fn disconnected(reader: &mut Reader) {
-    while let Some(Ok(_)) = reader.next().await {}
+/// Passes the content from the client on, until the client disconnects.
+async fn receive(reader: &mut Reader, input: mpsc::Sender<io::Result<Vec<u8>>>) {
+    let mut input = Some(input);
+    while let Some(Ok(line)) = reader.next().await {
+        let Some(sender) = &input else { continue };
+        // A command without content does not receive it.
+        if line.is_empty() || sender.send(STANDARD.decode(line).map_err(io::Error::other)).await.is_err() {
+            input = None;
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! The path of the control socket of a data directory.
 //!
 //! The socket is in a directory of its own that only its user can enter, so that other users cannot connect even
-//! while the socket is created. With `group_access`, the group of the data directory can enter it as well. The length of the path of a Unix socket is limited. For a long data directory, the
-//! socket is in the system's temporary directory instead, under a name derived from the data directory.
+//! while the socket is created. With `group_access`, the group of the data directory can enter it as well. The length of
+//! the path of a Unix socket is limited. For a long data directory, the socket is in the system's temporary directory
+//! instead, under a name derived from the data directory.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io::{Error, ErrorKind, Result};
@@ -16,7 +17,8 @@ use crate::access::{own_uid, user_name};
 
 /// Maximum length of the path of a Unix socket on all systems, in bytes.
 const MAX_PATH: usize = 100;
-const FOLDER: &str = "control";
+/// The name of the directory of the socket in a data directory.
+pub(crate) const FOLDER: &str = "control";
 const SOCKET: &str = "socket";
 
 /// Returns the path of the socket of a data directory, whose path must be canonical.

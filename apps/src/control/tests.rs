@@ -8,17 +8,17 @@ use async_trait::async_trait;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::client::connect;
-use super::message::{CONTROL_VERSION, Command, Envelope, Event, Events, Execute, MAX_LINE, Output};
+use super::message::{CONTROL_VERSION, Command, Envelope, Event, Events, Execute, Input, MAX_LINE, Output};
 use super::{server, socket};
 use crate::failure::Failure;
 
-/// `library` sends three warnings, `get` sends more content than a socket holds, `status` fails, and `verify` runs until
-/// it is cancelled.
+/// `library` sends three warnings, `publish` sends its input as a warning, `get` sends more content than a socket holds,
+/// `status` fails, and `verify` runs until it is cancelled.
 #[derive(Default)]
 struct Handler {
     started: Notify,
@@ -35,7 +35,7 @@ impl Drop for NotifyOnDrop {
 
 #[async_trait]
 impl Execute for Handler {
-    async fn execute(&self, command: Command, events: Events) -> Result<(), Failure> {
+    async fn execute(&self, command: Command, mut input: Input, events: Events) -> Result<(), Failure> {
         match command {
             Command::Library => {
                 for number in 0..3 {
@@ -47,6 +47,14 @@ impl Execute for Handler {
                 for _ in 0..64 {
                     events.send(Event::Content { data: "x".repeat(64 << 10) }).await;
                 }
+                Ok(())
+            }
+            Command::Publish { .. } => {
+                let mut received = Vec::new();
+                while let Some(part) = input.recv().await {
+                    received.extend(part?);
+                }
+                events.warn(String::from_utf8(received).unwrap()).await;
                 Ok(())
             }
             Command::Verify { .. } => {
@@ -153,6 +161,35 @@ async fn consumer_of_content_can_pause() {
     stream.read_to_string(&mut reply).await.unwrap();
     assert_eq!(reply.matches("\"content\"").count(), 64);
     assert!(reply.contains("\"done\""));
+}
+
+fn publish_input() -> Command {
+    let (paths, name, exclude) = (Vec::new(), None, Vec::new());
+    Command::Publish { paths, name, store: true, pin: false, strict: false, exclude }
+}
+
+#[tokio::test]
+async fn input_arrives_completely_and_its_error_fails_the_command() {
+    let server = Server::start();
+    for error in [None, Some("the pipe broke")] {
+        let (sender, input) = mpsc::channel(2);
+        let connection = connect(server.folder.path()).await.unwrap().with_input(input);
+        let send = async move {
+            for part in ["a", "b", ""].repeat(1000) {
+                sender.send(Ok(part.into())).await.unwrap();
+            }
+            if let Some(error) = error {
+                sender.send(Err(std::io::Error::other(error))).await.unwrap();
+            }
+        };
+        let mut events = Vec::new();
+        let mut show = |event| events.push(event);
+        let (outcome, ()) = tokio::join!(connection.run(publish_input(), &mut show), send);
+        match error {
+            None => assert_eq!(events, [Event::Warning { message: "ab".repeat(1000) }]),
+            Some(error) => assert!(outcome.unwrap().unwrap_err().message.contains(error)),
+        }
+    }
 }
 
 #[tokio::test]

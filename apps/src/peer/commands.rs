@@ -15,34 +15,42 @@ use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 use super::get::{GetOptions, default_name};
 use super::{Node, Reach};
 use crate::control::message::{
-    Command, Event, Events, Execute, LibraryLine, NodeStatus, TrackerLine, WithdrawnLine,
+    Command, Event, Events, Execute, Input, LibraryLine, NodeStatus, TrackerLine, WithdrawnLine,
 };
 use crate::failure::{Failure, ResultContext};
+use crate::spool;
 
 /// Maximum number of withdrawn files in the status.
 const MAX_WITHDRAWN: usize = 20;
 
 #[async_trait]
 impl Execute for Node {
-    async fn execute(&self, command: Command, events: Events) -> Result<(), Failure> {
+    async fn execute(&self, command: Command, input: Input, events: Events) -> Result<(), Failure> {
         match command {
-            Command::Publish { paths, name, store, pin, strict, exclude } => {
-                let secret = Some(FileId::from_bytes(blake3::hash(&self.key.secret()).into()));
-                let options = PublishOptions { name, store, secret, strict, exclude };
-                for path in paths {
-                    let (publication, size) = self.publish(&path, options.clone(), &events).await?;
-                    if pin {
-                        self.pin(&publication, size, &events).await?;
-                    }
+            Command::Publish { mut paths, name, store, pin, strict, exclude } => {
+                let spooled = paths.is_empty();
+                let mut spool = None;
+                if spooled {
+                    let file = spool::write(&self.folder, input).await?;
+                    paths.push(spool.insert(file).path().to_owned());
                 }
-                Ok(())
+                let secret = Some(FileId::from_bytes(blake3::hash(&self.key.secret()).into()));
+                let options = PublishOptions { name, store, secret, strict, spooled, exclude };
+                let mut results = Results::default();
+                for path in paths {
+                    let published = self.publish(&path, options.clone(), pin, &events).await;
+                    results.add(published, &events).await;
+                }
+                results.failed.map_or(Ok(()), Err)
             }
             Command::Get { queries, output, force, sync } => {
                 let several = queries.len() > 1;
+                let options = GetOptions { output: &output, several, force, sync };
+                let mut results = Results::default();
                 for query in queries {
-                    self.get(&query, GetOptions { output: &output, several, force, sync }, &events).await?;
+                    results.add(self.get(&query, options, &events).await, &events).await;
                 }
-                Ok(())
+                results.failed.map_or(Ok(()), Err)
             }
             Command::Contents { query } => self.contents(&query, &events).await,
             Command::Library => self.list(&events).await,
@@ -71,6 +79,24 @@ impl Execute for Node {
     }
 }
 
+/// The results of a command for several files, which continues after a failure.
+#[derive(Default)]
+struct Results {
+    /// The last failure.
+    failed: Option<Failure>,
+}
+
+impl Results {
+    /// Adds a result. Reports the failure before it.
+    async fn add(&mut self, result: Result<(), Failure>, events: &Events) {
+        if let Err(failure) = result
+            && let Some(earlier) = self.failed.replace(failure)
+        {
+            events.warn(earlier.message).await;
+        }
+    }
+}
+
 impl Node {
     pub(super) fn presence(&self) -> Result<&Presence, Failure> {
         self.presence.as_deref().ok_or_else(|| {
@@ -89,7 +115,7 @@ impl Node {
         events: &Events,
     ) -> Result<(Publication, u64), Failure> {
         let library = &self.services.library;
-        let (shown, sink) = (path.to_owned(), events.clone());
+        let (shown, sink) = (shown(path, &options).to_owned(), events.clone());
         let progress = move |PublishProgress { done, total, .. }: PublishProgress| {
             sink.progress(Event::Hashing { path: shown.clone(), done, total });
         };
@@ -115,11 +141,12 @@ impl Node {
         &self,
         path: &Path,
         options: PublishOptions,
+        pin: bool,
         events: &Events,
-    ) -> Result<(Publication, u64), Failure> {
+    ) -> Result<(), Failure> {
         let presence = self.presence()?;
-        let added = self.add(path, options, events).await;
-        let (publication, size) = added.context(format!("cannot publish {}", path.display()))?;
+        let action = format!("cannot publish {}", shown(path, &options).display());
+        let (publication, size) = self.add(path, options, events).await.context(action)?;
         let acknowledged = presence.publish(&publication).await;
         let outcome = match &acknowledged {
             Err(TrackerError::Unreachable { .. }) => {
@@ -141,7 +168,7 @@ impl Node {
         for warning in presence.status().into_iter().filter_map(|tracker| tracker.warning) {
             events.warn(warning).await;
         }
-        Ok((publication, size))
+        if pin { self.pin(&publication, size, events).await } else { Ok(()) }
     }
 
     async fn list(&self, events: &Events) -> Result<(), Failure> {
@@ -197,12 +224,14 @@ impl Node {
         let entry = library.find(query)?;
         let name = entry.name.clone().or_else(|| default_name(&entry.id));
         let path = match (entry.kind, &name) {
-            (FileKind::File, Some(name)) if output.is_dir() => output.join(name.as_str()),
+            (FileKind::File | FileKind::Executable, Some(name)) if output.is_dir() => {
+                output.join(name.as_str())
+            }
             _ => output,
         };
         library.export(&entry.id, &path, force).await?;
         let bytes = match entry.kind {
-            FileKind::File => entry.size,
+            FileKind::File | FileKind::Executable => entry.size,
             FileKind::Collection => library.collection(&entry.id).await?.total_size(),
         };
         events.send(Event::Exported { id: entry.id, path, bytes }).await;
@@ -294,6 +323,11 @@ impl Node {
                 .map_or_else(Vec::new, |presence| presence.status().into_iter().map(tracker).collect()),
         }
     }
+}
+
+/// Returns the path to show for a published file.
+fn shown<'a>(path: &'a Path, options: &PublishOptions) -> &'a Path {
+    if options.spooled { Path::new("the standard input") } else { path }
 }
 
 /// Returns the directory of the user that contains the linked members of a collection. If these are in several directories,

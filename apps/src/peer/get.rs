@@ -19,15 +19,13 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Node;
-use crate::control::message::{Event, Events, Output};
+use crate::control::message::{CONTENT_BYTES, Event, Events, Output};
 use crate::failure::{Failure, ResultContext};
 
 /// Interval of progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a download must run before the disk counts as no longer full, so that a few freed bytes are not reported.
 const DISK_FREE_DELAY: Duration = Duration::from_secs(5);
-/// Length of the content in one event. The channel of events holds a few dozen.
-const CONTENT_BYTES: usize = 64 * 1024;
 
 /// The options of a download.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +73,7 @@ impl Node {
             let list = self.follow(listing, &name, updates.clone(), events).await?;
             name = path.file_name().parse().unwrap_or(name);
             if let Some(file) = member(&list, path) {
-                (id, kind, size) = (file.id, FileKind::File, file.size);
+                (id, kind, size) = (file.id, FileKind::of_file(file.executable), file.size);
                 progress.send_replace(Progress { total: size, ..Progress::default() });
             }
         }
@@ -122,7 +120,7 @@ impl Node {
         self.presence()?;
         let Wanted { id, name, kind, size, part } = self.find_part(query, events).await?;
         let request = GetRequest { id, name: None, kind, size, output: None, force: false, durable: false };
-        if kind == FileKind::File {
+        if kind != FileKind::Collection {
             return Err(Failure::usage(format!("{name} is a file, not a directory")));
         }
         let (progress, updates) = watch::channel(Progress { total: size, ..Progress::default() });
@@ -251,7 +249,7 @@ async fn output_path(
     }
     let is_dir = tokio::fs::metadata(path).await.is_ok_and(|found| found.is_dir());
     // As in `cp`: a file goes into a directory, and several things each get a name there.
-    let is_inside = is_dir && (kind == FileKind::File || options.several);
+    let is_inside = is_dir && (kind != FileKind::Collection || options.several);
     Ok(Some(if is_inside { path.join(name.as_str()) } else { path.clone() }))
 }
 

@@ -8,6 +8,7 @@ mod get;
 pub(crate) mod pins;
 pub(crate) mod services;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,8 @@ pub(super) struct Node {
     trackers: Arc<Trackers>,
     /// `None` if the node is offline.
     presence: Option<Arc<Presence>>,
+    /// The data directory.
+    folder: PathBuf,
     listen: Vec<Endpoint>,
     reach: Reach,
     started: Instant,
@@ -116,15 +119,15 @@ impl PeerNode {
             let announcer = Announcer::new(Arc::clone(&services.library), Arc::clone(presence));
             background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(announcer.run()).map(drop)));
         }
-        let inner =
-            Arc::new(Node { services, key, trackers, presence, listen, reach, started: Instant::now() });
+        let started = Instant::now();
+        let inner = Arc::new(Node { services, key, trackers, presence, folder, listen, reach, started });
         let mut node = Self { inner, listeners, background, stop, data_dir };
         if reach != Reach::Offline {
             let Self { inner, stop, background, .. } = &mut node;
             let downloader = Arc::clone(&inner.services.downloader);
             let repair = Repair::new(downloader, Arc::clone(&inner.trackers) as _);
             background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(repair.run()).map(drop)));
-            match socket::listen(&folder, loaded.group_access(NodeKind::Peer)) {
+            match socket::listen(&inner.folder, loaded.group_access(NodeKind::Peer)) {
                 Ok(listener) => {
                     let handler: Arc<dyn Execute> = Arc::clone(inner) as _;
                     background.push(tokio::spawn(server::serve(

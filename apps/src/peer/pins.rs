@@ -46,16 +46,24 @@ impl Node {
     }
 
     pub(super) async fn pins(&self, events: &Events) -> Result<(), Failure> {
-        for pin in self.presence()?.pins().await? {
+        for pin in self.known_pins(events).await? {
             events.send(Event::Pin(pin)).await;
         }
         Ok(())
     }
 
+    /// Returns the pins at all trackers that reply. Reports the others.
+    async fn known_pins(&self, events: &Events) -> Result<Vec<PinStatus>, Failure> {
+        let (pins, errors) = self.presence()?.pins().await?;
+        for error in errors {
+            events.warn(format!("replicas of a tracker are not listed: {error}")).await;
+        }
+        Ok(pins)
+    }
+
     pub(super) async fn unpin(&self, query: &str, events: &Events) -> Result<(), Failure> {
-        let presence = self.presence()?;
-        let id = find(query, &presence.pins().await?)?;
-        presence.unpin(id).await?;
+        let id = find(query, &self.known_pins(events).await?)?;
+        self.presence()?.unpin(id).await?;
         events.send(Event::Unpinned { id }).await;
         Ok(())
     }

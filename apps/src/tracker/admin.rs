@@ -22,7 +22,7 @@ use enjambre_swarm::tracker::settings::TrackerSettings;
 use super::endpoints_file;
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
-use crate::control::message::{Command, Event, Events, Execute, InvitationLine, MemberLine};
+use crate::control::message::{Command, Event, Events, Execute, Input, InvitationLine, MemberLine};
 use crate::data_dir::DataDir;
 use crate::failure::{Failure, ResultContext};
 use crate::known_database;
@@ -320,7 +320,7 @@ fn single<T: Copy>(kind: &str, prefix: &str, found: &[T]) -> Result<T, Failure> 
 
 #[async_trait]
 impl Execute for AdminService {
-    async fn execute(&self, command: Command, events: Events) -> Result<(), Failure> {
+    async fn execute(&self, command: Command, _input: Input, events: Events) -> Result<(), Failure> {
         match command {
             Command::Invite { uses, lifetime_ms, read_only, trackers } => {
                 let rights = if read_only { Rights::ReadOnly } else { Rights::Full };

@@ -13,6 +13,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::cbor::{ARRAY, BYTES, TEXT, UINT, head_len, put_head, take_head};
 use super::id::FileId;
@@ -20,8 +21,8 @@ use super::layout::MAX_FILE_SIZE;
 
 /// The maximum number of members.
 pub const MAX_MEMBERS: usize = 1_000_000;
-/// The maximum encoded size in bytes: 256 MiB.
-pub const MAX_ENCODED: usize = 256 * 1024 * 1024;
+/// The maximum encoded size in bytes: 128 MiB. It bounds the memory that a download of a directory uses.
+pub const MAX_ENCODED: usize = 128 * 1024 * 1024;
 /// The maximum length of a path in bytes.
 pub const MAX_PATH: usize = 4000;
 /// The maximum length of a path component in bytes, which is the limit of file systems.
@@ -44,9 +45,9 @@ pub struct MemberPathError {
     pub problem: &'static str,
 }
 
-/// A relative path of plain names, separated by `/`, that cannot escape its base directory.
+/// A relative path of plain names, separated by `/`, that cannot escape its base directory. Clones share one allocation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MemberPath(Box<str>);
+pub struct MemberPath(Arc<str>);
 
 impl MemberPath {
     /// The path as text.

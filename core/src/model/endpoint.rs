@@ -179,6 +179,12 @@ impl fmt::Display for Endpoint {
     }
 }
 
+/// Formats endpoints for people, separated by commas.
+pub fn list(endpoints: &[Endpoint]) -> String {
+    let texts: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+    texts.join(", ")
+}
+
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)

@@ -1,5 +1,7 @@
 //! Records of published files and of their providers.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::endpoint::Endpoint;
@@ -13,8 +15,27 @@ use super::time::UnixMillis;
 pub enum FileKind {
     /// Opaque bytes.
     File,
+    /// Opaque bytes of a file that is executable by its owner.
+    Executable,
     /// The list of the files of a directory, see [`super::collection::Collection`].
     Collection,
+}
+
+impl FileKind {
+    /// The kind of a file without members.
+    pub const fn of_file(executable: bool) -> Self {
+        if executable { Self::Executable } else { Self::File }
+    }
+}
+
+impl fmt::Display for FileKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "file",
+            Self::Executable => "executable",
+            Self::Collection => "collection",
+        })
+    }
 }
 
 /// A published version of a name.

@@ -1,5 +1,6 @@
-//! Wall-clock time stamps.
+//! Wall-clock time stamps, and the format of durations.
 
+use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::{Duration, SystemTime};
 
@@ -58,9 +59,29 @@ pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Formats a duration for people, such as `1m 30s`, with a precision of 1 ms, or of 1 us below a second.
+pub fn human(duration: Duration) -> impl fmt::Display {
+    let precision = if duration < Duration::from_secs(1) { 1_000 } else { 1_000_000 };
+    let nanos = duration.subsec_nanos() / precision * precision;
+    humantime::format_duration(Duration::new(duration.as_secs(), nanos))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn duration_is_shown_without_insignificant_digits() {
+        for (nanos, expected) in [
+            (0, "0s"),
+            (64_500, "64us"),
+            (250_000_999, "250ms"),
+            (1_500_999_999, "1s 500ms"),
+            (90_000_000_000, "1m 30s"),
+        ] {
+            assert_eq!(human(Duration::from_nanos(nanos)).to_string(), expected);
+        }
+    }
 
     #[test]
     fn arithmetic_saturates() {

@@ -1,8 +1,11 @@
 //! The files of an embedded database: paths, directories, free space, and the lock against other processes.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::StatVfs;
 
 use super::error::StorageError;
 use super::value::Role;
@@ -66,7 +69,16 @@ pub fn sync_parent_dir(path: &Path) -> Result<(), StorageError> {
 /// # Errors
 /// [`StorageError::Full`] if fewer than `needed` bytes are free.
 pub fn check_free_space(path: &Path, needed: u64) -> Result<(), StorageError> {
-    let Ok(stat) = rustix::fs::statvfs(path) else { return Ok(()) };
+    check_stat(rustix::fs::statvfs(path), path, needed)
+}
+
+/// Same as [`check_free_space`], for an open file or directory. The error shows `path`.
+pub fn check_free_space_at(file: impl AsFd, path: &Path, needed: u64) -> Result<(), StorageError> {
+    check_stat(rustix::fs::fstatvfs(file), path, needed)
+}
+
+fn check_stat(stat: rustix::io::Result<StatVfs>, path: &Path, needed: u64) -> Result<(), StorageError> {
+    let Some(stat) = stat.ok().filter(|stat| stat.f_blocks > 0) else { return Ok(()) };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free >= needed {
         return Ok(());

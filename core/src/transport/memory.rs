@@ -5,6 +5,7 @@
 //! the wall clock, and so works with tokio's paused clock.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -60,19 +61,25 @@ impl MemoryNetwork {
 
     /// Returns a transport for this network that does not authenticate.
     pub fn transport(&self) -> Arc<dyn Transport> {
-        Arc::new(MemoryTransport { network: self.clone(), identity: None })
+        self.transport_at(None, None)
     }
 
     /// Returns an authenticating transport for a node with this id. Its listeners accept only connections to this id, and
     /// its connections present it.
     pub fn transport_of(&self, identity: PeerId) -> Arc<dyn Transport> {
-        Arc::new(MemoryTransport { network: self.clone(), identity: Some(identity) })
+        self.transport_at(None, Some(identity))
+    }
+
+    /// Returns a transport for a node with this id, if any. Listeners see its connections come from the address.
+    pub fn transport_at(&self, address: Option<IpAddr>, identity: Option<PeerId>) -> Arc<dyn Transport> {
+        Arc::new(MemoryTransport { network: self.clone(), address, identity })
     }
 }
 
 #[derive(Debug)]
 struct MemoryTransport {
     network: MemoryNetwork,
+    address: Option<IpAddr>,
     identity: Option<PeerId>,
 }
 
@@ -90,6 +97,7 @@ impl Transport for MemoryTransport {
         check_connect(self, endpoint)?;
         Ok(Arc::new(MemoryConnection {
             shared: Arc::clone(&self.network.shared),
+            address: self.address,
             identity: self.identity,
             caller: Caller::new(endpoint.clone(), self.network.shared.limits),
             link: Mutex::new(None),
@@ -149,7 +157,7 @@ impl Server {
     }
 
     fn accept(self: &Arc<Self>, client: &MemoryConnection) -> Arc<Link> {
-        let MemoryConnection { shared, identity, caller, .. } = client;
+        let MemoryConnection { shared, address, identity, caller, .. } = client;
         let (endpoint, activity) = (caller.endpoint(), caller.activity());
         let closed = caller.closed().child_token();
         let (connection, handle) = (ConnectionId::next(), ConnectionHandle::new(closed.clone()));
@@ -157,10 +165,10 @@ impl Server {
             endpoint: endpoint.clone(),
             limits: shared.limits,
             server: Arc::clone(self),
-            peer: PeerInfo { connection, handle, address: None, identity: *identity },
+            peer: PeerInfo { connection, handle, address: *address, identity: *identity },
             calls: Calls::new(),
             activity: activity.clone(),
-            budget: self.budget.connection(None),
+            budget: self.budget.connection(*address),
             in_flight: Arc::new(Semaphore::new(shared.limits.in_flight)),
             closed,
         });
@@ -283,6 +291,7 @@ impl Drop for MemoryListener {
 #[derive(Debug)]
 struct MemoryConnection {
     shared: Arc<Shared>,
+    address: Option<IpAddr>,
     identity: Option<PeerId>,
     caller: Caller,
     link: Mutex<Option<Arc<Link>>>,

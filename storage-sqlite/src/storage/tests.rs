@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::checkpoint::{CHECKPOINT_BUSY, TRUNCATE_LOG};
+use crate::checkpoint::TRUNCATE_LOG;
 use crate::compact::PAGES;
 
 const SPACE: Space = Space::new("s");
@@ -181,7 +181,7 @@ fn log_stays_bounded_with_overlapping_readers() {
 
 /// A backup of another process, for example.
 #[test]
-fn long_reader_delays_few_commits() {
+fn commits_after_a_blocked_checkpoint_run_none() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { path: folder.path().join("db"), role: Role::Records, cache_kib: 1024 };
     let mut engine = Sqlite::open(&options).unwrap();
@@ -191,15 +191,17 @@ fn long_reader_delays_few_commits() {
     let mut next = 0;
     let mut commit = |engine: &mut Sqlite| {
         next += 1;
-        let start = Instant::now();
         engine.apply(&[write(next, MAX_VALUE)], Durability::Buffered).unwrap();
-        start.elapsed()
     };
     while engine.checkpoints.log_length() < TRUNCATE_LOG {
         commit(&mut engine);
     }
-    let slow = (0..20).filter(|_| commit(&mut engine) > 4 * CHECKPOINT_BUSY).count();
-    assert!(slow <= 2, "{slow} of 20 commits waited for the reader");
+    assert!(engine.checkpoints.next.is_some(), "the next checkpoint is delayed");
+    // Each attempt would change the time of the next one.
+    let later = Some(Instant::now() + Duration::from_secs(3600));
+    engine.checkpoints.next = later;
+    (0..20).for_each(|_| commit(&mut engine));
+    assert_eq!(engine.checkpoints.next, later, "commits wait for no reader meanwhile");
     reader.connection.execute_batch("COMMIT").unwrap();
     engine.checkpoints.next = None;
     commit(&mut engine);

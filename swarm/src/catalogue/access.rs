@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::layout;
+use enjambre_core::model::time::human;
 use enjambre_core::{Batch, Key, KeyRange, Space, Storage, StorageError};
 
 /// The number of attempts of a conditional commit that conflicts with other writers.
@@ -54,5 +55,5 @@ pub(super) fn replace(batch: &mut Batch, space: Space, key: Key, read: Bytes, re
 
 /// The error after [`TURN_TIMEOUT`].
 pub(super) fn turn_timeout(resource: &str) -> StorageError {
-    StorageError::Unavailable { reason: format!("no turn for {resource} within {TURN_TIMEOUT:?}") }
+    StorageError::Unavailable { reason: format!("no turn for {resource} within {}", human(TURN_TIMEOUT)) }
 }

@@ -1,10 +1,11 @@
 //! Announcement and withdrawal of offers.
 
+use std::net::IpAddr;
 use std::ops::Bound;
 
 use bytes::Bytes;
 
-use super::access::{ATTEMPTS, replace, require_same};
+use super::access::{ATTEMPTS, TURN_TIMEOUT, replace, require_same};
 use super::catalogue::{Catalogue, FILE_NUMBER_BYTES};
 use super::claims::{self, Entries};
 use super::error::CatalogueError;
@@ -12,10 +13,13 @@ use super::layout::{
     self, CLEARED, Claim, FILES, FileEntry, FileNumber, MAX_NUMBER, OFFERS, PROVIDERS, PeerNumber,
 };
 use super::peers::Session;
+use enjambre_core::model::network::network_of;
 use enjambre_core::{Batch, Durability, FileId, KeyRange, Offer, PieceLayout, StorageError, UnixMillis};
 
 /// The number of entries scanned for each announced claim before the claims are read one by one.
 const SCANNED_PER_CLAIM: usize = 4;
+/// The number of files in an announcement or withdrawal that takes no turn.
+const SMALL_CHANGE: usize = 16;
 
 /// An announced file.
 type Announced = (FileNumber, FileId, Claim);
@@ -41,7 +45,11 @@ impl Catalogue {
             announced.dedup_by_key(|(number, ..)| *number);
             announced.reverse();
             self.add_claims(by, &announced, &mut batch).await?;
-            claims::require_session(&mut batch, by);
+            if announced.is_empty() {
+                claims::require_session(&mut batch, by);
+            } else {
+                self.require_offering_session(&mut batch, by, now).await?;
+            }
             if batch.writes.is_empty() || self.try_commit(batch, Durability::Buffered).await? {
                 self.listeners.notify(|listener| {
                     announced
@@ -56,6 +64,23 @@ impl Catalogue {
             }
         }
         Err(CatalogueError::Conflict)
+    }
+
+    /// Runs an announcement or withdrawal of `count` files. Large ones take turns, so that those that wait delay no lookups.
+    ///
+    /// # Errors
+    /// [`CatalogueError::Busy`] if the wait was too long.
+    pub async fn change_in_turn<T>(
+        &self,
+        requester: Option<IpAddr>,
+        count: usize,
+        change: impl Future<Output = Result<T, CatalogueError>>,
+    ) -> Result<T, CatalogueError> {
+        if count <= SMALL_CHANGE {
+            return change.await;
+        }
+        let done = self.large_changes.run(requester.map(network_of), TURN_TIMEOUT, change).await;
+        done.unwrap_or(Err(CatalogueError::Busy))
     }
 
     /// Returns the ids that the catalogue does not have, and the others with their numbers. The batch clears the expiry mark

@@ -1,5 +1,6 @@
 //! The catalogue: opening, counting and access to the storage.
 
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +36,10 @@ pub(super) const FILE_NUMBER_BYTES: usize = 128;
 pub(super) const LIST_READS: usize = 4;
 /// The number of these for one address.
 const LIST_READS_PER_ADDRESS: usize = LIST_READS / 2;
+/// The number of concurrent large announcements and withdrawals, each of which reads and writes hundreds of entries.
+const LARGE_CHANGES: usize = 16;
+/// The number of these for one address.
+const LARGE_CHANGES_PER_ADDRESS: usize = LARGE_CHANGES / 2;
 
 /// The catalogue in a database.
 #[derive(Debug)]
@@ -51,11 +56,13 @@ pub struct Catalogue {
     pub(super) version_count: AtomicU64,
     /// The number of peers, as far as this tracker has counted.
     pub(super) peer_count: AtomicU64,
-    /// The time of the last eviction of peers.
-    pub(super) evicted: tokio::sync::Mutex<Option<UnixMillis>>,
+    /// The time of the last eviction of peers if it removed none, and the shortest time until the next one.
+    pub(super) evicted: tokio::sync::Mutex<Option<(UnixMillis, Duration)>>,
     pub(super) damage: Damage,
     /// The turns of lists and other searches.
-    pub(super) searches: Turns,
+    pub(super) searches: Turns<IpAddr>,
+    /// The turns of large announcements and withdrawals.
+    pub(super) large_changes: Turns<IpAddr>,
     /// The revocation list as of one version, including revocations that have expired since. It saves reading the list for
     /// each of many revocations in a row.
     pub(super) revocations: Mutex<Option<(u64, Vec<Revocation>)>>,
@@ -128,6 +135,7 @@ impl Catalogue {
                 evicted: tokio::sync::Mutex::default(),
                 damage: Damage::default(),
                 searches: Turns::new(LIST_READS, LIST_READS_PER_ADDRESS),
+                large_changes: Turns::new(LARGE_CHANGES, LARGE_CHANGES_PER_ADDRESS),
                 revocations: Mutex::default(),
                 numbers: tokio::sync::Mutex::new(0..0),
                 highest_number: AtomicU64::new(numbers),

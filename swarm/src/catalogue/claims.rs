@@ -3,15 +3,45 @@
 use bytes::Bytes;
 use rand::RngExt;
 
-use super::layout::{self, CLEARED, Claim, FileNumber, OFFERS, PROVIDERS, PeerNumber, SESSIONS};
+use super::access::replace;
+use super::catalogue::Catalogue;
+use super::layout::{
+    self, CLEARED, Claim, FileNumber, LEASES, LeaseRecord, OFFERS, PROVIDERS, PeerNumber, SESSIONS,
+};
 use super::peers::Session;
 use enjambre_core::runtime;
-use enjambre_core::{Batch, Space};
+use enjambre_core::{Batch, Space, StorageError, UnixMillis};
 
-/// Requires that the session is valid. Every batch that adds claims needs it, because claims of a peer that was removed
-/// meanwhile would never be deleted.
+/// Requires that the session is valid. Every batch that adds or deletes claims of a session needs it, because claims of a
+/// peer that was removed meanwhile would never be deleted.
 pub(super) fn require_session(batch: &mut Batch, by: &Session) {
     batch.require(SESSIONS, layout::session_key(by.id), layout::peer_number(by.number));
+}
+
+impl Catalogue {
+    /// As [`require_session`], for a batch that adds claims. The first one also records in the lease that the peer has offered
+    /// a file, which protects the peer from eviction.
+    pub(super) async fn require_offering_session(
+        &self,
+        batch: &mut Batch,
+        by: &Session,
+        now: UnixMillis,
+    ) -> Result<(), StorageError> {
+        require_session(batch, by);
+        if !by.offered
+            && let Some((record, raw)) = self.read_lease(by.number, now).await?
+            && !record.offered
+        {
+            replace(
+                batch,
+                LEASES,
+                layout::peer_key(by.number),
+                raw,
+                &LeaseRecord { offered: true, ..record },
+            );
+        }
+        Ok(())
+    }
 }
 
 pub(super) fn put_claim(batch: &mut Batch, by: &Session, file: FileNumber, claim: Claim) {

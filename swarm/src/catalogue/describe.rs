@@ -7,7 +7,7 @@ use super::layout::{
     VersionRecord,
 };
 use enjambre_core::storage::inspect::{Field, Fields};
-use enjambre_core::{FileId, FileKind, FileRecord, KeyPair, PeerId, Space, StorageError, UnixMillis};
+use enjambre_core::{FileId, FileRecord, KeyPair, PeerId, Space, StorageError, UnixMillis};
 
 /// Describes an entry. Session ids, with which others could impersonate a peer, are shortened, and only the public half of
 /// the authority's key is shown.
@@ -62,8 +62,8 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
         CLEARED => vec![("peer_number", peer(key)?), ("mark", Field::hex(value))],
         PEERS => vec![("peer", peer_id(key)?), ("peer_number", peer(value)?)],
         LEASES => {
-            let LeaseRecord { id, session, began, renewed, endpoints, requested, left, settled, .. } =
-                layout::decode(space, value)?;
+            let lease: LeaseRecord = layout::decode(space, value)?;
+            let LeaseRecord { id, session, began, renewed, endpoints, requested, .. } = lease;
             vec![
                 ("peer_number", peer(key)?),
                 ("peer", Field::text(id)),
@@ -72,8 +72,10 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
                 ("renewed", Field::Time(renewed)),
                 ("endpoints", Field::List(endpoints.iter().map(Field::text).collect())),
                 ("requested", Field::List(requested.iter().map(Field::text).collect())),
-                ("left", Field::Flag(left)),
-                ("settled", Field::Flag(settled)),
+                ("authenticated", Field::Flag(lease.authenticated)),
+                ("offered", Field::Flag(lease.offered)),
+                ("left", Field::Flag(lease.left)),
+                ("settled", Field::Flag(lease.settled)),
             ]
         }
         SESSIONS => vec![("session", Field::secret(key)), ("peer_number", peer(value)?)],
@@ -137,10 +139,6 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
 
 fn describe_file(record: FileRecord, number: FileNumber) -> Fields {
     let FileRecord { id, name, version, size, kind, published_ms, publisher, .. } = record;
-    let kind = match kind {
-        FileKind::File => "file",
-        FileKind::Collection => "collection",
-    };
     vec![
         ("id", Field::text(id)),
         ("name", Field::text(name)),
@@ -190,6 +188,8 @@ mod tests {
             renewed: UnixMillis(6),
             endpoints: vec!["tcp://127.0.0.1:1".parse().unwrap()],
             requested: Vec::new(),
+            authenticated: true,
+            offered: false,
             left: false,
             settled: true,
         };

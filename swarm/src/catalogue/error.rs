@@ -70,8 +70,8 @@ pub enum CatalogueError {
         /// The quota in bytes.
         quota: u64,
     },
-    /// Other searches, especially of the same address, took too long.
-    #[error("too many other lists are in progress, especially from this address; try again later")]
+    /// Other large requests, especially of the same address, took too long.
+    #[error("too many other large requests are in progress, especially from this address; try again later")]
     Busy,
     /// The peer, or all peers together, have the largest number of pins.
     #[error("the limit of {0} pins is reached; remove others with `enjambre unpin`")]

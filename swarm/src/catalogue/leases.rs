@@ -249,6 +249,8 @@ mod tests {
             renewed: UnixMillis(renewed),
             endpoints: Vec::new(),
             requested: Vec::new(),
+            authenticated: false,
+            offered: false,
             left: false,
             settled: false,
         }

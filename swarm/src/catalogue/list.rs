@@ -13,6 +13,7 @@ use super::layout::{self, VERSIONS, VersionRecord};
 use super::pattern::Pattern;
 use super::peers::is_local;
 use enjambre_core::model::name::MAX_NAME;
+use enjambre_core::model::network::network_of;
 use enjambre_core::{FileId, FileRecord, Key, KeyRange, Name, StorageError, UnixMillis};
 
 /// The number of names that one page examines.
@@ -164,7 +165,7 @@ impl Catalogue {
         requester: Option<IpAddr>,
         search: impl Future<Output = Result<T, CatalogueError>>,
     ) -> Result<T, CatalogueError> {
-        let done = self.searches.run(requester, TURN_TIMEOUT, search).await;
+        let done = self.searches.run(requester.map(network_of), TURN_TIMEOUT, search).await;
         done.unwrap_or(Err(CatalogueError::Busy))
     }
 }

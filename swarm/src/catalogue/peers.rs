@@ -31,20 +31,26 @@ pub struct Session {
     pub number: PeerNumber,
     /// The start time, unique among the sessions of the peer.
     pub began: UnixMillis,
+    /// Whether it is valid only on connections that authenticate the peer.
+    pub authenticated: bool,
+    /// Whether the lease shows that the peer has offered a file.
+    pub(super) offered: bool,
 }
 
-/// The endpoints of a peer.
+/// The properties of a new session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PeerEndpoints {
-    /// Those that other peers receive.
+pub struct NewSession {
+    /// The endpoints that other peers receive.
     pub announced: Vec<Endpoint>,
-    /// Those that the peer requested, if they differ.
+    /// The endpoints that the peer requested, if they differ.
     pub requested: Vec<Endpoint>,
+    /// Whether it is valid only on connections that authenticate the peer.
+    pub authenticated: bool,
 }
 
-impl From<Vec<Endpoint>> for PeerEndpoints {
+impl From<Vec<Endpoint>> for NewSession {
     fn from(announced: Vec<Endpoint>) -> Self {
-        Self { announced, requested: Vec::new() }
+        Self { announced, ..Self::default() }
     }
 }
 
@@ -73,16 +79,16 @@ impl Catalogue {
     pub async fn open_session(
         &self,
         peer: PeerId,
-        endpoints: impl Into<PeerEndpoints>,
+        new: impl Into<NewSession>,
         now: UnixMillis,
     ) -> Result<SessionId, CatalogueError> {
-        let PeerEndpoints { announced: endpoints, requested } = endpoints.into();
+        let NewSession { announced: endpoints, requested, authenticated } = new.into();
         let id_key = layout::peer_id_key(&peer);
         for _ in 0..ATTEMPTS {
             let session = SessionId(runtime::rng().random());
             let known = self.peer_number(PEERS, &id_key).await?;
             let mut batch = Batch::new();
-            let mut began = now.min(UnixMillis(MAX_NUMBER));
+            let (mut began, mut offered) = (now.min(UnixMillis(MAX_NUMBER)), false);
             let number = match known {
                 Some(number) => {
                     let key = layout::peer_key(number);
@@ -96,6 +102,7 @@ impl Catalogue {
                             (record.began + Duration::from_millis(1)).min(now + Duration::from_secs(60)),
                         );
                         batch.delete(SESSIONS, layout::session_key(record.session));
+                        offered = record.offered;
                     }
                     batch.require(LEASES, key, raw);
                     number
@@ -115,6 +122,8 @@ impl Catalogue {
                 renewed: now,
                 endpoints: endpoints.clone(),
                 requested: requested.clone(),
+                authenticated,
+                offered,
                 left: false,
                 settled: false,
             };
@@ -186,8 +195,8 @@ impl Catalogue {
     ) -> Result<(Session, Arc<LeaseRecord>), CatalogueError> {
         let number = self.session_peer(session).await?;
         let valid = |lease: Arc<LeaseRecord>| {
-            let LeaseRecord { id: peer, began, .. } = *lease;
-            (Session { id: session, peer, number, began }, lease)
+            let LeaseRecord { id: peer, began, authenticated, offered, .. } = *lease;
+            (Session { id: session, peer, number, began, authenticated, offered }, lease)
         };
         let ttl = self.rules.cache_ttl;
         if let Some((lease, _)) = self.cache.lock().lease(number, now, ttl)

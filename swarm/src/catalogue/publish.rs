@@ -91,7 +91,7 @@ impl Catalogue {
             };
             batch.put(FILES, file_key, layout::encode(&entry));
             require_same(&mut batch, RESERVATIONS, layout::reservation_key(name), reservation.clone());
-            claims::require_session(&mut batch, session);
+            self.require_offering_session(&mut batch, session, now).await?;
             claims::put_claim(&mut batch, session, no, Claim { size: *size, complete: true });
             match self.try_commit(batch, Durability::Durable).await {
                 Ok(true) => {

@@ -12,9 +12,9 @@ use super::provider::ProviderSource;
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{
-    Connection, Deadline, Dialer, Endpoint, FileId, Listener, Message, PeerId, Provider, RequestId,
-    Transport, TransportError,
+    Connection, Deadline, Dialer, FileId, Listener, Message, PeerId, Provider, RequestId, TransportError,
 };
+use enjambre_testkit::transport::intercept::Interceptor;
 
 /// A static list of providers, in place of a tracker.
 #[derive(Default)]
@@ -52,36 +52,15 @@ impl NodeEndpoint {
     }
 }
 
-/// A network on which every remote sends a byte now and then, so that no connection is ever silent.
+/// Remotes that send a byte now and then, so that no connection is ever silent.
 #[derive(Debug)]
-pub(super) struct NeverSilent(pub(super) Arc<dyn Transport>);
+pub(super) struct NeverSilent;
 
 #[async_trait]
-impl Transport for NeverSilent {
-    fn scheme(&self) -> &'static str {
-        self.0.scheme()
-    }
-
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        Ok(Arc::new(NeverSilentConnection(self.0.connect(endpoint).await?)))
-    }
-
-    async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
-        self.0.bind(endpoint).await
-    }
-}
-
-#[derive(Debug)]
-struct NeverSilentConnection(Arc<dyn Connection>);
-
-#[async_trait]
-impl Connection for NeverSilentConnection {
-    fn next_id(&self) -> RequestId {
-        self.0.next_id()
-    }
-
+impl Interceptor for NeverSilent {
     async fn call(
         &self,
+        inner: &dyn Connection,
         id: RequestId,
         header: Bytes,
         deadline: Deadline,
@@ -90,14 +69,6 @@ impl Connection for NeverSilentConnection {
             Deadline::Silence(_) => Deadline::Total(Duration::MAX),
             total => total,
         };
-        self.0.call(id, header, deadline).await
-    }
-
-    fn endpoint(&self) -> &Endpoint {
-        self.0.endpoint()
-    }
-
-    async fn close(&self) {
-        self.0.close().await;
+        inner.call(id, header, deadline).await
     }
 }

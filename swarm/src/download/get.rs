@@ -1,5 +1,6 @@
 //! Download of a file, or of a collection with its members, into the library or to a path.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::library::library::Library;
 use crate::library::output::{Destination, OutputDir};
 use crate::library::small::SmallOutput;
 use enjambre_core::model::collection::MAX_ENCODED;
-use enjambre_core::{Collection, FileId, FileKind, Member, Name};
+use enjambre_core::{Collection, FileId, FileKind, Name};
 
 /// A file or collection to download, and its destination.
 #[derive(Debug, Clone)]
@@ -49,51 +50,6 @@ pub struct Stored {
     pub path: Option<PathBuf>,
 }
 
-/// Whether the content of the file is stored at this path, which may be relative.
-fn is_at(library: &Library, id: &FileId, path: &Path) -> bool {
-    is_linked(library, id, std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
-}
-
-/// Downloads the file, or the list of the members of a collection.
-async fn download(
-    downloader: &Downloader,
-    request: &GetRequest,
-    max_size: Option<u64>,
-    providers: Arc<dyn ProviderSource>,
-    progress: &watch::Sender<Progress>,
-) -> Result<Progress, Arc<DownloadError>> {
-    let destination = match (&request.output, request.kind) {
-        (Some(path), FileKind::File) => Destination::Path { path: path.clone(), force: request.force },
-        _ => Destination::Library,
-    };
-    let download = downloader.get(DownloadRequest {
-        id: request.id,
-        file: NewFile { name: request.name.clone(), kind: request.kind, member_of: None },
-        claimed_size: request.size,
-        proven_size: None,
-        max_size,
-        destination,
-        announced_as: request.id,
-        providers,
-    });
-    follow(&download, progress).await?;
-    Ok(*download.progress().borrow())
-}
-
-/// Waits for a download and passes its progress on.
-async fn follow(download: &Download, progress: &watch::Sender<Progress>) -> Result<(), Arc<DownloadError>> {
-    let mut updates = download.progress();
-    let completion = download.wait();
-    tokio::pin!(completion);
-    loop {
-        tokio::select! {
-            biased;
-            result = &mut completion => return result,
-            Ok(()) = updates.changed() => { progress.send_replace(*updates.borrow_and_update()); }
-        }
-    }
-}
-
 /// Downloads a file or collection and returns the bytes of the file, or of all members of the collection.
 ///
 /// Dropping the future stops the download unless it is shared with another caller. Verified pieces are kept.
@@ -115,15 +71,7 @@ pub async fn get_list(
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Collection, Arc<DownloadError>> {
-    let (library, context) = (downloader.library(), &*downloader.context);
-    let max_size = MAX_ENCODED as u64;
-    if request.size > max_size {
-        return Err(LibraryError::NotACollection(request.id).into());
-    }
-    let request = GetRequest { name: None, kind: FileKind::Collection, output: None, ..request.clone() };
-    download(downloader, &request, Some(max_size), providers, progress).await?;
-    retry_storage(context, progress, || library.verify_kind(&request.id)).await?;
-    Ok(library.collection(&request.id).await?)
+    Job { downloader, providers, progress }.list(request).await
 }
 
 /// As [`get`], with a part of a collection, and a notice of its members before any of them is written.
@@ -134,123 +82,185 @@ pub async fn get_selected(
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Stored, Arc<DownloadError>> {
-    if let Some(path) = &selection.path {
-        let list = get_list(downloader, request, Arc::clone(&providers), progress).await?;
-        if let Some(member) = member(&list, path) {
-            let bytes = get_member(downloader, request, member, providers, progress).await?;
-            return Ok(Stored { bytes, path: request.output.clone() });
+    let job = Job { downloader, providers, progress };
+    let (mut request, collection) = (request.clone(), request.id);
+    match &selection.path {
+        Some(path) => {
+            let list = job.list(&request).await?;
+            request.kind = FileKind::Collection;
+            let mut sizes = 0..=u64::MAX;
+            if let Some(member) = member(&list, path) {
+                request.id = member.id;
+                request.name = member.path.file_name().parse().ok();
+                request.kind = FileKind::of_file(member.executable);
+                request.size = member.size;
+                sizes = member.size..=member.size;
+            } else if part(&list, path)?.members().is_empty() {
+                return Err(Arc::new(DownloadError::NoMember(path.clone())));
+            }
+            job.download(&request, collection, sizes).await?;
         }
-        if part(&list, path)?.members().is_empty() {
-            return Err(Arc::new(DownloadError::NoMember(path.clone())));
-        }
+        None => job.download_unverified(&mut request).await?,
     }
-    let kind = if selection.path.is_some() { FileKind::Collection } else { request.kind };
-    let request = &GetRequest { kind, ..request.clone() };
-    let library = downloader.library();
-    let context = &*downloader.context;
-    let replaced = match &request.output {
-        Some(path) => tokio::fs::symlink_metadata(path).await.is_ok(),
-        None => false,
-    };
-    let mut last = download(downloader, request, None, Arc::clone(&providers), progress).await?;
-    let kind = retry_storage(context, progress, || library.verify_kind(&request.id)).await?;
-    let corrected;
-    let request = if kind == request.kind {
-        request
-    } else {
-        let mut correct = GetRequest { kind, ..request.clone() };
-        match (kind, &mut correct.output) {
-            (FileKind::File, Some(path))
-                if tokio::fs::metadata(&*path).await.is_ok_and(|path| path.is_dir()) =>
-            {
-                path.push(request.name.as_ref().map_or_else(|| request.id.short(), ToString::to_string));
-            }
-            // The list of the members is at the place of the directory.
-            (FileKind::Collection, Some(path)) if !replaced && is_at(library, &request.id, path) => {
-                retry_storage(context, progress, || library.remove(&request.id)).await?;
-                tokio::fs::remove_file(&*path)
-                    .await
-                    .map_err(|error| LibraryError::io("remove", path, error))?;
-                last = download(downloader, &correct, None, Arc::clone(&providers), progress).await?;
-            }
-            _ => {}
-        }
-        corrected = correct;
-        &corrected
-    };
-    let bytes = match (request.kind, &request.output) {
-        (FileKind::File, output) => {
-            if let Some(path) = output
-                && !is_at(library, &request.id, path)
-            {
-                let export = || library.export(&request.id, path, request.force);
-                retry_storage(context, progress, export).await?;
-            }
-            let size = library.entry(&request.id).map_or(last.total, |entry| entry.size);
-            progress.send_replace(Progress { done: size, total: size, ..last });
-            size
-        }
-        (FileKind::Collection, output) => {
-            let mut collection = library.collection(&request.id).await?;
-            if let Some(path) = &selection.path {
-                collection = part(&collection, path)?;
-            }
-            if let Some(notify) = selection.on_list {
-                notify(Summary::of(&collection)).await;
-            }
-            let mut small_output = None;
-            if let Some(path) = output {
-                let dir = retry_storage(context, progress, || OutputDir::create(path)).await?;
-                small_output = Some(SmallOutput { dir, force: request.force });
-            }
-            let output = small_output.as_ref();
-            let bytes = get_members(downloader, request.id, &collection, output, providers, progress).await?;
-            library.notify_members_stored(&request.id);
-            if let Some(SmallOutput { dir, .. }) = small_output.filter(|_| request.durable) {
-                // The library does not track copies in the output directory, so its checkpoint does not sync them.
-                retry_storage(context, progress, || dir.sync()).await?;
-            }
-            bytes
-        }
+    let bytes = match request.kind {
+        FileKind::Collection => job.place_members(&request, selection).await?,
+        FileKind::File | FileKind::Executable => job.place_file(&request).await?,
     };
     if request.durable {
-        retry_storage(context, progress, || library.checkpoint_all()).await?;
+        job.retry(|| downloader.library().checkpoint_all()).await?;
     }
-    Ok(Stored { bytes, path: request.output.clone() })
+    Ok(Stored { bytes, path: request.output })
 }
 
-/// Downloads one file of a collection, as a file of its own.
-async fn get_member(
-    downloader: &Downloader,
-    request: &GetRequest,
-    member: &Member,
+/// The parts that the steps of a download share.
+struct Job<'a> {
+    downloader: &'a Downloader,
     providers: Arc<dyn ProviderSource>,
-    progress: &watch::Sender<Progress>,
-) -> Result<u64, Arc<DownloadError>> {
-    let (library, context) = (downloader.library(), &*downloader.context);
-    let name = member.path.file_name().parse().ok();
-    let destination = match &request.output {
-        Some(path) => Destination::Path { path: path.clone(), force: request.force },
-        None => Destination::Library,
-    };
-    let download = downloader.get(DownloadRequest {
-        id: member.id,
-        file: NewFile { name, kind: FileKind::File, member_of: None },
-        claimed_size: member.size,
-        proven_size: Some(member.size),
-        max_size: None,
-        destination,
-        announced_as: request.id,
-        providers,
-    });
-    follow(&download, progress).await?;
-    if let Some(path) = &request.output
-        && !is_at(library, &member.id, path)
-    {
-        retry_storage(context, progress, || library.export(&member.id, path, request.force)).await?;
+    progress: &'a watch::Sender<Progress>,
+}
+
+impl Job<'_> {
+    fn library(&self) -> &Library {
+        self.downloader.library()
     }
-    if request.durable {
-        retry_storage(context, progress, || library.checkpoint_all()).await?;
+
+    /// Runs a library operation as [`retry_storage`] does.
+    async fn retry<T, F: Future<Output = Result<T, LibraryError>>>(
+        &self,
+        attempt: impl FnMut() -> F,
+    ) -> Result<T, LibraryError> {
+        retry_storage(&self.downloader.context, self.progress, attempt).await
     }
-    Ok(member.size)
+
+    /// Downloads a file to its destination, or the list of the members of a collection into the library.
+    async fn download(
+        &self,
+        request: &GetRequest,
+        announced_as: FileId,
+        accepted_sizes: RangeInclusive<u64>,
+    ) -> Result<(), Arc<DownloadError>> {
+        let (kind, force) = (request.kind, request.force);
+        let destination = match &request.output {
+            Some(path) if kind != FileKind::Collection => {
+                let executable = kind == FileKind::Executable;
+                Destination::Path { path: path.clone(), executable, force }
+            }
+            _ => Destination::Library,
+        };
+        let download = self.downloader.get(DownloadRequest {
+            id: request.id,
+            file: NewFile { name: request.name.clone(), kind, member_of: None },
+            claimed_size: request.size,
+            accepted_sizes,
+            destination,
+            announced_as,
+            providers: Arc::clone(&self.providers),
+        });
+        self.follow(&download).await
+    }
+
+    /// Waits for a download and passes its progress on.
+    async fn follow(&self, download: &Download) -> Result<(), Arc<DownloadError>> {
+        let mut updates = download.progress();
+        let completion = download.wait();
+        tokio::pin!(completion);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut completion => return result,
+                Ok(()) = updates.changed() => { self.progress.send_replace(*updates.borrow_and_update()); }
+            }
+        }
+    }
+
+    /// See [`get_list`].
+    async fn list(&self, request: &GetRequest) -> Result<Collection, Arc<DownloadError>> {
+        let max_size = MAX_ENCODED as u64;
+        if request.size > max_size {
+            return Err(LibraryError::NotACollection(request.id).into());
+        }
+        let request = GetRequest { name: None, kind: FileKind::Collection, output: None, ..request.clone() };
+        self.download(&request, request.id, 0..=max_size).await?;
+        self.retry(|| self.library().verify_kind(&request.id)).await?;
+        Ok(self.library().collection(&request.id).await?)
+    }
+
+    /// Downloads a file, or the list of the members of a collection, whose kind and size are claims. Corrects the kind, and
+    /// the destination that depends on it.
+    async fn download_unverified(&self, request: &mut GetRequest) -> Result<(), Arc<DownloadError>> {
+        let existed = match &request.output {
+            Some(path) => tokio::fs::symlink_metadata(path).await.is_ok(),
+            None => false,
+        };
+        self.download(request, request.id, 0..=u64::MAX).await?;
+        let kind = self.retry(|| self.library().verify_kind(&request.id)).await?;
+        if (kind == FileKind::Collection) == (request.kind == FileKind::Collection) {
+            return Ok(());
+        }
+        request.kind = kind;
+        let Some(path) = &mut request.output else { return Ok(()) };
+        if kind != FileKind::Collection {
+            if tokio::fs::metadata(&*path).await.is_ok_and(|path| path.is_dir()) {
+                path.push(request.name.as_ref().map_or_else(|| request.id.short(), ToString::to_string));
+            }
+        } else if !existed && is_at(self.library(), &request.id, path) {
+            // The list of the members is at the place of the directory.
+            self.retry(|| self.library().remove(&request.id)).await?;
+            let removed = tokio::fs::remove_file(&*path).await;
+            removed.map_err(|error| LibraryError::io("remove", path, error))?;
+            self.download(request, request.id, 0..=u64::MAX).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies a downloaded file to its output unless it is there. Returns its size.
+    async fn place_file(&self, request: &GetRequest) -> Result<u64, Arc<DownloadError>> {
+        let (id, library) = (&request.id, self.library());
+        if let Some(path) = &request.output
+            && !is_at(library, id, path)
+        {
+            let executable = request.kind == FileKind::Executable;
+            self.retry(|| library.export_file(id, path, executable, request.force)).await?;
+        }
+        let size = library.entry(id).map_or(request.size, |entry| entry.size);
+        self.progress.send_modify(|progress| (progress.done, progress.total) = (size, size));
+        Ok(size)
+    }
+
+    /// Downloads the selected members of a collection whose list is in the library. Returns their bytes.
+    async fn place_members(
+        &self,
+        request: &GetRequest,
+        selection: &Selection<'_>,
+    ) -> Result<u64, Arc<DownloadError>> {
+        let mut collection = self.library().collection(&request.id).await?;
+        if let Some(path) = &selection.path {
+            collection = part(&collection, path)?;
+        }
+        if let Some(notify) = selection.on_list {
+            notify(Summary::of(&collection)).await;
+        }
+        let output = match &request.output {
+            Some(path) => {
+                let dir = self.retry(|| OutputDir::create(path)).await?;
+                Some(SmallOutput { dir, force: request.force })
+            }
+            None => None,
+        };
+        let (providers, progress) = (Arc::clone(&self.providers), self.progress);
+        let members =
+            get_members(self.downloader, request.id, &collection, output.as_ref(), providers, progress);
+        let bytes = members.await?;
+        self.library().notify_members_stored(&request.id);
+        if let Some(SmallOutput { dir, .. }) = output.filter(|_| request.durable) {
+            // The library does not track copies in the output directory, so its checkpoint does not sync them.
+            self.retry(|| dir.sync()).await?;
+        }
+        Ok(bytes)
+    }
+}
+
+/// Whether the content of the file is stored at this path, which may be relative.
+fn is_at(library: &Library, id: &FileId, path: &Path) -> bool {
+    is_linked(library, id, std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
 }

@@ -67,37 +67,30 @@ impl ProviderDialer {
 mod tests {
     use super::*;
     use async_trait::async_trait;
+    use enjambre_core::Transport;
     use enjambre_core::transport::memory::MemoryNetwork;
-    use enjambre_core::{Listener, Transport};
+    use enjambre_testkit::transport::intercept::{Interceptor, intercepted};
 
     /// Resolves every name to these addresses.
     #[derive(Debug)]
-    struct Resolver(Arc<dyn Transport>, Vec<&'static str>);
+    struct Resolver(Vec<&'static str>);
 
     #[async_trait]
-    impl Transport for Resolver {
-        fn scheme(&self) -> &'static str {
-            self.0.scheme()
-        }
-
-        async fn resolve(&self, endpoint: &Endpoint) -> Result<Vec<Endpoint>, TransportError> {
+    impl Interceptor for Resolver {
+        async fn resolve(
+            &self,
+            _: &dyn Transport,
+            endpoint: &Endpoint,
+        ) -> Result<Vec<Endpoint>, TransportError> {
             let with_address = |text: &&str| endpoint.with_address(text.parse().unwrap());
-            let found: Vec<_> = self.1.iter().map(with_address).collect();
+            let found: Vec<_> = self.0.iter().map(with_address).collect();
             Ok(if endpoint.address().is_some() { vec![endpoint.clone()] } else { found })
-        }
-
-        async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-            self.0.connect(endpoint).await
-        }
-
-        async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
-            self.0.bind(endpoint).await
         }
     }
 
     fn dialer(addresses: &[&'static str]) -> ProviderDialer {
-        let transport = Resolver(MemoryNetwork::new().transport(), addresses.to_vec());
-        ProviderDialer::new(Arc::new(Dialer::new(vec![Arc::new(transport)])))
+        let transport = intercepted(MemoryNetwork::new().transport(), Resolver(addresses.to_vec()));
+        ProviderDialer::new(Arc::new(Dialer::new(vec![transport])))
     }
 
     fn endpoint(text: &str) -> Endpoint {

@@ -17,26 +17,15 @@ pub struct DownloadRequest {
     pub file: NewFile,
     /// The size that the publisher claims, shown as progress until a provider has proven the size.
     pub claimed_size: u64,
-    /// The size, if it is verified (as the entry of a collection) or if no other size is accepted. Nothing is fetched
-    /// from providers that claim another size.
-    pub proven_size: Option<u64>,
-    /// The maximum size to accept from providers if there is no proven size.
-    pub max_size: Option<u64>,
+    /// The accepted sizes: a single one if it is verified, as the entry of a collection. Nothing is fetched from providers
+    /// that claim another size.
+    pub accepted_sizes: RangeInclusive<u64>,
     /// Where the content is written.
     pub destination: Destination,
     /// The id under which providers announce the file: its own id, or that of its collection.
     pub announced_as: FileId,
     /// Looks up the providers.
     pub providers: Arc<dyn ProviderSource>,
-}
-
-impl DownloadRequest {
-    pub(super) fn accepted_sizes(&self) -> RangeInclusive<u64> {
-        match self.proven_size {
-            Some(size) => size..=size,
-            None => 0..=self.max_size.unwrap_or(u64::MAX),
-        }
-    }
 }
 
 /// The activity of a download.

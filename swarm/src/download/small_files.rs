@@ -1,9 +1,9 @@
 //! Download of small members of a collection in batches: each request fetches several whole files.
 //!
 //! Every provider of the collection takes batches off a shared queue and has a few of them in flight. Files that one
-//! provider does not have are requested from the others. The rest is left to single downloads, which wait for providers
-//! and for free disk space and report errors. Only content that hashes to its id is stored, and a provider that sends
-//! other content is banned.
+//! provider does not have or sends late are requested from the others. The rest is left to single downloads, which wait
+//! for providers and for free disk space and report errors. Only content that hashes to its id is stored, and a provider
+//! that sends other content is banned.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::context::DownloadContext;
 use super::error::DownloadError;
@@ -29,6 +29,11 @@ use enjambre_core::{Connection, Deadline, FileId, MemberPath, Provider};
 /// Approximate size of a batch.
 const BATCH_BYTES: u64 = 512 * 1024;
 const MAX_IN_FLIGHT: usize = 4;
+/// Approximate size of the first batch of a provider, which is requested alone.
+const FIRST_BATCH_BYTES: u64 = 64 * 1024;
+/// A reply is late, and others are asked too, after this time and [`LATE_FACTOR`] times the last reply time of the provider.
+const LATE: Duration = Duration::from_secs(2);
+const LATE_FACTOR: u32 = 4;
 /// Maximum number of files per write, and of parallel writes.
 const WRITE_FILES: usize = 1024;
 const MAX_WRITERS: usize = 2;
@@ -37,7 +42,7 @@ const MAX_FAILURES: u32 = 3;
 const BACKOFF: Duration = Duration::from_millis(500);
 
 /// A small member to download.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct SmallMember {
     pub(super) id: FileId,
     pub(super) size: u64,
@@ -69,6 +74,9 @@ struct BatchProvider {
     provider: Provider,
     state: ConnectionState,
     in_flight: usize,
+    late: usize,
+    /// The time until the last reply.
+    latency: Option<Duration>,
     failures: u32,
     /// The value of `returned_count` when this provider last checked all returned files.
     checked: Option<u64>,
@@ -77,6 +85,9 @@ struct BatchProvider {
 struct BatchReply {
     from: usize,
     files: Vec<SmallMember>,
+    latency: Duration,
+    /// Whether the files were returned to the queue before the reply.
+    is_late: bool,
     reply: Result<(Vec<Option<u64>>, Bytes), ProviderError>,
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -92,6 +103,8 @@ enum Event {
     Providers(Result<Vec<Provider>, String>),
     Connected(usize, Result<Arc<dyn Connection>, ProviderError>),
     Reply(BatchReply),
+    /// The reply is late; the future returns it.
+    Late(usize, Vec<SmallMember>, BoxFuture<'static, Event>),
     /// `None` if hashing was interrupted.
     Hashed(Option<HashedBatch>),
     Written(Vec<SmallMember>, Result<Vec<FileId>, LibraryError>),
@@ -104,6 +117,8 @@ struct Batches<'a> {
     progress: &'a watch::Sender<Progress>,
     providers: Vec<BatchProvider>,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
+    /// The files without valid content. Those of late replies may also be in the queue.
+    missing: HashSet<FileId>,
     queue: VecDeque<SmallMember>,
     /// Files that at least one provider did not have, and how many were ever added here.
     returned: VecDeque<SmallMember>,
@@ -131,18 +146,17 @@ pub(super) async fn fetch(
         progress,
         providers: Vec::new(),
         events: FuturesUnordered::new(),
-        queue: files.into(),
         returned: VecDeque::new(),
         returned_count: 0,
         to_write: Vec::new(),
         permits: Vec::new(),
         writing: 0,
         remaining: Vec::new(),
+        missing: files.iter().map(|file| file.id).collect(),
+        queue: files.into(),
         done: 0,
     };
-    if !batches.queue.is_empty() {
-        batches.events.push(async move { Event::Providers(providers.providers(&collection).await) }.boxed());
-    }
+    batches.events.push(async move { Event::Providers(providers.providers(&collection).await) }.boxed());
     batches.drive().await
 }
 
@@ -151,7 +165,9 @@ impl Batches<'_> {
         loop {
             self.write_files();
             let wake = self.send_requests();
-            if self.events.is_empty() && wake.is_none() {
+            // Slow providers may still be connecting.
+            let is_settled = self.missing.is_empty() && self.to_write.is_empty() && self.writing == 0;
+            if is_settled || self.events.is_empty() && wake.is_none() {
                 break;
             }
             tokio::select! {
@@ -161,9 +177,14 @@ impl Batches<'_> {
             }
             self.report();
         }
-        self.remaining.extend(self.queue);
-        self.remaining.extend(self.returned);
+        self.leave_queued();
         Ok(self.remaining)
+    }
+
+    /// Leaves all queued files to single downloads.
+    fn leave_queued(&mut self) {
+        let queued = self.queue.drain(..).chain(self.returned.drain(..));
+        self.remaining.extend(queued.filter(|file| self.missing.remove(&file.id)));
     }
 
     fn report(&self) {
@@ -190,15 +211,18 @@ impl Batches<'_> {
                 self.connect(at);
             }
             while let ConnectionState::Active(connection) = &self.providers[at].state
-                && self.providers[at].in_flight < MAX_IN_FLIGHT
+                && let provider = &self.providers[at]
+                && provider.late == 0
+                && provider.in_flight < if provider.latency.is_some() { MAX_IN_FLIGHT } else { 1 }
             {
                 let connection = Arc::clone(connection);
+                let late = LATE + provider.latency.unwrap_or_default() * LATE_FACTOR;
                 let files = self.next_batch(at);
                 if files.is_empty() {
                     break;
                 }
                 self.providers[at].in_flight += 1;
-                self.events.push(request(Arc::clone(self.context), connection, at, files).boxed());
+                self.events.push(request(Arc::clone(self.context), connection, at, files, late).boxed());
             }
         }
         wake
@@ -207,15 +231,20 @@ impl Batches<'_> {
     /// Takes the next files for a provider, without those that it does not have.
     fn next_batch(&mut self, at: usize) -> Vec<SmallMember> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
+        let max = if self.providers[at].latency.is_some() { BATCH_BYTES } else { FIRST_BATCH_BYTES };
         let is_full = |batch: &Vec<SmallMember>, bytes: u64, next: &SmallMember| {
-            !batch.is_empty() && (bytes + next.size > BATCH_BYTES || batch.len() == MAX_FILES)
+            !batch.is_empty() && (bytes + next.size > max || batch.len() == MAX_FILES)
         };
-        while let Some(next) = self.queue.front() {
-            if is_full(&batch, bytes, next) {
+        while let Some(next) = self.queue.pop_front() {
+            if !self.missing.contains(&next.id) {
+                continue;
+            }
+            if is_full(&batch, bytes, &next) {
+                self.queue.push_front(next);
                 return batch;
             }
             bytes += next.size;
-            batch.extend(self.queue.pop_front());
+            batch.push(next);
         }
         let provider = &mut self.providers[at];
         if provider.checked == Some(self.returned_count) {
@@ -223,6 +252,9 @@ impl Batches<'_> {
         }
         let mut skipped = VecDeque::with_capacity(self.returned.len());
         while let Some(next) = self.returned.pop_front() {
+            if !self.missing.contains(&next.id) {
+                continue;
+            }
             if next.missing_at.contains(&at) {
                 skipped.push_back(next);
             } else if is_full(&batch, bytes, &next) {
@@ -243,8 +275,8 @@ impl Batches<'_> {
 
     fn connect(&mut self, at: usize) {
         self.providers[at].state = ConnectionState::Connecting;
-        let (context, provider) = (Arc::clone(self.context), self.providers[at].provider.clone());
-        let collection = self.collection;
+        let (context, collection) = (Arc::clone(self.context), self.collection);
+        let provider = self.providers[at].provider.clone();
         self.events.push(
             async move {
                 let deadline = Deadline::Silence(context.settings.silence_timeout);
@@ -295,6 +327,8 @@ impl Batches<'_> {
                         provider,
                         state: ConnectionState::Excluded,
                         in_flight: 0,
+                        late: 0,
+                        latency: None,
                         failures: 0,
                         checked: None,
                     });
@@ -313,9 +347,14 @@ impl Batches<'_> {
             }
             Event::Connected(at, Err(error)) => self.on_error(at, error),
             Event::Reply(reply) => self.on_reply(reply),
+            Event::Late(from, files, reply) => {
+                self.providers[from].late += 1;
+                self.queue.extend(files);
+                self.events.push(reply);
+            }
             Event::Hashed(None) => return Err(DownloadError::Cancelled),
             Event::Hashed(Some(HashedBatch { from, valid, invalid, permit })) => {
-                self.to_write.extend(valid);
+                self.to_write.extend(valid.into_iter().filter(|(file, _)| self.missing.remove(&file.id)));
                 self.permits.extend(permit);
                 if !invalid.is_empty() {
                     self.queue.extend(invalid);
@@ -337,7 +376,7 @@ impl Batches<'_> {
                     Err(error) if error.is_temporary() => {
                         // Single downloads wait for free space.
                         self.remaining.extend(files);
-                        self.remaining.extend(self.queue.drain(..).chain(self.returned.drain(..)));
+                        self.leave_queued();
                         self.remaining.extend(self.to_write.drain(..).map(|(file, _)| file));
                         self.permits.clear();
                     }
@@ -348,29 +387,35 @@ impl Batches<'_> {
         Ok(())
     }
 
-    fn on_reply(&mut self, BatchReply { from, files, reply, permit }: BatchReply) {
-        self.providers[from].in_flight -= 1;
+    fn on_reply(&mut self, BatchReply { from, files, latency, is_late, reply, permit }: BatchReply) {
+        let provider = &mut self.providers[from];
+        provider.in_flight -= 1;
+        provider.late -= usize::from(is_late);
         let (sizes, payload) = match reply {
             Ok(reply) => reply,
             Err(error) => {
-                self.queue.extend(files);
-                self.on_error(from, error);
-                return;
+                if !is_late {
+                    self.queue.extend(files);
+                }
+                return self.on_error(from, error);
             }
         };
-        self.providers[from].failures = 0;
+        provider.failures = 0;
+        provider.latency = Some(latency);
         let mut rest = payload;
         let mut found = Vec::with_capacity(sizes.len());
         let mut sizes = sizes.into_iter();
         for mut file in files {
             match sizes.next() {
+                // The queue contains the file already.
+                None if is_late => {}
                 // The reply was full.
                 None => self.queue.push_front(file),
                 Some(size) => {
                     let content = rest.split_to(size.unwrap_or(0) as usize);
                     if size == Some(file.size) {
                         found.push((file, content));
-                    } else {
+                    } else if !is_late {
                         file.missing_at.push(from);
                         self.returned.push_back(file);
                         self.returned_count += 1;
@@ -417,26 +462,39 @@ impl Batches<'_> {
     }
 }
 
-/// Requests a batch as soon as the budget permits.
+/// Requests a batch as soon as the budget permits. The reply is late after the time `late`.
 async fn request(
     context: Arc<DownloadContext>,
     connection: Arc<dyn Connection>,
     from: usize,
     files: Vec<SmallMember>,
+    late: Duration,
 ) -> Event {
     let bytes: u64 = files.iter().map(|file| file.size).sum();
     let units = bytes.div_ceil(1024).max(1) as u32;
     let permit = Arc::clone(&context.budget).acquire_many_owned(units).await.ok();
     context.limit.take(bytes as usize).await;
     let ids = files.iter().map(|file| file.id).collect();
-    let reply = provider::files(&*connection, ids, Deadline::Silence(context.settings.silence_timeout));
-    // Other batches share the connection.
-    let mut reply = context.limit_time(bytes * MAX_IN_FLIGHT as u64, reply).await;
-    let received = reply.as_ref().map_or(0, |(_, payload)| payload.len());
-    context.limit.refund((bytes as usize).saturating_sub(received));
-    if matches!(&reply, Ok((_, payload)) if payload.len() as u64 > bytes) {
-        // The budget covers only the requested sizes.
-        reply = Err(ProviderError::InvalidData("reply is longer than requested"));
+    let start = Instant::now();
+    let mut receive = async move {
+        let reply = provider::files(&*connection, ids, Deadline::Silence(context.settings.silence_timeout));
+        // Other batches share the connection.
+        let mut reply = context.limit_time(bytes * MAX_IN_FLIGHT as u64, reply).await;
+        let received = reply.as_ref().map_or(0, |(_, payload)| payload.len());
+        context.limit.refund((bytes as usize).saturating_sub(received));
+        if matches!(&reply, Ok((_, payload)) if payload.len() as u64 > bytes) {
+            // The budget covers only the requested sizes.
+            reply = Err(ProviderError::InvalidData("reply is longer than requested"));
+        }
+        reply
     }
-    Event::Reply(BatchReply { from, files, reply, permit })
+    .boxed();
+    let event = move |files, reply, is_late| {
+        let latency = start.elapsed();
+        Event::Reply(BatchReply { from, files, latency, is_late, reply, permit })
+    };
+    match timeout(late, &mut receive).await {
+        Ok(reply) => event(files, reply, false),
+        Err(_) => Event::Late(from, files.clone(), async move { event(files, receive.await, true) }.boxed()),
+    }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::error::{LibraryError, Result};
 use enjambre_core::runtime::buffers::BufferPool;
-use enjambre_core::storage::database_file::create_private_dir;
+use enjambre_core::storage::database_file::{check_free_space_at, create_private_dir};
 use enjambre_core::{FileId, PieceIndex, PieceLayout};
 
 /// The largest number of files that are synced one by one. Above it, one sync of the whole file system is
@@ -151,18 +151,9 @@ impl ContentFile {
     }
 }
 
-/// Refuses writes that would fill the disk of a file completely. A file system that does not report its free space
-/// passes.
+/// Refuses writes that would fill the disk of a file completely.
 pub(super) fn check_reserve(file: impl AsFd, path: &Path, bytes: u64) -> Result<()> {
-    let found = rustix::fs::fstatvfs(file).ok().filter(|found| found.f_blocks > 0);
-    let free = found.and_then(|found| found.f_bavail.checked_mul(found.f_frsize));
-    match free {
-        Some(free) if free < bytes.saturating_add(RESERVE) => {
-            let path = path.display();
-            Err(LibraryError::Full(format!("the disk of {path} has {free} free bytes").into()))
-        }
-        _ => Ok(()),
-    }
+    Ok(check_free_space_at(file, path, bytes.saturating_add(RESERVE))?)
 }
 
 #[derive(Debug)]

@@ -3,8 +3,6 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedMutexGuard, OwnedRwLockWriteGuard};
-
 use super::entry::{LibraryEvent, NewFile};
 use super::error::{LibraryError, Result};
 use super::file::LibraryFile;
@@ -17,15 +15,7 @@ use super::retarget::Retargeted;
 use super::state::Slot;
 use super::task::blocking;
 use enjambre_core::runtime::clock::{Clock, SystemClock};
-use enjambre_core::{Batch, Bitmap, Durability, FileId, FileKind, Manifest, Name, PieceLayout};
-
-/// The result of [`OpenFiles::open_to_move`].
-struct Locked {
-    file: Option<Arc<LibraryFile>>,
-    /// Present if the content of the file has to move.
-    gate: Option<OwnedRwLockWriteGuard<()>>,
-    _guard: OwnedMutexGuard<()>,
-}
+use enjambre_core::{Batch, Bitmap, Durability, FileId, FileKind, Manifest};
 
 impl OpenFiles {
     pub(super) async fn create(
@@ -53,44 +43,50 @@ impl OpenFiles {
         inner.check_open()?;
         let (id, layout) = (manifest.id(), manifest.layout());
         let since = SystemClock.now();
-        // Hashing a large file at the destination takes long, so it is done without the lock, and only if
-        // needed.
-        let known = inner.state.lock().slots.get(&id).is_some_and(|slot| slot.record.withdrawn.is_none());
         let manifest = Arc::new(manifest);
-        let mut inspected = match known {
-            true => None,
-            false => Some(inspect(Arc::clone(&manifest), destination.clone()).await?),
-        };
-        let Locked { file, gate, _guard } = self.open_to_move(&id, layout, &destination).await?;
-        if let Some(file) = file {
-            if file.layout().size() == layout.size() {
-                let retargeted = match &gate {
-                    Some(gate) => self.retarget(&file, destination.clone(), gate).await?,
-                    None => Retargeted::Moved(None),
-                };
-                match retargeted {
-                    Retargeted::Moved(copy) => {
-                        self.adopt(&id, new.name, new.member_of).await?;
-                        return Ok((file, copy));
-                    }
-                    Retargeted::Whole(found) => inspected = Some(found),
+        let (mut moved, mut inspected) = (None, None);
+        let (found, _guard) = loop {
+            let guard = inner.lock(&id).await;
+            inner.finish_removal(&id).await?;
+            if let Some(file) = self.open_locked(&id).await? {
+                let is_same = file.layout().size() == layout.size();
+                if !is_same && file.layout().last().is_none_or(|last| file.has(last)) {
+                    let (proven, claimed) = (file.layout().size(), layout.size());
+                    return Err(LibraryError::WrongSize { id, proven, claimed });
                 }
-            } else if file.layout().last().is_none_or(|last| file.has(last)) {
-                let (proven, claimed) = (file.layout().size(), layout.size());
-                return Err(LibraryError::WrongSize { id, proven, claimed });
+                let is_whole = matches!(inspected, Some(Found::Whole(..))) && !file.is_finished();
+                if is_same && !is_whole {
+                    if moved.is_some() || !file.moves_to(&destination).await? {
+                        self.adopt(&id, new).await?;
+                        return Ok((file, moved.flatten()));
+                    }
+                    drop(guard);
+                    match self.retarget(&file, destination.clone()).await? {
+                        Retargeted::Moved(copy) => moved = Some(copy),
+                        Retargeted::Whole(found) => inspected = Some(found),
+                        Retargeted::Retired => {}
+                    }
+                    continue;
+                }
             }
-        }
-        // A withdrawn file, or one with an unproven size, starts from the beginning.
+            match inspected.take() {
+                Some(found) => break (found, guard),
+                // Without the lock, since hashing a large file at the destination takes long.
+                None => {
+                    drop(guard);
+                    let (manifest, destination) = (Arc::clone(&manifest), destination.clone());
+                    let found = blocking(move || Found::at(Target::resolve(&destination)?, &manifest));
+                    inspected = Some(found.await?);
+                }
+            }
+        };
+        // A withdrawn file, one with an unproven size, or one that is whole at the destination, is created anew.
         let old = inner.state.lock().slots.get(&id).map(|slot| slot.record.clone());
         if let Some(old) = &old {
             self.reset(&id, old).await?;
         }
         let names = old.map_or_else(Vec::new, |old| old.names);
 
-        let found = match inspected {
-            Some(found) => found,
-            None => inspect(Arc::clone(&manifest), destination).await?,
-        };
         let (store, place, complete, copy) = match found {
             Found::Library => {
                 let place = inner.content.place();
@@ -162,41 +158,16 @@ impl OpenFiles {
         Ok((file, copy))
     }
 
-    /// Locks an id and opens its file. Also locks the gate of the file if its content has to move to the destination.
-    async fn open_to_move(
-        self: &Arc<Self>,
-        id: &FileId,
-        layout: PieceLayout,
-        destination: &Destination,
-    ) -> Result<Locked> {
-        // The file is kept with its gate, because it would get another one when it is opened again.
-        let mut held: Option<(Arc<LibraryFile>, OwnedRwLockWriteGuard<()>)> = None;
-        loop {
-            let guard = self.inner.lock(id).await;
-            self.inner.finish_removal(id).await?;
-            let Some(file) = self.open_locked(id).await? else {
-                return Ok(Locked { file: None, gate: None, _guard: guard });
-            };
-            let gate = held.and_then(|(locked, gate)| Arc::ptr_eq(&locked, &file).then_some(gate));
-            if gate.is_some() || file.layout().size() != layout.size() || !file.moves_to(destination).await? {
-                return Ok(Locked { file: Some(file), gate, _guard: guard });
-            }
-            // Writes in progress may need the lock of the id.
-            drop(guard);
-            let gate = Arc::clone(&file.gate).write_owned().await;
-            held = Some((file, gate));
-        }
-    }
-
     /// Adds a name and a collection to a file. The caller holds the lock of the id.
-    async fn adopt(&self, id: &FileId, name: Option<Name>, collection: Option<FileId>) -> Result<()> {
+    async fn adopt(&self, id: &FileId, new: NewFile) -> Result<()> {
         {
             let mut state = self.inner.state.lock();
             let mut changed = false;
-            if let Some(name) = name {
+            if let Some(name) = new.name {
                 changed |= state.add_name(id, name, false);
+                changed |= state.set_executable(id, new.kind);
             }
-            if let Some(collection) = collection {
+            if let Some(collection) = new.member_of {
                 changed |= state.members.insert((*id, collection));
             }
             if !changed {
@@ -228,10 +199,6 @@ impl OpenFiles {
         self.inner.index.commit(batch, Durability::Buffered).await?;
         self.inner.state.lock().remove(id);
         self.retire(id);
-        self.inner.remove_content(id, old).await
+        self.inner.remove_content(id, &old.place, old.layout()?).await
     }
-}
-
-async fn inspect(manifest: Arc<Manifest>, destination: Destination) -> Result<Found> {
-    blocking(move || Found::at(Target::resolve(&destination)?, &manifest)).await
 }

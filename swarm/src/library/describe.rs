@@ -7,14 +7,14 @@ use super::layout::{
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::model::membership::{Membership, SignedMembership};
 use enjambre_core::storage::inspect::{Field, Fields};
-use enjambre_core::{FileKind, Key, Space, StorageError, UnixMillis};
+use enjambre_core::{Key, Space, StorageError, UnixMillis};
 
 /// Describes an entry. Hashes, bitmaps and content are summarized by their size.
 ///
 /// # Errors
 /// [`StorageError::Corrupt`] if the entry is malformed.
 pub fn describe(space: Space, key: &Key, value: &[u8]) -> Result<Fields, StorageError> {
-    let malformed = || StorageError::corrupt(format!("the entry {key:?} in the space {}", space.name()));
+    let malformed = || StorageError::corrupt(format!("the entry {key} in the space {}", space.name()));
     let paged = |name, count| {
         let (id, page) = layout::split_page(space, key)?;
         let fields =
@@ -92,10 +92,6 @@ fn file(record: Record) -> Fields {
     let copies: Vec<Field> =
         record.copies.iter().filter_map(|copy| Some(Field::text(copy.path()?.display()))).collect();
     let Record { size, kind, published, place, names, added_ms, complete, withdrawn, .. } = record;
-    let kind = match kind {
-        FileKind::File => "file",
-        FileKind::Collection => "collection",
-    };
     let place = match place {
         ContentPlace::Database => "database",
         ContentPlace::Files => "files",

@@ -145,7 +145,7 @@ impl LibraryError {
 impl From<StorageError> for LibraryError {
     fn from(error: StorageError) -> Self {
         match error {
-            StorageError::Full { .. } => Self::Full(error.into()),
+            StorageError::Full { source } => Self::Full(source),
             StorageError::Closed => Self::Closed,
             other => Self::Storage(other),
         }

@@ -33,9 +33,9 @@ impl Library {
         read_collection(&file).await
     }
 
-    /// Returns a collection that contains the file.
-    pub fn collection_of(&self, id: &FileId) -> Option<FileId> {
-        self.inner.state.lock().collections_of(id).next()
+    /// Returns the collections that contain the file.
+    pub fn collections_of(&self, id: &FileId) -> Vec<FileId> {
+        self.inner.state.lock().collections_of(id).collect()
     }
 
     /// Whether all members of a collection are complete. `true` for a file that is no collection.
@@ -71,7 +71,9 @@ impl Library {
         };
         let kind = match claimed {
             FileKind::Collection if !is_encoded => FileKind::File,
-            FileKind::File if is_encoded && read_collection(&file).await.is_ok() => FileKind::Collection,
+            FileKind::File | FileKind::Executable if is_encoded && read_collection(&file).await.is_ok() => {
+                FileKind::Collection
+            }
             claimed => return Ok(claimed),
         };
         tracing::warn!(%id, is_directory = kind == FileKind::Collection, "kind in the catalogue contradicts the content");
@@ -79,13 +81,17 @@ impl Library {
         Ok(kind)
     }
 
-    /// Copies a complete file, or the directory of a collection, to a path. Verifies every piece. An existing
-    /// file with the same content is kept.
+    /// Copies a complete file to a path, durably. Verifies every piece. An existing file with the same content is kept.
+    pub async fn export_file(&self, id: &FileId, path: &Path, executable: bool, force: bool) -> Result<()> {
+        let destination = Destination::Path { path: path.to_owned(), executable, force };
+        self.export_to(id, destination, true).await.map(drop)
+    }
+
+    /// As [`Self::export_file`], for a file of any kind: a collection becomes a directory.
     pub async fn export(&self, id: &FileId, path: &Path, force: bool) -> Result<()> {
         let kind = self.inner.state.lock().slots.get(id).map(|slot| slot.record.kind);
         if kind != Some(FileKind::Collection) {
-            let path = path.to_owned();
-            return self.export_to(id, Destination::Path { path, force }, true).await.map(drop);
+            return self.export_file(id, path, kind == Some(FileKind::Executable), force).await;
         }
         let collection = self.collection(id).await?;
         let dir = OutputDir::create(path).await?;
@@ -186,6 +192,9 @@ impl Library {
                 part.file.sync_all().map_err(|error| LibraryError::io("sync", &part.path, error))?;
             }
             let fingerprint = target.finish(&part)?;
+            if sync {
+                target.sync_dir()?;
+            }
             Ok(Some(target.place(LinkState::Whole(fingerprint))))
         })
         .await

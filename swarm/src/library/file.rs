@@ -126,7 +126,7 @@ impl LibraryFile {
     /// [`LibraryError::MissingPiece`] if the piece is not stored, [`LibraryError::Changed`] if a linked file
     /// has changed, [`LibraryError::Damaged`] if the stored content is invalid.
     pub async fn read_piece(self: &Arc<Self>, piece: PieceIndex) -> Result<Bytes> {
-        // A linked file may be at another path.
+        // The content may move, and a linked file may be at another path.
         for attempt in 0..=MAX_COPIES {
             match self.read_once(piece).await {
                 Ok(Some(content)) => return Ok(content),
@@ -139,7 +139,7 @@ impl LibraryFile {
         Err(self.changed())
     }
 
-    /// Reads a stored piece, or returns `None` if a linked file now has another version or path.
+    /// Reads a stored piece, or returns `None` if the content is at another place now.
     async fn read_once(self: &Arc<Self>, piece: PieceIndex) -> Result<Option<Bytes>> {
         self.check_usable()?;
         let (store, verified) = {
@@ -171,6 +171,11 @@ impl LibraryFile {
                 }
             }
             (Ok(None), None) => {
+                let _gate = self.gate.read().await;
+                // The content may have moved during the read.
+                if !matches!(self.check_piece(piece).await, Ok(false)) {
+                    return Ok(None);
+                }
                 self.drop_pieces(&[piece]).await?;
                 Err(LibraryError::Damaged { id: self.id(), piece: piece.get() })
             }
@@ -352,12 +357,7 @@ impl LibraryFile {
             if state.retired {
                 return Ok(());
             }
-            for piece in pieces {
-                state.have.remove(*piece);
-                state.synced.remove(*piece);
-                state.verified.remove(*piece);
-                state.unsynced.remove(piece);
-            }
+            state.remove_pieces(pieces);
             state.finished = false;
             for page in 0..layout::bitmap_pages(layout) {
                 layout::put_bitmap_page(&mut batch, HAVE, &id, &state.synced, page);

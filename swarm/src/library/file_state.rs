@@ -88,6 +88,16 @@ impl FileState {
         new
     }
 
+    /// Records that pieces are not stored.
+    pub(super) fn remove_pieces(&mut self, pieces: &[PieceIndex]) {
+        for piece in pieces {
+            self.have.remove(*piece);
+            self.synced.remove(*piece);
+            self.verified.remove(*piece);
+            self.unsynced.remove(piece);
+        }
+    }
+
     /// Returns the linked file if every piece of it was hashed or written since it was opened.
     pub(super) fn verified_link(&self) -> Option<Arc<LinkedFile>> {
         match &self.store {

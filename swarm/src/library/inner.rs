@@ -50,8 +50,10 @@ pub(crate) struct LibraryInner {
     pub(super) flush_soon: Notify,
     /// Starts a checkpoint without a pause.
     pub(super) flush_now: Notify,
-    /// Wakes the task that watches linked files, after a change or a withdrawal.
-    pub(super) links_changed: Notify,
+    /// Wakes the search for withdrawn files.
+    pub(super) link_withdrawn: Notify,
+    /// Wakes the task that hashes suspects.
+    pub(super) suspect_added: Notify,
     /// Held by the running checkpoint.
     pub(super) checkpoint: AsyncMutex<()>,
     locks: Vec<Arc<AsyncMutex<()>>>,
@@ -72,7 +74,8 @@ impl LibraryInner {
             inherited_unsynced: AtomicBool::new(false),
             flush_soon: Notify::new(),
             flush_now: Notify::new(),
-            links_changed: Notify::new(),
+            link_withdrawn: Notify::new(),
+            suspect_added: Notify::new(),
             checkpoint: AsyncMutex::new(()),
             locks: (0..LOCKS).map(|_| Arc::default()).collect(),
         }
@@ -143,7 +146,7 @@ impl LibraryInner {
             tracing::warn!(%id, path, %reason, "linked file withdrawn");
             state.unsynced_small.remove(id);
         }
-        self.links_changed.notify_one();
+        self.link_withdrawn.notify_one();
         self.notify(LibraryEvent::Withdrawn(*id));
         self.store_record(id, Durability::Buffered).await
     }

@@ -98,12 +98,12 @@ impl Library {
         self.inner.state.lock().slots.get(id).map(|slot| slot.entry(*id))
     }
 
-    /// Returns the id under which the providers of a file are found: its own id, or that of a collection that
-    /// contains it if the file has no name.
-    pub fn announced_as(&self, id: &FileId) -> Option<FileId> {
+    /// Returns the ids under which the providers of a file are found: its own id if it has a name, and those of the
+    /// collections that contain it.
+    pub fn announced_as(&self, id: &FileId) -> Vec<FileId> {
         let state = self.inner.state.lock();
-        let slot = state.slots.get(id)?;
-        if slot.record.names.is_empty() { state.collections_of(id).next() } else { Some(*id) }
+        let own = state.slots.get(id).filter(|slot| !slot.record.names.is_empty()).map(|_| *id);
+        own.into_iter().chain(state.collections_of(id)).collect()
     }
 
     /// Finds a file by name, id, or a prefix of its id with at least 8 hexadecimal digits. Of several files

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, MetadataExt};
+use cap_std::fs::{Dir, MetadataExt, OpenOptions, OpenOptionsExt as _};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, flock, openat, statat, unlinkat};
 use rustix::io::Errno;
@@ -35,6 +35,8 @@ pub enum Destination {
     Path {
         /// The path.
         path: PathBuf,
+        /// Whether the file is executable by its owner.
+        executable: bool,
         /// Whether an existing file is replaced.
         force: bool,
     },
@@ -168,7 +170,7 @@ impl Target {
     pub(super) fn resolve(destination: &Destination) -> Result<Option<Self>> {
         match destination.clone() {
             Destination::Library | Destination::Keep => Ok(None),
-            Destination::Path { path, force } => {
+            Destination::Path { path, executable, force } => {
                 let absolute =
                     std::path::absolute(&path).map_err(|error| LibraryError::io("find", &path, error))?;
                 let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
@@ -181,7 +183,7 @@ impl Target {
                     error => error,
                 });
                 let dir = Arc::new(dir?);
-                Ok(Some(Self { dir, rel: name.into(), executable: false, force }))
+                Ok(Some(Self { dir, rel: name.into(), executable, force }))
             }
             Destination::Member { dir, path, executable, force } => {
                 Ok(Some(Self { dir, rel: path.as_str().into(), executable, force }))
@@ -335,9 +337,12 @@ impl Target {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.fail("read the metadata of")(error)),
         }
-        let file = self.dir.dir.open(&self.rel).map_err(self.fail("open"))?.into_std();
+        // Another process may replace it meanwhile, for example with a pipe.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+        let file = self.dir.dir.open_with(&self.rel, &options).map_err(self.fail("open"))?.into_std();
         let metadata = file.metadata().map_err(self.fail("read the metadata of"))?;
-        Ok(Some((file, metadata)))
+        if metadata.is_file() { Ok(Some((file, metadata))) } else { Err(LibraryError::Exists(self.path())) }
     }
 
     /// Renames the complete part file to its final name. Returns its fingerprint.
@@ -360,7 +365,17 @@ impl Target {
             Err(Errno::EXIST) => return Err(LibraryError::Exists(self.path())),
             renamed => renamed.map_err(|error| self.fail("rename the part file of")(error.into()))?,
         }
+        // The library keeps the file open, and other programs may lock files of the user.
+        let _ = flock(&*part.file, FlockOperation::Unlock);
         Ok(Fingerprint::of(&part.file.metadata().map_err(self.fail("read the metadata of"))?))
+    }
+
+    /// Makes the names of the file and its part file durable.
+    pub(super) fn sync_dir(&self) -> Result<()> {
+        let (dir, _) = self.part(false)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(&dir, ".", flags, Mode::empty()).map_err(io::Error::from);
+        opened.and_then(|dir| File::from(dir).sync_all()).map_err(self.fail("sync the directory of"))
     }
 
     /// Renames a file with this inode back to the part file, because a power cut lost some of its content.

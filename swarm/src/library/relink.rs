@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::entry::{LibraryEvent, WithdrawReason};
 use super::error::{LibraryError, Result};
@@ -84,6 +84,11 @@ impl Candidate {
     fn is_recorded(&self, place: &ContentPlace) -> bool {
         once(&self.record.place).chain(&self.record.copies).any(|known| known == place)
     }
+
+    /// Whether the place of a withdrawn file may have other content, so that it has to be hashed.
+    fn is_unproven(&self, place: &ContentPlace) -> bool {
+        self.record.withdrawn == Some(WithdrawReason::Changed) || !self.is_recorded(place)
+    }
 }
 
 impl LibraryInner {
@@ -109,6 +114,16 @@ impl LibraryInner {
             }
         }
         (*last != before).then_some(page)
+    }
+
+    /// Adds a file to those that are hashed in the background.
+    pub(super) fn add_suspect(&self, id: &FileId) {
+        self.state.lock().suspects.insert(*id);
+        self.suspect_added.notify_one();
+    }
+
+    fn next_suspect(&self) -> Option<FileId> {
+        self.state.lock().suspects.pop_first()
     }
 
     /// Remembers that a version of a linked file has other content.
@@ -171,8 +186,7 @@ impl LibraryInner {
             let is_suspect = !candidate.is_recorded(&place);
             self.set_place(id, place, false).await?;
             if is_suspect {
-                self.state.lock().suspects.insert(*id);
-                self.links_changed.notify_one();
+                self.add_suspect(id);
             }
         }
         Ok(Ok(Arc::new(LinkedFile::new(*id, path, fingerprint, None))))
@@ -240,45 +254,56 @@ impl LibraryFile {
 }
 
 impl OpenFiles {
-    /// Hashes changed files, and searches for withdrawn ones, until the library is closed.
+    /// Searches for changed and withdrawn files, and hashes those that it finds, until the library is closed.
     pub(super) async fn watch_links(self: Arc<Self>) {
-        let inner = &self.inner;
+        tokio::join!(self.search_links(), self.hash_suspects());
+    }
+
+    async fn search_links(self: &Arc<Self>) {
         let mut backoff = Backoff::new(MIN_DELAY, MAX_DELAY);
         let mut sweep_at = Instant::now() + FIRST_SWEEP;
         loop {
-            let mut missing = false;
-            match self.check_links(&mut sweep_at).await {
-                Ok(found) => missing = found,
-                Err(LibraryError::Closed) => return,
-                Err(error) => tracing::warn!(%error, "check of linked files failed; will retry"),
+            if Instant::now() >= sweep_at {
+                sweep_at = Instant::now() + SWEEP_INTERVAL;
+                self.find_changed().await;
             }
+            let missing = self.find_withdrawn().await;
             let retry_at = Instant::now() + if missing { backoff.next_delay() } else { SWEEP_INTERVAL };
             tokio::select! {
-                () = inner.links_changed.notified() => backoff.reset(),
+                () = self.inner.link_withdrawn.notified() => backoff.reset(),
                 () = sleep_until(sweep_at.min(retry_at)) => {}
             }
         }
     }
 
-    /// Returns whether files are still missing.
-    async fn check_links(self: &Arc<Self>, sweep_at: &mut Instant) -> Result<bool> {
+    async fn hash_suspects(self: &Arc<Self>) {
+        let mut backoff = Backoff::new(MIN_DELAY, MAX_DELAY);
         loop {
-            let suspect = self.inner.state.lock().suspects.pop_first();
-            let Some(id) = suspect else { break };
-            self.check_suspect(&id).await?;
+            let mut failed = Vec::new();
+            while let Some(id) = self.inner.next_suspect() {
+                if let Err(error) = self.check_suspect(&id).await {
+                    log_failure(&id, &error);
+                    failed.push(id);
+                }
+            }
+            let delay = if failed.is_empty() { MAX_DELAY } else { backoff.next_delay() };
+            self.inner.state.lock().suspects.extend(failed);
+            tokio::select! {
+                () = self.inner.suspect_added.notified() => backoff.reset(),
+                () = sleep(delay) => {}
+            }
         }
-        if Instant::now() >= *sweep_at {
-            *sweep_at = Instant::now() + SWEEP_INTERVAL;
-            self.find_changed().await?;
-        }
-        self.find_withdrawn().await
     }
 
-    /// Hashes a file whose metadata changed.
+    /// Hashes a file whose metadata changed, or a withdrawn file that was found.
     async fn check_suspect(self: &Arc<Self>, id: &FileId) -> Result<()> {
-        let Some(Candidate { record, .. }) = self.inner.candidate(id) else { return Ok(()) };
-        let Some(fingerprint) = record.place.fingerprint().copied().filter(|_| record.withdrawn.is_none())
-        else {
+        let Some(candidate) = self.inner.candidate(id) else { return Ok(()) };
+        if candidate.record.withdrawn.is_some() {
+            return self.find_content(candidate).await;
+        }
+        let record = candidate.record;
+        let verified = self.inner.state.lock().slots.get(id).is_some_and(|slot| slot.verified);
+        let Some(fingerprint) = record.place.fingerprint().copied().filter(|_| !verified) else {
             return Ok(());
         };
         let since = SystemClock.now();
@@ -317,23 +342,23 @@ impl OpenFiles {
     }
 
     /// Finds offered files that changed or disappeared.
-    async fn find_changed(self: &Arc<Self>) -> Result<()> {
+    async fn find_changed(self: &Arc<Self>) {
         let mut last = None;
         while let Some(page) = self.inner.candidates(&mut last, false) {
             let is_changed =
                 |candidate: &Candidate| candidate.locate().as_ref() != Ok(&candidate.record.place);
-            let changed =
-                blocking(move || Ok(page.into_iter().filter(is_changed).collect::<Vec<_>>())).await?;
-            for Candidate { id, .. } in changed {
+            let changed = blocking(move || Ok(page.into_iter().filter(is_changed).collect::<Vec<_>>())).await;
+            for Candidate { id, .. } in changed.unwrap_or_default() {
                 // Continues with another version, or withdraws the file.
-                self.open(&id).await?;
+                if let Err(error) = self.open(&id).await {
+                    log_failure(&id, &error);
+                }
             }
         }
-        Ok(())
     }
 
     /// Offers withdrawn files again whose content is back. Returns whether there are others.
-    async fn find_withdrawn(&self) -> Result<bool> {
+    async fn find_withdrawn(&self) -> bool {
         let (mut last, mut missing) = (None, false);
         while let Some(page) = self.inner.candidates(&mut last, true) {
             if page.is_empty() {
@@ -343,10 +368,21 @@ impl OpenFiles {
                 let locate = |candidate: Candidate| (candidate.locate(), candidate);
                 Ok(page.into_iter().map(locate).collect::<Vec<_>>())
             })
-            .await?;
-            for (place, candidate) in located {
+            .await;
+            for (place, candidate) in located.unwrap_or_default() {
                 missing |= match place {
-                    Ok(place) => !self.restore(&candidate, place).await?,
+                    // Hashing may take long, and others may be back as well.
+                    Ok(place) if candidate.is_unproven(&place) => {
+                        self.inner.add_suspect(&candidate.id);
+                        true
+                    }
+                    Ok(place) => match self.restore(&candidate, place).await {
+                        Ok(restored) => !restored,
+                        Err(error) => {
+                            log_failure(&candidate.id, &error);
+                            true
+                        }
+                    },
                     Err(reason) => {
                         if let Some(slot) = self.inner.state.lock().slots.get_mut(&candidate.id)
                             && let Some(withdrawn) = &mut slot.record.withdrawn
@@ -358,7 +394,7 @@ impl OpenFiles {
                 };
             }
         }
-        Ok(missing)
+        missing
     }
 
     /// Offers a withdrawn file again that was found at a place, if its content is valid. Returns whether it is.
@@ -366,7 +402,7 @@ impl OpenFiles {
         let Candidate { id, record, .. } = candidate;
         let inner = &self.inner;
         let since = SystemClock.now();
-        let hashed = record.withdrawn == Some(WithdrawReason::Changed) || !candidate.is_recorded(&place);
+        let hashed = candidate.is_unproven(&place);
         if hashed {
             match (inner.hash_link(id, record, &place).await?, place.fingerprint()) {
                 (Content::Valid, _) => {}
@@ -397,20 +433,34 @@ impl OpenFiles {
         Ok(true)
     }
 
-    /// Searches for the content of a withdrawn file now, and hashes it. Returns whether it is offered again.
-    pub(super) async fn restore_now(&self, id: &FileId) -> Result<bool> {
+    /// Searches for the content of a withdrawn file now, also in versions that were invalid, and offers it again if it is
+    /// valid.
+    pub(super) async fn restore_now(&self, id: &FileId) -> Result<()> {
         if let Some(slot) = self.inner.state.lock().slots.get_mut(id) {
             slot.refuted.clear();
         }
-        let Some(candidate) = self.inner.candidate(id) else { return Ok(false) };
+        match self.inner.candidate(id) {
+            Some(candidate) => self.find_content(candidate).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Searches for the content of a withdrawn file, and offers it again if it is valid.
+    async fn find_content(&self, candidate: Candidate) -> Result<()> {
         let (candidate, place) = blocking(move || {
             let place = candidate.locate();
             Ok((candidate, place))
         })
         .await?;
         match place {
-            Ok(place) => self.restore(&candidate, place).await,
-            Err(_) => Ok(false),
+            Ok(place) => self.restore(&candidate, place).await.map(drop),
+            Err(_) => Ok(()),
         }
+    }
+}
+
+fn log_failure(id: &FileId, error: &LibraryError) {
+    if !matches!(error, LibraryError::Closed) {
+        tracing::warn!(%id, %error, "check of a linked file failed; will retry");
     }
 }

@@ -14,7 +14,7 @@ use super::open_files::OpenFiles;
 use super::output::Target;
 use super::state::Tombstone;
 use super::task::blocking;
-use enjambre_core::{Batch, Durability, FileId, Name, StorageError};
+use enjambre_core::{Batch, Durability, FileId, Name, PieceLayout, StorageError};
 
 /// The largest number of files in one commit of tombstones.
 const BATCH_FILES: usize = 256;
@@ -206,7 +206,7 @@ impl LibraryInner {
                 tombstone.uncertain = None;
             }
         }
-        self.remove_content(id, &record).await?;
+        self.remove_content(id, &record.place, record.layout()?).await?;
         let mut batch = Batch::new();
         batch.delete(TOMBS, layout::id_key(id));
         self.index.commit(batch, Durability::Buffered).await?;
@@ -216,17 +216,22 @@ impl LibraryInner {
 
     /// Deletes the content of a file in the library's own store, or its part file. Linked files stay, and so
     /// does content that is being imported: the import relies on it.
-    pub(super) async fn remove_content(&self, id: &FileId, record: &Record) -> Result<()> {
-        if record.place == self.content.place() {
+    pub(super) async fn remove_content(
+        &self,
+        id: &FileId,
+        place: &ContentPlace,
+        layout: PieceLayout,
+    ) -> Result<()> {
+        if *place == self.content.place() {
             if self.state.lock().importing.contains_key(id) {
                 return Ok(());
             }
-            return self.content.remove(id, Some(record.layout()?)).await;
+            return self.content.remove(id, Some(layout)).await;
         }
-        let ContentPlace::Linked { state: LinkState::Part { inode, .. }, .. } = &record.place else {
+        let ContentPlace::Linked { state: LinkState::Part { inode, .. }, .. } = place else {
             return Ok(());
         };
-        let (place, inode) = (record.place.clone(), *inode);
+        let (place, inode) = (place.clone(), *inode);
         blocking(move || {
             let Some((root, rel)) = place.root_and_rel() else { return Ok(()) };
             match Target::reopen(root, rel, false, false) {

@@ -7,16 +7,16 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::error::{LibraryError, Result};
 use super::file::LibraryFile;
 use super::file_state::{FileStore, PartFile};
+use super::inner::LibraryInner;
 use super::layout::{self, ContentPlace, HAVE};
 use super::open_files::OpenFiles;
 use super::output::{Destination, Found, Target};
 use super::task::blocking;
-use enjambre_core::{Batch, Durability, PieceIndex};
+use enjambre_core::{Batch, Durability, FileId, PieceIndex};
 
 /// The number of bytes of pieces that are copied at once.
 const COPY_BYTES: usize = 4 << 20;
@@ -27,28 +27,49 @@ pub(super) enum Retargeted {
     Moved(Option<File>),
     /// The destination has the whole content already, so the file has to be created anew.
     Whole(Found),
+    /// The library dropped the file meanwhile.
+    Retired,
+}
+
+/// Protects content that no record names from the sweep.
+struct Import<'a>(&'a LibraryInner, FileId);
+
+impl<'a> Import<'a> {
+    fn begin(inner: &'a LibraryInner, id: FileId) -> Self {
+        inner.state.lock().begin_import(id);
+        Self(inner, id)
+    }
+}
+
+impl Drop for Import<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().end_import(&self.1);
+    }
 }
 
 impl OpenFiles {
-    /// Moves the stored pieces of an incomplete file to another destination. The caller holds the gate of the file, so
-    /// that later writes use the new place, and the lock of the id.
+    /// Moves the stored pieces of an incomplete file to another destination. The lock of the id is held only after the copy,
+    /// which may take long: checkpoints need the lock.
     pub(super) async fn retarget(
         &self,
         file: &Arc<LibraryFile>,
         destination: Destination,
-        _gate: &OwnedRwLockWriteGuard<()>,
     ) -> Result<Retargeted> {
-        // The writes that the caller waited for may have changed this.
+        let (inner, id) = (&self.inner, file.id());
+        // Later writes use the new place.
+        let _gate = file.gate.write().await;
+        // The writes in progress may have changed this.
         if !file.moves_to(&destination).await? {
             return Ok(Retargeted::Moved(None));
         }
         let (manifest, old) = (Arc::clone(file.manifest()), file.state.lock().store.clone());
-        let found = blocking(move || Found::at(Target::resolve(&destination)?, &manifest));
-        let (new, place, existing) = match found.await? {
+        let found = blocking(move || Found::at(Target::resolve(&destination)?, &manifest)).await?;
+        let import = matches!(found, Found::Library).then(|| Import::begin(inner, id));
+        let (new, place, existing) = match found {
             whole @ Found::Whole(..) => return Ok(Retargeted::Whole(whole)),
             Found::Library => {
-                let place = self.inner.content.place();
-                (self.open_own(&file.id(), &place).await?, place, None)
+                let place = inner.content.place();
+                (self.open_own(&id, &place).await?, place, None)
             }
             Found::Free(target, existing) => {
                 let part = match &old {
@@ -56,80 +77,70 @@ impl OpenFiles {
                     _ => None,
                 };
                 let part = blocking(move || open_part(target, part)).await?;
-                let inode = part.file.inode()?;
-                let place = part.target.part_place(inode);
+                let place = part.target.part_place(part.file.inode()?);
                 (FileStore::Part(Arc::new(part)), place, existing)
             }
         };
-        let moved = self.switch(file, &old, new.clone(), place).await;
-        let (unused, kept) = if moved.is_ok() { (old, new) } else { (new, old) };
-        let cleared = self.clear(file, unused, kept).await;
-        moved.and(cleared).map(|()| Retargeted::Moved(existing))
+        let copied = file.copy_pieces(&old, &new).await;
+        let _guard = inner.lock(&id).await;
+        drop(import);
+        let (unused, result) = match copied {
+            _ if file.is_retired() => (place, Ok(Retargeted::Retired)),
+            Ok(damaged) => match inner.switch(file, &damaged, new, place.clone()).await {
+                Ok(before) => (before, Ok(Retargeted::Moved(existing))),
+                Err(error) => (place, Err(error)),
+            },
+            Err(error) => (place, Err(error)),
+        };
+        let used = inner.state.lock().slots.get(&id).map(|slot| slot.record.place.path());
+        if used != Some(unused.path()) {
+            inner.remove_content(&id, &unused, file.layout()).await?;
+        }
+        result
     }
+}
 
-    /// Copies the stored pieces and records the new place.
+impl LibraryInner {
+    /// Records the new place of a file, and drops its damaged pieces. Returns the place before. The caller holds the lock of
+    /// the id.
     async fn switch(
         &self,
-        file: &Arc<LibraryFile>,
-        old: &FileStore,
+        file: &LibraryFile,
+        damaged: &[PieceIndex],
         new: FileStore,
         place: ContentPlace,
-    ) -> Result<()> {
+    ) -> Result<ContentPlace> {
         let (id, layout) = (file.id(), file.layout());
-        let damaged = match (old, &new) {
-            (FileStore::Part(old), FileStore::Part(new)) if old.file.is_same(&new.file) => Vec::new(),
-            _ => file.copy_pieces(old, &new).await?,
-        };
         let mut batch = Batch::new();
         {
             let mut state = file.state.lock();
-            for piece in damaged {
-                state.have.remove(piece);
-                state.synced.remove(piece);
-                state.verified.remove(piece);
-                state.unsynced.remove(&piece);
-            }
+            state.remove_pieces(damaged);
             for page in 0..layout::bitmap_pages(layout) {
                 layout::put_bitmap_page(&mut batch, HAVE, &id, &state.synced, page);
             }
         }
         let set_place = |place: ContentPlace| {
-            let mut state = self.inner.state.lock();
+            let mut state = self.state.lock();
             let mut slot = state.remove(&id)?;
             let before = std::mem::replace(&mut slot.record.place, place);
             slot.stored = false;
             state.insert(id, slot);
             Some(before)
         };
-        let before = set_place(place);
-        self.inner.state.lock().put_record(&mut batch, &id);
-        if let Err(error) = self.inner.commit_in_parts(batch, Durability::Durable).await {
-            before.and_then(set_place);
+        let Some(before) = set_place(place) else { return Err(LibraryError::not_found(id)) };
+        self.state.lock().put_record(&mut batch, &id);
+        if let Err(error) = self.commit_in_parts(batch, Durability::Durable).await {
+            set_place(before);
             return Err(error);
         }
-        self.inner.state.lock().set_stored(&id);
+        self.state.lock().set_stored(&id);
         {
             let mut state = file.state.lock();
             state.store = new;
             state.allocated = false;
         }
         file.update_progress();
-        Ok(())
-    }
-
-    /// Removes the content of a place that is not used.
-    async fn clear(&self, file: &LibraryFile, unused: FileStore, kept: FileStore) -> Result<()> {
-        match unused {
-            FileStore::Part(part) => {
-                blocking(move || {
-                    let is_same_name =
-                        matches!(&kept, FileStore::Part(kept) if kept.target.path() == part.target.path());
-                    if is_same_name { Ok(()) } else { part.target.remove_part(part.file.inode()?) }
-                })
-                .await
-            }
-            _ => self.inner.content.remove(&file.id(), Some(file.layout())).await,
-        }
+        Ok(before)
     }
 }
 
@@ -164,13 +175,16 @@ impl LibraryFile {
         .await
     }
 
-    /// Copies the stored pieces and makes them durable. Returns the damaged ones.
+    /// Copies the stored pieces and makes them durable at their new place. Returns the damaged ones.
     async fn copy_pieces(self: &Arc<Self>, old: &FileStore, new: &FileStore) -> Result<Vec<PieceIndex>> {
         let (have, layout) = (self.have(), self.layout());
-        let stored: Vec<PieceIndex> = layout.pieces().filter(|piece| have.contains(*piece)).collect();
+        let is_same =
+            matches!((old, new), (FileStore::Part(old), FileStore::Part(new)) if old.file.is_same(&new.file));
+        let is_copied = |piece: &PieceIndex| !is_same && have.contains(*piece);
+        let stored: Vec<PieceIndex> = layout.pieces().filter(is_copied).collect();
         let mut damaged = Vec::new();
         for some in stored.chunks((COPY_BYTES / layout.piece_size() as usize).max(1)) {
-            self.inner.check_open()?;
+            self.check_usable()?;
             let mut pieces: Vec<(PieceIndex, Bytes)> = Vec::with_capacity(some.len());
             for piece in some {
                 match self.read_from(old.clone(), *piece, false).await? {
@@ -184,7 +198,8 @@ impl LibraryFile {
             FileStore::Part(part) => {
                 let synced = blocking(move || {
                     let synced = part.file.file.sync_all();
-                    synced.map_err(|error| LibraryError::io("sync", &part.file.path, error))
+                    synced.map_err(|error| LibraryError::io("sync", &part.file.path, error))?;
+                    part.target.sync_dir()
                 });
                 synced.await?;
             }

@@ -10,7 +10,7 @@ use super::layout::{self, AckKey, ContentPlace, MAX_NAMES, NameRecord, Record};
 use super::linked::Fingerprint;
 use super::unsynced::UnsyncedSmallFiles;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{Batch, FileId, Key, Name, Offer, PieceLayout, Space};
+use enjambre_core::{Batch, FileId, FileKind, Key, Name, Offer, PieceLayout, Space};
 
 #[derive(Debug, Default)]
 pub(super) struct LibraryState {
@@ -27,7 +27,7 @@ pub(super) struct LibraryState {
     pub(super) importing: HashMap<FileId, usize>,
     /// Small files that were stored in a batch and are not known to be synced.
     pub(super) unsynced_small: UnsyncedSmallFiles,
-    /// Offered linked files whose metadata changed. They are hashed in the background.
+    /// Linked files to hash in the background: offered ones whose metadata changed, and withdrawn ones that were found.
     pub(super) suspects: BTreeSet<FileId>,
     /// Linked files by the hash of their path, so that publishing an unchanged file again need not read it. Hashes may
     /// collide, so callers compare the path in the record.
@@ -158,6 +158,19 @@ impl LibraryState {
         if let Some(surplus) = surplus {
             remove_name(&mut self.names, &surplus, id);
         }
+        true
+    }
+
+    /// Takes over whether a download is executable. A published file keeps its kind, and the content determines whether it
+    /// is a collection. Returns whether that changed anything.
+    pub(super) fn set_executable(&mut self, id: &FileId, kind: FileKind) -> bool {
+        let Some(slot) = self.slots.get_mut(id) else { return false };
+        let record = &mut slot.record;
+        let changed = !record.published && record.kind != kind;
+        if !changed || [record.kind, kind].contains(&FileKind::Collection) {
+            return false;
+        }
+        record.kind = kind;
         true
     }
 

@@ -46,7 +46,12 @@ async fn verify_open(file: &Arc<LibraryFile>) -> Result<Option<VerifyReport>> {
     let missing = layout.count() - stored.len() as u32;
     let mut bad = Vec::new();
     for piece in &stored {
-        match (file.check_piece(*piece).await, &linked) {
+        let valid = {
+            // The content does not move meanwhile.
+            let _gate = file.gate.read().await;
+            file.check_piece(*piece).await
+        };
+        match (valid, &linked) {
             (Ok(true), _) => {}
             (found @ (Ok(false) | Err(LibraryError::Changed { .. })), Some(linked)) => {
                 file.relink(linked, found.is_ok()).await?;

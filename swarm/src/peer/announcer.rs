@@ -58,11 +58,12 @@ impl Announcer {
                 Err(RecvError::Lagged(_)) => self.synchronize().await,
                 Err(RecvError::Closed) => return,
             }
-            if let Ok(event) = event
-                && let Some(collection) = self.library.collection_of(&event.id())
-            {
-                self.changed.insert(collection);
-                quiet = Instant::now() + MEMBERS_QUIET;
+            if let Ok(event) = event {
+                let collections = self.library.collections_of(&event.id());
+                if !collections.is_empty() {
+                    self.changed.extend(collections);
+                    quiet = Instant::now() + MEMBERS_QUIET;
+                }
             }
         }
     }

@@ -71,27 +71,31 @@ impl Repair {
         let library = self.downloader.library();
         for id in self.damaged.clone() {
             let entry = library.entry(&id).filter(|entry| !entry.is_complete() && entry.withdrawn.is_none());
-            let (Some(entry), Some(announced_as)) = (entry, library.announced_as(&id)) else {
+            let announced = library.announced_as(&id);
+            let Some(entry) = entry.filter(|_| !announced.is_empty()) else {
                 // Removed, or complete again.
                 self.damaged.remove(&id);
                 continue;
             };
-            let download = self.downloader.get(DownloadRequest {
-                id,
-                file: NewFile { name: None, kind: entry.kind, member_of: None },
-                claimed_size: entry.size,
-                proven_size: Some(entry.size),
-                max_size: None,
-                destination: Destination::Keep,
-                announced_as,
-                providers: Arc::clone(&self.providers),
-            });
-            match download.wait().await {
-                Ok(()) => {
-                    tracing::info!(%id, "damaged file repaired");
-                    self.damaged.remove(&id);
+            // Each collection that contains the file may have other providers.
+            for announced_as in announced {
+                let download = self.downloader.get(DownloadRequest {
+                    id,
+                    file: NewFile { name: None, kind: entry.kind, member_of: None },
+                    claimed_size: entry.size,
+                    accepted_sizes: entry.size..=entry.size,
+                    destination: Destination::Keep,
+                    announced_as,
+                    providers: Arc::clone(&self.providers),
+                });
+                match download.wait().await {
+                    Ok(()) => {
+                        tracing::info!(%id, "damaged file repaired");
+                        self.damaged.remove(&id);
+                        break;
+                    }
+                    Err(error) => tracing::info!(%id, %error, "repair failed; will retry"),
                 }
-                Err(error) => tracing::info!(%id, %error, "repair failed; will retry"),
             }
         }
     }

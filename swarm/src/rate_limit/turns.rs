@@ -1,75 +1,87 @@
-//! Turns of requests that read much, shared fairly between addresses.
+//! Turns of work of which one remote could request much, shared fairly between addresses or keys.
 //!
-//! Without it, the requests of one address that are already waiting would delay those of all other addresses.
+//! Without it, the requests of one remote that are already waiting would delay those of all others.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use enjambre_core::model::network::network_of;
-
-/// A limit of concurrent work, of which one address gets a part. Requests of one address wait for each other first, and
-/// then in the order of their arrival for those of other addresses.
+/// A limit of concurrent work, of which one key gets a part. Work of one key waits for other work of the key first, and
+/// then in the order of arrival for that of other keys. So keys with waiting work take turns.
 #[derive(Debug)]
-pub struct Turns {
+pub struct Turns<K: Copy + Eq + Hash> {
     all: Semaphore,
-    per_address: usize,
-    addresses: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
+    per_key: usize,
+    /// The turns of each key with work, and the number of its places.
+    keys: Mutex<HashMap<K, (Arc<Semaphore>, usize)>>,
 }
 
-/// The place of a request among those of its address. The last one removes the entry of the address.
-struct Place<'a> {
-    turns: &'a Turns,
-    network: IpAddr,
-    turn: Arc<Semaphore>,
+/// A turn. Ends when dropped.
+#[derive(Debug)]
+pub struct Turn<'a, K: Copy + Eq + Hash> {
+    _all: Option<SemaphorePermit<'a>>,
+    _own: Option<OwnedSemaphorePermit>,
+    _place: Option<Place<'a, K>>,
 }
 
-impl Drop for Place<'_> {
+/// The place of work among that of its key. The last one removes the entry of the key.
+#[derive(Debug)]
+struct Place<'a, K: Copy + Eq + Hash> {
+    turns: &'a Turns<K>,
+    key: K,
+}
+
+impl<K: Copy + Eq + Hash> Drop for Place<'_, K> {
     fn drop(&mut self) {
-        let mut addresses = self.turns.addresses.lock();
-        // The other one is in the map.
-        if Arc::strong_count(&self.turn) == 2 {
-            addresses.remove(&self.network);
+        if let Entry::Occupied(mut entry) = self.turns.keys.lock().entry(self.key) {
+            entry.get_mut().1 -= 1;
+            if entry.get().1 == 0 {
+                entry.remove();
+            }
         }
     }
 }
 
-impl Turns {
-    /// Allows `all` concurrent turns, `per_address` of them for one address (for IPv6, one /64 network).
-    pub fn new(all: usize, per_address: usize) -> Self {
-        Self { all: Semaphore::new(all), per_address, addresses: Mutex::default() }
+impl<K: Copy + Eq + Hash> Turns<K> {
+    /// Allows `all` concurrent turns, `per_key` of them for one key.
+    pub fn new(all: usize, per_key: usize) -> Self {
+        Self { all: Semaphore::new(all), per_key, keys: Mutex::default() }
+    }
+
+    /// Waits for a turn. Work without a key waits only for that of all keys.
+    pub async fn turn(&self, key: Option<K>) -> Turn<'_, K> {
+        let (place, own) = key.map(|key| self.place(key)).unzip();
+        // The semaphores are never closed.
+        let own = match own {
+            Some(own) => own.acquire_owned().await.ok(),
+            None => None,
+        };
+        Turn { _all: self.all.acquire().await.ok(), _own: own, _place: place }
     }
 
     /// Runs the work when it is its turn. Returns `None` if it had to wait for longer than `limit`.
-    pub async fn run<T>(
-        &self,
-        address: Option<IpAddr>,
-        limit: Duration,
-        work: impl Future<Output = T>,
-    ) -> Option<T> {
-        let place = address.map(|address| self.place(network_of(address)));
-        let turn = async {
-            // The semaphores are never closed.
-            let own = match &place {
-                Some(place) => place.turn.acquire().await.ok(),
-                None => None,
-            };
-            (own, self.all.acquire().await.ok())
-        };
-        let _turn = timeout(limit, turn).await.ok()?;
+    pub async fn run<T>(&self, key: Option<K>, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let _turn = timeout(limit, self.turn(key)).await.ok()?;
         Some(work.await)
     }
 
-    fn place(&self, network: IpAddr) -> Place<'_> {
-        let mut addresses = self.addresses.lock();
-        let new = || Arc::new(Semaphore::new(self.per_address));
-        let turn = Arc::clone(addresses.entry(network).or_insert_with(new));
-        Place { turns: self, network, turn }
+    fn place(&self, key: K) -> (Place<'_, K>, Arc<Semaphore>) {
+        let mut keys = self.keys.lock();
+        let (own, places) = keys.entry(key).or_insert_with(|| (Arc::new(Semaphore::new(self.per_key)), 0));
+        *places += 1;
+        (Place { turns: self, key }, Arc::clone(own))
+    }
+
+    /// The number of free turns.
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> usize {
+        self.all.available_permits()
     }
 }
 
@@ -82,17 +94,17 @@ mod tests {
     const WORK: Duration = Duration::from_millis(10);
     const LIMIT: Duration = Duration::from_millis(995);
 
-    async fn work(turns: &Turns, last: u8) -> Option<Duration> {
+    async fn work(turns: &Turns<u8>, key: u8) -> Option<Duration> {
         let start = Instant::now();
         let done = async {
             sleep(WORK).await;
             start.elapsed()
         };
-        turns.run(Some(IpAddr::from([10, 0, 0, last])), LIMIT, done).await
+        turns.run(Some(key), LIMIT, done).await
     }
 
     #[tokio::test(start_paused = true)]
-    async fn address_with_many_requests_does_not_delay_others() {
+    async fn key_with_much_work_does_not_delay_others() {
         let turns = Turns::new(4, 2);
         let flood = join_all((0..100).map(|_| work(&turns, 1)));
         let other = async {
@@ -102,7 +114,7 @@ mod tests {
         let (flood, other) = tokio::join!(flood, other);
         assert_eq!(other, Some(WORK));
         assert_eq!(flood.iter().flatten().max(), Some(&(50 * WORK)));
-        assert!(turns.addresses.lock().is_empty());
+        assert!(turns.keys.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -111,6 +123,6 @@ mod tests {
         let flood = join_all((0..300).map(|_| work(&turns, 1))).await;
         assert_eq!(flood.iter().flatten().count(), 200);
         let abandoned = timeout(WORK / 2, work(&turns, 1)).await;
-        assert!(abandoned.is_err() && turns.addresses.lock().is_empty());
+        assert!(abandoned.is_err() && turns.keys.lock().is_empty());
     }
 }

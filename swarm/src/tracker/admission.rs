@@ -253,19 +253,25 @@ impl Admission {
     }
 
     /// Makes a peer that has the secret of an invitation a member.
+    ///
+    /// Failed attempts are limited by address, so that a peer that fails backs off and does not fill the log. The limit must
+    /// not exclude peers behind the same address that have a valid invitation, so the secret is looked up first. That does not
+    /// help to guess it: it has 128 random bits. Joins take turns with searches, so that they delay no lookups.
     pub async fn join(&self, secret: &Secret, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
         let id = peer.identity.ok_or(Refusal::NoIdentity)?;
         let now = self.clock.now();
-        let busy = |wait| {
-            ErrorReply::new(ErrorCode::Busy, "too many failed join attempts from this address")
-                .retry_after(wait)
+        let take_failure = || {
+            self.failed_joins.take(peer.address, now).map_err(|wait| {
+                ErrorReply::new(ErrorCode::Busy, "too many failed join attempts from this address")
+                    .retry_after(wait)
+            })
         };
-        self.failed_joins.peek(peer.address, now).map_err(busy)?;
-        let member = match self.catalogue.join(id, secret.hash(), now).await {
+        let joined = self.catalogue.join(id, secret.hash(), now);
+        let member = match self.catalogue.in_turn(peer.address, joined).await {
             Ok(member) => member,
             Err(error) => {
                 if matches!(error, CatalogueError::NoInvitation | CatalogueError::Revoked) {
-                    self.failed_joins.take(peer.address, now).map_err(busy)?;
+                    take_failure()?;
                     tracing::info!(peer = %id, address = peer.address.map(tracing::field::display), %error, "join refused");
                 }
                 return Err(error.into());
@@ -273,7 +279,7 @@ impl Admission {
         };
         if !member.invitations.contains(&secret.hash()) {
             // A member that tries another secret may be guessing.
-            self.failed_joins.take(peer.address, now).map_err(busy)?;
+            take_failure()?;
         }
         self.admit_for(peer, id, member.rights, now + LIFE)?;
         // The other connections of the peer are no longer refused either.

@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::seq::SliceRandom;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::lookup_cache::{Answers, CachedFile, CachedName, ENTRY_BYTES, LookupCache};
 use crate::catalogue::Catalogue;
@@ -13,11 +16,14 @@ use crate::catalogue::layout::{Claim, FileEntry, LeaseRecord, VersionRecord};
 use crate::catalogue::list::ListPage;
 use crate::catalogue::names::{Query, not_found};
 use crate::catalogue::peers::is_local;
+use crate::rate_limit::turns::{Turn, Turns};
 use enjambre_core::protocol::lookup::{CLAIM_BYTES, EncodedPeer, MAX_PROVIDER_BYTES, ProvidersReply};
 use enjambre_core::protocol::message::MAX_PROVIDERS;
 use enjambre_core::runtime;
 use enjambre_core::{FileId, FileRecord, Provider, StorageError, UnixMillis};
 
+/// The longest wait for other reads of the same file.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// The number of claims for which answers are renewed without a task of their own, while other requests wait.
 const MAX_RENEWED: usize = 512;
 
@@ -27,6 +33,9 @@ const MAX_RENEWED: usize = 512;
 pub struct Lookups {
     catalogue: Arc<Catalogue>,
     cache: Arc<LookupCache>,
+    /// The reads of the database, one at a time for a file: concurrent lookups of a file wait for the first one, which caches
+    /// what they need.
+    reads: Turns<FileId>,
 }
 
 impl Lookups {
@@ -35,7 +44,7 @@ impl Lookups {
         let cache = Arc::new(LookupCache::new(cache_bytes, catalogue.rules().cache_ttl));
         let listener: Arc<dyn ChangeListener> = cache.clone();
         catalogue.add_listener(&listener);
-        Self { catalogue, cache }
+        Self { catalogue, cache, reads: Turns::new(Semaphore::MAX_PERMITS, 1) }
     }
 
     /// As [`Catalogue::find`].
@@ -201,11 +210,20 @@ impl Lookups {
         if let Some(file) = self.cache.files.get(id, now) {
             return Ok(Some(file));
         }
+        let _turn = self.turn(id).await;
+        if let Some(file) = self.cache.files.get(id, now) {
+            return Ok(Some(file));
+        }
         let stamp = self.cache.files.stamp(id);
         let Some((entry, claims)) = self.catalogue.file_claims(id, now).await? else { return Ok(None) };
         let file = Arc::new(CachedFile::new(*id, entry, &claims));
         self.cache.files.insert(*id, Arc::clone(&file), file.weight(), now, stamp);
         Ok(Some(file))
+    }
+
+    /// Waits for other reads of the file, but not long for a database that hangs.
+    async fn turn(&self, id: &FileId) -> Option<Turn<'_, FileId>> {
+        timeout(READ_TIMEOUT, self.reads.turn(Some(*id))).await.ok()
     }
 
     /// Returns the claims of providers, and sets and returns the answers about the file.
@@ -214,6 +232,7 @@ impl Lookups {
         file: &CachedFile,
         now: UnixMillis,
     ) -> Result<(Vec<(Claim, Arc<LeaseRecord>)>, Arc<Answers>), StorageError> {
+        let _turn = self.turn(&file.id).await;
         // The basis is taken first, so that any later change makes the answers void.
         let (claims, basis) = self.cache.claims(file);
         let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();

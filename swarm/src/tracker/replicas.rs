@@ -1,8 +1,8 @@
 //! The replicas of a tracker: copies of pinned files, fetched and served by a peer inside the tracker.
 //!
 //! The size of a file is a claim until content proves it, so a pin reserves space in the catalogue as content arrives. A
-//! pin for which nothing arrives expires. A fetch that stalls gives its slot to other pins. Incomplete pins are resumed at
-//! the start.
+//! pin for which nothing arrives expires. The peers that pin files take turns to download, and a download that stalls ends
+//! its turn. Incomplete pins are resumed at the start.
 
 mod fetch;
 #[cfg(test)]
@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,19 +28,26 @@ use crate::library::library::Library;
 use crate::membership::members::Members;
 use crate::peer::announcer::Announcer;
 use crate::peer::offers::LibraryOffers;
+use crate::rate_limit::turns::Turns;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::inspect::with_causes;
-use enjambre_core::{Endpoint, FileId, FileKind, FileRecord, KeyPair};
+use enjambre_core::{Endpoint, FileId, FileKind, FileRecord, KeyPair, PeerId};
 
-/// Maximum number of files that are fetched in parallel.
+/// Maximum number of files that are downloaded in parallel.
 const MAX_DOWNLOADS: usize = 4;
+/// The number of these that one peer pinned.
+const MAX_DOWNLOADS_PER_PEER: usize = MAX_DOWNLOADS / 2;
 /// Maximum number of pending pins. Further pins get the reply `busy`.
 const MAX_FETCHES: usize = 10_000;
-/// Time between attempts to fetch a file.
+/// One peer may have this part of the pending pins that others leave free, at least one. Keys cost little, so the part is
+/// small.
+const FETCHES_PART: usize = 100;
+/// Time between attempts to fetch a file, at first.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The parts of a [`ReplicaStore`].
 #[derive(Debug)]
 pub struct ReplicaParts {
@@ -67,15 +73,20 @@ pub struct ReplicaStore {
     parts: ReplicaParts,
     quota: u64,
     presence: Mutex<Option<Arc<Presence>>>,
-    fetches: Mutex<HashMap<FileId, Fetch>>,
-    download_slots: Arc<Semaphore>,
+    fetches: Mutex<Fetches>,
+    /// The downloads, by the peer that pinned the file.
+    downloads: Turns<PeerId>,
     tasks: TaskTracker,
     stop: CancellationToken,
     this: Weak<Self>,
 }
 
+type Fetches = HashMap<FileId, Fetch>;
+
 #[derive(Debug)]
 struct Fetch {
+    /// The peer that pinned the file.
+    by: PeerId,
     stop: CancellationToken,
     task: JoinHandle<()>,
     /// Set if the file cannot be stored.
@@ -90,7 +101,7 @@ impl ReplicaStore {
             parts,
             presence: Mutex::default(),
             fetches: Mutex::default(),
-            download_slots: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
+            downloads: Turns::new(MAX_DOWNLOADS, MAX_DOWNLOADS_PER_PEER),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             this: this.clone(),
@@ -171,7 +182,8 @@ impl ReplicaStore {
                 tracing::warn!(%id, %error, "marking a replica as incomplete failed");
             }
         }
-        while !self.start_fetch(id) {
+        // It was admitted when the peer pinned the file.
+        while !self.start_fetch(id, pin.by, |fetches| fetches.len() < MAX_FETCHES) {
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
@@ -182,24 +194,24 @@ impl ReplicaStore {
         let complete = |id: &FileId| library.entry(id).filter(Entry::is_complete);
         match complete(id).map(|entry| entry.kind) {
             None => false,
-            Some(FileKind::File) => true,
+            Some(FileKind::File | FileKind::Executable) => true,
             Some(FileKind::Collection) => library.collection(id).await.is_ok_and(|collection| {
                 collection.members().iter().all(|member| complete(&member.id).is_some())
             }),
         }
     }
 
-    /// Fetches a pinned file in the background, unless that is pending or was refused. Returns `false` if too many fetches
-    /// are pending.
-    fn start_fetch(&self, id: FileId) -> bool {
+    /// Fetches a file that this peer pinned in the background, unless that is pending or was refused. Returns `false` if the
+    /// pending fetches do not admit it.
+    fn start_fetch(&self, id: FileId, by: PeerId, admits: impl Fn(&Fetches) -> bool) -> bool {
         let Some(store) = self.this.upgrade() else { return true };
         let mut fetches = self.fetches.lock();
         if fetches.contains_key(&id) {
             return true;
         }
-        if fetches.len() >= MAX_FETCHES {
+        if !admits(&fetches) {
             fetches.retain(|_, fetch| fetch.refusal.is_none());
-            if fetches.len() >= MAX_FETCHES {
+            if !admits(&fetches) {
                 return false;
             }
         }
@@ -212,7 +224,7 @@ impl ReplicaStore {
                 store.finish_fetch(&id, result).await;
             }
         });
-        fetches.insert(id, Fetch { stop, task, refusal: None });
+        fetches.insert(id, Fetch { by, stop, task, refusal: None });
         true
     }
 
@@ -292,8 +304,8 @@ impl PinStore for ReplicaStore {
             return Err(refusal);
         }
         let is_done = pin.complete && self.is_complete(&file.id).await;
-        if !is_done && !self.start_fetch(file.id) {
-            let busy = ErrorReply::new(ErrorCode::Busy, "too many pins are pending");
+        if !is_done && !self.start_fetch(file.id, pin.by, |fetches| has_share(fetches, pin.by)) {
+            let busy = ErrorReply::new(ErrorCode::Busy, "too many pins are pending, especially of this peer");
             return Err(busy.retry_after(RETRY_INTERVAL));
         }
         Ok(self.stored_bytes(&file.id).await)
@@ -311,4 +323,11 @@ impl PinStore for ReplicaStore {
             ErrorReply::new(ErrorCode::Storage, "deleting the replica failed")
         })
     }
+}
+
+/// Whether the peer may have another pending pin.
+fn has_share(fetches: &Fetches, by: PeerId) -> bool {
+    let own = fetches.values().filter(|fetch| fetch.by == by).count();
+    let free = MAX_FETCHES.saturating_sub(fetches.len());
+    own < (free + own).div_ceil(FETCHES_PART)
 }

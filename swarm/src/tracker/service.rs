@@ -17,11 +17,13 @@ use super::settings::TrackerSettings;
 use super::ticker::ticker;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::list::ListPage;
-use crate::catalogue::peers::{PeerEndpoints, Session};
+use crate::catalogue::peers::{NewSession, Session};
+use crate::catalogue::sweep::pause_after_scan;
 use crate::catalogue::{Catalogue, Task};
 use crate::rate_limit::gcra::RateLimit;
 use crate::rate_limit::per_address::AddressRateLimit;
-use enjambre_core::model::time::millis;
+use enjambre_core::model::endpoint;
+use enjambre_core::model::time::{human, millis};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::lookup::{self, Lookup};
 use enjambre_core::protocol::message::{
@@ -39,8 +41,6 @@ use enjambre_core::{
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// The limit of log messages about replaced sessions, and about requests beyond a limit.
 const REPORTS: RateLimit = RateLimit { burst: 10, interval: Duration::from_secs(60) };
-/// The time that the count of living peers is cached for status requests.
-const COUNT_TTL: Duration = Duration::from_secs(1);
 
 /// Handles the requests of a tracker.
 #[derive(Debug)]
@@ -51,6 +51,7 @@ pub struct TrackerService {
     settings: TrackerSettings,
     clock: Arc<dyn Clock>,
     nonces: Nonces,
+    /// The limit of new sessions and changes of endpoints, each of which makes all cached lookups void.
     session_limit: AddressRateLimit,
     /// The states of [`REPORTS`].
     replaced_reports: Mutex<UnixMillis>,
@@ -58,8 +59,8 @@ pub struct TrackerService {
     store: Option<Arc<dyn PinStore>>,
     announced_hosts: Vec<String>,
     started: UnixMillis,
-    /// The number of living peers and the time of the count.
-    alive_peers: tokio::sync::Mutex<Option<(u64, UnixMillis)>>,
+    /// The number of living peers, the time of the count, and the shortest time until the next count.
+    alive_peers: tokio::sync::Mutex<Option<(u64, UnixMillis, Duration)>>,
 }
 
 impl TrackerService {
@@ -113,7 +114,9 @@ impl TrackerService {
         match timeout(LAST_FLUSH_TIMEOUT, self.catalogue.flush(self.clock.now())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "last renewals not written"),
-            Err(_) => tracing::warn!(timeout = ?LAST_FLUSH_TIMEOUT, "last renewals not written: timed out"),
+            Err(_) => {
+                tracing::warn!(timeout = %human(LAST_FLUSH_TIMEOUT), "last renewals not written: timed out");
+            }
         }
     }
 
@@ -169,13 +172,13 @@ impl TrackerService {
     async fn take_turn(&self, task: Task, period: Duration) -> bool {
         let turn = self.catalogue.take_turn(task, period, self.clock.now()).await;
         turn.unwrap_or_else(|error| {
-            tracing::warn!(%error, ?task, "task skipped: its schedule in the catalogue is unreadable");
+            tracing::warn!(%error, %task, "task skipped: its schedule in the catalogue is unreadable");
             false
         })
     }
 
-    /// Returns the session with this id. On an authenticated connection the session must belong to the same peer, so that a
-    /// leaked session id is useless to other peers.
+    /// Returns the session with this id. On an authenticated connection the session must belong to the same peer, and a session
+    /// that was opened on one is not valid on others, so that a leaked session id is useless to other peers and to trackers.
     async fn session(&self, session: SessionId, peer: &PeerInfo) -> Result<Session, ErrorReply> {
         let now = self.clock.now();
         let session = self.catalogue.authorize(session, now).await.inspect_err(|error| {
@@ -185,6 +188,9 @@ impl TrackerService {
         })?;
         if peer.identity.is_some_and(|identity| identity != session.peer) {
             return Err(unauthorized("the session belongs to another key than the connection"));
+        }
+        if session.authenticated && peer.identity.is_none() {
+            return Err(unauthorized("the session was opened on an encrypted connection"));
         }
         Ok(session)
     }
@@ -246,9 +252,9 @@ impl TrackerService {
             return Err(unauthorized("the connection belongs to another key"));
         }
         let requested = if announced == proof.endpoints { Vec::new() } else { proof.endpoints };
-        let endpoints = PeerEndpoints { announced: announced.clone(), requested };
-        let session = self.catalogue.open_session(id, endpoints, now).await?;
-        tracing::debug!(peer = %id.short(), endpoints = ?announced, "session opened");
+        let new = NewSession { announced: announced.clone(), requested, authenticated: tracker.is_some() };
+        let session = self.catalogue.open_session(id, new, now).await?;
+        tracing::debug!(peer = %id.short(), endpoints = endpoint::list(&announced), "session opened");
         let lease_ms = millis(self.settings.lease);
         let grant = SessionGrant { session, lease_ms, endpoints: announced, membership: None };
         Ok(Reply::OpenSession { catalogue, nonce, grant: Some(grant) })
@@ -269,10 +275,12 @@ impl TrackerService {
         }
         let mut endpoints = lease.endpoints.clone();
         if !lease.requested.is_empty() {
-            endpoints = self.announced(by.peer, &lease.requested, peer)?;
-            if endpoints != lease.endpoints {
-                self.catalogue.set_endpoints(&by, &endpoints, now).await?;
-                tracing::debug!(peer = %by.peer.short(), ?endpoints, "endpoints of the peer changed");
+            let current = self.announced(by.peer, &lease.requested, peer)?;
+            // Beyond the limit the change waits for a later renewal.
+            if current != endpoints && self.session_limit.take(peer.address, now).is_ok() {
+                self.catalogue.set_endpoints(&by, &current, now).await?;
+                tracing::debug!(peer = %by.peer.short(), endpoints = endpoint::list(&current), "endpoints of the peer changed");
+                endpoints = current;
             }
         }
         self.catalogue.renew(by.id, now).await?;
@@ -322,15 +330,16 @@ impl TrackerService {
     }
 
     async fn status(&self) -> Result<Reply, ErrorReply> {
-        let now = self.clock.now();
         let peers = {
             // Concurrent requests wait for one count.
             let mut cached = self.alive_peers.lock().await;
+            let now = self.clock.now();
             match *cached {
-                Some((count, at)) if now.checked_since(at).is_some_and(|age| age < COUNT_TTL) => count,
+                Some((count, at, pause)) if now.checked_since(at).is_some_and(|age| age < pause) => count,
                 _ => {
                     let count = self.catalogue.count_alive_peers(now).await?;
-                    *cached = Some((count, now));
+                    let pause = pause_after_scan(self.clock.now().saturating_since(now));
+                    *cached = Some((count, now, pause));
                     count
                 }
             }
@@ -344,7 +353,7 @@ impl TrackerService {
         };
         Ok(Reply::TrackerStatus(TrackerStatus {
             program: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_ms: millis(now.saturating_since(self.started)),
+            uptime_ms: millis(self.clock.now().saturating_since(self.started)),
             files: self.catalogue.versions(),
             peers,
             store,
@@ -368,12 +377,15 @@ impl TrackerService {
             Request::Announce { session, offers } => {
                 check_count(offers.len())?;
                 let session = self.session(session, peer).await?;
-                Ok(Reply::Announced { unknown: self.catalogue.announce(&session, &offers, now).await? })
+                let announced = self.catalogue.announce(&session, &offers, now);
+                let unknown = self.catalogue.change_in_turn(peer.address, offers.len(), announced).await?;
+                Ok(Reply::Announced { unknown })
             }
             Request::Withdraw { session, ids } => {
                 check_count(ids.len())?;
                 let session = self.session(session, peer).await?;
-                self.catalogue.withdraw(&session, &ids).await?;
+                let withdrawn = self.catalogue.withdraw(&session, &ids);
+                self.catalogue.change_in_turn(peer.address, ids.len(), withdrawn).await?;
                 Ok(Reply::Done)
             }
             Request::Renew { session, renewed_ms, .. } => {

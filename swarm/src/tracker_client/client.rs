@@ -153,8 +153,11 @@ impl TrackerClient {
         Ok((catalogue, nonce))
     }
 
-    /// Opens a session. Returns its catalogue and the grant. Signs nothing if the tracker serves another catalogue than
-    /// the `expected` one.
+    /// Opens a session. Returns its catalogue and the grant. Fails if the tracker serves another catalogue than the `expected`
+    /// one, for example after a restart with another database: the caller would record the session for a wrong catalogue.
+    ///
+    /// This is no defence against a malicious tracker, which chooses the catalogue that it names. The signature contains
+    /// the id of the tracker, if the endpoint does.
     pub async fn open_session(
         &self,
         expected: Option<CatalogueId>,

@@ -58,7 +58,7 @@ async fn client_of(tracker: &Arc<FakeTracker>, at: &str) -> TrackerClient {
 }
 
 #[tokio::test]
-async fn nothing_is_signed_for_an_unexpected_catalogue() {
+async fn session_is_opened_in_the_expected_catalogue_only() {
     let tracker = Arc::new(FakeTracker::default());
     let client = client_of(&tracker, "memory://tracker:1").await;
     let key = KeyPair::generate();

@@ -1,4 +1,5 @@
-//! The conformance test suite for [`Transport`](enjambre_core::transport::Transport), and a wrapper with faults.
+//! The conformance test suite for [`Transport`](enjambre_core::transport::Transport), and wrappers for tests: one with
+//! faults, and one that observes or changes calls.
 //!
 //! A plug-in passes an expression that creates a fresh [`Subject`] to
 //! [`transport_conformance!`](crate::transport_conformance), which defines one test for each case. The cases do not depend on
@@ -31,6 +32,7 @@
 
 mod calls;
 pub mod fault;
+pub mod intercept;
 mod lifecycle;
 mod limits;
 mod probe;

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use enjambre_core::protocol::codec::{decode_request, encode_reply};
 use enjambre_core::protocol::message::{Reply, Request};
 use enjambre_core::{
-    Batch, Connection, Deadline, Durability, EncodedRequest, Endpoint, Key, KeyRange, Limits, Listener,
-    Message, RequestId, Space, Storage, StorageError, Transport, TransportError,
+    Batch, Connection, Deadline, Durability, EncodedRequest, Key, KeyRange, Limits, Message, RequestId,
+    Space, Storage, StorageError, Transport, TransportError,
 };
+use enjambre_testkit::transport::intercept::{Interceptor, intercepted};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -23,11 +24,21 @@ pub enum Flaw {
     CorruptedReads,
     /// The network acknowledges publications without delivering them to the tracker.
     ForgedAcknowledgements,
+    /// The network does not authenticate nodes.
+    UnauthenticatedNodes,
+    /// Nodes do not see the address of a remote.
+    HiddenAddresses,
 }
 
 impl Flaw {
     /// All flaws.
-    pub const ALL: [Self; 3] = [Self::IgnoredSyncs, Self::CorruptedReads, Self::ForgedAcknowledgements];
+    pub const ALL: [Self; 5] = [
+        Self::IgnoredSyncs,
+        Self::CorruptedReads,
+        Self::ForgedAcknowledgements,
+        Self::UnauthenticatedNodes,
+        Self::HiddenAddresses,
+    ];
 
     /// Wraps the disk of a peer or database.
     pub fn disk(flaw: Option<Self>, disk: Arc<dyn Storage>, seed: u64) -> Arc<dyn Storage> {
@@ -42,7 +53,7 @@ impl Flaw {
     /// Wraps the network of a peer.
     pub fn network(flaw: Option<Self>, network: Arc<dyn Transport>) -> Arc<dyn Transport> {
         match flaw {
-            Some(Self::ForgedAcknowledgements) => Arc::new(ForgingTransport(network)),
+            Some(Self::ForgedAcknowledgements) => intercepted(network, Forger),
             _ => network,
         }
     }
@@ -99,35 +110,15 @@ impl Storage for FlawedDisk {
     }
 }
 
+/// Acknowledges publications.
 #[derive(Debug)]
-struct ForgingTransport(Arc<dyn Transport>);
+struct Forger;
 
 #[async_trait]
-impl Transport for ForgingTransport {
-    fn scheme(&self) -> &'static str {
-        self.0.scheme()
-    }
-
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connection>, TransportError> {
-        Ok(Arc::new(ForgingConnection(self.0.connect(endpoint).await?)))
-    }
-
-    async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError> {
-        self.0.bind(endpoint).await
-    }
-}
-
-#[derive(Debug)]
-struct ForgingConnection(Arc<dyn Connection>);
-
-#[async_trait]
-impl Connection for ForgingConnection {
-    fn next_id(&self) -> RequestId {
-        self.0.next_id()
-    }
-
+impl Interceptor for Forger {
     async fn call(
         &self,
+        inner: &dyn Connection,
         id: RequestId,
         header: Bytes,
         deadline: Deadline,
@@ -138,14 +129,6 @@ impl Connection for ForgingConnection {
             let header = encode_reply(Some(id), Ok(&Reply::Published { version: 1, new: true }));
             return Ok(Message { header, payload: Bytes::new() });
         }
-        self.0.call(id, header, deadline).await
-    }
-
-    fn endpoint(&self) -> &Endpoint {
-        self.0.endpoint()
-    }
-
-    async fn close(&self) {
-        self.0.close().await;
+        inner.call(id, header, deadline).await
     }
 }

@@ -82,7 +82,7 @@ impl PublishedFile {
     /// Returns `id` and the ids of the files of a directory.
     pub fn ids(&self, id: FileId) -> Vec<FileId> {
         let files = match self.original.kind {
-            FileKind::File => &[],
+            FileKind::File | FileKind::Executable => &[],
             FileKind::Collection => &self.original.files[..],
         };
         std::iter::once(id).chain(files.iter().map(|(_, content)| file_id(content))).collect()

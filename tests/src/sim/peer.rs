@@ -7,8 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, PeerId, Storage, Transport};
+use enjambre_core::{Dialer, Endpoint, FileId, FileKind, Listener, PeerId, Storage};
 use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::settings::DownloadSettings;
 use enjambre_swarm::library::content::ContentStore;
@@ -23,26 +22,27 @@ use enjambre_swarm::tracker_client::presence::Presence;
 use enjambre_swarm::tracker_client::trackers::Trackers;
 use enjambre_testkit::storage::fault::FaultyStorage;
 use enjambre_testkit::transport::fault::{FaultTransport, Faults};
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::faults::{DiskFaults, disconnect};
 use super::flaw::Flaw;
 use super::link::Link;
-use super::model::{Original, file_id};
+use super::model::{Model, Original, file_id};
 use super::responder::MisbehavingSeeder;
+use super::site::Site;
 use super::trace::Trace;
 
 /// A simulated peer.
 #[derive(Debug)]
 pub struct Peer {
-    /// The name, which is also the host of the endpoint.
+    /// The name.
     pub name: String,
-    /// The endpoint at which the peer listens.
-    pub endpoint: Endpoint,
+    /// The place in the network.
+    pub site: Site,
     /// Whether the peer sends invalid data.
     pub misbehaving: bool,
-    key: KeyPair,
     /// The disks of the library index and of the content.
     pub disks: [Disk; 2],
     running: Option<Arc<Running>>,
@@ -68,24 +68,14 @@ pub struct Running {
 
 impl Peer {
     /// Creates a peer without starting it.
-    pub fn new(number: usize, misbehaving: bool, secret: [u8; 32]) -> Self {
-        let name = format!("p{number}");
-        let endpoint = format!("memory://{name}:1").parse().expect("a valid endpoint");
-        let disks = [Disk::new(), Disk::new()];
-        Self {
-            name,
-            endpoint,
-            misbehaving,
-            key: KeyPair::from_secret(&secret),
-            disks,
-            running: None,
-            tasks: Vec::new(),
-        }
+    pub fn new(number: usize, misbehaving: bool, site: Site) -> Self {
+        let (name, disks) = (format!("p{number}"), [Disk::new(), Disk::new()]);
+        Self { name, site, misbehaving, disks, running: None, tasks: Vec::new() }
     }
 
     /// Returns the peer id.
     pub fn id(&self) -> PeerId {
-        self.key.peer_id()
+        self.site.key.peer_id()
     }
 
     /// Returns the running process.
@@ -96,9 +86,9 @@ impl Peer {
     /// Starts the peer. After an error it is not running.
     pub async fn start(
         &mut self,
-        network: &MemoryNetwork,
         trackers: &[Endpoint],
         trace: &Trace,
+        model: &Arc<Mutex<Model>>,
         faults: (DiskFaults, Faults),
         flaw: Option<Flaw>,
         seed: u64,
@@ -116,9 +106,8 @@ impl Peer {
         let library = Library::open(index, store).await;
         let library = library.map_err(|error| error.to_string())?;
         let ended = CancellationToken::new();
-        let transport = FaultTransport::new(Flaw::network(flaw, network.transport()), seed, faults.1);
-        let link: Arc<dyn Transport> =
-            Arc::new(Link::new(Arc::new(transport.clone()), &self.name, trace, ended.clone()));
+        let transport = FaultTransport::new(Flaw::network(flaw, self.site.transport()), seed, faults.1);
+        let link = Link::transport(Arc::new(transport.clone()), &self.name, trace, model, ended.clone());
         let dialer = Arc::new(Dialer::new(vec![link]));
         let unlimited = || Arc::new(BandwidthLimit::new(None));
         let downloader = Arc::new(Downloader::new(
@@ -129,13 +118,14 @@ impl Peer {
             DownloadSettings::default(),
         ));
         let seeder = Arc::new(Seeder::new(Arc::clone(&library), unlimited()));
-        let listener = dialer.bind(&self.endpoint).await.map_err(|error| error.to_string())?;
+        let listener = dialer.bind(&self.site.endpoint).await.map_err(|error| error.to_string())?;
         let handler: Arc<dyn Handler> =
             if self.misbehaving { Arc::new(MisbehavingSeeder::new(seeder, seed)) } else { seeder };
         let trackers = Arc::new(Trackers::new(&dialer, trackers.iter().cloned()));
         let source = Arc::new(LibraryOffers::new(Arc::clone(&library), true));
-        let presence =
-            Arc::new(Presence::start(None, self.key.clone(), vec![self.endpoint.clone()], &trackers, source));
+        let Site { key, endpoint, .. } = &self.site;
+        let presence = Presence::start(None, key.clone(), vec![endpoint.clone()], &trackers, source);
+        let presence = Arc::new(presence);
         let running = Arc::new(Running {
             library,
             downloader,

@@ -24,6 +24,7 @@ impl World {
         self.end_faults().await?;
         self.check_acknowledged_names().await?;
         self.check_downloads().await?;
+        self.check_slow_providers().await?;
         self.check_pins().await?;
         if with_expiry {
             self.check_idle_growth().await?;
@@ -38,10 +39,10 @@ impl World {
 
     /// Ends all faults. Some stopped peers stay stopped.
     async fn end_faults(&mut self) -> Result<(), String> {
-        let endpoints: Vec<_> = self.peers.iter().map(|peer| peer.endpoint.clone()).collect();
+        let endpoints: Vec<_> = self.peers.iter().map(|peer| peer.site.endpoint.clone()).collect();
         let endpoints: Vec<_> = endpoints
             .into_iter()
-            .chain(self.trackers.iter().map(|tracker| tracker.endpoint.clone()))
+            .chain(self.trackers.iter().map(|tracker| tracker.site.endpoint.clone()))
             .collect();
         for at in 0..self.trackers.len() {
             self.trackers[at].set_faults(DiskFaults::None);
@@ -159,6 +160,9 @@ impl World {
     async fn stop_all_nodes(&mut self, with_expiry: bool) -> Result<(), String> {
         for peer in &mut self.peers {
             timeout(TIMEOUT, peer.stop()).await.map_err(|_| format!("{} does not stop", peer.name))?;
+        }
+        if let Some(malicious) = self.malicious_tracker.take() {
+            malicious.stop().await;
         }
         self.end_replicas().await?;
         if with_expiry {

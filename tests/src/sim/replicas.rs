@@ -1,4 +1,4 @@
-//! The replica store of a simulated tracker, and a stranger that tries to use up its quota.
+//! The replica store of a simulated tracker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +6,7 @@ use std::time::Duration;
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Dialer, Endpoint, FileId, FileKind, KeyPair, Publication};
+use enjambre_core::{Dialer, Transport};
 use enjambre_swarm::catalogue::Catalogue;
 use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::settings::DownloadSettings;
@@ -19,15 +18,14 @@ use enjambre_swarm::tracker::handler::TrackerHandler;
 use enjambre_swarm::tracker::pin_store::PinStore;
 use enjambre_swarm::tracker::replicas::{ReplicaParts, ReplicaStore};
 use enjambre_swarm::tracker::service::TrackerService;
-use enjambre_swarm::tracker_client::client::TrackerClient;
 use enjambre_swarm::tracker_client::trackers::Trackers;
-use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::site::Site;
 use super::world::{TIMEOUT, World};
 
 /// Sufficient for one replica of each file, in the share of one peer.
-const QUOTA: u64 = 1 << 30;
+pub(super) const QUOTA: u64 = 1 << 30;
 /// The longest time in which a tracker without faults stores a replica.
 const PIN_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
@@ -43,9 +41,8 @@ pub(super) struct Replicas {
 impl Replicas {
     pub(super) async fn open(
         disks: &[Disk; 2],
-        network: &MemoryNetwork,
-        endpoint: &Endpoint,
-        key: &KeyPair,
+        link: Arc<dyn Transport>,
+        site: &Site,
         catalogue: &Arc<Catalogue>,
         clock: &Arc<dyn Clock>,
     ) -> Result<Self, String> {
@@ -53,9 +50,10 @@ impl Replicas {
         let library = Library::open(index, ContentStore::Database(content)).await;
         let library = library.map_err(|error| error.to_string())?;
         let unlimited = || Arc::new(BandwidthLimit::new(None));
-        let dialer = Arc::new(Dialer::new(vec![network.transport()]));
+        let dialer = Arc::new(Dialer::new(vec![link]));
         let seeder = Arc::new(Seeder::new(Arc::clone(&library), unlimited()));
         let settings = DownloadSettings::default();
+        let Site { key, endpoint, .. } = site;
         let me = Some(key.peer_id());
         let downloader = Downloader::new(library, Arc::clone(&dialer), unlimited(), me, settings);
         let downloader = Arc::new(downloader);
@@ -108,23 +106,6 @@ impl World {
     /// Whether the trackers store replicas.
     pub(super) fn has_replicas(&self) -> bool {
         self.trackers.len() == self.databases.len()
-    }
-
-    /// A stranger pins content as large as the quota that nobody has.
-    pub(super) async fn pin_missing_content(&mut self, tracker: usize) {
-        let id = FileId::from_bytes(self.random.random());
-        let dialer = Arc::new(Dialer::new(vec![self.network.transport()]));
-        let client = TrackerClient::new(dialer, self.trackers[tracker].endpoint.clone());
-        let endpoints = ["memory://stranger:1".parse().expect("a valid endpoint")];
-        let name = format!("missing {}", id.short()).parse().expect("a valid name");
-        let file = Publication { name, id, size: QUOTA, kind: FileKind::File };
-        let pinned = async {
-            let session = client.open_session(None, &self.stranger, &endpoints).await?.1.session;
-            client.publish(session, &file).await?;
-            client.pin(session, id).await
-        };
-        let pinned = timeout(TIMEOUT / 2, pinned).await;
-        self.note(&format!("a stranger pins {id}: {pinned:?}"));
     }
 
     /// Every file that an honest running peer published and has can be pinned, whatever a stranger has pinned.

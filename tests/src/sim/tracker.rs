@@ -3,22 +3,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::protocol::server;
+use enjambre_core::protocol::server::serve;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Dialer, Endpoint, KeyPair, Listener, PeerId, Storage, UnixMillis};
+use enjambre_core::{Endpoint, Listener, Storage, Transport, UnixMillis};
 use enjambre_swarm::catalogue::Catalogue;
 use enjambre_swarm::tracker::pin_store::PinStore;
 use enjambre_swarm::tracker::service::TrackerService;
 use enjambre_swarm::tracker::settings::TrackerSettings;
 use enjambre_testkit::storage::fault::FaultyStorage;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::faults::{DiskFaults, disconnect};
 use super::flaw::Flaw;
+use super::link::Link;
+use super::model::Model;
 use super::replicas::Replicas;
+use super::site::Site;
+use super::trace::Trace;
 
 /// A simulated database server. Several trackers may share it; it keeps its data when they end.
 #[derive(Debug)]
@@ -50,20 +54,15 @@ impl Database {
     }
 }
 
-/// The id of all trackers, which the network does not authenticate.
-const ID: PeerId = PeerId::from_bytes([0; 32]);
-
 /// A simulated tracker.
 #[derive(Debug)]
 pub struct Tracker {
-    /// The name, which is also the host of the endpoint.
+    /// The name.
     pub name: String,
     /// The index of the database.
     pub database: usize,
-    /// The endpoint at which the tracker listens.
-    pub endpoint: Endpoint,
-    /// The key of its replica store.
-    key: KeyPair,
+    /// The place in the network.
+    pub site: Site,
     /// The disks of the index and the content of its replicas, if it stores any.
     replica_disks: Option<[Disk; 2]>,
     running: Option<Running>,
@@ -73,18 +72,17 @@ pub struct Tracker {
 struct Running {
     storage: Arc<FaultyStorage>,
     replicas: Option<Replicas>,
-    listener: Arc<dyn Listener>,
+    /// With and without authentication.
+    listeners: [Arc<dyn Listener>; 2],
     shutdown: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Tracker {
     /// Creates a tracker without starting it.
-    pub fn new(number: usize, database: usize, secret: [u8; 32], stores_replicas: bool) -> Self {
-        let name = format!("t{number}");
-        let endpoint = format!("memory://{name}:1").parse().expect("a valid endpoint");
+    pub fn new(number: usize, database: usize, site: Site, stores_replicas: bool) -> Self {
         let replica_disks = stores_replicas.then(|| [Disk::new(), Disk::new()]);
-        Self { name, database, endpoint, key: KeyPair::from_secret(&secret), replica_disks, running: None }
+        Self { name: format!("t{number}"), database, site, replica_disks, running: None }
     }
 
     /// Whether the tracker is running.
@@ -95,9 +93,10 @@ impl Tracker {
     /// Starts the tracker. After an error it is not running.
     pub async fn start(
         &mut self,
-        network: &MemoryNetwork,
         database: &Database,
         clock: &Arc<dyn Clock>,
+        trace: &Trace,
+        model: &Arc<Mutex<Model>>,
         faults: DiskFaults,
         seed: u64,
     ) -> Result<(), String> {
@@ -109,14 +108,22 @@ impl Tracker {
         let catalogue = Arc::new(catalogue.map_err(|error| error.to_string())?);
         let replicas = match &self.replica_disks {
             Some(disks) => {
-                Some(Replicas::open(disks, network, &self.endpoint, &self.key, &catalogue, clock).await?)
+                let ended = CancellationToken::new();
+                let link = Link::transport(self.site.transport(), &self.name, trace, model, ended);
+                Some(Replicas::open(disks, link, &self.site, &catalogue, clock).await?)
             }
             None => None,
         };
         let pins = replicas.as_ref().map(|replicas| Arc::clone(&replicas.store) as Arc<dyn PinStore>);
-        let service = Arc::new(TrackerService::new(catalogue, ID, settings, Arc::clone(clock), pins));
-        let listener = Dialer::new(vec![network.transport()]).bind(&self.endpoint).await;
-        let listener = listener.map_err(|error| error.to_string())?;
+        let me = self.site.key.peer_id();
+        let service = Arc::new(TrackerService::new(catalogue, me, settings, Arc::clone(clock), pins));
+        let listen = async |transport: Arc<dyn Transport>, endpoint: &Endpoint| {
+            transport.bind(endpoint).await.map_err(|error| error.to_string())
+        };
+        let listeners = [
+            listen(self.site.transport(), &self.site.endpoint).await?,
+            listen(self.site.plaintext(), &self.site.plaintext_endpoint()).await?,
+        ];
         let shutdown = CancellationToken::new();
         let run = {
             let (service, shutdown) = (Arc::clone(&service), shutdown.clone());
@@ -126,11 +133,14 @@ impl Tracker {
             Some(replicas) => replicas.handler(service),
             None => service,
         };
-        let serve = tokio::spawn(server::serve(Arc::clone(&listener), handler));
+        let mut tasks = vec![run];
+        tasks.extend(
+            listeners.iter().map(|listener| tokio::spawn(serve(Arc::clone(listener), Arc::clone(&handler)))),
+        );
         if let Some(replicas) = &replicas {
             replicas.store.start();
         }
-        self.running = Some(Running { storage, replicas, listener, shutdown, tasks: vec![run, serve] });
+        self.running = Some(Running { storage, replicas, listeners, shutdown, tasks });
         Ok(())
     }
 
@@ -148,7 +158,9 @@ impl Tracker {
         for task in &running.tasks {
             task.abort();
         }
-        running.listener.shutdown(Duration::ZERO).await;
+        for listener in &running.listeners {
+            listener.shutdown(Duration::ZERO).await;
+        }
         if let Some(replicas) = &running.replicas {
             replicas.stop().await;
         }
@@ -166,7 +178,9 @@ impl Tracker {
             replicas.store.leave().await;
             replicas.stop().await;
         }
-        running.listener.shutdown(Duration::ZERO).await;
+        for listener in &running.listeners {
+            listener.shutdown(Duration::ZERO).await;
+        }
         running.shutdown.cancel();
         for task in running.tasks {
             let _ended = task.await;

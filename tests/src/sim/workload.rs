@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use enjambre_core::{CatalogueId, Dialer, FileId, FileKind, FileRecord, Publication};
+use enjambre_core::{CatalogueId, FileId, FileRecord, Publication};
 use enjambre_swarm::download::get::{GetRequest, get};
 use enjambre_swarm::download::request::Progress;
 use enjambre_swarm::library::publish::PublishOptions;
-use enjambre_swarm::tracker_client::client::TrackerClient;
 use enjambre_swarm::tracker_client::error::TrackerError;
 use parking_lot::Mutex;
 use rand::RngExt;
@@ -60,7 +59,7 @@ impl World {
     }
 
     /// Returns a random published file.
-    fn random_file(&mut self) -> Option<(FileId, PublishedFile)> {
+    pub(super) fn random_file(&mut self) -> Option<(FileId, PublishedFile)> {
         let model = self.model.lock();
         let known: Vec<_> = model.known.iter().collect();
         known.choose(&mut self.random).map(|(id, known)| (**id, (*known).clone()))
@@ -131,28 +130,6 @@ impl World {
         }));
     }
 
-    /// A stranger publishes a random file with another kind and size, as a new name or as a new version of its name.
-    pub(super) async fn contradict_random(&mut self, tracker: usize) {
-        let Some((id, PublishedFile { original, .. })) = self.random_file() else { return };
-        let kind = match original.kind {
-            FileKind::File => FileKind::Collection,
-            FileKind::Collection => FileKind::File,
-        };
-        let name =
-            if self.random.random_bool(0.5) { original.name } else { format!("other {}", original.name) };
-        let Ok(name) = name.parse() else { return };
-        let size = self.random.random_range(0..1 << 40);
-        let dialer = Arc::new(Dialer::new(vec![self.network.transport()]));
-        let client = TrackerClient::new(dialer, self.trackers[tracker].endpoint.clone());
-        let endpoints = ["memory://stranger:1".parse().expect("a valid endpoint")];
-        let published = async {
-            let session = client.open_session(None, &self.stranger, &endpoints).await?.1.session;
-            client.publish(session, &Publication { name, id, size, kind }).await
-        };
-        let published = timeout(TIMEOUT / 2, published).await;
-        self.note(&format!("a stranger publishes {id} as {kind:?} of {size} bytes: {published:?}"));
-    }
-
     /// Syncs the library of a peer in the background.
     pub(super) fn checkpoint(&mut self, at: usize) {
         let peer = &mut self.peers[at];
@@ -178,7 +155,7 @@ impl World {
 }
 
 /// Publishes a path like the command line does. An inner error is a permitted failure, an outer error a violated guarantee.
-async fn publish_one(
+pub(super) async fn publish_one(
     running: &Running,
     at: usize,
     path: &Path,

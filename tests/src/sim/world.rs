@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use enjambre_core::Endpoint;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Endpoint, KeyPair};
 use enjambre_testkit::transport::fault::Faults;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -15,8 +15,10 @@ use tokio::time::{sleep, timeout};
 use super::clock::JumpingClock;
 use super::faults::{self, DiskFaults};
 use super::flaw::Flaw;
+use super::malicious_tracker::MaliciousTracker;
 use super::model::Model;
 use super::peer::Peer;
+use super::site::{Role, Site};
 use super::trace::Trace;
 use super::tracker::{Database, Tracker};
 
@@ -42,14 +44,16 @@ pub struct World {
     pub trackers: Vec<Tracker>,
     /// The peers.
     pub peers: Vec<Peer>,
-    /// The key of a stranger that publishes wrong metadata.
-    pub(super) stranger: KeyPair,
+    /// A peer that sends false requests to trackers.
+    pub(super) stranger: Site,
+    /// A malicious tracker that all peers use, in some runs.
+    pub(super) malicious_tracker: Option<MaliciousTracker>,
     /// The expected state.
     pub model: Arc<Mutex<Model>>,
     /// The directory of original files.
     pub(super) folder: tempfile::TempDir,
     pub(super) published: u32,
-    flaw: Option<Flaw>,
+    pub(super) flaw: Option<Flaw>,
 }
 
 impl World {
@@ -60,21 +64,24 @@ impl World {
         let trackers = random.random_range(databases..=2);
         let peers: usize = random.random_range(3..=6);
         let misbehaving = if random.random_bool(0.3) { 1 } else { 0 };
+        let network = MemoryNetwork::new();
+        let mut site = |role, number| Site::new(&network, role, number, random.random(), flaw);
+        // Trackers with a common catalogue have common pins, of which any of them may store the replica.
+        let stores_replicas = trackers == databases;
+        let tracker = |number, site| Tracker::new(number, number % databases, site, stores_replicas);
+        let trackers = (0..trackers).map(|number| tracker(number, site(Role::Tracker, number))).collect();
+        let peer = |number, site| Peer::new(number, number < misbehaving, site);
+        let peers = (0..peers).map(|number| peer(number, site(Role::Peer, number))).collect();
+        let stranger = site(Role::Stranger, 0);
         Self {
             trace: Trace::new(print),
-            network: MemoryNetwork::new(),
+            network,
             clock: Arc::new(JumpingClock::new()),
             databases: (0..databases).map(|_| Database::new(flaw)).collect(),
-            // Trackers with a common catalogue have common pins, of which any of them may store the replica.
-            trackers: (0..trackers)
-                .map(|number| {
-                    Tracker::new(number, number % databases, random.random(), trackers == databases)
-                })
-                .collect(),
-            peers: (0..peers)
-                .map(|number| Peer::new(number, number < misbehaving, random.random()))
-                .collect(),
-            stranger: KeyPair::from_secret(&random.random()),
+            trackers,
+            peers,
+            stranger,
+            malicious_tracker: None,
             model: Arc::default(),
             folder: tempfile::tempdir().expect("cannot create a temporary directory"),
             published: 0,
@@ -92,6 +99,9 @@ impl World {
     pub async fn run_workload(&mut self) -> Result<(), String> {
         for at in 0..self.trackers.len() {
             self.start_tracker(at, DiskFaults::None).await;
+        }
+        if self.random.random_bool(0.3) {
+            self.start_malicious_tracker().await?;
         }
         for at in 0..self.peers.len() {
             self.start_peer(at, false).await?;
@@ -162,8 +172,18 @@ impl World {
         let seed = self.random.next_u64();
         let tracker = &mut self.trackers[at];
         let database = &self.databases[tracker.database];
-        let started = tracker.start(&self.network, database, &clock, faults, seed).await;
+        let started = tracker.start(database, &clock, &self.trace, &self.model, faults, seed).await;
         self.trace.note(&tracker.name, format_args!("start {started:?}"));
+    }
+
+    async fn start_malicious_tracker(&mut self) -> Result<(), String> {
+        let secret = self.random.random();
+        let site = Site::new(&self.network, Role::MaliciousTracker, 0, secret, self.flaw);
+        let victim = self.random.random_range(0..self.trackers.len());
+        let victim = &self.trackers[victim].site;
+        let started = MaliciousTracker::start(&site, victim, &self.model, &mut self.random).await?;
+        self.malicious_tracker = Some(started);
+        Ok(())
     }
 
     async fn restart_tracker(&mut self, at: usize) {
@@ -227,11 +247,14 @@ impl World {
         } else {
             (DiskFaults::None, Faults::default())
         };
-        let trackers: Vec<Endpoint> = self.trackers.iter().map(|tracker| tracker.endpoint.clone()).collect();
+        let mut trackers: Vec<Endpoint> =
+            self.trackers.iter().map(|tracker| tracker.site.endpoint.clone()).collect();
+        if let Some(malicious) = &self.malicious_tracker {
+            trackers.insert(if malicious.is_first { 0 } else { trackers.len() }, malicious.endpoint.clone());
+        }
         let seed = self.random.next_u64();
         let peer = &mut self.peers[at];
-        let started =
-            peer.start(&self.network, &trackers, &self.trace, (disk, network), self.flaw, seed).await;
+        let started = peer.start(&trackers, &self.trace, &self.model, (disk, network), self.flaw, seed).await;
         self.trace.note(&peer.name, format_args!("start {disk:?} {started:?}"));
         let Some(running) = peer.running() else {
             return if disk == DiskFaults::None { started } else { Ok(()) };
@@ -308,11 +331,11 @@ impl World {
     fn change_partition(&mut self, at: usize) {
         let heal = self.random.random_bool(0.4);
         let both = self.random.random_bool(0.5);
-        let own = self.peers[at].endpoint.clone();
+        let own = self.peers[at].site.endpoint.clone();
         self.trace.note(&self.peers[at].name, format_args!("partition: {}, both directions: {both}", !heal));
         for other in 0..self.peers.len() {
             if heal || self.random.random_bool(0.5) {
-                let endpoint = self.peers[other].endpoint.clone();
+                let endpoint = self.peers[other].site.endpoint.clone();
                 self.peers[at].set_reachable(&endpoint, heal);
                 if both || heal {
                     self.peers[other].set_reachable(&own, heal);
@@ -321,7 +344,7 @@ impl World {
         }
         for tracker in 0..self.trackers.len() {
             if heal || self.random.random_bool(0.5) {
-                let endpoint = self.trackers[tracker].endpoint.clone();
+                let endpoint = self.trackers[tracker].site.endpoint.clone();
                 self.peers[at].set_reachable(&endpoint, heal);
             }
         }

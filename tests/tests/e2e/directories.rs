@@ -4,9 +4,10 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
-use enjambre_tests::content::{read_tree, write_file, write_tree};
+use enjambre_tests::content::{is_executable, make_executable, read_tree, write_file, write_tree};
 use enjambre_tests::node::World;
 use enjambre_tests::setup::Setup;
+use enjambre_tests::wait::TIMEOUT;
 
 /// Writes hundreds of small files in nested directories, and some files of other kinds.
 fn write_many_files(root: &Path) {
@@ -123,6 +124,64 @@ fn part_of_directory_is_listed_and_downloaded() {
     b.run(["get", "folder/many/missing"]).expect_status(3);
     b.run(["get", "--list", "folder/missing"]).expect_status(3);
     b.run(["get", "folder/../x"]).expect_status(2);
+}
+
+#[test]
+fn executable_file_stays_executable() {
+    let world = World::default();
+    let folder = world.path("folder");
+    write_tree(&folder, 1);
+    let tool = world.path("tool");
+    fs::write(&tool, "#!/bin/sh\n").unwrap();
+    make_executable(&tool);
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    a.publish(&tool, &[]);
+    a.publish(&folder, &[]);
+    assert_eq!(a.listed("tool").unwrap()["kind"], "executable");
+    let b = world.peer("b", &[&tracker]);
+    // Downloads of files that the library does not have, and copies of files that it has.
+    for round in 0..2 {
+        for (query, executable) in [("tool", true), ("folder/bin/tool.sh", true), ("folder/notes.txt", false)]
+        {
+            let copy = world.path(format!("{}-{round}", query.replace('/', "-")));
+            b.run(args(&["get", query, "-o"], &copy)).ok();
+            assert_eq!(is_executable(&copy), executable, "{}", copy.display());
+        }
+    }
+    // From the library, which has the content as a member of the directory first.
+    let c = world.peer("c", &[&tracker]);
+    c.run(["get", "folder"]).ok();
+    c.run(["get", "folder/bin/tool.sh"]).ok();
+    let copy = world.path("exported");
+    c.run(args(&["export", "tool.sh", "-o"], &copy)).ok();
+    assert!(is_executable(&copy));
+}
+
+#[test]
+fn shared_member_counts_for_every_directory() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    let folders = ["one", "two"];
+    let member = |folder: &str| world.path(folder).join("shared");
+    for folder in folders {
+        fs::create_dir(world.path(folder)).unwrap();
+        fs::write(member(folder), "shared").unwrap();
+        fs::write(world.path(folder).join("other"), folder).unwrap();
+        a.publish(&world.path(folder), &[]);
+    }
+    let wait_providers = |wanted| folders.map(|folder| a.wait_providers(folder, wanted, TIMEOUT));
+    wait_providers(1);
+    for folder in folders {
+        fs::rename(member(folder), world.path(format!("{folder}-shared"))).unwrap();
+    }
+    a.run(["verify"]).expect_status(1);
+    wait_providers(0);
+    for folder in folders {
+        fs::rename(world.path(format!("{folder}-shared")), member(folder)).unwrap();
+    }
+    wait_providers(1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Downloads: resume, sharing, with and without a daemon, from linked, stored and changed files, and rate limits.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +11,8 @@ use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::node::{Peer, World};
 use enjambre_tests::process::Process;
 use enjambre_tests::setup::Wire;
-use enjambre_tests::wait::TIMEOUT;
+use enjambre_tests::wait::{TIMEOUT, wait_for};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// The maximum number of bytes that are downloaded again after `kill -9`.
@@ -374,7 +376,9 @@ fn get_writes_several_files_and_streams() {
         let streamed = b.run(["get", "first", "second", "-o", "-"]).ok();
         assert_eq!(streamed.stdout, texts.concat());
         b.run(["get", "first", "-o", "/dev/null"]).ok();
-        b.run(["get", "first", "missing", "-o", &dir]).expect_status(3);
+        let rest = format!("{}/", world.path(format!("rest/{with_daemon}")).display());
+        b.run(["get", "missing", "first", "-o", &rest]).expect_status(3);
+        assert_eq!(fs::read_to_string(format!("{rest}first")).unwrap(), texts[0]);
     }
 }
 
@@ -408,4 +412,38 @@ fn publish_reads_standard_input() {
     Process::start_command(a.folder(), command).wait(TIMEOUT).ok();
     assert_eq!(a.run(["get", "text", "-o", "-"]).ok().stdout, "content\n");
     assert_eq!(a.in_library("text").unwrap()["content"], "database");
+}
+
+#[test]
+fn interrupted_publish_leaves_no_standard_input() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let mut a = world.peer("a", &[&tracker]);
+    let data_dir = a.folder().join("data");
+    let spooled = || {
+        let entries = fs::read_dir(&data_dir).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().as_bytes().starts_with(b"stdin-")).count()
+    };
+    for with_daemon in [false, true] {
+        if with_daemon {
+            a.start();
+        }
+        for (signal, status) in [(Signal::INT, Some(130)), (Signal::KILL, None)] {
+            let mut command = Command::new("sh");
+            // The shell opens the pipe for writing as well, so that the content never ends.
+            let script =
+                "mkfifo pipe 2>/dev/null; exec \"$0\" publish - --name text --config enjambre.toml <>pipe";
+            command.current_dir(a.folder()).args(["-c", script]).arg(binary::enjambre());
+            let mut publish = Process::start_command(a.folder(), command);
+            wait_for("the content in the data directory", TIMEOUT, || spooled() == 1);
+            publish.signal(signal);
+            assert_eq!(publish.wait(TIMEOUT).status, status);
+            if signal == Signal::KILL && !with_daemon {
+                assert_eq!(spooled(), 1);
+                // The next command deletes the file.
+                a.run(["library"]).ok();
+            }
+            wait_for("the deletion of the content", TIMEOUT, || spooled() == 0);
+        }
+    }
 }

@@ -164,7 +164,7 @@ fn requests() -> Vec<Request> {
             name: "film.mkv".parse().unwrap(),
             id: id(1),
             size: 70_000,
-            kind: FileKind::File,
+            kind: FileKind::Executable,
         },
         Request::Announce {
             session: SESSION,

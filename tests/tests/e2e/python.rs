@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use enjambre_tests::binary::profile_dir;
-use enjambre_tests::content::{MIB, hash_of};
+use enjambre_tests::content::{MIB, hash_of, is_executable, make_executable};
 use enjambre_tests::node::World;
 use enjambre_tests::process::Process;
 use enjambre_tests::setup::Wire;
@@ -83,6 +83,7 @@ fn python_client_lists_finds_and_downloads() {
     let a = world.running_peer("a", &[&tracker]);
     let (other, _) = world.file("other.bin", 1_000);
     let (file, hash) = world.file("film.bin", 3 * MIB + 17);
+    make_executable(&file);
     a.publish(&other, &[]);
     a.publish(&file, &[]);
     let copies = world.path("copies");
@@ -92,6 +93,7 @@ fn python_client_lists_finds_and_downloads() {
     assert!(output.stdout.contains("other.bin") && output.stdout.contains(&hash), "{}", output.stdout);
     for copy in ["tcp.bin", "zmq.bin"] {
         assert_eq!(hash_of(&copies.join(copy)), hash);
+        assert!(is_executable(&copies.join(copy)));
     }
 }
 
@@ -103,11 +105,13 @@ fn python_peer_publishes_and_serves() {
         let tracker = world.tracker("tracker");
         let a = world.running_peer("a", &[&tracker]);
         let (file, hash) = world.file("film.bin", 3 * MIB + 17);
+        make_executable(&file);
         let command = client(&python, &["serve", tracker.endpoint()], &file);
         let mut peer = Process::start_command(&world.path(""), command);
         peer.wait_line(TIMEOUT, |line| (line == format!("published {hash}")).then_some(()));
         let copy = world.path("copy.bin");
         a.get_to("film.bin", &copy).ok();
         assert_eq!(hash_of(&copy), hash);
+        assert!(is_executable(&copy));
     }
 }

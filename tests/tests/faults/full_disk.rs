@@ -156,6 +156,44 @@ fn download_to_path_waits_for_free_space() {
     }
 }
 
+/// Downloads of plain files leave this number of bytes free.
+const RESERVE: u64 = 8 * MIB;
+
+#[test]
+fn download_to_path_leaves_reserve_free() {
+    let Some(disk) = Mount::in_memory("the reserve at the output of get -o", DISK) else { return };
+    let world = World::default();
+    let (file, _) = world.file("film.bin", FILE);
+    let tracker = world.tracker("tracker");
+    let source = world.running_peer("source", &[&tracker]);
+    source.publish(&file, &[]);
+    let incomplete = world.peer("incomplete", &[&tracker]);
+    let complete = world.running_peer("complete", &[&tracker]);
+    complete.run(["get", "film.bin"]).ok();
+    for (name, peer) in [("incomplete", &incomplete), ("complete", &complete)] {
+        let _ballast = disk.fill(RESERVE + FILE / 2);
+        let path = disk.path().join(name).display().to_string();
+        let mut get = peer.spawn(["get", "film.bin", "--json", "-o", &path]);
+        wait_disk_full(&mut get);
+        assert!(disk.free() >= RESERVE, "only {} bytes are left", disk.free());
+    }
+}
+
+#[test]
+fn download_into_files_leaves_reserve_free() {
+    let setup = "sqlite+files".parse().unwrap();
+    let Some(scene) = Scene::new("the reserve of content in files", setup) else { return };
+    let tracker = scene.world.tracker("tracker");
+    let source = scene.world.running_peer("source", &[&tracker]);
+    source.publish(&scene.file, &[]);
+    let peer = scene.small_peer(&tracker);
+    let _ballast = scene.disk.fill(RESERVE + FILE / 2);
+    let mut get = peer.spawn(["get", "film.bin", "--json"]);
+    wait_disk_full(&mut get);
+    // The index needs some bytes for the received pieces.
+    assert!(scene.disk.free() >= RESERVE - MIB, "only {} bytes are left", scene.disk.free());
+}
+
 #[test]
 fn removed_content_makes_space_for_waiting_download() {
     let Some(disk) = Mount::in_memory("space of removed content on a full disk", DISK) else { return };

@@ -31,9 +31,9 @@ def get(
 ) -> FileRecord:
     """Downloads a file, or the newest version of a name, to `path`.
 
-    Verifies the list of piece hashes, every piece and the size. The file appears at `path` when it is complete, and replaces
-    an existing one. `progress` is called with the verified and the total number of bytes. `schemes` are in order of preference.
-    A directory yields the list of its members.
+    Verifies the list of piece hashes, every piece and the size. The file appears at `path` when it is complete, executable if
+    the publisher says so, and replaces an existing one. `progress` is called with the verified and the total number of bytes.
+    `schemes` are in order of preference. A directory yields the list of its members.
     """
     record = tracker.find(file) if isinstance(file, str) else file
     folder = os.path.dirname(os.path.abspath(path))
@@ -42,6 +42,9 @@ def get(
         with open(part, "xb") as out:
             _Download(record.id, out, progress).run(tracker, schemes, timeout)
             out.flush()
+            if record.kind == "executable":
+                mode = os.fstat(out.fileno()).st_mode
+                os.fchmod(out.fileno(), mode | (mode & 0o444) >> 2)
             os.fsync(out.fileno())
         os.replace(part, path)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import struct
 import threading
 import time
@@ -76,7 +77,8 @@ class Peer:
             hashes = piece_hashes(content, status.st_size)
         published = file_id(hashes)
         self._files[published] = _Shared(path, status.st_size, status.st_mtime_ns, hashes)
-        fields = {"name": name or os.path.basename(path), "id": published, "size": status.st_size, "kind": "file"}
+        kind = "executable" if status.st_mode & stat.S_IXUSR else "file"
+        fields = {"name": name or os.path.basename(path), "id": published, "size": status.st_size, "kind": kind}
         self._with_session("publish", "published", **fields)
         return published
 

@@ -19,6 +19,7 @@ PREFACE = b"\x8aENJTCP\x01"
 MAX_HEADER, MAX_PAYLOAD = 64 * 1024, 4 * 1024 * 1024
 DEFAULT_TIMEOUT = 20.0
 HEARTBEAT_MS = 5_000
+MAX_QUEUED = 16
 
 
 def decode(header: bytes) -> dict[str, Any]:
@@ -154,6 +155,8 @@ class ZmqConnection(Connection):
             zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
             zmq.HEARTBEAT_TIMEOUT: int(timeout * 1000),
             zmq.MAXMSGSIZE: MAX_PAYLOAD,
+            # Replies that wait in memory.
+            zmq.RCVHWM: MAX_QUEUED,
             # A reconnected socket has lost its outstanding requests.
             zmq.RECONNECT_IVL: -1,
             zmq.IPV6: 1,

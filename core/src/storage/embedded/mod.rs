@@ -26,6 +26,7 @@ use super::budget::{Budget, CommitBudget};
 use super::engine::{Engine, ReadError, Reader};
 use super::error::StorageError;
 use super::value::{Batch, Durability, Key, KeyRange, Limits, Space};
+use crate::model::time::human;
 use group::Commit;
 pub use guarded::{Panicked, guarded, is_guarded};
 use pool::{Pool, Read};
@@ -210,7 +211,7 @@ impl<E: Engine> Storage for Embedded<E> {
                 Err(RecvTimeoutError::Disconnected) => Ok(()),
                 Err(RecvTimeoutError::Timeout) => Err(StorageError::backend(
                     "close",
-                    format!("the engine did not close within {timeout:?}"),
+                    format!("the engine did not close within {}", human(timeout)),
                 )),
             };
             closed.send_replace(true);

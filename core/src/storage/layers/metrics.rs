@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::task::AbortHandle;
 
+use crate::model::time::human;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
@@ -167,9 +168,9 @@ impl Counted {
 /// One line with calls, bytes, latency quantiles and nonzero error counts.
 impl fmt::Display for Counted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| self.quantile(share));
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| human(self.quantile(share)));
         let (calls, bytes) = (self.calls(), self.bytes);
-        write!(f, "{calls} calls, {bytes} bytes, p50 {p50:?}, p99 {p99:?}, max {max:?}")?;
+        write!(f, "{calls} calls, {bytes} bytes, p50 {p50}, p99 {p99}, max {max}")?;
         for (kind, count) in ERROR_KINDS.into_iter().zip(self.errors).filter(|(_, count)| *count > 0) {
             write!(f, ", {count} {kind}")?;
         }
@@ -324,7 +325,7 @@ mod tests {
         count(Err(StorageError::Conflict));
         let after = metrics.snapshot();
         let since = after[Method::Get as usize].since(&before[Method::Get as usize]);
-        assert_eq!(since.to_string(), "2 calls, 5 bytes, p50 4µs, p99 4µs, max 4µs, 1 conflict");
+        assert_eq!(since.to_string(), "2 calls, 5 bytes, p50 4us, p99 4us, max 4us, 1 conflict");
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::model::time::human;
 use crate::runtime::backoff::Backoff;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
@@ -89,7 +90,7 @@ impl RetryStorage {
     }
 
     fn no_reply(&self) -> String {
-        format!("no reply within {:?}", self.settings.timeout.unwrap_or_default())
+        format!("no reply within {}", human(self.settings.timeout.unwrap_or_default()))
     }
 
     /// Runs a read and retries it.

@@ -91,6 +91,12 @@ pub struct LeaseRecord {
     /// The endpoints that the peer requested, if they differ.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requested: Vec<Endpoint>,
+    /// Whether the session is valid only on connections that authenticate the peer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub authenticated: bool,
+    /// Whether the peer has ever offered a file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offered: bool,
     /// Whether the peer ended its session.
     pub left: bool,
     /// Whether the claims of earlier sessions were deleted.

@@ -1,4 +1,4 @@
-//! Lists compete with lookups for the connections of a database.
+//! Large requests compete with lookups for the connections of a database.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -133,5 +133,30 @@ async fn look_up_during_many_lists_waits_for_few_reads() {
     let (lists, longest) = tokio::join!(lists, lookups);
     assert!(lists.iter().all(|list| list.as_ref().unwrap().files.len() as u64 == FILES));
     // Version, claims and leases are read one after the other, each without waiting for a list.
+    assert!(longest <= 6 * READ, "{longest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_up_during_large_announcements_waits_for_few_reads() {
+    const FILES: u64 = 40;
+    let catalogue = &few_connections(FILES).await;
+    let peer = &session(catalogue, 2, START).await;
+    let offers: &Vec<_> = &(100..200).map(|n| Offer { id: file(n), size: 10, complete: true }).collect();
+    let announcements = join_all((0..100).map(async |_| {
+        let announced = catalogue.announce(peer, offers, START);
+        catalogue.change_in_turn(Some(IpAddr::from([10, 0, 0, 1])), offers.len(), announced).await
+    }));
+    let lookups = async {
+        let mut longest = Duration::ZERO;
+        for n in 0..FILES / 4 {
+            sleep(READ / 2).await;
+            let began = Instant::now();
+            assert_eq!(catalogue.find(&format!("n{n}"), START).await.unwrap().id, file(n));
+            longest = longest.max(began.elapsed());
+        }
+        longest
+    };
+    let (announced, longest) = tokio::join!(announcements, lookups);
+    assert!(announced.iter().all(|unknown| unknown.as_ref().unwrap().len() == offers.len()));
     assert!(longest <= 6 * READ, "{longest:?}");
 }

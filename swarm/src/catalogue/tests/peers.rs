@@ -2,8 +2,8 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::catalogue::error::CatalogueError;
-use crate::catalogue::layout::{self, LEASES, PROVIDERS, SESSIONS};
-use enjambre_core::{KeyRange, Offer};
+use crate::catalogue::layout::{self, LEASES, LeaseRecord, PROVIDERS, SESSIONS};
+use enjambre_core::{KeyRange, Offer, StorageExt};
 
 #[tokio::test]
 async fn peer_sweep_removes_peers_after_retention_only() {
@@ -109,6 +109,33 @@ async fn full_table_evicts_peers_without_files_first() {
     let full = open_session(2 * PEERS + 1, later + ms(9_000)).await;
     assert!(matches!(full, Err(CatalogueError::TooManyPeers)), "all peers are alive: {full:?}");
     assert_eq!(catalogue.peer_count.load(Ordering::Relaxed), PEERS);
+}
+
+/// The peer without files is the last one to go away, behind as many peers as an eviction could examine one by one.
+#[tokio::test]
+async fn peer_without_files_is_evicted_before_many_with_files() {
+    const PEERS: u64 = 10_002;
+    let rules = CatalogueRules { max_peers: PEERS, ..RULES };
+    let catalogue = Catalogue::open(storage(), rules, START).await.unwrap();
+    let id = |n: u64| PeerId::from_bytes(*file(n).as_bytes());
+    let publisher = session(&catalogue, 1, START).await;
+    catalogue.publish(&publisher, &publication("a", file(1)), START).await.unwrap();
+    let offers = [Offer { id: file(1), size: 10, complete: true }];
+    for n in 2..PEERS {
+        let peer = catalogue.open_session(id(n), Vec::new(), START).await.unwrap();
+        let peer = catalogue.authorize(peer, START).await.unwrap();
+        catalogue.announce(&peer, &offers, START).await.unwrap();
+    }
+    // A later session without announcements is no reason to evict a peer first.
+    catalogue.open_session(id(2), Vec::new(), START).await.unwrap();
+    catalogue.open_session(id(PEERS), Vec::new(), START + ms(1)).await.unwrap();
+    catalogue.open_session(id(PEERS + 1), Vec::new(), START + ms(40_000)).await.expect("peers are away");
+    let (mut entries, mut left) = (catalogue.storage.entries(LEASES, KeyRange::all(), 1000), Vec::new());
+    while let Some((_, raw)) = entries.next().await.unwrap() {
+        left.push(layout::decode::<LeaseRecord>(LEASES, &raw).unwrap().id);
+    }
+    assert!(!left.contains(&id(PEERS)), "the peer without files is evicted");
+    assert!(left.contains(&id(PEERS + 1)) && left.len() as u64 > PEERS - PEERS / 50, "{}", left.len());
 }
 
 #[tokio::test]

@@ -182,7 +182,7 @@ async fn single_piece_file_uses_few_providers() {
         sources.push(world.provider(&format!("source{number}"), Behavior::Honest, |_| true).await);
     }
     let node = world.node("reader", Behavior::Honest, DownloadSettings::default()).await;
-    let request = DownloadRequest { proven_size: Some(200 * 1024), ..world.request() };
+    let request = DownloadRequest { accepted_sizes: 200 * 1024..=200 * 1024, ..world.request() };
     node.downloader.get(request).wait().await.unwrap();
     world.assert_complete(&node).await;
     let asked: u32 = sources.iter().map(|source| source.seeder.haves.load(Relaxed)).sum();

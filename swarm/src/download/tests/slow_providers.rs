@@ -16,6 +16,7 @@ use crate::library::entry::NewFile;
 use crate::library::output::Destination;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_core::{Dialer, FileKind};
+use enjambre_testkit::transport::intercept::intercepted;
 
 fn rate(bytes: usize) -> BandwidthLimit {
     BandwidthLimit::new(NonZeroU64::new(bytes as u64))
@@ -185,7 +186,7 @@ async fn nine_slow_provers_do_not_fail_download() {
         // Keys follow the order of the list, so this one is the last to be asked.
         world.provider("honest", Behavior::Honest, |_| true).await;
         let node = reader(&world).await;
-        let dialer = Dialer::new(vec![Arc::new(NeverSilent(world.network.transport()))]);
+        let dialer = Dialer::new(vec![intercepted(world.network.transport(), NeverSilent)]);
         let (library, limit) = (Arc::clone(&node.library), Arc::new(BandwidthLimit::new(None)));
         let settings = DownloadSettings::default();
         let downloader = Downloader::new(library, Arc::new(dialer), limit, None, settings);

@@ -18,12 +18,12 @@ use enjambre_core::{Deadline, Dialer, Memory};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 #[tokio::test(start_paused = true)]
-async fn file_larger_than_proven_or_maximum_size_is_not_stored() {
+async fn file_of_other_than_accepted_size_is_not_stored() {
     let world = World::new(3 * MIB);
     let source = world.provider("source", Behavior::Honest, |_| true).await;
     let node = world.node("reader", Behavior::Honest, DownloadSettings::default()).await;
-    for (proven_size, max_size) in [(Some(MIB as u64), None), (None, Some(MIB as u64))] {
-        let request = DownloadRequest { proven_size, max_size, ..world.request() };
+    for accepted_sizes in [MIB as u64..=MIB as u64, 0..=MIB as u64] {
+        let request = DownloadRequest { accepted_sizes, ..world.request() };
         let error = node.downloader.get(request).wait().await.unwrap_err();
         assert!(matches!(&*error, DownloadError::NoProviders { .. }), "{error}");
         assert!(node.library.entry(&world.manifest.id()).is_none());

@@ -79,7 +79,7 @@ impl Transfer<'_> {
             engaged += 1;
             let context = Arc::clone(self.context);
             let provider = entry.provider.clone();
-            let (id, sizes) = (self.request.id, self.request.accepted_sizes());
+            let (id, sizes) = (self.request.id, self.request.accepted_sizes.clone());
             let attempt =
                 async move { Event::Connected(key, connect(&context, &provider, id, sizes, prove).await) };
             self.events.push(attempt.boxed());

@@ -37,9 +37,10 @@ pub(in crate::download) async fn run(
     transfer.drive().await
 }
 
-/// Returns the manifest if the id and the proven size determine it: for an empty file and for a single piece.
+/// Returns the manifest if the id and the only accepted size determine it: for an empty file and for a single piece.
 fn known_manifest(request: &DownloadRequest) -> Option<Manifest> {
-    let layout = PieceLayout::new(request.proven_size?).ok()?;
+    let (size, largest) = request.accepted_sizes.clone().into_inner();
+    let layout = PieceLayout::new(size).ok().filter(|_| size == largest)?;
     match layout.count() {
         0 => Manifest::verify(request.id, layout, Vec::new()).ok(),
         1 => Manifest::verify(request.id, layout, vec![*request.id.as_bytes()]).ok(),

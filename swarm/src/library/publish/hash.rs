@@ -92,7 +92,7 @@ pub(super) async fn hash_files(
         // A known member needs no new record. A file on its own does, since it gets a name.
         let new = match found.kind {
             FileKind::Collection => None,
-            FileKind::File => {
+            FileKind::File | FileKind::Executable => {
                 let layout = layout_of(&file.path, size)?;
                 Some((load_manifest(&*inner.index, &id, layout).await?, file.fingerprint))
             }

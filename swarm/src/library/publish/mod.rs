@@ -39,6 +39,8 @@ pub struct PublishOptions {
     pub secret: Option<FileId>,
     /// Whether a directory with an entry that cannot be published is an error. Otherwise the entry is skipped.
     pub strict: bool,
+    /// Whether the file is a temporary one of this node, which may be in its data directory.
+    pub spooled: bool,
     /// The entries of a directory to leave out. In a pattern `*` matches any text and `?` one character. A pattern with
     /// `/` is compared with the path of an entry relative to the directory, another one with its name.
     pub exclude: Vec<String>,

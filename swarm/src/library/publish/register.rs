@@ -1,7 +1,7 @@
 //! Publishing in steps: scan, hash, import, and add the files to the index and their names to the outbox.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as MapEntry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,11 +30,11 @@ impl Library {
         options: PublishOptions,
         progress: impl Fn(PublishProgress) + Send + Sync + 'static,
     ) -> Result<Published, PublishError> {
-        let PublishOptions { name, store, secret, strict, exclude } = options;
+        let PublishOptions { name, store, secret, strict, spooled, exclude } = options;
         let (given, inner) = (path.to_owned(), Arc::clone(&self.inner));
         let since = SystemClock.now();
         let found = publish_blocking(move || {
-            let mut found = scan(&given, name, strict, &exclude)?;
+            let mut found = scan(&given, name, strict, spooled, &exclude)?;
             if !store {
                 let state = inner.state.lock();
                 for file in &mut found.files {
@@ -56,7 +56,7 @@ impl Library {
             return Err(PublishError::Key(found.files[at].path.clone()));
         }
         let collection = match found.kind {
-            FileKind::File => None,
+            FileKind::File | FileKind::Executable => None,
             FileKind::Collection => {
                 let members = found.files.iter().zip(&hashed).map(|(file, hashed)| Member {
                     path: file.member.clone(),
@@ -70,15 +70,15 @@ impl Library {
                 )?)?)
             }
         };
-        let id = match (&collection, hashed.first()) {
-            (Some(collection), _) => collection.manifest.id(),
-            (None, Some(file)) => file.id,
+        let (id, kind) = match (&collection, hashed.first()) {
+            (Some(collection), _) => (collection.manifest.id(), FileKind::Collection),
+            (None, Some(file)) => (file.id, FileKind::of_file(file.executable)),
             (None, None) => return Err(PublishError::Special(path.to_owned())),
         };
         let published = Published {
             id,
             name: found.name.clone(),
-            kind: found.kind,
+            kind,
             size: hashed.iter().map(|file| file.size).sum(),
             files: hashed.len() as u64,
             skipped: found.skipped.clone(),
@@ -115,7 +115,7 @@ async fn add(
         };
         new.push(NewPublished {
             manifest,
-            kind: FileKind::File,
+            kind: FileKind::of_file(hashed.executable),
             name: owner.is_none().then(|| found.name.clone()),
             member_of: owner,
             linked: (!store).then(|| (file.path.clone(), fingerprint)),
@@ -249,6 +249,16 @@ impl OpenFiles {
         for (id, _) in merged.iter().filter(|(_, merged)| merged.replaces) {
             self.retire(id);
         }
+        let others: BTreeSet<FileId> = {
+            let state = inner.state.lock();
+            let replaced = merged.iter().filter(|(_, merged)| merged.replaces);
+            let collections = replaced.flat_map(|(id, _)| state.collections_of(id));
+            collections.filter(|collection| !merged.contains_key(collection)).collect()
+        };
+        // Their members may be complete again.
+        for collection in others {
+            inner.notify(LibraryEvent::Completed(collection));
+        }
         // Members of a collection are not announced on their own.
         for (id, Merged { replaces, .. }) in
             merged.into_iter().filter(|(_, merged)| !merged.record.names.is_empty())
@@ -274,6 +284,10 @@ impl OpenFiles {
         let mut record = Record { complete: true, ..new_record };
         let Some(old) = old else { return Ok(Merged { record, replaces: true, verified: false }) };
         record.names.clone_from(&old.names);
+        if file.name.is_none() {
+            // The kind belongs to the names of the file.
+            record.kind = old.kind;
+        }
         record.published = old.published;
         let settled =
             file.linked.as_ref().is_none_or(|(_, fingerprint)| fingerprint.is_settled_by(old.added_ms));
@@ -302,7 +316,7 @@ impl OpenFiles {
         layout::delete_bitmaps(batch, id, record.layout()?);
         if old.place != record.place {
             // An incomplete download or another link; the complete file replaces it.
-            self.inner.remove_content(id, &old).await?;
+            self.inner.remove_content(id, &old.place, old.layout()?).await?;
         }
         Ok(Merged { record, replaces: true, verified: false })
     }

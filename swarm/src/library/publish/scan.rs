@@ -72,6 +72,7 @@ pub(super) fn scan(
     path: &Path,
     name: Option<Name>,
     strict: bool,
+    spooled: bool,
     exclude: &[String],
 ) -> Result<Found, PublishError> {
     let root = path.canonicalize().map_err(|error| match error.kind() {
@@ -88,7 +89,9 @@ pub(super) fn scan(
     };
     let metadata =
         std::fs::metadata(&root).map_err(|error| LibraryError::io("read the metadata of", &root, error))?;
-    check_outside_of_data_dirs(&root)?;
+    if !spooled {
+        check_outside_of_data_dirs(&root)?;
+    }
     let mut found = Found {
         name,
         kind: FileKind::File,

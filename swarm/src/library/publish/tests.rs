@@ -96,6 +96,30 @@ async fn published_file_has_blake3_id_and_survives_power_cut() {
 }
 
 #[tokio::test]
+async fn executable_file_is_published_and_exported_as_such() {
+    let rig = Rig::new();
+    fs::create_dir(rig.path("dir")).unwrap();
+    for (path, mode) in [("tool", 0o755), ("dir/tool", 0o644)] {
+        fs::write(rig.path(path), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(rig.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let library = rig.open().await;
+    let id = rig.publish(&library, "tool").await.unwrap().id;
+    // The mode of a member does not change that of the file with the name.
+    rig.publish(&library, "dir").await.unwrap();
+    let kinds: Vec<FileKind> =
+        library.pending_publications(CatalogueId([1; 16])).into_iter().map(|file| file.kind).collect();
+    assert_eq!(kinds, [FileKind::Executable, FileKind::Collection]);
+    library.export(&id, &rig.path("copy"), false).await.unwrap();
+    assert!(fs::metadata(rig.path("copy")).unwrap().permissions().mode() & 0o100 != 0);
+    // It is no longer executable.
+    fs::set_permissions(rig.path("tool"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(rig.publish(&library, "tool").await.unwrap().kind, FileKind::File);
+    library.export(&id, &rig.path("plain"), false).await.unwrap();
+    assert!(fs::metadata(rig.path("plain")).unwrap().permissions().mode() & 0o100 == 0);
+}
+
+#[tokio::test]
 async fn stored_copy_replaces_link_and_outlives_user_file() {
     let rig = Rig::new();
     let library = rig.open().await;

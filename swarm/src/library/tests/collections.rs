@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
+use crate::library::entry::LibraryEvent;
 use crate::library::error::LibraryError;
 use crate::library::output::OutputDir;
+use crate::library::publish::PublishOptions;
 use enjambre_core::{Collection, Member};
 
 /// Stores the list of a collection of samples.
@@ -79,7 +81,43 @@ async fn collection_with_missing_member_is_not_complete() {
     assert!(!library.has_all_members(&list).await);
     member(&library, list, &samples[1], Destination::Library).await.unwrap();
     assert!(library.has_all_members(&list).await);
-    assert_eq!(library.collection_of(&samples[1].id()), Some(list));
+}
+
+#[tokio::test]
+async fn member_belongs_to_all_of_its_collections() {
+    let rig = Rig::new(false);
+    let library = rig.open().await;
+    let sample = Sample::new(10, 1);
+    let mut lists = Vec::new();
+    for path in ["a", "b"] {
+        let list = collection(&library, path, &[(path, &sample)]).await;
+        member(&library, list, &sample, Destination::Library).await.unwrap();
+        lists.push(list);
+    }
+    lists.sort();
+    assert_eq!(library.collections_of(&sample.id()), lists);
+    assert_eq!(library.announced_as(&sample.id()), lists);
+}
+
+#[tokio::test]
+async fn publishing_missing_member_completes_other_collection() {
+    let rig = Rig::new(false);
+    let library = rig.open().await;
+    let publish = async |name: &str| {
+        fs::create_dir(rig.path(name)).unwrap();
+        fs::write(rig.path(name).join("shared"), "shared").unwrap();
+        fs::write(rig.path(name).join("other"), name).unwrap();
+        library.publish(&rig.path(name), PublishOptions::default(), |_| {}).await.unwrap().id
+    };
+    let one = publish("one").await;
+    let shared = library.collection(&one).await.unwrap().members()[1].id;
+    fs::remove_file(rig.path("one/shared")).unwrap();
+    assert!(library.verify(&shared).await.is_err());
+    assert!(!library.has_all_members(&one).await);
+    let mut events = library.events();
+    publish("two").await;
+    assert!(library.has_all_members(&one).await);
+    assert!(std::iter::from_fn(|| events.try_recv().ok()).any(|event| event == LibraryEvent::Completed(one)));
 }
 
 #[tokio::test]

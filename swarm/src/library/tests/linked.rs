@@ -31,6 +31,19 @@ async fn linked_download_is_renamed_when_complete() {
 }
 
 #[tokio::test]
+async fn complete_file_is_not_locked() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(2 * PIECE, 1);
+    let library = rig.open().await;
+    let file = sample.create(&library, "a", rig.to("a.bin", false)).await;
+    let part = fs::File::open(rig.path("a.bin.enjambre-part")).unwrap();
+    assert!(part.try_lock().is_err(), "another process must not write it");
+    file.write_pieces(sample.all()).await.unwrap();
+    file.finish(false).await.unwrap();
+    part.try_lock().unwrap();
+}
+
+#[tokio::test]
 async fn part_file_is_resumed_after_kill_and_removed_with_entry() {
     let rig = Rig::new(false);
     let sample = Sample::new(3 * PIECE, 1);

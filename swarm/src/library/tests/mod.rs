@@ -70,7 +70,7 @@ impl Rig {
     }
 
     pub(super) fn to(&self, name: &str, force: bool) -> Destination {
-        Destination::Path { path: self.path(name), force }
+        Destination::Path { path: self.path(name), executable: false, force }
     }
 }
 

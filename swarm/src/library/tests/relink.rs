@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
-use crate::library::entry::{Location, WithdrawReason};
+use crate::library::entry::{LibraryEvent, Location, WithdrawReason};
 use crate::library::error::LibraryError;
 use crate::library::publish::PublishOptions;
+use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 async fn published(library: &Library, path: &Path) -> FileId {
     library.publish(path, PublishOptions::default(), |_| {}).await.unwrap().id
@@ -65,6 +66,7 @@ async fn changed_metadata_keeps_file_offered() {
             let mut library = rig.open().await;
             let id = published(&library, &rig.path("a")).await;
             assert_eq!(content_of(&library, &id).await.unwrap(), sample.content);
+            let mut events = library.events();
             change(&rig.path("a"));
             if size < PIECE {
                 let read = library.read_small(&[id]).await.unwrap();
@@ -72,8 +74,15 @@ async fn changed_metadata_keeps_file_offered() {
             }
             assert_eq!(content_of(&library, &id).await.unwrap(), sample.content, "{what}");
             assert!(library.offers()[0].complete, "{what}");
-            wait_until(|| library.inner.state.lock().suspects.is_empty()).await;
-            assert_eq!(library.entry(&id).unwrap().withdrawn, None, "{what}");
+            // It is hashed in the background, again if the change was too recent for the clock of the file system.
+            wait_until(|| {
+                library.inner.add_suspect(&id);
+                library.inner.state.lock().slots[&id].verified
+            })
+            .await;
+            while let Ok(event) = events.try_recv() {
+                assert!(!matches!(event, LibraryEvent::Withdrawn(_)), "{what}");
+            }
             // Changed while the library is closed.
             library.close().await.unwrap();
             fs::set_permissions(rig.path("a"), fs::Permissions::from_mode(0o640)).unwrap();
@@ -139,12 +148,64 @@ async fn file_missing_while_it_is_hashed_is_offered_again() {
     let library = rig.open().await;
     let id = published(&library, &rig.path("disk/a")).await;
     fs::rename(rig.path("disk"), rig.path("unmounted")).unwrap();
-    library.inner.state.lock().suspects.insert(id);
-    library.inner.links_changed.notify_one();
+    suspect(&library, &[id]);
     wait_until(|| library.entry(&id).unwrap().withdrawn == Some(WithdrawReason::Missing)).await;
     fs::rename(rig.path("unmounted"), rig.path("disk")).unwrap();
     wait_until(|| library.offers().len() == 1).await;
     assert_eq!(content_of(&library, &id).await.unwrap(), sample.content);
+}
+
+/// Has the files hashed in the background.
+fn suspect(library: &Library, ids: &[FileId]) {
+    let mut state = library.inner.state.lock();
+    for id in ids {
+        state.slots.get_mut(id).unwrap().verified = false;
+        state.suspects.insert(*id);
+    }
+    library.inner.suspect_added.notify_one();
+}
+
+/// A library with two published files, and a storage of the index with faults.
+async fn with_two_files(rig: &Rig) -> (Arc<Library>, [FileId; 2], Arc<FaultyStorage>) {
+    let index = Arc::new(FaultyStorage::new(Arc::new(rig.index.open()), 1));
+    let library = rig.open_on(index.clone()).await;
+    let mut ids = Vec::new();
+    fs::create_dir(rig.path("disk")).unwrap();
+    for (name, seed) in [("a", 1), ("disk/b", 2)] {
+        fs::write(rig.path(name), &Sample::new(2 * PIECE, seed).content).unwrap();
+        ids.push(published(&library, &rig.path(name)).await);
+    }
+    (library, ids.try_into().unwrap(), index)
+}
+
+#[tokio::test]
+async fn missing_file_is_found_while_another_is_hashed() {
+    let rig = Rig::new(false);
+    let (library, [a, b], index) = with_two_files(&rig).await;
+    let open = library.open_file(&b).await.unwrap().unwrap();
+    // The hashing begins with the piece hashes, and stays there.
+    index.add(Operation::Get, When::Always, Fault::Delay(Duration::from_secs(3600)));
+    suspect(&library, &[a]);
+    wait_until(|| index.faults_met() == 1).await;
+    fs::rename(rig.path("disk"), rig.path("unmounted")).unwrap();
+    assert!(open.read_piece(open.layout().last().unwrap()).await.is_err());
+    assert_eq!(library.entry(&b).unwrap().withdrawn, Some(WithdrawReason::Missing));
+    fs::rename(rig.path("unmounted"), rig.path("disk")).unwrap();
+    wait_until(|| library.entry(&b).unwrap().withdrawn.is_none()).await;
+}
+
+#[tokio::test]
+async fn failed_check_of_one_file_does_not_stop_others() {
+    let rig = Rig::new(false);
+    let (library, ids, index) = with_two_files(&rig).await;
+    for name in ["a", "disk/b"] {
+        overwrite(&rig.path(name), 0);
+    }
+    index.add(Operation::Get, When::Nth(1), Fault::Fail);
+    suspect(&library, &ids);
+    // The failed check is repeated.
+    wait_until(|| ids.iter().all(|id| library.entry(id).unwrap().withdrawn.is_some())).await;
+    assert_eq!(index.faults_met(), 1);
 }
 
 #[tokio::test]

@@ -75,6 +75,95 @@ async fn other_destination_waits_for_write_in_progress() {
     sample.check(&moved).await;
 }
 
+/// A library with the content in a storage with faults, and a file with two pieces there.
+async fn with_faulty_content(
+    rig: &Rig,
+    sample: &Sample,
+) -> (Arc<Library>, Arc<LibraryFile>, Arc<FaultyStorage>) {
+    let content = Arc::new(FaultyStorage::new(Arc::new(rig.content.open()), 1));
+    let store = ContentStore::Database(content.clone());
+    let library = Library::open(Arc::new(rig.index.open()), store).await.unwrap();
+    let file = sample.create(&library, "x", Destination::Library).await;
+    file.write_pieces(vec![sample.piece(0), sample.piece(2)]).await.unwrap();
+    (library, file, content)
+}
+
+async fn fault_is_met(storage: &FaultyStorage) {
+    while storage.faults_met() == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn copy_to_other_destination_does_not_delay_checkpoint() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(3 * PIECE, 1);
+    let (library, _, content) = with_faulty_content(&rig, &sample).await;
+    content.add(Operation::Get, When::Nth(1), Fault::Delay(Duration::from_secs(3600)));
+    let (creating, to) = (Arc::clone(&library), rig.to("a.bin", false));
+    tokio::spawn(async move { sample.create(&creating, "x", to).await });
+    fault_is_met(&content).await;
+    timeout(Duration::from_secs(20), library.checkpoint_all()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn removal_during_copy_wins() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(3 * PIECE, 1);
+    let (library, file, content) = with_faulty_content(&rig, &sample).await;
+    content.add(Operation::Get, When::Nth(1), Fault::Delay(Duration::from_secs(1)));
+    let (creating, to, of) = (Arc::clone(&library), rig.to("a.bin", false), sample.clone());
+    let create = tokio::spawn(async move { of.create(&creating, "x", to).await });
+    fault_is_met(&content).await;
+    library.remove(&sample.id()).await.unwrap();
+    assert!(file.read_piece(sample.piece(0).0).await.is_err());
+    // It begins anew.
+    let file = create.await.unwrap();
+    assert_eq!(file.have_count(), 0);
+    file.write_pieces(sample.all()).await.unwrap();
+    file.finish(true).await.unwrap();
+    assert_eq!(fs::read(rig.path("a.bin")).unwrap(), sample.content);
+    assert!(rig.content.entries().iter().all(|(_, entries)| *entries == 0), "copied content is left");
+}
+
+#[tokio::test]
+async fn piece_that_moves_during_its_read_is_kept() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(3 * PIECE, 1);
+    let (library, file, content) = with_faulty_content(&rig, &sample).await;
+    content.add(Operation::Get, When::Nth(1), Fault::Delay(Duration::from_secs(1)));
+    let (reading, piece) = (Arc::clone(&file), sample.piece(0));
+    let read = tokio::spawn(async move { reading.read_piece(piece.0).await });
+    fault_is_met(&content).await;
+    sample.create(&library, "x", rig.to("a.bin", false)).await;
+    assert_eq!(read.await.unwrap().unwrap(), piece.1);
+    assert_eq!(file.have_count(), 2);
+}
+
+#[tokio::test]
+async fn pieces_are_moved_within_file_system_and_copied_across() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(3 * PIECE, 1);
+    let library = rig.open().await;
+    let file = sample.create(&library, "x", rig.to("a.bin", false)).await;
+    file.write_pieces(vec![sample.piece(0), sample.piece(2)]).await.unwrap();
+    let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
+    let first = inode(rig.path("a.bin.enjambre-part"));
+    sample.create(&library, "x", rig.to("b.bin", false)).await;
+    assert_eq!(inode(rig.path("b.bin.enjambre-part")), first);
+    // The directory of the tests is usually on a disk, and this one in memory.
+    let Ok(other) = TempDir::new_in("/dev/shm") else { return };
+    let path = other.path().join("c.bin");
+    let to = Destination::Path { path: path.clone(), executable: true, force: false };
+    let moved = sample.create(&library, "x", to).await;
+    assert!(!rig.path("b.bin.enjambre-part").exists());
+    assert_eq!(moved.have_count(), 2);
+    moved.write_pieces(sample.all()).await.unwrap();
+    moved.finish(true).await.unwrap();
+    assert_eq!(fs::read(&path).unwrap(), sample.content);
+    assert!(fs::metadata(&path).unwrap().mode() & 0o100 != 0);
+}
+
 #[tokio::test]
 async fn force_after_conflict_uses_stored_pieces() {
     let rig = Rig::new(false);

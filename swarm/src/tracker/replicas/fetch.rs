@@ -16,6 +16,7 @@ use crate::download::request::{DownloadRequest, Progress};
 use crate::library::entry::NewFile;
 use crate::library::output::Destination;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
+use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::storage::inspect::with_causes;
 use enjambre_core::{FileId, FileKind, FileRecord};
 
@@ -23,71 +24,101 @@ use enjambre_core::{FileId, FileKind, FileRecord};
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// The number of bytes that a running fetch reserves beyond the stored ones.
 const RESERVED_AHEAD: u64 = 16 << 20;
-/// Time without new content after which a fetch gives its slot to other pins.
+/// The longest time between attempts to fetch a file.
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// Time without new content after which a download ends its turn.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time without new content after which a pin of which nothing is stored expires.
+/// Time of attempts without new content after which a pin of which nothing is stored expires.
 const EMPTY_PIN_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// As [`EMPTY_PIN_TIMEOUT`], for a pin of which a part is stored.
 const PARTIAL_PIN_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The result of an attempt to fetch a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// The replica is complete, or the pin was removed.
+    Done,
+    /// Providers were searched, and content was requested for this time.
+    Tried(Duration),
+    /// The storage failed before.
+    NotTried,
+}
+
 impl ReplicaStore {
     /// Fetches a file and retries as long as content arrives now and then. Fails if the file cannot be stored.
     pub(super) async fn fetch(&self, id: &FileId) -> Result<(), ErrorReply> {
-        let (mut stored, mut since) = (self.stored_bytes(id).await, Instant::now());
-        while !self.try_fetch(id).await? {
+        // The time of the attempts without new content, and of the pauses after them. Waits for a turn do not count.
+        let (mut stored, mut idle) = (self.stored_bytes(id).await, Duration::ZERO);
+        let mut backoff = Backoff::new(RETRY_INTERVAL, MAX_RETRY_INTERVAL);
+        loop {
+            let pause = backoff.next_jittered();
+            match self.try_fetch(id).await? {
+                Attempt::Done => return Ok(()),
+                Attempt::Tried(time) => idle += time + pause,
+                Attempt::NotTried => {}
+            }
             let now_stored = self.stored_bytes(id).await;
             if now_stored != stored {
-                (stored, since) = (now_stored, Instant::now());
+                (stored, idle) = (now_stored, Duration::ZERO);
+                backoff.reset();
             }
             let timeout = if stored == 0 { EMPTY_PIN_TIMEOUT } else { PARTIAL_PIN_TIMEOUT };
-            if since.elapsed() >= timeout {
+            if idle >= timeout {
                 let problem =
                     format!("the pin expired: no content arrived for {} h", timeout.as_secs() / 3600);
                 return Err(ErrorReply::new(ErrorCode::NotFound, problem));
             }
-            sleep(RETRY_INTERVAL).await;
+            sleep(pause).await;
         }
-        Ok(())
     }
 
-    /// Returns whether the replica is complete or the pin was removed.
-    pub(super) async fn try_fetch(&self, id: &FileId) -> Result<bool, ErrorReply> {
-        match self.parts.catalogue.pinned(id).await {
-            Ok(Some(_)) => {}
+    /// Fetches a file, if it has providers, when it is the turn of the peer that pinned it.
+    pub(super) async fn try_fetch(&self, id: &FileId) -> Result<Attempt, ErrorReply> {
+        let pin = match self.parts.catalogue.pinned(id).await {
+            Ok(Some(pin)) => pin,
             Ok(None) => {
                 // Another tracker of the catalogue removed the pin.
                 self.give_up(id).await;
-                return Ok(true);
+                return Ok(Attempt::Done);
             }
             Err(error) => {
-                tracing::warn!(%id, %error, "reading a pin failed; will retry");
-                return Ok(false);
+                // Not logged for each of many pins. The tracker logs that the database is unreachable.
+                tracing::debug!(%id, %error, "reading a pin failed; will retry");
+                return Ok(Attempt::NotTried);
             }
-        }
+        };
         let file = match self.parts.catalogue.file(id, self.parts.clock.now()).await {
             Ok(Some(file)) => file,
             Ok(None) => {
                 return Err(ErrorReply::new(ErrorCode::NotFound, "file is no longer offered by any peer"));
             }
             Err(error) => {
-                tracing::warn!(%id, %error, "looking up a pinned file failed; will retry");
-                return Ok(false);
+                tracing::debug!(%id, %error, "looking up a pinned file failed; will retry");
+                return Ok(Attempt::NotTried);
             }
         };
-        // A file without providers must not occupy a download slot.
+        // A file without providers must not occupy a turn.
         if !self.is_complete(id).await && !self.has_provider(id).await {
-            return Ok(false);
+            return Ok(Attempt::Tried(Duration::ZERO));
         }
-        let Ok(_slot) = self.download_slots.acquire().await else { return Ok(false) };
-        let download = self.download(&file);
+        let _turn = self.downloads.turn(Some(pin.by)).await;
+        let start = Instant::now();
+        let is_done = self.store_replica(&file).await?;
+        Ok(if is_done { Attempt::Done } else { Attempt::Tried(start.elapsed()) })
+    }
+
+    /// Downloads a file. Returns whether the replica is complete or the pin was removed.
+    async fn store_replica(&self, file: &FileRecord) -> Result<bool, ErrorReply> {
+        let id = &file.id;
+        let download = self.download(file);
         let progress = download.progress();
-        if !self.reserve_during(&file, 0, progress, download.wait()).await? {
+        if !self.reserve_during(file, 0, progress, download.wait()).await? {
             return Ok(false);
         }
         let kind = match self.library().verify_kind(id).await {
             Ok(kind) => kind,
             Err(error) => {
-                warn_download(&file, &error.into());
+                warn_download(file, &error.into());
                 return Ok(false);
             }
         };
@@ -102,8 +133,8 @@ impl ReplicaStore {
             self.check_share(list.saturating_add(members))?;
         }
         let (progress, updates) = watch::channel(Progress::default());
-        let members = self.download_members(&file, kind, &progress);
-        if !self.reserve_during(&file, list, updates, members).await? {
+        let members = self.download_members(file, kind, &progress);
+        if !self.reserve_during(file, list, updates, members).await? {
             return Ok(false);
         }
         if !self.reserve(id, self.stored_bytes(id).await).await? {
@@ -180,8 +211,7 @@ impl ReplicaStore {
             id: file.id,
             file: NewFile { name: Some(file.name.clone()), kind: file.kind, member_of: None },
             claimed_size: file.size,
-            proven_size: None,
-            max_size: None,
+            accepted_sizes: 0..=u64::MAX,
             destination: Destination::Library,
             announced_as: file.id,
             providers: Arc::clone(&self.parts.trackers) as _,
@@ -216,15 +246,16 @@ impl ReplicaStore {
         providers.is_ok_and(|providers| providers.iter().any(|provider| provider.peer != me))
     }
 
-    /// Reserves space for a pin. Returns `false` if the pin was removed.
+    /// Reserves space for a pin. Returns `false` if the pin was removed, or if the storage failed: the next attempt, in
+    /// another turn, continues with the stored content.
     async fn reserve(&self, id: &FileId, size: u64) -> Result<bool, ErrorReply> {
-        loop {
-            match self.parts.catalogue.resize_pin(id, size, self.quota).await {
-                Ok(is_pinned) => return Ok(is_pinned),
-                Err(error @ CatalogueError::QuotaFull { .. }) => return Err(error.into()),
-                Err(error) => tracing::warn!(%id, %error, "reserving space for a replica failed; will retry"),
+        match self.parts.catalogue.resize_pin(id, size, self.quota).await {
+            Err(error @ CatalogueError::QuotaFull { .. }) => Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%id, %error, "reserving space for a replica failed; will retry");
+                Ok(false)
             }
-            tokio::time::sleep(RETRY_INTERVAL).await;
+            reserved => Ok(reserved?),
         }
     }
 }

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use tempfile::TempDir;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::fetch::Attempt;
 use super::*;
 use crate::download::settings::DownloadSettings;
 use crate::library::content::ContentStore;
 use crate::library::publish::PublishOptions;
 use crate::rate_limit::bandwidth::BandwidthLimit;
+use crate::rate_limit::turns::Turn;
 use crate::seeder::Seeder;
 use crate::tracker::service::TrackerService;
 use crate::tracker::settings::TrackerSettings;
@@ -18,8 +21,9 @@ use crate::tracker_client::client::TrackerClient;
 use enjambre_core::protocol::server;
 use enjambre_core::storage::memory::Disk;
 use enjambre_core::transport::memory::MemoryNetwork;
-use enjambre_core::{Dialer, FileKind, Listener, Memory, Publication, SessionId};
+use enjambre_core::{Dialer, FileKind, Listener, Memory, Publication, SessionId, Storage};
 use enjambre_testkit::clock::TimerClock;
+use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 /// Longer than any successful operation takes.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,6 +37,8 @@ struct Disks([Disk; 3]);
 /// A tracker with a replica store.
 struct World {
     disks: Disks,
+    /// The storage of the catalogue.
+    storage: Arc<FaultyStorage>,
     network: MemoryNetwork,
     store: Arc<ReplicaStore>,
     client: TrackerClient,
@@ -53,6 +59,8 @@ impl World {
         let clock: Arc<dyn Clock> = Arc::new(TimerClock::new());
         let settings = TrackerSettings::default();
         let [catalogue, index, content] = disks.0.each_ref().map(|disk| Arc::new(disk.open()));
+        let storage = Arc::new(FaultyStorage::new(catalogue, 1));
+        let catalogue: Arc<dyn Storage> = storage.clone();
         let catalogue = Catalogue::open(catalogue, settings.rules(), clock.now()).await.unwrap();
         let catalogue = Arc::new(catalogue);
         let library = Library::open(index, ContentStore::Database(content));
@@ -91,12 +99,24 @@ impl World {
         store.start();
         let client = TrackerClient::new(dialer, endpoint(TRACKER));
         let (tasks, dir) = (vec![run, serve], TempDir::new().unwrap());
-        Self { disks, network, store, client, listener, shutdown, tasks, dir }
+        Self { disks, storage, network, store, client, listener, shutdown, tasks, dir }
     }
 
     /// Opens a session of a new peer with this endpoint.
     async fn peer(&self, at: &str) -> SessionId {
         self.client.open_session(None, &KeyPair::generate(), &[endpoint(at)]).await.unwrap().1.session
+    }
+
+    /// Listens at an endpoint of peers that accept connections and never reply.
+    async fn silent_listener(&self) -> Arc<dyn Listener> {
+        let dialer = Dialer::new(vec![self.network.transport()]);
+        dialer.bind(&endpoint("memory://silent:1")).await.unwrap()
+    }
+
+    /// Takes all turns, for peers that do not exist.
+    async fn take_turns(&self) -> Vec<Turn<'_, PeerId>> {
+        let peers = (0..MAX_DOWNLOADS).map(|n| PeerId::from_bytes([(n / MAX_DOWNLOADS_PER_PEER) as u8; 32]));
+        join_all(peers.map(|peer| self.store.downloads.turn(Some(peer)))).await
     }
 
     /// Publishes files that do not exist.
@@ -178,26 +198,132 @@ async fn pin_without_provider_waits_without_slot() {
     world.client.leave(session).await.unwrap();
     let ReplicaParts { catalogue, key, clock, .. } = &world.store.parts;
     catalogue.pin(ids[0], key.peer_id(), clock.now()).await.unwrap();
-    let slots = world.store.download_slots.acquire_many(MAX_DOWNLOADS as u32).await.unwrap();
-    let attempt = timeout(TIMEOUT, world.store.try_fetch(&ids[0])).await.expect("no slot is needed");
-    assert!(!attempt.unwrap());
-    drop(slots);
+    let turns = world.take_turns().await;
+    let attempt = timeout(TIMEOUT, world.store.try_fetch(&ids[0])).await.expect("no turn is needed");
+    assert_eq!(attempt.unwrap(), Attempt::Tried(Duration::ZERO));
+    drop(turns);
     world.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn parallel_fetches_are_limited() {
     let world = World::new().await;
-    // The peer accepts connections and never replies.
-    let dialer = Dialer::new(vec![world.network.transport()]);
-    let _listener = dialer.bind(&endpoint("memory://silent:1")).await.unwrap();
-    let session = world.peer("memory://silent:1").await;
-    let ids = world.publish(session, MAX_DOWNLOADS as u8 + 2).await;
-    for id in &ids {
-        world.client.pin(session, *id).await.unwrap();
+    let _listener = world.silent_listener().await;
+    let peers = [world.peer("memory://silent:1").await, world.peer("memory://silent:1").await];
+    let ids = world.publish(peers[0], MAX_DOWNLOADS as u8 + 2).await;
+    for (at, id) in ids.iter().enumerate() {
+        world.client.pin(peers[at % 2], *id).await.unwrap();
     }
-    until("all slots are used", || world.store.download_slots.available_permits() == 0).await;
+    until("all turns are taken", || world.store.downloads.free() == 0).await;
     assert_eq!(world.store.fetches.lock().len(), ids.len(), "the other pins are pending");
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn stalled_pins_of_some_peers_do_not_delay_others() {
+    let world = World::new().await;
+    let _listener = world.silent_listener().await;
+    let publisher = world.peer("memory://silent:1").await;
+    let ids = world.publish(publisher, 30).await;
+    for pins in ids.chunks(10) {
+        let peer = world.peer("memory://silent:1").await;
+        for id in pins {
+            world.client.pin(peer, *id).await.unwrap();
+        }
+    }
+    until("all turns are taken", || world.store.downloads.free() == 0).await;
+    let (session, file) = world.source(1000).await;
+    let start = Instant::now();
+    while !world.client.pin(session, file).await.unwrap().1 {
+        world.client.renew(session, None, None).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Two stalled downloads. In the order of their pins it would be seven.
+    assert!(start.elapsed() < Duration::from_secs(130), "{:?}", start.elapsed());
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn wait_for_a_turn_does_not_expire_a_pin() {
+    let world = World::new().await;
+    let _listener = world.silent_listener().await;
+    let session = world.peer("memory://silent:1").await;
+    let id = world.publish(session, 1).await[0];
+    let turns = world.take_turns().await;
+    world.client.pin(session, id).await.unwrap();
+    for _ in 0..5 * 60 {
+        // The provider stays alive.
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        world.client.renew(session, None, None).await.unwrap();
+    }
+    drop(turns);
+    until("the download begins", || world.store.downloads.free() < MAX_DOWNLOADS).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    until("the download stalls", || world.store.downloads.free() == MAX_DOWNLOADS).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.reserved().await, (0, 1), "the pin did not expire");
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn storage_failure_ends_the_turn_of_a_download() {
+    let world = World::new().await;
+    let (session, file) = world.source(1000).await;
+    let turns = world.take_turns().await;
+    world.client.pin(session, file).await.unwrap();
+    world.storage.add(Operation::Commit, When::Always, Fault::Unavailable);
+    drop(turns);
+    until("the content is stored", || {
+        world.store.library().entry(&file).is_some_and(|entry| entry.is_complete())
+    })
+    .await;
+    for _ in 0..3 {
+        until("the download ends", || world.store.downloads.free() == MAX_DOWNLOADS).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    world.storage.clear();
+    let complete = async {
+        while world.store.parts.catalogue.pinned(&file).await.unwrap().is_none_or(|pin| !pin.complete) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(Duration::from_secs(120), complete).await.expect("the next attempt completes it");
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pin_beyond_the_share_of_a_peer_is_refused() {
+    let world = World::new().await;
+    let [first, second] = [world.peer("memory://peer:1").await, world.peer("memory://peer:2").await];
+    let ids = world.publish(first, 1 + (MAX_FETCHES / FETCHES_PART) as u8).await;
+    let (last, others) = ids.split_last().unwrap();
+    for id in others {
+        world.client.pin(first, *id).await.unwrap();
+    }
+    let refused = world.client.pin(first, *last).await.unwrap_err();
+    assert_eq!(refused.code(), Some(ErrorCode::Busy));
+    assert_eq!(world.reserved().await, (0, others.len() as u64), "a refused pin is not stored");
+    world.client.pin(first, others[0]).await.expect("a pending pin is not refused");
+    world.client.pin(second, *last).await.expect("another peer has its own share");
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pins_of_hundreds_of_peers_leave_a_share_for_another() {
+    let world = World::new().await;
+    let mut next = 0_u32;
+    let mut start_fetch = |by: u16| {
+        next += 1;
+        let id = FileId::from_bytes(*blake3::hash(&next.to_be_bytes()).as_bytes());
+        let by = PeerId::from_bytes(*blake3::hash(&by.to_be_bytes()).as_bytes());
+        world.store.start_fetch(id, by, |fetches| has_share(fetches, by))
+    };
+    // No fetch ends meanwhile, because nothing is awaited.
+    for by in 0..200 {
+        while start_fetch(by) {}
+    }
+    assert!(start_fetch(200));
+    assert!(world.store.fetches.lock().len() <= MAX_FETCHES);
     world.stop().await;
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::join_all;
 
 use crate::catalogue::Catalogue;
 use crate::catalogue::tests::{RULES, START, current_session, file, ms, open, publication, session, storage};
@@ -214,6 +215,22 @@ async fn look_ups_continue_while_a_commit_hangs() {
     assert!(stuck.await.unwrap().is_empty());
     assert_eq!(tracker.look_up(1, START).await, [a.peer, b.peer]);
     assert_eq!(faulty.faults_met(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_look_ups_read_a_file_once() {
+    let faulty = Arc::new(FaultyStorage::new(storage(), 1));
+    let storage: Arc<dyn Storage> = faulty.clone();
+    let tracker = Tracker::open(&storage, START).await;
+    let a = session(&tracker.catalogue, 1, START).await;
+    tracker.catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
+    for operation in [Operation::Get, Operation::Scan] {
+        faulty.add(operation, When::Always, Fault::Delay(Duration::from_millis(10)));
+    }
+    let expired = START + RULES.cache_ttl + ms(1);
+    let found = join_all((0..50).map(|_| tracker.look_up(1, expired))).await;
+    assert!(found.iter().all(|found| *found == [a.peer]));
+    assert_eq!(faulty.faults_met(), 3, "the file, the claims and the leases");
 }
 
 #[tokio::test]

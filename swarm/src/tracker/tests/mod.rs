@@ -27,8 +27,8 @@ use enjambre_core::protocol::server;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{
-    CatalogueId, Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, Offer, PeerId, Publication, Storage,
-    StorageError,
+    CatalogueId, Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, Message, Offer, PeerId, Publication,
+    ReplySink, Storage, StorageError, TransportError,
 };
 use enjambre_testkit::clock::TimerClock;
 
@@ -129,6 +129,21 @@ impl Tracker {
         for task in self.tasks {
             task.await.unwrap();
         }
+    }
+}
+
+/// Discards replies.
+#[derive(Debug)]
+pub(crate) struct NullSink;
+
+#[async_trait]
+impl ReplySink for NullSink {
+    async fn reserve(&mut self, _bytes: usize) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    async fn send(self: Box<Self>, _message: Message) -> Result<(), TransportError> {
+        Ok(())
     }
 }
 

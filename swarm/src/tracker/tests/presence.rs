@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{FakeLibrary, World, endpoint, file, offer, publication};
-use crate::catalogue::layout::SPACES;
+use crate::catalogue::layout::{self, LEASES, LeaseRecord, SPACES};
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
@@ -195,6 +195,29 @@ async fn all_catalogues_receive_publications_and_queries() {
     assert_eq!(published.version, 1);
     let _b = world.tracker(B, &b_storage).await;
     until(&world.trackers(&[B]), 3, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pins_are_listed_without_the_tracker_that_fails() {
+    let world = World::new();
+    let a = world.tracker(A, &Arc::new(Memory::new())).await;
+    let b = world.tracker(B, &Arc::new(Memory::new())).await;
+    let key = KeyPair::generate();
+    a.service.catalogue().pin(file(1), key.peer_id(), world.clock.now()).await.unwrap();
+    let peer = world.peer_with_key(key, &Arc::default(), &[A, B]);
+    connected(&peer).await;
+    let (pins, errors) = peer.pins().await.unwrap();
+    assert_eq!((pins.len(), errors.len()), (1, 0));
+    // First there is a session that fails, then none.
+    b.hang();
+    for _ in 0..2 {
+        let (pins, errors) = peer.pins().await.unwrap();
+        assert_eq!((pins[0].id, pins.len(), errors.len()), (file(1), 1, 1));
+        assert!(errors[0].to_string().contains(B), "{}", errors[0]);
+        sleep(Duration::from_secs(60)).await;
+    }
+    a.hang();
+    assert!(matches!(peer.pins().await, Err(TrackerError::Unreachable { .. })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -397,6 +420,30 @@ async fn duplicate_identity_is_reported_by_both_peers() {
     sleep(Duration::from_secs(660)).await;
     let status = peers[0].status();
     assert!(status[0].connected && status[0].warning.is_none(), "{status:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn duplicate_identity_pauses_at_all_trackers() {
+    let (world, storage) = (World::new(), Arc::new(Memory::new()));
+    let _trackers = [world.tracker(A, &storage).await, world.tracker(B, &storage).await];
+    let _peers = [1, 2].map(|_| {
+        let library = Arc::new(FakeLibrary::default());
+        world.peer_with_key(KeyPair::from_secret(&[7; 32]), &library, &[A, B])
+    });
+    let mut starts = Vec::new();
+    for _ in 0..1200 {
+        sleep(Duration::from_millis(100)).await;
+        for (_, raw) in storage.scan(LEASES, KeyRange::all(), 2).await.unwrap() {
+            let lease: LeaseRecord = layout::decode(LEASES, &raw).unwrap();
+            if starts.last() != Some(&lease.began) {
+                starts.push(lease.began);
+            }
+        }
+    }
+    // The first session of the first peer is replaced at once.
+    let durations: Vec<_> = starts.windows(2).skip(1).map(|pair| pair[1].saturating_since(pair[0])).collect();
+    assert!(durations.len() >= 2, "{durations:?}");
+    assert!(durations.iter().all(|each| *each >= Duration::from_secs(15)), "{durations:?}");
 }
 
 #[tokio::test(start_paused = true)]

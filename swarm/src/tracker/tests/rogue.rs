@@ -7,12 +7,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{World, endpoint, file};
+use super::{FakeLibrary, World, endpoint, file};
 use crate::tracker_client::error::TrackerError;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{Nonce, Reply, Request};
 use enjambre_core::protocol::server::{Handler, serve};
-use enjambre_core::{CatalogueId, FileKind, FileRecord, PeerId, PeerInfo, ReplySink, RequestId, UnixMillis};
+use enjambre_core::{
+    CatalogueId, FileKind, FileRecord, Memory, PeerId, PeerInfo, ReplySink, RequestId, UnixMillis,
+};
 
 const AT: &str = "memory://rogue:1";
 
@@ -60,24 +62,52 @@ impl Handler for Rogue {
     }
 }
 
-/// Lists the files of a rogue tracker. Returns the number of files before the error.
-async fn list(names: &'static [&'static str]) -> (usize, TrackerError) {
-    let world = World::new();
+/// Lists the files of a rogue tracker, and of others. Returns the names of the files and the error at the end, if any.
+async fn list_of(
+    world: &World,
+    names: &'static [&'static str],
+    others: &[&str],
+) -> (Vec<String>, Option<TrackerError>) {
     let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
     let rogue = Rogue { names, pages: AtomicU64::new(0) };
     let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::new(rogue)));
-    let mut listing = world.trackers(&[AT]).list("");
-    let mut files = 0;
+    let mut listing = world.trackers(&[&[AT], others].concat()).list("");
+    let mut files = Vec::new();
     let error = loop {
         match listing.next().await {
-            Ok(Some(_)) => files += 1,
-            Ok(None) => panic!("the list ends"),
-            Err(error) => break error,
+            Ok(Some(file)) => files.push(file.name.to_string()),
+            Ok(None) => break None,
+            Err(error) => break Some(error),
         }
     };
     listener.shutdown(Duration::ZERO).await;
     serving.await.unwrap();
     (files, error)
+}
+
+/// Lists the files of a rogue tracker. Returns the number of files before the error.
+async fn list(names: &'static [&'static str]) -> (usize, TrackerError) {
+    let (files, error) = list_of(&World::new(), names, &[]).await;
+    (files.len(), error.expect("the list does not end normally"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn failure_of_one_list_does_not_end_the_others() {
+    let world = World::new();
+    let _tracker = world.tracker("memory://honest:1", &Arc::new(Memory::new())).await;
+    let library = Arc::new(FakeLibrary::default());
+    let peer = world.peer(&library, &["memory://honest:1"]);
+    for (name, n) in [("c", 1), ("d", 2)] {
+        peer.publish(&library.outbox(name, n)).await.unwrap();
+    }
+    // An endless list, a page that is repeated, an unordered page and an unreachable tracker.
+    let cases: [(&'static [&'static str], &str); 3] =
+        [(&[], "c d"), (&["a", "b"], "a b c d"), (&["b", "a"], "c d")];
+    for (names, listed) in cases {
+        let (files, error) = list_of(&world, names, &["memory://honest:1", "memory://absent:1"]).await;
+        assert!(error.is_none(), "{error:?}");
+        assert_eq!(files.join(" "), listed);
+    }
 }
 
 #[tokio::test(start_paused = true)]

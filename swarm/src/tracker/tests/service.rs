@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::advance;
 
-use super::{TRACKER, Tracker, World, endpoint, file, offer, publication};
+use super::{NullSink, TRACKER, Tracker, World, endpoint, file, offer, publication};
 use crate::catalogue::Catalogue;
 use crate::catalogue::layout::PinRecord;
 use crate::tracker::pin_store::PinStore;
@@ -21,8 +21,8 @@ use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MAX_QUERY, Nonce, Reply, Request, SessionProof};
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::{
-    ConnectionHandle, ConnectionId, EncodedRequest, FileId, FileRecord, KeyPair, Memory, Message, PeerId,
-    PeerInfo, Publication, ReplySink, RequestId, SessionId, TransportError,
+    ConnectionHandle, ConnectionId, EncodedRequest, FileId, FileRecord, KeyPair, Memory, PeerId, PeerInfo,
+    Publication, RequestId, SessionId,
 };
 
 const AT: &str = "memory://tracker:1";
@@ -185,19 +185,6 @@ async fn publication_survives_a_killed_tracker() {
     client.announce(session, &[offer(1)]).await.expect("the session is still open");
 }
 
-#[derive(Debug)]
-struct Sink;
-
-#[async_trait]
-impl ReplySink for Sink {
-    async fn reserve(&mut self, _bytes: usize) -> Result<(), TransportError> {
-        Ok(())
-    }
-    async fn send(self: Box<Self>, _message: Message) -> Result<(), TransportError> {
-        Ok(())
-    }
-}
-
 fn connection(number: u64) -> PeerInfo {
     let (connection, handle) = (ConnectionId(number), ConnectionHandle::default());
     PeerInfo { connection, handle, address: None, identity: None }
@@ -206,7 +193,7 @@ fn connection(number: u64) -> PeerInfo {
 async fn send(service: &TrackerService, request: Request, address: &str) -> Result<Reply, ErrorReply> {
     let address: IpAddr = address.parse().unwrap();
     let peer = PeerInfo { address: Some(address), ..connection(1) };
-    let (reply, payload) = service.handle(RequestId(1), request, &peer, &mut Sink).await?;
+    let (reply, payload) = service.handle(RequestId(1), request, &peer, &mut NullSink).await?;
     assert_eq!(payload, Bytes::new());
     Ok(reply)
 }
@@ -288,11 +275,11 @@ async fn session_proof_is_bound_to_nonce_key_and_connection() {
     assert_eq!(refused(wrong).await, ErrorCode::Malformed);
     let other_connection = connection(2);
     let request = |proof| Request::OpenSession { proof: Some(proof) };
-    let result = service.handle(RequestId(1), request(valid().await), &other_connection, &mut Sink).await;
+    let result = service.handle(RequestId(1), request(valid().await), &other_connection, &mut NullSink).await;
     assert_eq!(result.unwrap_err().code, ErrorCode::Unauthorized);
     let authenticated = PeerInfo { identity: Some(other.peer_id()), ..connection(1) };
     let proof = proof_for(Some(TRACKER), service, &key, &[]).await;
-    let result = service.handle(RequestId(1), request(proof), &authenticated, &mut Sink).await;
+    let result = service.handle(RequestId(1), request(proof), &authenticated, &mut NullSink).await;
     assert_eq!(result.unwrap_err().code, ErrorCode::Unauthorized);
     let late = valid().await;
     assert!(send(service, request(valid().await), "10.0.0.5").await.is_ok());
@@ -333,9 +320,29 @@ async fn session_proof_for_another_tracker_is_refused() {
         (None, &authenticated, false),
     ] {
         let proof = Some(proof_for(signed_for, service, &key, &[]).await);
-        let opened = service.handle(RequestId(1), Request::OpenSession { proof }, peer, &mut Sink).await;
+        let opened = service.handle(RequestId(1), Request::OpenSession { proof }, peer, &mut NullSink).await;
         assert_eq!(opened.is_ok(), accepted, "{signed_for:?} over {:?}", peer.identity);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn authenticated_session_is_refused_over_plaintext() {
+    let (_, _, tracker, _client) = world().await;
+    let service = &tracker.service;
+    let (key, other) = (KeyPair::generate(), KeyPair::generate());
+    let [owner, thief] =
+        [&key, &other].map(|key| PeerInfo { identity: Some(key.peer_id()), ..connection(1) });
+    let handle = async |request, peer: &PeerInfo| {
+        service.handle(RequestId(1), request, peer, &mut NullSink).await.map(|(reply, _)| reply)
+    };
+    let proof = Some(proof_for(Some(TRACKER), service, &key, &[]).await);
+    let reply = handle(Request::OpenSession { proof }, &owner).await.unwrap();
+    let Reply::OpenSession { grant: Some(grant), .. } = reply else { panic!("{reply:?}") };
+    let renew = || Request::Renew { session: grant.session, renewed_ms: None, membership: None };
+    for peer in [connection(1), thief] {
+        assert_eq!(handle(renew(), &peer).await.unwrap_err().code, ErrorCode::Unauthorized);
+    }
+    handle(renew(), &owner).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -438,5 +445,33 @@ async fn renewal_from_another_address_updates_endpoints() {
             let found: Vec<_> = providers.into_iter().flat_map(|provider| provider.endpoints).collect();
             assert_eq!(found, expected, "{address}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn alternating_addresses_change_endpoints_at_a_limited_rate() {
+    let (_, _, tracker, _client) = world().await;
+    let service = &tracker.service;
+    let proof = proof(service, &KeyPair::generate(), &["zmq://0.0.0.0:7710"]).await;
+    let reply = send(service, Request::OpenSession { proof: Some(proof) }, "10.0.0.5").await.unwrap();
+    let Reply::OpenSession { grant: Some(grant), .. } = reply else { panic!("{reply:?}") };
+    let renewed = async |address| {
+        let renew = Request::Renew { session: grant.session, renewed_ms: None, membership: None };
+        match send(service, renew, address).await.unwrap() {
+            Reply::Renewed { endpoints, .. } => endpoints,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (mut changes, mut last) = (0, grant.endpoints.clone());
+    for n in 0..1000 {
+        let endpoints = renewed(["10.0.0.6", "10.0.0.5"][n % 2]).await;
+        changes += usize::from(endpoints != last);
+        last = endpoints;
+    }
+    let burst = TrackerSettings::default().sessions_per_address.get() as usize;
+    assert!((2..=2 * burst).contains(&changes), "{changes} changes");
+    advance(Duration::from_secs(128)).await;
+    for address in ["10.0.0.5", "10.0.0.6"] {
+        assert_eq!(renewed(address).await, [endpoint(&format!("zmq://{address}:7710"))]);
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::try_join_all;
+use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client::TrackerClient;
-use super::error::TrackerError;
+use super::error::{TrackerError, UnreachableTracker};
 use super::offers::{Acknowledgement, OfferSource};
 use super::trackers::Trackers;
 use crate::change::ChangeNotifier;
@@ -217,10 +217,14 @@ impl Presence {
         self.with_any(|session, client| async move { client.unpin(session, id).await }).await
     }
 
-    /// Lists the pins of the peer at all catalogues with a session, by ascending id.
-    pub async fn pins(&self) -> Result<Vec<PinStatus>, TrackerError> {
-        // Waits for a session.
+    /// Lists the pins of the peer at all catalogues, by ascending id, and the errors of trackers whose pins are missing.
+    ///
+    /// # Errors
+    /// If the pins of no catalogue are known.
+    pub async fn pins(&self) -> Result<(Vec<PinStatus>, Vec<TrackerError>), TrackerError> {
+        // Waits for a session that the tracker accepts, and then for the other trackers.
         self.with_any(|session, client| async move { client.pins(session, None).await }).await?;
+        self.wait_connected(REQUEST_TIMEOUT).await;
         let lists = self.shared.sessions().into_iter().map(|(_, session, client)| async move {
             let (mut list, mut after) = (Vec::new(), None);
             for _ in 0..MAX_PIN_PAGES {
@@ -233,9 +237,24 @@ impl Presence {
             }
             Ok::<_, TrackerError>(list)
         });
-        let mut pins: Vec<_> = try_join_all(lists).await?.into_iter().flatten().collect();
+        let (mut known, mut errors) = (Vec::new(), Vec::new());
+        for list in join_all(lists).await {
+            match list {
+                Ok(list) => known.push(list),
+                Err(error) => errors.push(error),
+            }
+        }
+        if known.is_empty() {
+            return Err(errors.pop().unwrap_or_else(|| self.shared.timed_out()));
+        }
+        let missing = self.status().into_iter().filter(|tracker| !tracker.connected);
+        for TrackerState { endpoint, last_error, .. } in missing {
+            let reason = last_error.unwrap_or_else(|| format!("not connected to tracker {endpoint}"));
+            errors.push(TrackerError::Unreachable { reasons: vec![UnreachableTracker { endpoint, reason }] });
+        }
+        let mut pins = known.concat();
         pins.sort_by_key(|pin| pin.id);
-        Ok(pins)
+        Ok((pins, errors))
     }
 
     /// Sends a request to all catalogues and returns the first success. Waits for a session if none is open.
@@ -268,7 +287,7 @@ impl Presence {
                     Ok(value) => return Ok(value),
                     Err(error) if error.is_unauthorized() => {
                         // The worker opens another session.
-                        self.shared.end_session(catalogue, session);
+                        self.shared.end_session(catalogue, session, &error);
                     }
                     Err(error) if error.code().is_none_or(|code| code == ErrorCode::Storage) => {
                         // The tracker or its database is unreachable. The worker checks it, and the request is repeated after
@@ -307,7 +326,7 @@ impl Presence {
             let catalogue = catalogue.filter(|catalogue| catalogue.session().is_some());
             let advertised = catalogue.map_or_else(Vec::new, |catalogue| catalogue.advertised().to_vec());
             let warning = match catalogue {
-                _ if worker.was_replaced() => Some(REPLACED_WARNING.to_owned()),
+                _ if state.was_replaced() => Some(REPLACED_WARNING.to_owned()),
                 Some(_) => reachability::warning(&self.shared.endpoints, &advertised, &endpoint),
                 None => None,
             };

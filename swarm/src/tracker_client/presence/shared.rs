@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::state::{Phase, State, WorkerState};
 use crate::change::ChangeNotifier;
@@ -10,6 +11,7 @@ use crate::membership::members::Members;
 use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::{TrackerError, UnreachableTracker};
 use crate::tracker_client::offers::OfferSource;
+use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::{CatalogueId, Endpoint, KeyPair, SessionId};
 
 pub(super) struct Shared {
@@ -43,13 +45,19 @@ impl Shared {
         self.changed.wait_until(|| holds(&self.state.lock())).await;
     }
 
-    /// Ends the session, unless another one has replaced it.
-    pub(super) fn end_session(&self, catalogue: CatalogueId, session: SessionId) {
+    /// Ends the session because of this error, unless it has ended already.
+    pub(super) fn end_session(&self, catalogue: CatalogueId, session: SessionId, error: &TrackerError) {
         self.update(|state| {
-            if let Some(known) = state.catalogues.get_mut(&catalogue)
-                && known.session() == Some(session)
-            {
-                known.end_session();
+            let Some(known) = state.catalogues.get_mut(&catalogue) else { return };
+            if known.session() != Some(session) {
+                return;
+            }
+            known.end_session();
+            if error.code() == Some(ErrorCode::Replaced) {
+                if !state.was_replaced() {
+                    tracing::warn!(%error, "session replaced; retrying");
+                }
+                state.replaced = Some(Instant::now());
             }
         });
     }

@@ -18,6 +18,8 @@ const MAX_CHANGES: usize = 10_000;
 
 /// The time for which a replaced session is reported.
 const REPLACED_MEMORY: Duration = Duration::from_secs(600);
+/// The time before a session is opened again after another process has replaced one.
+const REPLACED_DELAY: Duration = Duration::from_secs(15);
 
 /// The phase of a worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,15 +41,6 @@ pub(super) struct WorkerState {
     pub(super) phase: Phase,
     pub(super) catalogue: Option<CatalogueId>,
     pub(super) last_error: Option<String>,
-    /// The last time at which another process replaced the session.
-    pub(super) replaced: Option<Instant>,
-}
-
-impl WorkerState {
-    /// Whether another process replaced the session recently.
-    pub(super) fn was_replaced(&self) -> bool {
-        self.replaced.is_some_and(|at| at.elapsed() < REPLACED_MEMORY)
-    }
 }
 
 /// The state of one catalogue.
@@ -150,6 +143,8 @@ impl CatalogueState {
 pub(super) struct State {
     pub(super) workers: Vec<WorkerState>,
     pub(super) catalogues: HashMap<CatalogueId, CatalogueState>,
+    /// The last time at which another process replaced a session.
+    pub(super) replaced: Option<Instant>,
     /// Incremented when the outbox has a new publication.
     pub(super) outbox: u64,
     /// The number of publications that were sent.
@@ -162,6 +157,17 @@ pub(super) struct State {
 pub(super) type PublishResult = (CatalogueId, Result<Acknowledgement, TrackerError>);
 
 impl State {
+    /// Whether another process replaced a session recently.
+    pub(super) fn was_replaced(&self) -> bool {
+        self.replaced.is_some_and(|at| at.elapsed() < REPLACED_MEMORY)
+    }
+
+    /// The earliest time to open a session, at which tracker ever: two processes with one key must not replace each other's
+    /// sessions all the time.
+    pub(super) fn open_session_at(&self) -> Option<Instant> {
+        self.replaced.map(|at| at + REPLACED_DELAY)
+    }
+
     /// Reports the results of this publication to the sender until its receiver is dropped.
     pub(super) fn watch_publication(
         &mut self,

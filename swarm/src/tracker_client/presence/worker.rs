@@ -19,6 +19,7 @@ use super::state::{CatalogueState, Phase, State};
 use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::{TrackerError, UnreachableTracker};
 use crate::tracker_client::offers::Acknowledgement;
+use enjambre_core::model::endpoint;
 use enjambre_core::model::membership::Invalid;
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::MAX_OFFERS;
@@ -31,8 +32,6 @@ const COLLECT_TIME: Duration = Duration::from_millis(20);
 const MIN_RENEWAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The number of publications that are read at once.
 const OUTBOX_PAGE: usize = 100;
-/// The time before the session is opened again after another process has replaced it.
-const REPLACED_DELAY: Duration = Duration::from_secs(15);
 /// The backoff between attempts to connect.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
@@ -79,8 +78,8 @@ impl Worker {
             let replaced = failure.is_replaced();
             self.shared.update(|state| {
                 let worker = &mut state.workers[self.index];
-                // A repeated failure is logged once.
-                if worker.last_error.as_ref() != Some(&error) && !(replaced && worker.was_replaced()) {
+                // A repeated failure is logged once, and a replaced session where it ends.
+                if worker.last_error.as_ref() != Some(&error) && !replaced {
                     let tracker = self.client.endpoint();
                     match failure {
                         SessionError::Tracker(TrackerError::Unreachable { .. }) => {
@@ -88,9 +87,6 @@ impl Worker {
                         }
                         _ => tracing::warn!(%tracker, %error, "tracker session failed; retrying"),
                     }
-                }
-                if replaced {
-                    worker.replaced = Some(Instant::now());
                 }
                 worker.phase = Phase::Failed;
                 worker.last_error = Some(error);
@@ -100,8 +96,19 @@ impl Worker {
                     }
                 }
             });
-            // Two processes with one key must not replace each other's sessions all the time.
-            sleep(if replaced { REPLACED_DELAY } else { backoff.next_jittered() }).await;
+            if replaced {
+                self.wait_after_replacement().await;
+            } else {
+                sleep(backoff.next_jittered()).await;
+            }
+        }
+    }
+
+    /// Waits until a session may be opened.
+    async fn wait_after_replacement(&self) {
+        let at = self.shared.state.lock().open_session_at();
+        if let Some(at) = at {
+            sleep_until(at).await;
         }
     }
 
@@ -223,6 +230,7 @@ impl Worker {
                 Err(error) => return Err(error),
             }
         }
+        self.wait_after_replacement().await;
         let start = Instant::now();
         let Shared { key, endpoints, .. } = &*self.shared;
         let (_, grant) = self.client.open_session(Some(catalogue), key, endpoints).await?;
@@ -267,8 +275,8 @@ impl Worker {
         let renewal = self.check(lease, renewed.unwrap_or_else(timed_out))?;
         lease.renew_at = start + lease.interval;
         if self.of_session(lease, |catalogue| catalogue.renewed(&renewal)) == Some(true) {
-            let (tracker, endpoints) = (self.client.endpoint(), &renewal.endpoints);
-            tracing::info!(%tracker, ?endpoints, "advertised endpoints changed");
+            let (tracker, endpoints) = (self.client.endpoint(), endpoint::list(&renewal.endpoints));
+            tracing::info!(%tracker, endpoints, "advertised endpoints changed");
         }
         let renewal = renewal.membership;
         let (Some(members), Some(known)) = (&self.shared.members, known) else { return Ok(false) };
@@ -293,7 +301,7 @@ impl Worker {
         if let Err(error) = &result
             && error.is_unauthorized()
         {
-            self.shared.end_session(lease.catalogue, lease.session);
+            self.shared.end_session(lease.catalogue, lease.session, error);
         }
         Ok(result?)
     }

@@ -1,5 +1,9 @@
 //! Floods of valid requests.
 
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use enjambre_core::protocol::codec::decode_reply;
 use enjambre_core::protocol::message::{Reply, Request, SessionProof};
 use enjambre_core::{FileId, FileKind, KeyPair, RequestId, SessionId};
@@ -118,24 +122,34 @@ fn open_session(raw: &mut RawConnection) -> SessionId {
     }
 }
 
-/// Lists with a pattern that requires many comparisons with each name, from one address.
+/// Lists with a pattern that requires many comparisons with each name, from one address. Lookups of another address, which
+/// are not cached, are answered in turn with a few lists each, and not behind all pending ones.
 #[test]
 fn list_flood_leaves_lookups_available() {
     const NAMES: u64 = 1000;
+    const ATTACKERS: usize = 8;
+    const LOOKUPS: u64 = 100;
+    const LISTS_PER_LOOKUP: u64 = 8;
     let mut scene = Scene::new(Wire::Tcp, &[]);
     let [tracker, _] = scene.targets();
-    let connect = |endpoint: &str| {
-        let mut raw = RawConnection::connect_from(endpoint, attacker_address(0), None).unwrap();
+    let connect = |endpoint: &str, from| {
+        let mut raw = RawConnection::connect_from(endpoint, from, None).unwrap();
         raw.handshake().unwrap();
         raw
     };
-    let mut raw = connect(&tracker.endpoint);
+    let name = |n: u64| format!("{}{n:05}", "a".repeat(250));
+    let mut raw = connect(&tracker.endpoint, attacker_address(0));
     let session = open_session(&mut raw);
     for n in 0..NAMES + PENDING {
         if n < NAMES {
-            let name = format!("{}{n:05}", "a".repeat(250)).parse().unwrap();
             let id = FileId::from_bytes(*blake3::hash(&n.to_be_bytes()).as_bytes());
-            let publish = Request::Publish { session, name, id, size: 1, kind: FileKind::File };
+            let publish = Request::Publish {
+                session,
+                name: name(n).parse().unwrap(),
+                id,
+                size: 1,
+                kind: FileKind::File,
+            };
             raw.send_request(n, &publish).unwrap();
         }
         if n >= PENDING {
@@ -143,22 +157,37 @@ fn list_flood_leaves_lookups_available() {
             assert!(matches!(reply, Some(Ok(Reply::Published { .. }))), "{reply:?}");
         }
     }
-    let endpoint = tracker.endpoint.clone();
-    let attack = Attack::start(8, move |_, stop| {
-        let pattern = format!("*{}b", "a".repeat(120));
-        let list = Request::List { pattern, cursor: None, limit: u32::MAX };
-        let mut raw = connect(&endpoint);
-        let mut answered = 0;
-        for id in 0..PENDING {
-            raw.send_request(id, &list).unwrap();
+    let (endpoint, lists) = (tracker.endpoint.clone(), Arc::new(AtomicU64::new(0)));
+    let attack = Attack::start(ATTACKERS, {
+        let lists = Arc::clone(&lists);
+        move |_, stop| {
+            let pattern = format!("*{}b", "a".repeat(120));
+            let list = Request::List { pattern, cursor: None, limit: u32::MAX };
+            let mut raw = connect(&endpoint, attacker_address(0));
+            for id in 0..PENDING {
+                raw.send_request(id, &list).unwrap();
+            }
+            let mut answered = 0;
+            while !stop.is_stopped() {
+                raw.read_message().unwrap();
+                lists.fetch_add(1, Ordering::Relaxed);
+                raw.send_request(PENDING + answered, &list).unwrap();
+                answered += 1;
+            }
+            answered
         }
-        while !stop.is_stopped() {
-            raw.read_message().unwrap();
-            raw.send_request(PENDING + answered, &list).unwrap();
-            answered += 1;
-        }
-        answered
     });
+    let answered = || lists.load(Ordering::Relaxed);
+    wait_for("the flood", TIMEOUT, || answered() >= 2 * ATTACKERS as u64);
+    let mut honest = connect(&tracker.endpoint, Ipv4Addr::LOCALHOST);
+    let before = answered();
+    for n in 0..LOOKUPS {
+        let found = call(&mut honest, &Request::Find { query: name(n) });
+        assert!(matches!(found, Reply::Find { .. }), "{found:?}");
+    }
+    let during = answered() - before;
+    println!("{during} lists were answered during {LOOKUPS} lookups");
+    assert!(during < LOOKUPS * LISTS_PER_LOOKUP, "{during} lists delayed {LOOKUPS} lookups");
     scene.check_service();
-    println!("{} lists were answered", attack.stop());
+    attack.stop();
 }

@@ -324,7 +324,7 @@ impl<'a> Copier<'a> {
             for space in source.spaces() {
                 let copy = Copy { from, to, space: *space, change: &change, marking: None };
                 let difference = if verify {
-                    copy.first_difference().await.context(&action)?.map(|key| format!("entry {key:?}"))
+                    copy.first_difference().await.context(&action)?.map(|key| format!("entry {key}"))
                 } else {
                     let found = record_copy::count(to, *space).await.context(&action)?;
                     let expected =

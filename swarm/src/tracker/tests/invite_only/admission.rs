@@ -9,17 +9,14 @@ use tokio::time::sleep;
 use super::{Swarm, Tracker, code, open_session, refused, transport};
 use crate::membership::credentials::authority::Authority;
 use crate::membership::members::Members;
-use crate::tracker::tests::{file, offer, publication};
+use crate::tracker::tests::{NullSink, file, offer, publication};
 use enjambre_core::model::membership::Rights;
 use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::client::call;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MembershipState, Reply, Request};
 use enjambre_core::protocol::server::Handler;
-use enjambre_core::{
-    ConnectionHandle, ConnectionId, Deadline, Dialer, KeyPair, Message, PeerId, PeerInfo, ReplySink,
-    RequestId, TransportError,
-};
+use enjambre_core::{ConnectionHandle, ConnectionId, Deadline, Dialer, KeyPair, PeerId, PeerInfo, RequestId};
 use enjambre_testkit::storage::fault::{Fault, Operation, When};
 
 #[tokio::test(start_paused = true)]
@@ -198,21 +195,6 @@ async fn read_only_member_announces_but_does_not_publish() {
     assert_eq!(client.providers(&file(1)).await.unwrap().len(), 2);
 }
 
-/// Discards replies.
-#[derive(Debug)]
-struct NullSink;
-
-#[async_trait::async_trait]
-impl ReplySink for NullSink {
-    async fn reserve(&mut self, _: usize) -> Result<(), TransportError> {
-        Ok(())
-    }
-
-    async fn send(self: Box<Self>, _: Message) -> Result<(), TransportError> {
-        Ok(())
-    }
-}
-
 async fn join_from(
     gate: &dyn Handler,
     address: [u8; 4],
@@ -230,25 +212,28 @@ async fn failed_joins_are_limited_by_address() {
     let tracker = swarm.tracker("tracker").await;
     let valid = swarm.invite(&tracker, Rights::Full, 2).await;
     let (near, far) = ([127, 0, 0, 1], [10, 0, 0, 2]);
-    let peer = Some(KeyPair::generate().peer_id());
-    let code = |joined: Result<_, ErrorReply>| joined.unwrap_err().code;
-    assert_eq!(code(join_from(&*tracker.gate, far, None, valid).await), ErrorCode::Unauthorized);
-    let mut attempts = 0;
-    while code(join_from(&*tracker.gate, near, peer, Secret::generate()).await) == ErrorCode::Unauthorized {
-        attempts += 1;
-        assert!(attempts <= 10, "one address has unlimited attempts");
+    let [outsider, member, other] = [(); 3].map(|()| Some(KeyPair::generate().peer_id()));
+    let join = async |address, peer, secret| join_from(&*tracker.gate, address, peer, secret).await;
+    let guess =
+        async |address, peer| join(address, peer, Secret::generate()).await.map_err(|error| error.code);
+    assert_eq!(join(far, None, valid).await.unwrap_err().code, ErrorCode::Unauthorized);
+    for _ in 0..10 {
+        assert_eq!(guess(near, outsider).await, Err(ErrorCode::Unauthorized));
     }
-    assert_eq!(attempts, 10);
-    assert_eq!(code(join_from(&*tracker.gate, near, peer, valid).await), ErrorCode::Busy);
-    join_from(&*tracker.gate, far, peer, valid).await.expect("other addresses are not limited");
+    assert_eq!(guess(near, outsider).await, Err(ErrorCode::Busy));
+    assert_eq!(guess([127, 0, 0, 2], outsider).await, Err(ErrorCode::Busy), "loopback is one address");
+    assert_eq!(guess(far, outsider).await, Err(ErrorCode::Unauthorized), "other addresses are not limited");
+    join(near, member, valid).await.expect("a valid invitation is not limited");
     sleep(Duration::from_secs(10)).await;
-    join_from(&*tracker.gate, near, peer, valid).await.expect("the limit refills");
+    assert_eq!(guess(near, outsider).await, Err(ErrorCode::Unauthorized), "the limit refills");
+    assert_eq!(guess(near, outsider).await, Err(ErrorCode::Busy));
     // Guessing by a member is limited too; repeating its own invitation is not.
+    join(far, other, valid).await.unwrap();
     for _ in 0..20 {
-        join_from(&*tracker.gate, far, peer, valid).await.unwrap();
+        join(far, other, valid).await.unwrap();
     }
     for _ in 0..10 {
-        join_from(&*tracker.gate, far, peer, Secret::generate()).await.unwrap();
+        guess(far, other).await.unwrap();
     }
-    assert_eq!(code(join_from(&*tracker.gate, far, peer, Secret::generate()).await), ErrorCode::Busy);
+    assert_eq!(guess(far, other).await, Err(ErrorCode::Busy));
 }

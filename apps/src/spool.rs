@@ -1,0 +1,78 @@
+//! Temporary files with the content that clients send, because its size and hash must be known before it is published.
+
+use std::io::Write;
+use std::path::Path;
+
+use enjambre_core::storage::database_file::check_free_space;
+use tempfile::{Builder, NamedTempFile};
+
+use crate::control::message::Input;
+use crate::failure::{Failure, ResultContext};
+
+/// The beginning of the names of the files, which are in the data directory.
+pub(crate) const PREFIX: &str = "stdin-";
+/// Free space that remains for the databases, in bytes.
+const RESERVE: u64 = 64 << 20;
+
+/// Writes the content to a file. It is deleted when the value is dropped, or at the next start after a crash.
+pub(crate) async fn write(data_dir: &Path, mut content: Input) -> Result<NamedTempFile, Failure> {
+    let action = format!("cannot write the content to {}", data_dir.display());
+    let folder = data_dir.to_owned();
+    let created = crate::blocking(move || Ok(Builder::new().prefix(PREFIX).tempfile_in(folder)?)).await;
+    let spool = created.context(&action)?;
+    while let Some(part) = content.recv().await {
+        let part = part?;
+        let (folder, file) = (data_dir.to_owned(), spool.as_file().try_clone());
+        let append = move || {
+            check_free_space(&folder, RESERVE + part.len() as u64)?;
+            Ok(file?.write_all(&part)?)
+        };
+        crate::blocking(append).await.context(&action)?;
+    }
+    Ok(spool)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Error;
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn content_is_deleted_with_the_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let (sender, content) = mpsc::channel(2);
+        sender.send(Ok(b"con".to_vec())).await.unwrap();
+        sender.send(Ok(b"tent".to_vec())).await.unwrap();
+        drop(sender);
+        let spool = write(folder.path(), content).await.unwrap();
+        assert_eq!(std::fs::read(spool.path()).unwrap(), b"content");
+        drop(spool);
+        let (sender, content) = mpsc::channel(2);
+        sender.send(Ok(b"con".to_vec())).await.unwrap();
+        sender.send(Err(Error::other("the pipe broke"))).await.unwrap();
+        let failure = write(folder.path(), content).await.unwrap_err();
+        assert!(failure.message.contains("the pipe broke"), "{failure}");
+        let (_sender, content) = mpsc::channel(1);
+        let is_empty = || std::fs::read_dir(folder.path()).unwrap().next().is_none();
+        let created = async {
+            while is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            written = write(folder.path(), content) => panic!("the content has not ended: {written:?}"),
+            () = created => {}
+        }
+        let deleted = async {
+            while !is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), deleted).await.expect("the file is deleted");
+    }
+}
