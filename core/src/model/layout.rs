@@ -76,6 +76,14 @@ impl PieceLayout {
         (index < self.count()).then_some(PieceIndex(index))
     }
 
+    /// Returns the piece that contains the byte at `offset`, or `None` beyond the end.
+    pub fn piece_at(&self, offset: u64) -> Option<PieceIndex> {
+        if offset >= self.size() {
+            return None;
+        }
+        self.piece(u32::try_from(offset / u64::from(self.piece_size())).ok()?)
+    }
+
     /// Returns the last piece, or `None` for an empty file.
     pub fn last(&self) -> Option<PieceIndex> {
         self.count().checked_sub(1).map(PieceIndex)

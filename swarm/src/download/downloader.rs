@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
@@ -16,6 +17,7 @@ use super::provider_dialer::ProviderDialer;
 use super::request::{DownloadRequest, Progress};
 use super::settings::DownloadSettings;
 use super::transfer;
+use super::wanted::{Wanted, WantedPart};
 use crate::change::ChangeNotifier;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
@@ -52,6 +54,7 @@ impl Drop for OutcomeGuard {
 #[derive(Debug)]
 struct Running {
     progress: watch::Receiver<Progress>,
+    wanted: Arc<Wanted>,
     outcome: Arc<Outcome>,
     /// Cancels the transfer when the last waiter is dropped.
     _stop: DropGuard,
@@ -75,6 +78,11 @@ impl Download {
     /// Returns a receiver of the progress.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.running.progress.clone()
+    }
+
+    /// Requests these bytes before others until the returned value is dropped.
+    pub(super) fn want(&self, bytes: Range<u64>) -> WantedPart {
+        self.running.wanted.add(bytes)
     }
 
     /// Waits until the file is complete in the library or at its destination.
@@ -142,13 +150,18 @@ impl Downloader {
         }
         let cancel = self.shutdown.child_token();
         let (progress, updates) = watch::channel(Progress::default());
-        let outcome = Arc::new(Outcome::default());
+        let (outcome, wanted) = (Arc::new(Outcome::default()), Arc::new(Wanted::default()));
         let guard = OutcomeGuard(Arc::clone(&outcome));
-        let transfer = Arc::new(Running { progress: updates, outcome, _stop: cancel.clone().drop_guard() });
+        let transfer = Arc::new(Running {
+            progress: updates,
+            wanted: Arc::clone(&wanted),
+            outcome,
+            _stop: cancel.clone().drop_guard(),
+        });
         entry.insert_entry(Arc::downgrade(&transfer));
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move {
-            let result = transfer::run(&context, &request, &progress, &cancel).await;
+            let result = transfer::run(&context, &request, &progress, &wanted, &cancel).await;
             guard.0.set(result.map(drop).map_err(Arc::new));
         });
         Download { running: transfer }

@@ -3,7 +3,7 @@
 //! [`schedule`] and [`window`] make decisions and use no socket, no clock and no random source of their own. [`provider`]
 //! sends requests to one provider, `transfer` downloads one file, and [`downloader`] shares a transfer among its waiters.
 //! [`collection`] downloads the members of a collection and `small_files` its small files in batches; [`get`] combines
-//! all of it. `context` holds what they share and retries library operations, for example while the disk is full.
+//! all of it. [`reader`] reads a file while it is downloaded. `context` holds what they share and retries library operations, for example while the disk is full.
 
 pub mod arrival_rate;
 pub mod collection;
@@ -17,6 +17,7 @@ pub(crate) mod fuzz;
 pub mod get;
 pub mod provider;
 mod provider_dialer;
+pub mod reader;
 pub mod request;
 pub mod schedule;
 pub mod selection;
@@ -29,6 +30,7 @@ mod small_files_tests;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod wanted;
 pub mod window;
 
 pub use error::DownloadError;

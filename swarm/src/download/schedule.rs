@@ -15,6 +15,8 @@
 //! times and is then exchanged locally (Bindal and others: "Improving Traffic Locality in BitTorrent via Biased Neighbor
 //! Selection", ICDCS 2006).
 //!
+//! Pieces that a reader waits for are requested before all others, in the order of the file.
+//!
 //! When every missing piece is requested, an idle provider is asked for the piece that has waited longest, if that is
 //! longer than usual for the provider. The first reply wins and the other request is cancelled.
 //!
@@ -29,6 +31,7 @@ mod rarity;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -102,6 +105,8 @@ pub struct Schedule {
     /// Average latency of a piece from a partial provider.
     partial_latency: Duration,
     locality: Locality,
+    /// The pieces that readers wait for.
+    wanted: Vec<Range<u32>>,
     rng: SmallRng,
 }
 
@@ -119,6 +124,7 @@ impl Schedule {
             resent: 0,
             partial_latency: Duration::ZERO,
             locality: Locality::new(layout.count()),
+            wanted: Vec::new(),
             rng: SmallRng::seed_from_u64(seed),
         };
         for piece in layout.pieces().filter(|&piece| !have.contains(piece)) {
@@ -126,6 +132,16 @@ impl Schedule {
             schedule.outstanding.insert(piece.get());
         }
         schedule
+    }
+
+    /// Sets the pieces to request first: those at these bytes of the file.
+    pub fn set_wanted(&mut self, bytes: &[Range<u64>]) {
+        let pieces = |bytes: &Range<u64>| {
+            let first = self.layout.piece_at(bytes.start)?.get();
+            let last = self.layout.piece_at(bytes.end.saturating_sub(1).min(self.layout.size() - 1))?.get();
+            Some(first..last + 1)
+        };
+        self.wanted = bytes.iter().filter_map(pieces).collect();
     }
 
     /// Whether every piece has arrived.
@@ -223,7 +239,8 @@ impl Schedule {
         if !state.has_free_slot(self.others(), now) {
             return None;
         }
-        let (piece, super_seed) = match self.choose_missing(provider, now) {
+        let wanted = self.choose_wanted(provider, now).map(|piece| (piece, false));
+        let (piece, super_seed) = match wanted.or_else(|| self.choose_missing(provider, now)) {
             Some(choice) => choice,
             None => (self.choose_late(provider, now)?, false),
         };
@@ -235,6 +252,15 @@ impl Schedule {
         let request = InFlight { provider, at: now, expected, super_seed, overdue: false };
         self.requests.entry(piece).or_default().push(request);
         Some(PieceRequest { piece, super_seed })
+    }
+
+    /// Chooses a piece that a reader waits for: a missing one, or one that this provider would deliver much sooner.
+    fn choose_wanted(&self, provider: ProviderKey, now: Duration) -> Option<u32> {
+        let state = self.providers.get(&provider).filter(|_| !self.wanted.is_empty())?;
+        let missing = |piece: &u32| self.rarity.contains(*piece) && state.have.contains(*piece);
+        let first = self.wanted.iter().find_map(|pieces| pieces.clone().find(missing));
+        let is_wanted = |piece: u32| self.wanted.iter().any(|pieces| pieces.contains(&piece));
+        first.or_else(|| self.late_piece(provider, now, is_wanted))
     }
 
     /// Chooses a missing piece to request from this provider, and whether to request it with super-seeding.
@@ -368,17 +394,29 @@ impl Schedule {
         }
     }
 
-    /// Chooses a piece that is requested elsewhere and that this provider would deliver much sooner: the one whose last
-    /// request is oldest. Used when no piece is missing; before that only for an idle partial provider, so that it is not
-    /// idle while other providers have a queue.
+    /// Chooses a late piece for this provider when no piece is missing; before that only for an idle partial provider, so
+    /// that it is not idle while other providers have a queue.
     fn choose_late(&self, provider: ProviderKey, now: Duration) -> Option<u32> {
         let state = self.providers.get(&provider)?;
         let is_distant = state.distant && self.locality.nearby_pieces().is_some();
         if !self.rarity.is_empty() && (state.complete || is_distant || !state.in_flight.is_empty()) {
             return None;
         }
+        self.late_piece(provider, now, |_| true)
+    }
+
+    /// Returns a piece that is requested elsewhere and that this provider would deliver much sooner: the one whose last
+    /// request is oldest.
+    fn late_piece(
+        &self,
+        provider: ProviderKey,
+        now: Duration,
+        is_eligible: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
+        let state = self.providers.get(&provider)?;
         let latency = state.expected_time(now);
-        let late = self.requests.iter().filter_map(|(piece, requests)| {
+        let eligible = self.requests.iter().filter(|(piece, _)| is_eligible(piece.get()));
+        let late = eligible.filter_map(|(piece, requests)| {
             let overdue = requests.iter().filter(|request| request.overdue).count();
             let last = requests.last()?;
             // A request that exceeds its expected time is assumed to take as long again.

@@ -105,6 +105,11 @@ impl LibraryFile {
         self.progress.wait_until(|| self.have_count() != known).await;
     }
 
+    /// Waits until the piece is stored.
+    pub async fn stored(&self, piece: PieceIndex) {
+        self.progress.wait_until(|| self.has(piece)).await;
+    }
+
     /// Returns the linked file if it does not have the expected fingerprint.
     pub(super) async fn changed_link(&self) -> Result<Option<Arc<LinkedFile>>> {
         let FileStore::Linked(linked) = self.state.lock().store.clone() else { return Ok(None) };

@@ -25,6 +25,10 @@ impl Rarity {
         self.missing.is_empty()
     }
 
+    pub(super) fn contains(&self, piece: u32) -> bool {
+        self.missing.contains(piece)
+    }
+
     pub(super) fn insert(&mut self, piece: u32) {
         if self.missing.insert(piece) {
             self.add_to_level(piece);

@@ -369,3 +369,25 @@ fn sufficient_nearby_providers_spare_distant_ones() {
     // Measured initially, and after a minute.
     assert!((2..10).contains(&sent[1]) && took < Duration::from_secs(125), "{took:?} {sent:?}");
 }
+
+#[test]
+fn wanted_pieces_are_requested_first_in_the_order_of_the_file() {
+    let mut schedule = schedule(40);
+    let piece = 256 * 1024;
+    schedule.set_wanted(&[20 * piece + 5..22 * piece, 5 * piece..u64::MAX]);
+    schedule.set_provider(A, &Bitmap::full(layout(40)), NOW);
+    let mut next = || schedule.next(A, NOW).map(|request| request.piece.get());
+    assert_eq!([next(), next(), next()], [Some(20), Some(21), Some(5)]);
+}
+
+#[test]
+fn wanted_piece_is_also_requested_from_much_faster_provider() {
+    let mut schedule = schedule(40);
+    schedule.set_provider(A, &Bitmap::full(layout(40)), NOW);
+    schedule.set_wanted(&[0..1]);
+    let first = schedule.next(A, NOW).unwrap().piece;
+    assert_eq!(first.get(), 0);
+    schedule.set_provider(B, &Bitmap::full(layout(40)), NOW);
+    let later = NOW + Duration::from_secs(60);
+    assert_eq!(schedule.next(B, later).unwrap().piece, first, "the reader waits for it");
+}

@@ -15,6 +15,7 @@ use crate::download::context::DownloadContext;
 use crate::download::error::DownloadError;
 use crate::download::request::{DownloadRequest, Progress};
 use crate::download::schedule::ProviderKey;
+use crate::download::wanted::Wanted;
 use crate::library::file::LibraryFile;
 use enjambre_core::{Manifest, PieceLayout};
 
@@ -26,9 +27,10 @@ pub(in crate::download) async fn run(
     context: &Arc<DownloadContext>,
     request: &DownloadRequest,
     progress: &watch::Sender<Progress>,
+    wanted: &Wanted,
     cancel: &CancellationToken,
 ) -> Result<Arc<LibraryFile>, DownloadError> {
-    let mut transfer = Transfer::new(context, request, progress, cancel);
+    let mut transfer = Transfer::new(context, request, progress, wanted, cancel);
     if let Some(file) = context.library.open_file(&request.id).await? {
         transfer.create(Manifest::clone(file.manifest())).await?;
     } else if let Some(manifest) = known_manifest(request) {
@@ -51,6 +53,8 @@ fn known_manifest(request: &DownloadRequest) -> Option<Manifest> {
 impl Transfer<'_> {
     async fn drive(mut self) -> Result<Arc<LibraryFile>, DownloadError> {
         let mut tick = Instant::now() + TICK;
+        let wanted = self.wanted;
+        let mut seen = wanted.changes.version();
         loop {
             self.restart_if_damaged();
             self.start_operations();
@@ -72,6 +76,11 @@ impl Transfer<'_> {
                 Some(event) = self.events.next() => {
                     if let Err(error) = self.on_event(event).await {
                         return self.fail(error).await;
+                    }
+                }
+                () = wanted.changes.changed(&mut seen) => {
+                    if let Some(open) = &mut self.open {
+                        open.schedule.set_wanted(&wanted.bytes());
                     }
                 }
                 () = sleep_until(tick) => {

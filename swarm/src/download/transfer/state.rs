@@ -16,6 +16,7 @@ use crate::download::context::{self, DownloadContext, StorageWait};
 use crate::download::error::DownloadError;
 use crate::download::request::{DownloadRequest, Phase, Progress};
 use crate::download::schedule::{ProviderKey, Schedule};
+use crate::download::wanted::Wanted;
 use crate::library::error::LibraryError;
 use crate::library::file::LibraryFile;
 use enjambre_core::runtime::backoff::Backoff;
@@ -64,6 +65,7 @@ pub(super) struct Transfer<'a> {
     pub(super) context: &'a Arc<DownloadContext>,
     pub(super) request: &'a DownloadRequest,
     pub(super) progress: &'a watch::Sender<Progress>,
+    pub(super) wanted: &'a Wanted,
     pub(super) cancel: &'a CancellationToken,
     /// The origin of the schedule's time.
     pub(super) start: Instant,
@@ -94,6 +96,7 @@ impl<'a> Transfer<'a> {
         context: &'a Arc<DownloadContext>,
         request: &'a DownloadRequest,
         progress: &'a watch::Sender<Progress>,
+        wanted: &'a Wanted,
         cancel: &'a CancellationToken,
     ) -> Self {
         let now = Instant::now();
@@ -101,6 +104,7 @@ impl<'a> Transfer<'a> {
             context,
             request,
             progress,
+            wanted,
             cancel,
             start: now,
             open: None,
@@ -142,7 +146,8 @@ impl<'a> Transfer<'a> {
     /// Starts a schedule for the missing pieces of the file.
     pub(super) fn open(&mut self, file: Arc<LibraryFile>) {
         let seed = runtime::rng().next_u64();
-        let schedule = Schedule::new(file.manifest().layout(), &file.have(), seed);
+        let mut schedule = Schedule::new(file.manifest().layout(), &file.have(), seed);
+        schedule.set_wanted(&self.wanted.bytes());
         self.open = Some(OpenFile { file, schedule });
         self.report();
     }

@@ -1,0 +1,55 @@
+//! The parts of a file that readers of its running download wait for.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::change::ChangeNotifier;
+
+/// The parts that the readers of a download wait for.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// By reader, in the order of their start.
+    parts: Mutex<BTreeMap<u64, Range<u64>>>,
+    pub(super) changes: ChangeNotifier,
+}
+
+impl Wanted {
+    /// Returns the wanted bytes of the file.
+    pub(super) fn bytes(&self) -> Vec<Range<u64>> {
+        self.parts.lock().values().cloned().collect()
+    }
+
+    /// Adds a reader that waits for these bytes.
+    pub(super) fn add(self: &Arc<Self>, bytes: Range<u64>) -> WantedPart {
+        let mut parts = self.parts.lock();
+        let reader = parts.last_key_value().map_or(0, |(last, _)| last + 1);
+        parts.insert(reader, bytes);
+        drop(parts);
+        self.changes.notify();
+        WantedPart { wanted: Arc::clone(self), reader }
+    }
+}
+
+/// The part that one reader waits for, until it is dropped.
+#[derive(Debug)]
+pub(super) struct WantedPart {
+    wanted: Arc<Wanted>,
+    reader: u64,
+}
+
+impl WantedPart {
+    pub(super) fn set(&self, bytes: Range<u64>) {
+        self.wanted.parts.lock().insert(self.reader, bytes);
+        self.wanted.changes.notify();
+    }
+}
+
+impl Drop for WantedPart {
+    fn drop(&mut self) {
+        self.wanted.parts.lock().remove(&self.reader);
+        self.wanted.changes.notify();
+    }
+}
