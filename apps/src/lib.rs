@@ -42,8 +42,11 @@ mod control;
 mod data_dir;
 mod display;
 mod failure;
+mod find;
 #[cfg(test)]
 mod fuzz;
+#[cfg(feature = "http")]
+mod http;
 mod known_database;
 mod listeners;
 mod logging;

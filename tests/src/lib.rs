@@ -9,6 +9,7 @@ pub mod content;
 pub mod damage;
 pub mod fake_provider;
 pub mod fixture;
+pub mod http;
 pub mod in_process_peer;
 pub mod mount;
 pub mod node;

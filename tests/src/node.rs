@@ -229,6 +229,14 @@ impl Node {
         self.process = Some(process);
     }
 
+    /// Returns the address of the HTTP listener of a process that was just started.
+    #[track_caller]
+    pub fn http_address(&mut self) -> String {
+        let address =
+            |line: &str| Some(line.split_once("HTTP at http://")?.1.trim_end_matches('/').to_owned());
+        self.process().wait_line(TIMEOUT, address)
+    }
+
     /// Starts the process and waits until it is ready or has exited. Returns the output of a process that has exited.
     ///
     /// # Panics

@@ -22,6 +22,9 @@ pub(super) async fn run(context: Context<'_>, Init { init }: Init) -> Result<(),
     for endpoint in node.endpoints() {
         stdout.line(&format!("peer listening on {endpoint}"));
     }
+    for url in node.urls() {
+        stdout.line(&format!("HTTP at {url}"));
+    }
     if node.endpoints().is_empty() {
         stdout.line("peer running without listening; set transport.listen to seed files");
     }

@@ -29,6 +29,9 @@ pub(super) async fn run(context: Context<'_>, Init { init }: Init) -> Result<(),
     for endpoint in node.endpoints() {
         stdout.line(&format!("tracker listening on {endpoint}"));
     }
+    for url in node.urls() {
+        stdout.line(&format!("HTTP at {url}"));
+    }
     context.stop.cancelled().await;
     node.stop().await;
     Ok(())

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use enjambre_core::Endpoint;
@@ -175,6 +176,18 @@ impl Loaded {
         })
     }
 
+    /// Returns the file with the token of HTTP clients if it is not in the data directory.
+    pub(crate) fn http_token_file(&self) -> Option<PathBuf> {
+        let path = &self.config.http.token_file;
+        (!path.as_os_str().is_empty()).then(|| self.base.join(path))
+    }
+
+    /// Returns the files with the certificate chain and the key of HTTP.
+    pub(crate) fn http_tls_files(&self) -> (PathBuf, PathBuf) {
+        let tls = &self.config.http.tls;
+        (self.base.join(&tls.cert), self.base.join(&tls.key))
+    }
+
     pub(crate) const fn group_access(&self, kind: NodeKind) -> bool {
         match kind {
             NodeKind::Tracker => self.config.tracker.group_access,
@@ -229,7 +242,7 @@ impl Loaded {
                 );
             }
         }
-        let Config { tracker, peer, transport, log, .. } = &self.config;
+        let Config { tracker, peer, transport, http, log, .. } = &self.config;
         for (key, path) in [("tracker.data_dir", &tracker.data_dir), ("peer.data_dir", &peer.data_dir)] {
             if path.as_os_str().is_empty() {
                 return Err(self.invalid(key, "expected the path of a directory"));
@@ -251,6 +264,22 @@ impl Loaded {
                 let problem = format!("too many endpoints; at most {MAX_ENDPOINTS} are allowed");
                 return Err(self.invalid(key, problem));
             }
+        }
+        let is_exposed = |address: &&SocketAddr| !address.ip().to_canonical().is_loopback();
+        if let Some(address) = http.listen.iter().find(is_exposed).filter(|_| !http.allow_plaintext)
+            && http.tls.cert.as_os_str().is_empty()
+        {
+            let problem = format!(
+                "other machines can reach {address}, and HTTP is not encrypted; set http.tls.cert and http.tls.key, listen on \
+                 127.0.0.1, or set http.allow_plaintext = true to accept the risk"
+            );
+            return Err(self.invalid("http.listen", problem));
+        }
+        if http.tls.cert.as_os_str().is_empty() != http.tls.key.as_os_str().is_empty() {
+            return Err(self.invalid("http.tls", "a certificate needs a key: set both cert and key"));
+        }
+        if cfg!(not(feature = "http")) && !http.listen.is_empty() {
+            return Err(self.invalid("http.listen", "this program was built without the feature `http`"));
         }
         if tracker.lease.get().as_millis() < 100 {
             return Err(self.invalid("tracker.lease", "the minimum is 100ms"));

@@ -4,6 +4,7 @@
 //! serialized defaults are also the list of the known keys.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -40,6 +41,8 @@ pub struct Config {
     pub download: DownloadSection,
     /// Bandwidth limits of a peer.
     pub limits: LimitsSection,
+    /// HTTP listener.
+    pub http: HttpSection,
     /// Log output on stderr.
     pub log: LogSection,
     /// Storage backend and its settings.
@@ -251,6 +254,32 @@ pub struct LimitsSection {
     pub upload: Rate,
     /// Piece bytes received per second, over all peers.
     pub download: Rate,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSection {
+    /// Addresses to listen on, such as `127.0.0.1:7780`. With port 0 the system chooses the port.
+    pub listen: Vec<SocketAddr>,
+    /// File with the token that clients beyond loopback send. If empty, `http-token` in the data directory, which is created.
+    pub token_file: PathBuf,
+    /// Host names of this node that clients may use, in addition to IP addresses and `localhost`.
+    pub allowed_hosts: Vec<String>,
+    /// Whether other addresses than loopback may be used without TLS.
+    pub allow_plaintext: bool,
+    /// Certificate and key.
+    pub tls: HttpTlsSection,
+}
+
+/// `[http.tls]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpTlsSection {
+    /// PEM file with the certificate chain. If empty, HTTP is not encrypted.
+    pub cert: PathBuf,
+    /// PEM file with the key.
+    pub key: PathBuf,
 }
 
 /// `[log]`

@@ -12,12 +12,13 @@ use enjambre_swarm::library::publish::{PublishOptions, PublishProgress, Skipped}
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 
-use super::get::{GetOptions, default_name};
+use super::get::GetOptions;
 use super::{Node, Reach};
 use crate::control::message::{
     Command, Event, Events, Execute, Input, LibraryLine, NodeStatus, TrackerLine, WithdrawnLine,
 };
 use crate::failure::{Failure, ResultContext};
+use crate::find::default_name;
 use crate::spool;
 
 /// Maximum number of withdrawn files in the status.

@@ -12,8 +12,7 @@ use enjambre_swarm::download::error::DownloadError;
 use enjambre_swarm::download::get::{GetRequest, Stored, get_list, get_selected};
 use enjambre_swarm::download::request::{Phase, Progress};
 use enjambre_swarm::download::selection::{Selection, Summary, member};
-use enjambre_swarm::library::entry::{Entry, Location};
-use enjambre_swarm::tracker_client::error::TrackerError;
+use enjambre_swarm::library::entry::Location;
 use futures::FutureExt;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -21,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::Node;
 use crate::control::message::{CONTENT_BYTES, Event, Events, Output};
 use crate::failure::{Failure, ResultContext};
+use crate::find::{Found, find};
 
 /// Interval of progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -200,39 +200,15 @@ impl Node {
             "" => None,
             part => Some(part.parse().map_err(Failure::usage)?),
         };
-        let (id, name, mut kind, size) = self.find(query, events).await?;
+        let Found { id, name, mut kind, size, warning } =
+            find(&self.services.library, &self.trackers, query).await?;
+        if let Some(warning) = warning {
+            events.warn(warning).await;
+        }
         if part.is_some() {
             kind = FileKind::Collection;
         }
         Ok(Wanted { id, name, kind, size, part })
-    }
-
-    /// Looks up a file at the trackers, which know the newest version. Falls back to complete files of the library.
-    async fn find(&self, query: &str, events: &Events) -> Result<(FileId, Name, FileKind, u64), Failure> {
-        let local = match self.services.library.find(query) {
-            Ok(entry) if entry.is_complete() => Some(entry),
-            _ => None,
-        };
-        let found = |entry: Entry| {
-            let name = entry.name.clone().or_else(|| default_name(&entry.id))?;
-            Some((entry.id, name, entry.kind, entry.size))
-        };
-        if query.parse::<FileId>().is_ok()
-            && let Some(found) = local.clone().and_then(found)
-        {
-            return Ok(found);
-        }
-        match self.trackers.find(query).await {
-            Ok(file) => Ok((file.id, file.name, file.kind, file.size)),
-            Err(error @ (TrackerError::NotFound { .. } | TrackerError::Unreachable { .. })) => {
-                let Some(found) = local.and_then(found) else { return Err(error.into()) };
-                if matches!(error, TrackerError::Unreachable { .. }) {
-                    events.warn(format!("{error}; using the file in the library")).await;
-                }
-                Ok(found)
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 }
 
@@ -299,9 +275,4 @@ impl DiskState {
 
 fn progress_event(progress: Progress) -> Event {
     Event::Progress { done: progress.done, total: progress.total, providers: progress.providers }
-}
-
-/// Returns the name for a file without a name.
-pub(super) fn default_name(id: &FileId) -> Option<Name> {
-    format!("{}.bin", id.short()).parse().ok()
 }

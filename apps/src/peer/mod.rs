@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use enjambre_core::{Endpoint, KeyPair};
+#[cfg(feature = "http")]
+use enjambre_http::gateway::Gateway;
 use enjambre_swarm::peer::announcer::Announcer;
 use enjambre_swarm::peer::offers::LibraryOffers;
 use enjambre_swarm::peer::repair::Repair;
@@ -27,6 +29,8 @@ use crate::config::sections::NodeKind;
 use crate::control::{message::Execute, server, socket};
 use crate::data_dir::DataDir;
 use crate::failure::{Failure, Status};
+#[cfg(feature = "http")]
+use crate::http::{Finder, HttpServer, Readiness};
 use crate::listeners::{self, Listeners};
 use crate::node_key;
 use crate::registry::Registry;
@@ -52,6 +56,8 @@ const STOP_LISTENING: Duration = Duration::from_millis(300);
 pub(crate) struct PeerNode {
     inner: Arc<Node>,
     listeners: Listeners,
+    #[cfg(feature = "http")]
+    http: Option<HttpServer>,
     background: Vec<JoinHandle<()>>,
     stop: CancellationToken,
     /// Dropped last: then another process may lock the data directory.
@@ -121,7 +127,15 @@ impl PeerNode {
         }
         let started = Instant::now();
         let inner = Arc::new(Node { services, key, trackers, presence, folder, listen, reach, started });
-        let mut node = Self { inner, listeners, background, stop, data_dir };
+        let mut node = Self {
+            inner,
+            listeners,
+            #[cfg(feature = "http")]
+            http: None,
+            background,
+            stop,
+            data_dir,
+        };
         if reach != Reach::Offline {
             let Self { inner, stop, background, .. } = &mut node;
             let downloader = Arc::clone(&inner.services.downloader);
@@ -143,11 +157,30 @@ impl PeerNode {
                 }
             }
         }
+        #[cfg(feature = "http")]
+        if reach == Reach::Daemon {
+            match start_http(loaded, &node.inner).await {
+                Ok(http) => node.http = http,
+                Err(failure) => {
+                    node.stop().await;
+                    return Err(failure);
+                }
+            }
+        }
         Ok(node)
     }
 
     pub(crate) fn endpoints(&self) -> &[Endpoint] {
         &self.inner.listen
+    }
+
+    /// Returns the URLs of the HTTP listener.
+    pub(crate) fn urls(&self) -> &[String] {
+        #[cfg(feature = "http")]
+        if let Some(http) = &self.http {
+            return &http.urls;
+        }
+        &[]
     }
 
     pub(crate) fn handler(&self) -> &dyn Execute {
@@ -157,6 +190,10 @@ impl PeerNode {
     /// Leaves the swarm, flushes pending writes and shuts the peer down.
     pub(crate) async fn stop(mut self) {
         self.stop.cancel();
+        #[cfg(feature = "http")]
+        if let Some(http) = self.http.take() {
+            http.stop(STOP_LISTENING).await;
+        }
         let leave = async {
             if let Some(presence) = &self.inner.presence {
                 presence.leave().await;
@@ -171,4 +208,16 @@ impl PeerNode {
             self.inner.services.close(mode).await;
         });
     }
+}
+
+#[cfg(feature = "http")]
+async fn start_http(loaded: &Loaded, node: &Node) -> Result<Option<HttpServer>, Failure> {
+    let (library, trackers) = (Arc::clone(&node.services.library), Arc::clone(&node.trackers));
+    let gateway = Gateway {
+        downloader: Arc::clone(&node.services.downloader),
+        providers: Arc::clone(&trackers) as _,
+        catalogue: Arc::new(Finder { library, trackers }),
+    };
+    let readiness = Readiness::new(&node.folder, node.services.storages.clone(), node.presence.clone());
+    HttpServer::start(loaded, &node.folder, Some(gateway), Arc::new(readiness)).await
 }

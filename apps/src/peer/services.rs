@@ -40,7 +40,7 @@ pub(crate) struct PeerServices {
     pub(crate) seeder: Arc<Seeder>,
     /// The membership state, in an invite-only swarm.
     pub(crate) members: Option<Arc<Members>>,
-    storages: Vec<Arc<dyn Storage>>,
+    pub(crate) storages: Vec<Arc<dyn Storage>>,
 }
 
 /// How the library is closed.

@@ -5,12 +5,16 @@ pub(crate) mod endpoints_file;
 mod pins;
 mod replicas;
 
+#[cfg(feature = "http")]
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::SystemClock;
 use enjambre_core::{Endpoint, Role, Storage};
+#[cfg(feature = "http")]
+use enjambre_http::gateway::Gateway;
 use enjambre_swarm::tracker::gate::TrackerGate;
 use enjambre_swarm::tracker::handler::TrackerHandler;
 use enjambre_swarm::tracker::pin_store::PinStore;
@@ -24,6 +28,8 @@ use crate::config::sections::NodeKind;
 use crate::control::{server, socket};
 use crate::data_dir::DataDir;
 use crate::failure::Failure;
+#[cfg(feature = "http")]
+use crate::http::{Finder, HttpServer, Readiness};
 use crate::listeners::{self, Listeners};
 use crate::node_key;
 use crate::peer::services::PeerServices;
@@ -45,6 +51,8 @@ pub(crate) struct TrackerNode {
     listeners: Listeners,
     service: JoinHandle<()>,
     control: JoinHandle<()>,
+    #[cfg(feature = "http")]
+    http: Option<HttpServer>,
     stop: CancellationToken,
     data_dir: DataDir,
 }
@@ -121,15 +129,47 @@ impl TrackerNode {
         if let Some(replicas) = &replicas {
             replicas.store.start();
         }
-        Ok(Self { storage, replicas, listeners, service, control, stop, data_dir })
+        let mut node = Self {
+            storage,
+            replicas,
+            listeners,
+            service,
+            control,
+            #[cfg(feature = "http")]
+            http: None,
+            stop,
+            data_dir,
+        };
+        #[cfg(feature = "http")]
+        match start_http(loaded, &folder, &node).await {
+            Ok(http) => node.http = http,
+            Err(failure) => {
+                node.stop().await;
+                return Err(failure);
+            }
+        }
+        Ok(node)
     }
 
     pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
         self.listeners.endpoints()
     }
 
+    /// Returns the URLs of the HTTP listener.
+    pub(crate) fn urls(&self) -> &[String] {
+        #[cfg(feature = "http")]
+        if let Some(http) = &self.http {
+            return &http.urls;
+        }
+        &[]
+    }
+
     /// Flushes pending writes and shuts the tracker down.
     pub(crate) async fn stop(mut self) {
+        #[cfg(feature = "http")]
+        if let Some(http) = self.http.take() {
+            http.stop(STOP_LISTENING).await;
+        }
         if let Some(replicas) = &self.replicas {
             // The store leaves the swarm through this tracker, which must still be listening.
             replicas.stop().await;
@@ -148,4 +188,23 @@ impl TrackerNode {
             tracing::warn!("database close timed out");
         }
     }
+}
+
+#[cfg(feature = "http")]
+async fn start_http(
+    loaded: &Loaded,
+    data_dir: &Path,
+    node: &TrackerNode,
+) -> Result<Option<HttpServer>, Failure> {
+    let gateway = node.replicas.as_ref().map(|Replicas { services, trackers, .. }| Gateway {
+        downloader: Arc::clone(&services.downloader),
+        providers: Arc::clone(trackers) as _,
+        catalogue: Arc::new(Finder {
+            library: Arc::clone(&services.library),
+            trackers: Arc::clone(trackers),
+        }),
+    });
+    let replicas = node.replicas.iter().flat_map(|replicas| &replicas.services.storages);
+    let storages = std::iter::once(&node.storage).chain(replicas).cloned().collect();
+    HttpServer::start(loaded, data_dir, gateway, Arc::new(Readiness::new(data_dir, storages, None))).await
 }

@@ -18,6 +18,7 @@ use crate::peer::services::{CloseMode, PeerServices};
 pub(super) struct Replicas {
     pub(super) store: Arc<ReplicaStore>,
     pub(super) services: PeerServices,
+    pub(super) trackers: Arc<Trackers>,
 }
 
 impl Replicas {
@@ -31,18 +32,19 @@ impl Replicas {
         listen: &[Endpoint],
     ) -> Self {
         let tracker = listen.first().map(dialable);
+        let trackers = Arc::new(Trackers::new(dialer, tracker));
         let advertise = &loaded.config.transport.advertise;
         let parts = ReplicaParts {
             downloader: Arc::clone(&services.downloader),
             members: services.members.clone(),
             catalogue: Arc::clone(catalogue),
-            trackers: Arc::new(Trackers::new(dialer, tracker)),
+            trackers: Arc::clone(&trackers),
             key,
             endpoints: if advertise.is_empty() { reachable(listen) } else { advertise.clone() },
             clock: Arc::new(SystemClock),
         };
         let store = ReplicaStore::new(parts, loaded.config.tracker.store.quota.get());
-        Self { store, services }
+        Self { store, services, trackers }
     }
 
     /// Leaves the swarm, stops all fetches and closes the library.

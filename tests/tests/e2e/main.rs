@@ -9,6 +9,7 @@ mod demo;
 mod directories;
 mod download;
 mod formats;
+mod http;
 mod invite_only;
 mod invite_only_storage;
 mod liveness;

@@ -1,0 +1,227 @@
+//! The HTTP listener of a node: the gateway and health checks.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use axum::http::StatusCode;
+use enjambre_core::Storage;
+use enjambre_core::storage::database_file::check_free_space;
+use enjambre_core::storage::inspect::with_causes;
+use enjambre_http::Problem;
+use enjambre_http::access::AccessRules;
+use enjambre_http::gateway::{self, Catalogue, Gateway};
+use enjambre_http::health::{self, Check, Health};
+use enjambre_http::server::Server;
+use enjambre_swarm::library::library::Library;
+use enjambre_swarm::tracker_client::error::TrackerError;
+use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
+use enjambre_swarm::tracker_client::trackers::Trackers;
+use rand::Rng;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::write_file;
+use crate::config::load::Loaded;
+use crate::failure::{Failure, ResultContext};
+use crate::find::{Found, find};
+
+/// The name of the token file in the data directory.
+const TOKEN: &str = "http-token";
+/// Number of random bytes in a created token.
+const TOKEN_BYTES: usize = 24;
+
+/// How long the result of a readiness check is used: a check syncs the databases.
+const CHECK_VALIDITY: Duration = Duration::from_secs(2);
+/// Maximum duration of a check.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Free bytes below which a node is not ready.
+const MIN_FREE: u64 = 64 * 1024 * 1024;
+
+/// Finds files for the gateway.
+pub(crate) struct Finder {
+    pub(crate) library: Arc<Library>,
+    pub(crate) trackers: Arc<Trackers>,
+}
+
+#[async_trait]
+impl Catalogue for Finder {
+    async fn find(&self, query: &str) -> Result<gateway::Found, Problem> {
+        match find(&self.library, &self.trackers, query).await {
+            Ok(Found { id, name, kind, size, .. }) => Ok(gateway::Found { id, name, kind, size }),
+            Err(error) => {
+                let status = match &error {
+                    TrackerError::NotFound { .. } => StatusCode::NOT_FOUND,
+                    TrackerError::Ambiguous { .. } => StatusCode::MULTIPLE_CHOICES,
+                    _ => StatusCode::BAD_GATEWAY,
+                };
+                Err(Problem::new(status, error))
+            }
+        }
+    }
+}
+
+/// Checks whether a node can serve requests.
+pub(crate) struct Readiness {
+    data_dir: PathBuf,
+    storages: Vec<Arc<dyn Storage>>,
+    /// `None` for trackers.
+    presence: Option<Arc<Presence>>,
+    latest: tokio::sync::Mutex<Option<(Instant, Vec<Check>)>>,
+}
+
+#[async_trait]
+impl Health for Readiness {
+    async fn check(&self) -> Vec<Check> {
+        // Locked during the check on purpose: other requests wait for the same result.
+        let mut latest = self.latest.lock().await;
+        if let Some((time, checks)) = &*latest
+            && time.elapsed() < CHECK_VALIDITY
+        {
+            return checks.clone();
+        }
+        let mut checks = vec![
+            Check { name: "storage", problem: self.storage_problem().await },
+            Check { name: "disk", problem: self.disk_problem().await },
+        ];
+        if let Some(presence) = &self.presence {
+            let states = presence.status();
+            let reason =
+                |state: TrackerState| state.last_error.unwrap_or_else(|| "not connected yet".to_owned());
+            let problem = match states.iter().any(|state| state.connected) {
+                true => None,
+                false => {
+                    Some(states.into_iter().map(reason).next().unwrap_or_else(|| "no tracker".to_owned()))
+                }
+            };
+            checks.push(Check { name: "tracker", problem });
+        }
+        *latest = Some((Instant::now(), checks.clone()));
+        checks
+    }
+}
+
+impl Readiness {
+    /// Checks these databases, the disk of the data directory, and for a peer its trackers.
+    pub(crate) fn new(
+        data_dir: &Path,
+        storages: Vec<Arc<dyn Storage>>,
+        presence: Option<Arc<Presence>>,
+    ) -> Self {
+        Self { data_dir: data_dir.to_owned(), storages, presence, latest: tokio::sync::Mutex::default() }
+    }
+
+    /// Syncs the databases, which writes to them.
+    async fn storage_problem(&self) -> Option<String> {
+        for storage in &self.storages {
+            match timeout(CHECK_TIMEOUT, storage.sync()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Some(with_causes(&error)),
+                Err(_) => return Some(format!("no reply within {} s", CHECK_TIMEOUT.as_secs())),
+            }
+        }
+        None
+    }
+
+    async fn disk_problem(&self) -> Option<String> {
+        let path = self.data_dir.clone();
+        let checked = crate::blocking(move || Ok(check_free_space(&path, MIN_FREE)?)).await;
+        checked.err().map(|failure: Failure| failure.message)
+    }
+}
+
+/// A running HTTP listener.
+#[derive(Debug)]
+pub(crate) struct HttpServer {
+    pub(crate) urls: Vec<String>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl HttpServer {
+    /// Starts the listener of a node with this data directory. Returns `None` if `http.listen` is empty.
+    pub(crate) async fn start(
+        loaded: &Loaded,
+        data_dir: &Path,
+        gateway: Option<Gateway>,
+        health: Arc<dyn Health>,
+    ) -> Result<Option<Self>, Failure> {
+        let settings = &loaded.config.http;
+        if settings.listen.is_empty() {
+            return Ok(None);
+        }
+        let token = match loaded.http_token_file() {
+            Some(path) => read_token(&path).await?,
+            None => load_or_create_token(data_dir).await?,
+        };
+        let tls = match settings.tls.cert.as_os_str().is_empty() {
+            true => None,
+            false => Some(Arc::new(tls_config(loaded).await?)),
+        };
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let server = Server::bind(&settings.listen, tls).await.map_err(|(address, error)| {
+            Failure::failed(format!("cannot listen on {address} for HTTP: {error}; change http.listen"))
+        })?;
+        let urls = server.addresses().into_iter().map(|address| format!("{scheme}://{address}/")).collect();
+        let rules = Arc::new(AccessRules::new(&token, settings.allowed_hosts.iter().cloned()));
+        let routes = health::routes(health).merge(gateway.map(gateway::routes).unwrap_or_default());
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(server.serve(routes, rules, stop.clone()));
+        Ok(Some(Self { urls, stop, task }))
+    }
+
+    /// Stops listening, with `grace` for running requests.
+    pub(crate) async fn stop(mut self, grace: Duration) {
+        self.stop.cancel();
+        if timeout(grace, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+/// Reads a token of the operator.
+async fn read_token(path: &Path) -> Result<String, Failure> {
+    let read = tokio::fs::read_to_string(path).await;
+    let text = read.context(format!("cannot read http.token_file {}", path.display()))?;
+    match text.trim() {
+        "" => Err(Failure::failed(format!("http.token_file {} is empty", path.display()))),
+        token => Ok(token.to_owned()),
+    }
+}
+
+/// Reads the token of the data directory, or creates it at the first start.
+async fn load_or_create_token(data_dir: &Path) -> Result<String, Failure> {
+    let path = data_dir.join(TOKEN);
+    if tokio::fs::try_exists(&path).await? {
+        return read_token(&path).await;
+    }
+    let mut bytes = [0; TOKEN_BYTES];
+    rand::rng().fill_bytes(&mut bytes);
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (folder, text) = (data_dir.to_owned(), format!("{token}\n"));
+    let written = crate::blocking(move || Ok(write_file(&folder, TOKEN, text.as_bytes())?)).await;
+    written.context(format!("cannot write {}", path.display()))?;
+    Ok(token)
+}
+
+/// Reads the certificate chain and the key.
+async fn tls_config(loaded: &Loaded) -> Result<ServerConfig, Failure> {
+    let (cert, key) = loaded.http_tls_files();
+    let read = crate::blocking(move || {
+        let invalid = |path: &Path, error| Failure::failed(format!("cannot use {}: {error}", path.display()));
+        let chain = CertificateDer::pem_file_iter(&cert).and_then(Iterator::collect);
+        let chain: Vec<_> = chain.map_err(|error| invalid(&cert, error.to_string()))?;
+        let secret = PrivateKeyDer::from_pem_file(&key).map_err(|error| invalid(&key, error.to_string()))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = builder.map_err(|error| invalid(&cert, error.to_string()))?;
+        let config = config.with_no_client_auth().with_single_cert(chain, secret);
+        config.map_err(|error| invalid(&cert, error.to_string()))
+    });
+    read.await
+}

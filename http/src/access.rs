@@ -1,0 +1,202 @@
+//! Who may send requests.
+//!
+//! On loopback, every user of the machine may. A web page of another origin may not, although it can make the browser of
+//! such a user send requests: the `Host` header must name this server (DNS rebinding), and headers by which browsers tell
+//! the origin of a request must not name another one (cross-site request forgery). Beyond loopback, requests need a token.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::problem::Problem;
+use crate::server::Client;
+
+/// The paths that need no token.
+const HEALTH_PATHS: [&str; 2] = ["/healthz", "/readyz"];
+
+/// Who may send requests.
+#[derive(Debug)]
+pub struct AccessRules {
+    /// The hash of the token: its comparison takes the same time for all values.
+    token: blake3::Hash,
+    /// Host names that clients may use, in addition to IP addresses and `localhost`.
+    hosts: HashSet<String>,
+}
+
+impl AccessRules {
+    /// Creates rules. Host names are compared without case.
+    pub fn new(token: &str, hosts: impl IntoIterator<Item = String>) -> Self {
+        let hosts = hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect();
+        Self { token: blake3::hash(token.as_bytes()), hosts }
+    }
+
+    fn check(&self, request: &Request, client: Client) -> Result<(), Refusal> {
+        let headers = request.headers();
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).ok_or(Refusal::Host)?;
+        if !self.is_own(host) {
+            return Err(Refusal::Host);
+        }
+        if is_cross_site(request.method(), headers, host, client.encrypted) {
+            return Err(Refusal::Origin);
+        }
+        let is_public = client.is_local || HEALTH_PATHS.contains(&request.uri().path());
+        // A wrong token is refused on loopback, too.
+        match headers.get(header::AUTHORIZATION) {
+            Some(value) if self.is_token(value) => Ok(()),
+            None if is_public => Ok(()),
+            _ => Err(Refusal::Token),
+        }
+    }
+
+    /// Whether a `Host` header names this server. An IP address cannot be rebound.
+    fn is_own(&self, host: &str) -> bool {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let name = name.to_ascii_lowercase();
+        let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
+        address.parse::<IpAddr>().is_ok() || name == "localhost" || self.hosts.contains(&name)
+    }
+
+    /// Whether an `Authorization` header has the token: as a bearer token, or as the password of any user.
+    fn is_token(&self, value: &HeaderValue) -> bool {
+        let Some((scheme, value)) = value.to_str().ok().and_then(|value| value.split_once(' ')) else {
+            return false;
+        };
+        let token = if scheme.eq_ignore_ascii_case("bearer") {
+            Some(value.trim().to_owned())
+        } else if scheme.eq_ignore_ascii_case("basic") {
+            let decoded = STANDARD.decode(value.trim()).ok().and_then(|text| String::from_utf8(text).ok());
+            decoded.and_then(|text| Some(text.split_once(':')?.1.to_owned()))
+        } else {
+            None
+        };
+        token.is_some_and(|token| blake3::hash(token.as_bytes()) == self.token)
+    }
+}
+
+/// Whether a browser sends this request for a page of another origin. Following a link is not forbidden.
+fn is_cross_site(method: &Method, headers: &HeaderMap, host: &str, encrypted: bool) -> bool {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let scheme = if encrypted { "https" } else { "http" };
+    if let Some(origin) = headers.get(header::ORIGIN)
+        && !origin.as_bytes().eq_ignore_ascii_case(format!("{scheme}://{host}").as_bytes())
+    {
+        return true;
+    }
+    let is_link = matches!(*method, Method::GET | Method::HEAD) && text("sec-fetch-mode") == Some("navigate");
+    matches!(text("sec-fetch-site"), Some("cross-site" | "same-site")) && !is_link
+}
+
+enum Refusal {
+    Host,
+    Origin,
+    Token,
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Host => Problem::new(
+                StatusCode::MISDIRECTED_REQUEST,
+                "unknown host name; add it to allowed_hosts in the section [http] of the configuration",
+            )
+            .into_response(),
+            Self::Origin => {
+                Problem::new(StatusCode::FORBIDDEN, "request from a page of another origin").into_response()
+            }
+            Self::Token => {
+                let mut response =
+                    Problem::new(StatusCode::UNAUTHORIZED, "missing or wrong token").into_response();
+                let challenge = HeaderValue::from_static("Basic realm=\"enjambre\", charset=\"UTF-8\"");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+                response
+            }
+        }
+    }
+}
+
+/// Refuses requests that the rules do not allow.
+pub(crate) async fn check(
+    State(rules): State<Arc<AccessRules>>,
+    ConnectInfo(client): ConnectInfo<Client>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match rules.check(&request, client) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(client: Client, path: &str, headers: &[(&str, &str)]) -> u16 {
+        let rules = AccessRules::new("secret", ["Files.Example".to_owned()]);
+        let mut request = Request::builder().uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(axum::body::Body::empty()).unwrap();
+        match rules.check(&request, client) {
+            Ok(()) => 200,
+            Err(refusal) => refusal.into_response().status().as_u16(),
+        }
+    }
+
+    const REMOTE: Client = Client { is_local: false, encrypted: true };
+    const LOCAL: Client = Client { is_local: true, encrypted: false };
+    const HOST: (&str, &str) = ("host", "files.example:7780");
+
+    #[test]
+    fn token_is_required_beyond_loopback_except_for_health() {
+        let with = |value: &str| status(REMOTE, "/files/x", &[HOST, ("authorization", value)]);
+        assert_eq!(status(REMOTE, "/files/x", &[HOST]), 401);
+        assert_eq!(status(REMOTE, "/healthz", &[HOST]), 200);
+        assert_eq!(status(LOCAL, "/files/x", &[HOST]), 200);
+        assert_eq!(with("Bearer secret"), 200);
+        assert_eq!(with("bearer secret"), 200);
+        assert_eq!(with(&format!("Basic {}", STANDARD.encode("anyone:secret"))), 200);
+        for wrong in ["Bearer secret2", "Bearer", "Bearer ", "Basic secret", "Basic OnNlY3JldA", "secret"] {
+            assert_eq!(with(wrong), 401, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn host_must_name_this_server() {
+        for host in
+            ["files.example", "FILES.EXAMPLE:1", "localhost", "127.0.0.1:80", "[::1]:80", "[::1]", "10.1.2.3"]
+        {
+            assert_eq!(status(LOCAL, "/", &[("host", host)]), 200, "{host}");
+        }
+        for host in [
+            "attacker.example",
+            "files.example.attacker.example",
+            "",
+            "localhost.attacker.example:80",
+            "127.0.0.1.example",
+        ] {
+            assert_eq!(status(LOCAL, "/", &[("host", host)]), 421, "{host}");
+        }
+        assert_eq!(status(LOCAL, "/", &[]), 421);
+    }
+
+    #[test]
+    fn origin_must_be_this_server() {
+        let with = |client, origin: &str| status(client, "/healthz", &[HOST, ("origin", origin)]);
+        assert_eq!(with(REMOTE, "https://files.example:7780"), 200);
+        assert_eq!(with(REMOTE, "http://files.example:7780"), 403, "another scheme");
+        assert_eq!(with(LOCAL, "http://files.example"), 403, "another port");
+        assert_eq!(with(LOCAL, "null"), 403, "a sandboxed page");
+    }
+}

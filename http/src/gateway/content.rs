@@ -1,0 +1,180 @@
+//! The response with the content of a file.
+
+use std::io;
+use std::ops::Range;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use enjambre_core::FileId;
+use enjambre_swarm::download::reader::FileReader;
+use futures::stream;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::sync::mpsc;
+
+use super::range::{Requested, requested};
+
+/// Parts of the content that are read before the client has received the previous one.
+const READ_AHEAD: usize = 1;
+/// The characters that a parameter of `Content-Disposition` may contain, RFC 8187.
+const ATTRIBUTE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Separates the parts of a response with several ranges. The content is not searched for it: every part has a length.
+const BOUNDARY: &str = "enjambre-3d6b6a416f9b5c28a1e0";
+
+/// A file to serve.
+pub(super) struct Served<'a> {
+    pub(super) id: FileId,
+    pub(super) name: &'a str,
+    /// Whether the URL always has the same content.
+    pub(super) immutable: bool,
+}
+
+/// A part of a body.
+enum Part {
+    Text(String),
+    Content(Range<u64>),
+}
+
+impl Served<'_> {
+    /// The strong entity tag: content with another hash has another one.
+    fn etag(&self) -> String {
+        format!("\"{}\"", self.id)
+    }
+
+    /// Returns the response if the condition of the request does not hold, RFC 9110, section 13.
+    pub(super) fn unchanged(&self, headers: &HeaderMap) -> Option<Response> {
+        let lists = |name: HeaderName| -> Option<bool> {
+            let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).peekable();
+            values.peek()?;
+            let etag = self.etag();
+            let mut tags = values.flat_map(|value| value.split(','));
+            Some(tags.any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == etag))
+        };
+        let status = if lists(header::IF_MATCH) == Some(false) {
+            StatusCode::PRECONDITION_FAILED
+        } else if lists(header::IF_NONE_MATCH) == Some(true) {
+            StatusCode::NOT_MODIFIED
+        } else {
+            return None;
+        };
+        Some((status, self.caching()).into_response())
+    }
+
+    fn caching(&self) -> [(HeaderName, String); 2] {
+        let control =
+            if self.immutable { "private, max-age=31536000, immutable" } else { "private, no-cache" };
+        [(header::ETAG, self.etag()), (header::CACHE_CONTROL, control.to_owned())]
+    }
+
+    /// Replies with the content or the requested ranges of it.
+    pub(super) fn response(&self, reader: FileReader, headers: &HeaderMap) -> Response {
+        let size = reader.size();
+        let kind = mime_guess::from_path(self.name).first_or_octet_stream().to_string();
+        let (status, kind, content_range, parts) = match requested(headers, &self.etag(), size) {
+            Requested::Unsatisfiable => {
+                let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+                return (StatusCode::RANGE_NOT_SATISFIABLE, range, self.caching()).into_response();
+            }
+            Requested::Whole => (StatusCode::OK, kind, None, vec![Part::Content(0..size)]),
+            Requested::Ranges(ranges) => match <[Range<u64>; 1]>::try_from(ranges) {
+                Ok([range]) => {
+                    let text = content_range(&range, size);
+                    (StatusCode::PARTIAL_CONTENT, kind, Some(text), vec![Part::Content(range)])
+                }
+                Err(ranges) => {
+                    let parts = multipart(ranges, &kind, size);
+                    let kind = format!("multipart/byteranges; boundary={BOUNDARY}");
+                    (StatusCode::PARTIAL_CONTENT, kind, None, parts)
+                }
+            },
+        };
+        let length: u64 = parts.iter().map(Part::len).sum();
+        let name = utf8_percent_encode(self.name, ATTRIBUTE);
+        let fixed = [
+            (header::ACCEPT_RANGES, "bytes"),
+            // Content of strangers: no script, no access to this origin.
+            (
+                header::CONTENT_SECURITY_POLICY,
+                "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; media-src 'self'",
+            ),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        ];
+        let described = [
+            (header::CONTENT_TYPE, kind),
+            (header::CONTENT_LENGTH, length.to_string()),
+            (header::CONTENT_DISPOSITION, format!("inline; filename*=UTF-8''{name}")),
+        ];
+        let mut response = (status, fixed, described, self.caching(), body(reader, parts)).into_response();
+        if let Some(range) = content_range.and_then(|range| HeaderValue::try_from(range).ok()) {
+            response.headers_mut().insert(header::CONTENT_RANGE, range);
+        }
+        response
+    }
+}
+
+impl Part {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Text(text) => text.len() as u64,
+            Self::Content(range) => range.end - range.start,
+        }
+    }
+}
+
+fn content_range(range: &Range<u64>, size: u64) -> String {
+    format!("bytes {}-{}/{size}", range.start, range.end - 1)
+}
+
+fn multipart(ranges: Vec<Range<u64>>, kind: &str, size: u64) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for range in ranges {
+        let range_text = content_range(&range, size);
+        let head = format!("\r\n--{BOUNDARY}\r\nContent-Type: {kind}\r\nContent-Range: {range_text}\r\n\r\n");
+        parts.extend([Part::Text(head), Part::Content(range)]);
+    }
+    parts.push(Part::Text(format!("\r\n--{BOUNDARY}--\r\n")));
+    parts
+}
+
+/// Reads the parts while the client receives them. An error ends the body before its announced length, so that the
+/// connection is closed.
+fn body(mut reader: FileReader, parts: Vec<Part>) -> Body {
+    let (sender, mut receiver) = mpsc::channel::<Result<Bytes, io::Error>>(READ_AHEAD);
+    tokio::spawn(async move {
+        for part in parts {
+            let mut range = match part {
+                Part::Content(range) => range,
+                Part::Text(text) => {
+                    let _ = sender.send(Ok(text.into())).await;
+                    continue;
+                }
+            };
+            while !range.is_empty() {
+                let read = tokio::select! {
+                    biased;
+                    () = sender.closed() => return,
+                    read = reader.read(range.start) => read,
+                };
+                let chunk = read.map(|content| {
+                    let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+                    content.slice(..content.len().min(wanted))
+                });
+                match chunk {
+                    Ok(chunk) => {
+                        range.start += chunk.len() as u64;
+                        if sender.send(Ok(chunk)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "download for an HTTP client failed");
+                        let _ = sender.send(Err(io::Error::other(error.to_string()))).await;
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    Body::from_stream(stream::poll_fn(move |context| receiver.poll_recv(context)))
+}

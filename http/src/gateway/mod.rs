@@ -1,0 +1,180 @@
+//! The gateway: `GET` and `HEAD` of `/files/NAME`, `/files/ID`, and below a directory `/files/NAME/PATH`.
+//!
+//! Missing content is downloaded while it is sent; the requested range is requested from providers first. Only verified
+//! content is sent. If the download fails, the connection is closed before the end of the body, so that clients notice.
+
+mod content;
+mod directory;
+mod range;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use enjambre_core::{FileId, FileKind, MemberPath, Name};
+use enjambre_swarm::download::downloader::Downloader;
+use enjambre_swarm::download::error::DownloadError;
+use enjambre_swarm::download::get::{GetRequest, get_list};
+use enjambre_swarm::download::provider::ProviderSource;
+use enjambre_swarm::download::reader::FileReader;
+use enjambre_swarm::download::request::{DownloadRequest, Progress};
+use enjambre_swarm::download::selection::member;
+use enjambre_swarm::library::entry::NewFile;
+use enjambre_swarm::library::error::LibraryError;
+use enjambre_swarm::library::output::Destination;
+use tokio::sync::watch;
+
+use crate::problem::Problem;
+use content::Served;
+
+/// A file or directory of the swarm, by the claims of its publisher.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The id of the content.
+    pub id: FileId,
+    /// The name.
+    pub name: Name,
+    /// The kind.
+    pub kind: FileKind,
+    /// The size in bytes.
+    pub size: u64,
+}
+
+/// Looks up the files of a swarm.
+#[async_trait]
+pub trait Catalogue: Send + Sync + 'static {
+    /// Finds a file or directory by its name, its id, or a prefix of its id.
+    async fn find(&self, query: &str) -> Result<Found, Problem>;
+}
+
+/// The parts of a node that the gateway uses.
+pub struct Gateway {
+    /// Downloads missing content.
+    pub downloader: Arc<Downloader>,
+    /// Finds the providers of a file.
+    pub providers: Arc<dyn ProviderSource>,
+    /// Finds files.
+    pub catalogue: Arc<dyn Catalogue>,
+}
+
+/// The routes of the gateway.
+pub fn routes(gateway: Gateway) -> Router {
+    let whole = async |gateway, Path(query): Path<String>, uri, headers| {
+        serve(gateway, &query, None, uri, headers).await
+    };
+    let part = async |gateway, Path((query, path)): Path<(String, String)>, uri, headers| {
+        serve(gateway, &query, Some(&path), uri, headers).await
+    };
+    let top = async |gateway, Path(query): Path<String>, uri, headers| {
+        serve(gateway, &query, Some(""), uri, headers).await
+    };
+    Router::new()
+        .route("/files/{query}", get(whole))
+        .route("/files/{query}/", get(top))
+        .route("/files/{query}/{*path}", get(part))
+        .with_state(Arc::new(gateway))
+}
+
+/// Serves a file or directory, or with a `path` what is below a directory.
+async fn serve(
+    State(gateway): State<Arc<Gateway>>,
+    query: &str,
+    path: Option<&str>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let found = gateway.catalogue.find(query).await?;
+    let by_id = query.parse::<FileId>().is_ok();
+    if found.kind != FileKind::Collection && path.is_none() {
+        let file = Served { id: found.id, name: found.name.as_str(), immutable: by_id };
+        let new = NewFile { name: Some(found.name.clone()), kind: found.kind, member_of: None };
+        let request = gateway.request(found.id, found.id, new, found.size, 0..=u64::MAX);
+        return gateway.content(&file, request, &headers).await;
+    }
+    let list = {
+        let request = GetRequest {
+            id: found.id,
+            name: None,
+            kind: FileKind::Collection,
+            size: found.size,
+            output: None,
+            force: false,
+            durable: false,
+        };
+        let (progress, _) = watch::channel(Progress::default());
+        let providers = Arc::clone(&gateway.providers);
+        get_list(&gateway.downloader, &request, providers, &progress).await.map_err(failed)?
+    };
+    let not_found =
+        || Problem::new(StatusCode::NOT_FOUND, format!("{} does not contain this path", found.name));
+    let is_directory_url = path.is_some_and(|path| path.is_empty() || path.ends_with('/'));
+    let path = path.unwrap_or_default().trim_end_matches('/');
+    let path: Option<MemberPath> = match path {
+        "" => None,
+        path => Some(path.parse().map_err(|_| not_found())?),
+    };
+    if let Some(member) = path.as_ref().filter(|_| !is_directory_url).and_then(|path| member(&list, path)) {
+        let file = Served { id: member.id, name: member.path.file_name(), immutable: by_id };
+        let kind = FileKind::of_file(member.executable);
+        let new = NewFile { name: None, kind, member_of: Some(found.id) };
+        let request = gateway.request(member.id, found.id, new, member.size, member.size..=member.size);
+        return gateway.content(&file, request, &headers).await;
+    }
+    let listing = directory::Listing::new(&found, &list, path.as_ref()).ok_or_else(not_found)?;
+    if !is_directory_url {
+        // Relative links in a listing need the slash.
+        let location =
+            format!("{}/{}", uri.path(), uri.query().map_or(String::new(), |query| format!("?{query}")));
+        return Ok((StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, location)]).into_response());
+    }
+    Ok(listing.response(&headers))
+}
+
+impl Gateway {
+    fn request(
+        &self,
+        id: FileId,
+        announced_as: FileId,
+        file: NewFile,
+        claimed_size: u64,
+        accepted_sizes: std::ops::RangeInclusive<u64>,
+    ) -> DownloadRequest {
+        let (destination, providers) = (Destination::Library, Arc::clone(&self.providers));
+        DownloadRequest { id, file, claimed_size, accepted_sizes, destination, announced_as, providers }
+    }
+
+    /// Replies with the content of a file, or the requested ranges of it.
+    async fn content(
+        &self,
+        file: &Served<'_>,
+        request: DownloadRequest,
+        headers: &HeaderMap,
+    ) -> Result<Response, Problem> {
+        if let Some(response) = file.unchanged(headers) {
+            return Ok(response);
+        }
+        let first = range::likely_start(headers, request.claimed_size);
+        let reader = FileReader::open(&self.downloader, request, first).await.map_err(failed)?;
+        Ok(file.response(reader, headers))
+    }
+}
+
+/// Converts the error of a download.
+#[allow(clippy::needless_pass_by_value)]
+fn failed(error: Arc<DownloadError>) -> Problem {
+    let status = match &*error {
+        DownloadError::NoMember(_) => StatusCode::NOT_FOUND,
+        DownloadError::NoProviders { .. } => StatusCode::GATEWAY_TIMEOUT,
+        DownloadError::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
+        DownloadError::Library(LibraryError::NotACollection(_)) => StatusCode::NOT_FOUND,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
+        tracing::warn!(%error, "request failed");
+    }
+    Problem::new(status, error)
+}
