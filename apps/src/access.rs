@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use enjambre_core::storage::database_file::create_private_file;
+use enjambre_core::storage::database_file::{create_private_file, sync_dir};
 
 /// Returns the user id of this process.
 pub(crate) fn own_uid() -> u32 {
@@ -44,5 +44,5 @@ pub(crate) fn write_file(data_dir: &Path, name: &str, content: &[u8]) -> io::Res
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&draft, data_dir.join(name))?;
-    File::open(data_dir)?.sync_all()
+    sync_dir(&File::open(data_dir)?)
 }

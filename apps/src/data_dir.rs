@@ -2,7 +2,6 @@
 
 use std::fs::Permissions;
 use std::io::{self, Error, ErrorKind};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +40,8 @@ impl DataDir {
         restrict(&path, group_access)?;
         let lock = FileLock::try_acquire(&path.join(LOCK))?;
         if lock.is_some() {
-            clean(&path)?;
+            spool::clean(&path)?;
+            make_private(&path)?;
         }
         Ok(lock.map(|lock| Self { path, _lock: lock }))
     }
@@ -90,17 +90,13 @@ fn restrict(path: &Path, group_access: bool) -> io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
-/// Makes the entries private that other users can access, for example after a copy without permissions. Deletes temporary
-/// files of processes that were killed. The caller holds the lock.
-fn clean(path: &Path) -> io::Result<()> {
+/// Makes the entries private that other users can access, for example after a copy without permissions. The caller holds the
+/// lock.
+fn make_private(path: &Path) -> io::Result<()> {
     let mut corrected = 0;
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
         let (name, Ok(found)) = (entry.file_name(), entry.metadata()) else { continue };
-        if found.is_file() && name.as_bytes().starts_with(spool::PREFIX.as_bytes()) {
-            std::fs::remove_file(entry.path())?;
-            continue;
-        }
         // The control socket sets the permissions of its directory.
         let is_private = found.mode() & 0o077 == 0 || name == socket::FOLDER;
         if is_private || found.uid() != own_uid() || !(found.is_file() || found.is_dir()) {
@@ -180,11 +176,21 @@ mod tests {
         std::fs::create_dir(path.join("content")).unwrap();
         std::fs::set_permissions(path.join("content"), Permissions::from_mode(0o755)).unwrap();
         std::os::unix::fs::symlink(&outside, path.join("link")).unwrap();
-        std::fs::write(path.join("stdin-x"), "left by a killed process").unwrap();
         drop(DataDir::try_lock(&path, true).await.unwrap().unwrap());
         let modes = ["catalogue.db", "content", "link"].map(|name| mode(&path.join(name)));
         assert_eq!((modes, mode(&path)), ([0o600, 0o700, 0o644], 0o710));
-        assert!(!path.join("stdin-x").exists());
+    }
+
+    #[tokio::test]
+    async fn leftover_content_is_deleted_and_files_of_the_user_are_kept() {
+        let (_folder, path) = directory(0o700);
+        std::fs::create_dir(path.join("spool")).unwrap();
+        for name in ["spool/stdin-x", "spool/notes", "stdin-x"] {
+            std::fs::write(path.join(name), "").unwrap();
+        }
+        drop(DataDir::try_lock(&path, false).await.unwrap().unwrap());
+        assert!(!path.join("spool/stdin-x").exists());
+        assert!(path.join("spool/notes").exists() && path.join("stdin-x").exists());
     }
 
     #[tokio::test]

@@ -1,27 +1,36 @@
 //! Temporary files with the content that clients send, because its size and hash must be known before it is published.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use enjambre_core::storage::database_file::check_free_space;
+use enjambre_core::storage::database_file::{check_free_space, create_private_dir};
 use tempfile::{Builder, NamedTempFile};
 
-use crate::control::message::Input;
+use crate::control::message::{Input, next_part};
 use crate::failure::{Failure, ResultContext};
 
-/// The beginning of the names of the files, which are in the data directory.
-pub(crate) const PREFIX: &str = "stdin-";
+/// The directory of the files, in the data directory.
+const FOLDER: &str = "spool";
+/// The beginning of the names of the files.
+const PREFIX: &str = "stdin-";
 /// Free space that remains for the databases, in bytes.
 const RESERVE: u64 = 64 << 20;
 
 /// Writes the content to a file. It is deleted when the value is dropped, or at the next start after a crash.
 pub(crate) async fn write(data_dir: &Path, mut content: Input) -> Result<NamedTempFile, Failure> {
     let action = format!("cannot write the content to {}", data_dir.display());
-    let folder = data_dir.to_owned();
-    let created = crate::blocking(move || Ok(Builder::new().prefix(PREFIX).tempfile_in(folder)?)).await;
-    let spool = created.context(&action)?;
-    while let Some(part) = content.recv().await {
-        let part = part?;
+    let folder = data_dir.join(FOLDER);
+    let create = move || {
+        create_private_dir(&folder)?;
+        Ok(Builder::new().prefix(PREFIX).tempfile_in(folder)?)
+    };
+    let spool = crate::blocking(create).await.context(&action)?;
+    loop {
+        let part = next_part(&mut content).await?;
+        if part.is_empty() {
+            return Ok(spool);
+        }
         let (folder, file) = (data_dir.to_owned(), spool.as_file().try_clone());
         let append = move || {
             check_free_space(&folder, RESERVE + part.len() as u64)?;
@@ -29,7 +38,23 @@ pub(crate) async fn write(data_dir: &Path, mut content: Input) -> Result<NamedTe
         };
         crate::blocking(append).await.context(&action)?;
     }
-    Ok(spool)
+}
+
+/// Deletes the files that killed processes left in a data directory. The caller holds its lock. Blocks.
+pub(crate) fn clean(data_dir: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(data_dir.join(FOLDER)) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let (entry, prefix) = (entry?, PREFIX.as_bytes());
+        if entry.file_name().as_bytes().starts_with(prefix) && entry.file_type()?.is_file() {
+            let path = entry.path();
+            std::fs::remove_file(&path)?;
+            tracing::info!(path = %path.display(), "deleted the content of an interrupted publication");
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -45,10 +70,10 @@ mod tests {
     #[tokio::test]
     async fn content_is_deleted_with_the_command() {
         let folder = tempfile::tempdir().unwrap();
-        let (sender, content) = mpsc::channel(2);
+        let (sender, content) = mpsc::channel(3);
         sender.send(Ok(b"con".to_vec())).await.unwrap();
         sender.send(Ok(b"tent".to_vec())).await.unwrap();
-        drop(sender);
+        sender.send(Ok(Vec::new())).await.unwrap();
         let spool = write(folder.path(), content).await.unwrap();
         assert_eq!(std::fs::read(spool.path()).unwrap(), b"content");
         drop(spool);
@@ -57,8 +82,13 @@ mod tests {
         sender.send(Err(Error::other("the pipe broke"))).await.unwrap();
         let failure = write(folder.path(), content).await.unwrap_err();
         assert!(failure.message.contains("the pipe broke"), "{failure}");
+        let (sender, content) = mpsc::channel(2);
+        sender.send(Ok(b"con".to_vec())).await.unwrap();
+        drop(sender);
+        let failure = write(folder.path(), content).await.unwrap_err();
+        assert!(failure.message.contains("incomplete"), "{failure}");
         let (_sender, content) = mpsc::channel(1);
-        let is_empty = || std::fs::read_dir(folder.path()).unwrap().next().is_none();
+        let is_empty = || std::fs::read_dir(folder.path().join(FOLDER)).unwrap().next().is_none();
         let created = async {
             while is_empty() {
                 tokio::task::yield_now().await;

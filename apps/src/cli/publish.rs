@@ -45,21 +45,20 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
-    let Arguments { mut paths, name, mut copy, strict, exclude, pin, serve } = arguments;
+    let Arguments { paths, name, copy, strict, exclude, pin, serve } = arguments;
     if name.is_some() && paths.len() > 1 {
         return Err(Failure::usage("--name requires a single PATH"));
     }
     let name = name.map(|name| name.parse::<Name>()).transpose().map_err(Failure::usage)?;
-    let mut input = None;
-    if paths.iter().any(|path| path == Path::new("-")) {
-        if name.is_none() {
+    let (command, input) = if paths.iter().any(|path| path == Path::new("-")) {
+        let Some(name) = name else {
             return Err(Failure::usage("publishing the standard input requires --name and no other PATH"));
-        }
-        input = Some(stdin());
-        paths = Vec::new();
-        copy = true;
-    }
-    let paths = paths.iter().map(std::path::absolute).collect::<Result<Vec<_>, _>>()?;
+        };
+        (Command::PublishInput { name, pin }, Some(stdin()))
+    } else {
+        let paths = paths.iter().map(std::path::absolute).collect::<Result<Vec<_>, _>>()?;
+        (Command::Publish { paths, name, store: copy, pin, strict, exclude }, None)
+    };
     let mut stdout = Stdout::default();
     let mut bar = Bar::new();
     let mut show = |event| match event {
@@ -81,7 +80,6 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         Event::Warning { message } => bar.suspend(|| warn(&message)),
         _ => {}
     };
-    let command = Command::Publish { paths, name, store: copy, pin, strict, exclude };
     let node = run_and_stay(&context, command, input, &mut show).await;
     bar.clear();
     if let Some(node) = node? {
@@ -109,7 +107,6 @@ fn stdin() -> Input {
         loop {
             let mut part = vec![0; CONTENT_BYTES];
             let read = match stdin.read(&mut part) {
-                Ok(0) => return,
                 Ok(length) => {
                     part.truncate(length);
                     Ok(part)
@@ -120,8 +117,9 @@ fn stdin() -> Input {
                     Err(io::Error::new(error.kind(), text))
                 }
             };
+            let is_last = read.as_ref().map_or(true, Vec::is_empty);
             // The command may have failed.
-            if sender.blocking_send(read).is_err() {
+            if sender.blocking_send(read).is_err() || is_last {
                 return;
             }
         }

@@ -74,7 +74,7 @@ impl Checker<'_> {
                 _ if is_backend => return Err(self.no_section(key, value)),
                 (Some(_), _) => {}
                 (None, _) => {
-                    let nearest = self.nearest(&key).map(str::to_owned);
+                    let nearest = self.nearest(&key);
                     return Err(ConfigError::UnknownKey { key, origin: self.layer.origin.clone(), nearest });
                 }
             }
@@ -88,10 +88,14 @@ impl Checker<'_> {
         ConfigError::Value { key, value, origin: self.layer.origin.clone(), problem }
     }
 
-    /// Returns the most similar known key, unless none is similar. The same name in another section takes precedence over a
-    /// similar spelling.
-    fn nearest(&self, key: &str) -> Option<&str> {
+    /// Returns the keys with the same name in other sections; without any, the most similar known key, unless none is similar.
+    fn nearest(&self, key: &str) -> Option<String> {
         let name = last(key);
+        let same_name: Vec<&str> =
+            self.all.iter().map(String::as_str).filter(|known| last(known) == name).collect();
+        if !same_name.is_empty() {
+            return Some(same_name.join("` or `"));
+        }
         let distance = |known: &str| {
             let by_name = strsim::damerau_levenshtein(name, last(known));
             let sections = strsim::damerau_levenshtein(key, known);
@@ -99,7 +103,7 @@ impl Checker<'_> {
         };
         let nearest = self.all.iter().map(String::as_str).min_by_key(|known| distance(known))?;
         // At most every third character differs.
-        (distance(nearest).0 * 3 <= name.len()).then_some(nearest)
+        (distance(nearest).0 * 3 <= name.len()).then(|| nearest.to_owned())
     }
 }
 
@@ -126,7 +130,7 @@ mod tests {
         for (argument, expected) in [
             ("transport.lissten=1", "transport.listen"),
             ("trasport.listen=1", "transport"),
-            ("peer.listen=1", "transport.listen"),
+            ("peer.listen=1", "http.listen` or `transport.listen"),
             ("storage.sqllite={}", "storage.sqlite"),
             ("tracker.store.quotta=1", "tracker.store.quota"),
             ("storge={}", "storage"),

@@ -13,7 +13,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::codec::{Framed, LinesCodec};
 
-use super::message::{ALIVE_INTERVAL, CONTROL_VERSION, Command, Envelope, Event, Input, MAX_LINE, no_input};
+use super::message::{
+    ALIVE_INTERVAL, CONTROL_VERSION, Command, Envelope, Event, Input, MAX_LINE, next_part, no_input,
+};
 use super::socket;
 use crate::failure::Failure;
 
@@ -85,15 +87,14 @@ impl Connection {
             }
         };
         let send = async {
-            while let Some(part) = self.input.recv().await {
-                let part = STANDARD.encode(part?);
+            loop {
+                let part = STANDARD.encode(next_part(&mut self.input).await?);
+                let is_end = part.is_empty();
                 // If the other process is gone, `receive` ends.
-                if !part.is_empty() && sink.send(part).await.is_err() {
-                    break;
+                if sink.send(part).await.is_err() || is_end {
+                    return Ok::<_, io::Error>(());
                 }
             }
-            let _ = sink.send(String::new()).await;
-            Ok::<_, io::Error>(())
         };
         tokio::select! {
             result = receive => result,

@@ -40,7 +40,6 @@ pub(crate) struct Envelope {
 pub(crate) enum Command {
     /// Adds files and directories to the library and the catalogue.
     Publish {
-        /// If empty, the [`Input`] is published.
         paths: Vec<PathBuf>,
         /// The name to publish under, instead of the file name. Requires a single path.
         name: Option<Name>,
@@ -52,6 +51,12 @@ pub(crate) enum Command {
         strict: bool,
         /// Patterns of entries of directories to leave out.
         exclude: Vec<String>,
+    },
+    /// Adds the [`Input`] to the library and the catalogue.
+    PublishInput {
+        name: Name,
+        /// Whether to wait until a tracker stores a replica.
+        pin: bool,
     },
     /// Downloads files and directories. A query may also be a directory, `/` and the path of a file or directory in it.
     Get {
@@ -343,14 +348,22 @@ pub(crate) struct TrackerLine {
     pub(crate) problem: Option<String>,
 }
 
-/// The content that the client sends with a command.
+/// The content that the client sends with a command. An empty part is the end; without it, the content is incomplete.
 ///
-/// On the socket, each line after the command is a part in Base64, and an empty line is the end.
+/// On the socket, each line after the command is a part in Base64.
 pub(crate) type Input = mpsc::Receiver<io::Result<Vec<u8>>>;
 
 /// Returns the input of a command without content.
 pub(crate) fn no_input() -> Input {
-    mpsc::channel(1).1
+    let (sender, input) = mpsc::channel(1);
+    let _ = sender.try_send(Ok(Vec::new()));
+    input
+}
+
+/// Returns the next part of the content, which is empty at its end.
+pub(crate) async fn next_part(input: &mut Input) -> io::Result<Vec<u8>> {
+    let incomplete = || Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the content is incomplete"));
+    input.recv().await.unwrap_or_else(incomplete)
 }
 
 /// The sink for the events of a running command.

@@ -152,8 +152,9 @@ async fn receive(reader: &mut Reader, input: mpsc::Sender<io::Result<Vec<u8>>>) 
     let mut input = Some(input);
     while let Some(Ok(line)) = reader.next().await {
         let Some(sender) = &input else { continue };
+        let is_end = line.is_empty();
         // A command without content does not receive it.
-        if line.is_empty() || sender.send(STANDARD.decode(line).map_err(io::Error::other)).await.is_err() {
+        if sender.send(STANDARD.decode(line).map_err(io::Error::other)).await.is_err() || is_end {
             input = None;
         }
     }

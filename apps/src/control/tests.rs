@@ -13,7 +13,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::client::connect;
-use super::message::{CONTROL_VERSION, Command, Envelope, Event, Events, Execute, Input, MAX_LINE, Output};
+use super::message::{
+    CONTROL_VERSION, Command, Envelope, Event, Events, Execute, Input, MAX_LINE, Output, next_part,
+};
 use super::{server, socket};
 use crate::failure::Failure;
 
@@ -49,10 +51,13 @@ impl Execute for Handler {
                 }
                 Ok(())
             }
-            Command::Publish { .. } => {
+            Command::PublishInput { .. } => {
                 let mut received = Vec::new();
-                while let Some(part) = input.recv().await {
-                    received.extend(part?);
+                loop {
+                    match next_part(&mut input).await? {
+                        part if part.is_empty() => break,
+                        part => received.extend(part),
+                    }
                 }
                 events.warn(String::from_utf8(received).unwrap()).await;
                 Ok(())
@@ -163,28 +168,27 @@ async fn consumer_of_content_can_pause() {
     assert!(reply.contains("\"done\""));
 }
 
-fn publish_input() -> Command {
-    let (paths, name, exclude) = (Vec::new(), None, Vec::new());
-    Command::Publish { paths, name, store: true, pin: false, strict: false, exclude }
-}
-
 #[tokio::test]
 async fn input_arrives_completely_and_its_error_fails_the_command() {
     let server = Server::start();
-    for error in [None, Some("the pipe broke")] {
+    for error in [None, Some("the pipe broke"), Some("incomplete")] {
         let (sender, input) = mpsc::channel(2);
         let connection = connect(server.folder.path()).await.unwrap().with_input(input);
         let send = async move {
-            for part in ["a", "b", ""].repeat(1000) {
+            for part in ["a", "b"].repeat(1000) {
                 sender.send(Ok(part.into())).await.unwrap();
             }
-            if let Some(error) = error {
-                sender.send(Err(std::io::Error::other(error))).await.unwrap();
+            match error {
+                None => sender.send(Ok(Vec::new())).await.unwrap(),
+                // The sender is dropped, as after a panic.
+                Some("incomplete") => {}
+                Some(error) => sender.send(Err(std::io::Error::other(error))).await.unwrap(),
             }
         };
+        let command = Command::PublishInput { name: "text".parse().unwrap(), pin: false };
         let mut events = Vec::new();
         let mut show = |event| events.push(event);
-        let (outcome, ()) = tokio::join!(connection.run(publish_input(), &mut show), send);
+        let (outcome, ()) = tokio::join!(connection.run(command, &mut show), send);
         match error {
             None => assert_eq!(events, [Event::Warning { message: "ab".repeat(1000) }]),
             Some(error) => assert!(outcome.unwrap().unwrap_err().message.contains(error)),

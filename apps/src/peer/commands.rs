@@ -15,7 +15,7 @@ use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 use super::get::GetOptions;
 use super::{Node, Reach};
 use crate::control::message::{
-    Command, Event, Events, Execute, Input, LibraryLine, NodeStatus, TrackerLine, WithdrawnLine,
+    Command, Event, Events, Execute, Input, LibraryLine, NodeStatus, Output, TrackerLine, WithdrawnLine,
 };
 use crate::failure::{Failure, ResultContext};
 use crate::find::default_name;
@@ -28,15 +28,9 @@ const MAX_WITHDRAWN: usize = 20;
 impl Execute for Node {
     async fn execute(&self, command: Command, input: Input, events: Events) -> Result<(), Failure> {
         match command {
-            Command::Publish { mut paths, name, store, pin, strict, exclude } => {
-                let spooled = paths.is_empty();
-                let mut spool = None;
-                if spooled {
-                    let file = spool::write(&self.folder, input).await?;
-                    paths.push(spool.insert(file).path().to_owned());
-                }
-                let secret = Some(FileId::from_bytes(blake3::hash(&self.key.secret()).into()));
-                let options = PublishOptions { name, store, secret, strict, spooled, exclude };
+            Command::Publish { paths, name, store, pin, strict, exclude } => {
+                let secret = Some(self.secret());
+                let options = PublishOptions { name, store, secret, strict, spooled: false, exclude };
                 let mut results = Results::default();
                 for path in paths {
                     let published = self.publish(&path, options.clone(), pin, &events).await;
@@ -44,12 +38,23 @@ impl Execute for Node {
                 }
                 results.failed.map_or(Ok(()), Err)
             }
+            Command::PublishInput { name, pin } => {
+                let spool = spool::write(&self.folder, input).await?;
+                let (name, secret) = (Some(name), Some(self.secret()));
+                let options =
+                    PublishOptions { name, store: true, secret, spooled: true, ..PublishOptions::default() };
+                self.publish(spool.path(), options, pin, &events).await
+            }
             Command::Get { queries, output, force, sync } => {
                 let several = queries.len() > 1;
                 let options = GetOptions { output: &output, several, force, sync };
                 let mut results = Results::default();
                 for query in queries {
                     results.add(self.get(&query, options, &events).await, &events).await;
+                    // The next file would continue the incomplete content of this one.
+                    if results.failed.is_some() && output == Output::Client {
+                        break;
+                    }
                 }
                 results.failed.map_or(Ok(()), Err)
             }
@@ -105,6 +110,11 @@ impl Node {
                 "the library is in use by a command that does not participate in the swarm; try again",
             )
         })
+    }
+
+    /// The secret of [`PublishOptions`].
+    fn secret(&self) -> FileId {
+        FileId::from_bytes(blake3::hash(&self.key.secret()).into())
     }
 
     /// Adds a file or directory to the library. Returns the publication, which is now in the outbox as well, and the size of

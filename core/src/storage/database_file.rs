@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfs;
+use rustix::io::Errno;
 
 use super::error::StorageError;
 use super::value::Role;
@@ -59,8 +60,16 @@ pub fn create_private_file(path: &Path) -> std::io::Result<File> {
 pub fn sync_parent_dir(path: &Path) -> Result<(), StorageError> {
     let parent = parent_of(path);
     File::open(parent)
-        .and_then(|parent| parent.sync_all())
+        .and_then(|parent| sync_dir(&parent))
         .map_err(|error| StorageError::backend(format!("sync the directory {}", parent.display()), error))
+}
+
+/// Syncs an open directory. Succeeds if its file system cannot sync directories, as some network file systems.
+pub fn sync_dir(dir: &File) -> std::io::Result<()> {
+    match rustix::fs::fsync(dir) {
+        Err(Errno::INVAL | Errno::NOTSUP) => Ok(()),
+        synced => Ok(synced?),
+    }
 }
 
 /// Checks the free space of the file system of `path`, for engines that do not recover from a full disk. A file system that
@@ -155,6 +164,15 @@ pub fn lock(path: &Path) -> Result<FileLock, StorageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sync_succeeds_where_it_is_not_supported() {
+        let dir = tempfile::tempdir().unwrap();
+        sync_dir(&File::open(dir.path()).unwrap()).unwrap();
+        let device = File::open("/dev/null").unwrap();
+        assert_eq!(rustix::fs::fsync(&device), Err(Errno::INVAL));
+        sync_dir(&device).unwrap();
+    }
 
     #[test]
     fn dropped_lock_is_free_despite_copies_of_its_descriptor() {

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use enjambre_core::FileId;
 use enjambre_swarm::download::reader::FileReader;
-use futures::stream;
+use futures::{FutureExt, stream};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::mpsc;
 
@@ -137,44 +137,50 @@ fn multipart(ranges: Vec<Range<u64>>, kind: &str, size: u64) -> Vec<Part> {
     parts
 }
 
-/// Reads the parts while the client receives them. An error ends the body before its announced length, so that the
-/// connection is closed.
-fn body(mut reader: FileReader, parts: Vec<Part>) -> Body {
-    let (sender, mut receiver) = mpsc::channel::<Result<Bytes, io::Error>>(READ_AHEAD);
-    tokio::spawn(async move {
-        for part in parts {
-            let mut range = match part {
-                Part::Content(range) => range,
-                Part::Text(text) => {
-                    let _ = sender.send(Ok(text.into())).await;
-                    continue;
-                }
-            };
-            while !range.is_empty() {
-                let read = tokio::select! {
-                    biased;
-                    () = sender.closed() => return,
-                    read = reader.read(range.start) => read,
-                };
-                let chunk = read.map(|content| {
-                    let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-                    content.slice(..content.len().min(wanted))
-                });
-                match chunk {
-                    Ok(chunk) => {
-                        range.start += chunk.len() as u64;
-                        if sender.send(Ok(chunk)).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "download for an HTTP client failed");
-                        let _ = sender.send(Err(io::Error::other(error.to_string()))).await;
-                        return;
-                    }
-                }
+/// Reads the parts while the client receives them, from the time when the body is polled. An error ends the body before
+/// its announced length, so that the connection is closed.
+fn body(reader: FileReader, parts: Vec<Part>) -> Body {
+    let start = async move {
+        let (sender, mut receiver) = mpsc::channel(READ_AHEAD);
+        tokio::spawn(async move {
+            let closed = sender.clone();
+            tokio::select! {
+                biased;
+                () = closed.closed() => {}
+                () = send_parts(reader, parts, &sender) => {}
+            }
+        });
+        stream::poll_fn(move |context| receiver.poll_recv(context))
+    };
+    Body::from_stream(start.flatten_stream())
+}
+
+/// Sends the parts until one cannot be read.
+async fn send_parts(mut reader: FileReader, parts: Vec<Part>, sender: &mpsc::Sender<io::Result<Bytes>>) {
+    for part in parts {
+        let mut range = match part {
+            Part::Content(range) => range,
+            Part::Text(text) => {
+                let _ = sender.send(Ok(text.into())).await;
+                continue;
+            }
+        };
+        while !range.is_empty() {
+            let read = reader.read(range.start).await.map(|mut content| {
+                content.truncate(usize::try_from(range.end - range.start).unwrap_or(usize::MAX));
+                content
+            });
+            let is_error = read.is_err();
+            let read = read.map_err(|error| {
+                tracing::warn!(%error, "download for an HTTP client failed");
+                io::Error::other(error.to_string())
+            });
+            range.start += read.as_ref().map_or(0, |content| content.len() as u64);
+            // An error means that the client is gone, which the caller notices.
+            let _ = sender.send(read).await;
+            if is_error {
+                return;
             }
         }
-    });
-    Body::from_stream(stream::poll_fn(move |context| receiver.poll_recv(context)))
+    }
 }

@@ -49,6 +49,7 @@ pub(super) fn likely_start(headers: &HeaderMap, size: u64) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list with one range")]
 mod tests {
     use super::*;
 

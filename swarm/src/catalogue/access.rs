@@ -13,8 +13,9 @@ use enjambre_core::{Batch, Key, KeyRange, Space, Storage, StorageError};
 pub(super) const ATTEMPTS: usize = 100;
 /// The entries of one page of a scan over many.
 pub(super) const PAGE: usize = 500;
-/// The longest wait of a search for its turn, and of a new entry for a block of numbers.
-pub(super) const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest wait of a request for its turn, and of a new entry for a block of numbers. Well below the time limit of the
+/// requests of clients, so that the error reply arrives.
+pub(crate) const TURN_TIMEOUT: Duration = Duration::from_secs(4);
 
 pub(super) async fn read_all<const N: usize>(
     storage: &dyn Storage,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::ops::Bound;
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::access::{ATTEMPTS, TURN_TIMEOUT, replace, require_same};
 use super::catalogue::{Catalogue, FILE_NUMBER_BYTES};
@@ -45,12 +46,14 @@ impl Catalogue {
             announced.dedup_by_key(|(number, ..)| *number);
             announced.reverse();
             self.add_claims(by, &announced, &mut batch).await?;
+            let mut offering = None;
             if announced.is_empty() {
                 claims::require_session(&mut batch, by);
             } else {
-                self.require_offering_session(&mut batch, by, now).await?;
+                offering = self.require_offering_session(&mut batch, by, now).await?;
             }
             if batch.writes.is_empty() || self.try_commit(batch, Durability::Buffered).await? {
+                self.cache_offering(by, offering, now);
                 self.listeners.notify(|listener| {
                     announced
                         .iter()
@@ -66,12 +69,14 @@ impl Catalogue {
         Err(CatalogueError::Conflict)
     }
 
-    /// Runs an announcement or withdrawal of `count` files. Large ones take turns, so that those that wait delay no lookups.
+    /// Runs an announcement or withdrawal of `count` files. Large ones take turns, so that those that wait delay no lookups:
+    /// those of a peer one after the other, and then those of an address.
     ///
     /// # Errors
     /// [`CatalogueError::Busy`] if the wait was too long.
     pub async fn change_in_turn<T>(
         &self,
+        by: &Session,
         requester: Option<IpAddr>,
         count: usize,
         change: impl Future<Output = Result<T, CatalogueError>>,
@@ -79,8 +84,12 @@ impl Catalogue {
         if count <= SMALL_CHANGE {
             return change.await;
         }
-        let done = self.large_changes.run(requester.map(network_of), TURN_TIMEOUT, change).await;
-        done.unwrap_or(Err(CatalogueError::Busy))
+        let turns = async {
+            let own = self.large_changes_of_peers.turn(Some(by.number)).await;
+            (own, self.large_changes.turn(requester.map(network_of)).await)
+        };
+        let _turns = timeout(TURN_TIMEOUT, turns).await.map_err(|_| CatalogueError::Busy)?;
+        change.await
     }
 
     /// Returns the ids that the catalogue does not have, and the others with their numbers. The batch clears the expiry mark

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngExt;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::access::{self, ATTEMPTS, PAGE, read_all};
 use super::changes::{ChangeListener, Listeners};
 use super::damage::Damage;
-use super::layout::{self, FORMAT, FileNumber, FormatRecord, META};
+use super::layout::{self, FORMAT, FileNumber, FormatRecord, META, PeerNumber};
 use super::leases::{LeaseRules, LeaseTable};
 use super::peer_cache::PeerCache;
 use super::read_cache::ReadCache;
@@ -36,8 +38,9 @@ pub(super) const FILE_NUMBER_BYTES: usize = 128;
 pub(super) const LIST_READS: usize = 4;
 /// The number of these for one address.
 const LIST_READS_PER_ADDRESS: usize = LIST_READS / 2;
-/// The number of concurrent large announcements and withdrawals, each of which reads and writes hundreds of entries.
-const LARGE_CHANGES: usize = 16;
+/// The number of concurrent large announcements and withdrawals, each of which reads and writes hundreds of entries. Few, for
+/// the same reason.
+const LARGE_CHANGES: usize = 4;
 /// The number of these for one address.
 const LARGE_CHANGES_PER_ADDRESS: usize = LARGE_CHANGES / 2;
 
@@ -56,13 +59,15 @@ pub struct Catalogue {
     pub(super) version_count: AtomicU64,
     /// The number of peers, as far as this tracker has counted.
     pub(super) peer_count: AtomicU64,
-    /// The time of the last eviction of peers if it removed none, and the shortest time until the next one.
-    pub(super) evicted: tokio::sync::Mutex<Option<(UnixMillis, Duration)>>,
+    /// The earliest time of the next eviction of peers, if it has to wait.
+    pub(super) next_eviction: tokio::sync::Mutex<Option<Instant>>,
     pub(super) damage: Damage,
     /// The turns of lists and other searches.
     pub(super) searches: Turns<IpAddr>,
     /// The turns of large announcements and withdrawals.
     pub(super) large_changes: Turns<IpAddr>,
+    /// One peer waits for one of these turns at a time, so that it does not delay other peers with the same address.
+    pub(super) large_changes_of_peers: Turns<PeerNumber>,
     /// The revocation list as of one version, including revocations that have expired since. It saves reading the list for
     /// each of many revocations in a row.
     pub(super) revocations: Mutex<Option<(u64, Vec<Revocation>)>>,
@@ -132,10 +137,11 @@ impl Catalogue {
                 listeners: Listeners::default(),
                 version_count: AtomicU64::default(),
                 peer_count: AtomicU64::default(),
-                evicted: tokio::sync::Mutex::default(),
+                next_eviction: tokio::sync::Mutex::default(),
                 damage: Damage::default(),
                 searches: Turns::new(LIST_READS, LIST_READS_PER_ADDRESS),
                 large_changes: Turns::new(LARGE_CHANGES, LARGE_CHANGES_PER_ADDRESS),
+                large_changes_of_peers: Turns::new(Semaphore::MAX_PERMITS, 1),
                 revocations: Mutex::default(),
                 numbers: tokio::sync::Mutex::new(0..0),
                 highest_number: AtomicU64::new(numbers),

@@ -1,5 +1,7 @@
 //! Writes of claims, which always change `providers` and `offers` together.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use rand::RngExt;
 
@@ -20,27 +22,30 @@ pub(super) fn require_session(batch: &mut Batch, by: &Session) {
 
 impl Catalogue {
     /// As [`require_session`], for a batch that adds claims. The first one also records in the lease that the peer has offered
-    /// a file, which protects the peer from eviction.
+    /// a file, which protects the peer from eviction. Returns the changed lease for [`Catalogue::cache_offering`].
     pub(super) async fn require_offering_session(
         &self,
         batch: &mut Batch,
         by: &Session,
         now: UnixMillis,
-    ) -> Result<(), StorageError> {
+    ) -> Result<Option<LeaseRecord>, StorageError> {
         require_session(batch, by);
         if !by.offered
             && let Some((record, raw)) = self.read_lease(by.number, now).await?
             && !record.offered
         {
-            replace(
-                batch,
-                LEASES,
-                layout::peer_key(by.number),
-                raw,
-                &LeaseRecord { offered: true, ..record },
-            );
+            let record = LeaseRecord { offered: true, ..record };
+            replace(batch, LEASES, layout::peer_key(by.number), raw, &record);
+            return Ok(Some(record));
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Caches the lease once the batch is committed, so that later batches need not read it.
+    pub(super) fn cache_offering(&self, by: &Session, lease: Option<LeaseRecord>, now: UnixMillis) {
+        if let Some(lease) = lease {
+            self.cache.lock().insert_lease(by.number, Arc::new(lease), now, self.rules.cache_ttl);
+        }
     }
 }
 

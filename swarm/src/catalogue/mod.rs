@@ -6,7 +6,7 @@
 //! longer than [`CatalogueRules::cache_ttl`]. This module has no clock: every call receives the time. A
 //! [`changes::ChangeListener`] learns of each committed write, so that a caller can cache what it reads.
 
-mod access;
+pub(crate) mod access;
 mod announce;
 // `Catalogue` is the main type, and a main type has a file of its own name.
 #[expect(clippy::module_inception)]

@@ -91,10 +91,11 @@ impl Catalogue {
             };
             batch.put(FILES, file_key, layout::encode(&entry));
             require_same(&mut batch, RESERVATIONS, layout::reservation_key(name), reservation.clone());
-            self.require_offering_session(&mut batch, session, now).await?;
+            let offering = self.require_offering_session(&mut batch, session, now).await?;
             claims::put_claim(&mut batch, session, no, Claim { size: *size, complete: true });
             match self.try_commit(batch, Durability::Durable).await {
                 Ok(true) => {
+                    self.cache_offering(session, offering, now);
                     self.version_count.fetch_add(u64::from(published.new), Ordering::Relaxed);
                     self.name_changed(name);
                     self.file_changed(id);

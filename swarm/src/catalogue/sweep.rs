@@ -29,7 +29,7 @@ pub struct Swept {
     pub claims: u64,
 }
 
-fn read_lease(key: &Key, raw: &Bytes) -> Result<(PeerNumber, LeaseRecord), StorageError> {
+pub(super) fn read_lease(key: &Key, raw: &Bytes) -> Result<(PeerNumber, LeaseRecord), StorageError> {
     Ok((layout::read_peer(LEASES, key.as_bytes())?, layout::decode(LEASES, raw)?))
 }
 

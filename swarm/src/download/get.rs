@@ -194,10 +194,10 @@ impl Job<'_> {
         };
         self.download(request, request.id, 0..=u64::MAX).await?;
         let kind = self.retry(|| self.library().verify_kind(&request.id)).await?;
-        if (kind == FileKind::Collection) == (request.kind == FileKind::Collection) {
+        let claimed = std::mem::replace(&mut request.kind, kind);
+        if (kind == FileKind::Collection) == (claimed == FileKind::Collection) {
             return Ok(());
         }
-        request.kind = kind;
         let Some(path) = &mut request.output else { return Ok(()) };
         if kind != FileKind::Collection {
             if tokio::fs::metadata(&*path).await.is_ok_and(|path| path.is_dir()) {

@@ -6,6 +6,7 @@
 //! all of it. [`reader`] reads a file while it is downloaded. `context` holds what they share and retries library operations, for example while the disk is full.
 
 pub mod arrival_rate;
+mod batch_provider;
 pub mod collection;
 mod context;
 pub mod downloader;

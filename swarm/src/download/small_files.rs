@@ -16,6 +16,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::batch_provider::{BATCH_BYTES, BatchProvider, ConnectionState, FILE_BYTES, MAX_IN_FLIGHT};
 use super::context::DownloadContext;
 use super::error::DownloadError;
 use super::provider::{self, ProviderError, ProviderSource};
@@ -26,20 +27,12 @@ use enjambre_core::protocol::message::MAX_FILES;
 use enjambre_core::runtime;
 use enjambre_core::{Connection, Deadline, FileId, MemberPath, Provider};
 
-/// Approximate size of a batch.
-const BATCH_BYTES: u64 = 512 * 1024;
-const MAX_IN_FLIGHT: usize = 4;
-/// Approximate size of the first batch of a provider, which is requested alone.
-const FIRST_BATCH_BYTES: u64 = 64 * 1024;
 /// A reply is late, and others are asked too, after this time and [`LATE_FACTOR`] times the last reply time of the provider.
 const LATE: Duration = Duration::from_secs(2);
 const LATE_FACTOR: u32 = 4;
 /// Maximum number of files per write, and of parallel writes.
 const WRITE_FILES: usize = 1024;
 const MAX_WRITERS: usize = 2;
-/// Number of successive failures after which a provider is excluded.
-const MAX_FAILURES: u32 = 3;
-const BACKOFF: Duration = Duration::from_millis(500);
 
 /// A small member to download.
 #[derive(Debug, Clone)]
@@ -61,25 +54,6 @@ impl SmallMember {
     fn bytes(&self) -> u64 {
         self.size * self.paths.len() as u64
     }
-}
-
-enum ConnectionState {
-    Connecting,
-    Active(Arc<dyn Connection>),
-    BackedOff(Instant),
-    Excluded,
-}
-
-struct BatchProvider {
-    provider: Provider,
-    state: ConnectionState,
-    in_flight: usize,
-    late: usize,
-    /// The time until the last reply.
-    latency: Option<Duration>,
-    failures: u32,
-    /// The value of `returned_count` when this provider last checked all returned files.
-    checked: Option<u64>,
 }
 
 struct BatchReply {
@@ -139,28 +113,38 @@ pub(super) async fn fetch(
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Vec<SmallMember>, DownloadError> {
-    let batches = Batches {
-        context,
-        collection,
-        output,
-        progress,
-        providers: Vec::new(),
-        events: FuturesUnordered::new(),
-        returned: VecDeque::new(),
-        returned_count: 0,
-        to_write: Vec::new(),
-        permits: Vec::new(),
-        writing: 0,
-        remaining: Vec::new(),
-        missing: files.iter().map(|file| file.id).collect(),
-        queue: files.into(),
-        done: 0,
-    };
+    let batches = Batches::new(context, collection, files, output, progress);
     batches.events.push(async move { Event::Providers(providers.providers(&collection).await) }.boxed());
     batches.drive().await
 }
 
-impl Batches<'_> {
+impl<'a> Batches<'a> {
+    fn new(
+        context: &'a Arc<DownloadContext>,
+        collection: FileId,
+        files: Vec<SmallMember>,
+        output: Option<SmallOutput>,
+        progress: &'a watch::Sender<Progress>,
+    ) -> Self {
+        Self {
+            context,
+            collection,
+            output,
+            progress,
+            providers: Vec::new(),
+            events: FuturesUnordered::new(),
+            returned: VecDeque::new(),
+            returned_count: 0,
+            to_write: Vec::new(),
+            permits: Vec::new(),
+            writing: 0,
+            remaining: Vec::new(),
+            missing: files.iter().map(|file| file.id).collect(),
+            queue: files.into(),
+            done: 0,
+        }
+    }
+
     async fn drive(mut self) -> Result<Vec<SmallMember>, DownloadError> {
         loop {
             self.write_files();
@@ -211,12 +195,10 @@ impl Batches<'_> {
                 self.connect(at);
             }
             while let ConnectionState::Active(connection) = &self.providers[at].state
-                && let provider = &self.providers[at]
-                && provider.late == 0
-                && provider.in_flight < if provider.latency.is_some() { MAX_IN_FLIGHT } else { 1 }
+                && self.providers[at].accepts_batch()
             {
                 let connection = Arc::clone(connection);
-                let late = LATE + provider.latency.unwrap_or_default() * LATE_FACTOR;
+                let late = LATE + self.providers[at].latency * LATE_FACTOR;
                 let files = self.next_batch(at);
                 if files.is_empty() {
                     break;
@@ -231,7 +213,7 @@ impl Batches<'_> {
     /// Takes the next files for a provider, without those that it does not have.
     fn next_batch(&mut self, at: usize) -> Vec<SmallMember> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        let max = if self.providers[at].latency.is_some() { BATCH_BYTES } else { FIRST_BATCH_BYTES };
+        let max = self.providers[at].batch_bytes();
         let is_full = |batch: &Vec<SmallMember>, bytes: u64, next: &SmallMember| {
             !batch.is_empty() && (bytes + next.size > max || batch.len() == MAX_FILES)
         };
@@ -323,15 +305,7 @@ impl Batches<'_> {
                 let me = self.context.me;
                 let others = providers.into_iter().filter(|provider| Some(provider.peer) != me);
                 for provider in others.take(self.context.settings.max_providers) {
-                    self.providers.push(BatchProvider {
-                        provider,
-                        state: ConnectionState::Excluded,
-                        in_flight: 0,
-                        late: 0,
-                        latency: None,
-                        failures: 0,
-                        checked: None,
-                    });
+                    self.providers.push(BatchProvider::new(provider));
                     self.connect(self.providers.len() - 1);
                 }
             }
@@ -354,8 +328,10 @@ impl Batches<'_> {
             }
             Event::Hashed(None) => return Err(DownloadError::Cancelled),
             Event::Hashed(Some(HashedBatch { from, valid, invalid, permit })) => {
+                let before = self.to_write.len();
                 self.to_write.extend(valid.into_iter().filter(|(file, _)| self.missing.remove(&file.id)));
-                self.permits.extend(permit);
+                // Without files to write, the permit would never be released.
+                self.permits.extend(permit.filter(|_| self.to_write.len() > before));
                 if !invalid.is_empty() {
                     self.queue.extend(invalid);
                     self.on_error(from, ProviderError::InvalidData("file content does not match its id"));
@@ -400,8 +376,6 @@ impl Batches<'_> {
                 return self.on_error(from, error);
             }
         };
-        provider.failures = 0;
-        provider.latency = Some(latency);
         let mut rest = payload;
         let mut found = Vec::with_capacity(sizes.len());
         let mut sizes = sizes.into_iter();
@@ -423,6 +397,8 @@ impl Batches<'_> {
                 }
             }
         }
+        let received = found.iter().map(|(file, _)| file.size.max(FILE_BYTES)).sum();
+        self.providers[from].on_reply(latency, received);
         if found.is_empty() {
             return;
         }
@@ -436,29 +412,7 @@ impl Batches<'_> {
     }
 
     fn on_error(&mut self, at: usize, error: ProviderError) {
-        let provider = &mut self.providers[at];
-        let is_invalid = matches!(error, ProviderError::InvalidData(_));
-        let backed_off = matches!(provider.state, ConnectionState::BackedOff(_));
-        if matches!(provider.state, ConnectionState::Excluded) || backed_off && !is_invalid {
-            return;
-        }
-        let peer = provider.provider.peer;
-        tracing::debug!(peer = %peer.short(), %error, "request for small files failed");
-        provider.failures += 1;
-        provider.state = match error {
-            ProviderError::InvalidData(reason) => {
-                let id = self.collection;
-                tracing::warn!(%peer, %id, reason, "provider banned: invalid data");
-                ConnectionState::Excluded
-            }
-            _ if provider.failures > MAX_FAILURES => ConnectionState::Excluded,
-            ProviderError::Busy { retry_after } => ConnectionState::BackedOff(Instant::now() + retry_after),
-            ProviderError::Unreachable(_) => ConnectionState::BackedOff(Instant::now() + BACKOFF),
-            // The provider may not support this request.
-            ProviderError::NotFound | ProviderError::Refused(_) | ProviderError::AlreadySent(_) => {
-                ConnectionState::Excluded
-            }
-        };
+        self.providers[at].on_error(self.collection, error);
     }
 }
 
@@ -496,5 +450,38 @@ async fn request(
     match timeout(late, &mut receive).await {
         Ok(reply) => event(files, reply, false),
         Err(_) => Event::Late(from, files.clone(), async move { event(files, receive.await, true) }.boxed()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::download::downloader::Downloader;
+    use crate::download::settings::DownloadSettings;
+    use crate::library::content::ContentStore;
+    use crate::library::library::Library;
+    use crate::rate_limit::bandwidth::BandwidthLimit;
+    use enjambre_core::Dialer;
+    use enjambre_core::storage::memory::Disk;
+
+    #[tokio::test]
+    async fn reply_whose_files_arrived_elsewhere_releases_its_budget() {
+        let store = ContentStore::Database(Arc::new(Disk::new().open()));
+        let library = Library::open(Arc::new(Disk::new().open()), store).await.unwrap();
+        let (dialer, limit) = (Arc::new(Dialer::new(Vec::new())), Arc::new(BandwidthLimit::new(None)));
+        let downloader = Downloader::new(library, dialer, limit, None, DownloadSettings::default());
+        let context = &downloader.context;
+        let [missing, arrived] = [1, 2].map(|byte| FileId::from_bytes([byte; 32]));
+        let (progress, _) = watch::channel(Progress::default());
+        let mut batches =
+            Batches::new(context, missing, vec![SmallMember::new(missing, 1, Vec::new())], None, &progress);
+        let before = context.budget.available_permits();
+        for (id, released) in [(arrived, true), (missing, false)] {
+            let permit = Arc::clone(&context.budget).acquire_many_owned(1).await.ok();
+            let valid = vec![(SmallMember::new(id, 1, Vec::new()), Bytes::from_static(b"x"))];
+            let hashed = HashedBatch { from: 0, valid, invalid: Vec::new(), permit };
+            batches.on_event(Event::Hashed(Some(hashed))).unwrap();
+            assert_eq!(context.budget.available_permits() == before, released);
+        }
     }
 }

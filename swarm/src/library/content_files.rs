@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::error::{LibraryError, Result};
 use enjambre_core::runtime::buffers::BufferPool;
-use enjambre_core::storage::database_file::{check_free_space_at, create_private_dir};
+use enjambre_core::storage::database_file::{check_free_space_at, create_private_dir, sync_dir};
 use enjambre_core::{FileId, PieceIndex, PieceLayout};
 
 /// The largest number of files that are synced one by one. Above it, one sync of the whole file system is
@@ -248,7 +248,7 @@ pub(super) fn sync(files: &[ToSync]) -> Result<()> {
         synced.map_err(|error| LibraryError::io("sync", &one.path, error))?;
         if let Some(parent) = one.path.parent().filter(|_| one.renamed) {
             File::open(parent)
-                .and_then(|dir| dir.sync_all())
+                .and_then(|dir| sync_dir(&dir))
                 .map_err(|error| LibraryError::io("sync the directory", parent, error))?;
         }
     }

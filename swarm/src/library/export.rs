@@ -148,12 +148,12 @@ impl Library {
         .await?;
         let Some((target, part, inode)) = created else { return Ok(None) };
         let layout = file.layout();
-        let cloned = {
-            let (part, file) = (Arc::clone(&part), Arc::clone(&file));
-            let size = file.layout().size();
-            blocking(move || Ok(file.source().is_some_and(|source| part.reflink(&source, size)))).await?
-        };
         let copy = async {
+            let cloned = {
+                let (part, file) = (Arc::clone(&part), Arc::clone(&file));
+                let size = file.layout().size();
+                blocking(move || Ok(file.source().is_some_and(|source| part.reflink(&source, size)))).await?
+            };
             let pieces: Vec<PieceIndex> = layout.pieces().collect();
             for some in pieces.chunks((COPY_BYTES / layout.piece_size() as usize).max(1)) {
                 let read = some.iter().map(|piece| file.read_piece(*piece));
@@ -184,18 +184,11 @@ impl Library {
         };
         let copied = copy.await;
         blocking(move || {
-            if copied.is_err() {
+            let finished = copied.and_then(|()| target.finish(&part, sync));
+            if finished.is_err() {
                 let _ = target.remove_part(inode);
-                return copied.map(|()| None);
             }
-            if sync {
-                part.file.sync_all().map_err(|error| LibraryError::io("sync", &part.path, error))?;
-            }
-            let fingerprint = target.finish(&part)?;
-            if sync {
-                target.sync_dir()?;
-            }
-            Ok(Some(target.place(LinkState::Whole(fingerprint))))
+            Ok(Some(target.place(LinkState::Whole(finished?))))
         })
         .await
     }

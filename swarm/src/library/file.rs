@@ -36,13 +36,13 @@ pub struct LibraryFile {
     pub(super) state: Mutex<FileState>,
     /// Held shared while pieces are written, and exclusively while the file moves or is renamed to its final name.
     /// Acquired before the lock of the id.
-    pub(super) gate: Arc<RwLock<()>>,
+    pub(super) gate: RwLock<()>,
 }
 
 impl LibraryFile {
     pub(super) fn new(inner: Arc<LibraryInner>, manifest: Arc<Manifest>, state: FileState) -> Arc<Self> {
-        let (state, gate) = (Mutex::new(state), Arc::default());
-        Arc::new(Self { inner, manifest, progress: ChangeNotifier::default(), state, gate })
+        let (progress, state, gate) = (ChangeNotifier::default(), Mutex::new(state), RwLock::default());
+        Arc::new(Self { inner, manifest, progress, state, gate })
     }
 
     /// The id of the file.
@@ -314,7 +314,7 @@ impl LibraryFile {
         let linked = match store {
             FileStore::Part(part) => {
                 let renamed = Arc::clone(&part);
-                let fingerprint = blocking(move || renamed.target.finish(&renamed.file)).await?;
+                let fingerprint = blocking(move || renamed.target.finish(&renamed.file, false)).await?;
                 let file = Arc::clone(&part.file.file);
                 let linked = LinkedFile::new(id, part.target.path(), fingerprint, Some(file));
                 let state = LinkState::Whole(fingerprint);

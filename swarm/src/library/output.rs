@@ -12,7 +12,9 @@ use std::sync::Arc;
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, MetadataExt, OpenOptions, OpenOptionsExt as _};
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, flock, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::content_files::{self, ContentFile};
@@ -21,6 +23,7 @@ use super::layout::{ContentPlace, LinkState};
 use super::linked::{Fingerprint, verified_fingerprint};
 use super::task::blocking;
 use enjambre_core::model::collection::{MAX_PART, PART_SUFFIX};
+use enjambre_core::storage::database_file::sync_dir;
 use enjambre_core::{Collection, Manifest, MemberPath};
 
 /// The destination of a new file.
@@ -261,21 +264,21 @@ impl Target {
     }
 
     /// Gives the part file of `from` this target's name too. Returns false if that is not possible, for example across file
-    /// systems, or if the part file does not have this inode.
-    pub(super) fn link_part(&self, from: &Self, inode: u64) -> Result<bool> {
+    /// systems, or if it is not this open file.
+    pub(super) fn link_part(&self, from: &Self, file: &ContentFile) -> Result<bool> {
         let Ok((from_dir, from_part)) = from.part(false) else { return Ok(false) };
         let (dir, part) = self.part(true)?;
         let link = || rustix::fs::linkat(&from_dir, &*from_part, &dir, &*part, AtFlags::empty());
         let linked = match link() {
             // A crash interrupted this before.
-            Err(Errno::EXIST) if has_inode(&dir, &part, inode) => Ok(()),
+            Err(Errno::EXIST) if self.names(file) => Ok(()),
             Err(Errno::EXIST) => {
                 self.remove_leftover(&dir, &part)?;
                 link()
             }
             linked => linked,
         };
-        if linked.is_ok() && !has_inode(&dir, &part, inode) {
+        if linked.is_ok() && !self.names(file) {
             let _ = unlinkat(&dir, &*part, AtFlags::empty());
             return Ok(false);
         }
@@ -345,8 +348,8 @@ impl Target {
         if metadata.is_file() { Ok(Some((file, metadata))) } else { Err(LibraryError::Exists(self.path())) }
     }
 
-    /// Renames the complete part file to its final name. Returns its fingerprint.
-    pub(super) fn finish(&self, part: &ContentFile) -> Result<Fingerprint> {
+    /// Renames the complete part file to its final name, durably with `sync`. Returns its fingerprint.
+    pub(super) fn finish(&self, part: &ContentFile, sync: bool) -> Result<Fingerprint> {
         let metadata = part.file.metadata().map_err(self.fail("read the metadata of"))?;
         // By its whole path: the directory may have been renamed as well.
         let is_same = |found: Metadata| (found.dev(), found.ino()) == (metadata.dev(), metadata.ino());
@@ -360,6 +363,9 @@ impl Target {
             let permissions = std::fs::Permissions::from_mode(mode | (mode & 0o444) >> 2);
             part.file.set_permissions(permissions).map_err(self.fail("make executable"))?;
         }
+        if sync {
+            part.file.sync_all().map_err(self.fail("sync"))?;
+        }
         let (dir, from) = self.part(false)?;
         match rename(&dir, &from, self.rel.file_name().unwrap_or_default(), self.force) {
             Err(Errno::EXIST) => return Err(LibraryError::Exists(self.path())),
@@ -367,15 +373,20 @@ impl Target {
         }
         // The library keeps the file open, and other programs may lock files of the user.
         let _ = flock(&*part.file, FlockOperation::Unlock);
+        if sync {
+            self.sync_dir()?;
+        }
         Ok(Fingerprint::of(&part.file.metadata().map_err(self.fail("read the metadata of"))?))
     }
 
-    /// Makes the names of the file and its part file durable.
+    /// Makes the names of the file, its part file and their directories, which may be new, durable.
     pub(super) fn sync_dir(&self) -> Result<()> {
-        let (dir, _) = self.part(false)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = openat(&dir, ".", flags, Mode::empty()).map_err(io::Error::from);
-        opened.and_then(|dir| File::from(dir).sync_all()).map_err(self.fail("sync the directory of"))
+        let sync = |path: &Path| {
+            let dir = self.dir.dir.open_dir(Path::new(".").join(path))?;
+            sync_dir(&openat(&dir, ".", flags, Mode::empty())?.into())
+        };
+        self.rel.ancestors().skip(1).try_for_each(sync).map_err(self.fail("sync the directory of"))
     }
 
     /// Renames a file with this inode back to the part file, because a power cut lost some of its content.
@@ -403,10 +414,25 @@ impl Target {
     fn has_inode(&self, rel: &Path, inode: u64) -> bool {
         self.dir.dir.symlink_metadata(rel).is_ok_and(|metadata| MetadataExt::ino(&metadata) == inode)
     }
+
+    /// Whether the part file is this open file.
+    pub(super) fn names(&self, part: &ContentFile) -> bool {
+        let Ok((dir, name)) = self.part(false) else { return false };
+        is_same(statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW), fstat(&*part.file))
+    }
+
+    /// Whether both part files have the same name in the same directory.
+    pub(super) fn is_same_part(&self, other: &Self) -> bool {
+        let (Ok((dir, name)), Ok((other_dir, other_name))) = (self.part(false), other.part(false)) else {
+            return false;
+        };
+        name == other_name && is_same(fstat(dir), fstat(other_dir))
+    }
 }
 
-fn has_inode(dir: &Dir, name: &OsStr, inode: u64) -> bool {
-    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|found| found.st_ino == inode)
+/// Whether the metadata is that of the same file or directory.
+fn is_same(one: rustix::io::Result<Stat>, other: rustix::io::Result<Stat>) -> bool {
+    matches!((one, other), (Ok(one), Ok(other)) if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
 /// Renames a file within a directory. Replaces an existing file only with `force`.

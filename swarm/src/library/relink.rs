@@ -376,8 +376,8 @@ impl OpenFiles {
                         self.inner.add_suspect(&candidate.id);
                         true
                     }
-                    Ok(place) => match self.restore(&candidate, place).await {
-                        Ok(restored) => !restored,
+                    Ok(place) => match self.offer_again(&candidate, place, false).await {
+                        Ok(()) => false,
                         Err(error) => {
                             log_failure(&candidate.id, &error);
                             true
@@ -397,24 +397,24 @@ impl OpenFiles {
         missing
     }
 
-    /// Offers a withdrawn file again that was found at a place, if its content is valid. Returns whether it is.
-    async fn restore(&self, candidate: &Candidate, place: ContentPlace) -> Result<bool> {
+    /// Hashes a withdrawn file that was found at a place, and offers it again if its content is valid.
+    async fn hash_and_offer(&self, candidate: &Candidate, place: ContentPlace) -> Result<()> {
+        let since = SystemClock.now();
+        let content = self.inner.hash_link(&candidate.id, &candidate.record, &place).await?;
+        match (content, place.fingerprint().copied()) {
+            (Content::Valid, Some(fingerprint)) => {
+                self.offer_again(candidate, place, fingerprint.is_settled_by(since)).await?;
+            }
+            (Content::Invalid, Some(fingerprint)) => self.inner.refute(&candidate.id, fingerprint),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Offers a withdrawn file again that was found at a place. `verified`: all of it was hashed.
+    async fn offer_again(&self, candidate: &Candidate, place: ContentPlace, verified: bool) -> Result<()> {
         let Candidate { id, record, .. } = candidate;
         let inner = &self.inner;
-        let since = SystemClock.now();
-        let hashed = candidate.is_unproven(&place);
-        if hashed {
-            match (inner.hash_link(id, record, &place).await?, place.fingerprint()) {
-                (Content::Valid, _) => {}
-                (Content::Invalid, Some(fingerprint)) => {
-                    inner.refute(id, *fingerprint);
-                    return Ok(false);
-                }
-                _ => return Ok(false),
-            }
-        }
-        let verified =
-            hashed && place.fingerprint().is_some_and(|fingerprint| fingerprint.is_settled_by(since));
         let _guard = inner.lock(id).await;
         let pieces = record.layout()?.count();
         match inner.state.lock().slots.get_mut(id) {
@@ -422,7 +422,7 @@ impl OpenFiles {
                 slot.have = pieces;
             }
             // Removed, or downloaded again.
-            _ => return Ok(true),
+            _ => return Ok(()),
         }
         let path = place.path();
         let path = path.as_deref().map(|path| path.display().to_string());
@@ -430,7 +430,7 @@ impl OpenFiles {
         inner.set_place(id, place, verified).await?;
         inner.notify(LibraryEvent::Added(*id));
         inner.notify(LibraryEvent::Completed(*id));
-        Ok(true)
+        Ok(())
     }
 
     /// Searches for the content of a withdrawn file now, also in versions that were invalid, and offers it again if it is
@@ -453,7 +453,8 @@ impl OpenFiles {
         })
         .await?;
         match place {
-            Ok(place) => self.restore(&candidate, place).await.map(drop),
+            Ok(place) if candidate.is_unproven(&place) => self.hash_and_offer(&candidate, place).await,
+            Ok(place) => self.offer_again(&candidate, place, false).await,
             Err(_) => Ok(()),
         }
     }

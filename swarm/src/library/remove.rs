@@ -87,7 +87,7 @@ impl OpenFiles {
         }
         layout::delete_acks(&mut batch, &acks);
         // The files may be missing after the next start, so they must not be offered.
-        let removed = inner.commit_removal(batch, Durability::Durable).await?;
+        let removed = inner.try_commit(batch, Durability::Durable).await?;
         let uncertain = removed.is_err();
         inner.state.lock().remove_acks(&acks);
         for (id, record, collections) in &chosen {
@@ -153,9 +153,8 @@ impl LibraryInner {
         Ok(true)
     }
 
-    /// Commits a removal. A failure with unknown outcome, which counts as applied, is returned as the inner
-    /// error.
-    async fn commit_removal(&self, batch: Batch, durability: Durability) -> Result<Result<()>> {
+    /// Commits writes that need not be atomic. A failure with unknown outcome is returned as the inner error.
+    pub(super) async fn try_commit(&self, batch: Batch, durability: Durability) -> Result<Result<()>> {
         let parts = self.is_in_parts(&batch);
         match self.commit_in_parts(batch, durability).await {
             Err(error)
@@ -179,7 +178,7 @@ impl LibraryInner {
             batch.delete(MEMBERS, layout::member_key(member, collection));
         }
         // After an unknown outcome another collection with the same id stores its members again.
-        let disbanded = self.commit_removal(batch, Durability::Buffered).await?;
+        let disbanded = self.try_commit(batch, Durability::Buffered).await?;
         {
             let mut state = self.state.lock();
             for member in &members {

@@ -1,6 +1,7 @@
 //! Another destination for an incomplete file: its stored pieces move there. The last command decides where a file is.
 //!
-//! The content is at the new place before the record names it, and the old place is cleared afterwards.
+//! The content is at the new place before the record names it, and the old place is cleared afterwards. While it is unknown
+//! which place the index names, both keep the content.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -64,52 +65,70 @@ impl OpenFiles {
         }
         let (manifest, old) = (Arc::clone(file.manifest()), file.state.lock().store.clone());
         let found = blocking(move || Found::at(Target::resolve(&destination)?, &manifest)).await?;
-        let import = matches!(found, Found::Library).then(|| Import::begin(inner, id));
+        let (mut import, mut is_same_name) = (None, false);
         let (new, place, existing) = match found {
             whole @ Found::Whole(..) => return Ok(Retargeted::Whole(whole)),
             Found::Library => {
+                // A sweep or a removal in progress has ended by then, and the next one sees the import.
+                let _guard = inner.lock(&id).await;
+                if file.is_retired() {
+                    return Ok(Retargeted::Retired);
+                }
+                import = Some(Import::begin(inner, id));
                 let place = inner.content.place();
                 (self.open_own(&id, &place).await?, place, None)
             }
             Found::Free(target, existing) => {
-                let part = match &old {
+                let current = match &old {
                     FileStore::Part(part) => Some(Arc::clone(part)),
                     _ => None,
                 };
-                let part = blocking(move || open_part(target, part)).await?;
+                let part;
+                (part, is_same_name) = blocking(move || open_part(target, current)).await?;
                 let place = part.target.part_place(part.file.inode()?);
                 (FileStore::Part(Arc::new(part)), place, existing)
             }
         };
         let copied = file.copy_pieces(&old, &new).await;
-        let _guard = inner.lock(&id).await;
-        drop(import);
+        let mut guard = inner.lock(&id).await;
         let (unused, result) = match copied {
             _ if file.is_retired() => (place, Ok(Retargeted::Retired)),
             Ok(damaged) => match inner.switch(file, &damaged, new, place.clone()).await {
-                Ok(before) => (before, Ok(Retargeted::Moved(existing))),
+                Ok(Ok(before)) => (before, Ok(Retargeted::Moved(existing))),
+                Ok(Err(error)) => {
+                    drop(guard);
+                    // The index may name the new place until it has the current record durably.
+                    inner.mark_dirty(Arc::clone(file) as _, 0);
+                    if file.checkpoint().await.is_err() {
+                        return Err(error);
+                    }
+                    guard = inner.lock(&id).await;
+                    (place, Err(error))
+                }
                 Err(error) => (place, Err(error)),
             },
             Err(error) => (place, Err(error)),
         };
+        drop(import);
         let used = inner.state.lock().slots.get(&id).map(|slot| slot.record.place.path());
-        if used != Some(unused.path()) {
+        if !is_same_name && used != Some(unused.path()) {
             inner.remove_content(&id, &unused, file.layout()).await?;
         }
+        drop(guard);
         result
     }
 }
 
 impl LibraryInner {
-    /// Records the new place of a file, and drops its damaged pieces. Returns the place before. The caller holds the lock of
-    /// the id.
+    /// Records the new place of a file, and drops its damaged pieces. Returns the place before, or as the inner error a failure
+    /// with unknown outcome. The caller holds the lock of the id.
     async fn switch(
         &self,
         file: &LibraryFile,
         damaged: &[PieceIndex],
         new: FileStore,
         place: ContentPlace,
-    ) -> Result<ContentPlace> {
+    ) -> Result<Result<ContentPlace>> {
         let (id, layout) = (file.id(), file.layout());
         let mut batch = Batch::new();
         {
@@ -129,9 +148,10 @@ impl LibraryInner {
         };
         let Some(before) = set_place(place) else { return Err(LibraryError::not_found(id)) };
         self.state.lock().put_record(&mut batch, &id);
-        if let Err(error) = self.commit_in_parts(batch, Durability::Durable).await {
-            set_place(before);
-            return Err(error);
+        let committed = self.try_commit(batch, Durability::Durable).await;
+        if !matches!(committed, Ok(Ok(()))) {
+            set_place(before.clone());
+            return committed.map(|unknown| unknown.map(|()| before));
         }
         self.state.lock().set_stored(&id);
         {
@@ -140,20 +160,21 @@ impl LibraryInner {
             state.allocated = false;
         }
         file.update_progress();
-        Ok(before)
+        Ok(Ok(before))
     }
 }
 
-/// Creates the part file of a target, or gives the current one its name.
-fn open_part(target: Target, current: Option<Arc<PartFile>>) -> Result<PartFile> {
-    if let Some(current) = current {
-        let inode = current.file.inode()?;
-        if target.has_part(inode) || target.link_part(&current.target, inode)? {
-            return Ok(PartFile { file: current.file.at(target.path()), target });
-        }
+/// Creates the part file of a target, or gives the current one its name. Also returns whether that is the name it has
+/// already: its directory may be mounted at several paths.
+fn open_part(target: Target, current: Option<Arc<PartFile>>) -> Result<(PartFile, bool)> {
+    if let Some(current) = current
+        && (target.names(&current.file) || target.link_part(&current.target, &current.file)?)
+    {
+        let is_same_name = target.is_same_part(&current.target);
+        return Ok((PartFile { file: current.file.at(target.path()), target }, is_same_name));
     }
     let (file, _) = target.create_part()?;
-    Ok(PartFile { file, target })
+    Ok((PartFile { file, target }, false))
 }
 
 impl LibraryFile {
@@ -165,9 +186,7 @@ impl LibraryFile {
         let (current, destination) = (self.state.lock().store.clone(), destination.clone());
         blocking(move || {
             Ok(match (&current, Target::resolve(&destination)?) {
-                (FileStore::Part(part), Some(target)) => {
-                    part.target != target || !target.has_part(part.file.inode()?)
-                }
+                (FileStore::Part(part), Some(target)) => part.target != target || !target.names(&part.file),
                 (FileStore::Part(_), None) => true,
                 (_, target) => target.is_some(),
             })

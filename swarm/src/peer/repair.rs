@@ -21,6 +21,8 @@ use enjambre_core::runtime::backoff::Backoff;
 /// Bounds of the backoff after a failed repair.
 const MIN_BACKOFF: Duration = Duration::from_secs(60);
 const MAX_BACKOFF: Duration = Duration::from_secs(60 * 60);
+/// Maximum number of downloads of one file per round.
+const MAX_DOWNLOADS: usize = 4;
 
 /// Downloads damaged files of a library again.
 pub struct Repair {
@@ -29,6 +31,8 @@ pub struct Repair {
     events: Receiver<LibraryEvent>,
     damaged: BTreeSet<FileId>,
     backoff: Backoff,
+    /// Number of previous rounds.
+    rounds: usize,
 }
 
 impl Repair {
@@ -36,7 +40,7 @@ impl Repair {
     pub fn new(downloader: Arc<Downloader>, providers: Arc<dyn ProviderSource>) -> Self {
         let events = downloader.library().events();
         let backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
-        Self { downloader, providers, events, damaged: BTreeSet::new(), backoff }
+        Self { downloader, providers, events, damaged: BTreeSet::new(), backoff, rounds: 0 }
     }
 
     /// Repairs damaged files, one after the other, until the library is closed.
@@ -77,8 +81,8 @@ impl Repair {
                 self.damaged.remove(&id);
                 continue;
             };
-            // Each collection that contains the file may have other providers.
-            for announced_as in announced {
+            // Each collection that contains the file may have other providers, and there may be thousands of them.
+            for announced_as in of_round(&announced, self.rounds) {
                 let download = self.downloader.get(DownloadRequest {
                     id,
                     file: NewFile { name: None, kind: entry.kind, member_of: None },
@@ -97,6 +101,34 @@ impl Repair {
                     Err(error) => tracing::info!(%id, %error, "repair failed; will retry"),
                 }
             }
+        }
+        self.rounds = self.rounds.wrapping_add(1);
+    }
+}
+
+/// The elements to try in a round. Successive rounds try all of them.
+fn of_round(all: &[FileId], round: usize) -> impl Iterator<Item = FileId> {
+    let start = round.wrapping_mul(MAX_DOWNLOADS);
+    (0..all.len().min(MAX_DOWNLOADS)).map(move |at| all[start.wrapping_add(at) % all.len()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_short_and_try_everything() {
+        for count in [0, 1, 4, 5, 1000] {
+            let all: Vec<FileId> = (0..count)
+                .map(|n: u16| FileId::from_bytes([n.to_be_bytes(); 16].concat().try_into().unwrap()))
+                .collect();
+            let mut tried = BTreeSet::new();
+            for round in 0..all.len().div_ceil(MAX_DOWNLOADS) {
+                let some: BTreeSet<FileId> = of_round(&all, round).collect();
+                assert_eq!(some.len(), all.len().min(MAX_DOWNLOADS));
+                tried.extend(some);
+            }
+            assert_eq!(tried.len(), all.len());
         }
     }
 }

@@ -17,6 +17,8 @@ use tokio::time::timeout;
 #[derive(Debug)]
 pub struct Turns<K: Copy + Eq + Hash> {
     all: Semaphore,
+    /// The number of turns.
+    count: usize,
     per_key: usize,
     /// The turns of each key with work, and the number of its places.
     keys: Mutex<HashMap<K, (Arc<Semaphore>, usize)>>,
@@ -51,7 +53,7 @@ impl<K: Copy + Eq + Hash> Drop for Place<'_, K> {
 impl<K: Copy + Eq + Hash> Turns<K> {
     /// Allows `all` concurrent turns, `per_key` of them for one key.
     pub fn new(all: usize, per_key: usize) -> Self {
-        Self { all: Semaphore::new(all), per_key, keys: Mutex::default() }
+        Self { all: Semaphore::new(all), count: all, per_key, keys: Mutex::default() }
     }
 
     /// Waits for a turn. Work without a key waits only for that of all keys.
@@ -69,6 +71,12 @@ impl<K: Copy + Eq + Hash> Turns<K> {
     pub async fn run<T>(&self, key: Option<K>, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
         let _turn = timeout(limit, self.turn(key)).await.ok()?;
         Some(work.await)
+    }
+
+    /// Returns whether work with a key waits for a turn.
+    pub fn has_waiting(&self) -> bool {
+        let places: usize = self.keys.lock().values().map(|(_, places)| places).sum();
+        places > self.count - self.all.available_permits()
     }
 
     fn place(&self, key: K) -> (Place<'_, K>, Arc<Semaphore>) {
@@ -115,6 +123,18 @@ mod tests {
         assert_eq!(other, Some(WORK));
         assert_eq!(flood.iter().flatten().max(), Some(&(50 * WORK)));
         assert!(turns.keys.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn waiting_work_of_another_key_is_seen() {
+        let turns = Turns::new(2, 2);
+        let held = [turns.turn(Some(1)).await, turns.turn(Some(1)).await];
+        assert!(!turns.has_waiting());
+        let mut other = Box::pin(turns.turn(Some(2)));
+        assert!(futures::poll!(&mut other).is_pending() && turns.has_waiting());
+        drop(held);
+        let _held = other.await;
+        assert!(!turns.has_waiting());
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 //! A tracker looks a peer up in the database once per connection, and polls the database for revocations by any tracker of
 //! the catalogue. It signs memberships and revocations with the authority of the catalogue.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ticker::ticker;
 use crate::catalogue::Catalogue;
+use crate::catalogue::access::TURN_TIMEOUT;
 use crate::catalogue::error::CatalogueError;
 use crate::membership::admitted::{AdmittedPeer, AdmittedPeers};
 use crate::membership::credentials::authority::Authority;
@@ -22,7 +24,9 @@ use crate::membership::refusal::Refusal;
 use crate::membership::verifier::Verifier;
 use crate::rate_limit::gcra::RateLimit;
 use crate::rate_limit::per_address::AddressRateLimit;
+use crate::rate_limit::turns::Turns;
 use enjambre_core::model::membership::{LIFE, Rights, SKEW, SignedMembership};
+use enjambre_core::model::network::network_of;
 use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MembershipState, Reply};
@@ -37,6 +41,10 @@ const RENEW_BELOW: Duration = Duration::from_secs(LIFE.as_secs() / 2);
 const REFUSAL_TTL: Duration = Duration::from_secs(1);
 /// The limit of failed join attempts per address: a burst, and the time until one more is allowed.
 const FAILED_JOINS: RateLimit = RateLimit { burst: 10, interval: Duration::from_secs(10) };
+/// The number of concurrent joins, each of which is a durable commit.
+const JOINS: usize = 2;
+/// The number of these for one address.
+const JOINS_PER_ADDRESS: usize = JOINS / 2;
 
 /// The revocation list, and its signed pages.
 #[derive(Debug, Default)]
@@ -61,6 +69,7 @@ pub struct Admission {
     /// The version of an outdated list in the database that was logged.
     outdated_version: AtomicU64,
     failed_joins: AddressRateLimit,
+    joins: Turns<IpAddr>,
 }
 
 impl Admission {
@@ -82,6 +91,7 @@ impl Admission {
             list: RwLock::default(),
             outdated_version: AtomicU64::new(u64::MAX),
             failed_joins: AddressRateLimit::new(FAILED_JOINS),
+            joins: Turns::new(JOINS, JOINS_PER_ADDRESS),
         };
         admission.refresh().await?;
         Ok(admission)
@@ -256,7 +266,8 @@ impl Admission {
     ///
     /// Failed attempts are limited by address, so that a peer that fails backs off and does not fill the log. The limit must
     /// not exclude peers behind the same address that have a valid invitation, so the secret is looked up first. That does not
-    /// help to guess it: it has 128 random bits. Joins take turns with searches, so that they delay no lookups.
+    /// help to guess it: it has 128 random bits. Joins take turns, so that they delay no lookups,
+    /// and not with searches, which are for members.
     pub async fn join(&self, secret: &Secret, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
         let id = peer.identity.ok_or(Refusal::NoIdentity)?;
         let now = self.clock.now();
@@ -267,7 +278,8 @@ impl Admission {
             })
         };
         let joined = self.catalogue.join(id, secret.hash(), now);
-        let member = match self.catalogue.in_turn(peer.address, joined).await {
+        let joined = self.joins.run(peer.address.map(network_of), TURN_TIMEOUT, joined).await;
+        let member = match joined.unwrap_or(Err(CatalogueError::Busy)) {
             Ok(member) => member,
             Err(error) => {
                 if matches!(error, CatalogueError::NoInvitation | CatalogueError::Revoked) {

@@ -111,6 +111,9 @@ pub(super) struct CachedName {
     pub(super) record: VersionRecord,
 }
 
+/// Claims with the number of their peer.
+type Claims = Vec<(PeerNumber, Claim)>;
+
 /// The cache.
 #[derive(Debug)]
 pub(super) struct LookupCache {
@@ -144,8 +147,20 @@ impl LookupCache {
         (same && now < answers.until).then_some(answers)
     }
 
+    /// Returns the answers about the file, if they are valid, and the claims of the peers that are reachable according to them.
+    pub(super) fn reachable_claims(
+        &self,
+        file: &CachedFile,
+        now: UnixMillis,
+    ) -> Option<(Claims, Arc<Answers>)> {
+        let state = file.state.lock();
+        let answers = Arc::clone(self.valid(&state, now)?);
+        let claims = state.claims.reachable(true).into_iter();
+        Some((claims.map(|packed| (packed.peer(), state.claims.get(packed))).collect(), answers))
+    }
+
     /// Returns the claims to the file, and the basis for [`LookupCache::set_answers`].
-    pub(super) fn claims(&self, file: &CachedFile) -> (Vec<(PeerNumber, Claim)>, Basis) {
+    pub(super) fn claims(&self, file: &CachedFile) -> (Claims, Basis) {
         let liveness = self.liveness.load(Ordering::SeqCst);
         let state = file.state.lock();
         (state.claims.iter().collect(), Basis { changes: state.claims.changes(), liveness })

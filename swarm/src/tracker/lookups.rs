@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand::seq::SliceRandom;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::lookup_cache::{Answers, CachedFile, CachedName, ENTRY_BYTES, LookupCache};
 use crate::catalogue::Catalogue;
+use crate::catalogue::access::TURN_TIMEOUT;
 use crate::catalogue::changes::ChangeListener;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{Claim, FileEntry, LeaseRecord, VersionRecord};
@@ -22,8 +22,6 @@ use enjambre_core::protocol::message::MAX_PROVIDERS;
 use enjambre_core::runtime;
 use enjambre_core::{FileId, FileRecord, Provider, StorageError, UnixMillis};
 
-/// The longest wait for other reads of the same file.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// The number of claims for which answers are renewed without a task of their own, while other requests wait.
 const MAX_RENEWED: usize = 512;
 
@@ -54,15 +52,19 @@ impl Lookups {
         requester: Option<IpAddr>,
         now: UnixMillis,
     ) -> Result<FileRecord, CatalogueError> {
+        let wait = Instant::now() + TURN_TIMEOUT;
         let name = match Query::parse(query)? {
             Query::Id(id) => {
-                return self.file(&id, requester, now).await?.ok_or_else(|| not_found(query));
+                return self.file_until(wait, &id, requester, now).await?.ok_or_else(|| not_found(query));
             }
             // Prefixes are typed by people and rare, and may match many files.
             Query::Prefix(_) => {
                 let found = self.catalogue.in_turn(requester, self.catalogue.find(query, now)).await?;
                 // With the count for this requester.
-                return self.file(&found.id, requester, now).await?.ok_or_else(|| not_found(query));
+                return self
+                    .file_until(wait, &found.id, requester, now)
+                    .await?
+                    .ok_or_else(|| not_found(query));
             }
             Query::Name(name) => name,
         };
@@ -79,8 +81,8 @@ impl Lookups {
             }
         };
         let CachedName { version, record } = &*found;
-        let providers = match self.load(&record.id, now).await? {
-            Some(file) => self.count_providers(&file, requester, now).await?,
+        let providers = match self.load(wait, &record.id, now).await? {
+            Some(file) => self.count_providers(wait, &file, requester, now).await?,
             None => 0,
         };
         Ok(record.clone().with_name(name, *version, providers))
@@ -113,8 +115,18 @@ impl Lookups {
         requester: Option<IpAddr>,
         now: UnixMillis,
     ) -> Result<Option<FileRecord>, CatalogueError> {
-        let Some(file) = self.load(id, now).await? else { return Ok(None) };
-        let providers = self.count_providers(&file, requester, now).await?;
+        self.file_until(Instant::now() + TURN_TIMEOUT, id, requester, now).await
+    }
+
+    async fn file_until(
+        &self,
+        wait: Instant,
+        id: &FileId,
+        requester: Option<IpAddr>,
+        now: UnixMillis,
+    ) -> Result<Option<FileRecord>, CatalogueError> {
+        let Some(file) = self.load(wait, id, now).await? else { return Ok(None) };
+        let providers = self.count_providers(wait, &file, requester, now).await?;
         Ok(Some(file.entry.clone().with_id(*id, providers)))
     }
 
@@ -140,8 +152,9 @@ impl Lookups {
         is_local: bool,
         now: UnixMillis,
     ) -> Result<Option<Vec<Provider>>, CatalogueError> {
-        let Some(file) = self.load(id, now).await? else { return Ok(None) };
-        let (mut alive, _) = self.alive_claims(&file, now).await?;
+        let wait = Instant::now() + TURN_TIMEOUT;
+        let Some(file) = self.load(wait, id, now).await? else { return Ok(None) };
+        let (mut alive, _) = self.alive_claims(wait, &file, now).await?;
         alive.retain(|(_, lease)| lease.is_reachable(is_local));
         let (chosen, _) = alive.partial_shuffle(&mut runtime::rng(), MAX_PROVIDERS);
         let mut free = MAX_PROVIDER_BYTES;
@@ -194,23 +207,29 @@ impl Lookups {
 
     async fn count_providers(
         &self,
+        wait: Instant,
         file: &CachedFile,
         requester: Option<IpAddr>,
         now: UnixMillis,
     ) -> Result<u32, CatalogueError> {
         let answers = match self.answers(file, now) {
             Some(answers) => answers,
-            None => self.alive_claims(file, now).await?.1,
+            None => self.alive_claims(wait, file, now).await?.1,
         };
         Ok(answers.to(is_local(requester)).count)
     }
 
     /// Returns the file from the cache or the database. `None` if the catalogue does not have it.
-    async fn load(&self, id: &FileId, now: UnixMillis) -> Result<Option<Arc<CachedFile>>, StorageError> {
+    async fn load(
+        &self,
+        wait: Instant,
+        id: &FileId,
+        now: UnixMillis,
+    ) -> Result<Option<Arc<CachedFile>>, StorageError> {
         if let Some(file) = self.cache.files.get(id, now) {
             return Ok(Some(file));
         }
-        let _turn = self.turn(id).await;
+        let _turn = self.turn(wait, id).await;
         if let Some(file) = self.cache.files.get(id, now) {
             return Ok(Some(file));
         }
@@ -221,23 +240,32 @@ impl Lookups {
         Ok(Some(file))
     }
 
-    /// Waits for other reads of the file, but not long for a database that hangs.
-    async fn turn(&self, id: &FileId) -> Option<Turn<'_, FileId>> {
-        timeout(READ_TIMEOUT, self.reads.turn(Some(*id))).await.ok()
+    /// Waits for other reads of the file until this time, which is the same for all waits of a lookup, because the database may
+    /// hang.
+    async fn turn(&self, wait: Instant, id: &FileId) -> Option<Turn<'_, FileId>> {
+        timeout_at(wait, self.reads.turn(Some(*id))).await.ok()
     }
 
-    /// Returns the claims of providers, and sets and returns the answers about the file.
+    /// Returns the claims of providers, and the answers about the file, which it sets if necessary.
     async fn alive_claims(
         &self,
+        wait: Instant,
         file: &CachedFile,
         now: UnixMillis,
     ) -> Result<(Vec<(Claim, Arc<LeaseRecord>)>, Arc<Answers>), StorageError> {
-        let _turn = self.turn(&file.id).await;
-        // The basis is taken first, so that any later change makes the answers void.
-        let (claims, basis) = self.cache.claims(file);
+        let _turn = self.turn(wait, &file.id).await;
+        let (claims, valid) = match self.cache.reachable_claims(file, now) {
+            // From another lookup, for which this one waited. The leases of these peers are cached.
+            Some((claims, answers)) => (claims, Ok(answers)),
+            // The basis is taken first, so that any later change makes the answers void.
+            None => {
+                let (claims, basis) = self.cache.claims(file);
+                (claims, Err(basis))
+            }
+        };
         let peers: Vec<_> = claims.iter().map(|(peer, _)| *peer).collect();
         let alive = self.catalogue.alive_peers(&peers, now).await?;
-        let answers = self.cache.set_answers(file, basis, &claims, &alive);
+        let answers = valid.unwrap_or_else(|basis| self.cache.set_answers(file, basis, &claims, &alive));
         let alive = claims.into_iter().zip(alive.leases);
         Ok((alive.filter_map(|((_, claim), lease)| Some((claim, lease?))).collect(), answers))
     }

@@ -210,7 +210,9 @@ impl ReplicaStore {
             return true;
         }
         if !admits(&fetches) {
-            fetches.retain(|_, fetch| fetch.refusal.is_none());
+            // Recorded refusals count. Those of other peers are kept while there is space for them.
+            let is_full = fetches.len() >= MAX_FETCHES;
+            fetches.retain(|_, fetch| fetch.refusal.is_none() || (fetch.by != by && !is_full));
             if !admits(&fetches) {
                 return false;
             }

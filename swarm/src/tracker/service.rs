@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::announced_endpoints::{announced_endpoints, is_local};
@@ -59,8 +59,8 @@ pub struct TrackerService {
     store: Option<Arc<dyn PinStore>>,
     announced_hosts: Vec<String>,
     started: UnixMillis,
-    /// The number of living peers, the time of the count, and the shortest time until the next count.
-    alive_peers: tokio::sync::Mutex<Option<(u64, UnixMillis, Duration)>>,
+    /// The number of living peers, and the earliest time of the next count.
+    alive_peers: tokio::sync::Mutex<Option<(u64, Instant)>>,
 }
 
 impl TrackerService {
@@ -302,9 +302,12 @@ impl TrackerService {
         let pin = self.catalogue.pin(id, by.peer, now).await?;
         let (complete, at) = (pin.complete, pin.at);
         let kept = store.keep(&file, pin).await;
-        if matches!(&kept, Err(error) if error.code == ErrorCode::Busy) && at == now {
+        if matches!(&kept, Err(error) if error.code == ErrorCode::Busy)
+            && at == now
             // Otherwise refused pins would accumulate.
-            self.catalogue.unpin(&id).await?;
+            && let Err(error) = self.catalogue.unpin(&id).await
+        {
+            tracing::warn!(%id, %error, "removing a refused pin failed");
         }
         Ok(Reply::Pin { stored: kept?, complete })
     }
@@ -333,13 +336,12 @@ impl TrackerService {
         let peers = {
             // Concurrent requests wait for one count.
             let mut cached = self.alive_peers.lock().await;
-            let now = self.clock.now();
+            let start = Instant::now();
             match *cached {
-                Some((count, at, pause)) if now.checked_since(at).is_some_and(|age| age < pause) => count,
+                Some((count, until)) if start < until => count,
                 _ => {
-                    let count = self.catalogue.count_alive_peers(now).await?;
-                    let pause = pause_after_scan(self.clock.now().saturating_since(now));
-                    *cached = Some((count, now, pause));
+                    let count = self.catalogue.count_alive_peers(self.clock.now()).await?;
+                    *cached = Some((count, Instant::now() + pause_after_scan(start.elapsed())));
                     count
                 }
             }
@@ -378,14 +380,15 @@ impl TrackerService {
                 check_count(offers.len())?;
                 let session = self.session(session, peer).await?;
                 let announced = self.catalogue.announce(&session, &offers, now);
-                let unknown = self.catalogue.change_in_turn(peer.address, offers.len(), announced).await?;
+                let unknown =
+                    self.catalogue.change_in_turn(&session, peer.address, offers.len(), announced).await?;
                 Ok(Reply::Announced { unknown })
             }
             Request::Withdraw { session, ids } => {
                 check_count(ids.len())?;
                 let session = self.session(session, peer).await?;
                 let withdrawn = self.catalogue.withdraw(&session, &ids);
-                self.catalogue.change_in_turn(peer.address, ids.len(), withdrawn).await?;
+                self.catalogue.change_in_turn(&session, peer.address, ids.len(), withdrawn).await?;
                 Ok(Reply::Done)
             }
             Request::Renew { session, renewed_ms, .. } => {

@@ -1,6 +1,7 @@
 //! Errors of requests to trackers.
 
 use std::fmt;
+use std::time::Duration;
 
 use enjambre_core::protocol::client::CallError;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
@@ -90,6 +91,16 @@ impl TrackerError {
             Self::Ambiguous { .. } => Some(ErrorCode::Ambiguous),
             Self::Refused { error, .. } => Some(error.code),
             Self::Unreachable { .. } | Self::OtherCatalogue { .. } | Self::Protocol { .. } => None,
+        }
+    }
+
+    /// The delay before a retry if the tracker is busy.
+    pub(super) fn busy_delay(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { error, .. } if error.code == ErrorCode::Busy => {
+                Some(Duration::from_millis(error.retry_after_ms.unwrap_or_default()))
+            }
+            _ => None,
         }
     }
 

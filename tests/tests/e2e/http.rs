@@ -175,7 +175,7 @@ fn token_of_data_directory_is_accepted() {
     let (_tracker, _source, _gateway, address) = swarm(&world, &[]);
     let path = world.path("gateway/data/http-token");
     let token = fs::read_to_string(&path).unwrap();
-    assert_eq!(get(&address, "/readyz", &[&format!("Authorization: Bearer {}", token.trim())]).status, 200);
+    assert_eq!(get(&address, "/healthz", &[&format!("Authorization: Bearer {}", token.trim())]).status, 200);
     let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&path).unwrap());
     assert_eq!(mode & 0o777, 0o600);
 }

@@ -37,6 +37,7 @@ async fn unchanged_claim_is_not_written_again() {
     catalogue.announce(&a, &[offer(1)], START).await.unwrap();
     faulty.add(Operation::Commit, When::Always, Fault::Fail);
     catalogue.announce(&a, &[offer(1), offer(1)], START).await.unwrap();
+    assert!(catalogue.authorize(a.id, START).await.unwrap().offered, "the cached lease has the mark");
     let smaller = Offer { complete: false, ..offer(1) };
     assert!(catalogue.announce(&a, &[smaller], START).await.is_err(), "a changed claim is written");
     faulty.clear();

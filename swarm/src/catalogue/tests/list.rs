@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use super::*;
+use crate::catalogue::error::CatalogueError;
 use enjambre_core::{Batch, Durability, Key, KeyRange, Limits, Offer, Space, StorageError};
 
 /// The time of each read.
@@ -140,11 +141,17 @@ async fn look_up_during_many_lists_waits_for_few_reads() {
 async fn look_up_during_large_announcements_waits_for_few_reads() {
     const FILES: u64 = 40;
     let catalogue = &few_connections(FILES).await;
-    let peer = &session(catalogue, 2, START).await;
+    let mut peers = Vec::new();
+    for n in 2..10 {
+        peers.push(session(catalogue, n, START).await);
+    }
     let offers: &Vec<_> = &(100..200).map(|n| Offer { id: file(n), size: 10, complete: true }).collect();
-    let announcements = join_all((0..100).map(async |_| {
+    // From two addresses.
+    let announcements = join_all((0..96).map(async |n| {
+        let peer = &peers[n % peers.len()];
         let announced = catalogue.announce(peer, offers, START);
-        catalogue.change_in_turn(Some(IpAddr::from([10, 0, 0, 1])), offers.len(), announced).await
+        let address = IpAddr::from([10, 0, 0, (n % 2) as u8]);
+        catalogue.change_in_turn(peer, Some(address), offers.len(), announced).await
     }));
     let lookups = async {
         let mut longest = Duration::ZERO;
@@ -159,4 +166,23 @@ async fn look_up_during_large_announcements_waits_for_few_reads() {
     let (announced, longest) = tokio::join!(announcements, lookups);
     assert!(announced.iter().all(|unknown| unknown.as_ref().unwrap().len() == offers.len()));
     assert!(longest <= 6 * READ, "{longest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn peer_with_many_announcements_does_not_delay_its_neighbour() {
+    let catalogue = &few_connections(1).await;
+    let (hostile, neighbour) = (&session(catalogue, 2, START).await, &session(catalogue, 3, START).await);
+    let announce = async |peer| {
+        let began = Instant::now();
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let work = async {
+            sleep(READ).await;
+            Ok(())
+        };
+        catalogue.change_in_turn(peer, Some(address), 800, work).await.map(|()| began.elapsed())
+    };
+    let flood = join_all((0..1000).map(|_| announce(hostile)));
+    let (flood, other) = tokio::join!(flood, announce(neighbour));
+    assert_eq!(other.unwrap(), READ);
+    assert!(flood.iter().any(|done| matches!(done, Err(CatalogueError::Busy))), "{flood:?}");
 }

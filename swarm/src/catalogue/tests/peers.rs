@@ -4,6 +4,7 @@ use super::*;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{self, LEASES, LeaseRecord, PROVIDERS, SESSIONS};
 use enjambre_core::{KeyRange, Offer, StorageExt};
+use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 #[tokio::test]
 async fn peer_sweep_removes_peers_after_retention_only() {
@@ -82,7 +83,7 @@ async fn file_without_providers_expires_unless_offered_again() {
     assert!(catalogue.file(&file(1), dead + RETENTION).await.unwrap().is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn full_table_evicts_peers_without_files_first() {
     const PEERS: u64 = 4;
     let rules = CatalogueRules { max_peers: PEERS, ..RULES };
@@ -100,6 +101,7 @@ async fn full_table_evicts_peers_without_files_first() {
     let full = open_session(PEERS, START + ms(2)).await;
     assert!(matches!(full, Err(CatalogueError::TooManyPeers)), "all peers are alive: {full:?}");
     let later = START + ms(40_000);
+    tokio::time::advance(ms(1_001)).await;
     for n in PEERS..2 * PEERS - 1 {
         open_session(n, later + ms(1000 * n)).await.expect("a peer that is away is evicted");
         assert_eq!(offers().await, 1, "peer {n} evicted the publisher");
@@ -109,6 +111,40 @@ async fn full_table_evicts_peers_without_files_first() {
     let full = open_session(2 * PEERS + 1, later + ms(9_000)).await;
     assert!(matches!(full, Err(CatalogueError::TooManyPeers)), "all peers are alive: {full:?}");
     assert_eq!(catalogue.peer_count.load(Ordering::Relaxed), PEERS);
+}
+
+/// Each scan of the leases that frees less than the wanted part of the table is followed by a pause.
+#[tokio::test(start_paused = true)]
+async fn eviction_that_frees_little_or_fails_is_not_repeated_soon() {
+    const PEERS: u64 = 200;
+    let faulty = Arc::new(FaultyStorage::new(storage(), 1));
+    let rules = CatalogueRules { max_peers: PEERS, ..RULES };
+    let catalogue = Catalogue::open(faulty.clone(), rules, START).await.unwrap();
+    let open_session = async |n: u64| {
+        catalogue.open_session(PeerId::from_bytes(*file(n).as_bytes()), Vec::new(), START).await
+    };
+    let is_full = |result| matches!(result, Err(CatalogueError::TooManyPeers));
+    for n in 0..PEERS - 1 {
+        open_session(n).await.unwrap();
+    }
+    let mut next = PEERS;
+    let mut leaver = async || {
+        next += 1;
+        let session = open_session(next).await?;
+        catalogue.leave(session, START).await
+    };
+    leaver().await.unwrap();
+    // One entry is free instead of two.
+    leaver().await.unwrap();
+    for _ in 0..10 {
+        assert!(is_full(leaver().await));
+    }
+    tokio::time::advance(ms(1_001)).await;
+    leaver().await.unwrap();
+    tokio::time::advance(ms(1_001)).await;
+    faulty.add(Operation::Scan, When::Always, Fault::Unavailable);
+    assert!(matches!(leaver().await, Err(CatalogueError::Storage(_))));
+    assert!(is_full(leaver().await), "it does not scan");
 }
 
 /// The peer without files is the last one to go away, behind as many peers as an eviction could examine one by one.

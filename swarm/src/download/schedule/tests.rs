@@ -384,7 +384,7 @@ fn wanted_pieces_are_requested_first_in_the_order_of_the_file() {
 fn wanted_piece_is_also_requested_from_much_faster_provider() {
     let mut schedule = schedule(40);
     schedule.set_provider(A, &Bitmap::full(layout(40)), NOW);
-    schedule.set_wanted(&[0..1]);
+    schedule.set_wanted(std::slice::from_ref(&(0..1)));
     let first = schedule.next(A, NOW).unwrap().piece;
     assert_eq!(first.get(), 0);
     schedule.set_provider(B, &Bitmap::full(layout(40)), NOW);

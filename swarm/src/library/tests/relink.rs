@@ -75,6 +75,7 @@ async fn changed_metadata_keeps_file_offered() {
             assert_eq!(content_of(&library, &id).await.unwrap(), sample.content, "{what}");
             assert!(library.offers()[0].complete, "{what}");
             // It is hashed in the background, again if the change was too recent for the clock of the file system.
+            suspect(&library, &[id]);
             wait_until(|| {
                 library.inner.add_suspect(&id);
                 library.inner.state.lock().slots[&id].verified

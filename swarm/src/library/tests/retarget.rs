@@ -1,4 +1,4 @@
-//! Another destination for an incomplete file, an older copy at the destination, and sparse files.
+//! Another destination for an incomplete file, an older copy at the destination, exports, and sparse files.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::library::content::DatabaseContent;
 use crate::library::entry::Location;
 use crate::library::error::LibraryError;
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
@@ -124,6 +125,73 @@ async fn removal_during_copy_wins() {
     file.finish(true).await.unwrap();
     assert_eq!(fs::read(rig.path("a.bin")).unwrap(), sample.content);
     assert!(rig.content.entries().iter().all(|(_, entries)| *entries == 0), "copied content is left");
+}
+
+#[tokio::test]
+async fn sweep_in_progress_keeps_content_that_moves_to_library() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(3 * PIECE, 1);
+    let (library, _, content) = with_faulty_content(&rig, &sample).await;
+    sample.create(&library, "x", rig.to("a.bin", false)).await;
+    // What an interrupted import left.
+    library.inner.content.write(sample.stored(sample.all())).await.unwrap();
+    content.add(Operation::Commit, When::Nth(1), Fault::Delay(Duration::from_secs(1)));
+    let sweeping = Arc::clone(&library);
+    let sweep = tokio::spawn(async move { sweeping.inner.sweep().await });
+    fault_is_met(&content).await;
+    let file = sample.create(&library, "x", Destination::Library).await;
+    sweep.await.unwrap().unwrap();
+    assert_eq!(file.have_count(), 2);
+    let content = DatabaseContent(content);
+    for number in [0, 2] {
+        let (piece, expected) = sample.piece(number);
+        assert_eq!(content.read(&sample.id(), sample.layout(), piece).await.unwrap(), Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn move_with_unknown_outcome_keeps_pieces() {
+    for (applied, is_repaired) in [(true, false), (false, false), (true, true)] {
+        let rig = Rig::new(false);
+        let sample = Sample::new(3 * PIECE, 1);
+        let index = Arc::new(FaultyStorage::new(Arc::new(rig.index.open()), 1));
+        let library = rig.open_on(index.clone()).await;
+        let file = sample.create(&library, "x", rig.to("a.bin", false)).await;
+        file.write_pieces(vec![sample.piece(0), sample.piece(2)]).await.unwrap();
+        library.checkpoint_all().await.unwrap();
+        index.add(Operation::Commit, When::Nth(1), Fault::Indeterminate { applied });
+        if !is_repaired {
+            index.add(Operation::Commit, When::Nth(2), Fault::Fail);
+        }
+        let moved = library.create(sample.manifest.clone(), named("x"), rig.to("b.bin", false)).await;
+        assert!(moved.is_err(), "{applied} {is_repaired}");
+        drop(file);
+        rig.kill(library).await;
+        assert_eq!(rig.path("b.bin.enjambre-part").exists(), !is_repaired);
+        let library = rig.open().await;
+        let file = library.open_file(&sample.id()).await.unwrap().expect("it is not withdrawn");
+        let place = if applied && !is_repaired { "b.bin" } else { "a.bin" };
+        assert!(matches!(file.location(), Location::Linked { path } if path == rig.path(place)));
+        assert_eq!(file.have_count(), 2);
+        sample.check(&file).await;
+    }
+}
+
+#[tokio::test]
+async fn export_to_file_that_appears_meanwhile_leaves_no_part_file() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(3 * PIECE, 1);
+    let (library, file, content) = with_faulty_content(&rig, &sample).await;
+    file.write_pieces(sample.all()).await.unwrap();
+    file.finish(true).await.unwrap();
+    content.add(Operation::Get, When::Nth(1), Fault::Delay(Duration::from_secs(1)));
+    let (exporting, path) = (Arc::clone(&library), rig.path("a.bin"));
+    let export = tokio::spawn(async move { exporting.export(&sample.id(), &path, false).await });
+    fault_is_met(&content).await;
+    fs::write(rig.path("a.bin"), b"came meanwhile").unwrap();
+    assert!(matches!(export.await.unwrap(), Err(LibraryError::Exists { .. })));
+    assert_eq!(fs::read(rig.path("a.bin")).unwrap(), b"came meanwhile");
+    assert!(!rig.path("a.bin.enjambre-part").exists());
 }
 
 #[tokio::test]

@@ -26,6 +26,8 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 const RESERVED_AHEAD: u64 = 16 << 20;
 /// The longest time between attempts to fetch a file.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// Time after which a download ends its turn if others wait for one, however slowly content arrives.
+pub(super) const MAX_TURN: Duration = Duration::from_secs(180);
 /// Time without new content after which a download ends its turn.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time of attempts without new content after which a pin of which nothing is stored expires.
@@ -150,8 +152,8 @@ impl ReplicaStore {
     }
 
     /// Waits for a download of the file, and reserves space for `base` bytes and for what the download has stored. Returns
-    /// `false` if the download failed, stalled, or the pin was removed.
-    async fn reserve_during(
+    /// `false` if the download failed, stalled or ended its turn, or the pin was removed.
+    pub(super) async fn reserve_during(
         &self,
         file: &FileRecord,
         base: u64,
@@ -160,7 +162,8 @@ impl ReplicaStore {
     ) -> Result<bool, ErrorReply> {
         tokio::pin!(download);
         let Ok(Some(pin)) = self.parts.catalogue.pinned(&file.id).await else { return Ok(false) };
-        let (mut done, mut since, mut reserved) = (0, Instant::now(), pin.size);
+        let start = Instant::now();
+        let (mut done, mut since, mut reserved) = (0, start, pin.size);
         loop {
             tokio::select! {
                 biased;
@@ -178,6 +181,10 @@ impl ReplicaStore {
                 (done, since) = (now.done, Instant::now());
             } else if since.elapsed() >= STALL_TIMEOUT {
                 tracing::debug!(id = %file.id, "fetching a replica stalled; will retry");
+                return Ok(false);
+            }
+            if start.elapsed() >= MAX_TURN && self.downloads.has_waiting() {
+                tracing::debug!(id = %file.id, "fetching a replica paused: others wait");
                 return Ok(false);
             }
             if done == 0 {

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::fetch::Attempt;
+use super::fetch::{Attempt, MAX_TURN};
 use super::*;
+use crate::download::request::Progress;
 use crate::download::settings::DownloadSettings;
 use crate::library::content::ContentStore;
 use crate::library::publish::PublishOptions;
@@ -243,6 +245,34 @@ async fn stalled_pins_of_some_peers_do_not_delay_others() {
     world.stop().await;
 }
 
+/// Content arrives just often enough that the download does not stall.
+#[tokio::test(start_paused = true)]
+async fn slow_download_ends_its_turn_only_if_others_wait() {
+    let world = World::new().await;
+    let session = world.peer("memory://peer:1").await;
+    let id = world.publish(session, 1).await[0];
+    let ReplicaParts { catalogue, key, clock, .. } = &world.store.parts;
+    catalogue.pin(id, key.peer_id(), clock.now()).await.unwrap();
+    let file = catalogue.file(&id, clock.now()).await.unwrap().unwrap();
+    let (progress, updates) = watch::channel(Progress::default());
+    let slow = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            progress.send_modify(|progress| progress.done += 1);
+        }
+    });
+    let turns = world.take_turns().await;
+    let download =
+        |limit| timeout(limit, world.store.reserve_during(&file, 0, updates.clone(), std::future::pending()));
+    download(10 * MAX_TURN).await.expect_err("it continues while no other download waits");
+    let mut other = Box::pin(world.store.downloads.turn(Some(key.peer_id())));
+    assert!(futures::poll!(&mut other).is_pending());
+    assert!(!download(2 * MAX_TURN).await.expect("it ends").unwrap());
+    slow.abort();
+    drop((other, turns));
+    world.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn wait_for_a_turn_does_not_expire_a_pin() {
     let world = World::new().await;
@@ -305,6 +335,11 @@ async fn pin_beyond_the_share_of_a_peer_is_refused() {
     assert_eq!(world.reserved().await, (0, others.len() as u64), "a refused pin is not stored");
     world.client.pin(first, others[0]).await.expect("a pending pin is not refused");
     world.client.pin(second, *last).await.expect("another peer has its own share");
+    world.client.unpin(second, *last).await.unwrap();
+    // The pin is stored, and then its removal fails.
+    world.storage.add(Operation::Commit, When::Nth(2), Fault::Fail);
+    let refused = world.client.pin(first, *last).await.unwrap_err();
+    assert_eq!((refused.code(), world.storage.faults_met()), (Some(ErrorCode::Busy), 1));
     world.stop().await;
 }
 
@@ -324,6 +359,25 @@ async fn pins_of_hundreds_of_peers_leave_a_share_for_another() {
     }
     assert!(start_fetch(200));
     assert!(world.store.fetches.lock().len() <= MAX_FETCHES);
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_of_other_peers_are_kept() {
+    let world = World::new().await;
+    let [refused, by] = [1, 2].map(|n| PeerId::from_bytes([n; 32]));
+    let refusal = Some(ErrorReply::new(ErrorCode::NotFound, "refused"));
+    let fetch = Fetch { by: refused, stop: CancellationToken::new(), task: tokio::spawn(async {}), refusal };
+    let id = FileId::from_bytes([0xff; 32]);
+    world.store.fetches.lock().insert(id, fetch);
+    let mut next = 0;
+    let mut start_fetch = || {
+        next += 1;
+        let id = FileId::from_bytes([next; 32]);
+        world.store.start_fetch(id, by, |fetches| has_share(fetches, by))
+    };
+    while start_fetch() {}
+    assert!(world.store.fetches.lock().contains_key(&id));
     world.stop().await;
 }
 

@@ -224,6 +224,10 @@ async fn concurrent_look_ups_read_a_file_once() {
     let tracker = Tracker::open(&storage, START).await;
     let a = session(&tracker.catalogue, 1, START).await;
     tracker.catalogue.publish(&a, &publication("a", file(1)), START).await.unwrap();
+    // A provider that is away has no valid entry in the cache.
+    let b = session(&tracker.catalogue, 2, START).await;
+    tracker.catalogue.announce(&b, &[offer(1)], START).await.unwrap();
+    tracker.catalogue.leave(b.id, START).await.unwrap();
     for operation in [Operation::Get, Operation::Scan] {
         faulty.add(operation, When::Always, Fault::Delay(Duration::from_millis(10)));
     }

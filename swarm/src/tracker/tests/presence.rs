@@ -221,6 +221,25 @@ async fn pins_are_listed_without_the_tracker_that_fails() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pins_are_complete_if_one_tracker_of_a_catalogue_replies() {
+    let (world, storage) = (World::new(), Arc::new(Memory::new()));
+    let trackers = [world.tracker(A, &storage).await, world.tracker(B, &storage).await];
+    let other = world.tracker("memory://c:1", &Arc::new(Memory::new())).await;
+    let peer = world.peer(&Arc::default(), &[A, B, "memory://c:1"]);
+    connected(&peer).await;
+    let [first, second] = trackers;
+    first.kill().await;
+    sleep(Duration::from_secs(60)).await;
+    let (_, errors) = peer.pins().await.unwrap();
+    assert!(errors.is_empty(), "{errors:?}");
+    second.kill().await;
+    sleep(Duration::from_secs(60)).await;
+    let (_, errors) = peer.pins().await.unwrap();
+    assert_eq!(errors.len(), 1, "one for the catalogue: {errors:?}");
+    other.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn unreachable_trackers_are_reported_and_retried() {
     let world = World::new();
     let library = Arc::new(FakeLibrary::default());

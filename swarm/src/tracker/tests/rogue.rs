@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::{FakeLibrary, World, endpoint, file};
+use crate::tracker::service::TrackerService;
 use crate::tracker_client::error::TrackerError;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
-use enjambre_core::protocol::message::{Nonce, Reply, Request};
+use enjambre_core::protocol::message::{MAX_OFFERS, Nonce, Reply, Request};
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::{
-    CatalogueId, FileKind, FileRecord, Memory, PeerId, PeerInfo, ReplySink, RequestId, UnixMillis,
+    CatalogueId, FileId, FileKind, FileRecord, Memory, PeerId, PeerInfo, ReplySink, RequestId, UnixMillis,
 };
 
 const AT: &str = "memory://rogue:1";
@@ -124,4 +126,83 @@ async fn repeated_page_of_a_list_is_refused() {
     assert_eq!(files, 2);
     let (files, error) = list(&["b", "a"]).await;
     assert!(matches!(error, TrackerError::Protocol { .. }) && files == 0, "{error}");
+}
+
+/// A tracker that refuses each request with this error.
+struct Refusing(ErrorCode, AtomicU64);
+
+#[async_trait]
+impl Handler for Refusing {
+    async fn handle(
+        &self,
+        _id: RequestId,
+        _request: Request,
+        _peer: &PeerInfo,
+        _sink: &mut dyn ReplySink,
+    ) -> Result<(Reply, Bytes), ErrorReply> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Err(ErrorReply::new(self.0, "refused"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tracker_that_refuses_each_request_is_backed_off() {
+    for code in [ErrorCode::Replaced, ErrorCode::Unauthorized, ErrorCode::Busy] {
+        let world = World::new();
+        let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
+        let refusing = Arc::new(Refusing(code, AtomicU64::new(0)));
+        let serving = tokio::spawn(serve(Arc::clone(&listener), refusing.clone()));
+        let peer = world.peer(&Arc::new(FakeLibrary::default()), &[AT]);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let requests = refusing.1.load(Ordering::Relaxed);
+        assert!((2..50).contains(&requests), "{code}: {requests}");
+        drop(peer);
+        serving.abort();
+    }
+}
+
+/// A tracker that is busy for every second announcement.
+struct BusyTracker {
+    inner: Arc<TrackerService>,
+    /// The first file of each announcement.
+    announced: Mutex<Vec<FileId>>,
+}
+
+#[async_trait]
+impl Handler for BusyTracker {
+    async fn handle(
+        &self,
+        id: RequestId,
+        request: Request,
+        peer: &PeerInfo,
+        sink: &mut dyn ReplySink,
+    ) -> Result<(Reply, Bytes), ErrorReply> {
+        if let Request::Announce { offers, .. } = &request {
+            let mut announced = self.announced.lock();
+            announced.push(offers[0].id);
+            if announced.len() % 2 == 1 {
+                return Err(ErrorReply::new(ErrorCode::Busy, "busy").retry_after(Duration::from_secs(1)));
+            }
+        }
+        self.inner.handle(id, request, peer, sink).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn announcement_continues_at_the_page_for_which_a_tracker_was_busy() {
+    let world = World::new();
+    let tracker = world.tracker("memory://inner:1", &Arc::new(Memory::new())).await;
+    let busy = Arc::new(BusyTracker { inner: tracker.service.clone(), announced: Mutex::default() });
+    let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
+    let serving = tokio::spawn(serve(listener, busy.clone()));
+    let library = Arc::new(FakeLibrary::default());
+    for n in 0..2000 {
+        library.put(n);
+    }
+    let peer = world.peer(&library, &[AT]);
+    assert!(peer.wait_connected(Duration::from_secs(10)).await, "{:?}", peer.status());
+    let announced = busy.announced.lock().clone();
+    assert_eq!(announced.len(), 2 * 2000_usize.div_ceil(MAX_OFFERS));
+    assert!(announced.is_sorted() && announced.chunks(2).all(|pair| pair[0] == pair[1]), "{announced:?}");
+    serving.abort();
 }

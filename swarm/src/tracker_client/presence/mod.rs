@@ -217,7 +217,7 @@ impl Presence {
         self.with_any(|session, client| async move { client.unpin(session, id).await }).await
     }
 
-    /// Lists the pins of the peer at all catalogues, by ascending id, and the errors of trackers whose pins are missing.
+    /// Lists the pins of the peer at all catalogues, by ascending id, and one error for each catalogue whose pins are missing.
     ///
     /// # Errors
     /// If the pins of no catalogue are known.
@@ -225,7 +225,9 @@ impl Presence {
         // Waits for a session that the tracker accepts, and then for the other trackers.
         self.with_any(|session, client| async move { client.pins(session, None).await }).await?;
         self.wait_connected(REQUEST_TIMEOUT).await;
-        let lists = self.shared.sessions().into_iter().map(|(_, session, client)| async move {
+        let sessions = self.shared.sessions();
+        let requested: HashSet<_> = sessions.iter().map(|(catalogue, ..)| *catalogue).collect();
+        let lists = sessions.into_iter().map(|(_, session, client)| async move {
             let (mut list, mut after) = (Vec::new(), None);
             for _ in 0..MAX_PIN_PAGES {
                 let (page, next) = client.pins(session, after).await?;
@@ -247,11 +249,20 @@ impl Presence {
         if known.is_empty() {
             return Err(errors.pop().unwrap_or_else(|| self.shared.timed_out()));
         }
-        let missing = self.status().into_iter().filter(|tracker| !tracker.connected);
-        for TrackerState { endpoint, last_error, .. } in missing {
+        // The other catalogues, each with its trackers. A tracker whose catalogue is not known counts as one.
+        let mut missing: Vec<(Option<CatalogueId>, Vec<UnreachableTracker>)> = Vec::new();
+        for TrackerState { endpoint, catalogue, last_error, .. } in self.status() {
+            if catalogue.is_some_and(|catalogue| requested.contains(&catalogue)) {
+                continue;
+            }
             let reason = last_error.unwrap_or_else(|| format!("not connected to tracker {endpoint}"));
-            errors.push(TrackerError::Unreachable { reasons: vec![UnreachableTracker { endpoint, reason }] });
+            let tracker = UnreachableTracker { endpoint, reason };
+            match missing.iter_mut().find(|(known, _)| known.is_some() && *known == catalogue) {
+                Some((_, trackers)) => trackers.push(tracker),
+                None => missing.push((catalogue, vec![tracker])),
+            }
         }
+        errors.extend(missing.into_iter().map(|(_, reasons)| TrackerError::Unreachable { reasons }));
         let mut pins = known.concat();
         pins.sort_by_key(|pin| pin.id);
         Ok((pins, errors))

@@ -35,6 +35,8 @@ const OUTBOX_PAGE: usize = 100;
 /// The backoff between attempts to connect.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
+/// The number of attempts of an announcement that a tracker is too busy for.
+const BUSY_ATTEMPTS: u32 = 20;
 
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -77,9 +79,10 @@ impl Worker {
             let error = failure.to_string();
             let replaced = failure.is_replaced();
             self.shared.update(|state| {
+                let logged = replaced && state.was_replaced();
                 let worker = &mut state.workers[self.index];
                 // A repeated failure is logged once, and a replaced session where it ends.
-                if worker.last_error.as_ref() != Some(&error) && !replaced {
+                if worker.last_error.as_ref() != Some(&error) && !logged {
                     let tracker = self.client.endpoint();
                     match failure {
                         SessionError::Tracker(TrackerError::Unreachable { .. }) => {
@@ -96,10 +99,9 @@ impl Worker {
                     }
                 }
             });
+            sleep(backoff.next_jittered()).await;
             if replaced {
                 self.wait_after_replacement().await;
-            } else {
-                sleep(backoff.next_jittered()).await;
             }
         }
     }
@@ -230,6 +232,7 @@ impl Worker {
                 Err(error) => return Err(error),
             }
         }
+        self.shared.update(|state| state.workers[self.index].phase = Phase::Starting);
         self.wait_after_replacement().await;
         let start = Instant::now();
         let Shared { key, endpoints, .. } = &*self.shared;
@@ -325,8 +328,19 @@ impl Worker {
     }
 
     async fn announce(&self, lease: &mut Lease, offers: &[Offer]) -> Result<(), SessionError> {
-        let announced = self.client.announce(lease.session, offers).await;
-        let unknown = self.check(lease, announced)?;
+        let mut attempts = 1;
+        let unknown = loop {
+            let announced = self.client.announce(lease.session, offers).await;
+            match announced.as_ref().err().and_then(TrackerError::busy_delay) {
+                // Otherwise the next attempt would announce all offers again, from the first one.
+                Some(delay) if attempts < BUSY_ATTEMPTS => {
+                    attempts += 1;
+                    sleep(delay.clamp(MIN_BACKOFF, MAX_BACKOFF).min(lease.interval)).await;
+                    self.renew_if_due(lease).await?;
+                }
+                _ => break self.check(lease, announced)?,
+            }
+        };
         let mut remaining: HashSet<_> = unknown.iter().copied().collect();
         if !unknown.is_empty() {
             // The files expired, or the database was lost. Their publisher publishes them again.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::sleep;
+use futures::FutureExt;
+use futures::future::join_all;
+use tokio::time::{Instant, sleep};
 
 use super::{Swarm, Tracker, code, open_session, refused, transport};
 use crate::membership::credentials::authority::Authority;
@@ -236,4 +238,24 @@ async fn failed_joins_are_limited_by_address() {
         guess(far, other).await.unwrap();
     }
     assert_eq!(guess(far, other).await, Err(ErrorCode::Busy));
+}
+
+#[tokio::test(start_paused = true)]
+async fn joins_and_searches_do_not_wait_for_each_other() {
+    let swarm = Swarm::new();
+    let tracker = swarm.tracker("tracker").await;
+    let secret = swarm.invite(&tracker, Rights::Full, 100).await;
+    let search = async |network: u8| {
+        let busy = sleep(Duration::from_secs(1)).map(Ok);
+        tracker.catalogue.in_turn(Some([10, 0, 0, network].into()), busy).await
+    };
+    let searches = join_all((0..8).map(|n| search(n % 4)));
+    let join = async {
+        let start = Instant::now();
+        let peer = Some(KeyPair::generate().peer_id());
+        join_from(&*tracker.gate, [10, 0, 0, 9], peer, secret).await.unwrap();
+        start.elapsed()
+    };
+    let (_, took) = tokio::join!(searches, join);
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }

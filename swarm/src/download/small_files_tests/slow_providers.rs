@@ -1,0 +1,49 @@
+//! Providers that hold requests open without being silent.
+
+use tokio::time::timeout;
+
+use super::*;
+use crate::download::fixtures::NeverSilent;
+use enjambre_core::Dialer;
+use enjambre_testkit::transport::intercept::intercepted;
+
+/// Connects the downloads of a node to remotes that are never silent.
+fn never_silent(world: &World, node: &mut Node, settings: DownloadSettings) {
+    let dialer = Dialer::new(vec![intercepted(world.network.transport(), NeverSilent)]);
+    let (library, limit) = (Arc::clone(&node.library), Arc::new(BandwidthLimit::new(None)));
+    node.downloader = Downloader::new(library, Arc::new(dialer), limit, None, settings);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nine_slow_providers_do_not_withhold_small_files() {
+    for behavior in [Behavior::Stalls, Behavior::StallsAtOnce] {
+        let world = World::new();
+        let tree = tree(1, 10);
+        let mut slow = Vec::new();
+        for _ in 0..9 {
+            slow.push(world.provider(&tree, behavior).await);
+        }
+        let (_honest, id, size) = world.provider(&tree, Behavior::Honest).await;
+        let mut node = world.node(Behavior::Honest).await;
+        never_silent(&world, &mut node, DownloadSettings::default());
+        let got = timeout(Duration::from_secs(45), world.get(&node, (id, size), None));
+        assert_eq!(got.await.unwrap().unwrap(), total(&tree));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn providers_that_stall_after_a_reply_leave_budget_to_others() {
+    let world = World::new();
+    let tree: Tree = (0..64).map(|n| (format!("f{n}"), vec![n; 64 * 1024])).collect();
+    let mut slow = Vec::new();
+    for _ in 0..3 {
+        slow.push(world.provider(&tree, Behavior::StallsAfterFirst).await);
+    }
+    let (_honest, id, size) = world.provider(&tree, Behavior::Honest).await;
+    let mut node = world.node(Behavior::Honest).await;
+    let settings = DownloadSettings { budget_bytes: 1024 * 1024, ..DownloadSettings::default() };
+    never_silent(&world, &mut node, settings);
+    let got = timeout(Duration::from_secs(30), world.get(&node, (id, size), None));
+    assert_eq!(got.await.expect("the honest provider is used").unwrap(), total(&tree));
+    assert!(slow.iter().any(|(slow, ..)| slow.seeder.batches.load(Ordering::Relaxed) > 1));
+}
