@@ -19,11 +19,11 @@ fn run_all(seeds: impl Iterator<Item = u64> + Send + 'static, flaw: Option<Flaw>
 
 #[test]
 fn simulated_swarms_keep_their_guarantees() {
-    let outcomes = run_all(0..500, None);
+    let outcomes = run_all(0..250, None);
     let failed: Vec<String> = outcomes.iter().filter_map(Outcome::report).collect();
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
     let delivered: u64 = outcomes.iter().map(|outcome| outcome.delivered).sum();
-    assert!(delivered > 5000, "only {delivered} deliveries");
+    assert!(delivered > 2500, "only {delivered} deliveries");
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn read_sources(directory: &Path, text: &mut String) {
 #[test]
 fn security_page_names_existing_tests() {
     let mut sources = String::new();
-    for directory in ["apps", "core", "swarm", "testkit", "transport", "tests"] {
+    for directory in ["apps", "core", "http", "swarm", "testkit", "transport", "tests"] {
         read_sources(&workspace().join(directory), &mut sources);
     }
     let page = fs::read_to_string(workspace().join("docs/SECURITY.md")).unwrap();
