@@ -47,12 +47,20 @@ const MIN_FREE: u64 = 64 * 1024 * 1024;
 pub(crate) struct Finder {
     pub(crate) library: Arc<Library>,
     pub(crate) trackers: Arc<Trackers>,
+    /// Whether only files of the library are found, as at a tracker, whose quota applies to pinned files.
+    pub(crate) only_stored: bool,
 }
 
 #[async_trait]
 impl Catalogue for Finder {
     async fn find(&self, query: &str) -> Result<gateway::Found, Problem> {
         match find(&self.library, &self.trackers, query).await {
+            Ok(Found { id, .. }) if self.only_stored && self.library.entry(&id).is_none() => {
+                Err(Problem::new(
+                    StatusCode::NOT_FOUND,
+                    "this tracker does not store the file; pin it, or use a peer",
+                ))
+            }
             Ok(Found { id, name, kind, size, .. }) => Ok(gateway::Found { id, name, kind, size }),
             Err(error) => {
                 let status = match &error {
@@ -130,8 +138,11 @@ impl Readiness {
 
     async fn disk_problem(&self) -> Option<String> {
         let path = self.data_dir.clone();
-        let checked = crate::blocking(move || Ok(check_free_space(&path, MIN_FREE)?)).await;
-        checked.err().map(|failure: Failure| failure.message)
+        let check = crate::blocking(move || Ok(check_free_space(&path, MIN_FREE)?));
+        match timeout(CHECK_TIMEOUT, check).await {
+            Ok(checked) => checked.err().map(|failure: Failure| failure.message),
+            Err(_) => Some(format!("no reply within {} s", CHECK_TIMEOUT.as_secs())),
+        }
     }
 }
 

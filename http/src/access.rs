@@ -21,6 +21,13 @@ use crate::server::Client;
 /// The paths that need no token.
 const HEALTH_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 
+/// Who sends an allowed request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller {
+    /// Whether the caller is on this machine or has the token.
+    pub(crate) is_trusted: bool,
+}
+
 /// Who may send requests.
 #[derive(Debug)]
 pub struct AccessRules {
@@ -37,7 +44,7 @@ impl AccessRules {
         Self { token: blake3::hash(token.as_bytes()), hosts }
     }
 
-    fn check(&self, request: &Request, client: Client) -> Result<(), Refusal> {
+    fn check(&self, request: &Request, client: Client) -> Result<Caller, Refusal> {
         let headers = request.headers();
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).ok_or(Refusal::Host)?;
         if !self.is_own(host) {
@@ -49,8 +56,8 @@ impl AccessRules {
         let is_public = client.is_local || HEALTH_PATHS.contains(&request.uri().path());
         // A wrong token is refused on loopback, too.
         match headers.get(header::AUTHORIZATION) {
-            Some(value) if self.is_token(value) => Ok(()),
-            None if is_public => Ok(()),
+            Some(value) if self.is_token(value) => Ok(Caller { is_trusted: true }),
+            None if is_public => Ok(Caller { is_trusted: client.is_local }),
             _ => Err(Refusal::Token),
         }
     }
@@ -92,7 +99,9 @@ fn is_cross_site(method: &Method, headers: &HeaderMap, host: &str, encrypted: bo
     {
         return true;
     }
-    let is_link = matches!(*method, Method::GET | Method::HEAD) && text("sec-fetch-mode") == Some("navigate");
+    let is_link = matches!(*method, Method::GET | Method::HEAD)
+        && text("sec-fetch-mode") == Some("navigate")
+        && text("sec-fetch-dest") == Some("document");
     matches!(text("sec-fetch-site"), Some("cross-site" | "same-site")) && !is_link
 }
 
@@ -128,11 +137,14 @@ impl IntoResponse for Refusal {
 pub(crate) async fn check(
     State(rules): State<Arc<AccessRules>>,
     ConnectInfo(client): ConnectInfo<Client>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     match rules.check(&request, client) {
-        Ok(()) => next.run(request).await,
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Err(refusal) => refusal.into_response(),
     }
 }
@@ -149,7 +161,7 @@ mod tests {
         }
         let request = request.body(axum::body::Body::empty()).unwrap();
         match rules.check(&request, client) {
-            Ok(()) => 200,
+            Ok(_) => 200,
             Err(refusal) => refusal.into_response().status().as_u16(),
         }
     }

@@ -281,7 +281,8 @@ mod tests {
             held.push(client);
         }
         let mut refused = TcpStream::connect(address).await.unwrap();
-        let _ = refused.read_to_end(&mut Vec::new()).await;
+        let _ = refused.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        assert!(refused.read_exact(&mut [0; 16]).await.is_err());
         held.pop();
         loop {
             let mut client = TcpStream::connect(address).await.unwrap();
@@ -301,7 +302,11 @@ mod tests {
         let _ = client.write_all(request.as_bytes()).await;
         let mut reply = Vec::new();
         let _ = client.read_to_end(&mut reply).await;
-        assert!(reply.is_empty() || reply.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&reply));
+        assert!(
+            reply.is_empty() || reply.starts_with(b"HTTP/1.1 431"),
+            "{}",
+            String::from_utf8_lossy(&reply)
+        );
     }
 
     #[tokio::test]

@@ -177,12 +177,14 @@ impl Loaded {
     }
 
     /// Returns the file with the token of HTTP clients if it is not in the data directory.
+    #[cfg(feature = "http")]
     pub(crate) fn http_token_file(&self) -> Option<PathBuf> {
         let path = &self.config.http.token_file;
         (!path.as_os_str().is_empty()).then(|| self.base.join(path))
     }
 
     /// Returns the files with the certificate chain and the key of HTTP.
+    #[cfg(feature = "http")]
     pub(crate) fn http_tls_files(&self) -> (PathBuf, PathBuf) {
         let tls = &self.config.http.tls;
         (self.base.join(&tls.cert), self.base.join(&tls.key))

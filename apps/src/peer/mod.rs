@@ -216,7 +216,7 @@ async fn start_http(loaded: &Loaded, node: &Node) -> Result<Option<HttpServer>, 
     let gateway = Gateway {
         downloader: Arc::clone(&node.services.downloader),
         providers: Arc::clone(&trackers) as _,
-        catalogue: Arc::new(Finder { library, trackers }),
+        catalogue: Arc::new(Finder { library, trackers, only_stored: false }),
     };
     let readiness = Readiness::new(&node.folder, node.services.storages.clone(), node.presence.clone());
     HttpServer::start(loaded, &node.folder, Some(gateway), Arc::new(readiness)).await

@@ -202,6 +202,7 @@ async fn start_http(
         catalogue: Arc::new(Finder {
             library: Arc::clone(&services.library),
             trackers: Arc::clone(trackers),
+            only_stored: true,
         }),
     });
     let replicas = node.replicas.iter().flat_map(|replicas| &replicas.services.storages);

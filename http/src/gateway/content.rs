@@ -22,6 +22,14 @@ const ATTRIBUTE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(
 /// Separates the parts of a response with several ranges. The content is not searched for it: every part has a length.
 const BOUNDARY: &str = "enjambre-3d6b6a416f9b5c28a1e0";
 
+const NO_STORE: [(HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
+/// For content of strangers: no script, no access to this origin, not in pages of others.
+const SANDBOX: &str =
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'";
+/// The same for media, which contain no scripts. A sandboxed player could not fetch the content again.
+const MEDIA: &str =
+    "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'";
+
 /// A file to serve.
 pub(super) struct Served<'a> {
     pub(super) id: FileId,
@@ -44,21 +52,20 @@ impl Served<'_> {
 
     /// Returns the response if the condition of the request does not hold, RFC 9110, section 13.
     pub(super) fn unchanged(&self, headers: &HeaderMap) -> Option<Response> {
-        let lists = |name: HeaderName| -> Option<bool> {
+        let lists = |name: HeaderName, weak: bool| -> Option<bool> {
             let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).peekable();
             values.peek()?;
             let etag = self.etag();
-            let mut tags = values.flat_map(|value| value.split(','));
-            Some(tags.any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == etag))
+            let tags = values.flat_map(|value| value.split(','));
+            Some(tags.map(str::trim).any(|tag| {
+                tag == "*" || tag == etag || weak && tag.strip_prefix("W/").is_some_and(|tag| tag == etag)
+            }))
         };
-        let status = if lists(header::IF_MATCH) == Some(false) {
-            StatusCode::PRECONDITION_FAILED
-        } else if lists(header::IF_NONE_MATCH) == Some(true) {
-            StatusCode::NOT_MODIFIED
-        } else {
-            return None;
-        };
-        Some((status, self.caching()).into_response())
+        if lists(header::IF_MATCH, false) == Some(false) {
+            return Some((StatusCode::PRECONDITION_FAILED, NO_STORE).into_response());
+        }
+        let is_unchanged = lists(header::IF_NONE_MATCH, true) == Some(true);
+        is_unchanged.then(|| (StatusCode::NOT_MODIFIED, self.caching()).into_response())
     }
 
     fn caching(&self) -> [(HeaderName, String); 2] {
@@ -71,10 +78,12 @@ impl Served<'_> {
     pub(super) fn response(&self, reader: FileReader, headers: &HeaderMap) -> Response {
         let size = reader.size();
         let kind = mime_guess::from_path(self.name).first_or_octet_stream().to_string();
+        let is_media = ["video/", "audio/", "image/"].iter().any(|media| kind.starts_with(media))
+            && !kind.starts_with("image/svg");
         let (status, kind, content_range, parts) = match requested(headers, &self.etag(), size) {
             Requested::Unsatisfiable => {
                 let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
-                return (StatusCode::RANGE_NOT_SATISFIABLE, range, self.caching()).into_response();
+                return (StatusCode::RANGE_NOT_SATISFIABLE, range, NO_STORE).into_response();
             }
             Requested::Whole => (StatusCode::OK, kind, None, vec![Part::Content(0..size)]),
             Requested::Ranges(ranges) => match <[Range<u64>; 1]>::try_from(ranges) {
@@ -93,11 +102,7 @@ impl Served<'_> {
         let name = utf8_percent_encode(self.name, ATTRIBUTE);
         let fixed = [
             (header::ACCEPT_RANGES, "bytes"),
-            // Content of strangers: no script, no access to this origin.
-            (
-                header::CONTENT_SECURITY_POLICY,
-                "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; media-src 'self'",
-            ),
+            (header::CONTENT_SECURITY_POLICY, if is_media { MEDIA } else { SANDBOX }),
             (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         ];
         let described = [

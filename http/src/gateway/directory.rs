@@ -84,7 +84,10 @@ impl<'a> Listing<'a> {
         };
         let fixed = [
             (header::CACHE_CONTROL, "private, no-cache"),
-            (header::CONTENT_SECURITY_POLICY, "sandbox allow-downloads; default-src 'none'"),
+            (
+                header::CONTENT_SECURITY_POLICY,
+                "sandbox allow-downloads; default-src 'none'; frame-ancestors 'none'",
+            ),
             (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
             (header::VARY, "accept"),
         ];

@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use axum::Router;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::extract::{self, Path};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use enjambre_core::{FileId, FileKind, MemberPath, Name};
+use enjambre_core::{FileId, FileKind, Member, MemberPath, Name};
 use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::error::DownloadError;
 use enjambre_swarm::download::get::{GetRequest, get_list};
@@ -26,7 +27,7 @@ use enjambre_swarm::download::selection::member;
 use enjambre_swarm::library::entry::NewFile;
 use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::output::Destination;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::problem::Problem;
 use content::Served;
@@ -61,32 +62,42 @@ pub struct Gateway {
     pub catalogue: Arc<dyn Catalogue>,
 }
 
+/// Maximum number of lists of directories in memory. The longest takes several hundred MiB.
+const MAX_LISTS: usize = 4;
+
+struct State {
+    gateway: Gateway,
+    lists: Semaphore,
+}
+
 /// The routes of the gateway.
 pub fn routes(gateway: Gateway) -> Router {
-    let whole = async |gateway, Path(query): Path<String>, uri, headers| {
-        serve(gateway, &query, None, uri, headers).await
+    let whole =
+        async |gateway, Path(query): Path<String>, request| serve(gateway, &query, None, request).await;
+    let part = async |gateway, Path((query, path)): Path<(String, String)>, request| {
+        serve(gateway, &query, Some(&path), request).await
     };
-    let part = async |gateway, Path((query, path)): Path<(String, String)>, uri, headers| {
-        serve(gateway, &query, Some(&path), uri, headers).await
-    };
-    let top = async |gateway, Path(query): Path<String>, uri, headers| {
-        serve(gateway, &query, Some(""), uri, headers).await
-    };
+    let top =
+        async |gateway, Path(query): Path<String>, request| serve(gateway, &query, Some(""), request).await;
     Router::new()
         .route("/files/{query}", get(whole))
         .route("/files/{query}/", get(top))
         .route("/files/{query}/{*path}", get(part))
-        .with_state(Arc::new(gateway))
+        .with_state(Arc::new(State { gateway, lists: Semaphore::new(MAX_LISTS) }))
 }
 
 /// Serves a file or directory, or with a `path` what is below a directory.
 async fn serve(
-    State(gateway): State<Arc<Gateway>>,
+    extract::State(state): extract::State<Arc<State>>,
     query: &str,
     path: Option<&str>,
-    uri: Uri,
-    headers: HeaderMap,
+    Parts { method, uri, mut headers, .. }: Parts,
 ) -> Result<Response, Problem> {
+    let gateway = &state.gateway;
+    if method == Method::HEAD {
+        // Ranges are of `GET` only.
+        headers.remove(header::RANGE);
+    }
     let found = gateway.catalogue.find(query).await?;
     let by_id = query.parse::<FileId>().is_ok();
     if found.kind != FileKind::Collection && path.is_none() {
@@ -95,6 +106,7 @@ async fn serve(
         let request = gateway.request(found.id, found.id, new, found.size, 0..=u64::MAX);
         return gateway.content(&file, request, &headers).await;
     }
+    let lists = state.lists.acquire().await;
     let list = {
         let request = GetRequest {
             id: found.id,
@@ -118,10 +130,12 @@ async fn serve(
         path => Some(path.parse().map_err(|_| not_found())?),
     };
     if let Some(member) = path.as_ref().filter(|_| !is_directory_url).and_then(|path| member(&list, path)) {
-        let file = Served { id: member.id, name: member.path.file_name(), immutable: by_id };
-        let kind = FileKind::of_file(member.executable);
-        let new = NewFile { name: None, kind, member_of: Some(found.id) };
-        let request = gateway.request(member.id, found.id, new, member.size, member.size..=member.size);
+        let Member { id, size, executable, ref path } = *member;
+        let name = path.file_name().to_owned();
+        drop((list, lists));
+        let file = Served { id, name: &name, immutable: by_id };
+        let new = NewFile { name: None, kind: FileKind::of_file(executable), member_of: Some(found.id) };
+        let request = gateway.request(id, found.id, new, size, size..=size);
         return gateway.content(&file, request, &headers).await;
     }
     let listing = directory::Listing::new(&found, &list, path.as_ref()).ok_or_else(not_found)?;
@@ -129,7 +143,7 @@ async fn serve(
         // Relative links in a listing need the slash.
         let location =
             format!("{}/{}", uri.path(), uri.query().map_or(String::new(), |query| format!("?{query}")));
-        return Ok((StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, location)]).into_response());
+        return Ok((StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response());
     }
     Ok(listing.response(&headers))
 }

@@ -30,6 +30,8 @@ pub(super) fn requested(headers: &HeaderMap, etag: &str, size: u64) -> Requested
     let parse = |text| parse_range_header_with_max_ranges(text, MAX_RANGES)?.validate(size);
     let Some(parsed) = range.to_str().ok().map(parse) else { return Requested::Whole };
     match parsed {
+        // The last bytes of an empty file.
+        Ok(ranges) if ranges.is_empty() => Requested::Whole,
         Ok(ranges) => {
             Requested::Ranges(ranges.into_iter().map(|range| *range.start()..*range.end() + 1).collect())
         }
@@ -73,6 +75,7 @@ mod tests {
         assert_eq!(of("bytes=10-", 10), Requested::Unsatisfiable);
         assert_eq!(of("bytes=-0", 10), Requested::Unsatisfiable);
         assert_eq!(of("bytes=0-0", 0), Requested::Unsatisfiable);
+        assert_eq!(of("bytes=-5", 0), Requested::Whole);
     }
 
     #[test]

@@ -92,6 +92,11 @@ impl FileReader {
             running.part.set(offset..offset.saturating_add(READ_AHEAD));
         }
         loop {
+            if self.file.is_retired() {
+                // Removed, or at another place.
+                let reopened = self.downloader.library().open_cached(&self.request.id).await?;
+                self.file = reopened.ok_or_else(|| LibraryError::not_found(self.request.id))?;
+            }
             if self.file.has(piece) {
                 match self.file.read_piece(piece).await {
                     Ok(content) => return Ok(content.slice((offset - layout.offset(piece)) as usize..)),
@@ -100,6 +105,7 @@ impl FileReader {
                     Err(error) => return Err(error.into()),
                 }
             }
+            let is_new = self.running.is_none();
             let start = || Running::start(&self.downloader, &self.request, offset);
             let running = self.running.get_or_insert_with(start);
             let result = tokio::select! {
@@ -108,7 +114,10 @@ impl FileReader {
                 result = running.download.wait() => result,
             };
             self.running = None;
-            result?;
+            // An earlier download may have failed while nobody was reading.
+            if is_new {
+                result?;
+            }
         }
     }
 }

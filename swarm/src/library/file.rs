@@ -105,9 +105,9 @@ impl LibraryFile {
         self.progress.wait_until(|| self.have_count() != known).await;
     }
 
-    /// Waits until the piece is stored.
-    pub async fn stored(&self, piece: PieceIndex) {
-        self.progress.wait_until(|| self.has(piece)).await;
+    /// Waits until the piece is stored, or the open file is no longer in use.
+    pub(crate) async fn stored(&self, piece: PieceIndex) {
+        self.progress.wait_until(|| self.has(piece) || self.is_retired()).await;
     }
 
     /// Returns the linked file if it does not have the expected fingerprint.
@@ -116,7 +116,7 @@ impl LibraryFile {
         blocking(move || Ok(linked.check().is_err().then_some(linked))).await
     }
 
-    pub(super) fn is_retired(&self) -> bool {
+    pub(crate) fn is_retired(&self) -> bool {
         self.state.lock().retired
     }
 

@@ -39,7 +39,7 @@ fn requested_range_arrives_before_the_rest_of_an_absent_file() {
     assert_eq!(response.body, content[middle as usize..][..100]);
     let entry = gateway.in_library("film.bin").unwrap();
     assert!(
-        entry["available_pieces"].as_u64() < entry["pieces"].as_u64(),
+        entry["available_pieces"].as_u64() < entry["pieces"].as_u64().map(|pieces| pieces / 3),
         "the whole file was downloaded before: {entry}"
     );
 }
@@ -74,7 +74,10 @@ fn ranges_and_conditions_follow_the_standard() {
     assert_eq!(head.headers["content-length"], MIB.to_string());
     assert_eq!(head.headers["content-type"], "video/mp4");
     assert_eq!(head.headers["accept-ranges"], "bytes");
-    assert!(head.headers["content-security-policy"].starts_with("sandbox;"));
+    assert!(
+        !head.headers["content-security-policy"].contains("sandbox"),
+        "a player fetches the content again"
+    );
 
     let several = fetch(&["Range: bytes=0-3,1000-1003"]);
     assert_eq!((several.status, several.is_complete()), (206, true));
@@ -125,6 +128,7 @@ fn directory_is_listed_and_its_files_are_sent() {
     assert_eq!(list["entries"][0]["kind"], "directory");
     assert_eq!(list["entries"][1]["size"], 5);
 
+    assert!(fetch("/files/photos/index.txt").headers["content-security-policy"].starts_with("sandbox;"));
     let file = fetch("/files/photos/2024/%3Cb%3E/%C3%BC%26.txt");
     assert_eq!((file.status, file.text()), (200, "umlaut"));
     assert_eq!(file.headers["content-disposition"], "inline; filename*=UTF-8''%C3%BC%26.txt");
@@ -165,7 +169,10 @@ fn web_pages_of_other_origins_are_refused() {
     assert_eq!(status(&["Origin: null"]), 403);
     assert_eq!(status(&["Origin: http://localhost"]), 200);
     assert_eq!(status(&["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"]), 403, "an image in a page");
-    assert_eq!(status(&["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"]), 200, "a link");
+    let frame = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: iframe"];
+    assert_eq!(status(&frame), 403);
+    let link = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"];
+    assert_eq!(status(&link), 200);
     assert_eq!(status(&["Authorization: Bearer wrong"]), 401);
 }
 
@@ -201,6 +208,8 @@ fn tracker_with_a_store_has_a_gateway() {
     let address = tracker.http_address();
     let source = world.running_peer("source", &[&tracker]);
     source.publish(&file, &[]);
+    assert_eq!(get(&address, "/files/film.bin", &[]).status, 404, "it is not pinned");
+    source.publish(&file, &["--pin"]);
     let response = get(&address, "/files/film.bin", &[]);
     assert!(response.status == 200 && response.body == fs::read(&file).unwrap());
     assert_eq!(get(&address, "/readyz", &[]).status, 200);

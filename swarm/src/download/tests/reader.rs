@@ -32,6 +32,19 @@ async fn reader_gets_wanted_part_first_and_then_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn removal_of_file_ends_its_reader() {
+    let mut world = World::new(30 * MIB);
+    world.download = NonZeroU64::new(MIB as u64);
+    world.provider("source", Behavior::Honest, |_| true).await;
+    let node = world.node("reader", Behavior::Honest, DownloadSettings::default()).await;
+    let mut reader = FileReader::open(&Arc::new(node.downloader), world.request(), 0).await.unwrap();
+    assert!(!reader.read(0).await.unwrap().is_empty());
+    node.library.remove(&world.manifest.id()).await.unwrap();
+    assert!(reader.read(20 * MIB as u64).await.is_err());
+    assert!(node.library.entry(&world.manifest.id()).is_none(), "it is not downloaded again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn reader_of_file_without_providers_fails() {
     let world = World::new(MIB);
     let node = world.node("reader", Behavior::Honest, DownloadSettings::default()).await;

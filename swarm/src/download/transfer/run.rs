@@ -54,7 +54,7 @@ impl Transfer<'_> {
     async fn drive(mut self) -> Result<Arc<LibraryFile>, DownloadError> {
         let mut tick = Instant::now() + TICK;
         let wanted = self.wanted;
-        let mut seen = wanted.changes.version();
+        let mut seen = 0;
         loop {
             self.restart_if_damaged();
             self.start_operations();
