@@ -18,6 +18,7 @@ use enjambre_swarm::library::library::Library;
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 use enjambre_swarm::tracker_client::trackers::Trackers;
+use futures::TryFutureExt;
 use rand::Rng;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -127,10 +128,9 @@ impl Readiness {
     /// Syncs the databases, which writes to them.
     async fn storage_problem(&self) -> Option<String> {
         for storage in &self.storages {
-            match timeout(CHECK_TIMEOUT, storage.sync()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Some(with_causes(&error)),
-                Err(_) => return Some(format!("no reply within {} s", CHECK_TIMEOUT.as_secs())),
+            let check = async { storage.sync().await.map_err(|error| with_causes(&error)) };
+            if let Some(problem) = problem(check).await {
+                return Some(problem);
             }
         }
         None
@@ -139,11 +139,14 @@ impl Readiness {
     async fn disk_problem(&self) -> Option<String> {
         let path = self.data_dir.clone();
         let check = crate::blocking(move || Ok(check_free_space(&path, MIN_FREE)?));
-        match timeout(CHECK_TIMEOUT, check).await {
-            Ok(checked) => checked.err().map(|failure: Failure| failure.message),
-            Err(_) => Some(format!("no reply within {} s", CHECK_TIMEOUT.as_secs())),
-        }
+        problem(check.map_err(|failure: Failure| failure.message)).await
     }
+}
+
+/// Waits for a check. Returns why it failed.
+async fn problem(check: impl Future<Output = Result<(), String>>) -> Option<String> {
+    let too_late = |_| Err(format!("no reply within {} s", CHECK_TIMEOUT.as_secs()));
+    timeout(CHECK_TIMEOUT, check).await.unwrap_or_else(too_late).err()
 }
 
 /// A running HTTP listener.

@@ -10,15 +10,14 @@ use bytes::Bytes;
 use enjambre_core::FileId;
 use enjambre_swarm::download::reader::FileReader;
 use futures::{FutureExt, stream};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use tokio::sync::mpsc;
 
+use super::ESCAPED;
 use super::range::{Requested, requested};
 
 /// Parts of the content that are read before the client has received the previous one.
 const READ_AHEAD: usize = 1;
-/// The characters that a parameter of `Content-Disposition` may contain, RFC 8187.
-const ATTRIBUTE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// Separates the parts of a response with several ranges. The content is not searched for it: every part has a length.
 const BOUNDARY: &str = "enjambre-3d6b6a416f9b5c28a1e0";
 
@@ -99,7 +98,7 @@ impl Served<'_> {
             },
         };
         let length: u64 = parts.iter().map(Part::len).sum();
-        let name = utf8_percent_encode(self.name, ATTRIBUTE);
+        let name = utf8_percent_encode(self.name, ESCAPED);
         let fixed = [
             (header::ACCEPT_RANGES, "bytes"),
             (header::CONTENT_SECURITY_POLICY, if is_media { MEDIA } else { SANDBOX }),

@@ -7,13 +7,10 @@ use axum::Json;
 use axum::http::{HeaderMap, header};
 use axum::response::{Html, IntoResponse, Response};
 use enjambre_core::{Collection, FileId, MemberPath};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use serde::Serialize;
 
-use super::Found;
-
-/// The characters of a path segment that need no escape, RFC 3986.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+use super::{ESCAPED, Found};
 
 /// The files and subdirectories of one directory.
 #[derive(Serialize)]
@@ -113,7 +110,7 @@ impl<'a> Listing<'a> {
                 Kind::File { size, .. } => ("", size),
                 Kind::Directory { size, .. } => ("/", size),
             };
-            let (url, name) = (utf8_percent_encode(name, SEGMENT), escape(name));
+            let (url, name) = (utf8_percent_encode(name, ESCAPED), escape(name));
             let _ = writeln!(
                 html,
                 "<tr><td><a href=\"./{url}{slash}\"><bdi>{name}</bdi>{slash}</a></td><td align=\"right\">{size}</td></tr>"

@@ -27,6 +27,7 @@ use enjambre_swarm::download::selection::member;
 use enjambre_swarm::library::entry::NewFile;
 use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::output::Destination;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use tokio::sync::{Semaphore, watch};
 
 use crate::problem::Problem;
@@ -62,6 +63,9 @@ pub struct Gateway {
     pub catalogue: Arc<dyn Catalogue>,
 }
 
+/// The characters to escape in a segment of a URL (RFC 3986) and in a parameter of a header (RFC 8187): all that are not
+/// unreserved.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// Maximum number of lists of directories in memory. The longest takes several hundred MiB.
 const MAX_LISTS: usize = 4;
 

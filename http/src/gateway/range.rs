@@ -1,7 +1,7 @@
 //! Range requests, RFC 9110, section 14.
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use axum::http::{HeaderMap, header};
 use http_range_header::{RangeUnsatisfiableError, parse_range_header_with_max_ranges};
@@ -27,8 +27,7 @@ pub(super) fn requested(headers: &HeaderMap, etag: &str, size: u64) -> Requested
     let (Some(range), true) = (headers.get(header::RANGE), if_range.is_none_or(|tag| tag == etag)) else {
         return Requested::Whole;
     };
-    let parse = |text| parse_range_header_with_max_ranges(text, MAX_RANGES)?.validate(size);
-    let Some(parsed) = range.to_str().ok().map(parse) else { return Requested::Whole };
+    let Some(parsed) = range.to_str().ok().map(|range| parse(range, size)) else { return Requested::Whole };
     match parsed {
         // The last bytes of an empty file.
         Ok(ranges) if ranges.is_empty() => Requested::Whole,
@@ -45,9 +44,12 @@ pub(super) fn requested(headers: &HeaderMap, etag: &str, size: u64) -> Requested
 /// Returns the first byte that the headers ask for if the file has this size.
 pub(super) fn likely_start(headers: &HeaderMap, size: u64) -> u64 {
     let range = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
-    let ranges = range
-        .and_then(|range| parse_range_header_with_max_ranges(range, MAX_RANGES).ok()?.validate(size).ok());
-    ranges.and_then(|ranges| Some(*ranges.first()?.start())).unwrap_or(0)
+    range.and_then(|range| Some(*parse(range, size).ok()?.first()?.start())).unwrap_or(0)
+}
+
+/// Parses the ranges of a file of `size` bytes.
+fn parse(range: &str, size: u64) -> Result<Vec<RangeInclusive<u64>>, RangeUnsatisfiableError> {
+    parse_range_header_with_max_ranges(range, MAX_RANGES)?.validate(size)
 }
 
 #[cfg(test)]
