@@ -90,6 +90,8 @@ struct Batches<'a> {
     output: Option<SmallOutput>,
     progress: &'a watch::Sender<Progress>,
     providers: Vec<BatchProvider>,
+    /// Further providers, each of which takes the place of one that is late or excluded.
+    spare: VecDeque<Provider>,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
     /// The files without valid content. Those of late replies may also be in the queue.
     missing: HashSet<FileId>,
@@ -132,6 +134,7 @@ impl<'a> Batches<'a> {
             output,
             progress,
             providers: Vec::new(),
+            spare: VecDeque::new(),
             events: FuturesUnordered::new(),
             returned: VecDeque::new(),
             returned_count: 0,
@@ -255,6 +258,13 @@ impl<'a> Batches<'a> {
         batch
     }
 
+    fn connect_spare(&mut self) {
+        if let Some(provider) = self.spare.pop_front() {
+            self.providers.push(BatchProvider::new(provider));
+            self.connect(self.providers.len() - 1);
+        }
+    }
+
     fn connect(&mut self, at: usize) {
         self.providers[at].state = ConnectionState::Connecting;
         let (context, collection) = (Arc::clone(self.context), self.collection);
@@ -303,10 +313,9 @@ impl<'a> Batches<'a> {
         match event {
             Event::Providers(Ok(providers)) => {
                 let me = self.context.me;
-                let others = providers.into_iter().filter(|provider| Some(provider.peer) != me);
-                for provider in others.take(self.context.settings.max_providers) {
-                    self.providers.push(BatchProvider::new(provider));
-                    self.connect(self.providers.len() - 1);
+                self.spare = providers.into_iter().filter(|provider| Some(provider.peer) != me).collect();
+                for _ in 0..self.context.settings.max_providers {
+                    self.connect_spare();
                 }
             }
             Event::Providers(Err(reason)) => {
@@ -325,6 +334,7 @@ impl<'a> Batches<'a> {
                 self.providers[from].late += 1;
                 self.queue.extend(files);
                 self.events.push(reply);
+                self.connect_spare();
             }
             Event::Hashed(None) => return Err(DownloadError::Cancelled),
             Event::Hashed(Some(HashedBatch { from, valid, invalid, permit })) => {
@@ -413,6 +423,9 @@ impl<'a> Batches<'a> {
 
     fn on_error(&mut self, at: usize, error: ProviderError) {
         self.providers[at].on_error(self.collection, error);
+        if matches!(self.providers[at].state, ConnectionState::Excluded) {
+            self.connect_spare();
+        }
     }
 }
 
@@ -454,34 +467,4 @@ async fn request(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::download::downloader::Downloader;
-    use crate::download::settings::DownloadSettings;
-    use crate::library::content::ContentStore;
-    use crate::library::library::Library;
-    use crate::rate_limit::bandwidth::BandwidthLimit;
-    use enjambre_core::Dialer;
-    use enjambre_core::storage::memory::Disk;
-
-    #[tokio::test]
-    async fn reply_whose_files_arrived_elsewhere_releases_its_budget() {
-        let store = ContentStore::Database(Arc::new(Disk::new().open()));
-        let library = Library::open(Arc::new(Disk::new().open()), store).await.unwrap();
-        let (dialer, limit) = (Arc::new(Dialer::new(Vec::new())), Arc::new(BandwidthLimit::new(None)));
-        let downloader = Downloader::new(library, dialer, limit, None, DownloadSettings::default());
-        let context = &downloader.context;
-        let [missing, arrived] = [1, 2].map(|byte| FileId::from_bytes([byte; 32]));
-        let (progress, _) = watch::channel(Progress::default());
-        let mut batches =
-            Batches::new(context, missing, vec![SmallMember::new(missing, 1, Vec::new())], None, &progress);
-        let before = context.budget.available_permits();
-        for (id, released) in [(arrived, true), (missing, false)] {
-            let permit = Arc::clone(&context.budget).acquire_many_owned(1).await.ok();
-            let valid = vec![(SmallMember::new(id, 1, Vec::new()), Bytes::from_static(b"x"))];
-            let hashed = HashedBatch { from: 0, valid, invalid: Vec::new(), permit };
-            batches.on_event(Event::Hashed(Some(hashed))).unwrap();
-            assert_eq!(context.budget.available_permits() == before, released);
-        }
-    }
-}
+mod tests;

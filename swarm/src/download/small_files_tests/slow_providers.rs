@@ -31,6 +31,25 @@ async fn nine_slow_providers_do_not_withhold_small_files() {
     }
 }
 
+/// More slow providers than are asked at once come before the honest one.
+#[tokio::test(start_paused = true)]
+async fn late_providers_are_replaced_by_others_of_the_same_lookup() {
+    for behavior in [Behavior::Stalls, Behavior::Unsupported] {
+        let world = World::new();
+        let tree = tree(1, 10);
+        let settings = DownloadSettings { max_providers: 2, ..DownloadSettings::default() };
+        for _ in 0..3 {
+            world.provider(&tree, behavior).await;
+        }
+        let (honest, id, size) = world.provider(&tree, Behavior::Honest).await;
+        let mut node = world.node(Behavior::Honest).await;
+        never_silent(&world, &mut node, settings);
+        let got = timeout(Duration::from_secs(45), world.get(&node, (id, size), None));
+        assert_eq!(got.await.unwrap().unwrap(), total(&tree));
+        assert!(honest.seeder.batches.load(Ordering::Relaxed) > 0, "{behavior:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn providers_that_stall_after_a_reply_leave_budget_to_others() {
     let world = World::new();
