@@ -41,6 +41,7 @@ const TCP: &str = "enjambre tcp";
 const ZMQ: &str = "enjambre zmq";
 const TCPS: &str = "enjambre tcps, encrypted";
 const DATABASE: &str = "enjambre tcp, into SQLite";
+const GATEWAY: &str = "enjambre gateway";
 const TRACKER: &str = "enjambre tracker";
 const LOADED: &str = "enjambre tracker (durable)";
 const HOT_ZMQ: &str = "enjambre tracker, hot files, zmq";
@@ -73,6 +74,8 @@ const GOALS: &[Goal] = &[
     goal("memory of the source, 16 GiB, zmq", "large", ZMQ, "source_mib", Aim::Most(64.0), MIB),
     goal("memory of the downloader, 16 GiB, zmq", "large", ZMQ, "peer_mib", Aim::Most(64.0), MIB),
     goal("publish", "publish", TCP, "seconds", Aim::MostTimes(1.6, "baseline: hash with all cores"), SECONDS),
+    goal("complete file over HTTP", "http", GATEWAY, "seconds", Aim::MostTimes(1.25, "nginx"), SECONDS),
+    goal("memory of the gateway", "http", GATEWAY, "source_mib", Aim::Most(64.0), MIB),
     goal("one source, 4 downloaders", "1-to-4", TCP, "seconds", Aim::MostTimes(1.0, "rqbit"), SECONDS),
     goal("one source, 4 downloaders", "1-to-4", TCP, "seconds", Aim::Most(3.6), SECONDS),
     goal(

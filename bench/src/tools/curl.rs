@@ -30,27 +30,7 @@ impl Tool for Curl {
     }
 
     fn offer(&self, run: &Run<'_>) -> Result<Box<dyn Source>> {
-        let port = free_port()?;
-        let shared = run.content.path.parent().unwrap_or(Path::new("/"));
-        let folder = run.folder.display();
-        let config = run.folder.join("nginx.conf");
-        fs::write(
-            &config,
-            format!(
-                "daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;\n\
-                 events {{ }}\n\
-                 http {{ access_log off; sendfile on; keepalive_requests 1000000;\n\
-                 client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;\n\
-                 uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;\n\
-                 server {{ listen 127.0.0.1:{port}; root {}; }} }}\n",
-                shared.display()
-            ),
-        )?;
-        let mut command = Command::new("nginx");
-        command.arg("-c").arg(&config).arg("-p").arg(run.folder);
-        let mut process = Process::start_command(run.folder, command);
-        wait_for_port(port, &mut process);
-        let url = format!("http://127.0.0.1:{port}/{}", run.content.name());
+        let (process, url) = serve(run)?;
         let mut names = Vec::new();
         if run.content.is_folder() {
             for entry in fs::read_dir(&run.content.path)? {
@@ -60,6 +40,31 @@ impl Tool for Curl {
         let name = run.content.name().to_owned();
         Ok(Box::new(Nginx { process, folder: run.folder.to_owned(), url, name, names }))
     }
+}
+
+/// Starts nginx. Returns the URL of the content.
+pub(super) fn serve(run: &Run<'_>) -> Result<(Process, String)> {
+    let port = free_port()?;
+    let shared = run.content.path.parent().unwrap_or(Path::new("/"));
+    let folder = run.folder.display();
+    let config = run.folder.join("nginx.conf");
+    fs::write(
+        &config,
+        format!(
+            "daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;\n\
+             events {{ }}\n\
+             http {{ access_log off; sendfile on; keepalive_requests 1000000;\n\
+             client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;\n\
+             uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;\n\
+             server {{ listen 127.0.0.1:{port}; root {}; }} }}\n",
+            shared.display()
+        ),
+    )?;
+    let mut command = Command::new("nginx");
+    command.arg("-c").arg(&config).arg("-p").arg(run.folder);
+    let mut process = Process::start_command(run.folder, command);
+    wait_for_port(port, &mut process);
+    Ok((process, format!("http://127.0.0.1:{port}/{}", run.content.name())))
 }
 
 struct Nginx {

@@ -3,6 +3,7 @@
 mod aria2;
 mod curl;
 mod enjambre;
+mod gateway;
 mod libtorrent;
 mod limit;
 mod rqbit;
@@ -21,6 +22,7 @@ use enjambre_tests::wait::{TIMEOUT, wait_for};
 use serde_json::Value;
 
 pub(crate) use self::enjambre::{Enjambre, Variant};
+pub(crate) use self::gateway::HttpServer;
 
 use crate::process::Work;
 use crate::stage::Content;
