@@ -5,11 +5,11 @@ use std::io::{self, Error, ErrorKind};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use enjambre_control::{Failure, ResultContext};
 use enjambre_core::storage::database_file::{FileLock, create_private_dir};
 
 use crate::access::{others_can_write, own_uid, user_name};
 use crate::control::socket;
-use crate::failure::{Failure, ResultContext};
 use crate::node_key;
 use crate::spool;
 
@@ -185,12 +185,12 @@ mod tests {
     async fn leftover_content_is_deleted_and_files_of_the_user_are_kept() {
         let (_folder, path) = directory(0o700);
         std::fs::create_dir(path.join("spool")).unwrap();
-        for name in ["spool/stdin-x", "spool/notes", "stdin-x"] {
+        for name in ["spool/input-x", "spool/notes", "input-x"] {
             std::fs::write(path.join(name), "").unwrap();
         }
         drop(DataDir::try_lock(&path, false).await.unwrap().unwrap());
-        assert!(!path.join("spool/stdin-x").exists());
-        assert!(path.join("spool/notes").exists() && path.join("stdin-x").exists());
+        assert!(!path.join("spool/input-x").exists());
+        assert!(path.join("spool/notes").exists() && path.join("input-x").exists());
     }
 
     #[tokio::test]

@@ -1,11 +1,13 @@
-//! The HTTP listener of a node: the gateway and health checks.
+//! The HTTP listener of a node: the gateway, the API, the dashboard, health checks and metrics.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use axum::Router;
 use axum::http::StatusCode;
+use enjambre_control::{Failure, ResultContext};
 use enjambre_core::Storage;
 use enjambre_core::storage::database_file::check_free_space;
 use enjambre_core::storage::inspect::with_causes;
@@ -13,6 +15,7 @@ use enjambre_http::Problem;
 use enjambre_http::access::AccessRules;
 use enjambre_http::gateway::{self, Catalogue, Gateway};
 use enjambre_http::health::{self, Check, Health};
+use enjambre_http::metrics::{self, Sources};
 use enjambre_http::server::Server;
 use enjambre_swarm::library::library::Library;
 use enjambre_swarm::tracker_client::error::TrackerError;
@@ -29,7 +32,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::write_file;
 use crate::config::load::Loaded;
-use crate::failure::{Failure, ResultContext};
 use crate::find::{Found, find};
 
 /// The name of the token file in the data directory.
@@ -164,6 +166,8 @@ impl HttpServer {
         data_dir: &Path,
         gateway: Option<Gateway>,
         health: Arc<dyn Health>,
+        sources: Sources,
+        api: Router,
     ) -> Result<Option<Self>, Failure> {
         let settings = &loaded.config.http;
         if settings.listen.is_empty() {
@@ -183,7 +187,11 @@ impl HttpServer {
         })?;
         let urls = server.addresses().into_iter().map(|address| format!("{scheme}://{address}/")).collect();
         let rules = Arc::new(AccessRules::new(&token, settings.allowed_hosts.iter().cloned()));
-        let routes = health::routes(health).merge(gateway.map(gateway::routes).unwrap_or_default());
+        let routes = health::routes(health)
+            .merge(metrics::routes(sources))
+            .merge(api)
+            .merge(gateway.map(gateway::routes).unwrap_or_default())
+            .fallback(async || Problem::new(StatusCode::NOT_FOUND, "this node has nothing at this path"));
         let stop = CancellationToken::new();
         let task = tokio::spawn(server.serve(routes, rules, stop.clone()));
         Ok(Some(Self { urls, stop, task }))
@@ -198,12 +206,12 @@ impl HttpServer {
     }
 }
 
-/// Reads a token of the operator.
+/// Reads a token.
 async fn read_token(path: &Path) -> Result<String, Failure> {
     let read = tokio::fs::read_to_string(path).await;
-    let text = read.context(format!("cannot read http.token_file {}", path.display()))?;
+    let text = read.context(format!("cannot read the HTTP token in {}", path.display()))?;
     match text.trim() {
-        "" => Err(Failure::failed(format!("http.token_file {} is empty", path.display()))),
+        "" => Err(Failure::failed(format!("{} contains no HTTP token; write one to it", path.display()))),
         token => Ok(token.to_owned()),
     }
 }

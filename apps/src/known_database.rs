@@ -6,10 +6,10 @@
 
 use std::path::Path;
 
+use enjambre_control::{Failure, ResultContext};
 use enjambre_core::Storage;
 
 use crate::access::write_file;
-use crate::failure::{Failure, ResultContext};
 
 const FILE: &str = "initialized";
 

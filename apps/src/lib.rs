@@ -41,7 +41,6 @@ pub mod config;
 mod control;
 mod data_dir;
 mod display;
-mod failure;
 mod find;
 #[cfg(test)]
 mod fuzz;
@@ -49,8 +48,12 @@ mod fuzz;
 mod http;
 mod known_database;
 mod listeners;
+mod log_lines;
 mod logging;
+mod node_commands;
 mod node_key;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod peer;
 pub mod registry;
 mod shutdown;
@@ -61,10 +64,10 @@ pub use app::App;
 
 /// Runs a blocking function on a blocking thread.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, failure::Failure> + Send + 'static,
-) -> Result<T, failure::Failure> {
+    work: impl FnOnce() -> Result<T, enjambre_control::Failure> + Send + 'static,
+) -> Result<T, enjambre_control::Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(failure::Failure::failed(format!("internal error: {error}"))),
+        Err(error) => Err(enjambre_control::Failure::failed(format!("internal error: {error}"))),
     }
 }

@@ -5,13 +5,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use enjambre_control::{Failure, Status};
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::{Dialer, Endpoint, Listener, TransportError};
 use futures::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-
-use crate::failure::{Failure, Status};
 
 /// Bound listeners. They handle requests after [`Listeners::serve`].
 #[derive(Debug, Default)]

@@ -3,11 +3,11 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+use enjambre_control::{Failure, ResultContext};
 use enjambre_core::KeyPair;
 use tokio::fs;
 
 use crate::access::write_file;
-use crate::failure::{Failure, ResultContext};
 
 /// The name of the file in the data directory.
 pub(crate) const NAME: &str = "key";

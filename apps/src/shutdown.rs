@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
+use enjambre_control::Status;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-
-use crate::failure::Status;
 
 /// Maximum duration of a graceful shutdown.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);

@@ -4,39 +4,57 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use enjambre_control::{Event, Events, Failure, Input, ResultContext, next_part};
+use enjambre_core::model::manifest_builder::ManifestBuilder;
 use enjambre_core::storage::database_file::{check_free_space, create_private_dir};
+use enjambre_core::{Manifest, Name, PieceLayout};
 use tempfile::{Builder, NamedTempFile};
-
-use crate::control::message::{Input, next_part};
-use crate::failure::{Failure, ResultContext};
 
 /// The directory of the files, in the data directory.
 const FOLDER: &str = "spool";
 /// The beginning of the names of the files.
-const PREFIX: &str = "stdin-";
+const PREFIX: &str = "input-";
 /// Free space that remains for the databases, in bytes.
 const RESERVE: u64 = 64 << 20;
 
-/// Writes the content to a file. It is deleted when the value is dropped, or at the next start after a crash.
-pub(crate) async fn write(data_dir: &Path, mut content: Input) -> Result<NamedTempFile, Failure> {
+/// Writes the content to a file and hashes it. The file is deleted when the value is dropped, or at the next start after a
+/// crash. Before it reads the content, it checks the free space for its `size`, if that is known, and sends an event.
+pub(crate) async fn write(
+    data_dir: &Path,
+    name: &Name,
+    size: Option<u64>,
+    mut content: Input,
+    events: &Events,
+) -> Result<(NamedTempFile, Manifest), Failure> {
     let action = format!("cannot write the content to {}", data_dir.display());
-    let folder = data_dir.join(FOLDER);
+    let path = data_dir.to_owned();
     let create = move || {
+        let size = PieceLayout::new(size.unwrap_or_default())?.size();
+        check_free_space(&path, RESERVE.saturating_add(size))?;
+        let folder = path.join(FOLDER);
         create_private_dir(&folder)?;
         Ok(Builder::new().prefix(PREFIX).tempfile_in(folder)?)
     };
     let spool = crate::blocking(create).await.context(&action)?;
+    let mut hashes = ManifestBuilder::new();
+    let progress = |done| {
+        events.progress(Event::Hashing { path: name.as_str().into(), done, total: size.unwrap_or_default() });
+    };
+    progress(0);
     loop {
         let part = next_part(&mut content).await?;
         if part.is_empty() {
-            return Ok(spool);
+            return Ok((spool, hashes.finish()));
         }
-        let (folder, file) = (data_dir.to_owned(), spool.as_file().try_clone());
+        let (path, file) = (data_dir.to_owned(), spool.as_file().try_clone());
         let append = move || {
-            check_free_space(&folder, RESERVE + part.len() as u64)?;
-            Ok(file?.write_all(&part)?)
+            check_free_space(&path, RESERVE + part.len() as u64)?;
+            hashes.update(&part)?;
+            file?.write_all(&part)?;
+            Ok(hashes)
         };
-        crate::blocking(append).await.context(&action)?;
+        hashes = crate::blocking(append).await.context(&action)?;
+        progress(hashes.size());
     }
 }
 
@@ -70,22 +88,24 @@ mod tests {
     #[tokio::test]
     async fn content_is_deleted_with_the_command() {
         let folder = tempfile::tempdir().unwrap();
+        let (name, (events, _receiver)) = ("a".parse().unwrap(), Events::channel());
         let (sender, content) = mpsc::channel(3);
         sender.send(Ok(b"con".to_vec())).await.unwrap();
         sender.send(Ok(b"tent".to_vec())).await.unwrap();
         sender.send(Ok(Vec::new())).await.unwrap();
-        let spool = write(folder.path(), content).await.unwrap();
+        let (spool, manifest) = write(folder.path(), &name, Some(7), content, &events).await.unwrap();
         assert_eq!(std::fs::read(spool.path()).unwrap(), b"content");
+        assert_eq!(*manifest.id().as_bytes(), *blake3::hash(b"content").as_bytes());
         drop(spool);
         let (sender, content) = mpsc::channel(2);
         sender.send(Ok(b"con".to_vec())).await.unwrap();
         sender.send(Err(Error::other("the pipe broke"))).await.unwrap();
-        let failure = write(folder.path(), content).await.unwrap_err();
+        let failure = write(folder.path(), &name, None, content, &events).await.unwrap_err();
         assert!(failure.message.contains("the pipe broke"), "{failure}");
         let (sender, content) = mpsc::channel(2);
         sender.send(Ok(b"con".to_vec())).await.unwrap();
         drop(sender);
-        let failure = write(folder.path(), content).await.unwrap_err();
+        let failure = write(folder.path(), &name, None, content, &events).await.unwrap_err();
         assert!(failure.message.contains("incomplete"), "{failure}");
         let (_sender, content) = mpsc::channel(1);
         let is_empty = || std::fs::read_dir(folder.path().join(FOLDER)).unwrap().next().is_none();
@@ -95,7 +115,7 @@ mod tests {
             }
         };
         tokio::select! {
-            written = write(folder.path(), content) => panic!("the content has not ended: {written:?}"),
+            written = write(folder.path(), &name, None, content, &events) => panic!("the content has not ended: {written:?}"),
             () = created => {}
         }
         let deleted = async {

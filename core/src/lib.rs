@@ -14,6 +14,7 @@
 
 #[cfg(test)]
 mod fuzz;
+pub mod metrics;
 pub mod model;
 pub mod protocol;
 pub mod runtime;

@@ -15,11 +15,16 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::dashboard::is_dashboard;
 use crate::problem::Problem;
 use crate::server::Client;
 
-/// The paths that need no token.
 const HEALTH_PATHS: [&str; 2] = ["/healthz", "/readyz"];
+
+/// Whether a path needs no token. The files of the dashboard contain no data.
+fn is_public(path: &str) -> bool {
+    HEALTH_PATHS.contains(&path) || is_dashboard(path)
+}
 
 /// Who sends an allowed request.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +58,7 @@ impl AccessRules {
         if is_cross_site(request.method(), headers, host, client.encrypted) {
             return Err(Refusal::Origin);
         }
-        let is_public = client.is_local || HEALTH_PATHS.contains(&request.uri().path());
+        let is_public = client.is_local || is_public(request.uri().path());
         // A wrong token is refused on loopback, too.
         match headers.get(header::AUTHORIZATION) {
             Some(value) if self.is_token(value) => Ok(Caller { is_trusted: true }),
@@ -171,9 +176,12 @@ mod tests {
     const HOST: (&str, &str) = ("host", "files.example:7780");
 
     #[test]
-    fn token_is_required_beyond_loopback_except_for_health() {
+    fn token_is_required_beyond_loopback_for_data() {
         let with = |value: &str| status(REMOTE, "/files/x", &[HOST, ("authorization", value)]);
         assert_eq!(status(REMOTE, "/files/x", &[HOST]), 401);
+        assert_eq!(status(REMOTE, "/", &[HOST]), 200);
+        assert_eq!(status(REMOTE, "/dashboard/style.css", &[HOST]), 200);
+        assert_eq!(status(REMOTE, "/api/v1/status", &[HOST]), 401);
         assert_eq!(status(REMOTE, "/healthz", &[HOST]), 200);
         assert_eq!(status(LOCAL, "/files/x", &[HOST]), 200);
         assert_eq!(with("Bearer secret"), 200);

@@ -25,7 +25,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 use tower_service::Service;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use crate::access::{self, AccessRules};
 
@@ -84,7 +87,9 @@ impl Server {
     /// Serves requests that the rules allow until `stop` is cancelled. Then waits for the running requests; their
     /// connections are closed when the future is dropped.
     pub async fn serve(self, routes: Router, rules: Arc<AccessRules>, stop: CancellationToken) {
-        let routes = routes.layer(from_fn_with_state(rules, access::check));
+        let routes = routes
+            .layer(RequestBodyTimeoutLayer::new(STALL_TIMEOUT))
+            .layer(from_fn_with_state(rules, access::check));
         let acceptor = self.tls.map(TlsAcceptor::from);
         let limits = Arc::new(Limits::default());
         let tasks = TaskTracker::new();
@@ -157,7 +162,21 @@ async fn serve_stream(
 ) -> hyper::Result<()> {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(client));
-        routes.clone().call(request)
+        let span = tracing::info_span!(
+            "http_request",
+            method = request.method().as_str(),
+            path = request.uri().path(),
+            status = Empty
+        );
+        let response = routes.clone().call(request);
+        async move {
+            let response = response.await;
+            if let Ok(response) = &response {
+                Span::current().record("status", response.status().as_u16());
+            }
+            response
+        }
+        .instrument(span)
     });
     let stream = std::pin::pin!(stream);
     let connection = http1::Builder::new()
@@ -224,7 +243,7 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
+    use axum::routing::{get, post};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -268,6 +287,28 @@ mod tests {
         while held.strong_count() > 1 {
             tokio::time::sleep(STALL_TIMEOUT / 4).await;
         }
+    }
+
+    #[tokio::test]
+    async fn client_that_stops_sending_its_body_is_disconnected() {
+        let (entered, entering) = tokio::sync::oneshot::channel();
+        let entered = Arc::new(Mutex::new(Some(entered)));
+        let route = move |body: axum::body::Body| async move {
+            if let Some(entered) = entered.lock().take() {
+                let _ = entered.send(());
+            }
+            let received = axum::body::to_bytes(body, usize::MAX).await;
+            received.map_err(|error| format!("{error:?}"))
+        };
+        let (address, _stop) = start(Router::new().route("/", post(route))).await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let request = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\npart";
+        client.write_all(request).await.unwrap();
+        entering.await.unwrap();
+        tokio::time::pause();
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).await.unwrap();
+        assert!(reply.contains("TimeoutError"), "{reply}");
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::storage::layers::metrics::MeteredStorage;
+use enjambre_core::storage::layers::observe::ObservedStorage;
 use enjambre_core::storage::layers::retry::{Retry, RetryStorage};
 use enjambre_core::storage::memory::Disk;
 use enjambre_core::{Storage, StorageError};
@@ -24,8 +24,8 @@ impl Builder for Layered {
 }
 
 #[tokio::test]
-async fn metered_storage_conforms() {
-    run_all(&Layered(|inner| Arc::new(MeteredStorage::new(inner, "test")))).await;
+async fn observed_storage_conforms() {
+    run_all(&Layered(|inner| Arc::new(ObservedStorage::new(inner, "test")))).await;
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ pub mod postgres;
 pub mod power_cut;
 pub mod process;
 pub mod process_stats;
+pub mod prometheus;
 pub mod raw;
 pub mod setup;
 pub mod several_trackers;

@@ -1,13 +1,14 @@
-//! File systems for tests: small ones that fill up, and disk images that can be copied while they are mounted.
+//! File systems for tests: small ones that fill up, disk images that can be copied while they are mounted, one with
+//! reflinks, and directories with several paths.
 //!
 //! Mounting requires root and the permission to mount, which most containers lack. Without it a test prints a message and
-//! is skipped; with `CI=true` and root it fails.
+//! is skipped; with `CI=true` and root it fails, except for reflinks, which also require the program `mkfs.xfs`.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
@@ -44,6 +45,29 @@ impl Mount {
     pub fn image(test: &str, image: &Path) -> Option<Self> {
         let image = image.display().to_string();
         Self::try_new(test, &[IMAGE_OPTIONS, &[&image]].concat())
+    }
+
+    /// Mounts a file system with reflinks, in a new image file of this size. Returns `None`, and prints that `test` is skipped,
+    /// if it cannot be created and mounted.
+    ///
+    /// # Panics
+    /// Panics if the image file cannot be created.
+    pub fn with_reflinks(test: &str, image: &Path, bytes: u64) -> Option<Self> {
+        create_image(image, bytes);
+        let mut mkfs = Command::new("mkfs.xfs");
+        match mkfs.args(["-q", "-m", "reflink=1"]).arg(image).output() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                print_skipped(test, "mkfs.xfs is not installed");
+                return None;
+            }
+            created => check(&mkfs, created).map_err(|error| skip(test, &error)).ok()?,
+        }
+        Self::try_new(test, &["-t", "xfs", "-o", "loop", &image.display().to_string()])
+    }
+
+    /// Gives a directory a second path. Returns `None`, and prints that `test` is skipped, if it cannot be mounted.
+    pub fn of_directory(test: &str, dir: &Path) -> Option<Self> {
+        Self::try_new(test, &["--bind", &dir.display().to_string()])
     }
 
     /// Unmounts the file system and mounts another image at the same path. No process may use the file system.
@@ -99,6 +123,15 @@ impl Mount {
         Ballast { path }
     }
 
+    /// Writes all changes to the file system.
+    ///
+    /// # Panics
+    /// Panics if that fails.
+    pub fn sync(&self) {
+        let dir = File::open(self.path()).expect("cannot open the mount point");
+        rustix::fs::syncfs(dir).expect("cannot sync the file system");
+    }
+
     /// Returns the number of free bytes.
     ///
     /// # Panics
@@ -124,12 +157,33 @@ impl Drop for Mount {
 /// # Panics
 /// Panics if the file cannot be created.
 pub fn make_ext4(test: &str, image: &Path, bytes: u64) -> bool {
-    let file = File::create(image).expect("cannot create the image file");
-    file.set_len(bytes).expect("cannot set the size of the image file");
+    create_image(image, bytes);
     // Without lazy initialization no kernel thread writes to the image later.
     let options = "lazy_itable_init=0,lazy_journal_init=0";
     let created = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-E", options]).arg(image));
     created.map_err(|error| skip(test, &error)).is_ok()
+}
+
+fn create_image(image: &Path, bytes: u64) {
+    let file = File::create(image).expect("cannot create the image file");
+    file.set_len(bytes).expect("cannot set the size of the image file");
+}
+
+/// Returns a command in a mount namespace of its own. It first runs the shell commands `mounts`, and then the program that
+/// the caller appends, with its arguments. Returns `None`, and prints that `test` is skipped, if it cannot mount.
+pub fn in_namespace(test: &str, mounts: &str) -> Option<Command> {
+    let unshare = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", script]);
+        command
+    };
+    match run(&mut unshare("mount -t tmpfs none /tmp")) {
+        Ok(()) => Some(unshare(&format!("{mounts} && exec \"$0\" \"$@\""))),
+        Err(error) => {
+            skip(test, &error);
+            None
+        }
+    }
 }
 
 /// Copies an image file without the holes, which are most of it.
@@ -141,7 +195,12 @@ pub fn copy_image(from: &Path, to: &Path) {
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    let output = command.output();
+    check(command, output)
+}
+
+fn check(command: &Command, output: std::io::Result<Output>) -> Result<(), String> {
+    let output = output.map_err(|error| format!("{command:?}: {error}"))?;
     let message = String::from_utf8_lossy(&output.stderr);
     if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}", message.trim_end())) }
 }
@@ -150,9 +209,10 @@ fn skip(test: &str, reason: &str) {
     let in_ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
     let root = rustix::process::geteuid().is_root();
     assert!(!(in_ci && root), "{test}: {reason}");
+    print_skipped(test, &format!("cannot mount a file system, which requires root: {reason}"));
+}
+
+fn print_skipped(test: &str, reason: &str) {
     // Bypasses the output capture of the test harness, which hides the output of tests that pass.
-    let _ = writeln!(
-        std::io::stderr().lock(),
-        "\n***** {test} SKIPPED: cannot mount a file system, which requires root: {reason} *****"
-    );
+    let _ = writeln!(std::io::stderr().lock(), "\n***** {test} SKIPPED: {reason} *****");
 }

@@ -77,7 +77,8 @@ impl<W: Wire> GuardedConnection<W> {
                 (Some(security), Some(id)) => security.connect(stream, id).await?,
                 _ => Stream::Left(stream),
             };
-            parts.wire.establish(Dialled { guard, stream, endpoint, activity, kill }).await
+            let metrics = Arc::clone(&parts.metrics);
+            parts.wire.establish(Dialled { guard, metrics, stream, endpoint, activity, kill }).await
         };
         let closed = self.caller.closed().clone();
         // In a task, because the call that started the attempt may be abandoned while others wait for it.
@@ -121,7 +122,10 @@ impl<W: Wire> GuardedConnection<W> {
         if matches!(&current.state, State::Connecting(current) if current.ptr_eq(&attempt)) {
             match &connected {
                 Ok(link) => current.state = State::Up(Arc::clone(link)),
-                Err(error) => current.back_off(error.clone()),
+                Err(error) => {
+                    self.parts.metrics.end(error.end_reason());
+                    current.back_off(error.clone());
+                }
             }
         }
         drop(current);

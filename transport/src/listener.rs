@@ -101,10 +101,10 @@ impl<W: Wire> Server<W> {
                     Ok(ticket) => {
                         self.inbox.tasks.spawn(Arc::clone(&self).serve(stream, address, ticket));
                     }
-                    Err(reason) => self.parts.guard.log.record(&address, &reason),
+                    Err(reason) => self.record_end(&address, &reason),
                 },
                 Err(error) => {
-                    self.parts.guard.log.record(&"unknown", &Disconnect::of_accept(error));
+                    self.record_end(&"unknown", &Disconnect::of_accept(error));
                     tokio::select! {
                         () = self.stop.cancelled() => return,
                         () = tokio::time::sleep(ACCEPT_DELAY) => {}
@@ -129,7 +129,11 @@ impl<W: Wire> Server<W> {
             ended = self.serve_stream(stream, address, handle) => ended.err().unwrap_or(Disconnect::Closed),
         };
         drop((ended, ticket));
-        self.parts.guard.log.record(&address, &reason);
+        self.record_end(&address, &reason);
+    }
+
+    fn record_end(&self, remote: &dyn fmt::Display, reason: &Disconnect) {
+        self.parts.guard.log.record(&self.parts.metrics, remote, reason);
     }
 
     async fn serve_stream(
@@ -150,6 +154,7 @@ impl<W: Wire> Server<W> {
                 }
             },
         };
+        let _open = self.parts.metrics.inbound.enter();
         W::serve(self, Accepted { stream, address, deadline, handle }).await
     }
 }

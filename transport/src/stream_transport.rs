@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use enjambre_core::transport::metrics::TransportMetrics;
 use enjambre_core::transport::{check_bind, check_connect};
 use enjambre_core::{Connection, Endpoint, Listener, PeerId, Transport, TransportError};
 use tokio::net::lookup_host;
@@ -31,7 +32,7 @@ pub(crate) struct StreamTransport<W> {
 
 impl<W: Wire> StreamTransport<W> {
     pub(crate) fn new(guard: Arc<Guard>, security: Option<Security>) -> Self {
-        Self { parts: Arc::new(Parts { guard, wire: W::default(), security }) }
+        Self { parts: Arc::new(Parts { guard, wire: W::default(), security, metrics: Arc::default() }) }
     }
 }
 
@@ -79,5 +80,9 @@ impl<W: Wire> Transport for StreamTransport<W> {
             Ok(listener) => Ok(Arc::new(listener)),
             Err(source) => Err(TransportError::Bind { endpoint: endpoint.clone(), source }),
         }
+    }
+
+    fn metrics(&self) -> Option<&TransportMetrics> {
+        Some(&self.parts.metrics)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use enjambre_core::transport::calls::Calls;
+use enjambre_core::transport::metrics::TransportMetrics;
 use enjambre_core::{Activity, ConnectionHandle, ConnectionId, Endpoint, Incoming, PeerInfo};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -62,11 +63,13 @@ pub(crate) struct Parts<W> {
     pub(crate) wire: W,
     /// `None` without encryption.
     pub(crate) security: Option<Security>,
+    pub(crate) metrics: Arc<TransportMetrics>,
 }
 
 /// A new stream of the requesting side, before the handshake.
 pub(crate) struct Dialled {
     pub(crate) guard: Arc<Guard>,
+    pub(crate) metrics: Arc<TransportMetrics>,
     pub(crate) stream: Stream,
     pub(crate) endpoint: Endpoint,
     /// Updated for each received byte.

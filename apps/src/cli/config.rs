@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use enjambre_control::Failure;
 
 use super::output::Stdout;
 use crate::config::load::Sources;
-use crate::failure::Failure;
 use crate::registry::Registry;
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use enjambre_control::Failure;
 use enjambre_core::{Endpoint, KeyPair};
 use enjambre_swarm::tracker_client::trackers::Trackers;
 use tokio_util::sync::CancellationToken;
@@ -10,7 +11,7 @@ use crate::access::own_uid;
 use crate::config::load::{Loaded, Sources};
 use crate::config::sections::NodeKind;
 use crate::data_dir::other_owner;
-use crate::failure::Failure;
+use crate::logging::Log;
 use crate::node_key;
 use crate::registry::Registry;
 use crate::tracker::endpoints_file;
@@ -20,6 +21,7 @@ pub(crate) struct Context<'a> {
     pub(crate) loaded: Loaded,
     /// The sources of `loaded`, for child processes with the same configuration.
     pub(crate) sources: Sources,
+    pub(crate) log: Arc<Log>,
     /// Cancelled by a signal.
     pub(crate) stop: CancellationToken,
 }

@@ -7,24 +7,28 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use enjambre_core::{FileId, FileKind, Name};
+use enjambre_control::{Command, Event, Failure, Output, Published, ResultContext};
+use enjambre_core::{FileKind, Name};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Stdout, count, notice, rate, size};
 use super::progress::Bar;
-use crate::control::message::{Command, Event, Output};
-use crate::failure::{Failure, ResultContext};
 use node::Node;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// File or directory to publish [default: a file with 256 MiB of random data]
     path: Option<PathBuf>,
+    /// Listen for browsers, slow the transfer down, and keep running until interrupted
+    #[arg(long)]
+    http: bool,
 }
 
 /// Minimum duration of the second download, so that a peer can fail halfway.
 const SLOW_DOWNLOAD_SECONDS: u64 = 4;
+/// The same with `--http`, so that people can watch it.
+const WATCHED_DOWNLOAD_SECONDS: u64 = 60;
 
 /// Runs the demonstration in a temporary directory. All processes end with this call.
 pub(super) async fn run(arguments: &Arguments, stop: CancellationToken) -> Result<(), Failure> {
@@ -37,6 +41,10 @@ pub(super) async fn run(arguments: &Arguments, stop: CancellationToken) -> Resul
     let root = folder.path().canonicalize()?;
     let result = stop.run_until_cancelled(show(arguments, &root, &mut nodes)).await;
     let result = result.unwrap_or_else(|| Err(Failure::interrupted("interrupted")));
+    if result.is_ok() && arguments.http {
+        Stdout::default().line("the nodes run until you press Ctrl-C");
+        stop.cancelled().await;
+    }
     let mut stdout = Stdout::default();
     if let Err(failure) = &result
         && !stop.is_cancelled()
@@ -71,25 +79,28 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
     let total: u64 = expected.iter().map(|file| file.size).sum();
 
     stdout.line(&format!("starting a tracker and three peers in {}", folder.display()));
-    let tracker = Node::tracker(folder).await?;
+    let tracker = Node::tracker(folder, arguments.http).await?;
     let endpoint = tracker.endpoint.clone();
     nodes.push(tracker);
-    let slow = (total / SLOW_DOWNLOAD_SECONDS).max(1 << 20);
+    let seconds = if arguments.http { WATCHED_DOWNLOAD_SECONDS } else { SLOW_DOWNLOAD_SECONDS };
+    let slow = (total / seconds).max(1 << 20);
     for (number, limit) in [(1, None), (2, None), (3, Some(slow))] {
-        nodes.push(Node::peer(folder, number, &endpoint, limit).await?);
+        nodes.push(Node::peer(folder, number, &endpoint, limit, arguments.http).await?);
     }
-    for node in nodes.iter() {
-        stdout.line(&format!("  {:8}  {}  process {}", node.name, node.endpoint, node.pid));
+    for Node { name, endpoint, pid, .. } in nodes.iter() {
+        stdout.line(&format!("  {name:8}  {endpoint}  process {pid}"));
+    }
+    if let (true, [tracker, .., peer]) = (arguments.http, nodes.as_slice()) {
+        stdout.line(&format!("open {} to watch peer 3, and {} for the tracker", peer.url, tracker.url));
     }
 
-    let published = publish(&nodes[1], &source).await?;
+    let (published, seconds) = publish(&nodes[1], &source).await?;
     let mark = if published.kind == FileKind::Collection { "/" } else { "" };
     stdout.line(&format!(
-        "peer 1 published {}{mark}: {} in {:.2} s, {}",
+        "peer 1 published {}{mark}: {} in {seconds:.2} s, {}",
         published.name,
         size(total),
-        published.seconds,
-        rate(total, published.seconds)
+        rate(total, seconds)
     ));
     stdout.line(&format!("  id {}", published.id));
     if let [file] = expected.as_slice()
@@ -137,20 +148,14 @@ async fn show(arguments: &Arguments, folder: &Path, nodes: &mut Vec<Node>) -> Re
     stdout.finish()
 }
 
-struct Published {
-    name: String,
-    id: FileId,
-    kind: FileKind,
-    seconds: f64,
-}
-
-async fn publish(node: &Node, source: &Path) -> Result<Published, Failure> {
+/// Publishes on a node. Returns the duration in seconds, too.
+async fn publish(node: &Node, source: &Path) -> Result<(Published, f64), Failure> {
     let mut bar = Bar::new();
     let started = Instant::now();
     let mut found = None;
     let mut show = |event| match event {
         Event::Hashing { done, total, .. } => bar.show("peer 1 reads the file", done, total, None),
-        Event::Published { name, id, kind, .. } => found = Some((name.to_string(), id, kind)),
+        Event::Published(published) => found = Some(published),
         _ => {}
     };
     // A file name that is not a valid catalogue name is replaced.
@@ -168,8 +173,8 @@ async fn publish(node: &Node, source: &Path) -> Result<Published, Failure> {
     let result = node.run(command, &mut show).await;
     bar.clear();
     result?;
-    let (name, id, kind) = found.ok_or_else(|| Failure::failed("the file was not published"))?;
-    Ok(Published { name, id, kind, seconds: started.elapsed().as_secs_f64() })
+    let published = found.ok_or_else(|| Failure::failed("the file was not published"))?;
+    Ok((published, started.elapsed().as_secs_f64()))
 }
 
 /// Downloads on a node. Returns the duration in seconds. Sends progress and number of providers to `halfway` once half of

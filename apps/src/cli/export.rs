@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use enjambre_control::{Command, Event, Exported, Failure};
 
 use super::context::Context;
 use super::output::size;
 use super::runner;
-use crate::control::message::{Command, Event};
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -27,7 +26,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     let Arguments { query, output, force } = arguments;
     let command = Command::Export { query, output: std::path::absolute(output)?, force };
     runner::print(&context, command, |stdout, event| {
-        if let Event::Exported { path, bytes, .. } = event {
+        if let Event::Exported(Exported { path, bytes, .. }) = event {
             stdout.line(&format!("{} ({})", path.display(), size(bytes)));
         }
     })

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
+use enjambre_control::{Command, Event, Failure, Output, ResultContext};
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -19,8 +20,6 @@ use super::context::Context;
 use super::output::{Stdout, count, notice, rate, size, warn};
 use super::progress::Bar;
 use super::runner;
-use crate::control::message::{Command, Event, Output};
-use crate::failure::{Failure, ResultContext};
 
 /// Number of content events that can wait for the consumer of a stream.
 const QUEUED: usize = 16;

@@ -1,6 +1,7 @@
 //! `enjambre invite`
 
 use clap::Args;
+use enjambre_control::{Command, Event, Failure, InvitationLine};
 use enjambre_core::Endpoint;
 use serde_json::json;
 
@@ -8,8 +9,6 @@ use super::context::Context;
 use super::output::time;
 use super::runner;
 use crate::config::value::Span;
-use crate::control::message::{Command, Event, InvitationLine};
-use crate::failure::Failure;
 
 /// Number of digits of an invitation id in text output.
 const SHOWN_DIGITS: usize = 16;
@@ -48,12 +47,8 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         None => Command::Invite { uses, lifetime_ms, read_only, trackers },
     };
     runner::print_at_tracker(&context, command, |stdout, event| match event {
-        Event::Invitation { invitation, id, uses, expires_ms } if json => {
-            let created =
-                json!({ "invitation": invitation, "id": id, "uses": uses, "expires_ms": expires_ms });
-            stdout.json(&created);
-        }
-        Event::Invitation { invitation, .. } => stdout.line(&invitation),
+        Event::Invitation(created) if json => stdout.json(&created),
+        Event::Invitation(created) => stdout.line(&created.invitation),
         Event::OpenInvitation(invitation) if json => stdout.json(&invitation),
         Event::OpenInvitation(invitation) => stdout.line(&line(&invitation)),
         Event::Cancelled { id } if json => stdout.json(&json!({ "cancelled": id })),

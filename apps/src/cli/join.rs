@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use enjambre_control::{Failure, ResultContext};
 use enjambre_core::model::membership::{Rights, SKEW};
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use enjambre_core::storage::database_file::create_private_file;
@@ -19,7 +20,6 @@ use super::output::Stdout;
 use super::runner;
 use crate::config::load::{Loaded, Sources, new_file, user_data_dir, user_file};
 use crate::config::sections::NodeKind;
-use crate::failure::{Failure, ResultContext};
 use crate::node_key;
 use crate::registry::Registry;
 

@@ -1,10 +1,10 @@
 //! `enjambre library`
 
+use enjambre_control::{Command, Event, Failure, LibraryLine};
+
 use super::context::Context;
 use super::output::{name, size};
 use super::runner;
-use crate::control::message::{Command, Event, LibraryLine};
-use crate::failure::Failure;
 
 pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
     runner::print(&context, Command::Library, |stdout, event| match event {

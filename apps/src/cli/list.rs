@@ -3,11 +3,11 @@
 use std::io::IsTerminal;
 
 use clap::Args;
+use enjambre_control::Failure;
 use enjambre_core::{FileKind, FileRecord};
 
 use super::context::Context;
 use super::output::{Stdout, date, name, size};
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

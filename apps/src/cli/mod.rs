@@ -3,12 +3,14 @@
 mod config;
 mod context;
 mod demo;
+mod downloads;
 mod export;
 mod get;
 mod invite;
 mod join;
 mod library;
 mod list;
+mod log;
 pub(crate) mod output;
 mod peer;
 mod peers;
@@ -27,13 +29,14 @@ mod verify;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
+use enjambre_control::Failure;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::load::Sources;
-use crate::config::sections::NodeKind;
-use crate::failure::Failure;
+use crate::config::sections::{LogSection, NodeKind};
 use crate::logging;
 use crate::registry::Registry;
 use context::Context;
@@ -125,6 +128,8 @@ enum Command {
     List(list::Arguments),
     /// Download a file or directory
     Get(get::Arguments),
+    /// List or change the downloads of the running peer; with -v also their providers
+    Downloads(downloads::Arguments),
     /// List files in the library of this peer
     Library(Json),
     /// Export a file or directory from the library to a path
@@ -135,6 +140,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Show the status of the peer and its trackers
     Status(Json),
+    /// Show or change the log level of the running node, until it is restarted
+    Log(log::Arguments),
     /// List the replicas that trackers store for this peer, or with a tracker's configuration all replicas of the tracker
     Pins(Json),
     /// Remove a replica from a tracker; with a tracker's configuration a replica of any peer
@@ -164,22 +171,27 @@ enum Command {
 pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     let sources = Sources { file: global.config, set: global.set };
-    let start_logging = |level: &str| logging::start(&filter(level, global.verbose, global.quiet));
+    let start_logging = |section: &LogSection| {
+        let level = filter(&section.level, global.verbose, global.quiet);
+        logging::start(&LogSection { level, ..section.clone() })
+    };
+    // Other commands than the daemons log warnings only, because their user reads their output.
+    let quiet = LogSection { level: "warn".to_owned(), ..LogSection::default() };
     let kind = match &command {
         Command::Config(arguments) => return config::run(registry, sources, arguments),
         Command::Storage(storage::Arguments { command: storage::Command::Copy(arguments) }) => {
-            start_logging("warn");
+            start_logging(&quiet);
             return storage::copy::run(registry, &sources, arguments, stop).await;
         }
         Command::Demo(_) if sources.file.is_some() || !sources.set.is_empty() => {
             return Err(Failure::usage("--config and --set cannot be used with `demo`"));
         }
         Command::Demo(arguments) => {
-            start_logging("warn");
+            start_logging(&quiet);
             return demo::run(arguments, stop).await;
         }
         Command::Join(arguments) => {
-            start_logging("warn");
+            start_logging(&quiet);
             registry.prepare_process();
             return join::run(registry, sources, arguments, stop).await;
         }
@@ -192,31 +204,38 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
         | Command::Status(_)
         | Command::Storage(_)
         | Command::Pins(_)
-        | Command::Unpin(_) => None,
+        | Command::Unpin(_)
+        | Command::Log(_) => None,
         _ => Some(NodeKind::Peer),
     };
     let loaded = registry.load(&sources, kind)?;
-    // Other commands than the daemons log warnings only, because their user reads their output.
     let file = loaded.file.as_ref().map_or_else(String::new, |file| file.display().to_string());
-    let is_requested = loaded
-        .values()
-        .get("log.level")
-        .is_some_and(|level| level.origin != "default" && level.origin != file);
     let is_daemon = matches!(command, Command::Tracker(_) | Command::Peer(_));
-    start_logging(if is_requested || is_daemon { &loaded.config.log.level } else { "warn" });
+    let applies = |key| {
+        let is_requested = |origin: &str| origin != "default" && origin != file;
+        is_daemon || loaded.values().get(key).is_some_and(|value| is_requested(&value.origin))
+    };
+    let LogSection { level, format, otlp_endpoint } = loaded.config.log.clone();
+    let log = start_logging(&LogSection {
+        level: if applies("log.level") { level } else { quiet.level },
+        format: if applies("log.format") { format } else { quiet.format },
+        otlp_endpoint: if applies("log.otlp_endpoint") { otlp_endpoint } else { quiet.otlp_endpoint },
+    });
     registry.prepare_process();
-    let context = Context { registry, loaded, sources, stop };
-    match command {
+    let context = Context { registry, loaded, sources, log: Arc::clone(&log), stop };
+    let result = match command {
         Command::Tracker(init) => tracker::run(context, init).await,
         Command::Peer(init) => peer::run(context, init).await,
         Command::Publish(arguments) => publish::run(context, arguments).await,
         Command::List(arguments) => list::run(context, arguments).await,
         Command::Get(arguments) => get::run(context, arguments).await,
+        Command::Downloads(arguments) => downloads::run(context, arguments, global.verbose > 0).await,
         Command::Library(Json { json }) => library::run(context, json).await,
         Command::Export(arguments) => export::run(context, arguments).await,
         Command::Remove(arguments) => remove::run(context, arguments).await,
         Command::Verify(arguments) => verify::run(context, arguments).await,
         Command::Status(Json { json }) => status::run(context, json).await,
+        Command::Log(arguments) => log::run(context, arguments).await,
         Command::Pins(Json { json }) => pins::run(context, json).await,
         Command::Unpin(arguments) => unpin::run(context, arguments).await,
         Command::Storage(arguments) => storage::run(context, arguments).await,
@@ -225,7 +244,9 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
         Command::Revoke(arguments) => revoke::run(context, arguments).await,
         Command::Reserve(arguments) => reserve::run(context, arguments).await,
         Command::Config(_) | Command::Demo(_) | Command::Join(_) => Ok(()),
-    }
+    };
+    log.stop().await;
+    result
 }
 
 fn filter(default_level: &str, verbose: u8, quiet: bool) -> String {

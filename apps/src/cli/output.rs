@@ -5,10 +5,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 use clap::Args;
+use enjambre_control::Failure;
 use serde::Serialize;
 
 use crate::display::{is_confusable, visible};
-use crate::failure::Failure;
 use enjambre_core::{FileKind, UnixMillis};
 
 /// The option of commands that print lines.

@@ -1,10 +1,11 @@
 //! `enjambre peer`
 
+use enjambre_control::Failure;
+
 use super::Init;
 use super::context::Context;
 use super::output::Stdout;
 use super::runner;
-use crate::failure::Failure;
 use crate::known_database;
 use crate::peer::{PeerNode, Reach};
 
@@ -14,7 +15,7 @@ pub(super) async fn run(context: Context<'_>, Init { init }: Init) -> Result<(),
         if init {
             known_database::forget(data_dir.path()).await?;
         }
-        PeerNode::start(context.registry, &context.loaded, data_dir, Reach::Daemon).await
+        PeerNode::start(context.registry, &context.loaded, data_dir, Reach::Daemon, &context.log).await
     };
     let Some(node) = context.stop.run_until_cancelled(start).await else { return Ok(()) };
     let node = node?;

@@ -1,11 +1,11 @@
 //! `enjambre peers`
 
+use enjambre_control::{Command, Event, Failure, MemberLine};
+
 use super::context::Context;
 use super::invite::short;
 use super::output::time;
 use super::runner;
-use crate::control::message::{Command, Event, MemberLine};
-use crate::failure::Failure;
 
 pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
     runner::print_at_tracker(&context, Command::Peers, |stdout, event| match event {

@@ -1,12 +1,10 @@
 //! `enjambre pins`
 
-use enjambre_core::protocol::message::PinStatus;
+use enjambre_control::{Command, Event, Failure, PinLine};
 
 use super::context::Context;
 use super::output::{date, size};
 use super::runner;
-use crate::control::message::{Command, Event};
-use crate::failure::Failure;
 
 pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
     runner::print_at_either(&context, Command::Pins, |stdout, event| match event {
@@ -17,7 +15,7 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
     .await
 }
 
-fn line(pin: &PinStatus) -> String {
+fn line(pin: &PinLine) -> String {
     let id = &pin.id.to_string()[..16];
     let state = if pin.complete { "complete" } else { "incomplete" };
     let date = date(pin.pinned_ms);

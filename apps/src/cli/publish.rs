@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use enjambre_control::{CONTENT_BYTES, Command, Event, Failure, Input, Published};
 use enjambre_core::model::endpoint;
 use enjambre_core::{FileKind, Name};
 use tokio::sync::mpsc;
@@ -13,8 +14,6 @@ use super::context::Context;
 use super::output::{Stdout, notice, size, warn};
 use super::progress::Bar;
 use super::runner::run_and_stay;
-use crate::control::message::{CONTENT_BYTES, Command, Event, Input};
-use crate::failure::Failure;
 
 /// Number of parts of the standard input that are read ahead.
 const QUEUED: usize = 16;
@@ -54,7 +53,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         let Some(name) = name else {
             return Err(Failure::usage("publishing the standard input requires --name and no other PATH"));
         };
-        (Command::PublishInput { name, pin }, Some(stdin()))
+        (Command::PublishInput { name, size: None, pin }, Some(stdin()))
     } else {
         let paths = paths.iter().map(std::path::absolute).collect::<Result<Vec<_>, _>>()?;
         (Command::Publish { paths, name, store: copy, pin, strict, exclude }, None)
@@ -63,12 +62,12 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     let mut bar = Bar::new();
     let mut show = |event| match event {
         Event::Hashing { path, done, total } => {
-            bar.show(&format!("reading {}", path.display()), done, total, None);
+            bar.show(&format!("reading {}", path.display()), done, total.max(done), None);
         }
         Event::Pinning { name, done, total } => {
             bar.show(&format!("replicating {name}"), done, total, None);
         }
-        Event::Published { name, id, size: bytes, kind, version, new } => {
+        Event::Published(Published { name, id, size: bytes, kind, version, new }) => {
             let mark = if kind == FileKind::Collection { "/" } else { "" };
             let action = if new { "published" } else { "already published" };
             let text = format!("{action} {name}{mark} (version {version}, {})  {id}", size(bytes));

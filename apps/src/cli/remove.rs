@@ -1,11 +1,10 @@
 //! `enjambre remove`
 
 use clap::Args;
+use enjambre_control::{Command, Event, Failure, Removed};
 
 use super::context::Context;
 use super::runner;
-use crate::control::message::{Command, Event};
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -16,11 +15,13 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: Context<'_>, Arguments { query }: Arguments) -> Result<(), Failure> {
     runner::print(&context, Command::Remove { query }, |stdout, event| match event {
-        Event::Removed { name: Some(name), id, left: None } => stdout.line(&format!("removed {name}  {id}")),
-        Event::Removed { name: Some(name), id, left: Some(left) } => {
+        Event::Removed(Removed { name: Some(name), id, left: None }) => {
+            stdout.line(&format!("removed {name}  {id}"));
+        }
+        Event::Removed(Removed { name: Some(name), id, left: Some(left) }) => {
             stdout.line(&format!("removed the name {name}; the library contains {id} as {left}"));
         }
-        Event::Removed { name: None, id, .. } => stdout.line(&format!("removed {id}")),
+        Event::Removed(Removed { name: None, id, .. }) => stdout.line(&format!("removed {id}")),
         _ => {}
     })
     .await

@@ -1,13 +1,11 @@
 //! `enjambre reserve`
 
 use clap::Args;
+use enjambre_control::{Command, Event, Failure, Reserved};
 use enjambre_core::Name;
-use serde_json::json;
 
 use super::context::Context;
 use super::runner;
-use crate::control::message::{Command, Event};
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -27,9 +25,11 @@ pub(super) struct Arguments {
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     let Arguments { name, peer, json, .. } = arguments;
     runner::print_at_tracker(&context, Command::Reserve { name, peer }, |stdout, event| match event {
-        Event::Reserved { name, peer } if json => stdout.json(&json!({ "name": name, "peer": peer })),
-        Event::Reserved { name, peer: Some(peer) } => stdout.line(&format!("reserved {name} for {peer}")),
-        Event::Reserved { name, peer: None } => stdout.line(&format!("released {name}")),
+        Event::Reserved(reserved) if json => stdout.json(&reserved),
+        Event::Reserved(Reserved { name, peer: Some(peer) }) => {
+            stdout.line(&format!("reserved {name} for {peer}"));
+        }
+        Event::Reserved(Reserved { name, peer: None }) => stdout.line(&format!("released {name}")),
         _ => {}
     })
     .await

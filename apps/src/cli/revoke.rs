@@ -1,14 +1,13 @@
 //! `enjambre revoke`
 
 use clap::Args;
+use enjambre_control::{Command, Event, Failure, InvitationLine, Revoked};
 use serde_json::json;
 
 use super::context::Context;
 use super::invite::short;
 use super::output::time;
 use super::runner;
-use crate::control::message::{Command, Event, InvitationLine};
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -21,15 +20,17 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: Context<'_>, Arguments { peer, json }: Arguments) -> Result<(), Failure> {
     runner::print_at_tracker(&context, Command::Revoke { peer }, |stdout, event| match event {
-        Event::Revoked { peer, new, cancelled } if json => {
+        Event::Revoked(Revoked { peer, new, cancelled }) if json => {
             let cancelled: Vec<_> = cancelled.into_iter().map(|invitation| invitation.id).collect();
             stdout.json(&json!({ "peer": peer, "new": new, "cancelled": cancelled }));
         }
-        Event::Revoked { peer, new: true, cancelled } => {
+        Event::Revoked(Revoked { peer, new: true, cancelled }) => {
             stdout.line(&format!("revoked {peer}"));
             cancelled.iter().for_each(|invitation| stdout.line(&line(invitation)));
         }
-        Event::Revoked { peer, new: false, .. } => stdout.line(&format!("{peer} is already revoked")),
+        Event::Revoked(Revoked { peer, new: false, .. }) => {
+            stdout.line(&format!("{peer} is already revoked"));
+        }
         _ => {}
     })
     .await

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use enjambre_control::{Command, Event, Failure, Input, no_input, run_locally};
 use tokio::time::{Instant, sleep};
 
 use super::context::Context;
@@ -11,9 +12,7 @@ use crate::access::{own_uid, user_name};
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
 use crate::control::client::{Connection, connect};
-use crate::control::message::{Command, Event, Input, no_input, run_locally};
 use crate::data_dir::{DataDir, other_owner};
-use crate::failure::Failure;
 use crate::peer::{PeerNode, Reach};
 use crate::tracker::admin::StandaloneAdmin;
 
@@ -106,6 +105,12 @@ pub(super) async fn run_and_stay(
     let reach = match command {
         // If no peer is running, the trackers learn of a removal when the peer starts and announces its files.
         Command::Library | Command::Remove { .. } => Reach::Offline,
+        Command::Downloads
+        | Command::Download { .. }
+        | Command::PauseDownload { .. }
+        | Command::ResumeDownload { .. }
+        | Command::CancelDownload { .. }
+        | Command::MoveDownload { .. } => Reach::Offline,
         _ => Reach::Command,
     };
     let has_input = input.is_some();
@@ -113,7 +118,7 @@ pub(super) async fn run_and_stay(
         let input = input.take().unwrap_or_else(no_input);
         match lock_or_connect(&context.loaded, NodeKind::Peer).await? {
             Access::Locked(data_dir) => {
-                let start = PeerNode::start(context.registry, &context.loaded, data_dir, reach);
+                let start = PeerNode::start(context.registry, &context.loaded, data_dir, reach, &context.log);
                 let node = context.stop.run_until_cancelled(start).await.ok_or_else(interrupted)??;
                 let running = run_locally(node.handler(), command.clone(), input, show);
                 let result = context.stop.run_until_cancelled(running).await;
@@ -187,9 +192,21 @@ fn connected(connection: Connection, loaded: &Loaded) -> Access {
     Access::Connected(connection.with_settings(loaded.required_of_node()))
 }
 
+/// Connects to the running node, or returns `None` if no node is running.
+pub(super) async fn connect_to_running(
+    loaded: &Loaded,
+    kind: NodeKind,
+) -> Result<Option<Connection>, Failure> {
+    let path = loaded.data_dir(kind);
+    match other_owner(&path) {
+        Some(owner) => connect_to_other_user(loaded, kind, owner).await,
+        None => Ok(connect(&path).await.ok()),
+    }
+}
+
 /// Connects to the running node of another user, whose data directory this user never changes. Returns `None` if no node
 /// is running.
-pub(super) async fn connect_to_other_user(
+async fn connect_to_other_user(
     loaded: &Loaded,
     kind: NodeKind,
     owner: u32,

@@ -1,5 +1,6 @@
 //! `enjambre status`: the status of the running peer and of the trackers.
 
+use enjambre_control::{Command, Event, Failure, NodeStatus};
 use enjambre_core::Endpoint;
 use enjambre_core::protocol::message::TrackerStatus;
 use enjambre_swarm::tracker_client::error::TrackerError;
@@ -7,13 +8,10 @@ use serde_json::{Value, json};
 
 use super::context::Context;
 use super::output::{Stdout, count, size};
-use super::runner::connect_to_other_user;
+use super::runner::connect_to_running;
 use crate::access::user_name;
 use crate::config::sections::NodeKind;
-use crate::control::client::connect;
-use crate::control::message::{Command, Event, NodeStatus};
 use crate::data_dir::other_owner;
-use crate::failure::Failure;
 
 pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
     let query = async {
@@ -63,11 +61,7 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
 
 /// Returns the status of the process that uses the data directory, if any.
 async fn running_peer(context: &Context<'_>) -> Result<Option<NodeStatus>, Failure> {
-    let path = context.loaded.data_dir(NodeKind::Peer);
-    let connection = match other_owner(&path) {
-        Some(owner) => connect_to_other_user(&context.loaded, NodeKind::Peer, owner).await?,
-        None => connect(&path).await.ok(),
-    };
+    let connection = connect_to_running(&context.loaded, NodeKind::Peer).await?;
     let Some(connection) = connection else { return Ok(None) };
     let mut found = None;
     let mut show = |event| {

@@ -1,11 +1,12 @@
 //! `enjambre tracker`
 
+use enjambre_control::Failure;
+
 use super::Init;
 use super::context::Context;
 use super::output::Stdout;
 use super::runner;
 use crate::config::sections::NodeKind;
-use crate::failure::Failure;
 use crate::known_database;
 use crate::tracker::TrackerNode;
 
@@ -21,7 +22,7 @@ pub(super) async fn run(context: Context<'_>, Init { init }: Init) -> Result<(),
         if init {
             known_database::forget(data_dir.path()).await?;
         }
-        TrackerNode::start(context.registry, &context.loaded, data_dir).await
+        TrackerNode::start(context.registry, &context.loaded, data_dir, &context.log).await
     };
     let Some(node) = context.stop.run_until_cancelled(start).await else { return Ok(()) };
     let node = node?;

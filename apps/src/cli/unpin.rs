@@ -1,11 +1,10 @@
 //! `enjambre unpin`
 
 use clap::Args;
+use enjambre_control::{Command, Event, Failure};
 
 use super::context::Context;
 use super::runner;
-use crate::control::message::{Command, Event};
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

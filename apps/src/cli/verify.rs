@@ -1,12 +1,11 @@
 //! `enjambre verify`
 
 use clap::Args;
+use enjambre_control::{Command, Event, Failure, Verified};
 
 use super::context::Context;
 use super::output::count;
 use super::runner;
-use crate::control::message::{Command, Event};
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -17,7 +16,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: Context<'_>, Arguments { query }: Arguments) -> Result<(), Failure> {
     runner::print(&context, Command::Verify { query }, |stdout, event| {
-        if let Event::Verified { name, id, good, bad, missing } = event {
+        if let Event::Verified(Verified { name, id, good, bad, missing }) = event {
             let file = name.map_or_else(|| id.to_string(), |name| format!("{name}  {id}"));
             let state = match (bad, missing) {
                 (0, 0) => format!("valid, {}", count(good, "piece")),

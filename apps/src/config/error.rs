@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use enjambre_control::{Failure, Status};
+
 use super::sections::NodeKind;
 
 /// An invalid configuration. The message contains the key, the value and its origin.
@@ -39,6 +41,12 @@ pub(crate) enum ConfigError {
     },
 }
 
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::from_error(Status::Usage, &error)
+    }
+}
+
 const fn other_kind(configured: NodeKind) -> &'static str {
     match configured {
         NodeKind::Tracker => "tracker; run this command with the configuration of a peer",
@@ -56,4 +64,18 @@ fn suggestion(nearest: Option<&str>) -> String {
 /// Escapes the newlines of a value: an error message is a single line.
 fn single_line(text: &str) -> String {
     text.replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failure_is_one_line_with_all_causes() {
+        let cause = std::io::Error::other("the disk\nis gone");
+        let error = ConfigError::Read { path: "/x".into(), source: cause };
+        let failure = Failure::from(error);
+        assert_eq!(failure.to_string(), "cannot read configuration file /x: the disk; is gone");
+        assert_eq!(failure.status as u8, 2);
+    }
 }

@@ -135,7 +135,7 @@ mod tests {
             ("tracker.store.quotta=1", "tracker.store.quota"),
             ("storge={}", "storage"),
             ("provider_timeot=1", "download.provider_timeout"),
-            ("storage.layers.metrix=true", "storage.layers.metrics"),
+            ("storage.layers.retrys=3", "storage.layers.retries"),
             ("storage.layer={}", "storage.layers"),
         ] {
             assert_eq!(nearest(argument).as_deref(), Some(expected), "{argument}");

@@ -16,6 +16,7 @@ use super::keys;
 use super::layer::{Layer, SET_ORIGIN, without_origin};
 use super::secret::shown;
 use super::sections::{AdmissionMode, Config, NodeKind};
+use crate::logging;
 
 /// The environment variable with the path of the configuration file.
 pub(crate) const ENV_FILE: &str = "ENJAMBRE_CONFIG";
@@ -213,6 +214,11 @@ impl Loaded {
         self.values.iter().map(|(key, found)| (key.clone(), found.value.to_string())).collect()
     }
 
+    /// Returns the effective values by key, as TOML, with passwords redacted.
+    pub(crate) fn without_passwords(&self) -> BTreeMap<String, String> {
+        self.values.iter().map(|(key, found)| (key.clone(), shown(key, &found.value))).collect()
+    }
+
     /// Returns the values of `--set` that a running node must have for a command to run in it. The others apply to the
     /// process of the command.
     pub(crate) fn required_of_node(&self) -> BTreeMap<String, String> {
@@ -286,10 +292,8 @@ impl Loaded {
         if tracker.lease.get().as_millis() < 100 {
             return Err(self.invalid("tracker.lease", "the minimum is 100ms"));
         }
-        if crate::logging::filter(&log.level).is_none() {
-            let problem =
-                "expected error, warn, info, debug, trace, or a filter such as \"info,enjambre_swarm=debug\"";
-            return Err(self.invalid("log.level", problem));
+        if let Some((key, problem)) = logging::invalid(log) {
+            return Err(self.invalid(key, problem));
         }
         Ok(())
     }

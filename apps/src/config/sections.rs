@@ -289,12 +289,28 @@ pub struct LogSection {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `"info,enjambre_swarm=debug"`. In a file it applies to
     /// the daemons only; other commands log at `warn`.
     pub level: String,
+    /// `"text"`, or `"json"` for one object per line.
+    pub format: LogFormat,
+    /// URL of a collector for spans, such as `"http://127.0.0.1:4318"`. If empty, spans are not exported. Requires the
+    /// feature `otlp`.
+    pub otlp_endpoint: String,
 }
 
 impl Default for LogSection {
     fn default() -> Self {
-        Self { level: "info".into() }
+        Self { level: "info".into(), format: LogFormat::default(), otlp_endpoint: String::new() }
     }
+}
+
+/// The format of log lines.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// `[storage]`
@@ -327,8 +343,6 @@ impl StorageSection {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LayersSection {
-    /// Whether calls are counted and the counts are logged.
-    pub metrics: bool,
     /// Maximum duration of a call, including its retries.
     pub timeout: Timeout,
     /// Maximum number of retries of a failed call that is safe to repeat.

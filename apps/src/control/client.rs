@@ -8,16 +8,14 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use enjambre_control::{Command, Event, Failure, Input, next_part, no_input};
 use futures::{SinkExt, StreamExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::codec::{Framed, LinesCodec};
 
-use super::message::{
-    ALIVE_INTERVAL, CONTROL_VERSION, Command, Envelope, Event, Input, MAX_LINE, next_part, no_input,
-};
+use super::message::{ALIVE_INTERVAL, CONTROL_VERSION, Envelope, MAX_LINE};
 use super::socket;
-use crate::failure::Failure;
 
 /// Maximum time to connect, and to send a command.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,10 +1,11 @@
 //! Fuzz target: lines of the control protocol.
 
+use enjambre_control::{Command, Event};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::message::{Command, Envelope, Event};
+use super::message::Envelope;
 
 /// Parses a value and checks that it round-trips through a single line.
 fn parse<T: Serialize + DeserializeOwned>(text: &str) -> Option<T> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use enjambre_control::{Command, Event, Events, Execute, Failure, Output};
 use futures::{SinkExt, StreamExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,10 +17,7 @@ use tokio_util::codec::{FramedRead, FramedWrite, LinesCodec};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::message::{
-    ALIVE_INTERVAL, CONTROL_VERSION, Command, Envelope, Event, Events, Execute, MAX_LINE, Output,
-};
-use crate::failure::Failure;
+use super::message::{ALIVE_INTERVAL, CONTROL_VERSION, Envelope, MAX_LINE};
 
 /// Maximum number of concurrent commands. Further clients wait.
 const MAX_CLIENTS: usize = 64;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use enjambre_control::{Command, Event, Events, Execute, Failure, Input, Output, next_part};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -13,11 +14,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::client::connect;
-use super::message::{
-    CONTROL_VERSION, Command, Envelope, Event, Events, Execute, Input, MAX_LINE, Output, next_part,
-};
+use super::message::{CONTROL_VERSION, Envelope, MAX_LINE};
 use super::{server, socket};
-use crate::failure::Failure;
 
 /// `library` sends three warnings, `publish` sends its input as a warning, `get` sends more content than a socket holds,
 /// `status` fails, and `verify` runs until it is cancelled.
@@ -185,7 +183,7 @@ async fn input_arrives_completely_and_its_error_fails_the_command() {
                 Some(error) => sender.send(Err(std::io::Error::other(error))).await.unwrap(),
             }
         };
-        let command = Command::PublishInput { name: "text".parse().unwrap(), pin: false };
+        let command = Command::PublishInput { name: "text".parse().unwrap(), size: None, pin: false };
         let mut events = Vec::new();
         let mut show = |event| events.push(event);
         let (outcome, ()) = tokio::join!(connection.run(command, &mut show), send);

@@ -4,20 +4,22 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use enjambre_control::{
+    Command, Event, Events, Execute, Exported, Failure, Input, LibraryLine, NodeStatus, Output, Published,
+    Removed, ResultContext, TrackerLine, Verified, WithdrawnLine,
+};
 use enjambre_core::{Collection, FileId, FileKind, Publication};
 use enjambre_swarm::library::entry::{Entry, Location, Origin};
 use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::library::Library;
-use enjambre_swarm::library::publish::{PublishOptions, PublishProgress, Skipped};
+use enjambre_swarm::library::publish::{
+    PublishOptions, PublishProgress, Published as LibraryPublished, Skipped,
+};
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 
 use super::get::GetOptions;
 use super::{Node, Reach};
-use crate::control::message::{
-    Command, Event, Events, Execute, Input, LibraryLine, NodeStatus, Output, TrackerLine, WithdrawnLine,
-};
-use crate::failure::{Failure, ResultContext};
 use crate::find::default_name;
 use crate::spool;
 
@@ -30,7 +32,7 @@ impl Execute for Node {
         match command {
             Command::Publish { paths, name, store, pin, strict, exclude } => {
                 let secret = Some(self.secret());
-                let options = PublishOptions { name, store, secret, strict, spooled: false, exclude };
+                let options = PublishOptions { name, store, secret, strict, exclude };
                 let mut results = Results::default();
                 for path in paths {
                     let published = self.publish(&path, options.clone(), pin, &events).await;
@@ -38,12 +40,14 @@ impl Execute for Node {
                 }
                 results.failed.map_or(Ok(()), Err)
             }
-            Command::PublishInput { name, pin } => {
-                let spool = spool::write(&self.folder, input).await?;
-                let (name, secret) = (Some(name), Some(self.secret()));
-                let options =
-                    PublishOptions { name, store: true, secret, spooled: true, ..PublishOptions::default() };
-                self.publish(spool.path(), options, pin, &events).await
+            Command::PublishInput { name, size, pin } => {
+                self.presence()?;
+                let (spool, manifest) = spool::write(&self.folder, &name, size, input, &events).await?;
+                let (action, secret) = (format!("cannot publish {name}"), Some(self.secret()));
+                let library = &self.services.library;
+                let published = library.publish_temporary(spool.path(), manifest, name, secret).await;
+                drop(spool);
+                self.announce(published.context(action)?, pin, &events).await
             }
             Command::Get { queries, output, force, sync } => {
                 let several = queries.len() > 1;
@@ -59,6 +63,16 @@ impl Execute for Node {
                 results.failed.map_or(Ok(()), Err)
             }
             Command::Contents { query } => self.contents(&query, &events).await,
+            Command::Downloads => {
+                events.send(self.downloads()).await;
+                Ok(())
+            }
+            Command::Download { query } => self.show_download(&query, &events).await,
+            Command::StartDownload { query } => self.start_download(&query, &events).await,
+            Command::PauseDownload { query } => self.pause_download(&query, &events).await,
+            Command::ResumeDownload { query } => self.resume_download(&query, &events).await,
+            Command::CancelDownload { query, keep } => self.cancel_download(&query, keep).await,
+            Command::MoveDownload { query, position } => self.move_download(&query, position, &events).await,
             Command::Library => self.list(&events).await,
             Command::Export { query, output, force } => self.export(&query, output, force, &events).await,
             Command::Remove { query } => {
@@ -70,10 +84,28 @@ impl Execute for Node {
                     None => library.remove(&entry.id).await.map(|()| None)?,
                 };
                 let name = by_name.cloned().or(entry.name);
-                events.send(Event::Removed { name, id: entry.id, left }).await;
+                events.send(Event::Removed(Removed { name, id: entry.id, left })).await;
+                Ok(())
+            }
+            Command::Watch => {
+                self.watch(&events).await;
+                Ok(())
+            }
+            Command::Search { pattern, cursor, limit } => {
+                self.search(&pattern, cursor.as_deref(), limit, &events).await
+            }
+            Command::File { query } => self.file(&query, &events).await,
+            Command::Limits => {
+                events.send(Event::Limits(self.services.limits())).await;
+                Ok(())
+            }
+            Command::SetLimits(limits) => {
+                self.services.set_limits(limits);
+                events.send(Event::Limits(limits)).await;
                 Ok(())
             }
             Command::Pins => self.pins(&events).await,
+            Command::Pin { query } => self.request_pin(&query, &events).await,
             Command::Unpin { query } => self.unpin(&query, &events).await,
             Command::Verify { query } => self.verify(query.as_deref(), &events).await,
             Command::Status => {
@@ -117,37 +149,7 @@ impl Node {
         FileId::from_bytes(blake3::hash(&self.key.secret()).into())
     }
 
-    /// Adds a file or directory to the library. Returns the publication, which is now in the outbox as well, and the size of
-    /// the file or of all members of the directory.
-    async fn add(
-        &self,
-        path: &Path,
-        options: PublishOptions,
-        events: &Events,
-    ) -> Result<(Publication, u64), Failure> {
-        let library = &self.services.library;
-        let (shown, sink) = (shown(path, &options).to_owned(), events.clone());
-        let progress = move |PublishProgress { done, total, .. }: PublishProgress| {
-            sink.progress(Event::Hashing { path: shown.clone(), done, total });
-        };
-        let published = library.publish(path, options, progress).await?;
-        let Skipped { links, others, reasons } = published.skipped;
-        if links > 0 {
-            events.warn(format!("{}: skipped {links} symbolic links", path.display())).await;
-        }
-        if others > 0 {
-            let more = if others > reasons.len() as u64 { "; ..." } else { "" };
-            let reasons = reasons.join("; ");
-            events.warn(format!("{}: skipped {others} entries: {reasons}{more}", path.display())).await;
-        }
-        // For a directory the publication contains the size of the encoded collection, not that of its files.
-        let entry = library.entry(&published.id).ok_or_else(|| {
-            Failure::failed(format!("{} was removed during the publication", published.name))
-        })?;
-        let (name, size) = (published.name, published.size);
-        Ok((Publication { name, id: entry.id, size: entry.size, kind: entry.kind }, size))
-    }
-
+    /// Adds a file or directory to the library and the catalogue.
     async fn publish(
         &self,
         path: &Path,
@@ -155,9 +157,34 @@ impl Node {
         pin: bool,
         events: &Events,
     ) -> Result<(), Failure> {
+        self.presence()?;
+        let (shown, sink) = (path.to_owned(), events.clone());
+        let progress = move |PublishProgress { done, total, .. }: PublishProgress| {
+            sink.progress(Event::Hashing { path: shown.clone(), done, total });
+        };
+        let published = self.services.library.publish(path, options, progress).await;
+        let published = published.context(format!("cannot publish {}", path.display()))?;
+        let Skipped { links, others, reasons } = &published.skipped;
+        if *links > 0 {
+            events.warn(format!("{}: skipped {links} symbolic links", path.display())).await;
+        }
+        if *others > 0 {
+            let more = if *others > reasons.len() as u64 { "; ..." } else { "" };
+            let reasons = reasons.join("; ");
+            events.warn(format!("{}: skipped {others} entries: {reasons}{more}", path.display())).await;
+        }
+        self.announce(published, pin, events).await
+    }
+
+    /// Adds a file or directory of the library, which is in the outbox, to the catalogue.
+    async fn announce(&self, published: LibraryPublished, pin: bool, events: &Events) -> Result<(), Failure> {
         let presence = self.presence()?;
-        let action = format!("cannot publish {}", shown(path, &options).display());
-        let (publication, size) = self.add(path, options, events).await.context(action)?;
+        // For a directory the publication contains the size of the encoded collection, not that of its files.
+        let entry = self.services.library.entry(&published.id).ok_or_else(|| {
+            Failure::failed(format!("{} was removed during the publication", published.name))
+        })?;
+        let (name, size) = (published.name, published.size);
+        let publication = Publication { name, id: entry.id, size: entry.size, kind: entry.kind };
         let acknowledged = presence.publish(&publication).await;
         let outcome = match &acknowledged {
             Err(TrackerError::Unreachable { .. }) => {
@@ -167,7 +194,7 @@ impl Node {
         };
         let acknowledged =
             acknowledged.context(format!("{} is in the library{outcome}", publication.name))?;
-        let event = Event::Published {
+        let published = Published {
             name: publication.name.clone(),
             id: publication.id,
             size,
@@ -175,7 +202,7 @@ impl Node {
             version: acknowledged.version,
             new: acknowledged.new,
         };
-        events.send(event).await;
+        events.send(Event::Published(published)).await;
         for warning in presence.status().into_iter().filter_map(|tracker| tracker.warning) {
             events.warn(warning).await;
         }
@@ -245,7 +272,7 @@ impl Node {
             FileKind::File | FileKind::Executable => entry.size,
             FileKind::Collection => library.collection(&entry.id).await?.total_size(),
         };
-        events.send(Event::Exported { id: entry.id, path, bytes }).await;
+        events.send(Event::Exported(Exported { id: entry.id, path, bytes })).await;
         Ok(())
     }
 
@@ -276,14 +303,14 @@ impl Node {
                 Err(error) => return Err(error.into()),
             };
             damaged += u64::from(!report.bad.is_empty());
-            let event = Event::Verified {
+            let verified = Verified {
                 name: entry.name.map(|name| name.to_string()).or_else(|| members.get(&entry.id).cloned()),
                 id: entry.id,
                 good: u64::from(report.good),
                 bad: report.bad.len() as u64,
                 missing: u64::from(report.missing),
             };
-            events.send(event).await;
+            events.send(Event::Verified(verified)).await;
         }
         match damaged {
             0 => Ok(()),
@@ -306,7 +333,7 @@ impl Node {
         names
     }
 
-    fn status(&self) -> NodeStatus {
+    pub(super) fn status(&self) -> NodeStatus {
         let entries = self.services.library.entries();
         // A member of a directory has no name of its own.
         let named = || entries.iter().filter(|entry| entry.name.is_some());
@@ -334,11 +361,6 @@ impl Node {
                 .map_or_else(Vec::new, |presence| presence.status().into_iter().map(tracker).collect()),
         }
     }
-}
-
-/// Returns the path to show for a published file.
-fn shown<'a>(path: &'a Path, options: &PublishOptions) -> &'a Path {
-    if options.spooled { Path::new("the standard input") } else { path }
 }
 
 /// Returns the directory of the user that contains the linked members of a collection. If these are in several directories,

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use enjambre_control::{CONTENT_BYTES, Event, Events, Failure, Output, ResultContext};
+use enjambre_core::storage::database_file::create_dir;
 use enjambre_core::{FileId, FileKind, MemberPath, Name};
 use enjambre_swarm::download::error::DownloadError;
 use enjambre_swarm::download::get::{GetRequest, Stored, get_list, get_selected};
@@ -18,8 +20,6 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Node;
-use crate::control::message::{CONTENT_BYTES, Event, Events, Output};
-use crate::failure::{Failure, ResultContext};
 use crate::find::{Found, find};
 
 /// Interval of progress events.
@@ -221,7 +221,8 @@ async fn output_path(
     let Output::Path { path, into } = options.output else { return Ok(None) };
     if *into {
         let failed = || format!("cannot create the directory {}", path.display());
-        tokio::fs::create_dir_all(path).await.map_err(Failure::from).context(failed())?;
+        let dir = path.clone();
+        crate::blocking(move || Ok(create_dir(&dir, 0o777)?)).await.context(failed())?;
     }
     let is_dir = tokio::fs::metadata(path).await.is_ok_and(|found| found.is_dir());
     // As in `cp`: a file goes into a directory, and several things each get a name there.

@@ -1,20 +1,33 @@
 //! A peer, assembled from its configuration: library, swarm and control socket.
 //!
 //! A daemon and a command that runs without a daemon use the same node. They differ in the reaction to a port in use and
-//! in their lifetime. `commands` executes the commands of the command line, `get` the downloads.
+//! in their lifetime. `commands` executes the commands of the command line, `get` the downloads. Only a daemon runs the
+//! download queue.
 
+pub(crate) mod catalogue;
 mod commands;
+mod downloads;
 mod get;
 pub(crate) mod pins;
 pub(crate) mod services;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use enjambre_control::{Execute, Failure, Status};
+#[cfg(feature = "http")]
+use enjambre_core::Dialer;
 use enjambre_core::{Endpoint, KeyPair};
 #[cfg(feature = "http")]
-use enjambre_http::gateway::Gateway;
+use enjambre_http::{
+    api,
+    dashboard::{self, Page},
+    gateway::Gateway,
+    metrics::Sources,
+};
+use enjambre_swarm::download::queue::DownloadQueue;
 use enjambre_swarm::peer::announcer::Announcer;
 use enjambre_swarm::peer::offers::LibraryOffers;
 use enjambre_swarm::peer::repair::Repair;
@@ -22,16 +35,18 @@ use enjambre_swarm::tracker_client::presence::Presence;
 use enjambre_swarm::tracker_client::trackers::Trackers;
 use futures::FutureExt;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
-use crate::control::{message::Execute, server, socket};
+use crate::control::{server, socket};
 use crate::data_dir::DataDir;
-use crate::failure::{Failure, Status};
 #[cfg(feature = "http")]
 use crate::http::{Finder, HttpServer, Readiness};
 use crate::listeners::{self, Listeners};
+use crate::logging::Log;
+use crate::node_commands::NodeCommands;
 use crate::node_key;
 use crate::registry::Registry;
 use crate::registry::locations::node_place;
@@ -48,7 +63,8 @@ pub(crate) enum Reach {
     Offline,
 }
 
-/// Share of the shutdown time, [`crate::shutdown::LIMIT`].
+/// Shares of the shutdown time, [`crate::shutdown::LIMIT`].
+const STOP_QUEUE: Duration = Duration::from_millis(300);
 const STOP_LISTENING: Duration = Duration::from_millis(300);
 
 /// A running peer. [`PeerNode::stop`] shuts it down.
@@ -68,8 +84,11 @@ pub(crate) struct PeerNode {
 #[derive(Debug)]
 pub(super) struct Node {
     services: PeerServices,
+    #[cfg(feature = "http")]
+    dialer: Arc<Dialer>,
     key: KeyPair,
     trackers: Arc<Trackers>,
+    downloads: DownloadQueue,
     /// `None` if the node is offline.
     presence: Option<Arc<Presence>>,
     /// The data directory.
@@ -86,6 +105,7 @@ impl PeerNode {
         loaded: &Loaded,
         data_dir: DataDir,
         reach: Reach,
+        log: &Arc<Log>,
     ) -> Result<Self, Failure> {
         let folder = data_dir.path().to_owned();
         let key = node_key::load_or_create(&folder).await?;
@@ -93,6 +113,15 @@ impl PeerNode {
         let place = node_place(NodeKind::Peer, &folder);
         let authority = loaded.config.swarm.authority.get();
         let services = PeerServices::open(registry, loaded, place, &dialer, &key, authority).await?;
+        let trackers = Arc::new(Trackers::new(&dialer, loaded.config.peer.trackers.iter().cloned()));
+        let queue = DownloadQueue::open(Arc::clone(&services.downloader), Arc::clone(&trackers) as _).await;
+        let downloads = match queue {
+            Ok(downloads) => downloads,
+            Err(error) => {
+                services.close(CloseMode::Fast).await;
+                return Err(Failure::from(error).context("cannot open the download queue"));
+            }
+        };
         let mut listeners = match reach {
             Reach::Offline => Listeners::default(),
             _ => match Listeners::bind(&dialer, &loaded.config.transport.listen).await {
@@ -110,7 +139,6 @@ impl PeerNode {
         };
         listeners.serve(&services.handler());
         let listen = listeners.endpoints();
-        let trackers = Arc::new(Trackers::new(&dialer, loaded.config.peer.trackers.iter().cloned()));
         let stop = CancellationToken::new();
         let mut background = Vec::new();
         let presence = (reach != Reach::Offline).then(|| {
@@ -126,7 +154,19 @@ impl PeerNode {
             background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(announcer.run()).map(drop)));
         }
         let started = Instant::now();
-        let inner = Arc::new(Node { services, key, trackers, presence, folder, listen, reach, started });
+        let inner = Arc::new(Node {
+            services,
+            #[cfg(feature = "http")]
+            dialer,
+            key,
+            trackers,
+            downloads,
+            presence,
+            folder,
+            listen,
+            reach,
+            started,
+        });
         let mut node = Self {
             inner,
             listeners,
@@ -136,6 +176,8 @@ impl PeerNode {
             stop,
             data_dir,
         };
+        let commands: Arc<dyn Execute> =
+            Arc::new(NodeCommands::new(Arc::clone(&node.inner) as _, log, loaded.without_passwords()));
         if reach != Reach::Offline {
             let Self { inner, stop, background, .. } = &mut node;
             let downloader = Arc::clone(&inner.services.downloader);
@@ -143,10 +185,9 @@ impl PeerNode {
             background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(repair.run()).map(drop)));
             match socket::listen(&inner.folder, loaded.group_access(NodeKind::Peer)) {
                 Ok(listener) => {
-                    let handler: Arc<dyn Execute> = Arc::clone(inner) as _;
                     background.push(tokio::spawn(server::serve(
                         listener,
-                        handler,
+                        Arc::clone(&commands),
                         loaded.effective(),
                         stop.clone(),
                     )));
@@ -157,9 +198,12 @@ impl PeerNode {
                 }
             }
         }
+        if reach == Reach::Daemon {
+            node.inner.downloads.start();
+        }
         #[cfg(feature = "http")]
         if reach == Reach::Daemon {
-            match start_http(loaded, &node.inner).await {
+            match start_http(loaded, &node.inner, commands).await {
                 Ok(http) => node.http = http,
                 Err(failure) => {
                     node.stop().await;
@@ -204,6 +248,9 @@ impl PeerNode {
             if self.inner.reach != Reach::Offline {
                 socket::remove(self.data_dir.path());
             }
+            if timeout(STOP_QUEUE, self.inner.downloads.shutdown()).await.is_err() {
+                tracing::warn!("stopping the download queue timed out");
+            }
             let mode = if self.inner.reach == Reach::Command { CloseMode::Fast } else { CloseMode::Durable };
             self.inner.services.close(mode).await;
         });
@@ -211,13 +258,30 @@ impl PeerNode {
 }
 
 #[cfg(feature = "http")]
-async fn start_http(loaded: &Loaded, node: &Node) -> Result<Option<HttpServer>, Failure> {
+async fn start_http(
+    loaded: &Loaded,
+    node: &Arc<Node>,
+    commands: Arc<dyn Execute>,
+) -> Result<Option<HttpServer>, Failure> {
     let (library, trackers) = (Arc::clone(&node.services.library), Arc::clone(&node.trackers));
     let gateway = Gateway {
         downloader: Arc::clone(&node.services.downloader),
         providers: Arc::clone(&trackers) as _,
         catalogue: Arc::new(Finder { library, trackers, only_stored: false }),
+        publisher: Some(Arc::clone(node) as _),
     };
     let readiness = Readiness::new(&node.folder, node.services.storages.clone(), node.presence.clone());
-    HttpServer::start(loaded, &node.folder, Some(gateway), Arc::new(readiness)).await
+    let sources = Sources {
+        role: "peer",
+        data_dir: node.folder.clone(),
+        dialer: Arc::clone(&node.dialer),
+        storages: node.services.named_storages().collect(),
+        files: Some((Arc::clone(&node.services.downloader), Arc::clone(&node.services.seeder))),
+        queue: Some(node.downloads.clone()),
+        presence: node.presence.clone(),
+        tracker: None,
+        replicas: None,
+    };
+    let pages = api::peer(commands).merge(dashboard::routes(Page::Peer));
+    HttpServer::start(loaded, &node.folder, Some(gateway), Arc::new(readiness), sources, pages).await
 }

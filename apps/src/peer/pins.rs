@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
+use enjambre_control::{Event, Events, Failure, ResultContext};
 use enjambre_core::model::id::is_id_or_prefix;
 use enjambre_core::protocol::message::PinStatus;
 use enjambre_core::{FileId, Publication};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Node;
-use crate::control::message::{Event, Events};
-use crate::failure::{Failure, ResultContext};
 
 /// Interval of requests for the progress of a replica.
 const PIN_INTERVAL: Duration = Duration::from_millis(500);
@@ -47,7 +46,7 @@ impl Node {
 
     pub(super) async fn pins(&self, events: &Events) -> Result<(), Failure> {
         for pin in self.known_pins(events).await? {
-            events.send(Event::Pin(pin)).await;
+            events.send(Event::Pin(pin.into())).await;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
+use enjambre_control::{Failure, Limits, ResultContext};
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::SystemClock;
@@ -24,7 +25,6 @@ use tokio::time::timeout;
 use crate::config::load::Loaded;
 use crate::config::sections::ContentKind;
 use crate::config::value::Rate;
-use crate::failure::{Failure, ResultContext};
 use crate::known_database;
 use crate::registry::Registry;
 
@@ -41,6 +41,8 @@ pub(crate) struct PeerServices {
     /// The membership state, in an invite-only swarm.
     pub(crate) members: Option<Arc<Members>>,
     pub(crate) storages: Vec<Arc<dyn Storage>>,
+    upload: Arc<BandwidthLimit>,
+    download: Arc<BandwidthLimit>,
 }
 
 /// How the library is closed.
@@ -101,6 +103,7 @@ impl PeerServices {
             known_database::record(&data_dir, &*index).await?;
         }
         let limit = |rate: Rate| Arc::new(BandwidthLimit::new(rate.get().and_then(NonZeroU64::new)));
+        let (upload, download) = (limit(config.limits.upload), limit(config.limits.download));
         let settings = DownloadSettings {
             provider_timeout: config.download.provider_timeout.get(),
             ..DownloadSettings::default()
@@ -108,13 +111,30 @@ impl PeerServices {
         let downloader = Downloader::new(
             Arc::clone(&library),
             dialer,
-            limit(config.limits.download),
+            Arc::clone(&download),
             Some(key.peer_id()),
             settings,
         );
-        let seeder = Seeder::new(Arc::clone(&library), limit(config.limits.upload));
+        let seeder = Seeder::new(Arc::clone(&library), Arc::clone(&upload));
         let (downloader, seeder) = (Arc::new(downloader), Arc::new(seeder));
-        Ok(Self { library, downloader, seeder, members, storages })
+        Ok(Self { library, downloader, seeder, members, storages, upload, download })
+    }
+
+    /// Returns the bandwidth limits.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { upload_rate: self.upload.rate(), download_rate: self.download.rate() }
+    }
+
+    /// Sets the bandwidth limits.
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.upload.set_rate(limits.upload_rate);
+        self.download.set_rate(limits.download_rate);
+    }
+
+    /// Returns the databases with their names.
+    #[cfg(feature = "http")]
+    pub(crate) fn named_storages(&self) -> impl Iterator<Item = (&'static str, Arc<dyn Storage>)> {
+        ["index", "content"].into_iter().zip(self.storages.iter().cloned())
     }
 
     /// Returns the handler for requests of other peers. In an invite-only swarm it only serves members.

@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use enjambre_core::storage::layers::metrics::MeteredStorage;
-use enjambre_core::storage::layers::report::ReportingStorage;
+use enjambre_control::{Failure, ResultContext};
+use enjambre_core::storage::layers::observe::ObservedStorage;
 use enjambre_core::storage::layers::retry::{Retry, RetryStorage};
 use enjambre_core::{Dialer, Endpoint, KeyPair, Place, Role, Storage, Transport};
 use enjambre_swarm::record_copy;
@@ -24,7 +24,6 @@ use serde::de::DeserializeOwned;
 use crate::config::error::ConfigError;
 use crate::config::load::Loaded;
 use crate::config::sections::LayersSection;
-use crate::failure::{Failure, ResultContext};
 use erased::{Backend, Scheme, Transports, erase};
 pub use erased::{InvalidLimit, PluginError, Security, TransportParts};
 
@@ -272,17 +271,13 @@ fn invalid_table(backend: &str, error: &toml::de::Error) -> Failure {
     Failure::usage(format!("invalid section [storage.{backend}]: {error}"))
 }
 
-/// Wraps a storage in the layers. Metrics are outermost, so that they include retries.
+/// Wraps a storage in the layers. The metrics include retries.
 fn wrap(mut storage: Arc<dyn Storage>, layers: &LayersSection, role: Role) -> Arc<dyn Storage> {
     let retry = Retry { timeout: layers.timeout.get(), retries: layers.retries };
     if retry != Retry::default() {
         storage = Arc::new(RetryStorage::new(storage, retry));
     }
-    storage = Arc::new(ReportingStorage::new(storage, role.name()));
-    if layers.metrics {
-        storage = Arc::new(MeteredStorage::new(storage, role.name()));
-    }
-    storage
+    Arc::new(ObservedStorage::new(storage, role.name()))
 }
 
 #[cfg(test)]

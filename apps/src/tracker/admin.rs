@@ -8,8 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use enjambre_control::{
+    Command, Event, Events, Execute, Failure, Input, InvitationLine, MemberLine, NewInvitation, Reserved,
+    ResultContext, Revoked,
+};
 use enjambre_core::model::membership::Rights;
 use enjambre_core::model::secret::{Secret, SecretHash};
+use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use enjambre_core::{Endpoint, Name, PeerId, Role, Storage};
 use enjambre_swarm::catalogue::layout::InvitationRecord;
@@ -22,9 +27,7 @@ use enjambre_swarm::tracker::settings::TrackerSettings;
 use super::endpoints_file;
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
-use crate::control::message::{Command, Event, Events, Execute, Input, InvitationLine, MemberLine};
 use crate::data_dir::DataDir;
-use crate::failure::{Failure, ResultContext};
 use crate::known_database;
 use crate::node_key;
 use crate::registry::Registry;
@@ -105,11 +108,15 @@ impl AdminService {
         Self { catalogue, store, admission, endpoints }
     }
 
+    pub(super) fn is_invite_only(&self) -> bool {
+        self.admission.is_some()
+    }
+
     fn admission(&self) -> Result<&Admission, Failure> {
         self.admission.as_deref().ok_or_else(|| {
-            Failure::usage(
-                "the swarm is open and has no members or invitations; set swarm.admission = \"invite\" on its trackers",
-            )
+            let text = "the swarm is open and has no members or invitations; set swarm.admission = \"invite\" on its \
+                        trackers";
+            Failure { code: Some(ErrorCode::Unsupported), ..Failure::usage(text) }
         })
     }
 
@@ -154,7 +161,7 @@ impl AdminService {
         let authority = *admission.authority().key();
         let id = secret.hash().to_string();
         let invitation = Invitation { authority, secret, until, trackers }.to_string();
-        events.send(Event::Invitation { invitation, id, uses, expires_ms: until }).await;
+        events.send(Event::Invitation(NewInvitation { invitation, id, uses, expires_ms: until })).await;
         Ok(())
     }
 
@@ -224,7 +231,7 @@ impl AdminService {
             events.warn(text).await;
         }
         let cancelled = revoked.cancelled.iter().map(line).collect();
-        events.send(Event::Revoked { peer, new: revoked.new, cancelled }).await;
+        events.send(Event::Revoked(Revoked { peer, new: revoked.new, cancelled })).await;
         Ok(())
     }
 
@@ -239,7 +246,7 @@ impl AdminService {
             None if self.catalogue.release(&name).await? => None,
             None => return Err(Failure::not_found(format!("name {name} is not reserved"))),
         };
-        events.send(Event::Reserved { name, peer }).await;
+        events.send(Event::Reserved(Reserved { name, peer })).await;
         Ok(())
     }
 

@@ -4,17 +4,26 @@ pub(crate) mod admin;
 pub(crate) mod endpoints_file;
 mod pins;
 mod replicas;
+mod running;
 
 #[cfg(feature = "http")]
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use enjambre_control::{Execute, Failure};
+#[cfg(feature = "http")]
+use enjambre_core::Dialer;
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::SystemClock;
 use enjambre_core::{Endpoint, Role, Storage};
 #[cfg(feature = "http")]
-use enjambre_http::gateway::Gateway;
+use enjambre_http::{
+    api,
+    dashboard::{self, Page},
+    gateway::Gateway,
+    metrics::Sources,
+};
 use enjambre_swarm::tracker::gate::TrackerGate;
 use enjambre_swarm::tracker::handler::TrackerHandler;
 use enjambre_swarm::tracker::pin_store::PinStore;
@@ -27,16 +36,18 @@ use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
 use crate::control::{server, socket};
 use crate::data_dir::DataDir;
-use crate::failure::Failure;
 #[cfg(feature = "http")]
 use crate::http::{Finder, HttpServer, Readiness};
 use crate::listeners::{self, Listeners};
+use crate::logging::Log;
+use crate::node_commands::NodeCommands;
 use crate::node_key;
 use crate::peer::services::PeerServices;
 use crate::registry::Registry;
 use crate::registry::locations::{node_place, replica_place};
 use admin::{AdminService, open_catalogue};
 use replicas::Replicas;
+use running::RunningTracker;
 
 /// Shares of the shutdown time, [`crate::shutdown::LIMIT`]. The shutdown of the replica store precedes them; see
 /// [`crate::peer`].
@@ -49,7 +60,11 @@ pub(crate) struct TrackerNode {
     storage: Arc<dyn Storage>,
     replicas: Option<Replicas>,
     listeners: Listeners,
-    service: JoinHandle<()>,
+    #[cfg(feature = "http")]
+    dialer: Arc<Dialer>,
+    #[cfg(feature = "http")]
+    service: Arc<TrackerService>,
+    periodic: JoinHandle<()>,
     control: JoinHandle<()>,
     #[cfg(feature = "http")]
     http: Option<HttpServer>,
@@ -63,6 +78,7 @@ impl TrackerNode {
         registry: &Registry,
         loaded: &Loaded,
         data_dir: DataDir,
+        log: &Arc<Log>,
     ) -> Result<Self, Failure> {
         let folder = data_dir.path().to_owned();
         let key = node_key::load_or_create(&folder).await?;
@@ -104,9 +120,20 @@ impl TrackerNode {
             None => handler,
         };
         listeners.serve(&handler);
+        let running = RunningTracker {
+            admin,
+            service: Arc::clone(&service),
+            storage: Arc::clone(&storage),
+            peer: tracker,
+            listen,
+            backend: loaded.config.storage.backend.clone(),
+            started: Instant::now(),
+        };
+        let commands: Arc<dyn Execute> =
+            Arc::new(NodeCommands::new(Arc::new(running), log, loaded.without_passwords()));
         let stop = CancellationToken::new();
-        let service = tokio::spawn({
-            let stop = stop.clone();
+        let periodic = tokio::spawn({
+            let (service, stop) = (Arc::clone(&service), stop.clone());
             async move {
                 let watch = async {
                     if let Some(admission) = admission {
@@ -118,7 +145,7 @@ impl TrackerNode {
         });
         let control = match socket::listen(&folder, loaded.group_access(NodeKind::Tracker)) {
             Ok(listener) => {
-                tokio::spawn(server::serve(listener, Arc::new(admin), loaded.effective(), stop.clone()))
+                tokio::spawn(server::serve(listener, Arc::clone(&commands), loaded.effective(), stop.clone()))
             }
             Err(error) => {
                 stop.cancel();
@@ -133,7 +160,11 @@ impl TrackerNode {
             storage,
             replicas,
             listeners,
+            #[cfg(feature = "http")]
+            dialer,
+            #[cfg(feature = "http")]
             service,
+            periodic,
             control,
             #[cfg(feature = "http")]
             http: None,
@@ -141,7 +172,7 @@ impl TrackerNode {
             data_dir,
         };
         #[cfg(feature = "http")]
-        match start_http(loaded, &folder, &node).await {
+        match start_http(loaded, &folder, &node, commands).await {
             Ok(http) => node.http = http,
             Err(failure) => {
                 node.stop().await;
@@ -177,7 +208,7 @@ impl TrackerNode {
         self.stop.cancel();
         self.listeners.shutdown(STOP_LISTENING).await;
         let end = async {
-            let _ = tokio::join!(self.service, self.control);
+            let _ = tokio::join!(self.periodic, self.control);
             socket::remove(self.data_dir.path());
             if let Err(error) = self.storage.close().await {
                 let error = Failure::from(error);
@@ -195,6 +226,7 @@ async fn start_http(
     loaded: &Loaded,
     data_dir: &Path,
     node: &TrackerNode,
+    commands: Arc<dyn Execute>,
 ) -> Result<Option<HttpServer>, Failure> {
     let gateway = node.replicas.as_ref().map(|Replicas { services, trackers, .. }| Gateway {
         downloader: Arc::clone(&services.downloader),
@@ -204,8 +236,26 @@ async fn start_http(
             trackers: Arc::clone(trackers),
             only_stored: true,
         }),
+        publisher: None,
     });
     let replicas = node.replicas.iter().flat_map(|replicas| &replicas.services.storages);
     let storages = std::iter::once(&node.storage).chain(replicas).cloned().collect();
-    HttpServer::start(loaded, data_dir, gateway, Arc::new(Readiness::new(data_dir, storages, None))).await
+    let stores = node.replicas.iter().flat_map(|replicas| replicas.services.named_storages());
+    let files = |Replicas { services, .. }: &Replicas| {
+        (Arc::clone(&services.downloader), Arc::clone(&services.seeder))
+    };
+    let sources = Sources {
+        role: "tracker",
+        data_dir: data_dir.to_owned(),
+        dialer: Arc::clone(&node.dialer),
+        storages: std::iter::once(("catalogue", Arc::clone(&node.storage))).chain(stores).collect(),
+        files: node.replicas.as_ref().map(files),
+        queue: None,
+        presence: None,
+        tracker: Some(Arc::clone(&node.service)),
+        replicas: node.replicas.as_ref().map(|replicas| Arc::clone(&replicas.store)),
+    };
+    let readiness = Arc::new(Readiness::new(data_dir, storages, None));
+    let pages = api::tracker(commands).merge(dashboard::routes(Page::Tracker));
+    HttpServer::start(loaded, data_dir, gateway, readiness, sources, pages).await
 }

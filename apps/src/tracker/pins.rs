@@ -1,16 +1,15 @@
 //! Administration of the replicas of a tracker.
 
+use enjambre_control::{Event, Events, Failure};
 use enjambre_core::protocol::message::PinStatus;
 
 use super::admin::AdminService;
-use crate::control::message::{Event, Events};
-use crate::failure::Failure;
 use crate::peer::pins::find;
 
 impl AdminService {
     pub(super) async fn pins(&self, events: &Events) -> Result<(), Failure> {
         for pin in self.all_pins().await? {
-            events.send(Event::Pin(pin)).await;
+            events.send(Event::Pin(pin.into())).await;
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::peer::services::{CloseMode, PeerServices};
 pub(super) struct Replicas {
     pub(super) store: Arc<ReplicaStore>,
     pub(super) services: PeerServices,
+    #[cfg(feature = "http")]
     pub(super) trackers: Arc<Trackers>,
 }
 
@@ -44,7 +45,12 @@ impl Replicas {
             clock: Arc::new(SystemClock),
         };
         let store = ReplicaStore::new(parts, loaded.config.tracker.store.quota.get());
-        Self { store, services, trackers }
+        Self {
+            store,
+            services,
+            #[cfg(feature = "http")]
+            trackers,
+        }
     }
 
     /// Leaves the swarm, stops all fetches and closes the library.

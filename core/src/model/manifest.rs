@@ -128,6 +128,7 @@ fn left_count(count: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::manifest_builder::ManifestBuilder;
     use proptest::prelude::*;
 
     fn manifest_of(content: &[u8]) -> Manifest {
@@ -166,14 +167,17 @@ mod tests {
         assert_eq!(layout.piece_size(), 512 * 1024);
         let zeros = vec![0; layout.piece_size() as usize];
         let mut whole = blake3::Hasher::new();
+        let mut builder = ManifestBuilder::new();
         let mut hashes = Vec::new();
         for piece in layout.pieces() {
             let content = &zeros[..layout.len(piece)];
             whole.update(content);
+            builder.update(content).unwrap();
             hashes.push(hash_piece(layout, piece, content));
         }
         let manifest = Manifest::from_hashes(layout, hashes).unwrap();
         assert_eq!(manifest.id().as_bytes(), whole.finalize().as_bytes());
+        assert_eq!(manifest, builder.finish(), "the piece size doubled after 2 GiB");
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod id;
 pub mod identity;
 pub mod layout;
 pub mod manifest;
+pub mod manifest_builder;
 pub mod membership;
 pub mod name;
 pub mod network;

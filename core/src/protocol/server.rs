@@ -5,10 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::task::TaskTracker;
+use tracing::field::display;
+use tracing::{Instrument, Span};
 
 use super::codec;
 use super::error::ErrorReply;
 use super::message::{Reply, Request};
+use crate::model::id::PeerId;
 use crate::transport::envelope::{EncodedRequest, RequestId};
 use crate::transport::{Incoming, Listener, Message, PeerInfo, ReplySink};
 
@@ -46,10 +49,17 @@ pub async fn serve(listener: Arc<dyn Listener>, handler: Arc<dyn Handler>) {
             continue;
         }
         let handler = Arc::clone(&handler);
-        tasks.spawn(async move { answer(&*handler, incoming).await });
+        let span = span(&incoming);
+        tasks.spawn(async move { answer(&*handler, incoming).await }.instrument(span));
     }
     tasks.close();
     tasks.wait().await;
+}
+
+/// The span of a request. It costs nothing while the level `debug` is disabled.
+fn span(Incoming { request, peer, .. }: &Incoming) -> Span {
+    let id = peer.identity.as_ref().map(PeerId::short).map(display);
+    tracing::debug_span!("request", kind = request.kind(), peer = id, connection = peer.connection.0)
 }
 
 async fn send(reply: Box<dyn ReplySink>, peer: PeerInfo, message: Message) {

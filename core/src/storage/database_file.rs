@@ -1,6 +1,7 @@
 //! The files of an embedded database: paths, directories, free space, and the lock against other processes.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -46,9 +47,30 @@ pub fn create_parent_dir(path: &Path) -> Result<(), StorageError> {
         .map_err(|error| StorageError::backend(format!("create the directory {}", parent.display()), error))
 }
 
-/// Creates a directory and its ancestors, which only this user can enter.
+/// Creates a directory and its ancestors, which only this user can enter. Durable on return.
 pub fn create_private_dir(path: &Path) -> std::io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
+    create_dir(path, 0o700)
+}
+
+/// Creates a directory and its missing ancestors with this mode. Durable on return, except in a directory that this user
+/// cannot read and therefore cannot sync.
+pub fn create_dir(path: &Path, mode: u32) -> std::io::Result<()> {
+    let create = || DirBuilder::new().mode(mode).create(path);
+    let parent = parent_of(path);
+    let created = match create() {
+        Err(error) if error.kind() == ErrorKind::NotFound && parent != Path::new(".") => {
+            create_dir(parent, mode).and_then(|()| create())
+        }
+        created => created,
+    };
+    if created.is_err() && path.is_dir() {
+        return Ok(());
+    }
+    created?;
+    match File::open(parent) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        opened => sync_dir(&opened?),
+    }
 }
 
 /// Creates an empty file that only this user can read and write. Never opens an existing file or a link.
@@ -72,6 +94,28 @@ pub fn sync_dir(dir: &File) -> std::io::Result<()> {
     }
 }
 
+/// The space of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// The bytes that this process may occupy.
+    pub free: u64,
+    /// The size in bytes.
+    pub size: u64,
+}
+
+impl DiskSpace {
+    /// Returns the space of the file system of `path`, or `None` if the file system does not report it.
+    pub fn of(path: &Path) -> Option<Self> {
+        Self::from_stat(rustix::fs::statvfs(path))
+    }
+
+    fn from_stat(stat: rustix::io::Result<StatVfs>) -> Option<Self> {
+        let stat = stat.ok().filter(|stat| stat.f_blocks > 0)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Some(Self { free: bytes(stat.f_bavail), size: bytes(stat.f_blocks) })
+    }
+}
+
 /// Checks the free space of the file system of `path`, for engines that do not recover from a full disk. A file system that
 /// does not report its free space passes.
 ///
@@ -87,8 +131,7 @@ pub fn check_free_space_at(file: impl AsFd, path: &Path, needed: u64) -> Result<
 }
 
 fn check_stat(stat: rustix::io::Result<StatVfs>, path: &Path, needed: u64) -> Result<(), StorageError> {
-    let Some(stat) = stat.ok().filter(|stat| stat.f_blocks > 0) else { return Ok(()) };
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let Some(DiskSpace { free, .. }) = DiskSpace::from_stat(stat) else { return Ok(()) };
     if free >= needed {
         return Ok(());
     }

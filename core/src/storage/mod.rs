@@ -15,6 +15,7 @@ pub mod inspect;
 pub mod layers;
 pub mod location;
 pub mod memory;
+pub mod metrics;
 pub mod pages;
 pub mod value;
 
@@ -24,6 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use error::StorageError;
+use metrics::StorageMetrics;
 use value::{Batch, Durability, Key, KeyRange, Limits, Space};
 
 pub use value::Role;
@@ -99,4 +101,9 @@ pub trait Storage: Debug + Send + Sync + 'static {
     /// [`StorageError::Closed`]. A second `close` returns `Ok`. A storage that is dropped without `close` loses no acknowledged
     /// commit, but its lock may be released later, in the background.
     async fn close(&self) -> Result<(), StorageError>;
+
+    /// Returns the metrics of the calls. Backends need not count: [`layers::observe`] does, around each of them.
+    fn metrics(&self) -> Option<&StorageMetrics> {
+        None
+    }
 }

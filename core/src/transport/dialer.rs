@@ -53,6 +53,11 @@ impl Dialer {
         Self::new(self.transports.iter().cloned().map(wrap).collect())
     }
 
+    /// The transports, in order of preference.
+    pub fn transports(&self) -> &[Arc<dyn Transport>] {
+        &self.transports
+    }
+
     fn transport(&self, endpoint: &Endpoint) -> Result<&dyn Transport, TransportError> {
         self.transports
             .iter()

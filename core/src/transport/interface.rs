@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::envelope::{EncodedRequest, RequestId};
 use super::error::TransportError;
 use super::message::Message;
+use super::metrics::TransportMetrics;
 use super::peer_info::PeerInfo;
 use crate::model::endpoint::Endpoint;
 use crate::model::id::PeerId;
@@ -98,6 +99,11 @@ pub trait Transport: Debug + Send + Sync + 'static {
 
     /// Listens at the endpoint. Port 0 lets the system choose a port.
     async fn bind(&self, endpoint: &Endpoint) -> Result<Arc<dyn Listener>, TransportError>;
+
+    /// Returns the metrics of the transport, or `None` if it does not count, as the default implementation does.
+    fn metrics(&self) -> Option<&TransportMetrics> {
+        None
+    }
 }
 
 /// The requesting side of a connection, with any number of concurrent calls.

@@ -14,6 +14,7 @@ pub mod error;
 mod interface;
 pub mod memory;
 mod message;
+pub mod metrics;
 mod peer_info;
 
 pub use endpoint_checks::{check_bind, check_connect};

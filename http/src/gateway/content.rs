@@ -12,6 +12,7 @@ use enjambre_swarm::download::reader::FileReader;
 use futures::{FutureExt, stream};
 use percent_encoding::utf8_percent_encode;
 use tokio::sync::mpsc;
+use tracing::{Instrument, Span};
 
 use super::ESCAPED;
 use super::range::{Requested, requested};
@@ -43,27 +44,38 @@ enum Part {
     Content(Range<u64>),
 }
 
+/// The strong entity tag: content with another hash has another one.
+pub(super) fn etag(id: &FileId) -> String {
+    format!("\"{id}\"")
+}
+
+/// Whether the entity tags in the fields with this name contain the given one, which exists only if the file does. `None`
+/// if there is no such field.
+pub(super) fn contains_etag(headers: &HeaderMap, name: HeaderName, etag: Option<&str>) -> Option<bool> {
+    // RFC 9110, section 13.1.
+    let weak = name == header::IF_NONE_MATCH;
+    let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).peekable();
+    values.peek()?;
+    let mut tags = values.flat_map(|value| value.split(',')).map(str::trim);
+    let Some(etag) = etag else { return Some(false) };
+    Some(tags.any(|tag| {
+        tag == "*" || tag == etag || weak && tag.strip_prefix("W/").is_some_and(|tag| tag == etag)
+    }))
+}
+
 impl Served<'_> {
-    /// The strong entity tag: content with another hash has another one.
     fn etag(&self) -> String {
-        format!("\"{}\"", self.id)
+        etag(&self.id)
     }
 
     /// Returns the response if the condition of the request does not hold, RFC 9110, section 13.
     pub(super) fn unchanged(&self, headers: &HeaderMap) -> Option<Response> {
-        let lists = |name: HeaderName, weak: bool| -> Option<bool> {
-            let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).peekable();
-            values.peek()?;
-            let etag = self.etag();
-            let tags = values.flat_map(|value| value.split(','));
-            Some(tags.map(str::trim).any(|tag| {
-                tag == "*" || tag == etag || weak && tag.strip_prefix("W/").is_some_and(|tag| tag == etag)
-            }))
-        };
-        if lists(header::IF_MATCH, false) == Some(false) {
+        let etag = self.etag();
+        let contains = |name| contains_etag(headers, name, Some(&etag));
+        if contains(header::IF_MATCH) == Some(false) {
             return Some((StatusCode::PRECONDITION_FAILED, NO_STORE).into_response());
         }
-        let is_unchanged = lists(header::IF_NONE_MATCH, true) == Some(true);
+        let is_unchanged = contains(header::IF_NONE_MATCH) == Some(true);
         is_unchanged.then(|| (StatusCode::NOT_MODIFIED, self.caching()).into_response())
     }
 
@@ -144,16 +156,18 @@ fn multipart(ranges: Vec<Range<u64>>, kind: &str, size: u64) -> Vec<Part> {
 /// Reads the parts while the client receives them, from the time when the body is polled. An error ends the body before
 /// its announced length, so that the connection is closed.
 fn body(reader: FileReader, parts: Vec<Part>) -> Body {
+    let span = Span::current();
     let start = async move {
         let (sender, mut receiver) = mpsc::channel(READ_AHEAD);
-        tokio::spawn(async move {
+        let sending = async move {
             let closed = sender.clone();
             tokio::select! {
                 biased;
                 () = closed.closed() => {}
                 () = send_parts(reader, parts, &sender) => {}
             }
-        });
+        };
+        tokio::spawn(sending.instrument(span));
         stream::poll_fn(move |context| receiver.poll_recv(context))
     };
     Body::from_stream(start.flatten_stream())

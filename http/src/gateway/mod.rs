@@ -1,4 +1,4 @@
-//! The gateway: `GET` and `HEAD` of `/files/NAME`, `/files/ID`, and below a directory `/files/NAME/PATH`.
+//! The gateway: `GET` and `HEAD` of `/files/NAME`, `/files/ID`, and below a directory `/files/NAME/PATH`; uploads.
 //!
 //! Missing content is downloaded while it is sent; the requested range is requested from providers first. Only verified
 //! content is sent. If the download fails, the connection is closed before the end of the body, so that clients notice.
@@ -6,16 +6,18 @@
 mod content;
 mod directory;
 mod range;
+mod upload;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use axum::Router;
-use axum::extract::{self, Path};
+use axum::extract::{self, DefaultBodyLimit, Path};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
+use enjambre_control::Execute;
 use enjambre_core::{FileId, FileKind, Member, MemberPath, Name};
 use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::error::DownloadError;
@@ -32,6 +34,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::problem::Problem;
 use content::Served;
+use upload::MAX_UPLOADS;
 
 /// A file or directory of the swarm, by the claims of its publisher.
 #[derive(Debug, Clone)]
@@ -61,6 +64,8 @@ pub struct Gateway {
     pub providers: Arc<dyn ProviderSource>,
     /// Finds files.
     pub catalogue: Arc<dyn Catalogue>,
+    /// Publishes uploads. `None` for a tracker.
+    pub publisher: Option<Arc<dyn Execute>>,
 }
 
 /// The characters to escape in a segment of a URL (RFC 3986) and in a parameter of a header (RFC 8187): all that are not
@@ -72,6 +77,7 @@ const MAX_LISTS: usize = 4;
 struct State {
     gateway: Gateway,
     lists: Semaphore,
+    uploads: Semaphore,
 }
 
 /// The routes of the gateway.
@@ -84,10 +90,15 @@ pub fn routes(gateway: Gateway) -> Router {
     let top =
         async |gateway, Path(query): Path<String>, request| serve(gateway, &query, Some(""), request).await;
     Router::new()
-        .route("/files/{query}", get(whole))
+        .route("/files", post(upload::post).layer(DefaultBodyLimit::disable()))
+        .route("/files/{query}", get(whole).put(upload::put))
         .route("/files/{query}/", get(top))
         .route("/files/{query}/{*path}", get(part))
-        .with_state(Arc::new(State { gateway, lists: Semaphore::new(MAX_LISTS) }))
+        .with_state(Arc::new(State {
+            gateway,
+            lists: Semaphore::new(MAX_LISTS),
+            uploads: Semaphore::new(MAX_UPLOADS),
+        }))
 }
 
 /// Serves a file or directory, or with a `path` what is below a directory.

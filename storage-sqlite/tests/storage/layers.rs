@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use enjambre_core::storage::layers::metrics::MeteredStorage;
+use enjambre_core::storage::layers::observe::ObservedStorage;
 use enjambre_core::storage::layers::retry::{Retry, RetryStorage};
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
 use enjambre_storage_sqlite::{SqliteSettings, open};
@@ -33,13 +33,13 @@ const RETRY: Wrap = |inner| {
     let retry = Retry { timeout: Some(Duration::from_secs(60)), retries: 3 };
     Arc::new(RetryStorage::new(inner, retry))
 };
-const METRICS: Wrap = |inner| Arc::new(MeteredStorage::new(inner, "test"));
+const OBSERVE: Wrap = |inner| Arc::new(ObservedStorage::new(inner, "test"));
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn layers_pass_the_conformance_kit() {
     tokio::join!(
         run_all(&Wrapped(&[RETRY])),
-        run_all(&Wrapped(&[METRICS])),
-        run_all(&Wrapped(&[RETRY, METRICS])),
+        run_all(&Wrapped(&[OBSERVE])),
+        run_all(&Wrapped(&[RETRY, OBSERVE])),
     );
 }

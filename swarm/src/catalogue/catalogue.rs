@@ -186,6 +186,11 @@ impl Catalogue {
         self.version_count.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of peers, including peers that are away, in the same way.
+    pub fn peers(&self) -> u64 {
+        self.peer_count.load(Ordering::Relaxed)
+    }
+
     /// Counts the versions of names and the peers in the database.
     pub async fn count(&self) -> Result<(), StorageError> {
         for (space, counter) in [(layout::VERSIONS, &self.version_count), (layout::LEASES, &self.peer_count)]

@@ -25,6 +25,7 @@ pub mod list;
 pub mod members;
 pub mod names;
 mod numbers;
+pub mod online;
 pub mod pattern;
 mod peer_cache;
 pub mod peers;

@@ -126,6 +126,16 @@ impl Catalogue {
         pins.collect()
     }
 
+    /// As [`Catalogue::pins`], for pins that a tracker may have written before it was killed.
+    pub async fn durable_pins(
+        &self,
+        after: Option<&FileId>,
+    ) -> Result<Vec<(FileId, PinRecord)>, CatalogueError> {
+        let pins = self.pins(after).await?;
+        self.storage.sync().await?;
+        Ok(pins)
+    }
+
     /// Returns at most `limit` pins of a peer by ascending id, starting behind `after`, and the start of the next page.
     pub async fn pins_of(
         &self,

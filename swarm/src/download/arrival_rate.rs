@@ -1,4 +1,4 @@
-//! The recent delivery rate of a provider, in pieces per second: pure.
+//! The recent delivery rate of a provider, in pieces or bytes per second: pure.
 
 use std::time::Duration;
 
@@ -21,7 +21,12 @@ impl ArrivalRate {
 
     /// Counts one arrival.
     pub fn arrived(&mut self, now: Duration) {
-        self.weight = self.weight * Self::decay(now.saturating_sub(self.last)) + 1.0;
+        self.add(1.0, now);
+    }
+
+    /// Counts several arrivals.
+    pub fn add(&mut self, count: f64, now: Duration) {
+        self.weight = self.weight * Self::decay(now.saturating_sub(self.last)) + count;
         self.last = self.last.max(now);
     }
 

@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::activity::Activities;
+use super::metrics::DownloadMetrics;
 use super::provider::ProviderError;
 use super::provider_dialer::ProviderDialer;
 use super::request::{Phase, Progress};
@@ -38,6 +40,8 @@ pub(super) struct DownloadContext {
     pub(super) limit: Arc<BandwidthLimit>,
     /// In units of 1 KiB.
     pub(super) budget: Arc<Semaphore>,
+    /// The whole budget.
+    pub(super) budget_units: usize,
     /// The same for last pieces that prove a size, so that slow provers do not use up the budget of downloads.
     pub(super) proof_budget: Arc<Semaphore>,
     /// The id of this peer, which is not a provider for itself.
@@ -46,6 +50,8 @@ pub(super) struct DownloadContext {
     pub(super) wait_logged: Mutex<Option<Instant>>,
     /// The last failure because of a full disk, which names the disk.
     pub(super) full_disk: Mutex<String>,
+    pub(super) activities: Activities,
+    pub(super) metrics: DownloadMetrics,
 }
 
 impl DownloadContext {

@@ -5,25 +5,33 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
+use super::activity::{ActiveDownload, Activities};
 use super::context::DownloadContext;
 use super::error::DownloadError;
+use super::metrics::DownloadMetrics;
 use super::provider_dialer::ProviderDialer;
 use super::request::{DownloadRequest, Progress};
 use super::settings::DownloadSettings;
 use super::transfer;
+use super::view::{self, Details, TransferView};
 use super::wanted::{Wanted, WantedPart};
 use crate::change::ChangeNotifier;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_core::model::layout::MAX_PIECE_SIZE;
-use enjambre_core::{Dialer, FileId, PeerId};
+use enjambre_core::{Dialer, FileId, FileKind, PeerId};
 
+/// How long observers wait for a transfer that is busy with its storage.
+const VIEW_TIMEOUT: Duration = Duration::from_millis(500);
 /// Number of pieces of the largest size that may be requested as proofs.
 const PROOF_PIECES: usize = 16;
 
@@ -53,6 +61,7 @@ impl Drop for OutcomeGuard {
 
 #[derive(Debug)]
 struct Running {
+    announced_as: FileId,
     progress: watch::Receiver<Progress>,
     wanted: Arc<Wanted>,
     outcome: Arc<Outcome>,
@@ -104,7 +113,8 @@ impl Downloader {
     ) -> Self {
         // At least one piece of maximum size.
         let units = (settings.budget_bytes / 1024).max(MAX_PIECE_SIZE as usize / 1024);
-        let budget = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
+        let budget_units = units.min(Semaphore::MAX_PERMITS);
+        let budget = Arc::new(Semaphore::new(budget_units));
         let proof_budget = Arc::new(Semaphore::new(PROOF_PIECES * MAX_PIECE_SIZE as usize / 1024));
         let (wait_logged, full_disk) = (Mutex::default(), Mutex::default());
         let dialer = ProviderDialer::new(dialer);
@@ -114,10 +124,13 @@ impl Downloader {
             settings,
             limit,
             budget,
+            budget_units,
             proof_budget,
             me,
             wait_logged,
             full_disk,
+            activities: Activities::default(),
+            metrics: DownloadMetrics::default(),
         };
         Self {
             context: Arc::new(context),
@@ -137,6 +150,17 @@ impl Downloader {
         self.context.full_disk.lock().clone()
     }
 
+    /// The metrics.
+    pub fn metrics(&self) -> &DownloadMetrics {
+        &self.context.metrics
+    }
+
+    /// Returns the number of bytes that are requested or received and not yet written.
+    pub fn buffered_bytes(&self) -> u64 {
+        let free = self.context.budget.available_permits();
+        1024 * self.context.budget_units.saturating_sub(free) as u64
+    }
+
     /// Starts a download, or joins a running download of the same file, which keeps its destination.
     pub fn get(&self, request: DownloadRequest) -> Download {
         let mut running = self.running.lock();
@@ -152,7 +176,12 @@ impl Downloader {
         let (progress, updates) = watch::channel(Progress::default());
         let (outcome, wanted) = (Arc::new(Outcome::default()), Arc::new(Wanted::default()));
         let guard = OutcomeGuard(Arc::clone(&outcome));
+        let DownloadRequest { announced_as, ref file, .. } = request;
+        let activity = self.context.activities.enter(announced_as);
+        let kind = if request.id == announced_as { file.kind } else { FileKind::Collection };
+        activity.show(file.name.clone(), kind, updates.clone());
         let transfer = Arc::new(Running {
+            announced_as,
             progress: updates,
             wanted: Arc::clone(&wanted),
             outcome,
@@ -160,11 +189,56 @@ impl Downloader {
         });
         entry.insert_entry(Arc::downgrade(&transfer));
         let context = Arc::clone(&self.context);
-        self.tasks.spawn(async move {
-            let result = transfer::run(&context, &request, &progress, &wanted, &cancel).await;
+        let span = tracing::info_span!("download", id = %request.id.short());
+        let work = async move {
+            let result = transfer::run(&context, &request, &progress, &wanted, &activity, &cancel).await;
             guard.0.set(result.map(drop).map_err(Arc::new));
-        });
+        };
+        self.tasks.spawn(work.instrument(span));
         Download { running: transfer }
+    }
+
+    /// Lists the running downloads in the order of their ids.
+    pub fn active(&self) -> Vec<ActiveDownload> {
+        self.context.activities.all().iter().filter_map(|activity| activity.describe()).collect()
+    }
+
+    /// Returns the progress of the running downloads, with the current values marked as seen.
+    pub(super) fn progress(&self) -> Vec<watch::Receiver<Progress>> {
+        let mut progress: Vec<_> =
+            self.context.activities.all().iter().filter_map(|activity| activity.progress()).collect();
+        progress.iter_mut().for_each(watch::Receiver::mark_unchanged);
+        progress
+    }
+
+    /// Notified when a download starts or ends.
+    pub(super) fn changes(&self) -> &Arc<ChangeNotifier> {
+        &self.context.activities.changes
+    }
+
+    /// Waits until nothing downloads this file or directory.
+    pub(super) async fn ended(&self, id: &FileId) {
+        self.changes().wait_until(|| self.context.activities.get(id).is_none()).await;
+    }
+
+    /// Describes the sources and the pieces of a file or directory.
+    pub async fn details(&self, id: &FileId) -> Details {
+        let running: Vec<_> = self.running.lock().iter().map(|(id, weak)| (*id, weak.clone())).collect();
+        let asked = running.into_iter().filter_map(|(transfer, running)| {
+            let is_asked = |running: &Arc<Running>| {
+                running.announced_as == *id && running.outcome.result.get().is_none()
+            };
+            let running = running.upgrade().filter(is_asked)?;
+            let (view, is_whole) = (running.wanted.ask(), transfer == *id);
+            Some(async move {
+                let view: Option<TransferView> = timeout(VIEW_TIMEOUT, view).await.ok()?.ok();
+                Some((view?, is_whole))
+            })
+        });
+        let views = futures::future::join_all(asked).await.into_iter().flatten();
+        let delivered =
+            self.context.activities.get(id).map_or_else(Vec::new, |activity| activity.delivered());
+        view::merge(self.library(), id, views.collect(), delivered).await
     }
 
     /// Stops all downloads and waits until their verified pieces are stored.

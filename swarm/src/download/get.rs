@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::collection::{get_members, is_linked};
 use super::context::retry_storage;
@@ -82,34 +83,14 @@ pub async fn get_selected(
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Stored, Arc<DownloadError>> {
-    let job = Job { downloader, providers, progress };
-    let (mut request, collection) = (request.clone(), request.id);
-    match &selection.path {
-        Some(path) => {
-            let list = job.list(&request).await?;
-            request.kind = FileKind::Collection;
-            let mut sizes = 0..=u64::MAX;
-            if let Some(member) = member(&list, path) {
-                request.id = member.id;
-                request.name = member.path.file_name().parse().ok();
-                request.kind = FileKind::of_file(member.executable);
-                request.size = member.size;
-                sizes = member.size..=member.size;
-            } else if part(&list, path)?.members().is_empty() {
-                return Err(Arc::new(DownloadError::NoMember(path.clone())));
-            }
-            job.download(&request, collection, sizes).await?;
-        }
-        None => job.download_unverified(&mut request).await?,
+    let (started, metrics) = (Instant::now(), downloader.metrics());
+    let result = Job { downloader, providers, progress }.run(request.clone(), selection).await;
+    match result.as_ref().map_err(|error| &**error) {
+        Ok(_) => metrics.gets.record(started.elapsed()),
+        Err(DownloadError::Cancelled) => {}
+        Err(_) => metrics.failed_gets.add(1),
     }
-    let bytes = match request.kind {
-        FileKind::Collection => job.place_members(&request, selection).await?,
-        FileKind::File | FileKind::Executable => job.place_file(&request).await?,
-    };
-    if request.durable {
-        job.retry(|| downloader.library().checkpoint_all()).await?;
-    }
-    Ok(Stored { bytes, path: request.output })
+    result
 }
 
 /// The parts that the steps of a download share.
@@ -122,6 +103,43 @@ struct Job<'a> {
 impl Job<'_> {
     fn library(&self) -> &Library {
         self.downloader.library()
+    }
+
+    /// See [`get_selected`].
+    async fn run(
+        self,
+        mut request: GetRequest,
+        selection: &Selection<'_>,
+    ) -> Result<Stored, Arc<DownloadError>> {
+        let collection = request.id;
+        let activity = self.downloader.context.activities.enter(collection);
+        activity.show(request.name.clone(), request.kind, self.progress.subscribe());
+        match &selection.path {
+            Some(path) => {
+                let list = self.list(&request).await?;
+                request.kind = FileKind::Collection;
+                let mut sizes = 0..=u64::MAX;
+                if let Some(member) = member(&list, path) {
+                    request.id = member.id;
+                    request.name = member.path.file_name().parse().ok();
+                    request.kind = FileKind::of_file(member.executable);
+                    request.size = member.size;
+                    sizes = member.size..=member.size;
+                } else if part(&list, path)?.members().is_empty() {
+                    return Err(Arc::new(DownloadError::NoMember(path.clone())));
+                }
+                self.download(&request, collection, sizes).await?;
+            }
+            None => self.download_unverified(&mut request).await?,
+        }
+        let bytes = match request.kind {
+            FileKind::Collection => self.place_members(&request, selection).await?,
+            FileKind::File | FileKind::Executable => self.place_file(&request).await?,
+        };
+        if request.durable {
+            self.retry(|| self.library().checkpoint_all()).await?;
+        }
+        Ok(Stored { bytes, path: request.output })
     }
 
     /// Runs a library operation as [`retry_storage`] does.

@@ -16,6 +16,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::activity::Activity;
 use super::batch_provider::{BATCH_BYTES, BatchProvider, ConnectionState, FILE_BYTES, MAX_IN_FLIGHT};
 use super::context::DownloadContext;
 use super::error::DownloadError;
@@ -89,6 +90,9 @@ struct Batches<'a> {
     collection: FileId,
     output: Option<SmallOutput>,
     progress: &'a watch::Sender<Progress>,
+    activity: Arc<Activity>,
+    source: Arc<dyn ProviderSource>,
+    is_searching: bool,
     providers: Vec<BatchProvider>,
     /// Further providers, each of which takes the place of one that is late or excluded.
     spare: VecDeque<Provider>,
@@ -115,8 +119,8 @@ pub(super) async fn fetch(
     providers: Arc<dyn ProviderSource>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Vec<SmallMember>, DownloadError> {
-    let batches = Batches::new(context, collection, files, output, progress);
-    batches.events.push(async move { Event::Providers(providers.providers(&collection).await) }.boxed());
+    let mut batches = Batches::new(context, collection, files, output, providers, progress);
+    batches.search();
     batches.drive().await
 }
 
@@ -126,6 +130,7 @@ impl<'a> Batches<'a> {
         collection: FileId,
         files: Vec<SmallMember>,
         output: Option<SmallOutput>,
+        source: Arc<dyn ProviderSource>,
         progress: &'a watch::Sender<Progress>,
     ) -> Self {
         Self {
@@ -133,6 +138,9 @@ impl<'a> Batches<'a> {
             collection,
             output,
             progress,
+            activity: context.activities.enter(collection),
+            source,
+            is_searching: false,
             providers: Vec::new(),
             spare: VecDeque::new(),
             events: FuturesUnordered::new(),
@@ -258,11 +266,20 @@ impl<'a> Batches<'a> {
         batch
     }
 
-    fn connect_spare(&mut self) {
-        if let Some(provider) = self.spare.pop_front() {
-            self.providers.push(BatchProvider::new(provider));
-            self.connect(self.providers.len() - 1);
+    /// Looks up providers, unless a lookup is in progress.
+    fn search(&mut self) {
+        if !std::mem::replace(&mut self.is_searching, true) {
+            let (source, collection) = (Arc::clone(&self.source), self.collection);
+            self.events.push(async move { Event::Providers(source.providers(&collection).await) }.boxed());
         }
+    }
+
+    /// Returns whether there was another provider.
+    fn connect_spare(&mut self) -> bool {
+        let Some(provider) = self.spare.pop_front() else { return false };
+        self.providers.push(BatchProvider::new(provider));
+        self.connect(self.providers.len() - 1);
+        true
     }
 
     fn connect(&mut self, at: usize) {
@@ -311,14 +328,18 @@ impl<'a> Batches<'a> {
 
     fn on_event(&mut self, event: Event) -> Result<(), DownloadError> {
         match event {
-            Event::Providers(Ok(providers)) => {
-                let me = self.context.me;
-                self.spare = providers.into_iter().filter(|provider| Some(provider.peer) != me).collect();
-                for _ in 0..self.context.settings.max_providers {
+            Event::Providers(Ok(found)) => {
+                self.is_searching = false;
+                let wanted = if self.providers.is_empty() { self.context.settings.max_providers } else { 1 };
+                let is_known = |peer| self.providers.iter().any(|known| known.provider.peer == peer);
+                let is_new = |peer| Some(peer) != self.context.me && !is_known(peer);
+                self.spare = found.into_iter().filter(|found| is_new(found.peer)).collect();
+                for _ in 0..wanted {
                     self.connect_spare();
                 }
             }
             Event::Providers(Err(reason)) => {
+                self.is_searching = false;
                 tracing::debug!(reason, "provider lookup for small files failed");
             }
             Event::Connected(at, Ok(connection)) => {
@@ -334,10 +355,19 @@ impl<'a> Batches<'a> {
                 self.providers[from].late += 1;
                 self.queue.extend(files);
                 self.events.push(reply);
-                self.connect_spare();
+                // A lookup does not return all providers.
+                if !self.connect_spare() {
+                    self.search();
+                }
             }
             Event::Hashed(None) => return Err(DownloadError::Cancelled),
             Event::Hashed(Some(HashedBatch { from, valid, invalid, permit })) => {
+                let received = valid.iter().map(|(file, _)| file.size).sum();
+                self.context.metrics.add_files(valid.len(), invalid.len(), received);
+                if let Some(BatchProvider { provider, .. }) = self.providers.get(from) {
+                    let endpoint = || provider.endpoints.first().cloned();
+                    self.activity.deliver(provider.peer, received, endpoint);
+                }
                 let before = self.to_write.len();
                 self.to_write.extend(valid.into_iter().filter(|(file, _)| self.missing.remove(&file.id)));
                 // Without files to write, the permit would never be released.

@@ -1,18 +1,21 @@
-//! The parts of a file that readers of its running download wait for.
+//! What others ask of a running transfer: the parts of the file that readers wait for, and views for observers.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
+use super::view::TransferView;
 use crate::change::ChangeNotifier;
 
-/// The parts that the readers of a download wait for.
+/// The parts that the readers of a download wait for, and the observers that wait for a view of it.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     /// By reader, in the order of their start.
     parts: Mutex<BTreeMap<u64, Range<u64>>>,
+    observers: Mutex<Vec<oneshot::Sender<TransferView>>>,
     pub(super) changes: ChangeNotifier,
 }
 
@@ -20,6 +23,18 @@ impl Wanted {
     /// Returns the wanted bytes of the file.
     pub(super) fn bytes(&self) -> Vec<Range<u64>> {
         self.parts.lock().values().cloned().collect()
+    }
+
+    /// Asks the transfer for a view. It sends none if it ends.
+    pub(super) fn ask(&self) -> oneshot::Receiver<TransferView> {
+        let (observer, view) = oneshot::channel();
+        self.observers.lock().push(observer);
+        self.changes.notify();
+        view
+    }
+
+    pub(super) fn take_observers(&self) -> Vec<oneshot::Sender<TransferView>> {
+        std::mem::take(&mut *self.observers.lock())
     }
 
     /// Adds a reader that waits for these bytes.

@@ -62,6 +62,17 @@ impl ContentStore {
         }
     }
 
+    /// Moves a complete file into the store. It is durable after [`Self::sync`]. Returns `false` if it has to be copied.
+    pub(super) async fn adopt(&self, id: &FileId, file: &Path) -> Result<bool> {
+        match self {
+            Self::Database(_) => Ok(false),
+            Self::Files(dir) => {
+                let (id, file) = (*id, file.to_owned());
+                in_dir(dir, move |dir| content_files::adopt(dir, &id, &file)).await
+            }
+        }
+    }
+
     /// Makes everything that was written durable.
     pub(super) async fn sync(&self) -> Result<()> {
         match self {

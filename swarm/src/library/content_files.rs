@@ -1,5 +1,6 @@
 //! Content in plain files: positioned reads and writes, and syncs of many files at once. All functions block.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
@@ -178,6 +179,18 @@ pub(super) fn write(dir: &Path, pieces: &[StoredPiece]) -> Result<()> {
     Ok(())
 }
 
+/// Makes a complete file the content of an id. Returns `false` if it is on another file system.
+pub(super) fn adopt(dir: &Path, id: &FileId, file: &Path) -> Result<bool> {
+    let path = path_of(dir, id);
+    if let Some(parent) = path.parent() {
+        create_dir(parent)?;
+    }
+    match std::fs::rename(file, &path) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(false),
+        moved => moved.map(|()| true).map_err(|error| LibraryError::io("move", file, error)),
+    }
+}
+
 pub(super) fn clear(dir: &Path) -> Result<()> {
     list(dir)?.iter().try_for_each(|id| remove(dir, id))
 }
@@ -226,8 +239,8 @@ pub(super) fn list(dir: &Path) -> Result<Vec<FileId>> {
 pub(super) struct ToSync {
     pub(super) path: PathBuf,
     pub(super) file: Arc<File>,
-    /// Whether the directory entry is new and must be synced as well.
-    pub(super) renamed: bool,
+    /// The directories with new entries for it.
+    pub(super) dirs: Vec<PathBuf>,
 }
 
 /// Makes files and their directory entries durable.
@@ -244,12 +257,15 @@ pub(super) fn sync(files: &[ToSync]) -> Result<()> {
         return Ok(());
     }
     for one in files {
-        let synced = if one.renamed { one.file.sync_all() } else { one.file.sync_data() };
+        let synced = if one.dirs.is_empty() { one.file.sync_data() } else { one.file.sync_all() };
         synced.map_err(|error| LibraryError::io("sync", &one.path, error))?;
-        if let Some(parent) = one.path.parent().filter(|_| one.renamed) {
-            File::open(parent)
-                .and_then(|dir| sync_dir(&dir))
-                .map_err(|error| LibraryError::io("sync the directory", parent, error))?;
+    }
+    let dirs: BTreeSet<&PathBuf> = files.iter().flat_map(|one| &one.dirs).collect();
+    for dir in dirs {
+        match File::open(dir).and_then(|dir| sync_dir(&dir)) {
+            // The user deleted or moved it together with its files.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            synced => synced.map_err(|error| LibraryError::io("sync the directory", dir, error))?,
         }
     }
     Ok(())

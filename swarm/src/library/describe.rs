@@ -2,7 +2,8 @@
 
 use super::content;
 use super::layout::{
-    self, ACKS, ContentPlace, DIRTY, FILES, HASHES, HAVE, MEMBERS, META, Record, SWARM, TOMBS,
+    self, ACKS, ContentPlace, DIRTY, DOWNLOADS, DownloadRecord, DownloadState, FILES, HASHES, HAVE, MEMBERS,
+    META, Record, SWARM, TOMBS,
 };
 use enjambre_core::model::identity::PublicKey;
 use enjambre_core::model::membership::{Membership, SignedMembership};
@@ -48,6 +49,28 @@ pub fn describe(space: Space, key: &Key, value: &[u8]) -> Result<Fields, Storage
                 ("id", Field::text(id)),
                 ("name", Field::text(name)),
             ]
+        }
+        DOWNLOADS => {
+            let (id, DownloadRecord { order, name, kind, size, done, added_ms, state }) =
+                layout::read_download(key, value)?;
+            let (state, error) = match state {
+                DownloadState::Queued => ("queued", None),
+                DownloadState::Paused => ("paused", None),
+                DownloadState::Complete => ("complete", None),
+                DownloadState::Failed(error) => ("failed", Some(("error", Field::text(error)))),
+            };
+            let mut fields = vec![
+                ("id", Field::text(id)),
+                ("order", Field::Number(order)),
+                ("name", Field::text(name)),
+                ("kind", Field::text(kind)),
+                ("size", Field::Number(size)),
+                ("done", Field::Number(done)),
+                ("added", Field::Time(added_ms)),
+                ("state", Field::text(state)),
+            ];
+            fields.extend(error);
+            fields
         }
         SWARM if *key == layout::swarm_key("membership") => {
             let membership = SignedMembership::from_bytes(value).and_then(|signed| signed.claim().ok());

@@ -103,6 +103,19 @@ impl Entry {
     }
 }
 
+/// The number and size of the files of a library.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Files with all pieces.
+    pub complete: u64,
+    /// Files without some pieces.
+    pub incomplete: u64,
+    /// Linked files that are not offered.
+    pub withdrawn: u64,
+    /// The stored bytes of all files.
+    pub bytes: u64,
+}
+
 /// The properties of a new file that its manifest does not contain.
 #[derive(Debug, Clone)]
 pub struct NewFile {

@@ -14,7 +14,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::RwLock;
 
-use super::content_files::{ContentFile, ToSync};
 use super::entry::{LibraryEvent, Location};
 use super::error::{LibraryError, Result};
 use super::file_state::{FileState, FileStore};
@@ -334,7 +333,7 @@ impl LibraryFile {
             let mut state = self.state.lock();
             state.finished = true;
             if let Some((_, linked)) = linked {
-                state.name_synced = false;
+                state.unsynced_dirs = state.store.dirs();
                 state.store = FileStore::Linked(Arc::new(linked));
             }
         }
@@ -399,23 +398,12 @@ impl Unsynced for LibraryFile {
 
     fn plan_checkpoint(&self) -> CheckpointPlan {
         let state = self.state.lock();
-        let renamed = !state.name_synced;
-        let handle =
-            |file: &ContentFile| ToSync { path: file.path.clone(), file: Arc::clone(&file.file), renamed };
-        let to_sync = match &state.store {
-            FileStore::Database(_) => None,
-            FileStore::File(file) => Some(handle(file)),
-            FileStore::Part(part) => Some(handle(&part.file)),
-            FileStore::Linked(linked) => {
-                linked.opened().ok().map(|file| ToSync { path: linked.path.clone(), file, renamed })
-            }
-        };
         CheckpointPlan {
             pieces: state.unsynced.iter().copied().collect(),
             bytes: state.unsynced_bytes,
             finished: state.finished,
             in_database: matches!(state.store, FileStore::Database(_)) && !state.unsynced.is_empty(),
-            to_sync,
+            to_sync: state.store.to_sync(state.unsynced_dirs.clone()),
         }
     }
 
@@ -470,7 +458,9 @@ impl Unsynced for LibraryFile {
                 }
             }
             // Unless the file was renamed since the plan was made.
-            state.name_synced |= committed && plan.finished == state.finished;
+            if committed && plan.finished == state.finished {
+                state.unsynced_dirs.clear();
+            }
             let synced = if committed { plan.bytes.min(state.unsynced_bytes) } else { 0 };
             state.unsynced_bytes -= synced;
             synced

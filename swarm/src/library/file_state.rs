@@ -1,10 +1,11 @@
 //! The state of an open file: which pieces are stored, and where the content is.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::content::DatabaseContent;
-use super::content_files::ContentFile;
+use super::content_files::{ContentFile, ToSync};
 use super::linked::LinkedFile;
 use super::output::Target;
 use enjambre_core::{Bitmap, PieceIndex, PieceLayout};
@@ -28,8 +29,8 @@ pub(super) struct FileState {
     pub(super) store: FileStore,
     pub(super) allocated: bool,
     pub(super) finished: bool,
-    /// Whether the directory entry of the file is synced.
-    pub(super) name_synced: bool,
+    /// The directories with unsynced entries for the file.
+    pub(super) unsynced_dirs: Vec<PathBuf>,
     /// Whether the library dropped the file: it was removed, replaced or withdrawn.
     pub(super) retired: bool,
 }
@@ -42,6 +43,30 @@ pub(super) enum FileStore {
     Linked(Arc<LinkedFile>),
 }
 
+impl FileStore {
+    /// The directories that may have new entries for a file which was created here.
+    pub(super) fn dirs(&self) -> Vec<PathBuf> {
+        let parent = |path: &Path| path.parent().map(Path::to_owned).into_iter().collect();
+        match self {
+            Self::Database(_) => Vec::new(),
+            Self::File(file) => parent(&file.path),
+            Self::Part(part) => part.target.dirs(),
+            Self::Linked(linked) => parent(&linked.path),
+        }
+    }
+
+    /// The open file to sync, if the content is in a file.
+    pub(super) fn to_sync(&self, dirs: Vec<PathBuf>) -> Option<ToSync> {
+        let (path, file) = match self {
+            Self::Database(_) => return None,
+            Self::File(file) => (&file.path, Arc::clone(&file.file)),
+            Self::Part(part) => (&part.file.path, Arc::clone(&part.file.file)),
+            Self::Linked(linked) => (&linked.path, linked.opened().ok()?),
+        };
+        Some(ToSync { path: path.clone(), file, dirs })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct PartFile {
     pub(super) file: ContentFile,
@@ -50,6 +75,7 @@ pub(super) struct PartFile {
 
 impl FileState {
     pub(super) fn new(layout: PieceLayout, synced: Bitmap, store: FileStore, finished: bool) -> Self {
+        let unsynced_dirs = store.dirs();
         Self {
             have: synced.clone(),
             synced,
@@ -62,7 +88,7 @@ impl FileState {
             store,
             allocated: finished,
             finished,
-            name_synced: false,
+            unsynced_dirs,
             retired: false,
         }
     }

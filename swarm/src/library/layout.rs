@@ -10,6 +10,7 @@
 //! | `library_members` | member, collection | 1 byte |
 //! | `library_tombs` | id | tombstone: the [`Record`] of a file whose content is being deleted |
 //! | `library_acks` | catalogue (16), id, name | 1 byte: the catalogue acknowledged the publication |
+//! | `library_downloads` | id | [`DownloadRecord`] in CBOR |
 //! | `library_swarm` | `membership` | invite-only swarms: the newest membership of the node, as signed by a tracker |
 //! | `library_swarm` | `revocations` | invite-only swarms: public key of the authority (32), version up to which all revocations are known (8) |
 //! | `library_swarm` | `revoked`, peer id | invite-only swarms: version of the revocation (8) |
@@ -21,6 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -41,11 +43,13 @@ pub(super) const DIRTY: Space = Space::new("library_dirty");
 pub(super) const MEMBERS: Space = Space::new("library_members");
 pub(super) const TOMBS: Space = Space::new("library_tombs");
 pub(super) const ACKS: Space = Space::new("library_acks");
+/// The download queue.
+pub const DOWNLOADS: Space = Space::new("library_downloads");
 /// The membership state of an invite-only swarm.
 pub const SWARM: Space = Space::new("library_swarm");
 
 /// All spaces of the index.
-pub const SPACES: &[Space] = &[META, FILES, HASHES, HAVE, DIRTY, MEMBERS, TOMBS, ACKS, SWARM];
+pub const SPACES: &[Space] = &[META, FILES, HASHES, HAVE, DIRTY, MEMBERS, TOMBS, ACKS, DOWNLOADS, SWARM];
 
 /// The format version of the index.
 pub const FORMAT: u64 = 1;
@@ -84,6 +88,52 @@ pub(super) struct NameRecord {
     pub(super) number: u64,
     /// Whether this peer published the name, so that it belongs in every catalogue.
     pub(super) published: bool,
+}
+
+/// An entry of the download queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownloadRecord {
+    /// The entries that are not finished start in this order. Finished ones have the order in which they finished.
+    pub order: u64,
+    /// The name in the library.
+    pub name: Name,
+    /// The claimed kind.
+    pub kind: FileKind,
+    /// The size in bytes, of a directory the sum of its files: a claim until it is known.
+    pub size: u64,
+    /// The stored bytes when the download was last interrupted by the user.
+    pub done: u64,
+    /// The time at which the entry was added.
+    pub added_ms: UnixMillis,
+    /// Whether the file is to be downloaded.
+    pub state: DownloadState,
+}
+
+/// The stored state of an entry of the download queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DownloadState {
+    /// The file is to be downloaded.
+    Queued,
+    /// The user paused the download.
+    Paused,
+    /// The file is complete.
+    Complete,
+    /// The download failed for this reason.
+    Failed(String),
+}
+
+impl DownloadState {
+    /// Whether nothing is left to do.
+    pub const fn is_finished(&self) -> bool {
+        matches!(self, Self::Complete | Self::Failed(_))
+    }
+}
+
+impl DownloadRecord {
+    /// Encodes the value of an entry.
+    pub fn encode(&self) -> Bytes {
+        to_cbor(self)
+    }
 }
 
 /// The location of the content.
@@ -173,16 +223,11 @@ impl Record {
     }
 
     pub(super) fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(256);
-        ciborium::into_writer(self, &mut out).expect("CBOR of plain values in memory cannot fail");
-        out.into()
+        to_cbor(self)
     }
 
     pub(super) fn decode(id: &FileId, bytes: &[u8]) -> Result<Self, StorageError> {
-        ciborium::de::from_reader_with_recursion_limit(bytes, 16).map_err(|error| StorageError::Corrupt {
-            what: format!("the library record of {id}"),
-            source: Some(Box::new(error)),
-        })
+        from_cbor(bytes, || format!("the library record of {id}"))
     }
 
     pub(super) fn layout(&self) -> Result<PieceLayout> {
@@ -190,6 +235,17 @@ impl Record {
             StorageError::corrupt(format!("the library record of a file with {} bytes", self.size)).into()
         })
     }
+}
+
+fn to_cbor(record: &impl Serialize) -> Bytes {
+    let mut out = Vec::with_capacity(256);
+    ciborium::into_writer(record, &mut out).expect("CBOR of plain values in memory cannot fail");
+    out.into()
+}
+
+fn from_cbor<T: DeserializeOwned>(bytes: &[u8], what: impl FnOnce() -> String) -> Result<T, StorageError> {
+    let decoded = ciborium::de::from_reader_with_recursion_limit(bytes, 16);
+    decoded.map_err(|error| StorageError::Corrupt { what: what(), source: Some(Box::new(error)) })
 }
 
 fn key(parts: &[&[u8]]) -> Key {
@@ -203,6 +259,17 @@ pub(super) fn format_key() -> Key {
 /// A key of [`SWARM`].
 pub fn swarm_key(name: &'static str) -> Key {
     key(&[name.as_bytes()])
+}
+
+/// The key in [`DOWNLOADS`] of a file or directory.
+pub fn download_key(id: &FileId) -> Key {
+    id_key(id)
+}
+
+/// Decodes an entry of [`DOWNLOADS`].
+pub fn read_download(key: &Key, value: &[u8]) -> Result<(FileId, DownloadRecord), StorageError> {
+    let id = key.as_bytes().try_into().map_err(|_| malformed_key(DOWNLOADS))?;
+    Ok((id, from_cbor(value, || format!("the download of {id}"))?))
 }
 
 const REVOKED: &[u8] = b"revoked";

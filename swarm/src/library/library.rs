@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 use tokio_util::task::TaskTracker;
 
 use super::content::ContentStore;
-use super::entry::{Entry, LibraryEvent, NewFile, PublishedVersion};
+use super::entry::{Entry, LibraryEvent, NewFile, PublishedVersion, Totals};
 use super::error::{LibraryError, Result};
 use super::file::LibraryFile;
 use super::inner::LibraryInner;
@@ -20,6 +20,8 @@ use super::task::finished;
 use enjambre_core::model::id::is_id_or_prefix;
 use enjambre_core::{Batch, CatalogueId, Durability, FileId, Manifest, Name, Offer, Publication, Storage};
 
+/// The number of files that are counted without releasing the lock of the state.
+const COUNTED_AT_ONCE: usize = 4096;
 /// The largest number of matches of an ambiguous prefix.
 const MAX_MATCHES: usize = 16;
 
@@ -88,9 +90,25 @@ impl Library {
         self.close().await
     }
 
+    /// The database of the index.
+    pub(crate) fn index(&self) -> &Arc<dyn Storage> {
+        &self.inner.index
+    }
+
     /// Lists all files in the order of their ids.
     pub fn entries(&self) -> Vec<Entry> {
         self.inner.state.lock().slots.iter().map(|(id, slot)| slot.entry(*id)).collect()
+    }
+
+    /// Counts the files. Blocks for a moment if the library is large.
+    pub fn totals(&self) -> Totals {
+        let (mut totals, mut start) = (Totals::default(), Bound::Unbounded);
+        loop {
+            let state = self.inner.state.lock();
+            let page = state.slots.range((start, Bound::Unbounded)).take(COUNTED_AT_ONCE);
+            let Some(last) = page.inspect(|(_, slot)| totals.add(slot)).last() else { return totals };
+            start = Bound::Excluded(*last.0);
+        }
     }
 
     /// Returns a file, or `None` if the library does not contain it.

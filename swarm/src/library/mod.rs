@@ -44,7 +44,10 @@ mod task;
 mod unsynced;
 mod verify;
 
-pub use layout::{FORMAT, SPACES, SWARM, read_revoked_key, revoked_key, revoked_keys, swarm_key};
+pub use layout::{
+    DOWNLOADS, DownloadRecord, DownloadState, FORMAT, SPACES, SWARM, download_key, read_download,
+    read_revoked_key, revoked_key, revoked_keys, swarm_key,
+};
 pub use load::stored_format;
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use super::layout::{ContentPlace, LinkState};
 use super::linked::{Fingerprint, verified_fingerprint};
 use super::task::blocking;
 use enjambre_core::model::collection::{MAX_PART, PART_SUFFIX};
-use enjambre_core::storage::database_file::sync_dir;
+use enjambre_core::storage::database_file::{create_dir, sync_dir};
 use enjambre_core::{Collection, Manifest, MemberPath};
 
 /// The destination of a new file.
@@ -71,7 +71,7 @@ impl OutputDir {
     pub async fn create(path: &Path) -> Result<Arc<Self>> {
         let path = path.to_owned();
         blocking(move || {
-            std::fs::create_dir_all(&path)
+            create_dir(&path, 0o777)
                 .map_err(|error| LibraryError::io("create the directory", &path, error))?;
             Self::open(&path).map(Arc::new)
         })
@@ -377,6 +377,11 @@ impl Target {
             self.sync_dir()?;
         }
         Ok(Fingerprint::of(&part.file.metadata().map_err(self.fail("read the metadata of"))?))
+    }
+
+    /// The directory of the file and its ancestors in the output directory, which may be new.
+    pub(super) fn dirs(&self) -> Vec<PathBuf> {
+        self.rel.ancestors().skip(1).map(|dir| self.dir.root().join(dir)).collect()
     }
 
     /// Makes the names of the file, its part file and their directories, which may be new, durable.

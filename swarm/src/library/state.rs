@@ -5,7 +5,7 @@ use std::hash::BuildHasher;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::entry::{Entry, Location, Origin, PublishedVersion};
+use super::entry::{Entry, Location, Origin, PublishedVersion, Totals};
 use super::layout::{self, AckKey, ContentPlace, MAX_NAMES, NameRecord, Record};
 use super::linked::Fingerprint;
 use super::unsynced::UnsyncedSmallFiles;
@@ -84,6 +84,23 @@ impl Slot {
             location: location(&record.place),
             added_ms: record.added_ms,
             withdrawn: record.withdrawn,
+        }
+    }
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, slot: &Slot) {
+        let record = &slot.record;
+        let pieces = record.layout().map_or(0, |layout| layout.count());
+        match (record.withdrawn, slot.have == pieces) {
+            (Some(_), _) => self.withdrawn += 1,
+            (None, true) => self.complete += 1,
+            (None, false) => self.incomplete += 1,
+        }
+        if record.withdrawn.is_none() {
+            // Approximate for an incomplete file, as in [`Entry::stored_bytes`].
+            self.bytes +=
+                (u128::from(record.size) * u128::from(slot.have) / u128::from(pieces.max(1))) as u64;
         }
     }
 }

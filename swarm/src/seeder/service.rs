@@ -54,6 +54,11 @@ impl Seeder {
         self.sent.load(Relaxed)
     }
 
+    /// Returns the number of requests for content that are not answered yet.
+    pub fn pending_requests(&self) -> u64 {
+        self.slots.request_count()
+    }
+
     /// Returns the current status.
     pub fn status(&self) -> PeerStatus {
         PeerStatus {
@@ -61,7 +66,7 @@ impl Seeder {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             files: self.library.offers().len() as u64,
             sent_bytes: self.sent_bytes(),
-            active_requests: self.slots.request_count(),
+            active_requests: self.pending_requests(),
         }
     }
 

@@ -18,6 +18,9 @@ pub trait PinStore: Debug + Send + Sync + 'static {
     /// The maximum number of bytes that pins may reserve in total.
     fn quota(&self) -> u64;
 
+    /// Whether the file is being fetched for a pin, which is durable then.
+    fn is_fetching(&self, id: &FileId) -> bool;
+
     /// Starts or continues to fetch the file in the background. Returns the number of bytes stored so far, without waiting.
     /// May be called repeatedly.
     async fn keep(&self, file: &FileRecord, pin: PinRecord) -> Result<u64, ErrorReply>;

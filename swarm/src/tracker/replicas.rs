@@ -108,6 +108,11 @@ impl ReplicaStore {
         })
     }
 
+    /// Returns the number of pins whose replica is not complete yet.
+    pub fn incomplete_pins(&self) -> usize {
+        self.fetches.lock().values().filter(|fetch| fetch.refusal.is_none()).count()
+    }
+
     fn library(&self) -> &Arc<Library> {
         self.parts.downloader.library()
     }
@@ -145,7 +150,7 @@ impl ReplicaStore {
         self.remove_unpinned().await;
         let mut after = None;
         loop {
-            match self.parts.catalogue.pins(after.as_ref()).await {
+            match self.parts.catalogue.durable_pins(after.as_ref()).await {
                 Ok(pins) => {
                     let Some(last) = pins.last() else { return };
                     after = Some(last.0);
@@ -292,6 +297,10 @@ impl ReplicaStore {
 impl PinStore for ReplicaStore {
     fn quota(&self) -> u64 {
         self.quota
+    }
+
+    fn is_fetching(&self, id: &FileId) -> bool {
+        self.fetches.lock().get(id).is_some_and(|fetch| fetch.refusal.is_none())
     }
 
     async fn keep(&self, file: &FileRecord, pin: PinRecord) -> Result<u64, ErrorReply> {

@@ -6,24 +6,23 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
 use super::announced_endpoints::{announced_endpoints, is_local};
 use super::lookups::Lookups;
+use super::metrics::TrackerMetrics;
 use super::nonce::Nonces;
 use super::pin_store::PinStore;
 use super::settings::TrackerSettings;
-use super::ticker::ticker;
+use crate::catalogue::Catalogue;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::list::ListPage;
 use crate::catalogue::peers::{NewSession, Session};
 use crate::catalogue::sweep::pause_after_scan;
-use crate::catalogue::{Catalogue, Task};
 use crate::rate_limit::gcra::RateLimit;
 use crate::rate_limit::per_address::AddressRateLimit;
 use enjambre_core::model::endpoint;
-use enjambre_core::model::time::{human, millis};
+use enjambre_core::model::time::millis;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::lookup::{self, Lookup};
 use enjambre_core::protocol::message::{
@@ -37,19 +36,18 @@ use enjambre_core::{
     UnixMillis,
 };
 
-/// The time limit of the last write of renewals.
-const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// The limit of log messages about replaced sessions, and about requests beyond a limit.
 const REPORTS: RateLimit = RateLimit { burst: 10, interval: Duration::from_secs(60) };
 
 /// Handles the requests of a tracker.
 #[derive(Debug)]
 pub struct TrackerService {
-    catalogue: Arc<Catalogue>,
+    pub(super) catalogue: Arc<Catalogue>,
     lookups: Lookups,
     me: PeerId,
-    settings: TrackerSettings,
-    clock: Arc<dyn Clock>,
+    pub(super) settings: TrackerSettings,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: TrackerMetrics,
     nonces: Nonces,
     /// The limit of new sessions and changes of endpoints, each of which makes all cached lookups void.
     session_limit: AddressRateLimit,
@@ -81,6 +79,7 @@ impl TrackerService {
             me,
             settings,
             clock,
+            metrics: TrackerMetrics::default(),
             nonces: Nonces::default(),
             session_limit: AddressRateLimit::new(settings.session_limit()),
             replaced_reports: Mutex::default(),
@@ -98,83 +97,19 @@ impl TrackerService {
         Self { announced_hosts, ..self }
     }
 
+    /// The lookups in the catalogue.
+    pub const fn lookups(&self) -> &Lookups {
+        &self.lookups
+    }
+
+    /// The metrics.
+    pub const fn metrics(&self) -> &TrackerMetrics {
+        &self.metrics
+    }
+
     /// The catalogue.
     pub const fn catalogue(&self) -> &Arc<Catalogue> {
         &self.catalogue
-    }
-
-    /// Writes renewals and sweeps expired entries until the shutdown, then writes the last renewals. To be run as a task
-    /// alongside the service.
-    pub async fn run(&self, shutdown: CancellationToken) {
-        tokio::join!(
-            shutdown.run_until_cancelled(self.flush_periodically()),
-            shutdown.run_until_cancelled(self.sweep_periodically()),
-            shutdown.run_until_cancelled(self.expire_periodically()),
-        );
-        match timeout(LAST_FLUSH_TIMEOUT, self.catalogue.flush(self.clock.now())).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "last renewals not written"),
-            Err(_) => {
-                tracing::warn!(timeout = %human(LAST_FLUSH_TIMEOUT), "last renewals not written: timed out");
-            }
-        }
-    }
-
-    async fn flush_periodically(&self) {
-        let mut ticks = ticker(self.settings.flush_interval());
-        loop {
-            ticks.tick().await;
-            if let Err(error) = self.catalogue.flush(self.clock.now()).await {
-                tracing::warn!(%error, "renewals not written; retrying at the next interval");
-            }
-        }
-    }
-
-    async fn sweep_periodically(&self) {
-        if let Err(error) = self.catalogue.count().await {
-            tracing::warn!(%error, "catalogue count failed");
-        }
-        let mut ticks = ticker(self.settings.sweep);
-        loop {
-            ticks.tick().await;
-            if !self.take_turn(Task::Sweep, self.settings.sweep).await {
-                continue;
-            }
-            match self.catalogue.sweep_peers(self.clock.now()).await {
-                Ok(swept) => tracing::debug!(swept.alive, swept.peers, swept.claims, "peers swept"),
-                Err(error) => tracing::warn!(%error, "peer sweep failed"),
-            }
-        }
-    }
-
-    async fn expire_periodically(&self) {
-        let mut ticks = ticker(self.settings.expiry_interval());
-        // Providers need time to reconnect after the start.
-        ticks.tick().await;
-        loop {
-            ticks.tick().await;
-            // The count includes the additions of other trackers.
-            if let Err(error) = self.catalogue.count().await {
-                tracing::warn!(%error, "catalogue count failed");
-            }
-            if !self.take_turn(Task::Expire, self.settings.expiry_interval()).await {
-                continue;
-            }
-            match self.catalogue.expire_files(self.settings.file_retention, self.clock.now()).await {
-                Ok(0) => {}
-                Ok(files) => tracing::info!(files, "expired files removed"),
-                Err(error) => tracing::warn!(%error, "file expiry failed"),
-            }
-        }
-    }
-
-    /// Returns whether this tracker is to do a task that the trackers of a catalogue share.
-    async fn take_turn(&self, task: Task, period: Duration) -> bool {
-        let turn = self.catalogue.take_turn(task, period, self.clock.now()).await;
-        turn.unwrap_or_else(|error| {
-            tracing::warn!(%error, %task, "task skipped: its schedule in the catalogue is unreadable");
-            false
-        })
     }
 
     /// Returns the session with this id. On an authenticated connection the session must belong to the same peer, and a session
@@ -284,7 +219,17 @@ impl TrackerService {
             }
         }
         self.catalogue.renew(by.id, now).await?;
+        // The store of the tracker itself shows nothing about the peers.
+        self.metrics.renewals.add(u64::from(by.peer != self.me));
         Ok(Reply::Renewed { renewed_ms: now, endpoints, membership: None, revocations: None, more: false })
+    }
+
+    /// Runs a lookup that the cache has not answered.
+    async fn timed<T>(&self, lookup: impl Future<Output = T>) -> T {
+        let start = std::time::Instant::now();
+        let found = lookup.await;
+        self.metrics.lookups.record(start.elapsed());
+        found
     }
 
     async fn providers(&self, id: FileId, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
@@ -299,7 +244,12 @@ impl TrackerService {
         let store = self.store()?;
         let now = self.clock.now();
         let file = self.lookups.file(&id, None, now).await?.ok_or_else(|| not_in_catalogue(&id))?;
-        let pin = self.catalogue.pin(id, by.peer, now).await?;
+        let pending = if store.is_fetching(&id) { self.catalogue.pinned(&id).await? } else { None };
+        let pin = match pending {
+            // It is durable already, so a peer that waits for the replica causes no syncs.
+            Some(pin) => pin,
+            None => self.catalogue.pin(id, by.peer, now).await?,
+        };
         let (complete, at) = (pin.complete, pin.at);
         let kept = store.keep(&file, pin).await;
         if matches!(&kept, Err(error) if error.code == ErrorCode::Busy)
@@ -332,7 +282,8 @@ impl TrackerService {
         })
     }
 
-    async fn status(&self) -> Result<Reply, ErrorReply> {
+    /// Returns the status of the tracker.
+    pub async fn status(&self) -> Result<TrackerStatus, CatalogueError> {
         let peers = {
             // Concurrent requests wait for one count.
             let mut cached = self.alive_peers.lock().await;
@@ -353,13 +304,13 @@ impl TrackerService {
             }
             None => None,
         };
-        Ok(Reply::TrackerStatus(TrackerStatus {
+        Ok(TrackerStatus {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: millis(self.clock.now().saturating_since(self.started)),
             files: self.catalogue.versions(),
             peers,
             store,
-        }))
+        })
     }
 
     async fn reply(&self, request: Request, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
@@ -409,9 +360,10 @@ impl TrackerService {
             }
             Request::Find { query } => {
                 check_length(&query)?;
-                Ok(Reply::Find { file: self.lookups.find(&query, peer.address, now).await? })
+                let find = self.lookups.find(&query, peer.address, now);
+                Ok(Reply::Find { file: self.timed(find).await? })
             }
-            Request::Providers { id } => self.providers(id, peer).await,
+            Request::Providers { id } => self.timed(self.providers(id, peer)).await,
             Request::List { pattern, cursor, limit } => {
                 check_length(&pattern)?;
                 let limit = usize::try_from(limit).unwrap_or(MAX_LIST).clamp(1, MAX_LIST);
@@ -419,7 +371,7 @@ impl TrackerService {
                     self.lookups.list(&pattern, cursor.as_deref(), limit, peer.address, now).await?;
                 Ok(Reply::List { files, cursor })
             }
-            Request::Status => self.status().await,
+            Request::Status => Ok(Reply::TrackerStatus(self.status().await?)),
             _ => Err(ErrorReply::new(
                 ErrorCode::Unsupported,
                 "trackers do not support this request; send it to a peer",
@@ -433,15 +385,17 @@ impl Handler for TrackerService {
     fn answer_immediately(&self, request: &EncodedRequest, peer: &PeerInfo) -> Option<Bytes> {
         let lookup = lookup::decode(request)?;
         let now = self.clock.now();
-        match lookup {
+        let reply = match lookup {
             Lookup::Find { query } => {
                 let answers = self.lookups.cached_find(query, now)?;
-                Some(lookup::reply(request.id(), &answers.to(is_local(peer)).found))
+                lookup::reply(request.id(), &answers.to(is_local(peer)).found)
             }
             Lookup::Providers { id: file } => {
-                Some(self.lookups.cached_providers(&file, is_local(peer), now)?.finish(request.id()))
+                self.lookups.cached_providers(&file, is_local(peer), now)?.finish(request.id())
             }
-        }
+        };
+        self.metrics.cached_lookups.add(1);
+        Some(reply)
     }
 
     async fn handle(

@@ -2,17 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod api;
+mod api_schema;
 mod command_line;
 mod config_files;
 mod custom_program;
 mod demo;
 mod directories;
 mod download;
+mod downloads;
 mod formats;
 mod http;
 mod invite_only;
 mod invite_only_storage;
 mod liveness;
+mod logs;
+mod metrics;
 mod postgres;
 mod protocol_vectors;
 mod python;
@@ -25,3 +30,4 @@ mod storage_check;
 mod storage_copy;
 mod storage_dump;
 mod swarm;
+mod uploads;

@@ -39,34 +39,41 @@ fn version_of(package: &Path) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// Returns the Python interpreter of a virtual environment with the package. The target directory keeps it.
-fn install() -> Result<PathBuf, String> {
+/// Returns the Python interpreter of a virtual environment with the package. The target directory keeps it, until the
+/// version changes.
+fn install(name: &str, version: &str, package: &str) -> Result<PathBuf, String> {
     static INSTALLATION: Mutex<()> = Mutex::new(());
     let _installing = INSTALLATION.lock();
-    let folder = profile_dir().join("python-client");
+    let folder = profile_dir().join(name);
     let python = folder.join("bin/python");
-    let package = repository().join("clients/python");
-    let (stamp, version) = (folder.join("version"), version_of(&package));
+    let stamp = folder.join("version");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == version) {
         return Ok(python);
     }
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
     run(Command::new(&python)
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--timeout", "15"])
-        .arg(format!("{}[test]", package.display())))?;
+        .arg(package))?;
     fs::write(stamp, version).map_err(|error| error.to_string())?;
     Ok(python)
 }
 
-pub(crate) fn python() -> Option<PathBuf> {
-    match install() {
+/// As [`install`]. Reports a failure as skipped, unless `CI=true`.
+pub(crate) fn installed(name: &str, version: &str, package: &str) -> Option<PathBuf> {
+    match install(name, version, package) {
         Ok(python) => Some(python),
         Err(reason) if env::var("CI").is_ok_and(|ci| ci == "true") => panic!("{reason}"),
         Err(reason) => {
-            eprintln!("SKIPPED: the Python client cannot be installed: {reason}");
+            eprintln!("SKIPPED: {package} cannot be installed: {reason}");
             None
         }
     }
+}
+
+/// Returns the Python interpreter of a virtual environment with the client.
+pub(crate) fn python() -> Option<PathBuf> {
+    let package = repository().join("clients/python");
+    installed("python-client", &version_of(&package), &format!("{}[test]", package.display()))
 }
 
 fn client(python: &Path, arguments: &[&str], path: &Path) -> Command {

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use enjambre_tests::binary;
+use enjambre_tests::mount::in_namespace;
 use enjambre_tests::node::{World, endpoint_in};
 use enjambre_tests::process::{Output, Process};
 use enjambre_tests::wait::{TIMEOUT, wait_for, wait_until};
@@ -72,22 +73,12 @@ fn unwritable_data_dir_is_reported() {
 #[cfg(target_os = "linux")]
 #[test]
 fn full_disk_at_start_is_reported() {
-    let unshare = || {
-        let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "--mount", "sh", "-c"]);
-        command
-    };
-    let possible = unshare().arg("mount -t tmpfs none /tmp").stderr(Stdio::null()).status();
-    if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED: cannot mount a small file system on this system");
-        return;
-    }
     let world = World::default();
     fs::create_dir(world.path("disk")).unwrap();
     for (backend, size) in [("sqlite", "16k"), ("sled", "1m")] {
         for kind in ["tracker", "peer"] {
-            let mut command = unshare();
-            command.arg(format!("mount -t tmpfs -o size={size} none disk && exec \"$0\" \"$@\""));
+            let mount = format!("mount -t tmpfs -o size={size} none disk");
+            let Some(mut command) = in_namespace("a full disk at the start", &mount) else { return };
             command.arg(binary::enjambre()).arg(kind).current_dir(world.path(""));
             let settings =
                 [format!("{kind}.data_dir=\"disk/data\""), format!("storage.backend=\"{backend}\"")];

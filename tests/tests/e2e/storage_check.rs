@@ -82,7 +82,7 @@ fn storage_check_runs_beside_node_and_with_layers() {
         let mut peer = world.running_peer_with("peer", &[&tracker], &[&path]);
         peer.publish(&file, &["--copy"]);
         let before = fs::read_dir(&directory).unwrap().count();
-        for layer in ["metrics=true", "timeout=30s", "retries=2"] {
+        for layer in ["timeout=30s", "retries=2"] {
             peer.set(&format!("storage.layers.{layer}"));
         }
         let some = [

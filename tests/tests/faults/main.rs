@@ -9,6 +9,7 @@ mod damage;
 mod full_disk;
 mod hostile;
 mod invalid_data;
+mod mounts;
 mod outsiders;
 mod power_cut;
 mod torture;

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use enjambre_core::PeerId;
+use enjambre_core::transport::metrics::{EndReason, TransportMetrics};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::time::Instant;
@@ -76,6 +77,25 @@ impl Disconnect {
         if actual > limit { Err(Self::LimitExceeded { what, limit, actual }) } else { Ok(()) }
     }
 
+    /// The reason as it is counted.
+    pub(crate) const fn end_reason(&self) -> EndReason {
+        match self {
+            Self::Closed => EndReason::Remote,
+            Self::Local => EndReason::Local,
+            Self::ByService => EndReason::Service,
+            Self::IdleTimeout => EndReason::Idle,
+            Self::WriteTimeout => EndReason::WriteTimeout,
+            Self::RequestTimeout => EndReason::RequestTimeout,
+            Self::HandshakeTimeout => EndReason::HandshakeTimeout,
+            Self::TooManyConnections { .. } => EndReason::TooManyConnections,
+            Self::TooManyOpenFiles => EndReason::TooManyFiles,
+            Self::Protocol(_) => EndReason::ProtocolViolation,
+            Self::LimitExceeded { .. } => EndReason::LimitExceeded,
+            Self::WrongNode { .. } => EndReason::WrongNode,
+            Self::Io(_) => EndReason::Io,
+        }
+    }
+
     /// Returns whether the remote is at fault.
     pub(crate) fn is_violation(&self) -> bool {
         match self {
@@ -123,8 +143,9 @@ impl DisconnectLog {
         None
     }
 
-    /// Logs the end of a connection.
-    pub(crate) fn record(&self, remote: &dyn Display, reason: &Disconnect) {
+    /// Counts and logs the end of a connection.
+    pub(crate) fn record(&self, metrics: &TransportMetrics, remote: &dyn Display, reason: &Disconnect) {
+        metrics.end(reason.end_reason());
         if !reason.is_violation() {
             tracing::debug!(%remote, %reason, "connection ended");
             return;

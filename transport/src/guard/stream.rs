@@ -1,6 +1,7 @@
 //! A stream to a remote: TCP, or TLS over TCP.
 //!
-//! One task uses both halves. The halves of a TLS stream share its state behind an uncontended lock.
+//! One task uses both halves, which count their bytes. The halves of a TLS stream share its state behind an uncontended
+//! lock.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -8,6 +9,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use enjambre_core::metrics::Counter;
+use enjambre_core::transport::metrics::TransportMetrics;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -24,14 +27,18 @@ const BUFFER: usize = 32 * 1024;
 pub(crate) type Stream = Either<TcpStream, Box<TlsStream<Socket>>>;
 
 /// The sending half of a stream. Written bytes are sent by `flush` at the latest.
-pub(crate) type WriteHalf<'a> = Either<tcp::WriteHalf<'a>, tokio::io::WriteHalf<&'a mut TlsStream<Socket>>>;
+pub(crate) type WriteHalf<'a> =
+    Counted<'a, Either<tcp::WriteHalf<'a>, tokio::io::WriteHalf<&'a mut TlsStream<Socket>>>>;
 
 /// The receiving half of a stream.
-pub(crate) type ReadHalf<'a> = Either<tcp::ReadHalf<'a>, SecureReadHalf<'a>>;
+pub(crate) type ReadHalf<'a> = Counted<'a, Either<tcp::ReadHalf<'a>, SecureReadHalf<'a>>>;
 
-/// Splits a stream into its directions.
-pub(crate) fn split(stream: &mut Stream) -> (ReadHalf<'_>, WriteHalf<'_>) {
-    match stream {
+/// Splits a stream into its directions, whose bytes are counted.
+pub(crate) fn split<'a>(
+    stream: &'a mut Stream,
+    metrics: &'a TransportMetrics,
+) -> (ReadHalf<'a>, WriteHalf<'a>) {
+    let (read, write) = match stream {
         Either::Left(plain) => {
             let (read, write) = plain.split();
             (Either::Left(read), Either::Left(write))
@@ -41,6 +48,68 @@ pub(crate) fn split(stream: &mut Stream) -> (ReadHalf<'_>, WriteHalf<'_>) {
             let (read, write) = tokio::io::split(&mut **tls);
             (Either::Right(SecureReadHalf { read, socket }), Either::Right(write))
         }
+    };
+    (Counted { half: read, bytes: &metrics.received }, Counted { half: write, bytes: &metrics.sent })
+}
+
+/// A half of a stream that counts its bytes.
+#[derive(Debug)]
+pub(crate) struct Counted<'a, S> {
+    half: S,
+    bytes: &'a Counter,
+}
+
+impl<S> Counted<'_, S> {
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.bytes.add(*bytes as u64);
+        }
+        written
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<'_, S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        ready!(Pin::new(&mut self.half).poll_read(context, into))?;
+        self.bytes.add((into.filled().len() - before) as u64);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<'_, S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.half).poll_write(context, bytes);
+        self.count(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.half).poll_write_vectored(context, parts);
+        self.count(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.half.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.half).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.half).poll_shutdown(context)
     }
 }
 
@@ -61,11 +130,11 @@ impl AsyncRead for SecureReadHalf<'_> {
     }
 }
 
-impl HangUp for Either<tcp::ReadHalf<'_>, SecureReadHalf<'_>> {
+impl HangUp for Counted<'_, Either<tcp::ReadHalf<'_>, SecureReadHalf<'_>>> {
     async fn hung_up(&self) {
-        match self {
-            Self::Left(plain) => ending::hung_up(plain.as_ref()).await,
-            Self::Right(secure) => ending::hung_up(&secure.socket).await,
+        match &self.half {
+            Either::Left(plain) => ending::hung_up(plain.as_ref()).await,
+            Either::Right(secure) => ending::hung_up(&secure.socket).await,
         }
     }
 }

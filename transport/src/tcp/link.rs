@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use enjambre_core::transport::calls::Calls;
 use enjambre_core::transport::envelope;
+use enjambre_core::transport::metrics::TransportMetrics;
 use enjambre_core::{Activity, Endpoint, Message, TransportError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -48,25 +49,27 @@ impl Link for TcpLink {
 impl TcpLink {
     /// Performs the handshake, and starts the transfer of messages until `kill` is cancelled.
     pub(super) async fn establish(dialled: Dialled) -> Result<Arc<Self>, Disconnect> {
-        let Dialled { guard, mut stream, endpoint, activity, kill } = dialled;
+        let Dialled { guard, metrics, mut stream, endpoint, activity, kill } = dialled;
         preface::exchange(&mut stream).await?;
         let (requests, queue) = mpsc::channel(guard.settings.in_flight);
         let link = Arc::new(Self { calls: Calls::new(), requests, kill });
-        tokio::spawn(Arc::clone(&link).run(guard, endpoint, stream, activity, queue));
+        tokio::spawn(Arc::clone(&link).run(guard, metrics, endpoint, stream, activity, queue));
         Ok(link)
     }
 
     async fn run(
         self: Arc<Self>,
         guard: Arc<Guard>,
+        metrics: Arc<TransportMetrics>,
         endpoint: Endpoint,
         mut stream: Stream,
         activity: Activity,
         mut queue: mpsc::Receiver<Frame<()>>,
     ) {
+        let open = metrics.outbound.enter();
         let reason = {
             let settings = &guard.settings;
-            let (from, mut to) = stream::split(&mut stream);
+            let (from, mut to) = stream::split(&mut stream, &metrics);
             // Sent bytes count for the idle timeout, but not for the silence of the remote.
             let traffic = Activity::default();
             let never = CancellationToken::new();
@@ -81,8 +84,8 @@ impl TcpLink {
                 () = ending::retire(&traffic, settings.idle_timeout, &self.calls) => Disconnect::IdleTimeout,
             }
         };
-        drop(stream);
-        guard.log.record(&endpoint, &reason);
+        drop((stream, open));
+        guard.log.record(&metrics, &endpoint, &reason);
         self.calls.fail(|| TransportError::Lost { endpoint: endpoint.clone() });
         self.kill.cancel();
     }

@@ -56,7 +56,7 @@ pub(super) async fn serve<W>(server: &Server<W>, accepted: Accepted) -> Result<(
     let _close = CloseOnDrop(Arc::clone(&remote));
     let activity = Activity::default();
     {
-        let (from, mut to) = stream::split(&mut stream);
+        let (from, mut to) = stream::split(&mut stream, &server.parts.metrics);
         let mut outbound =
             pin!(writer::send_queued(&mut queue, &mut to, &activity, settings.stall_timeout, &remote.closed));
         tokio::select! {

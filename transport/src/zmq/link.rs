@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use enjambre_core::transport::calls::Calls;
+use enjambre_core::transport::metrics::TransportMetrics;
 use enjambre_core::{Activity, Endpoint, Message, TransportError};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -81,7 +82,7 @@ impl ZmqLink {
         inner_listener: &InnerListener,
         dialled: Dialled,
     ) -> Result<Arc<Self>, Disconnect> {
-        let Dialled { guard, stream: mut public, endpoint, activity, kill } = dialled;
+        let Dialled { guard, metrics, stream: mut public, endpoint, activity, kill } = dialled;
         let dealer = SocketInfo { socket_type: "DEALER", identity: b"" };
         shake_hands(&mut public, dealer, &["ROUTER"]).await?;
         let to_crate = SocketInfo { socket_type: "ROUTER", identity: b"" };
@@ -97,7 +98,7 @@ impl ZmqLink {
             passed: AtomicU64::new(0),
             payloads: Payloads { pool: guard.buffers.clone(), to },
         });
-        tokio::spawn(Arc::clone(&link).transfer(guard, endpoint.clone(), public, inner, activity));
+        tokio::spawn(Arc::clone(&link).transfer(guard, metrics, endpoint.clone(), public, inner, activity));
         tokio::spawn(Arc::clone(&link).receive(endpoint, receiver, payloads));
         Ok(link)
     }
@@ -105,11 +106,13 @@ impl ZmqLink {
     async fn transfer(
         self: Arc<Self>,
         guard: Arc<Guard>,
+        metrics: Arc<TransportMetrics>,
         endpoint: Endpoint,
         mut public: Stream,
         mut inner: UnixStream,
         activity: Activity,
     ) {
+        let open = metrics.outbound.enter();
         let settings = &guard.settings;
         let direction = Direction::Replies {
             header: settings.header as u64,
@@ -121,7 +124,7 @@ impl ZmqLink {
         // Sent bytes count for the idle timeout, but not for the silence of the remote.
         let traffic = Activity::default();
         let reason = {
-            let (mut from_public, mut to_public) = stream::split(&mut public);
+            let (mut from_public, mut to_public) = stream::split(&mut public, &metrics);
             let (mut from_inner, mut to_inner) = inner.split();
             let inbound = splice::inbound(
                 &mut from_public,
@@ -144,8 +147,8 @@ impl ZmqLink {
         };
         // Before the inner stream closes: the crate must not see its end first.
         self.ended.cancel();
-        drop(public);
-        guard.log.record(&endpoint, &reason);
+        drop((public, open));
+        guard.log.record(&metrics, &endpoint, &reason);
         // Complete replies are still in the inner stream, for the receiving task.
         tokio::select! {
             () = self.kill.cancelled() => {}

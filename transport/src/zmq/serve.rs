@@ -71,7 +71,7 @@ async fn transfer<W>(
     };
     let timeout = settings.stall_timeout;
     {
-        let (mut from_public, mut to_public) = stream::split(public);
+        let (mut from_public, mut to_public) = stream::split(public, &server.parts.metrics);
         let (mut from_inner, mut to_inner) = inner.split();
         let mut outbound = pin!(splice::outbound(
             &mut from_inner,

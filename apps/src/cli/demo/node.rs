@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use enjambre_control::{Command, Event, Failure, ResultContext};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command as Process};
@@ -12,9 +13,7 @@ use tokio::time::timeout;
 
 use crate::cli::output::notice;
 use crate::control::client::connect;
-use crate::control::message::{Command, Event};
 use crate::control::socket;
-use crate::failure::{Failure, ResultContext};
 
 /// Maximum time until a node listens.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,6 +25,8 @@ const LOG_LINES: usize = 8;
 pub(super) struct Node {
     pub(super) name: String,
     pub(super) endpoint: String,
+    /// The URL of the HTTP listener. Empty if it has none.
+    pub(super) url: String,
     pub(super) pid: u32,
     child: Child,
     data_dir: PathBuf,
@@ -33,10 +34,10 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) async fn tracker(folder: &Path) -> Result<Self, Failure> {
+    pub(super) async fn tracker(folder: &Path, http: bool) -> Result<Self, Failure> {
         let config = "[tracker]\ndata_dir = \"tracker\"\nlease = \"10s\"\n\
                       [transport]\nlisten = [\"zmq://127.0.0.1:0\"]\n";
-        Self::start(folder, "tracker", "tracker", config).await
+        Self::start(folder, "tracker", "tracker", config, http).await
     }
 
     /// Starts a peer with a download limit in bytes per second.
@@ -45,21 +46,29 @@ impl Node {
         number: u32,
         tracker: &str,
         limit: Option<u64>,
+        http: bool,
     ) -> Result<Self, Failure> {
         let limit = limit.map_or_else(|| "unlimited".to_owned(), |limit| format!("{limit}B/s"));
         let config = format!(
             "[peer]\ndata_dir = \"peer-{number}\"\ntrackers = [\"{tracker}\"]\n[limits]\ndownload = \"{limit}\"\n\
              [transport]\nlisten = [\"tcp://127.0.0.1:0\", \"zmq://127.0.0.1:0\"]\n"
         );
-        Self::start(folder, &format!("peer {number}"), "peer", &config).await
+        Self::start(folder, &format!("peer {number}"), "peer", &config, http).await
     }
 
-    async fn start(folder: &Path, name: &str, command: &str, config: &str) -> Result<Self, Failure> {
+    async fn start(
+        folder: &Path,
+        name: &str,
+        command: &str,
+        config: &str,
+        http: bool,
+    ) -> Result<Self, Failure> {
         let action = format!("cannot start {name}");
         let data_dir = name.replace(' ', "-");
         let file = folder.join(format!("{data_dir}.toml"));
         let log = folder.join(format!("{data_dir}.log"));
-        tokio::fs::write(&file, config).await.context(&action)?;
+        let listen = if http { "[http]\nlisten = [\"127.0.0.1:0\"]\n" } else { "" };
+        tokio::fs::write(&file, [config, listen].concat()).await.context(&action)?;
         let mut process = Process::new(std::env::current_exe().context(&action)?);
         // The environment configures the nodes of the user, not those of the demo.
         for (variable, _) in std::env::vars_os() {
@@ -90,20 +99,24 @@ impl Node {
         let stdout = child.stdout.take().ok_or_else(|| Failure::failed("the child process has no stdout"))?;
         let mut lines = BufReader::new(stdout).lines();
         let ready = async {
-            while let Ok(Some(line)) = lines.next_line().await {
-                if let Some((_, endpoint)) = line.split_once("listening on ") {
-                    return Some(endpoint.to_owned());
+            let (mut endpoint, mut url) = (None, (!http).then(String::new));
+            while endpoint.is_none() || url.is_none() {
+                let line = lines.next_line().await.ok()??;
+                if let Some((_, found)) = line.split_once("listening on ") {
+                    endpoint.get_or_insert_with(|| found.to_owned());
+                } else if let Some((_, found)) = line.split_once("HTTP at ") {
+                    url = Some(found.to_owned());
                 }
             }
-            None
+            endpoint.zip(url)
         };
-        let mut node = Self { name: name.to_owned(), endpoint: String::new(), pid, child, data_dir, log };
-        match timeout(START_TIMEOUT, ready).await {
-            Ok(Some(endpoint)) => node.endpoint = endpoint,
-            _ => {
-                node.show_log();
-                return Err(Failure::failed(format!("{name} did not start")));
-            }
+        let found = timeout(START_TIMEOUT, ready).await.ok().flatten();
+        let is_ready = found.is_some();
+        let (endpoint, url) = found.unwrap_or_default();
+        let node = Self { name: name.to_owned(), endpoint, url, pid, child, data_dir, log };
+        if !is_ready {
+            node.show_log();
+            return Err(Failure::failed(format!("{name} did not start")));
         }
         Ok(node)
     }

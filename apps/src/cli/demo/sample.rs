@@ -4,9 +4,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use enjambre_control::{Failure, ResultContext};
 use rand::Rng;
-
-use crate::failure::{Failure, ResultContext};
 
 const SIZE: usize = 256 << 20;
 const BLOCK: usize = 1 << 20;

@@ -1,9 +1,10 @@
 //! `enjambre storage compact`: returns the space of removed data to the file system.
 
+use enjambre_control::Failure;
+
 use super::databases::{lock, places};
 use crate::cli::context::Context;
 use crate::cli::output::{Stdout, size};
-use crate::failure::Failure;
 
 pub(super) async fn run(context: Context<'_>) -> Result<(), Failure> {
     let loaded = &context.loaded;

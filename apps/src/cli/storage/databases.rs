@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use enjambre_control::{Failure, ResultContext};
 use enjambre_core::{Place, Role, Space, Storage, StorageError};
 use enjambre_swarm::library::content::ContentStore;
 use enjambre_swarm::{catalogue, library};
@@ -12,7 +13,6 @@ use crate::cli::context::Context;
 use crate::config::load::Loaded;
 use crate::config::sections::{ContentKind, NodeKind};
 use crate::data_dir::DataDir;
-use crate::failure::{Failure, ResultContext};
 use crate::registry::Registry;
 use crate::registry::locations::{node_place, replica_place};
 

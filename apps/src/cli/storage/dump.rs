@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
+use enjambre_control::{Failure, ResultContext};
 use enjambre_core::storage::inspect::{Field, Fields};
 use enjambre_core::{Key, KeyRange, Space, UnixMillis};
 use enjambre_swarm::catalogue::{self, layout};
@@ -13,7 +14,6 @@ use serde::{Serialize, Serializer};
 use super::databases::{self, Database, DatabaseKind, Databases};
 use crate::cli::context::Context;
 use crate::cli::output::Stdout;
-use crate::failure::{Failure, ResultContext};
 
 /// Number of entries per page.
 const PAGE: usize = 500;

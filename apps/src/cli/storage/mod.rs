@@ -10,10 +10,10 @@ mod scratch;
 mod stats;
 
 use clap::{Args, Subcommand};
+use enjambre_control::Failure;
 
 use super::context::Context;
 use super::output::Json;
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use enjambre_control::{Failure, Status};
 use enjambre_core::{Place, Role, Scratch, Storage, StorageError};
 use enjambre_testkit::storage::{self, Builder};
 use parking_lot::Mutex;
@@ -16,7 +17,6 @@ use crate::access::user_name;
 use crate::cli::output::notice;
 use crate::config::load::Loaded;
 use crate::data_dir::other_owner;
-use crate::failure::{Failure, Status};
 use crate::registry::Registry;
 use crate::registry::locations::scratch_place;
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use enjambre_control::{Failure, ResultContext};
 use enjambre_swarm::record_copy::{Count, count};
 use serde::Serialize;
 
 use super::databases::{self, folder_of};
 use crate::cli::context::Context;
 use crate::cli::output::{Stdout, size};
-use crate::failure::{Failure, ResultContext};
 
 #[derive(Debug, Serialize)]
 struct Stats {

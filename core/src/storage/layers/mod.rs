@@ -1,8 +1,7 @@
 //! Layers: storages that wrap another [`super::Storage`] and add one function each.
 //!
-//! [`report`] is always present; `[storage.layers]` of a configuration enables the others. [`metrics`] and [`report`] are
-//! outside of [`retry`], so that they see calls as the caller does, including retries.
+//! [`observe`] is always present; `[storage.layers]` of a configuration enables [`retry`], which is inside of it, so that
+//! latencies and failures are as the caller sees them, including retries.
 
-pub mod metrics;
-pub mod report;
+pub mod observe;
 pub mod retry;

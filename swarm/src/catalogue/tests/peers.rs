@@ -24,6 +24,38 @@ async fn peer_sweep_removes_peers_after_retention_only() {
 }
 
 #[tokio::test]
+async fn online_peers_are_listed_in_pages() {
+    let catalogue = open(&storage(), START).await;
+    let peers = [1, 2, 3].map(|peer| PeerId::from_bytes([peer; 32]));
+    let mut sessions = Vec::new();
+    for (number, files) in [(1, 0..0), (2, 0..3), (3, 3..5)] {
+        let peer = session(&catalogue, number, START).await;
+        for n in files {
+            catalogue.publish(&peer, &publication(&format!("n{n}"), file(n)), START).await.unwrap();
+        }
+        sessions.push(peer);
+    }
+    // The claims of an earlier session do not count.
+    session(&catalogue, 3, START).await;
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let (page, next) = catalogue.online_peers(after, 1, START).await.unwrap();
+        assert!(page.len() <= 1);
+        found.extend(page.into_iter().map(|online| (online.peer, online.files, online.until)));
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let until = START + ms(30_000);
+    assert_eq!(found, [(peers[0], 0, until), (peers[1], 3, until), (peers[2], 0, until)]);
+    catalogue.leave(sessions[0].id, START).await.unwrap();
+    let (online, next) = catalogue.online_peers(None, 10, START).await.unwrap();
+    assert_eq!((online.len(), next), (2, None));
+    assert_eq!(catalogue.online_peers(None, 10, until + ms(1)).await.unwrap().0, []);
+}
+
+#[tokio::test]
 async fn peer_removed_by_another_tracker_cannot_add_claims() {
     let storage = storage();
     let (here, there) = (open(&storage, START).await, open(&storage, START).await);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::download::downloader::Downloader;
+use crate::download::fixtures::StaticProviders;
 use crate::download::settings::DownloadSettings;
 use crate::library::content::ContentStore;
 use crate::library::library::Library;
@@ -15,9 +16,10 @@ async fn reply_whose_files_arrived_elsewhere_releases_its_budget() {
     let downloader = Downloader::new(library, dialer, limit, None, DownloadSettings::default());
     let context = &downloader.context;
     let [missing, arrived] = [1, 2].map(|byte| FileId::from_bytes([byte; 32]));
+    let providers: Arc<dyn ProviderSource> = Arc::new(StaticProviders::default());
     let (progress, _) = watch::channel(Progress::default());
-    let mut batches =
-        Batches::new(context, missing, vec![SmallMember::new(missing, 1, Vec::new())], None, &progress);
+    let files = vec![SmallMember::new(missing, 1, Vec::new())];
+    let mut batches = Batches::new(context, missing, files, None, providers, &progress);
     let before = context.budget.available_permits();
     for (id, released) in [(arrived, true), (missing, false)] {
         let permit = Arc::clone(&context.budget).acquire_many_owned(1).await.ok();

@@ -4,6 +4,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::download::fixtures::NeverSilent;
+use crate::download::provider::ProviderSource;
 use enjambre_core::Dialer;
 use enjambre_testkit::transport::intercept::intercepted;
 
@@ -48,6 +49,40 @@ async fn late_providers_are_replaced_by_others_of_the_same_lookup() {
         assert_eq!(got.await.unwrap().unwrap(), total(&tree));
         assert!(honest.seeder.batches.load(Ordering::Relaxed) > 0, "{behavior:?}");
     }
+}
+
+/// Returns one of the providers in each lookup, in turn.
+#[derive(Default)]
+struct OneOfMany {
+    all: Vec<Provider>,
+    lookups: AtomicUsize,
+}
+
+#[async_trait]
+impl ProviderSource for OneOfMany {
+    async fn providers(&self, _: &FileId) -> Result<Vec<Provider>, String> {
+        let lookup = self.lookups.fetch_add(1, Ordering::Relaxed);
+        Ok(vec![self.all[lookup % self.all.len()].clone()])
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_providers_are_replaced_by_others_of_further_lookups() {
+    let world = World::new();
+    let tree = tree(1, 10);
+    for _ in 0..3 {
+        world.provider(&tree, Behavior::Stalls).await;
+    }
+    let (honest, id, size) = world.provider(&tree, Behavior::Honest).await;
+    let mut node = world.node(Behavior::Honest).await;
+    never_silent(&world, &mut node, DownloadSettings::default());
+    let providers = Arc::new(OneOfMany { all: world.providers.list.lock().clone(), ..OneOfMany::default() });
+    let kind = FileKind::Collection;
+    let request = GetRequest { id, name: None, kind, size, output: None, force: false, durable: false };
+    let (progress, _) = watch::channel(Progress::default());
+    let got = timeout(Duration::from_secs(45), get(&node.downloader, &request, providers, &progress));
+    assert_eq!(got.await.unwrap().unwrap(), total(&tree));
+    assert!(honest.seeder.batches.load(Ordering::Relaxed) > 0);
 }
 
 #[tokio::test(start_paused = true)]

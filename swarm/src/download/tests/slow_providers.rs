@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::world::{Behavior, MIB, Node, World, reaches};
 use crate::download::downloader::Downloader;
@@ -80,6 +80,28 @@ async fn always_busy_provider_fails_download() {
         let refused = busy.seeder.refused.load(Relaxed);
         assert!((2..500).contains(&refused), "{refused} requests");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn busy_providers_one_after_another_fail_download() {
+    let world = World::new(8 * MIB);
+    let node = reader(&world).await;
+    let settings = DownloadSettings::default();
+    let start = Instant::now();
+    let download = node.downloader.get(world.request());
+    let waiting = download.wait();
+    tokio::pin!(waiting);
+    let mut busy = Vec::new();
+    let error = loop {
+        let took = start.elapsed();
+        assert!(took < 3 * settings.provider_timeout + settings.silence_timeout, "{took:?}");
+        busy.push(world.provider(&format!("busy-{}", busy.len()), Behavior::BusyForAll, |_| true).await);
+        if let Ok(result) = timeout(settings.provider_timeout / 4, &mut waiting).await {
+            break result.unwrap_err();
+        }
+    };
+    assert!(matches!(&*error, DownloadError::NoProviders { .. }), "{error}");
+    assert!(busy.len() > 5 && start.elapsed() > settings.provider_timeout, "busy providers are awaited");
 }
 
 #[tokio::test(start_paused = true)]

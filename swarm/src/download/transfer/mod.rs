@@ -18,5 +18,6 @@ mod provider_table;
 mod providers;
 mod run;
 mod state;
+mod view;
 
 pub(super) use run::run;

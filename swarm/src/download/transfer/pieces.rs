@@ -92,7 +92,7 @@ impl Transfer<'_> {
             return;
         }
         let elapsed = self.elapsed();
-        let Some(OpenFile { schedule, file }) = &mut self.open else { return };
+        let Some(OpenFile { schedule, file, .. }) = &mut self.open else { return };
         let layout = file.manifest().layout();
         let now = Instant::now();
         let mut ready = schedule.ready_providers(elapsed);
@@ -155,11 +155,14 @@ impl Transfer<'_> {
         piece: PieceIndex,
         result: Result<PieceContent, ProviderError>,
     ) {
-        self.requests.remove(&(key, piece));
+        let request = self.requests.remove(&(key, piece));
         match result {
             Ok((content, permit)) => {
                 self.last_progress = Instant::now();
                 self.last_piece = self.last_progress;
+                if let Some(&sent) = request.as_ref().and_then(|request| request.sent.get()) {
+                    self.context.metrics.pieces.record(self.last_piece - sent);
+                }
                 if let Some(entry) = self.providers.get_mut(key) {
                     entry.piece_received();
                 }
@@ -167,6 +170,7 @@ impl Transfer<'_> {
             }
             Err(ProviderError::AlreadySent(sent)) => self.on_already_sent(key, piece, &sent),
             Err(error) => {
+                self.context.metrics.failed.add(1);
                 if let Some(open) = &mut self.open {
                     open.schedule.failed(key, piece);
                 }
@@ -193,19 +197,26 @@ impl Transfer<'_> {
             }
         };
         self.pipeline.wait = None;
-        let Some(OpenFile { schedule, .. }) = &mut self.open else { return Ok(()) };
+        let Some(OpenFile { schedule, samples, .. }) = &mut self.open else { return Ok(()) };
         let mut senders_of_wrong = Vec::new();
         let mut superfluous = Vec::new();
-        for Received { from, piece, .. } in batch {
+        let metrics = &self.context.metrics;
+        for Received { from, piece, content, .. } in batch {
             if wrong.contains(&piece) {
+                metrics.invalid.add(1);
                 schedule.failed(from, piece);
                 senders_of_wrong.push(from);
                 continue;
             }
+            metrics.verified.add(1);
+            metrics.received.add(content.len() as u64);
             let arrival = schedule.arrived(from, piece, elapsed);
             superfluous.extend(arrival.cancel.into_iter().map(|other| (other, piece)));
             if let Some(entry) = self.providers.get_mut(from) {
                 entry.piece_verified();
+                samples.insert(piece, from);
+                let endpoint = || Some(entry.active()?.connection.endpoint().clone());
+                self.activity.deliver(entry.provider.peer, content.len() as u64, endpoint);
             }
         }
         for request in superfluous {
@@ -221,6 +232,7 @@ impl Transfer<'_> {
     fn cancel_request(&mut self, (key, piece): (ProviderKey, PieceIndex)) {
         let Some(PendingRequest { abort, id, .. }) = self.requests.remove(&(key, piece)) else { return };
         abort.abort();
+        self.context.metrics.cancelled.add(1);
         if let Some(active) = self.providers.active(key) {
             let connection = Arc::clone(&active.connection);
             let deadline = Deadline::Total(self.context.settings.silence_timeout);

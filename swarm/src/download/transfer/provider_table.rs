@@ -137,6 +137,11 @@ impl ProviderEntry {
         self.busy.is_some()
     }
 
+    /// Whether the provider sent a verified piece.
+    pub(super) const fn is_proven(&self) -> bool {
+        self.proven
+    }
+
     /// Whether the provider became busy within this time.
     pub(super) fn became_busy_within(&self, time: Duration, now: Instant) -> bool {
         self.busy.as_ref().is_some_and(|busy| now < busy.since + time)
@@ -186,6 +191,10 @@ impl ProviderTable {
 
     pub(super) fn get_mut(&mut self, key: ProviderKey) -> Option<&mut ProviderEntry> {
         self.entries.get_mut(&key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ProviderKey, &ProviderEntry)> {
+        self.entries.iter().map(|(&key, entry)| (key, entry))
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &ProviderEntry> {

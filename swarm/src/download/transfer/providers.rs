@@ -210,7 +210,7 @@ impl Transfer<'_> {
 
     fn on_have(&mut self, key: ProviderKey, layout: PieceLayout, have: &Bitmap) {
         let now = self.elapsed();
-        let (Some(OpenFile { schedule, file }), Some(active)) =
+        let (Some(OpenFile { schedule, file, .. }), Some(active)) =
             (&mut self.open, self.providers.active_mut(key))
         else {
             return;
@@ -225,7 +225,7 @@ impl Transfer<'_> {
 
     /// Handles an `already_sent` reply. The bitmap `sent` contains all pieces that the provider has sent.
     pub(super) fn on_already_sent(&mut self, key: ProviderKey, piece: PieceIndex, sent: &[u8]) {
-        let Some(OpenFile { schedule, file }) = &mut self.open else { return };
+        let Some(OpenFile { schedule, file, .. }) = &mut self.open else { return };
         if let Some(active) = self.providers.active_mut(key) {
             active.count_already_sent();
         }

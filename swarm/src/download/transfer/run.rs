@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::event::Event;
 use super::provider_table::ProviderEntry;
 use super::state::{OpenFile, PendingRequest, Transfer};
+use crate::download::activity::Activity;
 use crate::download::context::DownloadContext;
 use crate::download::error::DownloadError;
 use crate::download::request::{DownloadRequest, Progress};
@@ -28,9 +29,10 @@ pub(in crate::download) async fn run(
     request: &DownloadRequest,
     progress: &watch::Sender<Progress>,
     wanted: &Wanted,
+    activity: &Activity,
     cancel: &CancellationToken,
 ) -> Result<Arc<LibraryFile>, DownloadError> {
-    let mut transfer = Transfer::new(context, request, progress, wanted, cancel);
+    let mut transfer = Transfer::new(context, request, progress, wanted, activity, cancel);
     if let Some(file) = context.library.open_file(&request.id).await? {
         transfer.create(Manifest::clone(file.manifest())).await?;
     } else if let Some(manifest) = known_manifest(request) {
@@ -81,6 +83,9 @@ impl Transfer<'_> {
                 () = wanted.changes.changed(&mut seen) => {
                     if let Some(open) = &mut self.open {
                         open.schedule.set_wanted(&wanted.bytes());
+                    }
+                    for observer in wanted.take_observers() {
+                        let _ = observer.send(self.view());
                     }
                 }
                 () = sleep_until(tick) => {

@@ -12,10 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::event::{Event, Received};
 use super::provider_table::ProviderTable;
+use crate::download::activity::Activity;
 use crate::download::context::{self, DownloadContext, StorageWait};
 use crate::download::error::DownloadError;
 use crate::download::request::{DownloadRequest, Phase, Progress};
 use crate::download::schedule::{ProviderKey, Schedule};
+use crate::download::view::Samples;
 use crate::download::wanted::Wanted;
 use crate::library::error::LibraryError;
 use crate::library::file::LibraryFile;
@@ -43,6 +45,7 @@ pub(super) struct PendingRequest {
 pub(super) struct OpenFile {
     pub(super) file: Arc<LibraryFile>,
     pub(super) schedule: Schedule,
+    pub(super) samples: Samples,
 }
 
 /// Received pieces that are hashed and written.
@@ -66,6 +69,7 @@ pub(super) struct Transfer<'a> {
     pub(super) request: &'a DownloadRequest,
     pub(super) progress: &'a watch::Sender<Progress>,
     pub(super) wanted: &'a Wanted,
+    pub(super) activity: &'a Activity,
     pub(super) cancel: &'a CancellationToken,
     /// The origin of the schedule's time.
     pub(super) start: Instant,
@@ -97,6 +101,7 @@ impl<'a> Transfer<'a> {
         request: &'a DownloadRequest,
         progress: &'a watch::Sender<Progress>,
         wanted: &'a Wanted,
+        activity: &'a Activity,
         cancel: &'a CancellationToken,
     ) -> Self {
         let now = Instant::now();
@@ -105,6 +110,7 @@ impl<'a> Transfer<'a> {
             request,
             progress,
             wanted,
+            activity,
             cancel,
             start: now,
             open: None,
@@ -148,7 +154,8 @@ impl<'a> Transfer<'a> {
         let seed = runtime::rng().next_u64();
         let mut schedule = Schedule::new(file.manifest().layout(), &file.have(), seed);
         schedule.set_wanted(&self.wanted.bytes());
-        self.open = Some(OpenFile { file, schedule });
+        let samples = Samples::new(file.layout());
+        self.open = Some(OpenFile { file, schedule, samples });
         self.report();
     }
 

@@ -42,6 +42,17 @@ fn slice(content: &Bytes, layout: PieceLayout, piece: PieceIndex) -> Bytes {
     content.slice(start..start + layout.len(piece))
 }
 
+/// Where the content of published files goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placement {
+    /// It stays where it is.
+    Linked,
+    /// A copy of it is in the library's store.
+    Copied,
+    /// The files become part of the library's store, or copies of them.
+    Moved,
+}
+
 /// The imports of one publication. The imported content is protected from the sweep until this is dropped.
 pub(super) struct Imports {
     inner: Arc<LibraryInner>,
@@ -63,17 +74,24 @@ impl Imports {
         Ok(missing)
     }
 
-    /// Copies the hashed files and the encoded collection into the library. They are durable on return.
+    /// Adds the encoded collection and, unless they are linked, the hashed files to the store of the library. They are
+    /// durable on return.
     pub(super) async fn import(
         &mut self,
         files: &[FoundFile],
         hashed: &[Hashed],
         collection: Option<&EncodedCollection>,
+        placement: Placement,
     ) -> Result<(), PublishError> {
-        for (file, hashed) in files.iter().zip(hashed) {
-            if let Some((manifest, _)) = &hashed.new
-                && self.begin(hashed.id).await?
-            {
+        let stored: &[FoundFile] = if placement == Placement::Linked { &[] } else { files };
+        for (file, hashed) in stored.iter().zip(hashed) {
+            let Some((manifest, _)) = &hashed.new else { continue };
+            if !self.begin(hashed.id).await? {
+                continue;
+            }
+            let moved =
+                placement == Placement::Moved && self.inner.content.adopt(&hashed.id, &file.path).await?;
+            if !moved {
                 self.import_file(&file.path, manifest).await?;
             }
         }

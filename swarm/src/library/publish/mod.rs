@@ -2,8 +2,8 @@
 //!
 //! Files that the library already links are not read again while their fingerprints are unchanged. With
 //! [`PublishOptions::store`] a second pass copies the content into the library, where its place depends on
-//! the hash. A directory becomes a collection. Trackers learn of published names from the outbox of the
-//! library.
+//! the hash. A temporary file, hashed by its writer, is moved there. A directory becomes a collection.
+//! Trackers learn of published names from the outbox of the library.
 
 mod hash;
 mod import;
@@ -39,8 +39,6 @@ pub struct PublishOptions {
     pub secret: Option<FileId>,
     /// Whether a directory with an entry that cannot be published is an error. Otherwise the entry is skipped.
     pub strict: bool,
-    /// Whether the file is a temporary one of this node, which may be in its data directory.
-    pub spooled: bool,
     /// The entries of a directory to leave out. In a pattern `*` matches any text and `?` one character. A pattern with
     /// `/` is compared with the path of an entry relative to the directory, another one with its name.
     pub exclude: Vec<String>,

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::hash::{Hashed, hash_files};
-use super::import::{EncodedCollection, Imports};
+use super::import::{EncodedCollection, Imports, Placement};
 use super::scan::{Found, FoundFile, scan};
-use super::{PublishError, PublishOptions, PublishProgress, Published, publish_blocking};
+use super::{PublishError, PublishOptions, PublishProgress, Published, Skipped, publish_blocking};
 use crate::library::entry::LibraryEvent;
 use crate::library::error::{LibraryError, Result};
 use crate::library::layout::{self, ContentPlace, FILES, LinkState, MAX_NAMES, MEMBERS, NameRecord, Record};
@@ -30,11 +30,11 @@ impl Library {
         options: PublishOptions,
         progress: impl Fn(PublishProgress) + Send + Sync + 'static,
     ) -> Result<Published, PublishError> {
-        let PublishOptions { name, store, secret, strict, spooled, exclude } = options;
+        let PublishOptions { name, store, secret, strict, exclude } = options;
         let (given, inner) = (path.to_owned(), Arc::clone(&self.inner));
         let since = SystemClock.now();
         let found = publish_blocking(move || {
-            let mut found = scan(&given, name, strict, spooled, &exclude)?;
+            let mut found = scan(&given, name, strict, &exclude)?;
             if !store {
                 let state = inner.state.lock();
                 for file in &mut found.files {
@@ -83,26 +83,57 @@ impl Library {
             files: hashed.len() as u64,
             skipped: found.skipped.clone(),
         };
+        let placement = if store { Placement::Copied } else { Placement::Linked };
         // In a task of its own, so that it completes even if the caller drops the future.
-        let work = add(Arc::clone(&self.files), found, hashed, collection, store, since);
+        let work = add(Arc::clone(&self.files), found, hashed, collection, placement, since);
+        tokio::spawn(work).await.map_err(|_| LibraryError::Closed)??;
+        Ok(published)
+    }
+
+    /// Adds a temporary file, which was hashed while it was written, to the library and to the outbox. The library takes the
+    /// file itself if its content store is a directory on the same file system. The result is durable on return.
+    pub async fn publish_temporary(
+        &self,
+        path: &Path,
+        manifest: Manifest,
+        name: Name,
+        secret: Option<FileId>,
+    ) -> Result<Published, PublishError> {
+        let since = SystemClock.now();
+        let (id, size) = (manifest.id(), manifest.layout().size());
+        if Some(id) == secret {
+            return Err(PublishError::Key(name.as_str().into()));
+        }
+        let path = path.to_owned();
+        let found = publish_blocking(move || Found::temporary(path, name)).await?;
+        let published = Published {
+            id,
+            name: found.name.clone(),
+            kind: FileKind::File,
+            size,
+            files: 1,
+            skipped: Skipped::default(),
+        };
+        let new = Some((manifest, found.files[0].fingerprint));
+        let hashed = vec![Hashed { id, size, executable: false, new }];
+        let work = add(Arc::clone(&self.files), found, hashed, None, Placement::Moved, since);
         tokio::spawn(work).await.map_err(|_| LibraryError::Closed)??;
         Ok(published)
     }
 }
 
-/// Imports the content if `store` is set, and adds the files to the index. `since` is a time before the
+/// Imports the content unless it is linked, and adds the files to the index. `since` is a time before the
 /// first read.
 async fn add(
     files: Arc<OpenFiles>,
     found: Found,
     hashed: Vec<Hashed>,
     collection: Option<EncodedCollection>,
-    store: bool,
+    placement: Placement,
     since: UnixMillis,
 ) -> Result<(), PublishError> {
     let mut imports = Imports::new(Arc::clone(&files.inner));
-    let stored = if store { &found.files[..] } else { &[] };
-    if let Err(error) = imports.import(stored, &hashed, collection.as_ref()).await {
+    if let Err(error) = imports.import(&found.files, &hashed, collection.as_ref(), placement).await {
         imports.discard().await;
         return Err(error);
     }
@@ -118,7 +149,7 @@ async fn add(
             kind: FileKind::of_file(hashed.executable),
             name: owner.is_none().then(|| found.name.clone()),
             member_of: owner,
-            linked: (!store).then(|| (file.path.clone(), fingerprint)),
+            linked: (placement == Placement::Linked).then(|| (file.path.clone(), fingerprint)),
             since,
         });
     }

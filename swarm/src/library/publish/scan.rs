@@ -44,6 +44,21 @@ pub(super) struct Found {
     pub(super) skipped: Skipped,
 }
 
+impl Found {
+    fn new(name: Name) -> Self {
+        let (files, empty, skipped) = (Vec::new(), Vec::new(), Skipped::default());
+        Self { name, kind: FileKind::File, files, empty, skipped }
+    }
+
+    /// A temporary file of this node, which may be in its data directory. Blocks.
+    pub(super) fn temporary(path: PathBuf, name: Name) -> Result<Self, PublishError> {
+        let metadata = std::fs::metadata(&path)
+            .map_err(|error| LibraryError::io("read the metadata of", &path, error))?;
+        let file = FoundFile::new(path, "file".parse()?, &metadata);
+        Ok(Self { files: vec![file], ..Self::new(name) })
+    }
+}
+
 /// The length of the key of a node. A node stores it as `key` in its data directory, beside the file `lock`.
 const KEY_BYTES: u64 = 32;
 
@@ -72,7 +87,6 @@ pub(super) fn scan(
     path: &Path,
     name: Option<Name>,
     strict: bool,
-    spooled: bool,
     exclude: &[String],
 ) -> Result<Found, PublishError> {
     let root = path.canonicalize().map_err(|error| match error.kind() {
@@ -89,16 +103,8 @@ pub(super) fn scan(
     };
     let metadata =
         std::fs::metadata(&root).map_err(|error| LibraryError::io("read the metadata of", &root, error))?;
-    if !spooled {
-        check_outside_of_data_dirs(&root)?;
-    }
-    let mut found = Found {
-        name,
-        kind: FileKind::File,
-        files: Vec::new(),
-        empty: Vec::new(),
-        skipped: Skipped::default(),
-    };
+    check_outside_of_data_dirs(&root)?;
+    let mut found = Found::new(name);
     if metadata.is_file() {
         check_no_key(&root, &metadata)?;
         let member = "file".parse()?;

@@ -186,6 +186,31 @@ async fn directory_is_published_as_collection_of_regular_files() {
 }
 
 #[tokio::test]
+async fn file_that_vanishes_while_a_directory_is_hashed_is_skipped() {
+    let rig = Rig::new();
+    let library = rig.open().await;
+    fs::create_dir(rig.path("d")).unwrap();
+    // More than there are workers, which report each file.
+    let kept = 40;
+    for number in 0..kept {
+        fs::write(rig.path(&format!("d/{number}")), [number]).unwrap();
+    }
+    for strict in [false, true] {
+        let last = rig.path("d/z");
+        fs::write(&last, b"z").unwrap();
+        let options = PublishOptions { strict, ..PublishOptions::default() };
+        let remove_last = move |_: PublishProgress| drop(fs::remove_file(&last));
+        match library.publish(&rig.path("d"), options, remove_last).await {
+            Ok(published) => {
+                assert!(!strict);
+                assert_eq!((published.files, published.skipped.others), (u64::from(kept), 1));
+            }
+            Err(error) => assert!(strict, "{error}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn empty_directory_is_published() {
     let rig = Rig::new();
     let library = rig.open().await;

@@ -265,6 +265,52 @@ async fn foreign_part_file_is_never_written_through() {
 }
 
 #[tokio::test]
+async fn file_in_place_of_a_part_file_is_not_continued() {
+    for force in [false, true] {
+        let rig = Rig::new(false);
+        let sample = Sample::new(3 * PIECE, 1);
+        let library = rig.open().await;
+        let file = sample.create(&library, "a", rig.to("a.bin", force)).await;
+        file.write_pieces(vec![sample.piece(0)]).await.unwrap();
+        drop(file);
+        rig.kill(library).await;
+        let (victim, part) = (rig.path("victim"), rig.path("a.bin.enjambre-part"));
+        fs::write(&victim, b"victim").unwrap();
+        fs::remove_file(&part).unwrap();
+        fs::hard_link(&victim, &part).unwrap();
+        let library = rig.open().await;
+        match library.create(sample.manifest.clone(), named("a"), rig.to("a.bin", force)).await {
+            Ok(file) => {
+                assert!(force);
+                file.write_pieces(sample.all()).await.unwrap();
+                file.finish(true).await.unwrap();
+                assert_eq!(fs::read(rig.path("a.bin")).unwrap(), sample.content);
+            }
+            Err(error) => assert!(!force && matches!(error, LibraryError::BadPath { .. }), "{error}"),
+        }
+        assert_eq!(fs::read(&victim).unwrap(), b"victim");
+    }
+}
+
+#[tokio::test]
+async fn deleted_directory_of_a_download_does_not_stop_checkpoints() {
+    let rig = Rig::new(false);
+    let (sample, other) = (Sample::new(2 * PIECE, 1), Sample::new(2 * PIECE, 2));
+    let library = rig.open().await;
+    fs::create_dir(rig.path("dir")).unwrap();
+    let file = sample.create(&library, "a", rig.to("dir/a.bin", false)).await;
+    file.write_pieces(vec![sample.piece(0)]).await.unwrap();
+    let kept = other.create(&library, "b", rig.to("b.bin", false)).await;
+    kept.write_pieces(vec![other.piece(0)]).await.unwrap();
+    fs::remove_dir_all(rig.path("dir")).unwrap();
+    library.checkpoint_all().await.unwrap();
+    assert!(file.write_pieces(sample.all()).await.is_err() || file.finish(true).await.is_err());
+    kept.write_pieces(other.all()).await.unwrap();
+    kept.finish(true).await.unwrap();
+    assert_eq!(fs::read(rig.path("b.bin")).unwrap(), other.content);
+}
+
+#[tokio::test]
 async fn part_file_that_is_moved_or_deleted_fails_download() {
     type Harm = fn(&Rig);
     let deleted: Harm = |rig| fs::remove_file(rig.path("dir/a.bin.enjambre-part")).unwrap();

@@ -7,10 +7,13 @@ mod model;
 mod open_cache;
 mod piece_writer;
 mod pieces;
+#[cfg(target_os = "linux")]
+mod pipes;
 mod relink;
 mod republish;
 mod retarget;
 mod small;
+mod temporary;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -141,6 +141,26 @@ async fn sweep_in_progress_keeps_content_that_moves_to_library() {
     fault_is_met(&content).await;
     let file = sample.create(&library, "x", Destination::Library).await;
     sweep.await.unwrap().unwrap();
+    check_moved(&sample, &file, content).await;
+}
+
+#[tokio::test]
+async fn sweep_during_a_move_to_the_library_keeps_its_content() {
+    let rig = Rig::new(false);
+    let sample = Sample::new(3 * PIECE, 1);
+    let (library, _, content) = with_faulty_content(&rig, &sample).await;
+    sample.create(&library, "x", rig.to("a.bin", false)).await;
+    // The copied pieces are synced before the record names them.
+    content.add(Operation::Sync, When::Nth(1), Fault::Delay(Duration::from_secs(1)));
+    let (creating, of) = (Arc::clone(&library), sample.clone());
+    let create = tokio::spawn(async move { of.create(&creating, "x", Destination::Library).await });
+    fault_is_met(&content).await;
+    library.inner.sweep().await.unwrap();
+    check_moved(&sample, &create.await.unwrap(), content).await;
+}
+
+/// Checks that two pieces are in the library.
+async fn check_moved(sample: &Sample, file: &LibraryFile, content: Arc<FaultyStorage>) {
     assert_eq!(file.have_count(), 2);
     let content = DatabaseContent(content);
     for number in [0, 2] {

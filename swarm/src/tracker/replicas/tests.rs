@@ -208,6 +208,18 @@ async fn pin_without_provider_waits_without_slot() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn repeated_request_for_a_pending_pin_writes_nothing() {
+    let world = World::new().await;
+    let session = world.peer("memory://peer:1").await;
+    let id = world.publish(session, 1).await[0];
+    world.client.pin(session, id).await.unwrap();
+    for operation in [Operation::Sync, Operation::Commit] {
+        world.storage.add(operation, When::Always, Fault::Unavailable);
+    }
+    assert_eq!(world.client.pin(session, id).await.unwrap(), (0, false));
+}
+
+#[tokio::test(start_paused = true)]
 async fn parallel_fetches_are_limited() {
     let world = World::new().await;
     let _listener = world.silent_listener().await;
@@ -234,6 +246,8 @@ async fn stalled_pins_of_some_peers_do_not_delay_others() {
         }
     }
     until("all turns are taken", || world.store.downloads.free() == 0).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.reserved().await, (0, 30), "nothing has arrived");
     let (session, file) = world.source(1000).await;
     let start = Instant::now();
     while !world.client.pin(session, file).await.unwrap().1 {

@@ -2,6 +2,7 @@
 //! clock of the runtime.
 
 mod invite_only;
+mod listing;
 mod lookups;
 mod presence;
 mod rogue;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::time::sleep;
 
 use super::{FakeLibrary, World, endpoint, file};
 use crate::tracker::service::TrackerService;
@@ -25,6 +26,8 @@ struct Rogue {
     /// The names on each page.
     names: &'static [&'static str],
     pages: AtomicU64,
+    /// The time until a page is sent.
+    delay: Duration,
 }
 
 fn record(name: &str) -> FileRecord {
@@ -54,6 +57,7 @@ impl Handler for Rogue {
                 Reply::OpenSession { catalogue: CatalogueId([1; 16]), nonce: Nonce([1; 32]), grant: None }
             }
             Request::List { .. } => {
+                sleep(self.delay).await;
                 let page = self.pages.fetch_add(1, Ordering::Relaxed);
                 let files = self.names.iter().map(|name| record(name)).collect();
                 Reply::List { files, cursor: Some(page.to_be_bytes().to_vec()) }
@@ -68,10 +72,11 @@ impl Handler for Rogue {
 async fn list_of(
     world: &World,
     names: &'static [&'static str],
+    delay: Duration,
     others: &[&str],
 ) -> (Vec<String>, Option<TrackerError>) {
     let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
-    let rogue = Rogue { names, pages: AtomicU64::new(0) };
+    let rogue = Rogue { names, pages: AtomicU64::new(0), delay };
     let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::new(rogue)));
     let mut listing = world.trackers(&[&[AT], others].concat()).list("");
     let mut files = Vec::new();
@@ -87,10 +92,13 @@ async fn list_of(
     (files, error)
 }
 
-/// Lists the files of a rogue tracker. Returns the number of files before the error.
-async fn list(names: &'static [&'static str]) -> (usize, TrackerError) {
-    let (files, error) = list_of(&World::new(), names, &[]).await;
-    (files.len(), error.expect("the list does not end normally"))
+/// Lists the files of a rogue tracker. Returns the number of files before the error, and the violation.
+async fn list(names: &'static [&'static str], delay: Duration) -> (usize, &'static str) {
+    let (files, error) = list_of(&World::new(), names, delay, &[]).await;
+    match error.expect("the list does not end normally") {
+        TrackerError::Protocol { problem, .. } => (files.len(), problem),
+        error => panic!("{error}"),
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,7 +114,8 @@ async fn failure_of_one_list_does_not_end_the_others() {
     let cases: [(&'static [&'static str], &str); 3] =
         [(&[], "c d"), (&["a", "b"], "a b c d"), (&["b", "a"], "c d")];
     for (names, listed) in cases {
-        let (files, error) = list_of(&world, names, &["memory://honest:1", "memory://absent:1"]).await;
+        let (files, error) =
+            list_of(&world, names, Duration::ZERO, &["memory://honest:1", "memory://absent:1"]).await;
         assert!(error.is_none(), "{error:?}");
         assert_eq!(files.join(" "), listed);
     }
@@ -114,18 +123,14 @@ async fn failure_of_one_list_does_not_end_the_others() {
 
 #[tokio::test(start_paused = true)]
 async fn endless_empty_list_is_refused() {
-    let (files, error) = list(&[]).await;
-    assert!(matches!(error, TrackerError::Protocol { .. }), "{error}");
-    assert_eq!(files, 0);
+    assert_eq!(list(&[], Duration::ZERO).await, (0, "the list does not end"));
+    assert_eq!(list(&[], Duration::from_secs(5)).await, (0, "no file in time"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn repeated_page_of_a_list_is_refused() {
-    let (files, error) = list(&["a", "b"]).await;
-    assert!(matches!(error, TrackerError::Protocol { .. }), "{error}");
-    assert_eq!(files, 2);
-    let (files, error) = list(&["b", "a"]).await;
-    assert!(matches!(error, TrackerError::Protocol { .. }) && files == 0, "{error}");
+    assert_eq!(list(&["a", "b"], Duration::ZERO).await, (2, "the list is not in order"));
+    assert_eq!(list(&["b", "a"], Duration::ZERO).await, (0, "the list is not in order"));
 }
 
 /// A tracker that refuses each request with this error.

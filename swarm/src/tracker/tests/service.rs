@@ -18,7 +18,7 @@ use crate::tracker_client::client::TrackerClient;
 use crate::tracker_client::error::TrackerError;
 use enjambre_core::protocol::codec::{decode_reply, encode_request};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
-use enjambre_core::protocol::message::{MAX_QUERY, Nonce, Reply, Request, SessionProof};
+use enjambre_core::protocol::message::{MAX_QUERY, Nonce, Reply, Request, SessionGrant, SessionProof};
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::{
     ConnectionHandle, ConnectionId, EncodedRequest, FileId, FileRecord, KeyPair, Memory, PeerId, PeerInfo,
@@ -202,6 +202,15 @@ async fn proof(service: &TrackerService, key: &KeyPair, endpoints: &[&str]) -> S
     proof_for(None, service, key, endpoints).await
 }
 
+/// Opens a session of a new peer.
+async fn open_at(service: &TrackerService, address: &str) -> Result<SessionGrant, ErrorReply> {
+    let proof = proof(service, &KeyPair::generate(), &["zmq://0.0.0.0:7710"]).await;
+    match send(service, Request::OpenSession { proof: Some(proof) }, address).await? {
+        Reply::OpenSession { grant: Some(grant), .. } => Ok(grant),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// A proof for this tracker, with a nonce of the service.
 async fn proof_for(
     tracker: Option<PeerId>,
@@ -378,6 +387,9 @@ impl PinStore for NullStore {
     fn quota(&self) -> u64 {
         1 << 40
     }
+    fn is_fetching(&self, _id: &FileId) -> bool {
+        false
+    }
     async fn keep(&self, _file: &FileRecord, _pin: PinRecord) -> Result<u64, ErrorReply> {
         Ok(0)
     }
@@ -415,10 +427,7 @@ async fn only_the_pinning_peer_can_unpin() {
 async fn renewal_from_another_address_updates_endpoints() {
     let (_, _, tracker, _client) = world().await;
     let service = &tracker.service;
-    let proof = proof(service, &KeyPair::generate(), &["zmq://0.0.0.0:7710"]).await;
-    let reply = send(service, Request::OpenSession { proof: Some(proof) }, "10.0.0.5").await.unwrap();
-    let Reply::OpenSession { grant: Some(grant), .. } = reply else { panic!("{reply:?}") };
-    let session = grant.session;
+    let session = open_at(service, "10.0.0.5").await.unwrap().session;
     let Publication { name, id, size, kind } = publication("a", 1);
     send(service, Request::Publish { session, name, id, size, kind }, "10.0.0.5").await.unwrap();
     let cached = || {
@@ -452,9 +461,7 @@ async fn renewal_from_another_address_updates_endpoints() {
 async fn alternating_addresses_change_endpoints_at_a_limited_rate() {
     let (_, _, tracker, _client) = world().await;
     let service = &tracker.service;
-    let proof = proof(service, &KeyPair::generate(), &["zmq://0.0.0.0:7710"]).await;
-    let reply = send(service, Request::OpenSession { proof: Some(proof) }, "10.0.0.5").await.unwrap();
-    let Reply::OpenSession { grant: Some(grant), .. } = reply else { panic!("{reply:?}") };
+    let grant = open_at(service, "10.0.0.5").await.unwrap();
     let renewed = async |address| {
         let renew = Request::Renew { session: grant.session, renewed_ms: None, membership: None };
         match send(service, renew, address).await.unwrap() {
@@ -474,4 +481,18 @@ async fn alternating_addresses_change_endpoints_at_a_limited_rate() {
     for address in ["10.0.0.5", "10.0.0.6"] {
         assert_eq!(renewed(address).await, [endpoint(&format!("zmq://{address}:7710"))]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_sessions_are_limited_by_address() {
+    let (_, _, tracker, _client) = world().await;
+    let open = async |address| open_at(&tracker.service, address).await.map_err(|error| error.code);
+    for number in 0..TrackerSettings::default().sessions_per_address.get() {
+        open(["127.0.0.1", "127.0.0.2"][number as usize % 2]).await.unwrap();
+    }
+    assert_eq!(open("127.0.0.1").await.unwrap_err(), ErrorCode::Busy);
+    open("10.0.0.5").await.expect("another address has its own limit");
+    advance(Duration::from_secs(1)).await;
+    open("127.0.0.3").await.expect("the limit refills");
+    assert_eq!(open("127.0.0.1").await.unwrap_err(), ErrorCode::Busy);
 }

@@ -6,6 +6,7 @@ mod workloads;
 use std::time::Duration;
 
 use clap::Args;
+use enjambre_control::Failure;
 use enjambre_core::Role;
 use enjambre_testkit::storage::Builder;
 use serde::Serialize;
@@ -14,7 +15,6 @@ use self::measurement::Measurement;
 use super::scratch::ScratchBuilder;
 use crate::cli::context::Context;
 use crate::cli::output::Stdout;
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

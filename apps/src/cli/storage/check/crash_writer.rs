@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::Args;
+use enjambre_control::Failure;
 use enjambre_core::{Place, Role, Scratch};
 use enjambre_testkit::storage::crash;
 
 use crate::cli::context::Context;
 use crate::cli::storage::scratch::ScratchBuilder;
-use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

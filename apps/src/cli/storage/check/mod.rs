@@ -4,6 +4,7 @@ pub(crate) mod crash_writer;
 mod report;
 
 use clap::Args;
+use enjambre_control::{Failure, ResultContext};
 use enjambre_core::Role;
 use enjambre_testkit::storage::{self, Case, Group, Outcome, crash};
 
@@ -11,7 +12,6 @@ use self::report::Report;
 use super::scratch::ScratchBuilder;
 use crate::cli::context::Context;
 use crate::cli::output::Stdout;
-use crate::failure::{Failure, ResultContext};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

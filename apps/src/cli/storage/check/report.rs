@@ -1,10 +1,9 @@
 //! The report of `enjambre storage check`, as text or JSON.
 
+use enjambre_control::Failure;
 use enjambre_core::Role;
 use enjambre_testkit::storage::{Case, KIT_VERSION, Outcome};
 use serde::Serialize;
-
-use crate::failure::Failure;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use enjambre_control::{Failure, ResultContext};
 use enjambre_core::{Key, Space, Storage, StorageError};
 use enjambre_swarm::library::content::{self, ContentStore};
 use enjambre_swarm::library::content_copy::{self, ContentCopy, PieceTotals};
@@ -17,7 +18,6 @@ use super::errors::{content_failed, differs, same_database, target_failed, write
 use super::progress::CopyProgress;
 use crate::cli::output::size;
 use crate::cli::storage::databases::{Database, DatabaseKind, Databases};
-use crate::failure::{Failure, ResultContext};
 
 /// Bytes of content between two updates of the mark.
 const CHECKPOINT_BYTES: u64 = 16 << 20;

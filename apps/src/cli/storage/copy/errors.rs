@@ -2,10 +2,9 @@
 
 use std::fmt::Display;
 
+use enjambre_control::{Failure, Status};
 use enjambre_core::StorageError;
 use enjambre_swarm::library::error::LibraryError;
-
-use crate::failure::{Failure, Status};
 
 pub(super) fn same_database() -> Failure {
     Failure::usage("source and target are the same database")

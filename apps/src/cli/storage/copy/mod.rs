@@ -10,6 +10,7 @@ mod progress;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use enjambre_control::{Failure, ResultContext};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,6 @@ use super::databases::{self, Databases};
 use crate::cli::output::notice;
 use crate::config::load::{Loaded, Sources};
 use crate::data_dir::DataDir;
-use crate::failure::{Failure, ResultContext};
 use crate::node_key;
 use crate::registry::Registry;
 

@@ -1,9 +1,12 @@
-//! Failure of a command: an exit status and a message of one line.
+//! Failure of a command: an exit status, a code for programs and a message of one line.
 
-use std::fmt;
+use std::error::Error;
 use std::process::ExitCode;
+use std::{fmt, io};
 
 use enjambre_core::StorageError;
+use enjambre_core::model::layout::FileTooLarge;
+use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::storage::inspect::with_causes;
 use enjambre_swarm::catalogue::error::CatalogueError;
 use enjambre_swarm::download::DownloadError;
@@ -12,14 +15,12 @@ use enjambre_swarm::library::publish::PublishError;
 use enjambre_swarm::tracker_client::error::TrackerError;
 use serde::{Deserialize, Serialize};
 
-use crate::config::error::ConfigError;
-
 /// The exit statuses of failed commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 #[non_exhaustive]
-pub(crate) enum Status {
+pub enum Status {
     /// 1: the operation failed.
     Failed = 1,
     /// 2: the command line or the configuration is invalid.
@@ -34,51 +35,101 @@ pub(crate) enum Status {
 
 /// A failed command. It can be sent to another process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Failure {
-    pub(crate) status: Status,
+pub struct Failure {
+    /// The exit status of the command.
+    pub status: Status,
+    /// The cause, for programs, if it is one of the protocol's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<ErrorCode>,
     /// The failed action, its cause and the remedy, in one line.
-    pub(crate) message: String,
+    pub message: String,
 }
 
 impl Failure {
-    pub(crate) fn new(status: Status, message: impl fmt::Display) -> Self {
-        Self { status, message: one_line(&message.to_string()) }
+    /// Creates a failure. Joins the lines of the message.
+    pub fn new(status: Status, message: impl fmt::Display) -> Self {
+        Self { status, code: None, message: one_line(&message.to_string()) }
     }
 
-    pub(crate) fn failed(message: impl fmt::Display) -> Self {
+    /// Creates a failure with [`Status::Failed`].
+    pub fn failed(message: impl fmt::Display) -> Self {
         Self::new(Status::Failed, message)
     }
 
-    pub(crate) fn usage(message: impl fmt::Display) -> Self {
+    /// Creates a failure with [`Status::Usage`].
+    pub fn usage(message: impl fmt::Display) -> Self {
         Self::new(Status::Usage, message)
     }
 
-    pub(crate) fn not_found(message: impl fmt::Display) -> Self {
+    /// Creates a failure with [`Status::NotFound`].
+    pub fn not_found(message: impl fmt::Display) -> Self {
         Self::new(Status::NotFound, message)
     }
 
-    pub(crate) fn unreachable(message: impl fmt::Display) -> Self {
+    /// Creates a failure with [`Status::Unreachable`].
+    pub fn unreachable(message: impl fmt::Display) -> Self {
         Self::new(Status::Unreachable, message)
     }
 
-    pub(crate) fn interrupted(message: impl fmt::Display) -> Self {
+    /// Creates a failure with [`Status::Interrupted`].
+    pub fn interrupted(message: impl fmt::Display) -> Self {
         Self::new(Status::Interrupted, message)
     }
 
     /// Creates a failure from an error with its chain of causes.
-    pub(crate) fn from_error(status: Status, error: &(dyn std::error::Error + 'static)) -> Self {
-        Self::new(status, with_causes(error))
+    pub fn from_error(status: Status, error: &(dyn Error + 'static)) -> Self {
+        Self { code: code_of(error), ..Self::new(status, with_causes(error)) }
     }
 
     /// Prepends the failed action to the message.
-    pub(crate) fn context(mut self, what: impl fmt::Display) -> Self {
+    pub fn context(mut self, what: impl fmt::Display) -> Self {
         self.message = one_line(&format!("{what}: {}", self.message));
         self
     }
 
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    /// The exit code of a process whose command failed.
+    pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.status as u8)
     }
+}
+
+/// Returns the code of the first error in the chain of causes that has one.
+fn code_of(error: &(dyn Error + 'static)) -> Option<ErrorCode> {
+    std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
+        if let Some(error) = error.downcast_ref::<TrackerError>() {
+            return error.code();
+        }
+        if let Some(error) = error.downcast_ref::<CatalogueError>() {
+            return Some(error.code());
+        }
+        match error.downcast_ref::<PublishError>() {
+            None | Some(PublishError::Library(_) | PublishError::TooLarge { .. }) => {}
+            Some(PublishError::Changed(_) | PublishError::Vanished(_)) => return Some(ErrorCode::Conflict),
+            Some(_) => return Some(ErrorCode::Malformed),
+        }
+        if error.is::<FileTooLarge>() {
+            return Some(ErrorCode::TooLarge);
+        }
+        let is_full = matches!(error.downcast_ref(), Some(LibraryError::Full(_)))
+            || matches!(error.downcast_ref(), Some(StorageError::Full { .. }))
+            || matches!(
+                error.downcast_ref().map(io::Error::kind),
+                Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            );
+        match error.downcast_ref() {
+            _ if is_full => Some(ErrorCode::Full),
+            Some(LibraryError::NotFound(_)) => Some(ErrorCode::NotFound),
+            Some(LibraryError::Ambiguous { .. }) => Some(ErrorCode::Ambiguous),
+            Some(
+                LibraryError::Exists(_)
+                | LibraryError::Incomplete { .. }
+                | LibraryError::Changed { .. }
+                | LibraryError::MissingPiece { .. }
+                | LibraryError::Damaged { .. },
+            ) => Some(ErrorCode::Conflict),
+            _ => None,
+        }
+    })
 }
 
 /// Joins lines.
@@ -93,21 +144,21 @@ impl fmt::Display for Failure {
     }
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::from_error(Status::Usage, &error)
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
         Self::from_error(Status::Failed, &error)
     }
 }
 
-impl From<Box<dyn std::error::Error + Send + Sync>> for Failure {
-    fn from(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
+impl From<Box<dyn Error + Send + Sync>> for Failure {
+    fn from(error: Box<dyn Error + Send + Sync>) -> Self {
         Self::from_error(Status::Failed, &*error)
+    }
+}
+
+impl From<FileTooLarge> for Failure {
+    fn from(error: FileTooLarge) -> Self {
+        Self::from_error(Status::Failed, &error)
     }
 }
 
@@ -121,6 +172,7 @@ impl From<CatalogueError> for Failure {
     fn from(error: CatalogueError) -> Self {
         let status = match &error {
             CatalogueError::NotFound { .. } => Status::NotFound,
+            CatalogueError::Ambiguous { .. } | CatalogueError::Malformed { .. } => Status::Usage,
             _ => Status::Failed,
         };
         Self::from_error(status, &error)
@@ -174,7 +226,8 @@ impl From<&DownloadError> for Failure {
     }
 }
 
-pub(crate) trait ResultContext<T> {
+/// Adds the failed action to errors.
+pub trait ResultContext<T> {
     /// Converts the error to a failure that starts with the action.
     fn context(self, action: impl fmt::Display) -> Result<T, Failure>;
 }
@@ -182,19 +235,5 @@ pub(crate) trait ResultContext<T> {
 impl<T, E: Into<Failure>> ResultContext<T> for Result<T, E> {
     fn context(self, action: impl fmt::Display) -> Result<T, Failure> {
         self.map_err(|error| error.into().context(action))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn message_is_one_line_with_all_causes() {
-        let cause = std::io::Error::other("the disk\nis gone");
-        let error = ConfigError::Read { path: "/x".into(), source: cause };
-        let failure = Failure::from(error);
-        assert_eq!(failure.to_string(), "cannot read configuration file /x: the disk; is gone");
-        assert_eq!(failure.status as u8, 2);
     }
 }

@@ -1,4 +1,4 @@
-//! A storage that logs its failures.
+//! A storage that counts its calls and logs its failures.
 //!
 //! Callers and remotes receive only the kind of a failure, for example `full`. The log contains its causes: which disk is full,
 //! which server refuses connections. Conflicts and invalid requests are outcomes and not failures of the storage.
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::storage::Storage;
 use crate::storage::error::StorageError;
 use crate::storage::inspect::with_causes;
+use crate::storage::metrics::{Operation, StorageMetrics, failure_kind};
 use crate::storage::value::{Batch, Durability, Key, KeyRange, Limits, Space};
 
 /// Minimum time between warnings about the same failure.
@@ -42,42 +43,55 @@ impl Reported {
     }
 }
 
-/// A storage that logs its failures with their causes, as rate-limited warnings.
+/// A storage with [`StorageMetrics`] that logs its failures with their causes, as rate-limited warnings.
 #[derive(Debug)]
-pub struct ReportingStorage {
+pub struct ObservedStorage {
     inner: Arc<dyn Storage>,
     name: String,
+    metrics: StorageMetrics,
     reported: Mutex<Reported>,
 }
 
-impl ReportingStorage {
+impl ObservedStorage {
     /// Wraps a storage. `name` identifies it in the log.
     pub fn new(inner: Arc<dyn Storage>, name: impl Into<String>) -> Self {
-        Self { inner, name: name.into(), reported: Mutex::default() }
+        Self { inner, name: name.into(), metrics: StorageMetrics::default(), reported: Mutex::default() }
     }
 
-    fn report<T>(&self, action: &str, outcome: Result<T, StorageError>) -> Result<T, StorageError> {
-        let error = match &outcome {
-            Ok(_)
-            | Err(
-                StorageError::Conflict
-                | StorageError::InvalidKey { .. }
-                | StorageError::TooLarge { .. }
-                | StorageError::Closed,
-            ) => return outcome,
-            Err(error) => with_causes(error),
-        };
-        if let Some(suppressed) = self.reported.lock().next(&error, Instant::now()) {
-            tracing::warn!(storage = self.name, action, %error, suppressed, "storage call failed");
+    async fn observe<T>(
+        &self,
+        operation: Operation,
+        call: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        let start = std::time::Instant::now();
+        let pending = self.metrics.pending.enter();
+        let outcome = call.await;
+        drop(pending);
+        self.metrics.latencies[operation as usize].record(start.elapsed());
+        if let Err(error) = &outcome {
+            self.report(operation, error);
         }
         outcome
+    }
+
+    fn report(&self, operation: Operation, error: &StorageError) {
+        if matches!(error, StorageError::Conflict) {
+            self.metrics.conflicts.add(1);
+        }
+        let Some(kind) = failure_kind(error) else { return };
+        self.metrics.failures[kind].add(1);
+        let error = with_causes(error);
+        if let Some(suppressed) = self.reported.lock().next(&error, Instant::now()) {
+            let operation = operation.name();
+            tracing::warn!(storage = self.name, operation, %error, suppressed, "storage call failed");
+        }
     }
 }
 
 #[async_trait]
-impl Storage for ReportingStorage {
+impl Storage for ObservedStorage {
     async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
-        self.report("get", self.inner.get(space, keys).await)
+        self.observe(Operation::Get, self.inner.get(space, keys)).await
     }
 
     async fn scan(
@@ -86,15 +100,15 @@ impl Storage for ReportingStorage {
         range: KeyRange,
         limit: usize,
     ) -> Result<Vec<(Key, Bytes)>, StorageError> {
-        self.report("scan", self.inner.scan(space, range, limit).await)
+        self.observe(Operation::Scan, self.inner.scan(space, range, limit)).await
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
-        self.report("commit", self.inner.commit(batch, durability).await)
+        self.observe(Operation::commit(durability), self.inner.commit(batch, durability)).await
     }
 
     async fn sync(&self) -> Result<(), StorageError> {
-        self.report("sync", self.inner.sync().await)
+        self.observe(Operation::Sync, self.inner.sync()).await
     }
 
     fn limits(&self) -> Limits {
@@ -103,6 +117,10 @@ impl Storage for ReportingStorage {
 
     async fn close(&self) -> Result<(), StorageError> {
         self.inner.close().await
+    }
+
+    fn metrics(&self) -> Option<&StorageMetrics> {
+        Some(&self.metrics)
     }
 }
 

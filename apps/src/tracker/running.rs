@@ -1,0 +1,154 @@
+//! The commands of a running tracker. Those of the administration work without it as well.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use enjambre_control::{
+    CatalogueLine, CataloguePage, Command, Event, Events, Execute, Failure, FileDetail, Input, OnlinePeer,
+    PeerPage, StorageLatency, StoreUsage, TrackerNodeStatus,
+};
+use enjambre_core::protocol::message::{MAX_LIST, MAX_QUERY};
+use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_core::storage::metrics::Operation;
+use enjambre_core::{Endpoint, PeerId, Storage};
+use enjambre_swarm::catalogue::layout::PeerNumber;
+use enjambre_swarm::catalogue::list::ListPage;
+use enjambre_swarm::tracker::service::TrackerService;
+
+use super::admin::AdminService;
+use crate::node_commands::watch;
+use crate::peer::catalogue::MAX_VERSIONS;
+
+/// Time after which a search reports what it has found.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(2);
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A running tracker.
+#[derive(Debug)]
+pub(super) struct RunningTracker {
+    pub(super) admin: AdminService,
+    pub(super) service: Arc<TrackerService>,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) peer: PeerId,
+    pub(super) listen: Vec<Endpoint>,
+    pub(super) backend: String,
+    pub(super) started: Instant,
+}
+
+impl RunningTracker {
+    async fn search(
+        &self,
+        pattern: &str,
+        cursor: Option<&str>,
+        limit: usize,
+        events: &Events,
+    ) -> Result<(), Failure> {
+        if pattern.len() > MAX_QUERY {
+            return Err(Failure::usage(format!("the pattern is longer than {MAX_QUERY} bytes")));
+        }
+        let invalid = |_| Failure::usage("invalid cursor; use the one of the previous page");
+        let mut cursor = cursor.map(|text| URL_SAFE_NO_PAD.decode(text)).transpose().map_err(invalid)?;
+        let (limit, until) = (limit.clamp(1, MAX_LIST), Instant::now() + SEARCH_TIMEOUT);
+        let mut files: Vec<CatalogueLine> = Vec::new();
+        loop {
+            let (wanted, now) = (limit - files.len(), SystemClock.now());
+            let page = self.service.lookups().list(pattern, cursor.as_deref(), wanted, None, now).await?;
+            let ListPage { files: found, cursor: next } = page;
+            files.extend(found.into_iter().map(CatalogueLine::from));
+            cursor = next;
+            if cursor.is_none() || files.len() >= limit || until <= Instant::now() {
+                break;
+            }
+        }
+        let next = cursor.map(|cursor| URL_SAFE_NO_PAD.encode(cursor));
+        events.send(Event::Catalogue(CataloguePage { files, next })).await;
+        Ok(())
+    }
+
+    async fn file(&self, query: &str, events: &Events) -> Result<(), Failure> {
+        let (lookups, now) = (self.service.lookups(), SystemClock.now());
+        let file = lookups.find(query, None, now).await?;
+        let providers = lookups.providers(&file.id, true, now).await?.unwrap_or_default();
+        // In the order of the list, the versions of a name precede the names that begin with it.
+        let page = lookups.list(&format!("{}*", file.name), None, MAX_VERSIONS, None, now).await?;
+        let versions = page.files.into_iter().filter(|version| version.name == file.name).collect();
+        events.send(Event::FileDetail(FileDetail::new(file, providers, versions))).await;
+        Ok(())
+    }
+
+    async fn online_peers(&self, cursor: Option<&str>, limit: usize, events: &Events) -> Result<(), Failure> {
+        let invalid = |_| Failure::usage("invalid cursor; use the one of the previous page");
+        let after = cursor.map(str::parse::<u64>).transpose().map_err(invalid)?.map(PeerNumber);
+        let limit = limit.clamp(1, MAX_LIST);
+        let (peers, next) = self.admin.catalogue.online_peers(after, limit, SystemClock.now()).await?;
+        let peers = peers.into_iter().map(|online| OnlinePeer {
+            peer: online.peer,
+            endpoints: online.endpoints,
+            files: online.files as u64,
+            lease_until_ms: online.until,
+        });
+        let page = PeerPage { peers: peers.collect(), next: next.map(|number| number.0.to_string()) };
+        events.send(Event::OnlinePeers(page)).await;
+        Ok(())
+    }
+
+    async fn status(&self) -> Result<TrackerNodeStatus, Failure> {
+        let status = self.service.status().await?;
+        let pins = status.store.map(|store| StoreUsage {
+            count: store.pins,
+            bytes: store.reserved,
+            quota: store.quota,
+        });
+        let latency = |operation: Operation| {
+            let latencies = self.storage.metrics()?.latencies(operation);
+            let quantile = |share| latencies.quantile(share).as_secs_f64() * 1000.0;
+            Some(StorageLatency {
+                operation: operation.name().to_owned(),
+                count: latencies.count(),
+                p50_ms: quantile(0.5),
+                p99_ms: quantile(0.99),
+            })
+        };
+        Ok(TrackerNodeStatus {
+            peer: self.peer,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            listen: self.listen.clone(),
+            backend: self.backend.clone(),
+            files: status.files,
+            peers: status.peers,
+            admission: if self.admin.is_invite_only() { "invite" } else { "open" }.to_owned(),
+            pins,
+            storage: Operation::ALL.into_iter().filter_map(latency).collect(),
+        })
+    }
+}
+
+#[async_trait]
+impl Execute for RunningTracker {
+    async fn execute(&self, command: Command, input: Input, events: Events) -> Result<(), Failure> {
+        match command {
+            Command::Search { pattern, cursor, limit } => {
+                self.search(&pattern, cursor.as_deref(), limit, &events).await
+            }
+            Command::File { query } => self.file(&query, &events).await,
+            Command::OnlinePeers { cursor, limit } => {
+                self.online_peers(cursor.as_deref(), limit, &events).await
+            }
+            Command::Status => {
+                events.send(Event::TrackerStatus(self.status().await?)).await;
+                Ok(())
+            }
+            Command::Watch => {
+                let status = || async { self.status().await.ok().map(Event::TrackerStatus) };
+                watch(&events, STATUS_INTERVAL, status).await;
+                Ok(())
+            }
+            command => self.admin.execute(command, input, events).await,
+        }
+    }
+}
