@@ -18,6 +18,8 @@ use crate::cli::output::warn;
 
 /// Maximum duration of an export.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum duration of the last export. The process ends a few seconds after a signal.
+const STOP_TIMEOUT: Duration = Duration::from_millis(300);
 /// The name of the service in the spans.
 const NAME: &str = "enjambre";
 /// The path at the endpoint of a collector that receives spans.
@@ -72,7 +74,7 @@ impl SpanExport {
     pub(crate) async fn stop(&self) {
         let provider = self.0.clone();
         // Blocks until the thread of the exporter has ended.
-        let _ = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(TIMEOUT)).await;
+        let _ = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(STOP_TIMEOUT)).await;
     }
 }
 

@@ -25,14 +25,17 @@ function prepare(canvas, width, height) {
   return context;
 }
 
-/** The width of a canvas, which is measured only when it changes. */
-function observeWidth(canvas, draw) {
+/** The width of a canvas, which is measured only when it changes. Draws after changes until `signal` is aborted. */
+function observe(canvas, draw, signal) {
   const size = { width: 0, height: 0 };
-  new ResizeObserver(([entry]) => {
+  const observer = new ResizeObserver(([entry]) => {
     size.width = entry.contentRect.width;
     size.height = entry.contentRect.height;
     beforeFrame(draw);
-  }).observe(canvas);
+  });
+  observer.observe(canvas);
+  signal?.addEventListener('abort', () => observer.disconnect());
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => beforeFrame(draw), { signal });
   return size;
 }
 
@@ -41,13 +44,12 @@ const SAMPLES = 120;
 
 /** A graph of rates over the last samples, one line per series. */
 export class RateGraph {
-  /** @param {HTMLCanvasElement} canvas @param {string[]} series names of colours */
-  constructor(canvas, series) {
+  /** @param {HTMLCanvasElement} canvas @param {string[]} series names of colours @param {AbortSignal} [signal] ends the drawing */
+  constructor(canvas, series, signal) {
     this.canvas = canvas;
     this.series = series.map((name) => ({ name, values: [] }));
     this.draw = () => this.paint();
-    this.size = observeWidth(canvas, this.draw);
-    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => beforeFrame(this.draw));
+    this.size = observe(canvas, this.draw, signal);
   }
 
   /** @param {number[]} values one per series */
@@ -105,13 +107,12 @@ const CELL = { MISSING: 0, IN_FLIGHT: 1, FIRST_SOURCE: 2, STORED: 255 };
 
 /** A map of pieces: one square per piece, or per group of pieces, with the colour of the source. */
 export class PieceMap {
-  /** @param {HTMLCanvasElement} canvas */
-  constructor(canvas) {
+  /** @param {HTMLCanvasElement} canvas @param {AbortSignal} [signal] ends the drawing */
+  constructor(canvas, signal) {
     this.canvas = canvas;
     this.cells = new Uint8Array();
     this.draw = () => this.paint();
-    this.size = observeWidth(canvas, this.draw);
-    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => beforeFrame(this.draw));
+    this.size = observe(canvas, this.draw, signal);
   }
 
   /** @param {string} map the cells in Base64 */

@@ -171,8 +171,9 @@ function createRow(first) {
 function createDetail({ id, name }) {
   const canvas = el('canvas', { role: 'img', 'aria-label': `${t('Map of pieces')} ${visible(name)}` });
   const graphCanvas = el('canvas', { class: 'graph', role: 'img', 'aria-label': `${t('Download rate')} ${visible(name)}` });
-  const map = new PieceMap(canvas);
-  const graph = new RateGraph(graphCanvas, ['accent-fill']);
+  const closed = new AbortController();
+  const map = new PieceMap(canvas, closed.signal);
+  const graph = new RateGraph(graphCanvas, ['accent-fill'], closed.signal);
   const sourceList = el('div');
   const table = new Table(sourceList, {
     label: t('Sources'),
@@ -199,7 +200,7 @@ function createDetail({ id, name }) {
       table.set(found.sources.map((source, index) => ({ ...source, index })));
     } catch { /* The list tells that the download, or the node, is gone. */ }
   });
-  return { node, close: stop };
+  return { node, close: () => { stop(); closed.abort(); } };
 }
 
 const HEALTH = { active: 'good', busy: 'warn', connecting: '', backed_off: 'warn', idle: '', banned: 'bad' };

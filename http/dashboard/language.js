@@ -57,7 +57,6 @@ export const SPANISH = {
   'Files on disk': 'Archivos en disco',
   Filter: 'Filtrar',
   'Filter the library': 'Filtrar la biblioteca',
-  'Free disk space': 'Espacio libre en disco',
   Has: 'Tiene',
   Id: 'Id',
   'Id copied': 'Id copiado',

@@ -38,7 +38,9 @@ function remove(file) {
     action: t('Remove'),
     destroy: true,
     submit: async () => {
-      await request('DELETE', `/library/${segment(file.name)}`);
+      // A name selects the newest of several files; an id selects all names of one.
+      const isAmbiguous = files.some((other) => other.name === file.name && other.id !== file.id);
+      await request('DELETE', `/library/${segment(isAmbiguous ? file.id : file.name)}`);
       await load();
     },
   });

@@ -27,9 +27,6 @@ function showStatus(status) {
   setText(get('sent'), size(status.sent_bytes));
   setText(get('content'), size(status.content_bytes));
   get('listen').replaceChildren(...status.listen.map((endpoint) => el('div', {}, visible(endpoint))));
-  const free = status.disk_free_bytes;
-  get('free-row').hidden = free === undefined || free === null;
-  if (free !== undefined && free !== null) setText(get('free'), size(free));
   showTrackers(status.trackers);
 }
 

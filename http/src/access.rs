@@ -98,11 +98,13 @@ impl AccessRules {
 /// Whether a browser sends this request for a page of another origin. Following a link is not forbidden.
 fn is_cross_site(method: &Method, headers: &HeaderMap, host: &str, encrypted: bool) -> bool {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let scheme = if encrypted { "https" } else { "http" };
-    if let Some(origin) = headers.get(header::ORIGIN)
-        && !origin.as_bytes().eq_ignore_ascii_case(format!("{scheme}://{host}").as_bytes())
-    {
-        return true;
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        let has_scheme =
+            |scheme| origin.as_bytes().eq_ignore_ascii_case(format!("{scheme}://{host}").as_bytes());
+        // A proxy in front of an unencrypted listener may encrypt.
+        if !has_scheme("https") && (encrypted || !has_scheme("http")) {
+            return true;
+        }
     }
     let is_link = matches!(*method, Method::GET | Method::HEAD)
         && text("sec-fetch-mode") == Some("navigate")
@@ -216,6 +218,7 @@ mod tests {
         let with = |client, origin: &str| status(client, "/healthz", &[HOST, ("origin", origin)]);
         assert_eq!(with(REMOTE, "https://files.example:7780"), 200);
         assert_eq!(with(REMOTE, "http://files.example:7780"), 403, "another scheme");
+        assert_eq!(with(LOCAL, "https://files.example:7780"), 200, "a proxy encrypts");
         assert_eq!(with(LOCAL, "http://files.example"), 403, "another port");
         assert_eq!(with(LOCAL, "null"), 403, "a sandboxed page");
     }

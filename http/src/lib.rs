@@ -12,5 +12,6 @@ pub mod health;
 pub mod metrics;
 mod problem;
 pub mod server;
+mod timed_body;
 
 pub use problem::Problem;

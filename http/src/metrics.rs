@@ -262,7 +262,7 @@ fn transfers(out: &mut Families<'_>, downloader: &Downloader) -> fmt::Result {
     let metrics = downloader.metrics();
     let help = "Durations of complete downloads of files and directories.";
     out.histograms("get_duration", help, GETS, [(PLAIN, metrics.gets.read())])?;
-    let help = "Downloads of files and directories that failed.";
+    let help = "Attempts to download a file or directory that failed, including repeated ones.";
     out.counter("get_failures", None, help, metrics.failed_gets.get())?;
     out.counters(
         "pieces",

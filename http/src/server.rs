@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::Request;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn_with_state, map_request};
 use enjambre_core::model::network::network_of;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -25,12 +26,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower_http::timeout::RequestBodyTimeoutLayer;
 use tower_service::Service;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use crate::access::{self, AccessRules};
+use crate::timed_body::{STALL_TIMEOUT, TimedBody};
 
 /// Maximum number of connections.
 const MAX_CONNECTIONS: usize = 256;
@@ -38,8 +39,6 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_PER_ADDRESS: usize = 64;
 /// Maximum duration of a TLS handshake, and of the header of a request after its first byte or the previous request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time after which a client that sends or receives nothing is disconnected.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum size of the header of a request, in bytes.
 const MAX_HEADER: usize = 16 * 1024;
 /// Maximum number of fields in the header of a request.
@@ -88,7 +87,7 @@ impl Server {
     /// connections are closed when the future is dropped.
     pub async fn serve(self, routes: Router, rules: Arc<AccessRules>, stop: CancellationToken) {
         let routes = routes
-            .layer(RequestBodyTimeoutLayer::new(STALL_TIMEOUT))
+            .layer(map_request(async |request: Request<Body>| request.map(TimedBody::wrap)))
             .layer(from_fn_with_state(rules, access::check));
         let acceptor = self.tls.map(TlsAcceptor::from);
         let limits = Arc::new(Limits::default());

@@ -216,7 +216,7 @@ impl Node {
             let (content, path) = match &entry.location {
                 Location::Database => ("database", None),
                 Location::Files => ("files", None),
-                Location::Linked { path } => ("linked", Some(path.clone())),
+                Location::Linked { path } => ("linked", Some(shown_path(path))),
             };
             let mut line = LibraryLine {
                 name,
@@ -233,7 +233,7 @@ impl Node {
                 && let Ok(collection) = library.collection(&entry.id).await
             {
                 if let Some(folder) = linked_folder(library, &collection) {
-                    (line.content, line.path) = ("linked".to_owned(), Some(folder));
+                    (line.content, line.path) = ("linked".to_owned(), Some(shown_path(&folder)));
                 }
                 line.size = collection.total_size();
                 for member in collection.members() {
@@ -381,5 +381,10 @@ fn linked_folder(library: &Library, collection: &Collection) -> Option<PathBuf> 
 
 fn withdrawn_line(entry: &Entry) -> Option<WithdrawnLine> {
     let (Some(reason), Location::Linked { path }) = (entry.withdrawn, &entry.location) else { return None };
-    Some(WithdrawnLine { name: entry.name.clone(), path: path.clone(), reason })
+    Some(WithdrawnLine { name: entry.name.clone(), path: shown_path(path), reason })
+}
+
+/// Replaces what is not UTF-8, which JSON cannot represent.
+fn shown_path(path: &Path) -> PathBuf {
+    path.to_string_lossy().into_owned().into()
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::task::TaskTracker;
-use tracing::field::display;
 use tracing::{Instrument, Span};
 
 use super::codec;
@@ -58,8 +57,13 @@ pub async fn serve(listener: Arc<dyn Listener>, handler: Arc<dyn Handler>) {
 
 /// The span of a request. It costs nothing while the level `debug` is disabled.
 fn span(Incoming { request, peer, .. }: &Incoming) -> Span {
-    let id = peer.identity.as_ref().map(PeerId::short).map(display);
-    tracing::debug_span!("request", kind = request.kind(), peer = id, connection = peer.connection.0)
+    // The macro evaluates its arguments only if the span is enabled.
+    tracing::debug_span!(
+        "request",
+        kind = request.kind(),
+        peer = peer.identity.as_ref().map(PeerId::short).map(display),
+        connection = peer.connection.0
+    )
 }
 
 async fn send(reply: Box<dyn ReplySink>, peer: PeerInfo, message: Message) {

@@ -23,6 +23,8 @@ use crate::problem::Problem;
 
 /// Number of events that are kept.
 const MAX_EVENTS: u64 = 256;
+/// Maximum size of these events together, in bytes. The last one is kept in any case.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Maximum number of subscribers.
 const MAX_SUBSCRIBERS: usize = 32;
 /// Interval of comments to subscribers without events, so that proxies keep the connection open.
@@ -47,6 +49,7 @@ pub(super) struct EventHub {
 struct Kept {
     /// The last events, without gaps. The last one precedes `EventHub::next`.
     last: VecDeque<(&'static str, String)>,
+    bytes: usize,
     is_watching: bool,
 }
 
@@ -120,6 +123,7 @@ impl EventHub {
             if *self.subscribers.borrow() == 0 {
                 // What happens from now on is lost, so ids before it must not be continued.
                 kept.last.clear();
+                kept.bytes = 0;
                 kept.is_watching = false;
                 self.next.send_modify(|next| *next += 1);
                 return;
@@ -140,11 +144,14 @@ impl EventHub {
     }
 
     fn push(&self, name: &'static str, data: &Value) {
+        let data = data.to_string();
         let mut kept = self.events.lock();
-        if kept.last.len() as u64 == MAX_EVENTS {
-            kept.last.pop_front();
+        kept.bytes += data.len();
+        kept.last.push_back((name, data));
+        while kept.last.len() as u64 > MAX_EVENTS || (kept.bytes > MAX_BYTES && kept.last.len() > 1) {
+            let oldest = kept.last.pop_front().map_or(0, |(_, data)| data.len());
+            kept.bytes -= oldest;
         }
-        kept.last.push_back((name, data.to_string()));
         self.next.send_modify(|next| *next += 1);
     }
 }

@@ -28,11 +28,11 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{SemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
-use tower_http::timeout::TimeoutError;
 
 use super::content::{contains_etag, etag};
 use super::{ESCAPED, State};
 use crate::problem::Problem;
+use crate::timed_body::Stalled;
 
 /// Maximum number of concurrent uploads.
 pub(super) const MAX_UPLOADS: usize = 16;
@@ -96,7 +96,7 @@ pub(super) async fn post(
     let form = Multipart::from_request(Request::from_parts(parts, Body::from_stream(limited)), &()).await;
     let mut form = form.map_err(|refused| Problem::new(refused.status(), refused.body_text()))?;
     let (mut name, mut published) = (None, Vec::new());
-    while let Some(field) = form.next_field().await.map_err(|error| broken(&error))? {
+    while let Some(field) = form.next_field().await.map_err(|error| after(&published, broken(&error)))? {
         text.store(0, Ordering::Relaxed);
         let Some(file_name) = field.file_name() else {
             if field.name() == Some("name") {
@@ -236,7 +236,7 @@ async fn read_name(mut field: Field<'_>) -> Result<String, Problem> {
 /// The problem of a body that cannot be read.
 fn broken(error: &(dyn Error + 'static)) -> Problem {
     let mut causes = std::iter::successors(Some(error), |&error| error.source());
-    match causes.any(|cause| cause.is::<TimeoutError>()) {
+    match causes.any(|cause| cause.is::<Stalled>()) {
         true => Problem::new(StatusCode::REQUEST_TIMEOUT, "the upload made no progress"),
         false => {
             Problem::new(StatusCode::BAD_REQUEST, format!("cannot read the upload: {}", with_causes(error)))

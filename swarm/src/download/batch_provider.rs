@@ -73,12 +73,12 @@ impl BatchProvider {
         self.window = (self.window + received).min(BATCH_BYTES * MAX_IN_FLIGHT as u64);
     }
 
-    /// Backs off or excludes the provider after a failed request for files of a collection.
-    pub(super) fn on_error(&mut self, collection: FileId, error: ProviderError) {
+    /// Backs off or excludes the provider after a failed request for files of a collection. Returns whether it is excluded now.
+    pub(super) fn on_error(&mut self, collection: FileId, error: ProviderError) -> bool {
         let is_invalid = matches!(error, ProviderError::InvalidData(_));
         let backed_off = matches!(self.state, ConnectionState::BackedOff(_));
         if matches!(self.state, ConnectionState::Excluded) || backed_off && !is_invalid {
-            return;
+            return false;
         }
         let peer = self.provider.peer;
         tracing::debug!(peer = %peer.short(), %error, "request for small files failed");
@@ -96,5 +96,6 @@ impl BatchProvider {
                 ConnectionState::Excluded
             }
         };
+        matches!(self.state, ConnectionState::Excluded)
     }
 }

@@ -19,7 +19,7 @@ pub struct DownloadMetrics {
     pub pieces: Histogram,
     /// The durations of complete downloads of files and directories.
     pub gets: Histogram,
-    /// Downloads of files and directories that failed.
+    /// Attempts to download a file or directory that failed, including those that the queue repeats.
     pub failed_gets: Counter,
 }
 

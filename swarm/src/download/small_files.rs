@@ -5,6 +5,8 @@
 //! for providers and for free disk space and report errors. Only content that hashes to its id is stored, and a provider
 //! that sends other content is banned.
 
+mod member;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+pub(super) use self::member::SmallMember;
 use super::activity::Activity;
 use super::batch_provider::{BATCH_BYTES, BatchProvider, ConnectionState, FILE_BYTES, MAX_IN_FLIGHT};
 use super::context::DownloadContext;
@@ -26,7 +29,7 @@ use crate::library::error::LibraryError;
 use crate::library::small::{SmallFile, SmallOutput};
 use enjambre_core::protocol::message::MAX_FILES;
 use enjambre_core::runtime;
-use enjambre_core::{Connection, Deadline, FileId, MemberPath, Provider};
+use enjambre_core::{Connection, Deadline, FileId, Provider};
 
 /// A reply is late, and others are asked too, after this time and [`LATE_FACTOR`] times the last reply time of the provider.
 const LATE: Duration = Duration::from_secs(2);
@@ -34,28 +37,6 @@ const LATE_FACTOR: u32 = 4;
 /// Maximum number of files per write, and of parallel writes.
 const WRITE_FILES: usize = 1024;
 const MAX_WRITERS: usize = 2;
-
-/// A small member to download.
-#[derive(Debug, Clone)]
-pub(super) struct SmallMember {
-    pub(super) id: FileId,
-    pub(super) size: u64,
-    /// The paths, and whether the file is executable there.
-    pub(super) paths: Vec<(MemberPath, bool)>,
-    /// Indexes of providers that do not have the file.
-    missing_at: Vec<usize>,
-}
-
-impl SmallMember {
-    pub(super) const fn new(id: FileId, size: u64, paths: Vec<(MemberPath, bool)>) -> Self {
-        Self { id, size, paths, missing_at: Vec::new() }
-    }
-
-    /// Returns the bytes, counted once for each path.
-    fn bytes(&self) -> u64 {
-        self.size * self.paths.len() as u64
-    }
-}
 
 struct BatchReply {
     from: usize,
@@ -274,8 +255,13 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// Returns whether there was another provider.
+    /// Connects another provider unless too many are connected. Returns whether no more have to be looked up.
     fn connect_spare(&mut self) -> bool {
+        let is_used = |provider: &&BatchProvider| !matches!(provider.state, ConnectionState::Excluded);
+        if self.providers.iter().filter(is_used).count() >= 2 * self.context.settings.max_providers {
+            // Late requests hold their share of the budget until they end.
+            return true;
+        }
         let Some(provider) = self.spare.pop_front() else { return false };
         self.providers.push(BatchProvider::new(provider));
         self.connect(self.providers.len() - 1);
@@ -452,8 +438,7 @@ impl<'a> Batches<'a> {
     }
 
     fn on_error(&mut self, at: usize, error: ProviderError) {
-        self.providers[at].on_error(self.collection, error);
-        if matches!(self.providers[at].state, ConnectionState::Excluded) {
+        if self.providers[at].on_error(self.collection, error) {
             self.connect_spare();
         }
     }

@@ -28,7 +28,10 @@ impl Wanted {
     /// Asks the transfer for a view. It sends none if it ends.
     pub(super) fn ask(&self) -> oneshot::Receiver<TransferView> {
         let (observer, view) = oneshot::channel();
-        self.observers.lock().push(observer);
+        let mut observers = self.observers.lock();
+        observers.retain(|observer| !observer.is_closed());
+        observers.push(observer);
+        drop(observers);
         self.changes.notify();
         view
     }

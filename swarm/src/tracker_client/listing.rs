@@ -172,7 +172,9 @@ impl Listing {
         let sources = self.sources.as_ref()?;
         let catalogues: Vec<_> =
             sources.iter().map(|source| (source.group.catalogue, source.next_page())).collect();
-        let is_end = catalogues.iter().all(|(_, next)| *next == NextPage::End);
+        // A failed catalogue is requested again only as long as others continue.
+        let is_complete = sources.iter().any(|source| source.failure.is_none());
+        let is_end = is_complete && sources.iter().all(|source| source.page.is_empty() && source.done);
         (!is_end).then(|| ListCursor { last: self.last.clone(), catalogues })
     }
 }

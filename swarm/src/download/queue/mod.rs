@@ -114,12 +114,11 @@ impl DownloadQueue {
     /// Adds a download behind the others, or returns `false` if the queue contains it. A failed download is added again, and
     /// so is a complete one whose file is no longer in the library.
     pub async fn add(&self, NewDownload { id, name, kind, size }: NewDownload) -> Result<bool> {
-        let library = Arc::clone(self.0.downloader.library());
-        let added_ms = SystemClock.now();
+        let (is_stored, added_ms) = (self.0.is_stored(&id).await, SystemClock.now());
         let add = move |entries: &mut Entries| {
             let is_known = entries.get(&id).is_some_and(|known| match known.state {
                 DownloadState::Queued | DownloadState::Paused => true,
-                DownloadState::Complete => library.entry(&id).is_some_and(|entry| entry.is_complete()),
+                DownloadState::Complete => is_stored,
                 DownloadState::Failed(_) => false,
             });
             if is_known {
@@ -228,6 +227,19 @@ impl Inner {
         Ok(result)
     }
 
+    /// Whether the library has all content of a file, or of a directory and its members.
+    async fn is_stored(&self, id: &FileId) -> bool {
+        let library = self.library();
+        let is_complete = |id| library.entry(id).is_some_and(|entry| entry.is_complete());
+        match library.entry(id) {
+            Some(entry) if entry.kind == FileKind::Collection && entry.is_complete() => {
+                let Ok(list) = library.collection(id).await else { return false };
+                list.members().iter().all(|member| is_complete(&member.id))
+            }
+            entry => entry.is_some_and(|entry| entry.is_complete()),
+        }
+    }
+
     /// Removes an incomplete file, or the incomplete directory with its members, from the library.
     async fn remove_incomplete(&self, id: &FileId) -> Result<()> {
         if timeout(STOP_TIMEOUT, self.downloader.ended(id)).await.is_err() {
@@ -236,16 +248,7 @@ impl Inner {
         }
         let library = self.library();
         let downloaded = |entry: &Entry| entry.origin == Origin::Downloaded && entry.withdrawn.is_none();
-        let Some(entry) = library.entry(id).filter(downloaded) else { return Ok(()) };
-        let is_complete = match entry.kind {
-            FileKind::Collection if entry.is_complete() => {
-                let members = library.collection(id).await?;
-                let is_stored = |id| library.entry(id).is_some_and(|member| member.is_complete());
-                members.members().iter().all(|member| is_stored(&member.id))
-            }
-            _ => entry.is_complete(),
-        };
-        if !is_complete {
+        if library.entry(id).is_some_and(|entry| downloaded(&entry)) && !self.is_stored(id).await {
             library.remove(id).await?;
         }
         Ok(())

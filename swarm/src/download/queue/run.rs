@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Inner, Run, RunPhase, State};
@@ -41,7 +41,10 @@ impl Inner {
             return;
         }
         let mut active = runs.values().filter(|run| run.phase == RunPhase::Active).count();
-        for (id, record) in entries.queued() {
+        // Attempts without providers take long. Entries that were not tried yet come first, then the one whose attempt is oldest.
+        let mut queued: Vec<_> = entries.queued().collect();
+        queued.sort_by_key(|(id, _)| runs.get(id).map(|run| run.started));
+        for (id, record) in queued {
             if active >= MAX_ACTIVE {
                 break;
             }
@@ -57,7 +60,15 @@ impl Inner {
             let backoff = before.as_ref().map_or(Backoff::new(MIN_RETRY, MAX_RETRY), |run| run.backoff);
             let error = before.and_then(|run| run.error);
             let phase = RunPhase::Active;
-            let run = Run { phase, progress: updates, error, backoff, stop: stop.clone(), retry };
+            let run = Run {
+                phase,
+                started: Instant::now(),
+                progress: updates,
+                error,
+                backoff,
+                stop: stop.clone(),
+                retry,
+            };
             runs.insert(*id, run);
             let request = GetRequest {
                 id: *id,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -51,6 +52,8 @@ pub(super) struct State {
 /// The attempts to download an entry since it was queued.
 pub(super) struct Run {
     pub(super) phase: RunPhase,
+    /// The start of the last attempt.
+    pub(super) started: Instant,
     pub(super) progress: watch::Receiver<Progress>,
     /// The last temporary failure.
     pub(super) error: Option<String>,

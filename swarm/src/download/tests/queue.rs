@@ -122,13 +122,14 @@ async fn download_without_providers_is_retried_and_gives_its_turn() {
     let world = World::new(MIB);
     let (downloader, _) = reader(&world).await;
     let queue = started(&downloader, &world).await;
-    for byte in 0..MAX_ACTIVE as u8 {
+    let absent = 3 * MAX_ACTIVE;
+    for byte in 0..absent as u8 {
         let (id, name) = (FileId::from_bytes([byte; 32]), "absent".parse().unwrap());
         queue.add(NewDownload { id, name, kind: FileKind::File, size: 1 }).await.unwrap();
     }
     let id = add(&queue, &world).await;
     let status = reached(&queue, id, |status| status.error.is_some()).await;
-    assert_eq!((status.stage, status.position), (Stage::Searching, Some(MAX_ACTIVE)), "{status:?}");
+    assert_eq!((status.stage, status.position), (Stage::Searching, Some(absent)), "{status:?}");
     world.provider("source", Behavior::Honest, |_| true).await;
     reached(&queue, id, |status| status.stage == Stage::Complete).await;
 }
