@@ -307,7 +307,7 @@ mod tests {
         tokio::time::pause();
         let mut reply = String::new();
         client.read_to_string(&mut reply).await.unwrap();
-        assert!(reply.contains("TimeoutError"), "{reply}");
+        assert!(reply.contains("Stalled"), "{reply}");
     }
 
     #[tokio::test]
