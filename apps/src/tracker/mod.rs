@@ -156,7 +156,7 @@ impl TrackerNode {
         if let Some(replicas) = &replicas {
             replicas.store.start();
         }
-        let mut node = Self {
+        let node = Self {
             storage,
             replicas,
             listeners,
@@ -171,6 +171,8 @@ impl TrackerNode {
             stop,
             data_dir,
         };
+        #[cfg(feature = "http")]
+        let mut node = node;
         #[cfg(feature = "http")]
         match start_http(loaded, &folder, &node, commands).await {
             Ok(http) => node.http = http,
