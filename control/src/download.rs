@@ -2,7 +2,8 @@
 
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::{Endpoint, FileId, FileKind, PeerId, UnixMillis};
-use enjambre_swarm::download::queue::QueueError;
+use enjambre_swarm::download::queue::{QueueError, Stage};
+use enjambre_swarm::download::view::SourceState;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -33,7 +34,8 @@ pub struct Download {
     /// Stored bytes.
     pub done: u64,
     /// The state.
-    pub state: DownloadState,
+    #[schema(schema_with = schema::stage)]
+    pub state: Stage,
     /// Why the download failed, or why its last attempt failed.
     pub error: Option<String>,
     /// Received bytes per second over a few seconds.
@@ -49,26 +51,6 @@ pub struct Download {
     pub added_ms: UnixMillis,
     /// What downloads the file.
     pub origin: DownloadOrigin,
-}
-
-/// The state of a download.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DownloadState {
-    /// Waits until fewer downloads are running.
-    Queued,
-    /// Searches providers, or waits for the next attempt.
-    Searching,
-    /// Content arrives.
-    Active,
-    /// Paused by the user.
-    Paused,
-    /// Waits for free space on the disk.
-    DiskFull,
-    /// All content is stored.
-    Complete,
-    /// Failed, and is not tried again.
-    Failed,
 }
 
 /// What downloads a file.
@@ -107,25 +89,8 @@ pub struct DownloadSource {
     /// Received bytes since the start of the download.
     pub received_bytes: u64,
     /// The connection.
-    pub state: DownloadSourceState,
-}
-
-/// The connection of a download to a provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DownloadSourceState {
-    /// Connected.
-    Active,
-    /// Connected; the provider refuses requests at the moment.
-    Busy,
-    /// Being connected.
-    Connecting,
-    /// Not connected until some time after a failure.
-    BackedOff,
-    /// Not connected.
-    Idle,
-    /// Excluded: the provider sent invalid data.
-    Banned,
+    #[schema(schema_with = schema::source_state)]
+    pub state: SourceState,
 }
 
 /// The state of the pieces of a file in at most 2048 cells.

@@ -14,10 +14,7 @@ mod schema;
 
 pub use catalogue::{CatalogueLine, CataloguePage, FileDetail, OnlinePeer, PeerPage, ProviderLine};
 pub use command::{Command, Output};
-pub use download::{
-    Download, DownloadDetail, DownloadList, DownloadOrigin, DownloadSource, DownloadSourceState,
-    DownloadState, PieceCells,
-};
+pub use download::{Download, DownloadDetail, DownloadList, DownloadOrigin, DownloadSource, PieceCells};
 pub use event::{
     Event, Exported, InvitationLine, LibraryLine, MemberLine, NewInvitation, PinLine, Published, Removed,
     Replica, Reserved, Revoked, Verified,

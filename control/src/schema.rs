@@ -2,6 +2,8 @@
 
 use enjambre_core::FileKind;
 use enjambre_core::model::membership::Rights;
+use enjambre_swarm::download::queue::Stage;
+use enjambre_swarm::download::view::SourceState;
 use enjambre_swarm::library::entry::WithdrawReason;
 use serde::Serialize;
 use utoipa::openapi::Object;
@@ -26,6 +28,16 @@ pub(crate) fn optional_withdraw_reason() -> Object {
         SchemaType::from_iter([Type::String, Type::Null]),
         &[Some(Missing), Some(Changed), Some(Unreadable), None],
     )
+}
+
+pub(crate) fn stage() -> Object {
+    use Stage::{Active, Complete, DiskFull, Failed, Paused, Queued, Searching};
+    one_of(Type::String.into(), &[Queued, Searching, Active, Paused, DiskFull, Complete, Failed])
+}
+
+pub(crate) fn source_state() -> Object {
+    use SourceState::{Active, BackedOff, Banned, Busy, Connecting, Idle};
+    one_of(Type::String.into(), &[Active, Busy, Connecting, BackedOff, Idle, Banned])
 }
 
 fn one_of<T: Serialize>(schema_type: SchemaType, values: &[T]) -> Object {

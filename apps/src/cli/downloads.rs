@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use enjambre_control::{
-    Command, Download, DownloadDetail, DownloadOrigin, DownloadSource, DownloadState, Event, Failure, Status,
+    Command, Download, DownloadDetail, DownloadOrigin, DownloadSource, Event, Failure, Status,
 };
+use enjambre_swarm::download::queue::Stage;
 use serde::Serialize;
 
 use super::context::Context;
@@ -131,7 +132,7 @@ fn word(value: &impl Serialize) -> String {
 fn line(download: &Download) -> String {
     let Download { id, kind, size: total, done, state, error, eta_seconds, providers, origin, .. } = download;
     let percent = match state {
-        DownloadState::Complete => 100,
+        Stage::Complete => 100,
         _ => (u128::from(*done) * 100 / u128::from((*total).max(1))).min(99),
     };
     let mut text = format!(
@@ -141,7 +142,7 @@ fn line(download: &Download) -> String {
         word(state),
         name(&download.name, *kind)
     );
-    if *state == DownloadState::Active {
+    if *state == Stage::Active {
         text += &format!("  {}, {}", rate(download.rate, 1.0), count((*providers).into(), "peer"));
     }
     if let Some(seconds) = eta_seconds {

@@ -5,12 +5,12 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use enjambre_control::{
-    Download, DownloadDetail, DownloadList, DownloadOrigin, DownloadSource, DownloadSourceState,
-    DownloadState, Event, Events, Failure, PieceCells,
+    Download, DownloadDetail, DownloadList, DownloadOrigin, DownloadSource, Event, Events, Failure,
+    PieceCells,
 };
 use enjambre_core::FileId;
-use enjambre_swarm::download::queue::{DownloadStatus, NewDownload, QueueError, QueueSubscription, Stage};
-use enjambre_swarm::download::view::{Source, SourceState};
+use enjambre_swarm::download::queue::{DownloadStatus, NewDownload, QueueError, QueueSubscription};
+use enjambre_swarm::download::view::Source;
 use tokio::time::sleep;
 
 use super::{Node, Reach};
@@ -114,15 +114,7 @@ impl Node {
             kind,
             size,
             done,
-            state: match status.stage {
-                Stage::Queued => DownloadState::Queued,
-                Stage::Searching => DownloadState::Searching,
-                Stage::Active => DownloadState::Active,
-                Stage::Paused => DownloadState::Paused,
-                Stage::DiskFull => DownloadState::DiskFull,
-                Stage::Complete => DownloadState::Complete,
-                Stage::Failed => DownloadState::Failed,
-            },
+            state: status.stage,
             error: status.error,
             rate,
             eta_seconds,
@@ -136,13 +128,5 @@ impl Node {
 
 fn source(source: Source) -> DownloadSource {
     let Source { peer, endpoint, rate, received_bytes, state } = source;
-    let state = match state {
-        SourceState::Active => DownloadSourceState::Active,
-        SourceState::Busy => DownloadSourceState::Busy,
-        SourceState::Connecting => DownloadSourceState::Connecting,
-        SourceState::BackedOff => DownloadSourceState::BackedOff,
-        SourceState::Idle => DownloadSourceState::Idle,
-        SourceState::Banned => DownloadSourceState::Banned,
-    };
     DownloadSource { peer, endpoint, rate, received_bytes, state }
 }

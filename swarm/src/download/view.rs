@@ -1,5 +1,7 @@
 //! The sources and pieces of a download, for observers.
 
+use serde::{Deserialize, Serialize};
+
 use super::activity::Delivered;
 use super::schedule::ProviderKey;
 use crate::library::library::Library;
@@ -19,7 +21,8 @@ pub const FIRST_SOURCE: u8 = 2;
 pub const STORED: u8 = 255;
 
 /// The connection to a source. The first ones are the best.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SourceState {
     /// Connected.
     Active,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::state::{DownloadQueue, Inner, RunPhase, State};
@@ -14,9 +15,10 @@ use crate::library::{DownloadRecord, DownloadState};
 use enjambre_core::{FileId, FileKind, Name, UnixMillis};
 
 /// The stage of a download.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// Waits for its turn.
+    /// Waits until fewer downloads are running.
     Queued,
     /// Searches providers, or waits for the next attempt.
     Searching,
@@ -28,7 +30,7 @@ pub enum Stage {
     DiskFull,
     /// All content is stored.
     Complete,
-    /// Failed.
+    /// Failed, and is not tried again.
     Failed,
 }
 
