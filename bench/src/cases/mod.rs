@@ -72,7 +72,7 @@ pub(crate) fn all<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>], trackers: &[Kind
         transfer::swarm(stage, tools, "1-to-8", 8, None),
         transfer::swarm(stage, tools, "1-to-4-limited", 4, Some(50_000_000)),
         transfer::small_files(stage, tools),
-        transfer::http(stage),
+        transfer::http(stage, tools),
         resume::resume(stage),
         tracker::start(stage, trackers),
         tracker::load(stage, trackers),

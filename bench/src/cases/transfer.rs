@@ -13,7 +13,7 @@ use crate::machine::WarmMemory;
 use crate::process::{DEADLINE, Taken, race};
 use crate::report::{COPIES, CPU, Column, PEER_MIB, SECONDS, SOURCE_MIB, Sample};
 use crate::stage::{Content, Stage};
-use crate::tools::{Enjambre, HttpServer, Run, Task, Tool, Variant};
+use crate::tools::{Enjambre, Run, Task, Tool, Variant};
 
 /// One source, one place: the time until everything is verified and written.
 pub(super) fn single<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> {
@@ -75,12 +75,12 @@ pub(super) fn small_files<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<
 }
 
 /// A complete file over HTTP, to a client that drops it.
-pub(super) fn http(stage: &Stage) -> Case<'_> {
+pub(super) fn http<'a>(stage: &'a Stage, tools: &[Rc<dyn Tool>]) -> Case<'a> {
     let size = size(stage, 1024 * MIB);
     let title = format!("A complete file over HTTP, {}", size.display());
-    let mut tools: Vec<Rc<dyn Tool>> = vec![Rc::new(HttpServer::Nginx), Rc::new(HttpServer::Gateway)];
-    tools.retain(|tool| tool.version().is_ok());
-    let case = transfer(stage, "http", title, tools, Plan::default(), move || stage.file(size.as_u64()));
+    let case = transfer(stage, "http", title, takers(tools, Task::Serve), Plan::default(), move || {
+        stage.file(size.as_u64())
+    });
     Case { columns: vec![SECONDS, CPU, SOURCE_MIB], reference: Some("nginx"), ..case }
 }
 

@@ -27,7 +27,7 @@ impl Tool for Aria2 {
     }
 
     fn can(&self, task: Task) -> bool {
-        task != Task::Publish
+        !matches!(task, Task::Publish | Task::Serve)
     }
 
     fn offer(&self, run: &Run<'_>) -> Result<Box<dyn Source>> {

@@ -71,7 +71,7 @@ impl Tool for Enjambre {
     }
 
     fn can(&self, task: Task) -> bool {
-        task == Task::File || self.0 == Variant::Tcp
+        task == Task::File || (self.0 == Variant::Tcp && task != Task::Serve)
     }
 
     fn offer(&self, run: &Run<'_>) -> Result<Box<dyn Source>> {

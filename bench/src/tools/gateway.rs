@@ -38,7 +38,7 @@ impl Tool for HttpServer {
     }
 
     fn can(&self, task: Task) -> bool {
-        task == Task::File
+        task == Task::Serve
     }
 
     fn offer(&self, run: &Run<'_>) -> Result<Box<dyn Source>> {

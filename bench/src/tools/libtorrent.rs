@@ -25,8 +25,8 @@ impl Tool for Libtorrent {
         output_of(python().arg("version"))
     }
 
-    fn can(&self, _task: Task) -> bool {
-        true
+    fn can(&self, task: Task) -> bool {
+        task != Task::Serve
     }
 
     fn offer(&self, run: &Run<'_>) -> Result<Box<dyn Source>> {

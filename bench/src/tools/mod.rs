@@ -22,8 +22,7 @@ use enjambre_tests::wait::{TIMEOUT, wait_for};
 use serde_json::Value;
 
 pub(crate) use self::enjambre::{Enjambre, Variant};
-pub(crate) use self::gateway::HttpServer;
-
+use self::gateway::HttpServer;
 use crate::process::Work;
 use crate::stage::Content;
 use crate::swarm_tracker::SwarmTracker;
@@ -41,6 +40,8 @@ pub(crate) enum Task {
     Folder,
     /// Take a file in, so that it can be offered.
     Publish,
+    /// Serve a file over HTTP.
+    Serve,
 }
 
 /// One run of a tool.
@@ -109,6 +110,8 @@ pub(crate) fn all() -> Vec<Rc<dyn Tool>> {
         Rc::new(Enjambre(Variant::Zmq)),
         Rc::new(Enjambre(Variant::Tcps)),
         Rc::new(Enjambre(Variant::Database)),
+        Rc::new(HttpServer::Nginx),
+        Rc::new(HttpServer::Gateway),
     ]
 }
 
