@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::client::connect;
@@ -137,8 +138,10 @@ async fn silent_node_counts_as_frozen() {
     let folder = tempfile::tempdir().unwrap();
     let _frozen = socket::listen(&folder.path().canonicalize().unwrap(), false).unwrap();
     let connection = connect(folder.path()).await.unwrap();
+    let start = Instant::now();
     let failure = connection.run(Command::Status, &mut |_| {}).await.unwrap().unwrap_err();
     assert!(failure.message.contains("does not respond"), "{failure}");
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

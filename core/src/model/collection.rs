@@ -269,7 +269,7 @@ impl Collection {
         if count > MAX_MEMBERS as u64 {
             return Err(CollectionError::TooLarge);
         }
-        let mut members: Vec<Member> = Vec::with_capacity((count as usize).min(bytes.len() / MIN_MEMBER));
+        let mut members = reader.members(count);
         for _ in 0..count {
             if reader.head(ARRAY)? != 4 {
                 return Err(reader.malformed("a member does not have four fields"));
@@ -428,6 +428,11 @@ impl<'a> Reader<'a> {
     fn text(&mut self) -> Result<&'a str, CollectionError> {
         let bytes = self.string(TEXT)?;
         std::str::from_utf8(bytes).map_err(|_| self.malformed("a text is not UTF-8"))
+    }
+
+    /// Returns an empty list for the members, of which no more are expected than fit into the bytes.
+    fn members(&self, claimed: u64) -> Vec<Member> {
+        Vec::with_capacity((claimed as usize).min(self.rest.len() / MIN_MEMBER))
     }
 
     /// Reads the empty directories of a list with this number of members.

@@ -172,6 +172,7 @@ fn claimed_count_does_not_allocate() {
     put_text(&mut out, MARK);
     let mut million = out.clone();
     put_head(&mut million, ARRAY, 1_000_000);
+    assert!(Reader { rest: &million, length: million.len() }.members(1_000_000).capacity() < 10);
     assert!(matches!(Collection::decode(&million), Err(CollectionError::Malformed { .. })));
     put_head(&mut out, ARRAY, 1_000_001);
     assert_eq!(Collection::decode(&out), Err(CollectionError::TooLarge));

@@ -171,7 +171,7 @@ fn download_to_path_leaves_reserve_free() {
     let complete = world.running_peer("complete", &[&tracker]);
     complete.run(["get", "film.bin"]).ok();
     for (name, peer) in [("incomplete", &incomplete), ("complete", &complete)] {
-        let _ballast = disk.fill(RESERVE + FILE / 2);
+        let _ballast = disk.fill(FILE + RESERVE / 2);
         let path = disk.path().join(name).display().to_string();
         let mut get = peer.spawn(["get", "film.bin", "--json", "-o", &path]);
         wait_disk_full(&mut get);
@@ -187,7 +187,7 @@ fn download_into_files_leaves_reserve_free() {
     let source = scene.world.running_peer("source", &[&tracker]);
     source.publish(&scene.file, &[]);
     let peer = scene.small_peer(&tracker);
-    let _ballast = scene.disk.fill(RESERVE + FILE / 2);
+    let _ballast = scene.disk.fill(FILE + RESERVE / 2);
     let mut get = peer.spawn(["get", "film.bin", "--json"]);
     wait_disk_full(&mut get);
     // The index needs some bytes for the received pieces.

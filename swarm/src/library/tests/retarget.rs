@@ -127,19 +127,27 @@ async fn removal_during_copy_wins() {
     assert!(rig.content.entries().iter().all(|(_, entries)| *entries == 0), "copied content is left");
 }
 
+/// The sweep begins while the move waits for a write.
 #[tokio::test]
 async fn sweep_in_progress_keeps_content_that_moves_to_library() {
     let rig = Rig::new(false);
     let sample = Sample::new(3 * PIECE, 1);
     let (library, _, content) = with_faulty_content(&rig, &sample).await;
-    sample.create(&library, "x", rig.to("a.bin", false)).await;
+    let file = sample.create(&library, "x", rig.to("a.bin", false)).await;
     // What an interrupted import left.
     library.inner.content.write(sample.stored(sample.all())).await.unwrap();
+    let write = file.gate.read().await;
+    let (creating, of) = (Arc::clone(&library), sample.clone());
+    let create = tokio::spawn(async move { of.create(&creating, "x", Destination::Library).await });
+    while file.gate.try_read().is_ok() {
+        sleep(Duration::from_millis(5)).await;
+    }
     content.add(Operation::Commit, When::Nth(1), Fault::Delay(Duration::from_secs(1)));
     let sweeping = Arc::clone(&library);
     let sweep = tokio::spawn(async move { sweeping.inner.sweep().await });
     fault_is_met(&content).await;
-    let file = sample.create(&library, "x", Destination::Library).await;
+    drop(write);
+    let file = create.await.unwrap();
     sweep.await.unwrap().unwrap();
     check_moved(&sample, &file, content).await;
 }

@@ -126,7 +126,7 @@ fn open_session(raw: &mut RawConnection) -> SessionId {
 /// are not cached, are answered in turn with a few lists each, and not behind all pending ones.
 #[test]
 fn list_flood_leaves_lookups_available() {
-    const NAMES: u64 = 1000;
+    const NAMES: u64 = 200;
     const ATTACKERS: usize = 8;
     const LOOKUPS: u64 = 100;
     const LISTS_PER_LOOKUP: u64 = 8;
