@@ -23,6 +23,7 @@ pub mod raw;
 pub mod setup;
 pub mod several_trackers;
 pub mod sim;
+pub mod skip;
 pub mod torture;
 pub mod trend;
 pub mod wait;

@@ -5,12 +5,14 @@
 //! is skipped; with `CI=true` and root it fails, except for reflinks, which also require the program `mkfs.xfs`.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
+
+use crate::skip::print_skipped;
 
 /// Mount options that delay the write-back of data without `fsync` for as long as possible.
 const IMAGE_OPTIONS: &[&str] = &["-t", "ext4", "-o", "loop,commit=300"];
@@ -210,9 +212,4 @@ fn skip(test: &str, reason: &str) {
     let root = rustix::process::geteuid().is_root();
     assert!(!(in_ci && root), "{test}: {reason}");
     print_skipped(test, &format!("cannot mount a file system, which requires root: {reason}"));
-}
-
-fn print_skipped(test: &str, reason: &str) {
-    // Bypasses the output capture of the test harness, which hides the output of tests that pass.
-    let _ = writeln!(std::io::stderr().lock(), "\n***** {test} SKIPPED: {reason} *****");
 }

@@ -6,7 +6,6 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -20,6 +19,7 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
+use crate::skip::print_skipped;
 use crate::wait::{TIMEOUT, wait_until};
 
 /// The environment variable with the directory of the server programs.
@@ -151,11 +151,7 @@ impl Server {
     /// Panics if the server does not start.
     pub fn start(test: &str, settings: &str) -> Option<Self> {
         let Some(programs) = programs() else {
-            // Bypasses the output capture of the test harness, which hides the output of tests that pass.
-            let _ = writeln!(
-                std::io::stderr().lock(),
-                "\n***** {test} SKIPPED: PostgreSQL is not installed (Debian: apt-get install postgresql) *****"
-            );
+            print_skipped(test, "PostgreSQL is not installed (Debian: apt-get install postgresql)");
             return None;
         };
         let folder = Self::folder();

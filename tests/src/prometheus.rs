@@ -4,26 +4,15 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::http;
+use crate::skip::installed;
 use crate::wait::{TIMEOUT, wait_until};
-
-/// Returns the path of an installed program.
-fn installed(test: &str, program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|path| path.is_file());
-    if found.is_none() {
-        // Bypasses the output capture of the test harness, which hides the output of tests that pass.
-        let _ =
-            writeln!(std::io::stderr().lock(), "\n***** {test} SKIPPED: {program} is not installed *****");
-    }
-    found
-}
 
 /// Runs `promtool` with this input, and returns its output.
 ///

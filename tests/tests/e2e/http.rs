@@ -11,7 +11,7 @@ use serde_json::Value;
 const HTTP: &str = "http.listen=[\"127.0.0.1:0\"]";
 
 /// A swarm with a peer that publishes and one with a gateway, and the address of the gateway.
-fn swarm(world: &World, settings: &[&str]) -> (Tracker, Peer, Peer, String) {
+pub(crate) fn swarm(world: &World, settings: &[&str]) -> (Tracker, Peer, Peer, String) {
     let tracker = world.tracker("tracker");
     let source = world.running_peer("source", &[&tracker]);
     let mut gateway = world.running_peer_with("gateway", &[&tracker], &[&[HTTP], settings].concat());

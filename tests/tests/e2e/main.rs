@@ -13,6 +13,7 @@ mod download;
 mod downloads;
 mod formats;
 mod http;
+mod http_clients;
 mod invite_only;
 mod invite_only_storage;
 mod liveness;

@@ -12,6 +12,7 @@ use enjambre_tests::content::{MIB, hash_of, is_executable, make_executable};
 use enjambre_tests::node::World;
 use enjambre_tests::process::Process;
 use enjambre_tests::setup::Wire;
+use enjambre_tests::skip::print_skipped;
 use enjambre_tests::wait::TIMEOUT;
 use parking_lot::Mutex;
 
@@ -64,7 +65,7 @@ pub(crate) fn installed(name: &str, version: &str, package: &str) -> Option<Path
         Ok(python) => Some(python),
         Err(reason) if env::var("CI").is_ok_and(|ci| ci == "true") => panic!("{reason}"),
         Err(reason) => {
-            eprintln!("SKIPPED: {package} cannot be installed: {reason}");
+            print_skipped(name, &format!("{package} cannot be installed: {reason}"));
             None
         }
     }
