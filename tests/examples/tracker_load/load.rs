@@ -86,7 +86,7 @@ impl Load {
         };
         let load = Arc::new(load);
         load.open_sessions().await?;
-        load.in_parallel(|load, at, connection| async move {
+        load.in_parallel(settings.depth, |load, at, connection| async move {
             let Some(id) = load.ids.get(at) else { return Ok(false) };
             let session = *load.peers[at % load.peers.len()].session.lock();
             let name = name_of(id).parse()?;
@@ -102,9 +102,9 @@ impl Load {
         Arc::try_unwrap(load).map_err(|_| anyhow::anyhow!("a task is still running"))
     }
 
-    /// Opens the sessions of all peers.
+    /// Opens the sessions of all peers, on each connection one after another: a nonce is invalid after the use of a later one.
     async fn open_sessions(self: &Arc<Self>) -> Result<()> {
-        self.in_parallel(|load, at, connection| async move {
+        self.in_parallel(1, |load, at, connection| async move {
             match load.peers.get(at) {
                 Some(peer) => open_session(&*connection, peer, at).await.map(|()| true),
                 None => Ok(false),
@@ -113,8 +113,9 @@ impl Load {
         .await
     }
 
-    /// Calls `work` with consecutive numbers, concurrently on all connections, until it returns `false`.
-    async fn in_parallel<F, Fut>(self: &Arc<Self>, work: F) -> Result<()>
+    /// Calls `work` with consecutive numbers, concurrently on all connections, until it returns `false`. `depth` is the number
+    /// of concurrent calls per connection.
+    async fn in_parallel<F, Fut>(self: &Arc<Self>, depth: usize, work: F) -> Result<()>
     where
         F: Fn(Arc<Self>, usize, Arc<dyn Connection>) -> Fut + Copy + Send + Sync + 'static,
         Fut: Future<Output = Result<bool>> + Send,
@@ -122,7 +123,7 @@ impl Load {
         let next = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
         for connection in &self.connections {
-            for _ in 0..self.settings.depth {
+            for _ in 0..depth {
                 let (load, next, connection) = (Arc::clone(self), Arc::clone(&next), Arc::clone(connection));
                 tasks.spawn(async move {
                     loop {

@@ -11,6 +11,7 @@ use enjambre_core::protocol::message::Reply;
 use enjambre_core::transport::Connection;
 use enjambre_tests::process_stats;
 use serde_json::json;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::load::{DEADLINE, Load, open_session};
@@ -98,13 +99,19 @@ pub(crate) async fn announce_known(load: &Arc<Load>) -> Result<()> {
     let (sent, next) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut tasks = JoinSet::new();
     for connection in &load.connections {
+        // As in `Load::open_sessions`.
+        let opening = Arc::new(Mutex::new(()));
         for _ in 0..load.settings.depth.min(4) {
-            let (load, connection) = (Arc::clone(load), Arc::clone(connection));
+            let (load, connection, opening) =
+                (Arc::clone(load), Arc::clone(connection), Arc::clone(&opening));
             let (sent, next) = (Arc::clone(&sent), Arc::clone(&next));
             tasks.spawn(async move {
                 while Instant::now() < end {
                     let peer = next.fetch_add(1, Ordering::Relaxed) % peers;
-                    open_session(&*connection, &load.peers[peer], peer).await?;
+                    {
+                        let _turn = opening.lock().await;
+                        open_session(&*connection, &load.peers[peer], peer).await?;
+                    }
                     for chunk in 0..chunks {
                         load.announce(&*connection, peer, chunk).await?;
                         sent.fetch_add(load.settings.offers as u64, Ordering::Relaxed);
