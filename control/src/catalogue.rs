@@ -48,6 +48,9 @@ pub struct CataloguePage {
     pub next: Option<String>,
 }
 
+/// Maximum number of versions in a [`FileDetail`].
+pub const MAX_VERSIONS: usize = 100;
+
 /// A file or directory of the catalogue with its providers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FileDetail {
@@ -72,7 +75,7 @@ pub struct FileDetail {
     pub publisher: PeerId,
     /// Peers that are online and offer the file; of many, a random choice.
     pub providers: Vec<ProviderLine>,
-    /// The newest versions of the name, newest first.
+    /// The newest versions of the name, at most 100, newest first.
     pub versions: Vec<CatalogueLine>,
 }
 

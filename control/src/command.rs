@@ -130,7 +130,7 @@ pub enum Command {
     SetLimits(Limits),
     /// Searches the catalogue.
     Search {
-        /// Text that the names contain, or a pattern for the whole name if it has `*` or `?`.
+        /// Text that the names contain, a pattern for the whole name if it has `*` or `?`, or `/` and the name.
         pattern: String,
         /// The `next` of the previous page.
         cursor: Option<String>,

@@ -12,7 +12,9 @@ mod failure;
 mod node;
 mod schema;
 
-pub use catalogue::{CatalogueLine, CataloguePage, FileDetail, OnlinePeer, PeerPage, ProviderLine};
+pub use catalogue::{
+    CatalogueLine, CataloguePage, FileDetail, MAX_VERSIONS, OnlinePeer, PeerPage, ProviderLine,
+};
 pub use command::{Command, Output};
 pub use download::{Download, DownloadDetail, DownloadList, DownloadOrigin, DownloadSource, PieceCells};
 pub use event::{

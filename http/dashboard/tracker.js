@@ -26,32 +26,43 @@ let isInviteOnly = false;
 let search = new AbortController();
 let found = [];
 
+/** Shows the number of files found so far. */
+function showCount(isSearching, next) {
+  const sum = next === null ? count(found.length, 'file', 'files') : `${number(found.length)}+ ${t('files')}`;
+  setText(get('catalogue-sum'), isSearching ? `${sum} · ${t('Searching')}` : sum);
+  setText(catalogue.empty, isSearching ? t('Searching') : t('No file matches.'));
+}
+
+/** Searches from the start or from a cursor, and shows what each response adds. Ends the previous search. */
 async function searchFiles(cursor) {
   search.abort();
   search = new AbortController();
   const { signal } = search;
   const query = new URLSearchParams({ pattern: get('pattern').value.trim(), limit: String(PAGE) });
-  if (cursor) query.set('cursor', cursor);
+  const known = cursor ? found : [];
+  let [files, next] = [[], cursor];
   get('catalogue').setAttribute('aria-busy', 'true');
   try {
-    let { files, next } = await request('GET', `/files?${query}`, { signal });
-    // A page can be short before the end.
-    while (next !== null && files.length < PAGE) {
-      query.set('cursor', next);
-      const more = await request('GET', `/files?${query}`, { signal });
-      files = [...files, ...more.files];
-      next = more.next;
-    }
-    found = cursor ? [...found, ...files] : files;
-    if (!cursor) {
-      catalogue.reset();
-      get('catalogue').scrollTop = 0;
-    }
-    catalogue.load = next === null ? null : () => act(() => searchFiles(next));
-    catalogue.set(found);
-    setText(get('catalogue-sum'), next === null ? count(found.length, 'file', 'files') : `${number(found.length)}+ ${t('files')}`);
+    do {
+      if (next) query.set('cursor', next);
+      const page = await request('GET', `/files?${query}`, { signal });
+      if (next === null) {
+        catalogue.reset();
+        get('catalogue').scrollTop = 0;
+      }
+      files = [...files, ...page.files];
+      next = page.next;
+      found = [...known, ...files];
+      // A large catalogue is searched in several requests.
+      const isSearching = next !== null && files.length < PAGE;
+      catalogue.load = isSearching || next === null ? null : () => act(() => searchFiles(next));
+      catalogue.set(found);
+      showCount(isSearching, next);
+    } while (next !== null && files.length < PAGE);
   } catch (error) {
-    if (!signal.aborted) throw error;
+    if (signal.aborted) return;
+    if (next !== null) showCount(false, next);
+    throw error;
   } finally {
     if (!signal.aborted) get('catalogue').removeAttribute('aria-busy');
   }

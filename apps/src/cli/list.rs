@@ -11,7 +11,7 @@ use super::output::{Stdout, date, name, size};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Text that the names contain, or a pattern for the whole name if it has * or ? [default: all names]
+    /// Text that the names contain, a pattern for the whole name if it has * or ?, or / and the name [default: all names]
     #[arg(default_value = "", hide_default_value = true)]
     pattern: String,
     /// Print one JSON object per line

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use enjambre_control::{CatalogueLine, CataloguePage, Event, Events, Failure, FileDetail, Replica};
+use enjambre_control::{
+    CatalogueLine, CataloguePage, Event, Events, Failure, FileDetail, MAX_VERSIONS, Replica,
+};
 use enjambre_core::protocol::message::MAX_LIST;
+use enjambre_swarm::catalogue::pattern::Pattern;
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::listing::ListCursor;
 use tokio::time::{Instant, timeout_at};
@@ -13,8 +16,6 @@ use crate::find::find;
 
 /// Time after which a search reports what it has found.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum number of reported versions of a name.
-pub(crate) const MAX_VERSIONS: usize = 100;
 
 impl Node {
     pub(super) async fn search(
@@ -51,16 +52,12 @@ impl Node {
             Err(TrackerError::NotFound { .. }) => Vec::new(),
             found => found?,
         };
-        // In the order of the list, the versions of a name precede the names that begin with it.
-        let mut listing = self.trackers.list_from(&format!("{}*", file.name), None, MAX_VERSIONS);
+        let mut listing = self.trackers.list_from(&Pattern::exactly(&file.name), None, MAX_VERSIONS);
         let mut versions = Vec::new();
         while versions.len() < MAX_VERSIONS
             && let Some(version) = listing.next().await?
-            && version.name <= file.name
         {
-            if version.name == file.name {
-                versions.push(version);
-            }
+            versions.push(version);
         }
         events.send(Event::FileDetail(FileDetail::new(file, providers, versions))).await;
         Ok(())

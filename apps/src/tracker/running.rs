@@ -7,23 +7,25 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use enjambre_control::{
-    CatalogueLine, CataloguePage, Command, Event, Events, Execute, Failure, FileDetail, Input, OnlinePeer,
-    PeerPage, StorageLatency, StoreUsage, TrackerNodeStatus,
+    CatalogueLine, CataloguePage, Command, Event, Events, Execute, Failure, FileDetail, Input, MAX_VERSIONS,
+    OnlinePeer, PeerPage, StorageLatency, StoreUsage, TrackerNodeStatus,
 };
 use enjambre_core::protocol::message::{MAX_LIST, MAX_QUERY};
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use enjambre_core::storage::metrics::Operation;
 use enjambre_core::{Endpoint, PeerId, Storage};
+use enjambre_swarm::catalogue::error::CatalogueError;
 use enjambre_swarm::catalogue::layout::PeerNumber;
 use enjambre_swarm::catalogue::list::ListPage;
+use enjambre_swarm::catalogue::pattern::Pattern;
 use enjambre_swarm::tracker::service::TrackerService;
+use enjambre_swarm::tracker_client::listing::InvalidCursor;
 
 use super::admin::AdminService;
 use crate::node_commands::watch;
-use crate::peer::catalogue::MAX_VERSIONS;
 
-/// Time after which a search reports what it has found.
-const SEARCH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time after which a search reports what it has found, so that people see matches early in a large catalogue.
+const SEARCH_TIMEOUT: Duration = Duration::from_millis(250);
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A running tracker.
@@ -49,38 +51,46 @@ impl RunningTracker {
         if pattern.len() > MAX_QUERY {
             return Err(Failure::usage(format!("the pattern is longer than {MAX_QUERY} bytes")));
         }
-        let invalid = |_| Failure::usage("invalid cursor; use the one of the previous page");
-        let mut cursor = cursor.map(|text| URL_SAFE_NO_PAD.decode(text)).transpose().map_err(invalid)?;
-        let (limit, until) = (limit.clamp(1, MAX_LIST), Instant::now() + SEARCH_TIMEOUT);
-        let mut files: Vec<CatalogueLine> = Vec::new();
-        loop {
-            let (wanted, now) = (limit - files.len(), SystemClock.now());
-            let page = self.service.lookups().list(pattern, cursor.as_deref(), wanted, None, now).await?;
-            let ListPage { files: found, cursor: next } = page;
-            files.extend(found.into_iter().map(CatalogueLine::from));
-            cursor = next;
-            if cursor.is_none() || files.len() >= limit || until <= Instant::now() {
-                break;
-            }
-        }
+        let invalid = |_| Failure::usage(InvalidCursor);
+        let cursor = cursor.map(|text| URL_SAFE_NO_PAD.decode(text)).transpose().map_err(invalid)?;
+        let ListPage { files, cursor } = self.list(pattern, cursor, limit.clamp(1, MAX_LIST)).await?;
+        let files = files.into_iter().map(CatalogueLine::from).collect();
         let next = cursor.map(|cursor| URL_SAFE_NO_PAD.encode(cursor));
         events.send(Event::Catalogue(CataloguePage { files, next })).await;
         Ok(())
+    }
+
+    /// Reads pages of a list until there are `limit` files or [`SEARCH_TIMEOUT`] has passed.
+    async fn list(
+        &self,
+        pattern: &str,
+        cursor: Option<Vec<u8>>,
+        limit: usize,
+    ) -> Result<ListPage, CatalogueError> {
+        let (mut list, until) = (ListPage { files: Vec::new(), cursor }, Instant::now() + SEARCH_TIMEOUT);
+        loop {
+            let (wanted, now) = (limit - list.files.len(), SystemClock.now());
+            let page =
+                self.service.lookups().list(pattern, list.cursor.as_deref(), wanted, None, now).await?;
+            list.files.extend(page.files);
+            list.cursor = page.cursor;
+            if list.cursor.is_none() || list.files.len() >= limit || until <= Instant::now() {
+                return Ok(list);
+            }
+        }
     }
 
     async fn file(&self, query: &str, events: &Events) -> Result<(), Failure> {
         let (lookups, now) = (self.service.lookups(), SystemClock.now());
         let file = lookups.find(query, None, now).await?;
         let providers = lookups.providers(&file.id, true, now).await?.unwrap_or_default();
-        // In the order of the list, the versions of a name precede the names that begin with it.
-        let page = lookups.list(&format!("{}*", file.name), None, MAX_VERSIONS, None, now).await?;
-        let versions = page.files.into_iter().filter(|version| version.name == file.name).collect();
+        let versions = self.list(&Pattern::exactly(&file.name), None, MAX_VERSIONS).await?.files;
         events.send(Event::FileDetail(FileDetail::new(file, providers, versions))).await;
         Ok(())
     }
 
     async fn online_peers(&self, cursor: Option<&str>, limit: usize, events: &Events) -> Result<(), Failure> {
-        let invalid = |_| Failure::usage("invalid cursor; use the one of the previous page");
+        let invalid = |_| Failure::usage(InvalidCursor);
         let after = cursor.map(str::parse::<u64>).transpose().map_err(invalid)?.map(PeerNumber);
         let limit = limit.clamp(1, MAX_LIST);
         let (peers, next) = self.admin.catalogue.online_peers(after, limit, SystemClock.now()).await?;

@@ -186,7 +186,8 @@ pub enum Request {
     },
     /// To a tracker: requests a page of the catalogue. The reply is [`Reply::List`].
     List {
-        /// A substring of the names, or with `*` or `?` a pattern for whole names. Empty matches all names.
+        /// A substring of the names, or with `*` or `?` a pattern for whole names, or `/` and the whole name. Empty matches all
+        /// names.
         #[serde(default, deserialize_with = "bounds::or_default")]
         pattern: String,
         /// The cursor of the previous page.

@@ -64,7 +64,7 @@ async fn settings(State(api): State<Arc<Api>>) -> Result<Json<Settings>, Problem
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct SearchParams {
-    /// Text that the names contain, or a pattern for the whole name if it has `*` or `?`.
+    /// Text that the names contain, a pattern for the whole name if it has `*` or `?`, or `/` and the name.
     #[serde(default)]
     pattern: String,
     /// The `next` of the previous page.

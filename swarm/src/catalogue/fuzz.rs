@@ -11,7 +11,7 @@ use super::layout::{
     ReservedRecord, VERSIONS, VersionRecord,
 };
 use super::pattern::Pattern;
-use enjambre_core::Space;
+use enjambre_core::{Name, Space};
 
 /// A decoded record survives encoding and decoding.
 fn record<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(space: Space, data: &[u8]) {
@@ -73,7 +73,7 @@ pub(crate) fn records(data: &[u8]) {
     }
 }
 
-/// A glob and a text, each on a line.
+/// A pattern and a text, each on a line.
 pub(crate) fn pattern(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (glob, name) = text.split_once('\n').unwrap_or((text, ""));
@@ -83,10 +83,12 @@ pub(crate) fn pattern(data: &[u8]) {
     }
     let pattern = Pattern::new(glob);
     let matches = pattern.matches(name);
-    assert_eq!(
-        matches,
-        if glob.contains(['*', '?']) { matches_by_table(glob, name) } else { name.contains(glob) }
-    );
+    let expected = match glob.strip_prefix('/').map(str::parse::<Name>) {
+        Some(Ok(only)) => only.as_str() == name,
+        _ if glob.contains(['*', '?']) => matches_by_table(glob, name),
+        _ => name.contains(glob),
+    };
+    assert_eq!(matches, expected);
     assert!(!matches || name.starts_with(pattern.prefix()));
 }
 

@@ -61,7 +61,10 @@ struct Search {
 impl Search {
     fn new(pattern: &str, cursor: Option<&[u8]>, limit: usize) -> Result<Self, CatalogueError> {
         let pattern = Pattern::new(pattern);
-        let mut range = KeyRange::prefix(pattern.prefix().as_bytes());
+        let mut range = match &pattern {
+            Pattern::Name(name) => KeyRange::prefix(&layout::versions_prefix(name)),
+            pattern => KeyRange::prefix(pattern.prefix().as_bytes()),
+        };
         if let Some(cursor) = cursor {
             let key = cursor.strip_prefix(&[CURSOR]).filter(|key| key.len() <= MAX_NAME + 9);
             let Some(key) = key.filter(|key| layout::read_version_key(key).is_ok()) else {

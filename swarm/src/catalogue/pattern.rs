@@ -1,9 +1,11 @@
-//! The pattern of a `list` request: a part of the name, or a glob over the whole name.
+//! The pattern of a `list` request: a part of the name, a glob over the whole name, or `/` and the name itself.
 //!
-//! `*` matches any text and `?` one character; they cannot be escaped. Matching is case-sensitive. The time is linear in the
-//! length of the name, for any pattern.
+//! In a glob, `*` matches any text and `?` one character; they cannot be escaped. Matching is case-sensitive. The time is
+//! linear in the length of the name, for any pattern.
 
 use std::collections::BTreeMap;
+
+use enjambre_core::Name;
 
 /// A pattern over names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,12 +14,28 @@ pub enum Pattern {
     Contains(String),
     /// Names that match as a whole.
     Glob(Glob),
+    /// Only this name.
+    Name(Name),
 }
 
 impl Pattern {
-    /// Parses a pattern: a glob if it contains `*` or `?`.
+    /// Parses a pattern: a name if it begins with `/`, which no name contains; a glob if it contains `*` or `?`.
     pub fn new(text: &str) -> Self {
-        if text.contains(['*', '?']) { Self::Glob(Glob::new(text)) } else { Self::Contains(text.to_owned()) }
+        match text.strip_prefix('/').map(str::parse) {
+            Some(Ok(name)) => Self::Name(name),
+            _ if text.contains(['*', '?']) => Self::glob(text),
+            _ => Self::Contains(text.to_owned()),
+        }
+    }
+
+    /// Parses a glob.
+    pub fn glob(text: &str) -> Self {
+        Self::Glob(Glob::new(text))
+    }
+
+    /// Returns the text of the pattern that matches only this name, even if it contains `*` or `?`.
+    pub fn exactly(name: &Name) -> String {
+        format!("/{name}")
     }
 
     /// The prefix of every matching name.
@@ -25,6 +43,7 @@ impl Pattern {
         match self {
             Self::Contains(_) => "",
             Self::Glob(glob) => &glob.prefix,
+            Self::Name(name) => name.as_str(),
         }
     }
 
@@ -32,7 +51,8 @@ impl Pattern {
     pub fn matches(&self, name: &str) -> bool {
         match self {
             Self::Contains(part) => name.contains(part),
-            Self::Glob(glob) => glob.matches(name),
+            Self::Glob(glob) => glob.matches(name, || ()),
+            Self::Name(only) => only.as_str() == name,
         }
     }
 }
@@ -82,7 +102,8 @@ impl Glob {
         Self { prefix, length, stars, steps, any }
     }
 
-    fn matches(&self, name: &str) -> bool {
+    /// Whether the whole name matches. Calls `step` for each operation on 64 states: the number of calls is the time.
+    fn matches(&self, name: &str, mut step: impl FnMut()) -> bool {
         if !name.starts_with(&self.prefix) {
             return false;
         }
@@ -93,6 +114,7 @@ impl Glob {
             let steps = at.map_or(&self.any, |at| &self.steps[at].1);
             let mut carry = 0;
             for ((states, stars), steps) in states.iter_mut().zip(&self.stars).zip(steps) {
+                step();
                 let stepped = *states & steps;
                 *states = (stepped << 1) | carry | (*states & stars);
                 carry = stepped >> 63;
@@ -105,6 +127,8 @@ impl Glob {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use enjambre_core::model::name::MAX_NAME;
+    use enjambre_core::protocol::message::MAX_QUERY;
     use proptest::prelude::*;
 
     /// The definition, exponential in time.
@@ -123,7 +147,7 @@ mod tests {
         #[test]
         fn glob_matches_as_defined(glob in "[ab日*?]{0,7}", name in "[ab日]{0,8}") {
             let chars = |text: &str| text.chars().collect::<Vec<_>>();
-            let pattern = Pattern::Glob(Glob::new(&glob));
+            let pattern = Pattern::glob(&glob);
             prop_assert_eq!(pattern.matches(&name), model(&chars(&glob), &chars(&name)));
             prop_assert!(!pattern.matches(&name) || name.starts_with(pattern.prefix()));
         }
@@ -135,6 +159,31 @@ mod tests {
         assert!(!Pattern::new("orre").matches("Smørrebrød"));
         assert!(Pattern::new("").matches("x"));
         assert_eq!(Pattern::new("foo*bar?").prefix(), "foo");
+    }
+
+    #[test]
+    fn exact_pattern_matches_only_its_name() {
+        for name in ["a", "a*", "?*", "*"] {
+            let pattern = Pattern::new(&Pattern::exactly(&name.parse().unwrap()));
+            assert!(pattern.matches(name) && pattern.prefix() == name);
+            for other in ["ab", "ba", "a?", "A", "/a"] {
+                assert!(!pattern.matches(other), "{name} {other}");
+            }
+        }
+        for not_a_name in ["/", "/a/b", "/..", "/deadbeef"] {
+            assert!(!["a", "deadbeef.iso"].iter().any(|name| Pattern::new(not_a_name).matches(name)));
+        }
+    }
+
+    #[test]
+    fn glob_takes_linear_time_in_the_length_of_the_name() {
+        let name = "a".repeat(MAX_NAME);
+        // With backtracking, the time would be the product of the lengths.
+        for glob in [format!("*{}b", "a".repeat(MAX_NAME / 2)), "*a".repeat(100) + "*b", "*?".repeat(150)] {
+            let mut steps = 0;
+            Glob::new(&glob).matches(&name, || steps += 1);
+            assert!((1..=name.len() * (MAX_QUERY / 64 + 1)).contains(&steps), "{steps}: {glob}");
+        }
     }
 
     #[test]

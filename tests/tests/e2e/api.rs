@@ -108,7 +108,11 @@ fn catalogue_is_searched_page_by_page() {
             [2, 1]
         );
         assert_eq!(api.get(&format!("/files/{}", &id[..8]))["name"], "b.bin");
-        assert_eq!(api.get("/files/c*.bin")["versions"].as_array().unwrap().len(), 1);
+        let file = api.get("/files/c*.bin");
+        let versions = file["versions"].as_array().unwrap().iter();
+        let versions: Vec<_> = versions.map(|version| (&version["name"], &version["version"])).collect();
+        assert_eq!(versions, [(&json!("c*.bin"), &json!(1))]);
+        assert_eq!(names(&api.get("/files?pattern=/b.bin")), ["b.bin", "b.bin"]);
         assert_eq!(api.fails("GET", "/files/absent", None, 404)["code"], "not_found");
         api.fails("GET", "/files?cursor=AAAA", None, 400);
         api.fails("GET", "/files?limit=0", None, 400);

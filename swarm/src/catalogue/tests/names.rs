@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{self, VERSIONS};
+use crate::catalogue::pattern::Pattern;
 use enjambre_core::{Batch, Durability, UnixMillis};
 
 #[tokio::test]
@@ -40,6 +41,21 @@ async fn publication_with_other_metadata_keeps_the_entry_of_the_first() {
     catalogue.withdraw(&first, &[file(1)]).await.unwrap();
     catalogue.publish(&other, &wrong, START).await.unwrap();
     assert_eq!(catalogue.find(&file(1).to_string(), START).await.unwrap().size, 99);
+}
+
+#[tokio::test]
+async fn exact_pattern_lists_the_versions_of_one_name() {
+    let catalogue = open(&storage(), START).await;
+    let peer = session(&catalogue, 1, START).await;
+    for (name, n) in [("a*?", 1), ("a*?", 2), ("a*?b", 3), ("a b", 4), ("ab", 5), ("a", 6)] {
+        catalogue.publish(&peer, &publication(name, file(n)), START).await.unwrap();
+    }
+    let pattern = Pattern::exactly(&"a*?".parse().unwrap());
+    let page = catalogue.list(&pattern, None, 10, None, START, |_| None).await.unwrap();
+    let listed: Vec<_> = page.files.iter().map(|file| (file.name.as_str(), file.version)).collect();
+    assert_eq!((listed, page.cursor), (vec![("a*?", 2), ("a*?", 1)], None));
+    assert_eq!(all(&catalogue, &pattern, 1).await, page.files);
+    assert_eq!(all(&catalogue, "a*?*", 10).await.len(), 5, "as a glob");
 }
 
 #[tokio::test]

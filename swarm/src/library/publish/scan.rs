@@ -199,5 +199,5 @@ impl Walk<'_> {
 fn matches(pattern: &str, name: &str, path: &str) -> bool {
     let pattern = pattern.strip_suffix('/').unwrap_or(pattern);
     let text = if pattern.contains('/') { path } else { name };
-    if pattern.contains(['*', '?']) { Pattern::new(pattern).matches(text) } else { pattern == text }
+    if pattern.contains(['*', '?']) { Pattern::glob(pattern).matches(text) } else { pattern == text }
 }
