@@ -18,7 +18,6 @@ use enjambre_http::health::{self, Check, Health};
 use enjambre_http::metrics::{self, Sources};
 use enjambre_http::server::Server;
 use enjambre_swarm::library::library::Library;
-use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 use enjambre_swarm::tracker_client::trackers::Trackers;
 use futures::TryFutureExt;
@@ -65,14 +64,7 @@ impl Catalogue for Finder {
                 ))
             }
             Ok(Found { id, name, kind, size, .. }) => Ok(gateway::Found { id, name, kind, size }),
-            Err(error) => {
-                let status = match &error {
-                    TrackerError::NotFound { .. } => StatusCode::NOT_FOUND,
-                    TrackerError::Ambiguous { .. } => StatusCode::MULTIPLE_CHOICES,
-                    _ => StatusCode::BAD_GATEWAY,
-                };
-                Err(Problem::new(status, error))
-            }
+            Err(error) => Err(Failure::from(error).into()),
         }
     }
 }
@@ -182,7 +174,8 @@ impl HttpServer {
             false => Some(Arc::new(tls_config(loaded).await?)),
         };
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let server = Server::bind(&settings.listen, tls).await.map_err(|(address, error)| {
+        let server = Server::bind(&settings.listen, tls, Arc::clone(&sources.http)).await;
+        let server = server.map_err(|(address, error)| {
             Failure::failed(format!("cannot listen on {address} for HTTP: {error}; change http.listen"))
         })?;
         let urls = server.addresses().into_iter().map(|address| format!("{scheme}://{address}/")).collect();

@@ -107,6 +107,12 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<ErrorCode> {
             Some(PublishError::Changed(_) | PublishError::Vanished(_)) => return Some(ErrorCode::Conflict),
             Some(_) => return Some(ErrorCode::Malformed),
         }
+        match error.downcast_ref() {
+            Some(DownloadError::Library(error)) => return code_of(error),
+            Some(DownloadError::NoMember(_)) => return Some(ErrorCode::NotFound),
+            Some(DownloadError::Cancelled) => return Some(ErrorCode::Busy),
+            _ => {}
+        }
         if error.is::<FileTooLarge>() {
             return Some(ErrorCode::TooLarge);
         }
@@ -118,7 +124,7 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<ErrorCode> {
             );
         match error.downcast_ref() {
             _ if is_full => Some(ErrorCode::Full),
-            Some(LibraryError::NotFound(_)) => Some(ErrorCode::NotFound),
+            Some(LibraryError::NotFound(_) | LibraryError::NotACollection(_)) => Some(ErrorCode::NotFound),
             Some(LibraryError::Ambiguous { .. }) => Some(ErrorCode::Ambiguous),
             Some(
                 LibraryError::Exists(_)
@@ -235,5 +241,27 @@ pub trait ResultContext<T> {
 impl<T, E: Into<Failure>> ResultContext<T> for Result<T, E> {
     fn context(self, action: impl fmt::Display) -> Result<T, Failure> {
         self.map_err(|error| error.into().context(action))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use enjambre_core::FileId;
+
+    use super::*;
+
+    #[test]
+    fn failed_download_has_the_code_of_its_cause() {
+        let id = FileId::from_bytes([1; 32]);
+        for (error, status, code) in [
+            (DownloadError::Cancelled, Status::Failed, Some(ErrorCode::Busy)),
+            (DownloadError::NoMember("a".parse().unwrap()), Status::NotFound, Some(ErrorCode::NotFound)),
+            (LibraryError::Exists("a".into()).into(), Status::Failed, Some(ErrorCode::Conflict)),
+            (LibraryError::NotACollection(id).into(), Status::Failed, Some(ErrorCode::NotFound)),
+            (LibraryError::BadPath { path: "a".into(), problem: "b" }.into(), Status::Failed, None),
+        ] {
+            let failure = Failure::from(&error);
+            assert_eq!((failure.status, failure.code), (status, code), "{failure}");
+        }
     }
 }

@@ -54,6 +54,8 @@ pub struct Sources {
     pub data_dir: PathBuf,
     /// The transports.
     pub dialer: Arc<Dialer>,
+    /// The HTTP listener.
+    pub http: Arc<TransportMetrics>,
     /// The databases, with their names.
     pub storages: Vec<(&'static str, Arc<dyn Storage>)>,
     /// The downloads and the library of a node that stores files.
@@ -142,8 +144,10 @@ impl Sources {
 
     fn transports(&self, out: &mut Families<'_>) -> fmt::Result {
         let transports = self.dialer.transports().iter();
-        let known: Vec<(&str, &TransportMetrics)> =
-            transports.filter_map(|transport| Some((transport.scheme(), transport.metrics()?))).collect();
+        let known: Vec<(&str, &TransportMetrics)> = transports
+            .filter_map(|transport| Some((transport.scheme(), transport.metrics()?)))
+            .chain([("http", &*self.http)])
+            .collect();
         out.counters(
             "transport",
             Some(&Unit::Bytes),
@@ -156,7 +160,7 @@ impl Sources {
         out.gauges(
             "transport_connections",
             None,
-            "Open connections to other nodes.",
+            "Open connections.",
             known.iter().flat_map(|(name, metrics)| {
                 [("inbound", &metrics.inbound), ("outbound", &metrics.outbound)]
                     .map(|(direction, open)| ([("transport", *name), ("direction", direction)], open.get()))

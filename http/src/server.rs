@@ -1,6 +1,7 @@
 //! Accepts connections and limits what a client can do with them.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use axum::extract::ConnectInfo;
 use axum::http::Request;
 use axum::middleware::{from_fn_with_state, map_request};
 use enjambre_core::model::network::network_of;
+use enjambre_core::transport::metrics::{EndReason, TransportMetrics};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -24,6 +26,7 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
+use tokio_util::io::{InspectReader, InspectWriter};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
@@ -60,22 +63,24 @@ pub struct Client {
 pub struct Server {
     listeners: Vec<TcpListener>,
     tls: Option<Arc<ServerConfig>>,
+    metrics: Arc<TransportMetrics>,
 }
 
 impl Server {
-    /// Binds the addresses. With `tls`, connections are encrypted.
+    /// Binds the addresses. With `tls`, connections are encrypted. They are counted in `metrics`.
     ///
     /// # Errors
     /// The address that cannot be used, with the reason.
     pub async fn bind(
         addresses: &[SocketAddr],
         tls: Option<Arc<ServerConfig>>,
+        metrics: Arc<TransportMetrics>,
     ) -> Result<Self, (SocketAddr, io::Error)> {
         let mut listeners = Vec::new();
         for address in addresses {
             listeners.push(TcpListener::bind(address).await.map_err(|error| (*address, error))?);
         }
-        Ok(Self { listeners, tls })
+        Ok(Self { listeners, tls, metrics })
     }
 
     /// The bound addresses.
@@ -95,16 +100,21 @@ impl Server {
         let aborted = CancellationToken::new();
         let _abort = aborted.clone().drop_guard();
         let accepting = self.listeners.into_iter().map(|listener| {
-            let (routes, acceptor, limits, tasks, stop, aborted) =
-                (routes.clone(), acceptor.clone(), &limits, &tasks, &stop, &aborted);
+            let (routes, acceptor, limits, tasks, stop, aborted, metrics) =
+                (routes.clone(), acceptor.clone(), &limits, &tasks, &stop, &aborted, &self.metrics);
             async move {
                 while let Some((stream, remote)) = stop.run_until_cancelled(accept(&listener)).await {
-                    let Some(permit) = Limits::admit(limits, remote.ip()) else { continue };
-                    let connection =
-                        serve_connection(stream, remote, acceptor.clone(), routes.clone(), stop.clone());
-                    let aborted = aborted.clone();
+                    let Some(permit) = Limits::admit(limits, remote.ip()) else {
+                        metrics.end(EndReason::TooManyConnections);
+                        continue;
+                    };
+                    let (acceptor, routes, metrics) = (acceptor.clone(), routes.clone(), Arc::clone(metrics));
+                    let (stop, aborted) = (stop.clone(), aborted.clone());
                     tasks.spawn(async move {
-                        aborted.run_until_cancelled(connection).await;
+                        let _open = metrics.inbound.enter();
+                        let connection = serve_connection(stream, remote, acceptor, routes, stop, &metrics);
+                        let end = aborted.run_until_cancelled(connection).await;
+                        metrics.end(end.unwrap_or(EndReason::Local));
                         drop(permit);
                     });
                 }
@@ -128,28 +138,49 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
+/// Serves a connection. Returns why it ended.
 async fn serve_connection(
     stream: TcpStream,
     remote: SocketAddr,
     acceptor: Option<TlsAcceptor>,
     routes: Router,
     stop: CancellationToken,
-) {
+    metrics: &TransportMetrics,
+) -> EndReason {
     // Bodies are sent in large parts.
     let _ = stream.set_nodelay(true);
     let client = Client { is_local: remote.ip().to_canonical().is_loopback(), encrypted: acceptor.is_some() };
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALL_TIMEOUT));
     let served = match acceptor {
-        None => serve_stream(stream, client, routes, stop).await,
+        None => serve_stream(stream, client, routes, stop, metrics).await,
         Some(acceptor) => match timeout(HEADER_TIMEOUT, acceptor.accept(Box::pin(stream))).await {
-            Ok(Ok(stream)) => serve_stream(stream, client, routes, stop).await,
-            Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake failed"),
-            Err(_) => return tracing::debug!(%remote, "TLS handshake timed out"),
+            Ok(Ok(stream)) => serve_stream(stream, client, routes, stop, metrics).await,
+            Ok(Err(error)) => {
+                tracing::debug!(%remote, %error, "TLS handshake failed");
+                return EndReason::Io;
+            }
+            Err(_) => {
+                tracing::debug!(%remote, "TLS handshake timed out");
+                return EndReason::HandshakeTimeout;
+            }
         },
     };
-    if let Err(error) = served {
+    served.unwrap_or_else(|error| {
         tracing::debug!(%remote, %error, "HTTP connection failed");
+        end_reason(&error)
+    })
+}
+
+fn end_reason(error: &hyper::Error) -> EndReason {
+    let is_timeout = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+    match error.source().and_then(|source| source.downcast_ref()) {
+        Some(error) if is_timeout(error) => EndReason::WriteTimeout,
+        _ if error.is_timeout() => EndReason::RequestTimeout,
+        _ if error.is_incomplete_message() => EndReason::Remote,
+        _ if error.is_parse_too_large() => EndReason::LimitExceeded,
+        _ if error.is_parse() => EndReason::ProtocolViolation,
+        _ => EndReason::Io,
     }
 }
 
@@ -158,7 +189,8 @@ async fn serve_stream(
     client: Client,
     routes: Router,
     stop: CancellationToken,
-) -> hyper::Result<()> {
+    metrics: &TransportMetrics,
+) -> hyper::Result<EndReason> {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(client));
         let span = tracing::info_span!(
@@ -177,6 +209,8 @@ async fn serve_stream(
         }
         .instrument(span)
     });
+    let stream = InspectWriter::new(stream, |sent: &[u8]| metrics.sent.add(sent.len() as u64));
+    let stream = InspectReader::new(stream, |received: &[u8]| metrics.received.add(received.len() as u64));
     let stream = std::pin::pin!(stream);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -186,12 +220,12 @@ async fn serve_stream(
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
-        result = &mut connection => return result,
+        result = &mut connection => return result.map(|()| EndReason::Remote),
         () = stop.cancelled() => {}
     }
     // Completes the running request.
     connection.as_mut().graceful_shutdown();
-    connection.await
+    connection.await.map(|()| EndReason::Local)
 }
 
 /// The numbers of connections.
@@ -248,7 +282,14 @@ mod tests {
     use super::*;
 
     async fn start(routes: Router) -> (SocketAddr, CancellationToken) {
-        let server = Server::bind(&["127.0.0.1:0".parse().unwrap()], None).await.unwrap();
+        start_measured(routes, Arc::default()).await
+    }
+
+    async fn start_measured(
+        routes: Router,
+        metrics: Arc<TransportMetrics>,
+    ) -> (SocketAddr, CancellationToken) {
+        let server = Server::bind(&["127.0.0.1:0".parse().unwrap()], None, metrics).await.unwrap();
         let (address, stop) = (server.addresses()[0], CancellationToken::new());
         tokio::spawn(server.serve(routes, Arc::new(AccessRules::new("", [])), stop.clone()));
         (address, stop)
@@ -331,6 +372,29 @@ mod tests {
                 break;
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_and_their_bytes_are_counted() {
+        let metrics = Arc::new(TransportMetrics::default());
+        let routes = Router::new().route("/", get(async || [7; 100_000]));
+        let (address, _stop) = start_measured(routes, Arc::clone(&metrics)).await;
+        for (request, end) in [
+            (&b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"[..], EndReason::Remote),
+            (b"nonsense\r\n\r\n", EndReason::ProtocolViolation),
+        ] {
+            let (received, sent) = (metrics.received.get(), metrics.sent.get());
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(request).await.unwrap();
+            let mut reply = Vec::new();
+            client.read_to_end(&mut reply).await.unwrap();
+            while metrics.inbound.get() > 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(metrics.received.get() - received, request.len() as u64);
+            assert_eq!(metrics.sent.get() - sent, reply.len() as u64);
+            assert_eq!(metrics.ended(end), 1);
         }
     }
 

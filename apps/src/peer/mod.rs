@@ -4,7 +4,7 @@
 //! in their lifetime. `commands` executes the commands of the command line, `get` the downloads. Only a daemon runs the
 //! download queue.
 
-pub(crate) mod catalogue;
+mod catalogue;
 mod commands;
 mod downloads;
 mod get;
@@ -275,6 +275,7 @@ async fn start_http(
         role: "peer",
         data_dir: node.folder.clone(),
         dialer: Arc::clone(&node.dialer),
+        http: Arc::default(),
         storages: node.services.named_storages().collect(),
         files: Some((Arc::clone(&node.services.downloader), Arc::clone(&node.services.seeder))),
         queue: Some(node.downloads.clone()),

@@ -250,6 +250,7 @@ async fn start_http(
         role: "tracker",
         data_dir: data_dir.to_owned(),
         dialer: Arc::clone(&node.dialer),
+        http: Arc::default(),
         storages: std::iter::once(("catalogue", Arc::clone(&node.storage))).chain(stores).collect(),
         files: node.replicas.as_ref().map(files),
         queue: None,

@@ -17,7 +17,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use enjambre_control::Execute;
+use enjambre_control::{Execute, Failure};
 use enjambre_core::{FileId, FileKind, Member, MemberPath, Name};
 use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::error::DownloadError;
@@ -27,7 +27,6 @@ use enjambre_swarm::download::reader::FileReader;
 use enjambre_swarm::download::request::{DownloadRequest, Progress};
 use enjambre_swarm::download::selection::member;
 use enjambre_swarm::library::entry::NewFile;
-use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::output::Destination;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use tokio::sync::{Semaphore, watch};
@@ -195,15 +194,9 @@ impl Gateway {
 /// Converts the error of a download.
 #[allow(clippy::needless_pass_by_value)]
 fn failed(error: Arc<DownloadError>) -> Problem {
-    let status = match &*error {
-        DownloadError::NoMember(_) => StatusCode::NOT_FOUND,
-        DownloadError::NoProviders { .. } => StatusCode::GATEWAY_TIMEOUT,
-        DownloadError::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
-        DownloadError::Library(LibraryError::NotACollection(_)) => StatusCode::NOT_FOUND,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    if status == StatusCode::INTERNAL_SERVER_ERROR {
+    let problem = Problem::from(Failure::from(&*error));
+    if problem.status == StatusCode::INTERNAL_SERVER_ERROR {
         tracing::warn!(%error, "request failed");
     }
-    Problem::new(status, error)
+    problem
 }

@@ -65,12 +65,19 @@ fn metrics_show_a_publication_and_a_download() {
     let mut sink = world.running_peer_with("sink", &[&tracker], &[HTTP]);
     source.publish(&file, &[]);
     sink.get_to("film.bin", &world.path("copy"));
+    assert_eq!(get(&sink.http_address(), "/files/film.bin", &[]).body.len() as u64, size);
     let [tracker, source, sink] = [tracker.http_address(), source.http_address(), sink.http_address()]
         .map(|address| Samples::of(&address));
     let bytes = size as f64;
 
     assert_eq!(sink.sum("enjambre_content_bytes_total", &["direction=\"received\""]), bytes);
     assert!(sink.sum("enjambre_transport_bytes_total", &["direction=\"received\""]) >= bytes);
+    let http = |metric, direction| {
+        sink.sum(&format!("enjambre_transport_{metric}"), &["transport=\"http\"", direction])
+    };
+    assert!(http("bytes_total", "direction=\"sent\"") >= bytes);
+    assert!((1.0..bytes).contains(&http("bytes_total", "direction=\"received\"")));
+    assert!(http("connections", "direction=\"inbound\"") >= 1.0, "this one");
     let pieces = sink.sum("enjambre_pieces_total", &["result=\"verified\""]);
     assert!(pieces > 1.0);
     assert_eq!(sink.sum("enjambre_pieces_total", &["result=\"invalid\""]), 0.0);
