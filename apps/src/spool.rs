@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use enjambre_control::{Event, Events, Failure, Input, ResultContext, next_part};
@@ -18,19 +19,21 @@ const PREFIX: &str = "input-";
 const RESERVE: u64 = 64 << 20;
 
 /// Writes the content to a file and hashes it. The file is deleted when the value is dropped, or at the next start after a
-/// crash. Before it reads the content, it checks the free space for its `size`, if that is known, and sends an event.
+/// crash. Before it reads the content, it checks the free space for its `size`, if that is known, and sends an event. The
+/// file will be copied to `copy_dir`.
 pub(crate) async fn write(
     data_dir: &Path,
+    copy_dir: Option<&Path>,
     name: &Name,
     size: Option<u64>,
     mut content: Input,
     events: &Events,
 ) -> Result<(NamedTempFile, Manifest), Failure> {
     let action = format!("cannot write the content to {}", data_dir.display());
-    let path = data_dir.to_owned();
+    let (path, copy_path) = (data_dir.to_owned(), copy_dir.map(Path::to_owned));
     let create = move || {
         let size = PieceLayout::new(size.unwrap_or_default())?.size();
-        check_free_space(&path, RESERVE.saturating_add(size))?;
+        check_space(&path, copy_path.as_deref(), size, size)?;
         let folder = path.join(FOLDER);
         create_private_dir(&folder)?;
         Ok(Builder::new().prefix(PREFIX).tempfile_in(folder)?)
@@ -46,9 +49,11 @@ pub(crate) async fn write(
         if part.is_empty() {
             return Ok((spool, hashes.finish()));
         }
-        let (path, file) = (data_dir.to_owned(), spool.as_file().try_clone());
+        let (path, copy_path) = (data_dir.to_owned(), copy_dir.map(Path::to_owned));
+        let file = spool.as_file().try_clone();
         let append = move || {
-            check_free_space(&path, RESERVE + part.len() as u64)?;
+            let added = part.len() as u64;
+            check_space(&path, copy_path.as_deref(), added, hashes.size() + added)?;
             hashes.update(&part)?;
             file?.write_all(&part)?;
             Ok(hashes)
@@ -56,6 +61,23 @@ pub(crate) async fn write(
         hashes = crate::blocking(append).await.context(&action)?;
         progress(hashes.size());
     }
+}
+
+/// Checks the free space for `added` bytes in the data directory and a copy of `size` bytes.
+fn check_space(data_dir: &Path, copy_dir: Option<&Path>, added: u64, size: u64) -> Result<(), Failure> {
+    let mut needed = RESERVE + added;
+    if let Some(copy_dir) = copy_dir {
+        match is_same_device(data_dir, copy_dir)? {
+            true => needed += size,
+            false => check_free_space(copy_dir, RESERVE + size)?,
+        }
+    }
+    Ok(check_free_space(data_dir, needed)?)
+}
+
+/// Whether files can be moved from one directory to the other.
+pub(crate) fn is_same_device(one: &Path, other: &Path) -> io::Result<bool> {
+    Ok(one.metadata()?.dev() == other.metadata()?.dev())
 }
 
 /// Deletes the files that killed processes left in a data directory. The caller holds its lock. Blocks.
@@ -93,19 +115,19 @@ mod tests {
         sender.send(Ok(b"con".to_vec())).await.unwrap();
         sender.send(Ok(b"tent".to_vec())).await.unwrap();
         sender.send(Ok(Vec::new())).await.unwrap();
-        let (spool, manifest) = write(folder.path(), &name, Some(7), content, &events).await.unwrap();
+        let (spool, manifest) = write(folder.path(), None, &name, Some(7), content, &events).await.unwrap();
         assert_eq!(std::fs::read(spool.path()).unwrap(), b"content");
         assert_eq!(*manifest.id().as_bytes(), *blake3::hash(b"content").as_bytes());
         drop(spool);
         let (sender, content) = mpsc::channel(2);
         sender.send(Ok(b"con".to_vec())).await.unwrap();
         sender.send(Err(Error::other("the pipe broke"))).await.unwrap();
-        let failure = write(folder.path(), &name, None, content, &events).await.unwrap_err();
+        let failure = write(folder.path(), None, &name, None, content, &events).await.unwrap_err();
         assert!(failure.message.contains("the pipe broke"), "{failure}");
         let (sender, content) = mpsc::channel(2);
         sender.send(Ok(b"con".to_vec())).await.unwrap();
         drop(sender);
-        let failure = write(folder.path(), &name, None, content, &events).await.unwrap_err();
+        let failure = write(folder.path(), None, &name, None, content, &events).await.unwrap_err();
         assert!(failure.message.contains("incomplete"), "{failure}");
         let (_sender, content) = mpsc::channel(1);
         let is_empty = || std::fs::read_dir(folder.path().join(FOLDER)).unwrap().next().is_none();
@@ -115,7 +137,7 @@ mod tests {
             }
         };
         tokio::select! {
-            written = write(folder.path(), &name, None, content, &events) => panic!("the content has not ended: {written:?}"),
+            written = write(folder.path(), None, &name, None, content, &events) => panic!("not the end: {written:?}"),
             () = created => {}
         }
         let deleted = async {

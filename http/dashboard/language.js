@@ -33,7 +33,6 @@ export const SPANISH = {
   Catalogue: 'Catálogo',
   Close: 'Cerrar',
   Complete: 'Completa',
-  'Content of the library': 'Contenido de la biblioteca',
   Copied: 'Copiada',
   'Copy id': 'Copiar id',
   'Copy invitation': 'Copiar invitación',

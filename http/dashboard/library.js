@@ -11,9 +11,11 @@ const PLACES = { database: 'Database', files: 'Files on disk', linked: 'Linked' 
 const REASONS = { missing: 'file missing', changed: 'file changed', unreadable: 'file not readable' };
 
 let files = [];
+/** The stored bytes of files that are being downloaded, by id. They change more often than `files`. */
+let arriving = new Map();
 let table;
 
-const stored = ({ size, pieces, available_pieces }) => (pieces === 0 ? size : Math.round((size * available_pieces) / pieces));
+const stored = ({ id, size, pieces, available_pieces }) => arriving.get(id) ?? (pieces === 0 ? size : Math.round((size * available_pieces) / pieces));
 
 function verify(file, button) {
   button.disabled = true;
@@ -93,6 +95,11 @@ export async function load() {
   files = (await request('GET', '/library')).files;
   files.sort((a, b) => a.name.localeCompare(b.name));
   paint();
+  paintUsage();
+}
+
+export function setArriving(downloads) {
+  arriving = new Map(downloads.filter(({ state }) => state === 'active').map(({ id, done }) => [id, done]));
   paintUsage();
 }
 

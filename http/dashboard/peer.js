@@ -5,7 +5,7 @@ import { RateGraph } from './canvas.js';
 import { el, get, setText } from './dom.js';
 import { downloadRate, load as loadDownloads, setDownloads, startDownloads } from './downloads.js';
 import { count, date, duration, nameNode, rate, size, visible } from './format.js';
-import { load as loadLibrary, startLibrary } from './library.js';
+import { load as loadLibrary, setArriving, startLibrary } from './library.js';
 import { t } from './language.js';
 import { act, openDialog, start, toast } from './shell.js';
 
@@ -25,7 +25,6 @@ function showStatus(status) {
   setText(get('uptime'), t('running for {time}', { time: duration(status.uptime_seconds) }));
   setText(get('version'), visible(status.version));
   setText(get('sent'), size(status.sent_bytes));
-  setText(get('content'), size(status.content_bytes));
   get('listen').replaceChildren(...status.listen.map((endpoint) => el('div', {}, visible(endpoint))));
   showTrackers(status.trackers);
 }
@@ -104,7 +103,10 @@ start({
     loadPins().catch(() => {}),
   ]),
   events: {
-    downloads: ({ downloads }) => setDownloads(downloads),
+    downloads: ({ downloads }) => {
+      setDownloads(downloads);
+      setArriving(downloads);
+    },
     library: () => {
       clearTimeout(libraryTimer);
       libraryTimer = setTimeout(() => loadLibrary().catch(() => {}), 300);

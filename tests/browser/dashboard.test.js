@@ -166,6 +166,51 @@ swarmTest('lost_node_is_reported_until_it_is_back', async () => {
   await page.waitForFunction(() => document.querySelector('#banner').hidden);
 });
 
+swarmTest('matches_are_shown_while_the_search_continues', async () => {
+  const tracker = await swarm.tracker('tracker');
+  const page = await open(browser, 'about:blank');
+  await page.setRequestInterception(true);
+  const file = (name) => ({ name, id: '0'.repeat(64), size: 1, kind: 'file', version: 1, providers: 1, publisher: '1'.repeat(64), published_ms: 0 });
+  let rest;
+  page.on('request', (request) => {
+    const { pathname, searchParams } = new URL(request.url());
+    const name = searchParams.get('pattern');
+    const respond = (next) => request.respond({ contentType: 'application/json', body: JSON.stringify({ files: [file(name)], next }) });
+    if (pathname !== '/api/v1/files') request.continue();
+    else if (searchParams.has('cursor')) rest = request;
+    else respond(name === 'slow' ? 'the rest' : null);
+  });
+  const cancelled = new Promise((resolve) => { page.on('requestfailed', (request) => { if (request === rest) resolve(); }); });
+  await page.goto(tracker.url);
+  await type(page, '#pattern', 'slow');
+  await find(page, '#catalogue a', 'slow');
+  await find(page, '#catalogue-sum', '1+ files · Searching');
+  await type(page, '#pattern', 'fast');
+  await find(page, '#catalogue a', 'fast');
+  await cancelled;
+  assert.equal(await page.$eval('#catalogue-sum', (sum) => sum.textContent), '1 file');
+  assert.deepEqual(page.problems, []);
+});
+
+swarmTest('used_space_grows_while_a_file_arrives', async () => {
+  const tracker = await swarm.tracker('tracker');
+  const peer = await swarm.peer('peer', tracker);
+  const page = await open(browser, 'about:blank');
+  await page.setRequestInterception(true);
+  const file = { id: '0'.repeat(64), name: 'file', kind: 'file', size: 1000, pieces: 4, available_pieces: 1, content: 'database', path: null, withdrawn: null };
+  const download = { ...file, done: 750, state: 'active', error: null, rate: 10, eta_seconds: 5, providers: 2, position: 0, added_ms: 0, origin: 'api' };
+  page.on('request', (request) => {
+    const { pathname } = new URL(request.url());
+    if (pathname === '/api/v1/library') request.respond({ contentType: 'application/json', body: JSON.stringify({ files: [file] }) });
+    else if (pathname === '/api/v1/events') request.respond({ contentType: 'text/event-stream', body: `id: 1\nevent: downloads\ndata: ${JSON.stringify({ downloads: [download] })}\n\n` });
+    else request.continue();
+  });
+  await page.goto(peer.url);
+  await find(page, '#usage-list .num', '750 B');
+  await find(page, '#library-sum', '1 file · 750 B');
+  assert.deepEqual(page.problems, []);
+});
+
 swarmTest('only_rows_on_the_screen_are_painted', async () => {
   const tracker = await swarm.tracker('tracker');
   const peer = await swarm.peer('peer', tracker);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use enjambre_control::{
@@ -9,7 +10,7 @@ use enjambre_control::{
     Removed, ResultContext, TrackerLine, Verified, WithdrawnLine,
 };
 use enjambre_core::{Collection, FileId, FileKind, Publication};
-use enjambre_swarm::library::entry::{Entry, Location, Origin};
+use enjambre_swarm::library::entry::{Entry, Location};
 use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::library::Library;
 use enjambre_swarm::library::publish::{
@@ -22,9 +23,6 @@ use super::get::GetOptions;
 use super::{Node, Reach};
 use crate::find::default_name;
 use crate::spool;
-
-/// Maximum number of withdrawn files in the status.
-const MAX_WITHDRAWN: usize = 20;
 
 #[async_trait]
 impl Execute for Node {
@@ -42,7 +40,8 @@ impl Execute for Node {
             }
             Command::PublishInput { name, size, pin } => {
                 self.presence()?;
-                let (spool, manifest) = spool::write(&self.folder, &name, size, input, &events).await?;
+                let (folder, copy_dir) = (&self.folder, self.services.copy_dir.as_deref());
+                let (spool, manifest) = spool::write(folder, copy_dir, &name, size, input, &events).await?;
                 let (action, secret) = (format!("cannot publish {name}"), Some(self.secret()));
                 let library = &self.services.library;
                 let published = library.publish_temporary(spool.path(), manifest, name, secret).await;
@@ -109,7 +108,7 @@ impl Execute for Node {
             Command::Unpin { query } => self.unpin(&query, &events).await,
             Command::Verify { query } => self.verify(query.as_deref(), &events).await,
             Command::Status => {
-                events.send(Event::Status(self.status())).await;
+                events.send(Event::Status(self.status().await?)).await;
                 Ok(())
             }
             _ => Err(Failure::usage("command not supported by a peer; use the configuration of a tracker")),
@@ -211,7 +210,7 @@ impl Node {
 
     async fn list(&self, events: &Events) -> Result<(), Failure> {
         let library = &self.services.library;
-        for entry in library.entries() {
+        for entry in self.entries().await? {
             let Some(name) = entry.name.clone() else { continue };
             let (content, path) = match &entry.location {
                 Location::Database => ("database", None),
@@ -232,19 +231,12 @@ impl Node {
             if entry.kind == FileKind::Collection
                 && let Ok(collection) = library.collection(&entry.id).await
             {
-                if let Some(folder) = linked_folder(library, &collection) {
-                    (line.content, line.path) = ("linked".to_owned(), Some(shown_path(&folder)));
-                }
-                line.size = collection.total_size();
-                for member in collection.members() {
-                    let Some(entry) = library.entry(&member.id) else {
-                        // The number of pieces is unknown; one missing piece marks the collection as incomplete.
-                        line.pieces = line.pieces.saturating_add(1);
-                        continue;
-                    };
-                    line.pieces = line.pieces.saturating_add(entry.pieces);
-                    line.available_pieces = line.available_pieces.saturating_add(entry.have);
-                }
+                let library = Arc::clone(library);
+                let add = move || {
+                    add_members(&mut line, &library, &collection);
+                    Ok(line)
+                };
+                line = crate::blocking(add).await?;
             }
             events.send(Event::File(line)).await;
         }
@@ -280,7 +272,7 @@ impl Node {
         let library = &self.services.library;
         let mut entries = match query {
             Some(query) => vec![library.find(query)?],
-            None => library.entries(),
+            None => self.entries().await?,
         };
         if query.is_some() && entries[0].kind == FileKind::Collection {
             let collection = library.collection(&entries[0].id).await?;
@@ -333,33 +325,55 @@ impl Node {
         names
     }
 
-    pub(super) fn status(&self) -> NodeStatus {
-        let entries = self.services.library.entries();
-        // A member of a directory has no name of its own.
-        let named = || entries.iter().filter(|entry| entry.name.is_some());
+    pub(super) async fn status(&self) -> Result<NodeStatus, Failure> {
+        let library = Arc::clone(&self.services.library);
+        let totals = crate::blocking(move || Ok(library.totals())).await?;
         let tracker = |state: TrackerState| TrackerLine {
             endpoint: state.endpoint,
             connected: state.connected,
             problem: state.last_error.or(state.warning),
         };
-        NodeStatus {
+        Ok(NodeStatus {
             peer: self.key.peer_id(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             daemon: self.reach == Reach::Daemon,
             listen: self.listen.clone(),
-            files: named().count() as u64,
-            published: named().filter(|entry| entry.origin == Origin::Published).count() as u64,
-            withdrawn: entries.iter().filter(|entry| entry.withdrawn.is_some()).count() as u64,
-            withdrawn_files: entries.iter().filter_map(withdrawn_line).take(MAX_WITHDRAWN).collect(),
-            content_bytes: entries.iter().map(Entry::stored_bytes).sum(),
+            files: totals.named,
+            published: totals.published,
+            withdrawn: totals.withdrawn,
+            withdrawn_files: totals.withdrawn_files.iter().filter_map(withdrawn_line).collect(),
+            content_bytes: totals.bytes,
             sent_bytes: self.services.seeder.sent_bytes(),
             trackers: self
                 .presence
                 .as_ref()
                 .map_or_else(Vec::new, |presence| presence.status().into_iter().map(tracker).collect()),
-        }
+        })
+    }
+
+    /// Lists the files of the library.
+    async fn entries(&self) -> Result<Vec<Entry>, Failure> {
+        let library = Arc::clone(&self.services.library);
+        crate::blocking(move || Ok(library.entries())).await
+    }
+}
+
+/// Adds the members of a directory to its line.
+fn add_members(line: &mut LibraryLine, library: &Library, collection: &Collection) {
+    if let Some(folder) = linked_folder(library, collection) {
+        (line.content, line.path) = ("linked".to_owned(), Some(shown_path(&folder)));
+    }
+    line.size = collection.total_size();
+    for member in collection.members() {
+        let Some(entry) = library.entry(&member.id) else {
+            // The number of pieces is unknown; one missing piece marks the collection as incomplete.
+            line.pieces = line.pieces.saturating_add(1);
+            continue;
+        };
+        line.pieces = line.pieces.saturating_add(entry.pieces);
+        line.available_pieces = line.available_pieces.saturating_add(entry.have);
     }
 }
 

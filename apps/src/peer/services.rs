@@ -1,6 +1,7 @@
 //! The parts of a node that stores files: a peer, or a tracker with replicas.
 
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ use crate::config::sections::ContentKind;
 use crate::config::value::Rate;
 use crate::known_database;
 use crate::registry::Registry;
+use crate::registry::locations::folder_of;
+use crate::spool::is_same_device;
 
 /// Shares of the shutdown time, [`crate::shutdown::LIMIT`].
 const STOP_TRANSFERS: Duration = Duration::from_millis(1000);
@@ -41,6 +44,9 @@ pub(crate) struct PeerServices {
     /// The membership state, in an invite-only swarm.
     pub(crate) members: Option<Arc<Members>>,
     pub(crate) storages: Vec<Arc<dyn Storage>>,
+    /// The directory to which files of the data directory are copied when they become content. `None` if they are moved, or
+    /// copied to another machine.
+    pub(crate) copy_dir: Option<PathBuf>,
     upload: Arc<BandwidthLimit>,
     download: Arc<BandwidthLimit>,
 }
@@ -76,11 +82,11 @@ impl PeerServices {
         let mut storages = vec![Arc::clone(&index)];
         let content = match config.library.content {
             ContentKind::Database => {
-                let content = registry.open_storage(loaded, place, Role::Content).await?;
+                let content = registry.open_storage(loaded, place.clone(), Role::Content).await?;
                 storages.push(Arc::clone(&content));
                 ContentStore::Database(content)
             }
-            ContentKind::Files => ContentStore::Files(content_dir),
+            ContentKind::Files => ContentStore::Files(content_dir.clone()),
         };
         let members = match authority {
             Some(authority) => {
@@ -99,6 +105,15 @@ impl PeerServices {
         };
         let library = Library::open(Arc::clone(&index), content).await;
         let library = library.context("cannot open the library")?;
+        let copy_dir = match config.library.content {
+            ContentKind::Database => folder_of(loaded, &place, Role::Content).await?,
+            ContentKind::Files => {
+                // A file is moved within a device.
+                let copied =
+                    move || Ok((!is_same_device(&content_dir, &place.data_dir)?).then_some(content_dir));
+                crate::blocking(copied).await?
+            }
+        };
         if let Some(data_dir) = data_dir.filter(|_| !registry.is_volatile(loaded)) {
             known_database::record(&data_dir, &*index).await?;
         }
@@ -117,7 +132,7 @@ impl PeerServices {
         );
         let seeder = Seeder::new(Arc::clone(&library), Arc::clone(&upload));
         let (downloader, seeder) = (Arc::new(downloader), Arc::new(seeder));
-        Ok(Self { library, downloader, seeder, members, storages, upload, download })
+        Ok(Self { library, downloader, seeder, members, storages, copy_dir, upload, download })
     }
 
     /// Returns the bandwidth limits.

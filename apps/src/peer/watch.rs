@@ -19,7 +19,7 @@ impl Node {
         tokio::join!(
             self.watch_library(events),
             self.watch_downloads(events),
-            watch(events, STATUS_INTERVAL, || async { Some(Event::Status(self.status())) }),
+            watch(events, STATUS_INTERVAL, || async { self.status().await.ok().map(Event::Status) }),
         );
     }
 

@@ -103,15 +103,24 @@ impl Entry {
     }
 }
 
+/// The maximum number of files in [`Totals::withdrawn_files`].
+pub const MAX_WITHDRAWN: usize = 20;
+
 /// The number and size of the files of a library.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
+    /// Files with a name: all but those that are only members of a collection.
+    pub named: u64,
+    /// Files with a name that this peer published.
+    pub published: u64,
     /// Files with all pieces.
     pub complete: u64,
     /// Files without some pieces.
     pub incomplete: u64,
     /// Linked files that are not offered.
     pub withdrawn: u64,
+    /// The first of these, at most [`MAX_WITHDRAWN`].
+    pub withdrawn_files: Vec<Entry>,
     /// The stored bytes of all files.
     pub bytes: u64,
 }

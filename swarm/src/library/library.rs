@@ -16,12 +16,13 @@ use super::layout::{self, ACKS};
 use super::load::{check_or_write_format, load_state};
 use super::open_files::OpenFiles;
 use super::output::Destination;
+use super::state::Slot;
 use super::task::finished;
 use enjambre_core::model::id::is_id_or_prefix;
 use enjambre_core::{Batch, CatalogueId, Durability, FileId, Manifest, Name, Offer, Publication, Storage};
 
-/// The number of files that are counted without releasing the lock of the state.
-const COUNTED_AT_ONCE: usize = 4096;
+/// The number of files that are visited without releasing the lock of the state.
+const VISITED_AT_ONCE: usize = 4096;
 /// The largest number of matches of an ambiguous prefix.
 const MAX_MATCHES: usize = 16;
 
@@ -95,18 +96,27 @@ impl Library {
         &self.inner.index
     }
 
-    /// Lists all files in the order of their ids.
+    /// Lists all files in the order of their ids. Blocks for a moment if the library is large.
     pub fn entries(&self) -> Vec<Entry> {
-        self.inner.state.lock().slots.iter().map(|(id, slot)| slot.entry(*id)).collect()
+        let mut entries = Vec::new();
+        self.visit(|id, slot| entries.push(slot.entry(id)));
+        entries
     }
 
     /// Counts the files. Blocks for a moment if the library is large.
     pub fn totals(&self) -> Totals {
-        let (mut totals, mut start) = (Totals::default(), Bound::Unbounded);
+        let mut totals = Totals::default();
+        self.visit(|id, slot| totals.add(id, slot));
+        totals
+    }
+
+    /// Visits all files in the order of their ids. Other threads can use the state in between.
+    fn visit(&self, mut visit: impl FnMut(FileId, &Slot)) {
+        let mut start = Bound::Unbounded;
         loop {
             let state = self.inner.state.lock();
-            let page = state.slots.range((start, Bound::Unbounded)).take(COUNTED_AT_ONCE);
-            let Some(last) = page.inspect(|(_, slot)| totals.add(slot)).last() else { return totals };
+            let page = state.slots.range((start, Bound::Unbounded)).take(VISITED_AT_ONCE);
+            let Some(last) = page.inspect(|(id, slot)| visit(**id, slot)).last() else { return };
             start = Bound::Excluded(*last.0);
         }
     }

@@ -5,7 +5,7 @@ use std::hash::BuildHasher;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::entry::{Entry, Location, Origin, PublishedVersion, Totals};
+use super::entry::{Entry, Location, MAX_WITHDRAWN, Origin, PublishedVersion, Totals};
 use super::layout::{self, AckKey, ContentPlace, MAX_NAMES, NameRecord, Record};
 use super::linked::Fingerprint;
 use super::unsynced::UnsyncedSmallFiles;
@@ -89,9 +89,13 @@ impl Slot {
 }
 
 impl Totals {
-    pub(super) fn add(&mut self, slot: &Slot) {
+    pub(super) fn add(&mut self, id: FileId, slot: &Slot) {
         let record = &slot.record;
         let pieces = record.layout().map_or(0, |layout| layout.count());
+        if !record.names.is_empty() {
+            self.named += 1;
+            self.published += u64::from(record.published);
+        }
         match (record.withdrawn, slot.have == pieces) {
             (Some(_), _) => self.withdrawn += 1,
             (None, true) => self.complete += 1,
@@ -101,6 +105,8 @@ impl Totals {
             // Approximate for an incomplete file, as in [`Entry::stored_bytes`].
             self.bytes +=
                 (u128::from(record.size) * u128::from(slot.have) / u128::from(pieces.max(1))) as u64;
+        } else if self.withdrawn_files.len() < MAX_WITHDRAWN {
+            self.withdrawn_files.push(slot.entry(id));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use enjambre_tests::content::MIB;
 use enjambre_tests::http::{Response, begin, get, request, send};
+use enjambre_tests::mount::Mount;
 use enjambre_tests::node::{Peer, Tracker, World};
 use enjambre_tests::process_stats;
 use enjambre_tests::setup::Setup;
@@ -152,6 +153,34 @@ fn upload_without_space_is_refused_before_its_content() {
     let mut upload = begin(&address, "PUT", "/files/small", &["Content-Length: 5", "Expect: 100-continue"]);
     upload.send(b"small");
     assert_eq!(upload.response().status, 100, "the client may send");
+}
+
+#[test]
+fn upload_without_space_for_its_copy_is_refused_before_its_content() {
+    let test = "upload_without_space_for_its_copy_is_refused_before_its_content";
+    let mount = || Mount::in_memory(test, 400 * MIB);
+    let (Some(data), Some(database)) = (mount(), mount()) else { return };
+    // 64 MiB remain free.
+    for (setup, database, size, status) in [
+        ("sqlite", data.path(), 100, 100),
+        ("sqlite", data.path(), 250, 507),
+        ("sqlite", database.path(), 250, 100),
+        ("sqlite", database.path(), 350, 507),
+        ("sqlite+files", data.path(), 250, 100),
+        ("sqlite+files", data.path(), 350, 507),
+    ] {
+        let world = World::new_in(data.path(), setup.parse::<Setup>().unwrap());
+        let tracker = world.tracker("tracker");
+        let folder = tempfile::tempdir_in(database).unwrap();
+        let path = format!("storage.sqlite.path={:?}", folder.path().join("library.db"));
+        let mut peer = world.running_peer_with("peer", &[&tracker], &[HTTP, &path]);
+        let length = format!("Content-Length: {}", size * MIB);
+        let headers = [&*length, "Expect: 100-continue"];
+        let mut reply = begin(&peer.http_address(), "PUT", "/files/large", &headers).lines();
+        let status_line = reply.next().unwrap();
+        let case = format!("{setup} {size} {}: {status_line}", database.display());
+        assert!(status_line.starts_with(&format!("HTTP/1.1 {status}")), "{case}");
+    }
 }
 
 #[test]

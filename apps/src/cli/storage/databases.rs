@@ -1,7 +1,6 @@
 //! The databases of a stopped tracker or peer.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use enjambre_control::{Failure, ResultContext};
@@ -178,20 +177,4 @@ pub(super) fn places(loaded: &Loaded, data_dir: &Path) -> Vec<(&'static str, Dat
         DatabaseKind::Content => has_content,
     });
     places
-}
-
-/// Returns the directory of a database, if it consists of files on this machine. Detects them by their names, because
-/// only the backend knows whether it stores files.
-pub(super) fn folder_of(loaded: &Loaded, database: &Database) -> Option<PathBuf> {
-    let section = &loaded.config.storage;
-    let table = section.table(&section.backend);
-    let configured = table.get("path").and_then(toml::Value::as_str).map(Path::new);
-    let path = database.place.database(configured, "any", database.kind.role());
-    let folder = path.parent()?;
-    let stem = path.file_stem()?;
-    let exists = folder.read_dir().ok()?.flatten().any(|entry| {
-        let name = entry.file_name();
-        Path::new(&name).file_stem() == Some(stem) || OsStr::new(&name) == stem
-    });
-    exists.then(|| folder.to_owned())
 }

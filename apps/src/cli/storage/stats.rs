@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use enjambre_control::{Failure, ResultContext};
+use enjambre_core::storage::database_file::DiskSpace;
 use enjambre_swarm::record_copy::{Count, count};
 use serde::Serialize;
 
-use super::databases::{self, folder_of};
+use super::databases;
 use crate::cli::context::Context;
 use crate::cli::output::{Stdout, size};
+use crate::registry::locations::folder_of;
 
 #[derive(Debug, Serialize)]
 struct Stats {
@@ -34,7 +36,7 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
                 let counted = count(&*database.storage, *space).await.context(&action)?;
                 spaces.insert(space.name().to_owned(), counted);
             }
-            let folder = folder_of(&context.loaded, database);
+            let folder = folder_of(&context.loaded, &database.place, database.kind.role()).await?;
             let stats = Stats {
                 database: database.name,
                 backend: context.loaded.config.storage.backend.clone(),
@@ -42,10 +44,7 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
                 entries: spaces.values().map(|count| count.entries).sum(),
                 bytes: spaces.values().map(|count| count.bytes).sum(),
                 spaces,
-                free_bytes: folder.and_then(|folder| {
-                    let found = rustix::fs::statvfs(&folder).ok()?;
-                    Some(found.f_bavail.saturating_mul(found.f_frsize))
-                }),
+                free_bytes: folder.and_then(|folder| Some(DiskSpace::of(&folder)?.free)),
             };
             if json { stdout.json(&stats) } else { show(&mut stdout, &stats) }
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
-use crate::library::entry::{LibraryEvent, Location, WithdrawReason};
+use crate::library::entry::{LibraryEvent, Location, MAX_WITHDRAWN, WithdrawReason};
 use crate::library::error::LibraryError;
 use crate::library::publish::PublishOptions;
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
@@ -138,6 +138,36 @@ async fn missing_file_is_offered_again_when_found() {
         wait_until(|| library.offers().len() == 1).await;
         assert_eq!(content_of(&library, &id).await.unwrap(), sample.content);
     }
+}
+
+#[tokio::test]
+async fn totals_count_all_files_and_contain_some_withdrawn_ones() {
+    let rig = Rig::new(false);
+    let library = rig.open().await;
+    for (dir, files) in [("tree", 2), ("disk", MAX_WITHDRAWN + 2)] {
+        fs::create_dir(rig.path(dir)).unwrap();
+        for n in 0..files {
+            fs::write(rig.path(dir).join(n.to_string()), format!("{dir} {n}")).unwrap();
+        }
+    }
+    published(&library, &rig.path("tree")).await;
+    for n in 0..MAX_WITHDRAWN + 2 {
+        published(&library, &rig.path("disk").join(n.to_string())).await;
+    }
+    let sample = Sample::new(2 * PIECE, 1);
+    let file = sample.create(&library, "wanted", Destination::Library).await;
+    file.write_pieces(vec![sample.piece(0)]).await.unwrap();
+    fs::rename(rig.path("disk"), rig.path("unmounted")).unwrap();
+    for entry in library.entries() {
+        let _ = content_of(&library, &entry.id).await;
+    }
+    let (totals, entries) = (library.totals(), library.entries());
+    let files = MAX_WITHDRAWN as u64 + 2;
+    assert_eq!((totals.named, totals.published), (files + 2, files + 1), "no members of directories");
+    assert_eq!((totals.complete, totals.incomplete, totals.withdrawn), (3, 1, files));
+    assert_eq!(totals.bytes, entries.iter().map(|entry| entry.stored_bytes()).sum::<u64>());
+    let withdrawn = entries.into_iter().filter(|entry| entry.withdrawn.is_some());
+    assert_eq!(totals.withdrawn_files, withdrawn.take(MAX_WITHDRAWN).collect::<Vec<_>>());
 }
 
 #[tokio::test]
