@@ -64,7 +64,14 @@ impl Catalogue for Finder {
                 ))
             }
             Ok(Found { id, name, kind, size, .. }) => Ok(gateway::Found { id, name, kind, size }),
-            Err(error) => Err(Failure::from(error).into()),
+            Err(error) => {
+                let mut problem = Problem::from(Failure::from(error));
+                if problem.status == StatusCode::INTERNAL_SERVER_ERROR {
+                    // A tracker failed.
+                    problem.status = StatusCode::BAD_GATEWAY;
+                }
+                Err(problem)
+            }
         }
     }
 }

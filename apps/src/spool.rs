@@ -75,7 +75,7 @@ fn check_space(data_dir: &Path, copy_dir: Option<&Path>, added: u64, size: u64) 
     Ok(check_free_space(data_dir, needed)?)
 }
 
-/// Whether files can be moved from one directory to the other.
+/// Whether two directories are on the same device.
 pub(crate) fn is_same_device(one: &Path, other: &Path) -> io::Result<bool> {
     Ok(one.metadata()?.dev() == other.metadata()?.dev())
 }

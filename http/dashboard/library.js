@@ -11,7 +11,7 @@ const PLACES = { database: 'Database', files: 'Files on disk', linked: 'Linked' 
 const REASONS = { missing: 'file missing', changed: 'file changed', unreadable: 'file not readable' };
 
 let files = [];
-/** The stored bytes of files that are being downloaded, by id. They change more often than `files`. */
+/** The stored bytes of downloads, by id. They change more often than `files`. */
 let arriving = new Map();
 let table;
 
@@ -99,7 +99,7 @@ export async function load() {
 }
 
 export function setArriving(downloads) {
-  arriving = new Map(downloads.filter(({ state }) => state === 'active').map(({ id, done }) => [id, done]));
+  arriving = new Map(downloads.map(({ id, done }) => [id, done]));
   paintUsage();
 }
 

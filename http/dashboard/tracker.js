@@ -61,7 +61,8 @@ async function searchFiles(cursor) {
     } while (next !== null && files.length < PAGE);
   } catch (error) {
     if (signal.aborted) return;
-    if (next !== null) showCount(false, next);
+    showCount(false, next);
+    if (next !== null) catalogue.load = () => act(() => searchFiles(next));
     throw error;
   } finally {
     if (!signal.aborted) get('catalogue').removeAttribute('aria-busy');

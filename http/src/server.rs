@@ -5,6 +5,7 @@ use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -173,9 +174,12 @@ async fn serve_connection(
 }
 
 fn end_reason(error: &hyper::Error) -> EndReason {
-    let is_timeout = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
-    match error.source().and_then(|source| source.downcast_ref()) {
-        Some(error) if is_timeout(error) => EndReason::WriteTimeout,
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut};
+    match error.source().and_then(|source| source.downcast_ref()).map(io::Error::kind) {
+        Some(TimedOut) => EndReason::WriteTimeout,
+        Some(BrokenPipe | ConnectionReset) => EndReason::Remote,
+        // A response that failed.
+        _ if error.is_user() => EndReason::Local,
         _ if error.is_timeout() => EndReason::RequestTimeout,
         _ if error.is_incomplete_message() => EndReason::Remote,
         _ if error.is_parse_too_large() => EndReason::LimitExceeded,
@@ -191,6 +195,8 @@ async fn serve_stream(
     stop: CancellationToken,
     metrics: &TransportMetrics,
 ) -> hyper::Result<EndReason> {
+    // Whether a part of the next request has arrived.
+    let begun = &AtomicBool::new(false);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(client));
         let span = tracing::info_span!(
@@ -202,6 +208,7 @@ async fn serve_stream(
         let response = routes.clone().call(request);
         async move {
             let response = response.await;
+            begun.store(false, Ordering::Relaxed);
             if let Ok(response) = &response {
                 Span::current().record("status", response.status().as_u16());
             }
@@ -210,7 +217,10 @@ async fn serve_stream(
         .instrument(span)
     });
     let stream = InspectWriter::new(stream, |sent: &[u8]| metrics.sent.add(sent.len() as u64));
-    let stream = InspectReader::new(stream, |received: &[u8]| metrics.received.add(received.len() as u64));
+    let stream = InspectReader::new(stream, |received: &[u8]| {
+        metrics.received.add(received.len() as u64);
+        begun.fetch_or(!received.is_empty(), Ordering::Relaxed);
+    });
     let stream = std::pin::pin!(stream);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -219,13 +229,18 @@ async fn serve_stream(
         .max_buf_size(MAX_HEADER)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        result = &mut connection => return result.map(|()| EndReason::Remote),
-        () = stop.cancelled() => {}
+    let end = tokio::select! {
+        result = &mut connection => result.map(|()| EndReason::Remote),
+        () = stop.cancelled() => {
+            // Completes the running request.
+            connection.as_mut().graceful_shutdown();
+            connection.await.map(|()| EndReason::Local)
+        }
+    };
+    match end {
+        Err(error) if error.is_timeout() && !begun.load(Ordering::Relaxed) => Ok(EndReason::Idle),
+        end => end,
     }
-    // Completes the running request.
-    connection.as_mut().graceful_shutdown();
-    connection.await.map(|()| EndReason::Local)
 }
 
 /// The numbers of connections.

@@ -56,6 +56,7 @@ impl Node {
         let mut versions = Vec::new();
         while versions.len() < MAX_VERSIONS
             && let Some(version) = listing.next().await?
+            && version.name == file.name
         {
             versions.push(version);
         }

@@ -6,7 +6,9 @@ use std::process::Command;
 
 use enjambre_tests::content::MIB;
 use enjambre_tests::node::{Peer, Tracker, World};
+use enjambre_tests::process::Process;
 use enjambre_tests::skip::installed;
+use enjambre_tests::wait::TIMEOUT;
 
 use crate::http::swarm;
 
@@ -44,10 +46,8 @@ impl Reading {
     #[track_caller]
     fn run(&self, args: &[&str]) {
         let mut command = Command::new(&self.program);
-        let output =
-            command.args(args).current_dir(self.world.path("")).env("no_proxy", "*").output().unwrap();
-        let log = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{} {args:?}: {log}", self.program.display());
+        command.args(args).current_dir(self.world.path("")).env("no_proxy", "127.0.0.1");
+        Process::start_command(&self.world.path(""), command).wait(TIMEOUT).ok();
     }
 
     fn published(&self, file: &str) -> Vec<u8> {

@@ -158,14 +158,14 @@ fn upload_without_space_is_refused_before_its_content() {
 #[test]
 fn upload_without_space_for_its_copy_is_refused_before_its_content() {
     let test = "upload_without_space_for_its_copy_is_refused_before_its_content";
-    let mount = || Mount::in_memory(test, 400 * MIB);
-    let (Some(data), Some(database)) = (mount(), mount()) else { return };
+    let mount = |size| Mount::in_memory(test, size * MIB);
+    let (Some(data), Some(database)) = (mount(400), mount(200)) else { return };
     // 64 MiB remain free.
     for (setup, database, size, status) in [
         ("sqlite", data.path(), 100, 100),
         ("sqlite", data.path(), 250, 507),
-        ("sqlite", database.path(), 250, 100),
-        ("sqlite", database.path(), 350, 507),
+        ("sqlite", database.path(), 100, 100),
+        ("sqlite", database.path(), 250, 507),
         ("sqlite+files", data.path(), 250, 100),
         ("sqlite+files", data.path(), 350, 507),
     ] {
