@@ -65,9 +65,9 @@ fn metrics_show_a_publication_and_a_download() {
     let mut sink = world.running_peer_with("sink", &[&tracker], &[HTTP]);
     source.publish(&file, &[]);
     sink.get_to("film.bin", &world.path("copy"));
-    assert_eq!(get(&sink.http_address(), "/files/film.bin", &[]).body.len() as u64, size);
-    let [tracker, source, sink] = [tracker.http_address(), source.http_address(), sink.http_address()]
-        .map(|address| Samples::of(&address));
+    let addresses = [tracker.http_address(), source.http_address(), sink.http_address()];
+    assert_eq!(get(&addresses[2], "/files/film.bin", &[]).body.len() as u64, size);
+    let [tracker, source, sink] = addresses.map(|address| Samples::of(&address));
     let bytes = size as f64;
 
     assert_eq!(sink.sum("enjambre_content_bytes_total", &["direction=\"received\""]), bytes);
