@@ -14,12 +14,14 @@ const HTTP: &str = "http.listen=[\"127.0.0.1:0\"]";
 const VERSION: &str = "4.32.5";
 
 /// Sends requests that the description of the API at this address generates.
-fn check(address: &str) {
+fn check(world: &World, address: &str) {
     let Some(python) = installed("schemathesis", VERSION, &format!("schemathesis=={VERSION}")) else {
         return;
     };
     let output = Command::new(python.with_file_name("schemathesis"))
         .args(["run", &format!("http://{address}/api/openapi.json")])
+        // It writes reports there.
+        .current_dir(world.path(""))
         .args([
             "--max-examples",
             "3",
@@ -44,7 +46,7 @@ fn peer_responds_as_described() {
     let tracker = world.tracker("tracker");
     let mut peer = world.running_peer_with("peer", &[&tracker], &[HTTP]);
     peer.publish(&world.file("0", 1).0, &[]);
-    check(&peer.http_address());
+    check(&world, &peer.http_address());
 }
 
 #[test]
@@ -54,5 +56,5 @@ fn tracker_responds_as_described() {
     let (mut member, _) = world.joined("member", &tracker.invite(&[]));
     member.start();
     member.publish(&world.file("0", 1).0, &[]);
-    check(&tracker.http_address());
+    check(&world, &tracker.http_address());
 }
