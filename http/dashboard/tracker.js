@@ -39,30 +39,31 @@ async function searchFiles(cursor) {
   search = new AbortController();
   const { signal } = search;
   const query = new URLSearchParams({ pattern: get('pattern').value.trim(), limit: String(PAGE) });
-  const known = cursor ? found : [];
-  let [files, next] = [[], cursor];
+  const wanted = (cursor === null ? 0 : found.length) + PAGE;
+  let [next, isSearching] = [cursor, true];
+  const proceed = () => act(() => searchFiles(next));
   get('catalogue').setAttribute('aria-busy', 'true');
   try {
     do {
-      if (next) query.set('cursor', next);
+      if (next !== null) query.set('cursor', next);
       const page = await request('GET', `/files?${query}`, { signal });
       if (next === null) {
+        found = [];
         catalogue.reset();
         get('catalogue').scrollTop = 0;
       }
-      files = [...files, ...page.files];
+      found = [...found, ...page.files];
       next = page.next;
-      found = [...known, ...files];
       // A large catalogue is searched in several requests.
-      const isSearching = next !== null && files.length < PAGE;
-      catalogue.load = isSearching || next === null ? null : () => act(() => searchFiles(next));
+      isSearching = next !== null && found.length < wanted;
+      catalogue.load = isSearching || next === null ? null : proceed;
       catalogue.set(found);
       showCount(isSearching, next);
-    } while (next !== null && files.length < PAGE);
+    } while (isSearching);
   } catch (error) {
     if (signal.aborted) return;
     showCount(false, next);
-    if (next !== null) catalogue.load = () => act(() => searchFiles(next));
+    if (next !== null) catalogue.load = proceed;
     throw error;
   } finally {
     if (!signal.aborted) get('catalogue').removeAttribute('aria-busy');

@@ -30,6 +30,23 @@ function swarmTest(name, body) {
   });
 }
 
+/** Opens a page on which `answer` responds to a request, or returns `true` to send it to the node. */
+async function intercepted(answer) {
+  const page = await open(browser, 'about:blank');
+  await page.setRequestInterception(true);
+  page.on('request', (request) => { if (answer(request, new URL(request.url())) === true) request.continue(); });
+  return page;
+}
+
+const respond = (request, body) => request.respond({ contentType: 'application/json', body: JSON.stringify(body) });
+const respondWithEvent = (request, downloads) => request.respond({ contentType: 'text/event-stream', body: `id: 1\nevent: downloads\ndata: ${JSON.stringify({ downloads })}\n\n` });
+
+/** An active download as in the API. */
+const active = (position, done, rate) => ({
+  id: String(position).padStart(64, '0'), name: `file ${position}`, kind: 'file', size: 1000, done, state: 'active', error: null,
+  rate, eta_seconds: 5, providers: 2, position, added_ms: 0, origin: 'api',
+});
+
 const hash = (content) => createHash('sha256').update(content).digest('hex');
 
 swarmTest('dropped_file_is_published_found_paused_and_downloaded', async () => {
@@ -168,17 +185,13 @@ swarmTest('lost_node_is_reported_until_it_is_back', async () => {
 
 swarmTest('matches_are_shown_while_the_search_continues', async () => {
   const tracker = await swarm.tracker('tracker');
-  const page = await open(browser, 'about:blank');
-  await page.setRequestInterception(true);
   const file = (name) => ({ name, id: '0'.repeat(64), size: 1, kind: 'file', version: 1, providers: 1, publisher: '1'.repeat(64), published_ms: 0 });
   let rest;
-  page.on('request', (request) => {
-    const { pathname, searchParams } = new URL(request.url());
+  const page = await intercepted((request, { pathname, searchParams }) => {
+    if (pathname !== '/api/v1/files') return true;
     const name = searchParams.get('pattern');
-    const respond = (next) => request.respond({ contentType: 'application/json', body: JSON.stringify({ files: [file(name)], next }) });
-    if (pathname !== '/api/v1/files') request.continue();
-    else if (searchParams.has('cursor')) rest = request;
-    else respond(name === 'slow' ? 'the rest' : null);
+    if (searchParams.has('cursor')) rest = request;
+    else respond(request, { files: [file(name)], next: name === 'slow' ? 'the rest' : null });
   });
   const cancelled = new Promise((resolve) => { page.on('requestfailed', (request) => { if (request === rest) resolve(); }); });
   await page.goto(tracker.url);
@@ -195,15 +208,12 @@ swarmTest('matches_are_shown_while_the_search_continues', async () => {
 swarmTest('used_space_grows_while_a_file_arrives', async () => {
   const tracker = await swarm.tracker('tracker');
   const peer = await swarm.peer('peer', tracker);
-  const page = await open(browser, 'about:blank');
-  await page.setRequestInterception(true);
-  const file = { id: '0'.repeat(64), name: 'file', kind: 'file', size: 1000, pieces: 4, available_pieces: 1, content: 'database', path: null, withdrawn: null };
-  const download = { ...file, done: 750, state: 'active', error: null, rate: 10, eta_seconds: 5, providers: 2, position: 0, added_ms: 0, origin: 'api' };
-  page.on('request', (request) => {
-    const { pathname } = new URL(request.url());
-    if (pathname === '/api/v1/library') request.respond({ contentType: 'application/json', body: JSON.stringify({ files: [file] }) });
-    else if (pathname === '/api/v1/events') request.respond({ contentType: 'text/event-stream', body: `id: 1\nevent: downloads\ndata: ${JSON.stringify({ downloads: [download] })}\n\n` });
-    else request.continue();
+  const download = active(0, 750, 10);
+  const file = { id: download.id, name: 'file', kind: 'file', size: 1000, pieces: 4, available_pieces: 1, content: 'database', path: null, withdrawn: null };
+  const page = await intercepted((request, { pathname }) => {
+    if (pathname === '/api/v1/library') respond(request, { files: [file] });
+    else if (pathname === '/api/v1/events') respondWithEvent(request, [download]);
+    else return true;
   });
   await page.goto(peer.url);
   await find(page, '#usage-list .num', '750 B');
@@ -214,19 +224,13 @@ swarmTest('used_space_grows_while_a_file_arrives', async () => {
 swarmTest('only_rows_on_the_screen_are_painted', async () => {
   const tracker = await swarm.tracker('tracker');
   const peer = await swarm.peer('peer', tracker);
-  const page = await open(browser, 'about:blank');
-  await page.setRequestInterception(true);
-  const list = (done) => Array.from({ length: 200 }, (_, position) => ({
-    id: String(position).padStart(64, '0'), name: `file ${position}`, kind: 'file', size: 1000, done, state: 'active', error: null,
-    rate: done * 10, eta_seconds: 5, providers: 2, position, added_ms: 0, origin: 'api',
-  }));
+  const list = (done) => Array.from({ length: 200 }, (_, position) => active(position, done, done * 10));
   let stream;
-  page.on('request', (request) => {
-    const { pathname } = new URL(request.url());
-    if (pathname === '/api/v1/downloads') request.respond({ contentType: 'application/json', body: JSON.stringify({ downloads: list(100) }) });
+  const page = await intercepted((request, { pathname }) => {
+    if (pathname === '/api/v1/downloads') respond(request, { downloads: list(100) });
     else if (pathname === '/api/v1/events' && stream === undefined) stream = request;
     else if (pathname === '/api/v1/events') request.abort();
-    else request.continue();
+    else return true;
   });
   await page.goto(peer.url);
   await page.waitForFunction(() => document.querySelectorAll('.download').length === 200 && document.querySelector('.download:nth-child(200) .link').textContent === 'file 199');
@@ -239,7 +243,7 @@ swarmTest('only_rows_on_the_screen_are_painted', async () => {
       for (const { target } of records) window.changed.add((target.closest ? target : target.parentElement).closest('.download'));
     }).observe(document.querySelector('#downloads'), { subtree: true, childList: true, characterData: true, attributes: true });
   });
-  await stream.respond({ contentType: 'text/event-stream', body: `id: 1\nevent: downloads\ndata: ${JSON.stringify({ downloads: list(200) })}\n\n` });
+  await respondWithEvent(stream, list(200));
   await page.waitForFunction(() => document.querySelector('.download .side').textContent.startsWith('2 kB/s'));
   const changed = await page.evaluate(() => window.changed.size);
   assert.ok(changed > 2 && changed < 30, `${changed} rows changed`);

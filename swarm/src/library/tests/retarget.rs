@@ -90,9 +90,16 @@ async fn with_faulty_content(
 }
 
 async fn fault_is_met(storage: &FaultyStorage) {
-    while storage.faults_met() == 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
+    until(|| storage.faults_met() > 0).await;
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), wait).await.expect("the condition holds in time");
 }
 
 #[tokio::test]
@@ -139,9 +146,7 @@ async fn sweep_in_progress_keeps_content_that_moves_to_library() {
     let write = file.gate.read().await;
     let (creating, of) = (Arc::clone(&library), sample.clone());
     let create = tokio::spawn(async move { of.create(&creating, "x", Destination::Library).await });
-    while file.gate.try_read().is_ok() {
-        sleep(Duration::from_millis(5)).await;
-    }
+    until(|| file.gate.try_read().is_err()).await;
     content.add(Operation::Commit, When::Nth(1), Fault::Delay(Duration::from_secs(1)));
     let sweeping = Arc::clone(&library);
     let sweep = tokio::spawn(async move { sweeping.inner.sweep().await });
