@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
 use enjambre_redb::{RedbSettings, open};
-use enjambre_testkit::storage::{Builder, expect_exclusive, run_all};
+use enjambre_testkit::storage::{Builder, run_all};
 use tempfile::TempDir;
 
 struct Redb(Role);
@@ -25,9 +25,4 @@ impl Builder for Redb {
 async fn redb_passes_conformance_kit() {
     run_all(&Redb(Role::Records)).await;
     run_all(&Redb(Role::Content)).await;
-}
-
-#[tokio::test]
-async fn second_opening_is_locked() {
-    expect_exclusive(&Redb(Role::Records)).await;
 }

@@ -21,6 +21,10 @@ impl Builder for Postgres {
     async fn open(&self, (settings, folder): &Self::Place) -> Result<Arc<dyn Storage>, StorageError> {
         open(settings, &Place::new(folder.path(), self.2), self.1).await
     }
+
+    fn is_shared(&self, _place: &Self::Place) -> bool {
+        self.2 == Tenancy::Shared
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,6 +26,10 @@ impl Builder for WithRetry {
         let retry = Retry { timeout: Some(Duration::from_secs(60)), retries: 3 };
         Ok(Arc::new(RetryStorage::new(self.0.open(place).await?, retry)))
     }
+
+    fn is_shared(&self, place: &Self::Place) -> bool {
+        self.0.is_shared(place)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

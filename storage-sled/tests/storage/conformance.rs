@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
 use enjambre_storage_sled::{SledSettings, open};
-use enjambre_testkit::storage::{Builder, expect_exclusive, run_all};
+use enjambre_testkit::storage::{Builder, run_all};
 use tempfile::TempDir;
 
 struct Sled(Role);
@@ -25,9 +25,4 @@ impl Builder for Sled {
 async fn sled_passes_the_conformance_kit() {
     run_all(&Sled(Role::Records)).await;
     run_all(&Sled(Role::Content)).await;
-}
-
-#[tokio::test]
-async fn second_opening_is_locked() {
-    expect_exclusive(&Sled(Role::Records)).await;
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
 use enjambre_storage_sqlite::{SqliteSettings, open};
-use enjambre_testkit::storage::{Builder, expect_exclusive, run_all};
+use enjambre_testkit::storage::{Builder, run_all};
 use tempfile::TempDir;
 
 struct Sqlite(Role);
@@ -25,9 +25,4 @@ impl Builder for Sqlite {
 async fn sqlite_passes_the_conformance_kit() {
     run_all(&Sqlite(Role::Records)).await;
     run_all(&Sqlite(Role::Content)).await;
-}
-
-#[tokio::test]
-async fn second_opening_is_locked() {
-    expect_exclusive(&Sqlite(Role::Records)).await;
 }

@@ -273,6 +273,19 @@ impl<'a, B: Builder> Bench<'a, B> {
         Ok(())
     }
 
+    /// Opens the storage another time.
+    pub(super) async fn open_another(&self) -> Result<Arc<dyn Storage>, StorageError> {
+        let call = self.probe.operations.begin("second open".to_owned());
+        let opened = self.builder.open(&self.place).await;
+        call.end(&opened, |_| "ok".to_owned());
+        opened
+    }
+
+    /// See [`Builder::is_shared`].
+    pub(super) fn is_shared(&self) -> bool {
+        self.builder.is_shared(&self.place)
+    }
+
     /// Drops the storage without a close and reopens it.
     pub(super) async fn drop_and_open(&mut self) -> Result<(), Violation> {
         let nothing: Arc<dyn Storage> = Arc::new(enjambre_core::storage::memory::Memory::new());

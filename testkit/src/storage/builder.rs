@@ -21,6 +21,12 @@ pub trait Builder: Sync {
         place: &Self::Place,
     ) -> impl Future<Output = Result<Arc<dyn Storage>, StorageError>> + Send;
 
+    /// Returns whether several nodes may open this place at the same time. Otherwise a second opening fails with
+    /// [`StorageError::Locked`], or closes the first storage.
+    fn is_shared(&self, _place: &Self::Place) -> bool {
+        false
+    }
+
     /// Called on a separate thread when a call blocks the runtime for a minute. Such a call cannot be cancelled, so this function
     /// ends the process.
     fn blocked(failure: &Failure) -> ! {

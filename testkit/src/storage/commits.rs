@@ -7,6 +7,7 @@ use tokio::sync::Barrier;
 
 use super::bench::{Bench, Violation, ensure, key};
 use super::builder::Builder;
+use super::records::pattern;
 use enjambre_core::{Batch, Durability, Key, KeyRange, Space, StorageError};
 
 const A: Space = Space::new("a");
@@ -76,6 +77,37 @@ pub(super) async fn batch_is_applied_only_if_conditions_hold<B: Builder>(
             "the batch is applied although its condition does not hold, or the other way round"
         );
     }
+    Ok(())
+}
+
+pub(super) async fn condition_compares_every_byte<B: Builder>(
+    bench: &mut Bench<'_, B>,
+) -> Result<(), Violation> {
+    for len in [1, 64, 65, 255, 256, 1024, 4097, 32 * 1024] {
+        let k = key(format!("{len}"));
+        let value = pattern(len);
+        bench.probe.put(A, &k, value.clone()).await?;
+        for changed in [0, len / 2, len - 1] {
+            let mut other = value.to_vec();
+            other[changed] ^= 1;
+            let mut batch = Batch::new();
+            batch.require(A, k.clone(), other).put(A, key("applied"), "");
+            let outcome = bench.probe.commit(batch, Durability::Buffered).await;
+            ensure!(
+                matches!(outcome, Err(StorageError::Conflict)),
+                "expected Conflict for a value of {len} bytes that differs in byte {changed}, found {outcome:?}"
+            );
+        }
+        let mut batch = Batch::new();
+        batch.require(A, k.clone(), value).delete(A, k);
+        let outcome = bench.probe.commit(batch, Durability::Buffered).await;
+        ensure!(
+            outcome.is_ok(),
+            "a condition with the stored value of {len} bytes does not hold: {outcome:?}"
+        );
+    }
+    let left = bench.probe.scan(A, KeyRange::all(), 10).await?;
+    ensure!(left.is_empty(), "a refused batch changed an entry, or an applied one did not: {left:?}");
     Ok(())
 }
 
@@ -302,6 +334,51 @@ pub(super) async fn read_sees_acknowledged_commits<B: Builder>(
         });
     }
     tasks.join_all().await.into_iter().collect()
+}
+
+pub(super) async fn batch_is_observed_in_all_spaces_at_once<B: Builder>(
+    bench: &mut Bench<'_, B>,
+) -> Result<(), Violation> {
+    let round = |number: u32| {
+        let mut batch = Batch::new();
+        for space in [A, B_, C] {
+            batch.put(space, key("round"), number.to_be_bytes().to_vec());
+        }
+        batch
+    };
+    bench.probe.commit(round(0), Durability::Buffered).await?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut readers = tokio::task::JoinSet::new();
+    // In each order, because a backend may write the spaces in any order.
+    for [first, second] in [[A, B_], [B_, C], [C, A], [A, C], [C, B_], [B_, A]] {
+        let (probe, stopped) = (bench.probe.clone(), stopped.clone());
+        readers.spawn(async move {
+            while !*stopped.borrow() {
+                let observed = number(probe.value(first, &key("round")).await?.as_ref());
+                let later = number(probe.value(second, &key("round")).await?.as_ref());
+                ensure!(
+                    later >= observed,
+                    "batch {observed} is observed in the space {}, and afterwards batch {later} in the space {}",
+                    first.name(),
+                    second.name()
+                );
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        });
+    }
+    let mut outcome = Ok(());
+    for number in 1..200 {
+        outcome = bench.probe.commit(round(number), Durability::Buffered).await;
+        if outcome.is_err() {
+            break;
+        }
+    }
+    stop.send_replace(true);
+    for outcome in readers.join_all().await {
+        outcome?;
+    }
+    Ok(outcome?)
 }
 
 pub(super) async fn scan_page_is_a_snapshot<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Violation> {

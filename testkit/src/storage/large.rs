@@ -1,4 +1,4 @@
-//! Batches of thousands of writes and replies of several MiB.
+//! Batches of 20,000 writes and replies of several MiB.
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ use enjambre_core::{Batch, Durability, Key, KeyRange, Space, StorageError};
 const A: Space = Space::new("a");
 
 pub(super) async fn large_batch_is_atomic<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Violation> {
-    const WRITES: u32 = 4000;
+    const WRITES: u32 = 20_000;
     // All keys have the same value, so that a page with parts of two batches is detected.
     let round = |number: u32| {
         let mut batch = Batch::new();
@@ -34,7 +34,7 @@ pub(super) async fn large_batch_is_atomic<B: Builder>(bench: &mut Bench<'_, B>) 
         Ok(())
     });
     let mut outcome = Ok(());
-    for number in 1..8 {
+    for number in 1..4 {
         outcome = bench.probe.commit(round(number), Durability::Buffered).await;
         if outcome.is_err() {
             break;
@@ -43,7 +43,7 @@ pub(super) async fn large_batch_is_atomic<B: Builder>(bench: &mut Bench<'_, B>) 
     stop.send_replace(true);
     reader.await.map_err(|error| Violation(format!("a call panicked: {error}")))??;
     outcome?;
-    let mut refused = round(8);
+    let mut refused = round(4);
     refused.require_absent(A, key(0u32.to_be_bytes()));
     let outcome = bench.probe.commit(refused, Durability::Buffered).await;
     ensure!(
@@ -52,7 +52,7 @@ pub(super) async fn large_batch_is_atomic<B: Builder>(bench: &mut Bench<'_, B>) 
     );
     bench.reopen().await?;
     let entries = bench.probe.entries(A, KeyRange::all(), 1000).await?;
-    let intact = entries.iter().filter(|(_, value)| number(Some(value)) == 7).count();
+    let intact = entries.iter().filter(|(_, value)| number(Some(value)) == 3).count();
     ensure!(
         entries.len() == WRITES as usize && intact == entries.len(),
         "the last large batch is incomplete: {intact} of {} entries",

@@ -113,6 +113,29 @@ pub(super) async fn close_releases_lock<B: Builder>(bench: &mut Bench<'_, B>) ->
     Ok(())
 }
 
+pub(super) async fn second_opening_is_refused<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Violation> {
+    bench.probe.commit(put("k", "first"), Durability::Buffered).await?;
+    let second = match bench.open_another().await {
+        Err(StorageError::Locked { .. }) => return bench.reopen().await,
+        opened => opened?,
+    };
+    // Only one of them may be in use, unless several nodes share the storage.
+    second.commit(put("k", "second"), Durability::Buffered).await?;
+    let observed = bench.probe.get(A, &[key("k")]).await;
+    let expected = match &observed {
+        Err(StorageError::Closed) => !bench.is_shared(),
+        Ok(values) => bench.is_shared() && values == &[Some(Bytes::from("second"))],
+        Err(_) => false,
+    };
+    second.close().await?;
+    ensure!(
+        expected,
+        "expected Locked for a second opening{}, found a storage; the first one returns {observed:?}",
+        if bench.is_shared() { " or the same entries in both storages" } else { "" }
+    );
+    bench.reopen().await
+}
+
 pub(super) async fn closed_storage_returns_closed<B: Builder>(
     bench: &mut Bench<'_, B>,
 ) -> Result<(), Violation> {

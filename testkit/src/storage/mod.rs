@@ -50,7 +50,6 @@ mod watchdog;
 use bench::{Bench, Violation};
 pub use builder::Builder;
 pub use case::{Case, Failure, Group, Outcome};
-use enjambre_core::StorageError;
 use runner::{BLOCKED_TIMEOUT, guard};
 
 /// The version of the suite. It is incremented when a backend that passed may fail.
@@ -94,10 +93,12 @@ cases! {
             "A batch is applied if all its conditions hold and fails with Conflict otherwise; an empty value is a value.",
         commits::batch_is_atomic_across_spaces:
             "A refused batch changes nothing, and an applied batch changes all of its spaces.",
+        commits::condition_compares_every_byte:
+            "A condition compares whole values, also of 32 KiB.",
         commits::conditions_see_state_before_batch:
             "The conditions of a batch do not observe its own writes.",
         large::large_batch_is_atomic:
-            "A batch of thousands of writes is applied and observed atomically.",
+            "A batch of 20,000 writes is applied and observed atomically.",
         commits::last_write_to_key_wins:
             "If a batch writes a key several times, the last write wins.",
         model::random_operations_match_memory_storage:
@@ -114,6 +115,8 @@ cases! {
             "A get or scan that starts after a commit returned observes its writes.",
         commits::scan_page_is_a_snapshot:
             "A page of a scan observes each batch completely or not at all.",
+        commits::batch_is_observed_in_all_spaces_at_once:
+            "A reader that observes a batch in one space observes it in all others afterwards.",
         lifetime::dropped_commit_is_atomic:
             "A commit whose future is dropped is applied completely or not at all, and the storage remains usable.",
         lifetime::close_completes_calls_in_progress:
@@ -124,6 +127,8 @@ cases! {
             "After a close and a reopen the storage contains exactly the committed data, including Buffered commits.",
         lifetime::committed_data_survives_drop_without_close:
             "A storage that is dropped without a close loses no acknowledged commit.",
+        lifetime::second_opening_is_refused:
+            "While a storage is open, a second opening fails with Locked, unless several nodes may share the storage.",
         lifetime::close_releases_lock:
             "After a close returned, the storage can be opened at once, also after many reads.",
         lifetime::closed_storage_returns_closed:
@@ -153,21 +158,6 @@ pub fn case(name: &str) -> Option<&'static Case> {
 /// Runs one of [`CASES`] with a new storage.
 pub async fn run<B: Builder>(builder: &B, case: &'static Case) -> Outcome {
     guard(builder, case, BLOCKED_TIMEOUT, async |bench| body(case, bench).await).await
-}
-
-/// Checks that an open storage locks its place: a second opening fails with `Locked`, also by the same process, and succeeds
-/// after the close. For backends whose database belongs to one process.
-///
-/// # Panics
-/// If the storage does not behave in this way.
-pub async fn expect_exclusive<B: Builder>(builder: &B) {
-    let place = builder.place();
-    let first = builder.open(&place).await.expect("the first opening");
-    let second = builder.open(&place).await;
-    assert!(matches!(second, Err(StorageError::Locked { .. })), "second opening: {second:?}");
-    first.close().await.expect("the first storage closes");
-    let third = builder.open(&place).await.expect("the opening after the close");
-    third.close().await.expect("the third storage closes");
 }
 
 /// Runs all of [`CASES`].

@@ -190,7 +190,7 @@ async fn ensure_empty<B: Builder>(bench: &Bench<'_, B>) -> Result<(), Violation>
 }
 
 pub(super) async fn spaces_are_independent<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Violation> {
-    // Names that are prefixes of other names, and SQL keywords.
+    // Names that are prefixes of other names, names that differ in the last of 32 bytes, and SQL keywords.
     const NAMES: &[&str] = &[
         "a",
         "aa",
@@ -210,6 +210,7 @@ pub(super) async fn spaces_are_independent<B: Builder>(bench: &mut Bench<'_, B>)
         "sqlite_x",
         "default",
         "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz",
+        "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzy",
         "s1",
         "s2",
         "s3",

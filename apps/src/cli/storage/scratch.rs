@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use enjambre_control::{Failure, Status};
-use enjambre_core::{Place, Role, Scratch, Storage, StorageError};
+use enjambre_core::{Place, Role, Scratch, Storage, StorageError, Tenancy};
 use enjambre_testkit::storage::{self, Builder};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -146,6 +146,10 @@ impl Builder for ScratchBuilder<'_> {
             created.opened.push(Arc::downgrade(&storage));
         }
         Ok(storage)
+    }
+
+    fn is_shared(&self, place: &Place) -> bool {
+        place.tenancy == Tenancy::Shared
     }
 
     fn blocked(failure: &storage::Failure) -> ! {

@@ -45,7 +45,7 @@ pub(super) enum Defect {
     AppliesTooLarge,
     /// The size of batches is unlimited, contrary to the limit.
     NoBatchLimit,
-    /// A batch is applied in parts of 128 writes.
+    /// A batch is applied in parts of 5000 writes.
     SplitsBatches,
     /// A get returns no values after 1 MiB.
     CutsAnswers,
@@ -65,6 +65,14 @@ pub(super) enum Defect {
     SortsAnswers,
     /// Keys are truncated.
     ShortKeys,
+    /// The first 8 bytes of the names of spaces are compared.
+    ShortSpaces,
+    /// A condition compares the first 64 bytes.
+    ComparesPrefixes,
+    /// A batch is applied one space at a time.
+    TearsSpaces,
+    /// A second opening has data of its own.
+    OpensTwice,
 }
 
 /// The cases that detect each defect.
@@ -82,6 +90,10 @@ pub(super) const DETECTED_BY: &[(Defect, &str)] = &[
     (Defect::SplitsBatches, "large_batch_is_atomic"),
     (Defect::LetsGoLate, "close_releases_lock"),
     (Defect::OneSpace, "spaces_are_independent"),
+    (Defect::ShortSpaces, "spaces_are_independent"),
+    (Defect::ComparesPrefixes, "condition_compares_every_byte"),
+    (Defect::TearsSpaces, "batch_is_observed_in_all_spaces_at_once"),
+    (Defect::OpensTwice, "second_opening_is_refused"),
     (Defect::SignedOrder, "scan_returns_keys_in_unsigned_byte_order"),
     (Defect::LongPages, "scan_limits_entries_per_page"),
     (Defect::HeavyPages, "scan_limits_bytes_per_page"),

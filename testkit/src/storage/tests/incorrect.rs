@@ -28,7 +28,8 @@ impl Incorrect {
         if defect == Defect::ForgetsBuffered {
             disk.power_cut();
         }
-        let mut inner = disk.open();
+        let opens_twice = defect == Defect::OpensTwice && locked.swap(true, Ordering::AcqRel);
+        let mut inner = if opens_twice { Disk::new().open() } else { disk.open() };
         let limits = inner.limits();
         match defect {
             Defect::Narrow => inner = inner.with_limits(Limits { max_value: 32 * 1024 - 1, ..limits }),
@@ -46,7 +47,11 @@ impl Incorrect {
     }
 
     fn space(&self, space: Space) -> Space {
-        if self.defect == Defect::OneSpace { Space::new("one") } else { space }
+        match self.defect {
+            Defect::OneSpace => Space::new("one"),
+            Defect::ShortSpaces => Space::new(&space.name()[..space.name().len().min(8)]),
+            _ => space,
+        }
     }
 
     fn key(&self, key: &Key) -> Key {
@@ -154,15 +159,32 @@ impl Storage for Incorrect {
                 self.inner.commit(Batch { conditions, writes: Vec::new() }, durability).await?;
                 tokio::task::yield_now().await;
             }
-            Defect::TearsBatches | Defect::SplitsBatches => {
+            Defect::TearsBatches | Defect::SplitsBatches | Defect::TearsSpaces => {
                 let writes = std::mem::take(&mut batch.writes);
                 self.inner.commit(batch, durability).await?;
-                for some in writes.chunks(if self.defect == Defect::TearsBatches { 1 } else { 128 }) {
+                let parts: Vec<&[Write]> = match self.defect {
+                    Defect::TearsBatches => writes.chunks(1).collect(),
+                    Defect::SplitsBatches => writes.chunks(5000).collect(),
+                    _ => writes.chunk_by(|one, next| one.target().0 == next.target().0).collect(),
+                };
+                for some in parts {
                     let part = Batch { conditions: Vec::new(), writes: some.to_vec() };
                     self.inner.commit(part, durability).await?;
                     tokio::task::yield_now().await;
                 }
                 return Ok(());
+            }
+            Defect::ComparesPrefixes => {
+                for condition in &mut batch.conditions {
+                    let Condition::Equals(space, key, required) = condition else { continue };
+                    let stored = self.inner.get(*space, std::slice::from_ref(key)).await?.remove(0);
+                    if let Some(stored) = stored
+                        && required.len() > 64
+                        && stored.get(..64) == required.get(..64)
+                    {
+                        *required = stored;
+                    }
+                }
             }
             Defect::AppliesRefused => {
                 let outcome = self.inner.commit(batch.clone(), durability).await;
