@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 use enjambre_core::{Place, Role, Storage, Transport};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cli::output;
@@ -77,13 +78,13 @@ impl App {
     /// Registers a storage backend. Replaces a backend with the same name.
     ///
     /// `open` receives the table `[storage.NAME]` of the configuration, and the place and the role of the storage. `S` is
-    /// deserialized from the table and should reject unknown fields. A name consists of letters, digits, `_` and `-`.
+    /// deserialized from the table and should reject unknown fields; `config show` prints its values. A name consists of letters, digits, `_` and `-`.
     ///
     /// # Panics
     /// If the name is `backend` or `layers`, which are keys of the section `[storage]`.
     pub fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F) -> &mut Self
     where
-        S: DeserializeOwned,
+        S: DeserializeOwned + Serialize,
         F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Arc<dyn Storage>, PluginError>> + Send + 'static,
     {

@@ -50,6 +50,24 @@ impl DataDir {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Removes a directory that the caller has created, without a database, and its parents in `created`.
+    pub(crate) async fn remove(self, created: Vec<PathBuf>) {
+        let remove = move || {
+            for name in [LOCK, node_key::NAME] {
+                std::fs::remove_file(self.path.join(name))?;
+            }
+            // Fails if the directory has other content.
+            created.iter().try_for_each(std::fs::remove_dir)?;
+            Ok(())
+        };
+        let _ = crate::blocking(remove).await;
+    }
+}
+
+/// Returns the directory and its parents that do not exist, the innermost first.
+pub(crate) fn missing_dirs(path: &Path) -> Vec<PathBuf> {
+    path.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect()
 }
 
 /// Returns the user that a data directory belongs to, unless it belongs to this user or does not exist.

@@ -1,5 +1,6 @@
 //! Lookup of a file by the user's query.
 
+use enjambre_control::Failure;
 use enjambre_core::{FileId, FileKind, Name};
 use enjambre_swarm::library::entry::Entry;
 use enjambre_swarm::library::library::Library;
@@ -42,7 +43,30 @@ pub(crate) async fn find(library: &Library, trackers: &Trackers, query: &str) ->
     }
 }
 
+/// Refuses a path in a directory, for commands that take whole files and directories.
+pub(crate) fn check_whole(query: &str) -> Result<(), Failure> {
+    if !query.contains('/') {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{query:?} is a part of a directory, which cannot be queued or pinned; use the name or the id of the directory, or \
+         `enjambre get` for the part"
+    )))
+}
+
 /// Returns the name for a file without a name.
 pub(crate) fn default_name(id: &FileId) -> Option<Name> {
     format!("{}.bin", id.short()).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn part_of_a_directory_is_refused_with_alternative() {
+        assert_eq!(check_whole("film.mkv"), Ok(()));
+        let refused = check_whole("films/film.mkv").unwrap_err();
+        assert!(refused.message.contains("enjambre get"), "{refused:?}");
+    }
 }

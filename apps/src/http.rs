@@ -1,5 +1,6 @@
 //! The HTTP listener of a node: the gateway, the API, the dashboard, health checks and metrics.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,9 +9,9 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::http::StatusCode;
 use enjambre_control::{Failure, ResultContext};
-use enjambre_core::Storage;
-use enjambre_core::storage::database_file::check_free_space;
+use enjambre_core::storage::database_file::{check_free_space, check_secret_file};
 use enjambre_core::storage::inspect::with_causes;
+use enjambre_core::{Storage, runtime};
 use enjambre_http::Problem;
 use enjambre_http::access::AccessRules;
 use enjambre_http::gateway::{self, Catalogue, Gateway};
@@ -30,6 +31,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::write_file;
+use crate::config::error::ConfigError;
 use crate::config::load::Loaded;
 use crate::find::{Found, find};
 
@@ -172,16 +174,15 @@ impl HttpServer {
         if settings.listen.is_empty() {
             return Ok(None);
         }
-        let token = match loaded.http_token_file() {
-            Some(path) => read_token(&path).await?,
+        let copy = loaded.clone();
+        let Files { token, tls } = crate::blocking(move || Ok(Files::read(&copy)?)).await?;
+        let token = match token {
+            Some(token) => token,
             None => load_or_create_token(data_dir).await?,
         };
-        let tls = match settings.tls.cert.as_os_str().is_empty() {
-            true => None,
-            false => Some(Arc::new(tls_config(loaded).await?)),
-        };
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let server = Server::bind(&settings.listen, tls, Arc::clone(&sources.http)).await;
+        let listen: Vec<_> = settings.listen.iter().map(|address| address.get()).collect();
+        let server = Server::bind(&listen, tls, Arc::clone(&sources.http)).await;
         let server = server.map_err(|(address, error)| {
             Failure::failed(format!("cannot listen on {address} for HTTP: {error}; change http.listen"))
         })?;
@@ -193,7 +194,7 @@ impl HttpServer {
             .merge(gateway.map(gateway::routes).unwrap_or_default())
             .fallback(async || Problem::new(StatusCode::NOT_FOUND, "this node has nothing at this path"));
         let stop = CancellationToken::new();
-        let task = tokio::spawn(server.serve(routes, rules, stop.clone()));
+        let task = runtime::spawn(server.serve(routes, rules, stop.clone()));
         Ok(Some(Self { urls, stop, task }))
     }
 
@@ -206,12 +207,36 @@ impl HttpServer {
     }
 }
 
-/// Reads a token.
-async fn read_token(path: &Path) -> Result<String, Failure> {
-    let read = tokio::fs::read_to_string(path).await;
-    let text = read.context(format!("cannot read the HTTP token in {}", path.display()))?;
+/// The content of the files that the section `[http]` names.
+pub(crate) struct Files {
+    /// `None` if the token is in the data directory.
+    token: Option<String>,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+impl Files {
+    /// Reads and checks the files. Blocks.
+    pub(crate) fn read(loaded: &Loaded) -> Result<Self, ConfigError> {
+        let http = &loaded.config.http;
+        if http.listen.is_empty() {
+            return Ok(Self { token: None, tls: None });
+        }
+        let token = loaded.http_token_file().map(|path| {
+            let secret = check_secret_file(&path).map_err(|error| with_causes(&error));
+            secret.and_then(|()| read_token(&path))
+        });
+        let token = token.transpose().map_err(|problem| loaded.invalid("http.token_file", problem))?;
+        let tls = if http.tls.cert.as_os_str().is_empty() { None } else { Some(tls_config(loaded)?.into()) };
+        Ok(Self { token, tls })
+    }
+}
+
+/// Reads a token. Returns the problem if there is none. Blocks.
+fn read_token(path: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| format!("cannot read the HTTP token in {}: {error}", path.display()))?;
     match text.trim() {
-        "" => Err(Failure::failed(format!("{} contains no HTTP token; write one to it", path.display()))),
+        "" => Err(format!("{} contains no HTTP token; write one to it", path.display())),
         token => Ok(token.to_owned()),
     }
 }
@@ -220,7 +245,7 @@ async fn read_token(path: &Path) -> Result<String, Failure> {
 async fn load_or_create_token(data_dir: &Path) -> Result<String, Failure> {
     let path = data_dir.join(TOKEN);
     if tokio::fs::try_exists(&path).await? {
-        return read_token(&path).await;
+        return crate::blocking(move || read_token(&path).map_err(Failure::failed)).await;
     }
     let mut bytes = [0; TOKEN_BYTES];
     rand::rng().fill_bytes(&mut bytes);
@@ -228,22 +253,27 @@ async fn load_or_create_token(data_dir: &Path) -> Result<String, Failure> {
     let (folder, text) = (data_dir.to_owned(), format!("{token}\n"));
     let written = crate::blocking(move || Ok(write_file(&folder, TOKEN, text.as_bytes())?)).await;
     written.context(format!("cannot write {}", path.display()))?;
+    tracing::info!(path = %path.display(), "HTTP token created");
     Ok(token)
 }
 
-/// Reads the certificate chain and the key.
-async fn tls_config(loaded: &Loaded) -> Result<ServerConfig, Failure> {
+/// Reads the certificate chain and the key. Blocks.
+fn tls_config(loaded: &Loaded) -> Result<ServerConfig, ConfigError> {
     let (cert, key) = loaded.http_tls_files();
-    let read = crate::blocking(move || {
-        let invalid = |path: &Path, error| Failure::failed(format!("cannot use {}: {error}", path.display()));
-        let chain = CertificateDer::pem_file_iter(&cert).and_then(Iterator::collect);
-        let chain: Vec<_> = chain.map_err(|error| invalid(&cert, error.to_string()))?;
-        let secret = PrivateKeyDer::from_pem_file(&key).map_err(|error| invalid(&key, error.to_string()))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let config = builder.map_err(|error| invalid(&cert, error.to_string()))?;
-        let config = config.with_no_client_auth().with_single_cert(chain, secret);
-        config.map_err(|error| invalid(&cert, error.to_string()))
-    });
-    read.await
+    let invalid_cert = |error: &dyn Display| loaded.invalid("http.tls.cert", error.to_string());
+    let invalid_key = |error: &dyn Display| loaded.invalid("http.tls.key", error.to_string());
+    let chain = CertificateDer::pem_file_iter(&cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let chain = chain.map_err(|error| invalid_cert(&error))?;
+    if chain.is_empty() {
+        return Err(invalid_cert(&"the file contains no certificate"));
+    }
+    check_secret_file(&key).map_err(|error| invalid_key(&error))?;
+    let secret = PrivateKeyDer::from_pem_file(&key).map_err(|error| invalid_key(&error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| invalid_cert(&error))?.with_no_client_auth();
+    builder.with_single_cert(chain, secret).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => invalid_key(&"the key does not belong to the certificate"),
+        error => invalid_cert(&error),
+    })
 }

@@ -1,9 +1,11 @@
-//! Detection of a missing database.
+//! Detection of a missing or outdated database.
 //!
 //! A node that opens an empty database in place of its own, because the backend was changed or files are missing, would
-//! lose its catalogue or library without notice, and an invite-only swarm would get another authority. So a file in the
-//! data directory states that the node has a database, and an empty one is refused then.
+//! lose its catalogue or library without notice, and an invite-only swarm would get another authority. A node that opens
+//! its old database after the data was copied to another backend would continue an outdated state. So a file in the data
+//! directory names the backend that contains the data of the node, and other databases are refused then.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use enjambre_control::{Failure, ResultContext};
@@ -13,34 +15,65 @@ use crate::access::write_file;
 
 const FILE: &str = "initialized";
 
-/// Rejects an empty database, for which `format` is `None`, if the node had one before.
+/// Returns the backend that contains the data of the node, or `None` if it may open any database.
+async fn recorded(data_dir: &Path) -> Result<Option<String>, Failure> {
+    match tokio::fs::read_to_string(data_dir.join(FILE)).await {
+        Ok(backend) => Ok(Some(backend)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            Err(Failure::from(error).context(format!("cannot read {}", data_dir.join(FILE).display())))
+        }
+    }
+}
+
+/// Rejects an empty database, for which `format` is `None`, if the node had one before, and one of another backend than the
+/// one that contains its data.
 pub(crate) async fn check(data_dir: &Path, format: Option<u64>, backend: &str) -> Result<(), Failure> {
-    if format.is_some() || !tokio::fs::try_exists(data_dir.join(FILE)).await? {
+    let Some(known) = recorded(data_dir).await? else { return Ok(()) };
+    let folder = data_dir.display();
+    if format.is_none() {
+        return Err(Failure::failed(format!(
+            "the {backend} storage is empty, but the node of {folder} had a database before; restore it, or the previous \
+             section [storage], or start the node once with --init to begin with an empty database"
+        )));
+    }
+    if known != backend {
+        return Err(Failure::failed(format!(
+            "the {backend} storage is outdated, because the node of {folder} uses the {known} storage now; use its section \
+             [storage], or start the node once with --init to use the outdated data"
+        )));
+    }
+    Ok(())
+}
+
+/// Rejects a library that lists stored content if `place`, where it should be, is empty.
+pub(crate) async fn check_content(data_dir: &Path, place: &str) -> Result<(), Failure> {
+    if recorded(data_dir).await?.is_none() {
         return Ok(());
     }
     Err(Failure::failed(format!(
-        "the {backend} storage is empty, but the node of {} had a database before; restore it, or the previous section \
-         [storage], or start the node once with --init to begin with an empty database",
+        "{place} is empty, but the library of {} lists stored content; restore it, or the previous setting library.content, \
+         or start the node once with --init to download the content again",
         data_dir.display()
     )))
 }
 
-/// Records that the node has a database.
-pub(crate) async fn record(data_dir: &Path, storage: &dyn Storage) -> Result<(), Failure> {
-    if tokio::fs::try_exists(data_dir.join(FILE)).await? {
+/// Records that this database contains the data of the node.
+pub(crate) async fn record(data_dir: &Path, storage: &dyn Storage, backend: &str) -> Result<(), Failure> {
+    if recorded(data_dir).await?.as_deref() == Some(backend) {
         return Ok(());
     }
     // After a power cut, the database must not be missing because it was written later than the file.
     storage.sync().await?;
-    let folder = data_dir.to_owned();
-    let written = crate::blocking(move || Ok(write_file(&folder, FILE, b"")?)).await;
+    let (folder, content) = (data_dir.to_owned(), backend.to_owned());
+    let written = crate::blocking(move || Ok(write_file(&folder, FILE, content.as_bytes())?)).await;
     written.context(format!("cannot write {}", data_dir.join(FILE).display()))
 }
 
-/// Accepts an empty database at the next start.
+/// Accepts any database at the next start.
 pub(crate) async fn forget(data_dir: &Path) -> Result<(), Failure> {
     match tokio::fs::remove_file(data_dir.join(FILE)).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
 }

@@ -14,7 +14,7 @@
 //! use enjambre_core::storage::memory::Memory;
 //!
 //! /// The table `[storage.mine]` of the configuration.
-//! #[derive(Default, serde::Deserialize)]
+//! #[derive(Default, serde::Deserialize, serde::Serialize)]
 //! #[serde(default, deny_unknown_fields)]
 //! struct Settings {
 //!     path: Option<PathBuf>,
@@ -66,7 +66,7 @@ pub use app::App;
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, enjambre_control::Failure> + Send + 'static,
 ) -> Result<T, enjambre_control::Failure> {
-    match tokio::task::spawn_blocking(work).await {
+    match enjambre_core::runtime::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(enjambre_control::Failure::failed(format!("internal error: {error}"))),
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use enjambre_control::{Failure, Status};
 use enjambre_core::protocol::server::{Handler, serve};
-use enjambre_core::{Dialer, Endpoint, Listener, TransportError};
+use enjambre_core::{Dialer, Endpoint, Listener, TransportError, runtime};
 use futures::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -45,7 +45,7 @@ impl Listeners {
 
     pub(crate) fn serve(&mut self, handler: &Arc<dyn Handler>) {
         let spawn =
-            |listener: &Arc<dyn Listener>| tokio::spawn(serve(Arc::clone(listener), Arc::clone(handler)));
+            |listener: &Arc<dyn Listener>| runtime::spawn(serve(Arc::clone(listener), Arc::clone(handler)));
         self.tasks = self.listeners.iter().map(spawn).collect();
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use enjambre_control::{Command, Event, Events, Execute, Failure, Input, LogTail, Settings};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::logging::Log;
@@ -17,12 +18,12 @@ const LOG_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) struct NodeCommands {
     node: Arc<dyn Execute>,
     log: Arc<Log>,
-    settings: BTreeMap<String, String>,
+    settings: BTreeMap<String, Value>,
 }
 
 impl NodeCommands {
     /// `settings` are the effective settings without passwords.
-    pub(crate) fn new(node: Arc<dyn Execute>, log: &Arc<Log>, settings: BTreeMap<String, String>) -> Self {
+    pub(crate) fn new(node: Arc<dyn Execute>, log: &Arc<Log>, settings: BTreeMap<String, Value>) -> Self {
         Self { node, log: Arc::clone(log), settings }
     }
 

@@ -265,6 +265,7 @@ fn missing_database_is_refused_without_init() {
         let set = ["--set", "peer.data_dir=data", "--set", &backend];
         run_in(folder.path(), &[arguments, &set].concat(), &[])
     };
+    std::fs::create_dir(folder.path().join("data")).unwrap();
     assert_eq!(run(&["library"], "sqlite").status, 0);
     assert_eq!(run(&["library"], "sqlite").status, 0);
     for backend in ["sled", "memory"] {
@@ -278,6 +279,59 @@ fn missing_database_is_refused_without_init() {
     let peer = run(&["peer", "--init", "--set", &listen], "sqlite");
     assert!(peer.status == 1 && !peer.stderr.contains("--init"), "{}", peer.stderr);
     assert_eq!(run(&["library"], "sqlite").status, 0);
+}
+
+#[test]
+fn missing_content_is_refused_without_init() {
+    for (content, place) in [("database", "library-content.db"), ("files", "content")] {
+        let folder = TempDir::new().unwrap();
+        let run = |arguments: &[&str]| {
+            let content = format!("library.content={content}");
+            let set = ["peer.data_dir=data", "peer.trackers=[\"tcp://127.0.0.1:1\"]", &content];
+            let set = set.iter().flat_map(|setting| ["--set", setting]);
+            run_in(folder.path(), &arguments.iter().copied().chain(set).collect::<Vec<_>>(), &[])
+        };
+        std::fs::write(folder.path().join("file"), "content").unwrap();
+        let alone = "transport.listen=[\"tcp://127.0.0.1:0\"]";
+        assert_error(&run(&["publish", "--copy", "file", "--set", alone]), 4, &["file is in the library"]);
+        assert!(run(&["library", "--json"]).stdout.contains("\"available_pieces\":1"));
+        let place = folder.path().join("data").join(place);
+        if place.is_dir() { std::fs::remove_dir_all(place) } else { std::fs::remove_file(place) }.unwrap();
+        assert_error(&run(&["library"]), 1, &["content", "is empty", "--init"]);
+        // The port is in use, or the peer would run until it is stopped.
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = format!("transport.listen=[\"tcp://{}\"]", taken.local_addr().unwrap());
+        let peer = run(&["peer", "--init", "--set", &listen]);
+        assert!(peer.status == 1 && !peer.stderr.contains("--init"), "{}", peer.stderr);
+        let library = run(&["library", "--json"]);
+        assert!(library.stdout.contains("\"available_pieces\":0"), "{} {}", library.stdout, library.stderr);
+    }
+}
+
+#[test]
+fn source_of_a_copy_within_a_data_directory_is_refused() {
+    let folder = TempDir::new().unwrap();
+    for backend in ["sqlite", "sled"] {
+        let text = format!(
+            "[peer]\ndata_dir = \"data\"\ntrackers = [\"tcp://127.0.0.1:1\"]\n[storage]\nbackend = \"{backend}\"\n\
+             [transport]\nlisten = [\"tcp://127.0.0.1:0\"]\n"
+        );
+        std::fs::write(folder.path().join(backend), text).unwrap();
+    }
+    std::fs::write(folder.path().join("file"), "content").unwrap();
+    let run = |arguments: &[&str]| run_in(folder.path(), arguments, &[]);
+    let copy = |from, to| run(&["storage", "copy", "--from", from, "--to", to, "--force"]);
+    assert_eq!(run(&["publish", "file", "--config", "sqlite"]).status, 4);
+    assert_eq!(copy("sqlite", "sled").status, 0);
+    assert_error(
+        &run(&["library", "--config", "sqlite"]),
+        1,
+        &["sqlite storage is outdated", "sled", "--init"],
+    );
+    assert!(run(&["library", "--config", "sled"]).stdout.contains("file"));
+    assert_eq!(copy("sled", "sqlite").status, 0);
+    assert!(run(&["library", "--config", "sqlite"]).stdout.contains("file"));
+    assert_error(&run(&["library", "--config", "sled"]), 1, &["sled storage is outdated"]);
 }
 
 #[test]
@@ -327,6 +381,69 @@ fn config_check_validates_the_file() {
 }
 
 #[test]
+fn config_check_reads_the_files_that_the_start_reads() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, text: &str, mode| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    };
+    let own = rcgen::generate_simple_self_signed(["peer.example".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["peer.example".to_owned()]).unwrap();
+    write("cert", &own.cert.pem(), 0o644);
+    write("key", &own.signing_key.serialize_pem(), 0o600);
+    write("public-key", &own.signing_key.serialize_pem(), 0o644);
+    write("other-key", &other.signing_key.serialize_pem(), 0o600);
+    write("empty", "", 0o600);
+    write("token", "secret", 0o600);
+    write("public-token", "secret", 0o644);
+    let run = |command: &[&str], cert: &str, key: &str, token: &str| {
+        let text = format!(
+            "[http]\nlisten = [\"127.0.0.1:0\"]\ntoken_file = \"{token}\"\n\
+             tls = {{ cert = \"{cert}\", key = \"{key}\" }}\n[transport]\nlisten = [\"tcp://127.0.0.1:0\"]\n"
+        );
+        write("x.toml", &text, 0o600);
+        run_in(folder.path(), &[command, &["--config", "x.toml"]].concat(), &[])
+    };
+    let valid = run(&["config", "check"], "cert", "key", "token");
+    assert_eq!(valid.status, 0, "{}", valid.stderr);
+    for (cert, key, token, words) in [
+        ("missing", "key", "token", ["`http.tls.cert`", "\"missing\""]),
+        ("empty", "key", "token", ["`http.tls.cert`", "no certificate"]),
+        ("cert", "missing", "token", ["`http.tls.key`", "\"missing\""]),
+        ("cert", "empty", "token", ["`http.tls.key`", "\"empty\""]),
+        ("cert", "other-key", "token", ["`http.tls.key`", "does not belong to the certificate"]),
+        ("cert", "public-key", "token", ["`http.tls.key`", "chmod 600"]),
+        ("cert", "key", "public-token", ["`http.token_file`", "chmod 600"]),
+        ("cert", "key", "empty", ["`http.token_file`", "contains no HTTP token"]),
+    ] {
+        assert_error(&run(&["config", "check"], cert, key, token), 2, &words);
+        let start = run(&["peer", "-q"], cert, key, token);
+        assert_eq!(start.status, 2, "{}", start.stderr);
+        assert!(start.stderr.contains(words[0]), "{}", start.stderr);
+    }
+    let text = "[tracker]\n[storage]\nbackend = \"postgres\"\n[storage.postgres]\nca = \"missing.pem\"\n";
+    write("x.toml", text, 0o600);
+    assert_error(
+        &run_in(folder.path(), &["config", "check", "x.toml"], &[]),
+        2,
+        &["[storage.postgres]", "ca ", "missing.pem"],
+    );
+    assert!(!folder.path().join("data/tracker").exists());
+}
+
+#[test]
+fn config_show_contains_the_settings_of_the_backend() {
+    for (backend, line) in [("sqlite", "cache_mib = 8"), ("sled", "cache_mib = 16")] {
+        let shown = run(&["config", "show", "--set", &format!("storage.backend={backend}")]).stdout;
+        let (_, section) = shown.split_once(&format!("[storage.{backend}]\n")).expect(&shown);
+        assert!(section.starts_with(line) && section.contains("# default"), "{section}");
+    }
+    let shown = run(&["config", "show", "--set", "storage.sqlite.cache_mib=3"]).stdout;
+    assert!(shown.contains("cache_mib = 3") && !shown.contains("cache_mib = 8"), "{shown}");
+}
+
+#[test]
 fn unreachable_tracker_exits_with_4() {
     // Nothing listens at port 1 of loopback.
     let tracker = "peer.trackers=[\"zmq://127.0.0.1:1\"]";
@@ -343,7 +460,7 @@ fn unreachable_tracker_exits_with_4() {
 fn unknown_file_exits_with_3() {
     let nothing = run(&["library", "--json"]);
     assert_eq!((nothing.status, nothing.stdout.as_str()), (0, ""), "{}", nothing.stderr);
-    assert_error(&run(&["remove", "nothing"]), 3, &["nothing"]);
+    assert_error(&run(&["remove", "nothing"]), 3, &["does not exist"]);
     assert_error(&run(&["demo", "nothing"]), 1, &["cannot publish nothing"]);
     assert_error(&run(&["demo", "--config", "x.toml"]), 2, &["--config"]);
 }

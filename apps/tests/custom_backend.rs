@@ -12,7 +12,7 @@ use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{Memory, Place, Role};
 use parking_lot::Mutex;
 
-#[derive(serde::Deserialize)]
+#[derive(serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
     colour: String,

@@ -93,7 +93,8 @@ pub enum Command {
     Export {
         /// The file or directory.
         query: String,
-        /// The path to write to. A file is written into an existing directory.
+        /// The path to write to, or with a final slash the directory to write into. A file is written into an existing
+        /// directory, too.
         output: PathBuf,
         /// Whether to replace an existing file.
         force: bool,
@@ -202,7 +203,7 @@ pub enum Output {
     /// Lists the library.
     Library,
     /// The file or directory at this path. With `into` the path is a directory that is created if it does not exist, and
-    /// each download gets a name in it if there are several.
+    /// each download is written into it under its name. Without it, a file is written into an existing directory, too.
     Path {
         /// The file or directory.
         path: PathBuf,

@@ -84,6 +84,9 @@ pub enum Event {
     Complete {
         /// The name of the file or directory.
         name: Name,
+        /// The path of the subdirectory, if only a part of the directory was downloaded. It has no id of its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subdirectory: Option<String>,
         /// The id of the file or directory.
         id: FileId,
         /// The path of the download. `None` if it is stored in the library.
@@ -244,9 +247,12 @@ pub struct Verified {
 /// A file or directory of the library.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LibraryLine {
-    /// The name of the file or directory.
+    /// The newest name of the file or directory.
     #[schema(value_type = String)]
     pub name: Name,
+    /// All names, the newest first.
+    #[schema(value_type = Vec<String>)]
+    pub names: Vec<Name>,
     /// The id of the file or directory.
     #[schema(value_type = String)]
     pub id: FileId,
@@ -258,7 +264,7 @@ pub struct LibraryLine {
     pub available_pieces: u32,
     /// Where the content is: `database`, `files` or `linked`.
     pub content: String,
-    /// The path of the linked file or directory.
+    /// The path of the linked file or directory. If a directory is linked in part, the directory with most of its files.
     #[schema(value_type = Option<String>)]
     pub path: Option<PathBuf>,
     /// The type of the content.
@@ -385,4 +391,7 @@ pub struct Reserved {
     /// The peer that can publish the name. `null` if the name was released.
     #[schema(value_type = Option<String>)]
     pub peer: Option<PeerId>,
+    /// The peer for which the name was reserved before.
+    #[schema(value_type = Option<String>)]
+    pub replaced: Option<PeerId>,
 }

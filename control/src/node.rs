@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use enjambre_core::{Endpoint, Name, PeerId, UnixMillis};
 use enjambre_swarm::library::entry::WithdrawReason;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::schema;
@@ -30,8 +31,11 @@ pub struct NodeStatus {
     pub listen: Vec<Endpoint>,
     /// Number of files and directories in the library.
     pub files: u64,
-    /// Number of files and directories that this peer published.
+    /// Number of files and directories that this peer published, without those of which trackers refused all names.
     pub published: u64,
+    /// Number of names that a tracker refused, for example because they are reserved for another peer. The peer publishes
+    /// them again at intervals.
+    pub refused_names: u64,
     /// Number of files that are not offered because the linked file is missing or changed.
     pub withdrawn: u64,
     /// The first of these files.
@@ -126,8 +130,8 @@ pub struct StorageLatency {
 /// The effective settings of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Settings {
-    /// The values by key, as TOML. Passwords are left out.
-    pub settings: BTreeMap<String, String>,
+    /// The values by key, in the types of the configuration file. Passwords are left out.
+    pub settings: BTreeMap<String, Value>,
 }
 
 /// The bandwidth limits of a peer, in bytes per second. `null` is unlimited.

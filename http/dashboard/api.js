@@ -117,7 +117,7 @@ export function every(ms, task) {
 /**
  * Reads the events of the node while the page is visible, and connects again after a failure. `EventSource` cannot send a
  * token, so the stream is read with `fetch`.
- * @param {{event: (name: string, data: any) => void, open: () => void, lost: (retry: number | null) => void}} on
+ * @param {{event: (name: string, data: any) => void, open: () => void, lost: (retry: number | null, error: Error) => void}} on
  */
 export function subscribe(on) {
   let last = null;
@@ -141,7 +141,7 @@ export function subscribe(on) {
         if (error.status === 401) return;
         const wait = RETRY_MS[Math.min(failures, RETRY_MS.length - 1)];
         failures += 1;
-        on.lost(failures > 1 ? wait : null);
+        on.lost(failures > 1 ? wait : null, error);
         timer = setTimeout(connect, wait);
       }
     };

@@ -72,7 +72,7 @@ function unpin(pin) {
 async function loadConfig() {
   const { settings } = await request('GET', '/config');
   get('config').replaceChildren(...Object.entries(settings).map(([key, value]) => el('li', {},
-    el('code', { class: 'wrap' }, visible(key)), el('code', { class: 'wrap muted' }, visible(value)))));
+    el('code', { class: 'wrap' }, visible(key)), el('code', { class: 'wrap muted' }, visible(JSON.stringify(value))))));
 }
 
 function tick() {

@@ -18,7 +18,7 @@ export async function act(action) {
     await action();
     return true;
   } catch (error) {
-    if (error.status !== 401) toast(describe(error), 'bad');
+    if (error.status !== 401 || !isAsking) toast(describe(error), 'bad');
     return false;
   }
 }
@@ -61,9 +61,16 @@ export function openDialog({ title, body, action, destroy = false, submit, close
 export const field = (caption, input) => el('label', {}, el('span', { class: 'caption' }, caption), input);
 
 let isAsking = false;
+let wasAsked = false;
+
+/** Asks for the token at the first request that needs one. Afterwards the banner has a button for it. */
+function needToken() {
+  if (!wasAsked) askForToken();
+}
+
 function askForToken() {
-  if (isAsking) return;
   isAsking = true;
+  wasAsked = true;
   const input = el('input', { type: 'password', name: 'token', required: true, autocomplete: 'current-password', autofocus: true });
   const dialog = openDialog({
     title: t('This node needs a token'),
@@ -85,7 +92,7 @@ function askForToken() {
   });
   dialog.addEventListener('close', () => {
     isAsking = false;
-    setText(get('banner'), t('This node needs a token'));
+    get('banner').replaceChildren(t('This node needs a token'), el('button', { type: 'button', on: { click: askForToken } }, t('Log in')));
     get('banner').hidden = false;
   });
 }
@@ -159,7 +166,7 @@ export function start({ load, events }) {
     button.addEventListener('click', () => setLanguage(button.dataset.language));
   }
   startViews();
-  onNeedToken(askForToken);
+  onNeedToken(needToken);
   const log = startLog();
   const banner = get('banner');
   const loadAll = async () => {
@@ -181,10 +188,10 @@ export function start({ load, events }) {
       if (wasLost) loadAll();
       wasLost = false;
     },
-    lost: (retry) => {
+    lost: (retry, error) => {
       wasLost = true;
       if (retry === null) return;
-      setText(banner, t('No connection to the node. Trying again in {time}.', { time: duration(retry / 1000) }));
+      setText(banner, `${describe(error)} ${t('Trying again in {time}.', { time: duration(retry / 1000) })}`);
       banner.hidden = false;
       document.body.classList.add('stale');
     },

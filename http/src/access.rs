@@ -51,9 +51,10 @@ impl AccessRules {
 
     fn check(&self, request: &Request, client: Client) -> Result<Caller, Refusal> {
         let headers = request.headers();
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).ok_or(Refusal::Host)?;
-        if !self.is_own(host) {
-            return Err(Refusal::Host);
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let name = host_name(host);
+        if !self.is_own(&name) {
+            return Err(Refusal::Host(name));
         }
         if is_cross_site(request.method(), headers, host, client.encrypted) {
             return Err(Refusal::Origin);
@@ -67,15 +68,10 @@ impl AccessRules {
         }
     }
 
-    /// Whether a `Host` header names this server. An IP address cannot be rebound.
-    fn is_own(&self, host: &str) -> bool {
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            _ => host,
-        };
-        let name = name.to_ascii_lowercase();
-        let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
-        address.parse::<IpAddr>().is_ok() || name == "localhost" || self.hosts.contains(&name)
+    /// Whether a host name is of this server. An IP address cannot be rebound.
+    fn is_own(&self, name: &str) -> bool {
+        let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+        address.parse::<IpAddr>().is_ok() || name == "localhost" || self.hosts.contains(name)
     }
 
     /// Whether an `Authorization` header has the token: as a bearer token, or as the password of any user.
@@ -93,6 +89,15 @@ impl AccessRules {
         };
         token.is_some_and(|token| blake3::hash(token.as_bytes()) == self.token)
     }
+}
+
+/// Returns the name in a `Host` header, without the port.
+fn host_name(host: &str) -> String {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name.to_ascii_lowercase()
 }
 
 /// Whether a browser sends this request for a page of another origin. Following a link is not forbidden.
@@ -113,7 +118,8 @@ fn is_cross_site(method: &Method, headers: &HeaderMap, host: &str, encrypted: bo
 }
 
 enum Refusal {
-    Host,
+    /// The name in the `Host` header. Empty if there is none.
+    Host(String),
     Origin,
     Token,
 }
@@ -121,11 +127,16 @@ enum Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
-            Self::Host => Problem::new(
-                StatusCode::MISDIRECTED_REQUEST,
-                "unknown host name; add it to allowed_hosts in the section [http] of the configuration",
-            )
-            .into_response(),
+            Self::Host(name) => {
+                let text = match &*name {
+                    "" => "the request has no valid Host header".to_owned(),
+                    name => format!(
+                        "unknown host name {name:?}; if this node has this name, add it to the setting \
+                         http.allowed_hosts"
+                    ),
+                };
+                Problem::new(StatusCode::MISDIRECTED_REQUEST, text).into_response()
+            }
             Self::Origin => {
                 Problem::new(StatusCode::FORBIDDEN, "request from a page of another origin").into_response()
             }
@@ -211,6 +222,15 @@ mod tests {
             assert_eq!(status(LOCAL, "/", &[("host", host)]), 421, "{host}");
         }
         assert_eq!(status(LOCAL, "/", &[]), 421);
+    }
+
+    #[tokio::test]
+    async fn refused_host_and_setting_are_named() {
+        let response = Refusal::Host(host_name("Peer.example:7780")).into_response();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("\"peer.example\"") && detail.contains("http.allowed_hosts"), "{detail}");
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Errors as problem details, RFC 9457.
 
+use axum::body::to_bytes;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use enjambre_control::{Failure, Status};
 use enjambre_core::protocol::error::ErrorCode;
 use serde::Serialize;
 use utoipa::ToSchema;
+
+/// Maximum size of a message that is converted to problem details, in bytes.
+const MAX_TEXT: usize = 64 * 1024;
 
 /// An error response.
 #[derive(Debug, Clone)]
@@ -72,5 +76,72 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
+    }
+}
+
+/// Replaces the body of an error response that has none or a plain text by problem details, and keeps its other headers. The
+/// router and the extractors of axum create such responses, for example for a method that a path does not have.
+pub(crate) async fn with_details(response: Response) -> Response {
+    let status = response.status();
+    let is_error = status.is_client_error() || status.is_server_error();
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    if !is_error || kind.is_some_and(|kind| !kind.as_bytes().starts_with(b"text/plain")) {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let text = to_bytes(body, MAX_TEXT).await.unwrap_or_default();
+    let detail = match status {
+        StatusCode::METHOD_NOT_ALLOWED => {
+            "this path does not support the method; see the header Allow".to_owned()
+        }
+        _ if text.is_empty() => status.to_string(),
+        _ => String::from_utf8_lossy(&text).into_owned(),
+    };
+    let mut response = Problem::new(status, detail).into_response();
+    for (name, value) in &parts.headers {
+        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::extract::Path;
+    use axum::http::Request;
+    use axum::middleware::map_response;
+    use axum::routing::get;
+    use serde_json::Value;
+    use tower_service::Service;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn errors_of_the_router_are_problem_details() {
+        let number = async |Path(_): Path<u32>| "";
+        let json = async || (StatusCode::SERVICE_UNAVAILABLE, axum::Json(true));
+        let mut routes = Router::new()
+            .route("/number/{number}", get(number))
+            .route("/json", get(json))
+            .layer(map_response(with_details));
+        for (method, path, status, detail) in [
+            ("DELETE", "/number/1", 405, "does not support the method"),
+            ("GET", "/number/one", 400, "Cannot parse"),
+            ("GET", "/absent", 404, "404 Not Found"),
+        ] {
+            let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+            let response = routes.call(request).await.unwrap();
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+            assert_eq!(response.headers().get(header::ALLOW).is_some(), status == 405);
+            let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            let problem: Value = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(problem["status"], status);
+            assert!(problem["detail"].as_str().unwrap().contains(detail), "{problem}");
+        }
+        let response = routes.call(Request::get("/json").body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json", "it has a body of its own");
     }
 }

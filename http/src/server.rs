@@ -12,8 +12,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::Request;
-use axum::middleware::{from_fn_with_state, map_request};
+use axum::middleware::{from_fn_with_state, map_request, map_response};
 use enjambre_core::model::network::network_of;
+use enjambre_core::runtime;
 use enjambre_core::transport::metrics::{EndReason, TransportMetrics};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -35,6 +36,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use crate::access::{self, AccessRules};
+use crate::problem::with_details;
 use crate::timed_body::{STALL_TIMEOUT, TimedBody};
 
 /// Maximum number of connections.
@@ -94,6 +96,7 @@ impl Server {
     pub async fn serve(self, routes: Router, rules: Arc<AccessRules>, stop: CancellationToken) {
         let routes = routes
             .layer(map_request(async |request: Request<Body>| request.map(TimedBody::wrap)))
+            .layer(map_response(with_details))
             .layer(from_fn_with_state(rules, access::check));
         let acceptor = self.tls.map(TlsAcceptor::from);
         let limits = Arc::new(Limits::default());
@@ -111,7 +114,7 @@ impl Server {
                     };
                     let (acceptor, routes, metrics) = (acceptor.clone(), routes.clone(), Arc::clone(metrics));
                     let (stop, aborted) = (stop.clone(), aborted.clone());
-                    tasks.spawn(async move {
+                    runtime::spawn_in(tasks, async move {
                         let _open = metrics.inbound.enter();
                         let connection = serve_connection(stream, remote, acceptor, routes, stop, &metrics);
                         let end = aborted.run_until_cancelled(connection).await;

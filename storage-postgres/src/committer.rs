@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use enjambre_core::storage::database_file::FileLock;
-use enjambre_core::{Batch, Durability, StorageError};
+use enjambre_core::{Batch, Durability, StorageError, runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -110,12 +110,12 @@ impl Committer {
         let durable = lane.second().map(|lane| {
             let (durable, received) = unbounded_channel();
             let committer = Self { requests: received, lane, durable: None, _lock: None };
-            tokio::spawn(async move { committer.run().await.report() });
+            runtime::spawn(async move { committer.run().await.report() });
             durable
         });
         let committer = Self { requests, lane, durable, _lock: lock };
         let (ended, receiver) = watch::channel(false);
-        tokio::spawn(async move {
+        runtime::spawn(async move {
             let shutdown = committer.run().await;
             ended.send_replace(true);
             shutdown.report();

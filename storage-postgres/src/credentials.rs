@@ -1,9 +1,9 @@
 //! The password and the certificates of connections.
 
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use enjambre_core::storage::database_file::check_secret_file;
 use enjambre_core::{Place, StorageError};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -31,22 +31,9 @@ pub(crate) fn password(settings: &PostgresSettings, place: &Place) -> Result<Opt
 }
 
 fn read_password(path: &Path) -> Result<String, StorageError> {
-    let action = || format!("read the password from {}", path.display());
-    let failed = |error: io::Error| StorageError::backend(action(), error);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(path).map_err(failed)?;
-        // Like libpq: a file of root may be readable for its group.
-        let forbidden = if metadata.uid() == 0 { 0o027 } else { 0o077 };
-        if metadata.mode() & forbidden != 0 {
-            return Err(StorageError::backend(
-                action(),
-                "other users can read or write the file; run `chmod 600` on it",
-            ));
-        }
-    }
-    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let action = || format!("read password_file {}", path.display());
+    let read = check_secret_file(path).and_then(|()| std::fs::read_to_string(path));
+    let text = read.map_err(|error| StorageError::backend(action(), error))?;
     let password = text.strip_suffix('\n').map_or(&text[..], |line| line.strip_suffix('\r').unwrap_or(line));
     if password.is_empty() {
         return Err(StorageError::backend(action(), "the file is empty"));
@@ -63,7 +50,7 @@ pub(crate) fn tls_config(
     let mut roots = RootCertStore::empty();
     if let Some(ca) = &settings.ca {
         let path = place.input_file(ca);
-        let action = || format!("read the certificates from {}", path.display());
+        let action = || format!("read ca {}", path.display());
         let certificates = CertificateDer::pem_file_iter(&path)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|error| StorageError::backend(action(), error.to_string()))?;

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enjambre_core::model::time::human;
+use enjambre_core::runtime;
 use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::storage::database_file::{FileLock, create_parent_dir, lock, path_for};
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
@@ -105,19 +106,22 @@ pub async fn remove(settings: &PostgresSettings, place: &Place, role: Role) -> R
 
 async fn prepare(settings: &PostgresSettings, place: &Place, role: Role) -> Result<Prepared, StorageError> {
     let (settings, place) = (settings.clone(), place.clone());
-    let prepared = tokio::task::spawn_blocking(move || prepare_blocking(&settings, &place, role)).await;
+    let prepared = runtime::spawn_blocking(move || prepare_blocking(&settings, &place, role)).await;
     prepared.unwrap_or_else(|error| Err(StorageError::backend("open", error)))
 }
 
-fn prepare_blocking(
-    settings: &PostgresSettings,
-    place: &Place,
-    role: Role,
-) -> Result<Prepared, StorageError> {
+/// Checks the name of the schema, the password and the certificates, without a connection. Blocks.
+pub fn check(settings: &PostgresSettings, place: &Place) -> Result<(), StorageError> {
+    schema_name(settings, place)?;
+    Servers::new(settings, place).map(drop)
+}
+
+/// Returns the name of the schema of the catalogue or the index.
+fn schema_name(settings: &PostgresSettings, place: &Place) -> Result<String, StorageError> {
     let configured = || settings.schema.clone();
     // A scratch place has a schema of its own.
     let scratch = place.scratch.as_ref().map(|scratch| scratch.name().to_owned());
-    let mut name = scratch.or_else(configured).unwrap_or_else(|| match place.tenancy {
+    let name = scratch.or_else(configured).unwrap_or_else(|| match place.tenancy {
         Tenancy::Shared | Tenancy::PerFolder => "enjambre_catalogue".to_owned(),
         Tenancy::Single => "enjambre_library".to_owned(),
     });
@@ -127,6 +131,15 @@ fn prepare_blocking(
             "invalid name; use 1 to 32 lower-case letters, digits and underscores, starting with a letter and not with pg_",
         ));
     }
+    Ok(name)
+}
+
+fn prepare_blocking(
+    settings: &PostgresSettings,
+    place: &Place,
+    role: Role,
+) -> Result<Prepared, StorageError> {
+    let mut name = schema_name(settings, place)?;
     let servers = Servers::new(settings, place)?;
     let (mut folder, mut lock_file) = (None, None);
     if place.tenancy != Tenancy::Shared {

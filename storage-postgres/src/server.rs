@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use enjambre_core::storage::inspect::with_causes;
-use enjambre_core::{Place, StorageError};
+use enjambre_core::{Place, StorageError, runtime};
 use parking_lot::Mutex;
 use tokio::net::lookup_host;
 use tokio::sync::Semaphore;
@@ -185,7 +185,7 @@ impl Servers {
             config.hostaddr(address);
         }
         let (client, connection) = config.connect(self.tls.clone()).await.map_err(Failure::Server)?;
-        let task = tokio::spawn(async move {
+        let task = runtime::spawn(async move {
             // Pending requests fail with the same error.
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "database connection closed");

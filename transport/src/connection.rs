@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use enjambre_core::runtime;
 use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::transport::caller::{Caller, Exchange};
 use enjambre_core::{Endpoint, Message, RequestId, TransportError};
@@ -82,7 +83,7 @@ impl<W: Wire> GuardedConnection<W> {
         };
         let closed = self.caller.closed().clone();
         // In a task, because the call that started the attempt may be abandoned while others wait for it.
-        let task = tokio::spawn(async move {
+        let task = runtime::spawn(async move {
             tokio::select! {
                 biased;
                 () = closed.cancelled() => Err(Disconnect::Local),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use enjambre_core::transport::error::Source;
-use enjambre_core::{ConnectionHandle, Endpoint, Incoming, Listener, TransportError};
+use enjambre_core::{ConnectionHandle, Endpoint, Incoming, Listener, TransportError, runtime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -49,7 +49,7 @@ impl<W: Wire> GuardedListener<W> {
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
         });
-        server.inbox.tasks.spawn(Arc::clone(&server).accept(tcp));
+        runtime::spawn_in(&server.inbox.tasks, Arc::clone(&server).accept(tcp));
         Ok(Self { endpoint, server, requests: tokio::sync::Mutex::new(receiver) })
     }
 }
@@ -99,7 +99,8 @@ impl<W: Wire> Server<W> {
             match accepted {
                 Ok((stream, address)) => match self.parts.guard.limiter.admit(address.ip()) {
                     Ok(ticket) => {
-                        self.inbox.tasks.spawn(Arc::clone(&self).serve(stream, address, ticket));
+                        let serving = Arc::clone(&self).serve(stream, address, ticket);
+                        runtime::spawn_in(&self.inbox.tasks, serving);
                     }
                     Err(reason) => self.record_end(&address, &reason),
                 },

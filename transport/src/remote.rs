@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use enjambre_core::runtime;
 use enjambre_core::transport::budget::{ConnectionBudget, ReplyReservation, Reservation};
 use enjambre_core::transport::envelope;
 use enjambre_core::{EncodedRequest, Incoming, Message, MessageLimits, PeerInfo, ReplySink, TransportError};
@@ -89,7 +90,7 @@ impl<O: Outlet> Remote<O> {
                 // In a task, because the reply may have to wait for budget. Bounded by the outstanding requests, and ends
                 // with the connection.
                 let refusal = Message { header, payload: Bytes::new() };
-                inbox.tasks.spawn(async move { drop(reply.send(refusal).await) });
+                runtime::spawn_in(&inbox.tasks, async move { drop(reply.send(refusal).await) });
             }
         }
     }

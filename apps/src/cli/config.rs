@@ -7,6 +7,8 @@ use enjambre_control::Failure;
 
 use super::output::Stdout;
 use crate::config::load::Sources;
+#[cfg(feature = "http")]
+use crate::http::Files;
 use crate::registry::Registry;
 
 #[derive(Debug, Args)]
@@ -22,14 +24,18 @@ enum Action {
         /// Configuration file, same as --config
         file: Option<PathBuf>,
     },
-    /// Check whether the configuration is valid
+    /// Check whether the configuration is valid, and the files that it names
     Check {
         /// Configuration file, same as --config
         file: Option<PathBuf>,
     },
 }
 
-pub(super) fn run(registry: &Registry, mut sources: Sources, arguments: &Arguments) -> Result<(), Failure> {
+pub(super) async fn run(
+    registry: &Registry,
+    mut sources: Sources,
+    arguments: &Arguments,
+) -> Result<(), Failure> {
     let (Action::Show { file } | Action::Check { file }) = &arguments.action;
     if let Some(file) = file {
         sources.file = Some(file.clone());
@@ -39,6 +45,12 @@ pub(super) fn run(registry: &Registry, mut sources: Sources, arguments: &Argumen
     match arguments.action {
         Action::Show { .. } => loaded.show().lines().for_each(|line| stdout.line(line)),
         Action::Check { .. } => {
+            #[cfg(feature = "http")]
+            {
+                let loaded = loaded.clone();
+                crate::blocking(move || Ok(Files::read(&loaded).map(drop)?)).await?;
+            }
+            registry.check_files(&loaded).await?;
             let name = loaded
                 .file
                 .as_ref()

@@ -7,6 +7,7 @@ use enjambre_core::{Endpoint, KeyPair};
 use enjambre_swarm::tracker_client::trackers::Trackers;
 use tokio_util::sync::CancellationToken;
 
+use super::output::{notice_on_terminal, notify_if_silent};
 use crate::access::own_uid;
 use crate::config::load::{Loaded, Sources};
 use crate::config::sections::NodeKind;
@@ -30,6 +31,15 @@ impl Context<'_> {
     /// Runs a future until it completes or a signal interrupts it.
     pub(super) async fn run<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         self.stop.run_until_cancelled(work).await.unwrap_or_else(|| Err(Failure::interrupted("interrupted")))
+    }
+
+    /// States on a terminal that the command waits for trackers, if that takes long and `is_silent`.
+    pub(super) async fn wait_for_trackers<T>(
+        &self,
+        work: impl Future<Output = T>,
+        is_silent: impl Fn() -> bool,
+    ) -> T {
+        notify_if_silent(work, is_silent, || notice_on_terminal("waiting for trackers to reply")).await
     }
 
     /// Returns the trackers of the peer, or the configured tracker itself.

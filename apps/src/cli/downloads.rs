@@ -24,7 +24,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Change {
-    /// Download files or directories into the library, in the running peer
+    /// Download whole files or directories into the library, in the running peer
     Add {
         /// Name (selects its newest version), id, or a prefix of an id with at least 8 digits
         #[arg(required = true, value_name = "NAME|ID")]

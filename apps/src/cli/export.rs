@@ -14,7 +14,8 @@ pub(super) struct Arguments {
     /// Name, id, or a prefix of an id with at least 8 digits
     #[arg(value_name = "NAME|ID")]
     query: String,
-    /// Path of the exported file or directory; a file is written into PATH if it is a directory
+    /// Path of the exported file or directory, or with a final / the directory to write it into; a file is written into an
+    /// existing directory, too
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
     /// Replace an existing file or directory at PATH

@@ -1,7 +1,7 @@
 //! `enjambre get`
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,9 @@ pub(super) struct Arguments {
     /// followed by / and its path
     #[arg(required = true, value_name = "NAME|ID")]
     queries: Vec<String>,
-    /// Write the download to PATH, or into PATH if it is a directory or ends with /, and seed it from there, instead of
-    /// storing it in the library; with - or a device, also write the stored file there
+    /// Write the download to PATH, or into the directory PATH if it ends with /, and seed it from there, instead of
+    /// storing it in the library; a file is written into an existing directory, too; with - or a device, also write the
+    /// stored file there
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Replace existing files at PATH; pieces of an older version are used
@@ -94,7 +95,8 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
                 }
             }
         }
-        Event::Complete { name, id, path, bytes, received, seconds, .. } => {
+        Event::Complete { name, subdirectory, id, path, bytes, received, seconds, .. } => {
+            let name = subdirectory.map_or_else(|| name.to_string(), |part| format!("{name}/{part}"));
             let place = path.map_or_else(|| "library".to_owned(), |path| path.display().to_string());
             let text = match received {
                 0 => format!("{name}: already complete, {place} ({})  {id}", size(bytes)),
@@ -190,10 +192,15 @@ fn is_visible(path: &Path, inode: Option<u64>) -> bool {
 }
 
 async fn print_contents(context: &Context<'_>, queries: Vec<String>, json: bool) -> Result<(), Failure> {
+    // For people only: scripts read lines of files.
+    let mut needs_header = std::io::stdout().is_terminal();
     for query in queries {
         runner::print(context, Command::Contents { query }, |stdout, event| match event {
             event @ Event::DirectoryEntry { .. } if json => stdout.json(&event),
             Event::DirectoryEntry { path, size: bytes, executable } => {
+                if std::mem::take(&mut needs_header) {
+                    stdout.line(&format!("{:>10}  PATH (* executable)", "SIZE"));
+                }
                 let mark = if executable { "*" } else { "" };
                 stdout.line(&format!("{:>10}  {}{mark}", size(bytes), path));
             }

@@ -20,6 +20,7 @@ use super::output::Stdout;
 use super::runner;
 use crate::config::load::{Loaded, Sources, new_file, user_data_dir, user_file};
 use crate::config::sections::NodeKind;
+use crate::data_dir::missing_dirs;
 use crate::node_key;
 use crate::registry::Registry;
 
@@ -78,9 +79,15 @@ pub(super) async fn run(
     let loaded = Sources { file: Some(path.clone()), ..sources }.load_text(&text, &registry.table_names())?;
     registry.check(&loaded)?;
     let joined = async {
+        let created = missing_dirs(&loaded.data_dir(NodeKind::Peer));
         let data_dir = runner::lock(&loaded, NodeKind::Peer).await?;
         let key = node_key::load_or_create(data_dir.path()).await?;
-        let rights = join(registry, &loaded, &invitation, &key).await?;
+        let mut may_be_member = false;
+        let joined = join(registry, &loaded, &invitation, &key, &mut may_be_member).await;
+        if joined.is_err() && !may_be_member && !created.is_empty() {
+            data_dir.remove(created).await;
+        }
+        let rights = joined?;
         let file = path.clone();
         // Completes even if the command is interrupted.
         crate::blocking(move || write_new(&file, &text)).await?;
@@ -101,18 +108,27 @@ pub(super) async fn run(
     stdout.finish()
 }
 
-/// Sends the invitation to the trackers, one after the other, until one responds.
+/// Sends the invitation to the trackers, one after the other, until one responds. Sets `may_be_member` if a tracker may have
+/// admitted the key.
 async fn join(
     registry: &Registry,
     loaded: &Loaded,
     invitation: &Invitation,
     key: &KeyPair,
+    may_be_member: &mut bool,
 ) -> Result<Rights, Failure> {
     let dialer = registry.dialer(loaded, key)?;
     let mut reasons = Vec::new();
     for tracker in &invitation.trackers {
-        match TrackerClient::new(Arc::clone(&dialer), tracker.clone()).join(invitation.secret).await {
+        let client = TrackerClient::new(Arc::clone(&dialer), tracker.clone());
+        // Only a tracker that replies receives the invitation, so an unreachable one has certainly not used it.
+        if let Err(TrackerError::Unreachable { reasons: new }) = client.query_catalogue().await {
+            reasons.extend(new);
+            continue;
+        }
+        match client.join(invitation.secret).await {
             Ok(membership) => {
+                *may_be_member = true;
                 let verified = membership.verify(&invitation.authority, SystemClock.now());
                 let membership = verified.map_err(|error| {
                     Failure::failed(format!("tracker {tracker} issued an invalid membership: {error}"))
@@ -124,7 +140,10 @@ async fn join(
                 }
                 return Ok(membership.rights);
             }
-            Err(TrackerError::Unreachable { reasons: new }) => reasons.extend(new),
+            Err(TrackerError::Unreachable { reasons: new }) => {
+                *may_be_member = true;
+                reasons.extend(new);
+            }
             Err(error) => {
                 let expired = SystemClock.now() > invitation.until + SKEW;
                 let hint =

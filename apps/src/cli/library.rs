@@ -27,6 +27,7 @@ fn line(file: &LibraryLine) -> String {
         Some(path) => path.display().to_string(),
         None => file.content.clone(),
     };
-    let name = name(file.name.as_str(), file.kind);
-    format!("{}  {:>10}  {state:>10}  {name}  ({place})", &file.id.to_string()[..16], size(file.size))
+    let names: Vec<String> = file.names.iter().map(|one| name(one.as_str(), file.kind)).collect();
+    let names = names.join(", ");
+    format!("{}  {:>10}  {state:>10}  {names}  ({place})", &file.id.to_string()[..16], size(file.size))
 }

@@ -1,6 +1,7 @@
 //! `enjambre list`: lists the catalogue of the trackers.
 
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use enjambre_control::Failure;
@@ -22,11 +23,13 @@ pub(super) struct Arguments {
 pub(super) async fn run(context: Context<'_>, Arguments { pattern, json }: Arguments) -> Result<(), Failure> {
     let trackers = context.trackers().await?;
     let mut listing = trackers.list(&pattern);
+    let silent = AtomicBool::new(true);
     let mut stdout = Stdout::default();
     // For people only: scripts read lines of files.
     let mut needs_header = !json && std::io::stdout().is_terminal();
     let mut print = async || -> Result<(), Failure> {
         while let Some(file) = listing.next().await? {
+            silent.store(false, Ordering::Relaxed);
             if json {
                 stdout.json(&file);
             } else {
@@ -41,7 +44,7 @@ pub(super) async fn run(context: Context<'_>, Arguments { pattern, json }: Argum
         }
         Ok(())
     };
-    context.run(print()).await?;
+    context.run(context.wait_for_trackers(print(), || silent.load(Ordering::Relaxed))).await?;
     stdout.finish()
 }
 

@@ -35,6 +35,7 @@ use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
 use enjambre_control::Failure;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::effective::DEFAULT;
 use crate::config::load::Sources;
 use crate::config::sections::{LogSection, NodeKind};
 use crate::logging;
@@ -109,7 +110,8 @@ struct Global {
 /// The option of the daemons.
 #[derive(Debug, Clone, Copy, Args)]
 struct Init {
-    /// Begin with an empty database if the previous one is missing or the backend was changed
+    /// Begin with an empty database if the previous one is missing or the backend was changed; download missing content of a
+    /// library again
     #[arg(long)]
     init: bool,
 }
@@ -178,7 +180,7 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
     // Other commands than the daemons log warnings only, because their user reads their output.
     let quiet = LogSection { level: "warn".to_owned(), ..LogSection::default() };
     let kind = match &command {
-        Command::Config(arguments) => return config::run(registry, sources, arguments),
+        Command::Config(arguments) => return config::run(registry, sources, arguments).await,
         Command::Storage(storage::Arguments { command: storage::Command::Copy(arguments) }) => {
             start_logging(&quiet);
             return storage::copy::run(registry, &sources, arguments, stop).await;
@@ -212,7 +214,7 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
     let file = loaded.file.as_ref().map_or_else(String::new, |file| file.display().to_string());
     let is_daemon = matches!(command, Command::Tracker(_) | Command::Peer(_));
     let applies = |key| {
-        let is_requested = |origin: &str| origin != "default" && origin != file;
+        let is_requested = |origin: &str| origin != DEFAULT && origin != file;
         is_daemon || loaded.values().get(key).is_some_and(|value| is_requested(&value.origin))
     };
     let LogSection { level, format, otlp_endpoint } = loaded.config.log.clone();

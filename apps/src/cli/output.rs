@@ -1,12 +1,13 @@
 //! Output on stdout and stderr, which can be closed at any time.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 use clap::Args;
 use enjambre_control::Failure;
 use serde::Serialize;
+use tokio::time::sleep;
 
 use crate::display::{is_confusable, visible};
 use enjambre_core::{FileKind, UnixMillis};
@@ -70,6 +71,31 @@ pub(crate) fn notice(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", visible(text));
 }
 
+/// Time without output after which a command states what it waits for.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Completes `work`. Calls `notify` once if `is_silent` after [`SILENCE`].
+pub(crate) async fn notify_if_silent<T>(
+    work: impl Future<Output = T>,
+    is_silent: impl Fn() -> bool,
+    notify: impl FnOnce(),
+) -> T {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        result = &mut work => return result,
+        () = sleep(SILENCE) => if is_silent() { notify() },
+    }
+    work.await
+}
+
+/// Prints a line on stderr if that is a terminal. Scripts expect only errors there.
+pub(crate) fn notice_on_terminal(text: &str) {
+    if std::io::stderr().is_terminal() {
+        notice(text);
+    }
+}
+
 pub(crate) fn warn(message: &str) {
     notice(&format!("warning: {message}"));
 }
@@ -118,6 +144,16 @@ pub(crate) fn name(name: &str, kind: FileKind) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_wait_is_announced_once() {
+        for (seconds, is_silent, expected) in [(3, true, 1), (3, false, 0), (0, true, 0)] {
+            let mut announced = 0;
+            let work = sleep(Duration::from_secs(seconds));
+            notify_if_silent(work, || is_silent, || announced += 1).await;
+            assert_eq!(announced, expected, "{seconds} s");
+        }
+    }
 
     #[test]
     fn confusable_name_is_marked() {

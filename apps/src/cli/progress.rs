@@ -1,11 +1,12 @@
 //! A progress bar on stderr, if that is a terminal.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::output::count;
+use super::output::{count, rate};
 use crate::display::visible;
 
 /// A progress bar that is shown at the first update.
@@ -21,9 +22,12 @@ impl Bar {
             return Self::hidden();
         }
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
-        let template = "{msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left{prefix}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
+        if let Ok(style) =
+            ProgressStyle::with_template("{msg}  {wide_bar} {bytes}/{total_bytes}{pace}{prefix}")
+        {
+            bar.set_style(style.with_key("pace", |state: &ProgressState, text: &mut dyn Write| {
+                let _ = text.write_str(&pace(state.per_sec(), state.eta()));
+            }));
         }
         Self { bar }
     }
@@ -41,8 +45,7 @@ impl Bar {
         }
         self.bar.set_length(total);
         self.bar.set_position(done);
-        let providers = providers.map(|number| format!("  {}", count(number.into(), "provider")));
-        self.bar.set_prefix(providers.unwrap_or_default());
+        self.bar.set_prefix(providers_text(providers, done < total));
     }
 
     /// Hides the bar while `print` writes to the terminal.
@@ -52,5 +55,40 @@ impl Bar {
 
     pub(super) fn clear(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Formats the bytes per second and the remaining time. Returns an empty text without progress, which has no end.
+fn pace(per_second: f64, left: Duration) -> String {
+    if per_second < 1.0 {
+        return String::new();
+    }
+    format!("  {}  {:#} left", rate(per_second as u64, 1.0), HumanDuration(left))
+}
+
+fn providers_text(providers: Option<u32>, is_incomplete: bool) -> String {
+    match providers {
+        None => String::new(),
+        Some(0) if is_incomplete => "  waiting for providers".to_owned(),
+        Some(number) => format!("  {}", count(number.into(), "provider")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remaining_time_is_shown_only_with_progress() {
+        assert_eq!(pace(0.0, Duration::ZERO), "");
+        assert_eq!(pace(2_500_000.0, Duration::from_secs(40)), "  2.5 MB/s  40s left");
+    }
+
+    #[test]
+    fn download_without_providers_waits() {
+        assert_eq!(providers_text(Some(0), true), "  waiting for providers");
+        assert_eq!(providers_text(Some(0), false), "  0 providers");
+        assert_eq!(providers_text(Some(1), true), "  1 provider");
+        assert_eq!(providers_text(None, true), "");
     }
 }

@@ -26,10 +26,11 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
     let Arguments { name, peer, json, .. } = arguments;
     runner::print_at_tracker(&context, Command::Reserve { name, peer }, |stdout, event| match event {
         Event::Reserved(reserved) if json => stdout.json(&reserved),
-        Event::Reserved(Reserved { name, peer: Some(peer) }) => {
-            stdout.line(&format!("reserved {name} for {peer}"));
+        Event::Reserved(Reserved { name, peer: Some(peer), replaced }) => {
+            let replaced = replaced.map(|peer| format!("; replaced the reservation for {peer}"));
+            stdout.line(&format!("reserved {name} for {peer}{}", replaced.unwrap_or_default()));
         }
-        Event::Reserved(Reserved { name, peer: None }) => stdout.line(&format!("released {name}")),
+        Event::Reserved(Reserved { name, peer: None, .. }) => stdout.line(&format!("released {name}")),
         _ => {}
     })
     .await

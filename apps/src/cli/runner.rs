@@ -1,13 +1,15 @@
 //! Execution of commands on a data directory: in the running node through its control socket, or in this process.
 
 use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use enjambre_control::{Command, Event, Failure, Input, no_input, run_locally};
 use tokio::time::{Instant, sleep};
 
 use super::context::Context;
-use super::output::{Stdout, notice, warn};
+use super::output::{Stdout, notice, notice_on_terminal, notify_if_silent, warn};
 use crate::access::{own_uid, user_name};
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
@@ -113,14 +115,28 @@ pub(super) async fn run_and_stay(
         | Command::MoveDownload { .. } => Reach::Offline,
         _ => Reach::Command,
     };
+    let is_local =
+        reach == Reach::Offline || matches!(command, Command::Export { .. } | Command::Verify { .. });
+    if is_local && !context.loaded.data_dir(NodeKind::Peer).try_exists().unwrap_or(true) {
+        return on_missing_library(&command, &context.loaded).map(|()| None);
+    }
     let has_input = input.is_some();
+    let silent = AtomicBool::new(true);
+    let mut show = |event| {
+        silent.store(false, Ordering::Relaxed);
+        show(event);
+    };
+    let is_silent = || silent.load(Ordering::Relaxed);
     for _ in 0..MAX_ATTEMPTS {
         let input = input.take().unwrap_or_else(no_input);
         match lock_or_connect(&context.loaded, NodeKind::Peer).await? {
             Access::Locked(data_dir) => {
                 let start = PeerNode::start(context.registry, &context.loaded, data_dir, reach, &context.log);
                 let node = context.stop.run_until_cancelled(start).await.ok_or_else(interrupted)??;
-                let running = run_locally(node.handler(), command.clone(), input, show);
+                let running = run_locally(node.handler(), command.clone(), input, &mut show);
+                let running = notify_if_silent(running, is_silent, || {
+                    notice_on_terminal("waiting for trackers and peers to reply");
+                });
                 let result = context.stop.run_until_cancelled(running).await;
                 if let Err(failure) = result.unwrap_or_else(|| Err(interrupted())) {
                     node.stop().await;
@@ -135,6 +151,9 @@ pub(super) async fn run_and_stay(
                     show(event);
                 };
                 let running = connection.with_input(input).run(command.clone(), &mut show);
+                let running = notify_if_silent(running, is_silent, || {
+                    notice_on_terminal("waiting for the running peer to reply");
+                });
                 match context.stop.run_until_cancelled(running).await.ok_or_else(interrupted)? {
                     Some(result) => return result.map(|()| None),
                     // Another attempt would read or write the content again from its start.
@@ -172,20 +191,29 @@ async fn lock_or_connect(loaded: &Loaded, kind: NodeKind) -> Result<Access, Fail
         });
     }
     let until = Instant::now() + LOCK_TIMEOUT;
-    loop {
-        if let Some(data_dir) = DataDir::try_lock(path, loaded.group_access(kind)).await? {
-            return Ok(Access::Locked(data_dir));
-        }
-        match connect(path).await {
-            Ok(connection) => return Ok(connected(connection, loaded)),
-            Err(error) if Instant::now() > until => {
-                let text =
-                    format!("{} is in use by another process that accepts no commands", path.display());
-                return Err(Failure::from(error).context(text));
+    let attempts = async {
+        loop {
+            if let Some(data_dir) = DataDir::try_lock(path, loaded.group_access(kind)).await? {
+                return Ok(Access::Locked(data_dir));
             }
-            Err(_) => sleep(Duration::from_millis(50)).await,
+            match connect(path).await {
+                Ok(connection) => return Ok(connected(connection, loaded)),
+                Err(error) if Instant::now() > until => {
+                    let text =
+                        format!("{} is in use by another process that accepts no commands", path.display());
+                    return Err(Failure::from(error).context(text));
+                }
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            }
         }
-    }
+    };
+    notify_of_lock(path, attempts).await
+}
+
+/// States on a terminal that the command waits for another process, if that takes long.
+async fn notify_of_lock<T>(path: &Path, attempts: impl Future<Output = T>) -> T {
+    let text = || format!("waiting for the process that uses {}", path.display());
+    notify_if_silent(attempts, || true, || notice_on_terminal(&text())).await
 }
 
 fn connected(connection: Connection, loaded: &Loaded) -> Access {
@@ -261,18 +289,37 @@ pub(super) async fn lock_for_daemon(loaded: &Loaded) -> Result<DataDir, Failure>
 pub(super) async fn lock(loaded: &Loaded, kind: NodeKind) -> Result<DataDir, Failure> {
     let path = loaded.data_dir(kind);
     let until = Instant::now() + LOCK_TIMEOUT;
-    loop {
-        if let Some(data_dir) = DataDir::try_lock(&path, loaded.group_access(kind)).await? {
-            return Ok(data_dir);
+    let attempts = async {
+        loop {
+            if let Some(data_dir) = DataDir::try_lock(&path, loaded.group_access(kind)).await? {
+                return Ok(data_dir);
+            }
+            if Instant::now() > until {
+                let text = format!(
+                    "{} is in use by another process; stop that process, or choose another data_dir",
+                    path.display()
+                );
+                return Err(Failure::failed(text));
+            }
+            sleep(Duration::from_millis(100)).await;
         }
-        if Instant::now() > until {
-            let text = format!(
-                "{} is in use by another process; stop that process, or choose another data_dir",
-                path.display()
-            );
-            return Err(Failure::failed(text));
+    };
+    notify_of_lock(&path, attempts).await
+}
+
+/// Returns the result of a command on the library or the download queue of a peer that was never started. It creates no data
+/// directory.
+fn on_missing_library(command: &Command, loaded: &Loaded) -> Result<(), Failure> {
+    let text = format!(
+        "data directory {} does not exist; no peer was started with this configuration",
+        loaded.data_dir(NodeKind::Peer).display()
+    );
+    match command {
+        Command::Library | Command::Downloads | Command::Verify { query: None } => {
+            notice(&text);
+            Ok(())
         }
-        sleep(Duration::from_millis(100)).await;
+        _ => Err(Failure::not_found(text)),
     }
 }
 

@@ -19,7 +19,8 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
             NodeKind::Peer => running_peer(&context).await,
             NodeKind::Tracker => Ok(None),
         };
-        Ok((node, context.trackers().await?.status().await))
+        let trackers = context.trackers().await?;
+        Ok((node, context.wait_for_trackers(trackers.status(), || true).await))
     };
     let (node, trackers) = context.run(query).await?;
     let mut stdout = Stdout::default();
@@ -96,6 +97,10 @@ fn peer_text(node: &NodeStatus, user: Option<&str>, stdout: &mut Stdout) {
         size(node.content_bytes),
         size(node.sent_bytes)
     ));
+    if node.refused_names > 0 {
+        let names = count(node.refused_names, "name");
+        stdout.line(&format!("  {names} refused by trackers; published again at intervals"));
+    }
     if node.withdrawn > 0 {
         stdout.line(&format!("  {} not offered until found again:", count(node.withdrawn, "linked file")));
         for file in &node.withdrawn_files {

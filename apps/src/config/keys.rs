@@ -7,7 +7,7 @@ use super::layer::{ENV_PREFIX, Layer};
 use super::secret::shown;
 
 /// The section with one table per storage backend, beside `backend` and `layers`.
-const STORAGE: &str = "storage";
+pub(super) const STORAGE: &str = "storage";
 
 /// Rejects a layer with a key that is not in `known`. The tables of the storage `backends` are not checked.
 pub(crate) fn check(layer: &Layer, known: &Table, backends: &[&str]) -> Result<(), ConfigError> {

@@ -1,21 +1,20 @@
 //! Merging of configuration layers, with the origin of every value.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use enjambre_core::Endpoint;
 use enjambre_core::protocol::message::MAX_ENDPOINTS;
 use serde::Deserialize;
-use toml::{Table, Value};
+use toml::Table;
 
+use super::effective::{self, DEFAULT, Effective};
 use super::error::ConfigError;
-use super::keys;
+use super::keys::{self, STORAGE};
 use super::layer::{Layer, SET_ORIGIN, without_origin};
 use super::secret::shown;
 use super::sections::{AdmissionMode, Config, NodeKind};
+use super::value::ListenAddress;
 use crate::logging;
 
 /// The environment variable with the path of the configuration file.
@@ -29,14 +28,6 @@ pub(crate) struct Sources {
     pub(crate) file: Option<PathBuf>,
     /// The arguments of `--set`. Later ones take precedence.
     pub(crate) set: Vec<String>,
-}
-
-/// An effective value.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Effective {
-    pub(crate) value: Value,
-    /// The layer that contains the value.
-    pub(crate) origin: String,
 }
 
 /// A configuration with the origin of every value.
@@ -144,8 +135,8 @@ impl Loaded {
             if tracker { NodeKind::Tracker } else { NodeKind::Peer }
         });
         let known = known_keys(kind);
-        let mut builder = config::Config::builder()
-            .add_source(Layer { origin: "default".to_owned(), table: known.clone() });
+        let mut builder =
+            config::Config::builder().add_source(Layer { origin: DEFAULT.to_owned(), table: known.clone() });
         for layer in layers {
             keys::check(&layer, &known, backends)?;
             builder = builder.add_source(layer);
@@ -157,7 +148,7 @@ impl Loaded {
         let mut values = BTreeMap::new();
         let mut table = Table::new();
         for (key, value) in &merged {
-            flatten(key, value, &mut values);
+            effective::flatten(key, value, &mut values);
             table.insert(key.clone(), without_origin(value));
         }
         let config = Config::deserialize(table).map_err(|error| describe(&error, &values))?;
@@ -177,7 +168,7 @@ impl Loaded {
         })
     }
 
-    /// Returns the file with the token of HTTP clients if it is not in the data directory.
+    /// Returns the file with the token of HTTP clients if the configuration names it.
     #[cfg(feature = "http")]
     pub(crate) fn http_token_file(&self) -> Option<PathBuf> {
         let path = &self.config.http.token_file;
@@ -214,9 +205,14 @@ impl Loaded {
         self.values.iter().map(|(key, found)| (key.clone(), found.value.to_string())).collect()
     }
 
-    /// Returns the effective values by key, as TOML, with passwords redacted.
-    pub(crate) fn without_passwords(&self) -> BTreeMap<String, String> {
-        self.values.iter().map(|(key, found)| (key.clone(), shown(key, &found.value))).collect()
+    /// Returns the effective values by key, with passwords redacted.
+    pub(crate) fn without_passwords(&self) -> BTreeMap<String, serde_json::Value> {
+        effective::without_passwords(&self.values)
+    }
+
+    /// Adds the defaults of the settings of a storage backend, which no layer contains.
+    pub(crate) fn add_backend_defaults(&mut self, backend: &str, settings: Table) {
+        effective::add_defaults(&format!("{STORAGE}.{backend}"), settings, &mut self.values);
     }
 
     /// Returns the values of `--set` that a running node must have for a command to run in it. The others apply to the
@@ -231,6 +227,11 @@ impl Loaded {
     /// Creates the error for an invalid value.
     pub(crate) fn invalid(&self, key: &str, problem: impl Into<String>) -> ConfigError {
         invalid(&self.values, key, problem.into())
+    }
+
+    /// Formats the configuration as TOML, with the origin of each value in a comment.
+    pub(crate) fn show(&self) -> String {
+        effective::show(&self.values)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -273,7 +274,7 @@ impl Loaded {
                 return Err(self.invalid(key, problem));
             }
         }
-        let is_exposed = |address: &&SocketAddr| !address.ip().to_canonical().is_loopback();
+        let is_exposed = |address: &&ListenAddress| !address.get().ip().to_canonical().is_loopback();
         if let Some(address) = http.listen.iter().find(is_exposed).filter(|_| !http.allow_plaintext)
             && http.tls.cert.as_os_str().is_empty()
         {
@@ -297,29 +298,6 @@ impl Loaded {
         }
         Ok(())
     }
-
-    /// Formats the configuration as TOML, with the origin of each value in a comment.
-    pub(crate) fn show(&self) -> String {
-        let mut sections: BTreeMap<&str, Vec<(&str, &Effective)>> = BTreeMap::new();
-        for (key, effective) in &self.values {
-            let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
-            sections.entry(section).or_default().push((name, effective));
-        }
-        let mut text = String::new();
-        for (section, entries) in sections {
-            let gap = if text.is_empty() { "" } else { "\n" };
-            let _ = writeln!(text, "{gap}[{section}]");
-            let lines: Vec<_> = entries
-                .iter()
-                .map(|(name, found)| (format!("{name} = {}", shown(name, &found.value)), &found.origin))
-                .collect();
-            let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or(0).min(60);
-            for (line, origin) in lines {
-                let _ = writeln!(text, "{line:width$}  # {}", origin.replace(char::is_control, " "));
-            }
-        }
-        text
-    }
 }
 
 /// Returns the defaults, which contain every key except those of the storage backends.
@@ -327,39 +305,17 @@ fn known_keys(kind: NodeKind) -> Table {
     Table::try_from(Config::defaults(kind)).expect("the defaults serialize to TOML")
 }
 
-fn flatten(key: &str, value: &config::Value, into: &mut BTreeMap<String, Effective>) {
-    if let config::ValueKind::Table(table) = &value.kind {
-        for (name, value) in table {
-            flatten(&format!("{key}.{}", quoted_key(name)), value, into);
-        }
-    } else {
-        let origin = value.origin().unwrap_or("default").to_owned();
-        into.insert(key.to_owned(), Effective { value: without_origin(value), origin });
-    }
-}
-
-/// Quotes a TOML key if necessary. Dots are escaped, because the caller splits keys at dots.
-fn quoted_key(name: &str) -> Cow<'_, str> {
-    if !name.is_empty() && name.chars().all(|char| char.is_ascii_alphanumeric() || "_-".contains(char)) {
-        return name.into();
-    }
-    let mut quoted = String::from('"');
-    for char in name.chars() {
-        if char.is_control() || "\"\\.".contains(char) {
-            let _ = write!(quoted, "\\u{:04X}", u32::from(char));
-        } else {
-            quoted.push(char);
-        }
-    }
-    quoted.push('"');
-    quoted.into()
-}
-
 /// Converts an error of `toml`, which names the key on the last line of its message.
 fn describe(error: &toml::de::Error, values: &BTreeMap<String, Effective>) -> ConfigError {
     let text = error.to_string();
     let key = text.lines().rev().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`')).unwrap_or("");
-    invalid(values, key, error.message().replace('\n', "; "))
+    let problem = match values.get(key) {
+        Some(found) if error.message().ends_with("expected a sequence") => {
+            format!("expected a list such as [{}]", shown(key, &found.value))
+        }
+        _ => error.message().replace('\n', "; "),
+    };
+    invalid(values, key, problem)
 }
 
 fn invalid(values: &BTreeMap<String, Effective>, key: &str, problem: String) -> ConfigError {
@@ -445,6 +401,9 @@ mod tests {
             (file("[transport.limits]\nin_flight = -1"), "transport.limits.in_flight", "-1"),
             (file("[library]\ncontent = \"cloud\""), "library.content", "\"cloud\""),
             (file("[peer]\ntrackers = [\"zmq://0.0.0.0:1\"]"), "peer.trackers", "zmq://0.0.0.0:1"),
+            (file("[peer]\ntrackers = \"zmq://a:1\""), "peer.trackers", "a list such as [\"zmq://a:1\"]"),
+            (file("[http]\nlisten = \"127.0.0.1:1\""), "http.listen", "a list such as [\"127.0.0.1:1\"]"),
+            (file("[http]\nlisten = [\"localhost:1\"]"), "http.listen", "an IP address with a port such as"),
             (file("[log]\nlevel = \"x=loud\""), "log.level", "\"x=loud\""),
             (file("[log]\nlevel = \"warning\""), "log.level", "\"warning\""),
             (file("[peer]\ndata_dir = \"~/peer\""), "peer.data_dir", "\"~/peer\""),

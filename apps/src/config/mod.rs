@@ -4,6 +4,7 @@
 //! `--set KEY=VALUE`. Errors name the key, the value and the layer. [`crate::registry`] checks the tables of the
 //! storage backends.
 
+pub(crate) mod effective;
 pub(crate) mod error;
 #[cfg(test)]
 pub(crate) mod fuzz;

@@ -7,7 +7,8 @@ pub(crate) fn shown(key: &str, value: &Value) -> String {
     redacted(key, value).to_string()
 }
 
-fn redacted(key: &str, value: &Value) -> Value {
+/// Returns the value of a key with passwords redacted.
+pub(crate) fn redacted(key: &str, value: &Value) -> Value {
     let name = key.rsplit('.').next().unwrap_or(key).to_lowercase();
     // The name can be quoted.
     let name = name.trim_end_matches('"');

@@ -4,7 +4,6 @@
 //! serialized defaults are also the list of the known keys.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -12,7 +11,7 @@ use enjambre_core::Endpoint;
 use enjambre_swarm::tracker::settings::DEFAULT_SESSIONS_PER_ADDRESS;
 use serde::{Deserialize, Serialize};
 
-use super::value::{AuthorityKey, Rate, Size, Span, Timeout};
+use super::value::{AuthorityKey, ListenAddress, Rate, Size, Span, Timeout};
 
 /// The kind of a node. A few defaults depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -261,7 +260,7 @@ pub struct LimitsSection {
 #[serde(default, deny_unknown_fields)]
 pub struct HttpSection {
     /// Addresses to listen on, such as `127.0.0.1:7780`. With port 0 the system chooses the port.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<ListenAddress>,
     /// File with the token that clients beyond loopback send. If empty, `http-token` in the data directory, which is created.
     pub token_file: PathBuf,
     /// Host names of this node that clients may use, in addition to IP addresses and `localhost`.

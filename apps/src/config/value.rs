@@ -1,6 +1,7 @@
 //! Types of configuration values with a text format: `"30s"`, `"50GiB"`, `"50MB/s"`.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -211,6 +212,33 @@ impl fmt::Display for Timeout {
 
 as_text!(Timeout, "a duration such as \"500ms\" or \"5s\", or \"none\"");
 
+/// An IP address with a port to listen on: `"127.0.0.1:7780"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenAddress(SocketAddr);
+
+impl ListenAddress {
+    /// Returns the address.
+    pub const fn get(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, ParseValueError> {
+        text.parse().map(Self).map_err(|_| invalid(text, Self::EXPECTED))
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+as_text!(ListenAddress, "an IP address with a port such as \"127.0.0.1:7780\" or \"[::]:7780\"");
+
 /// The public key of the authority of an invite-only swarm, or an empty string if the swarm is open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AuthorityKey(Option<PublicKey>);
@@ -261,6 +289,9 @@ mod tests {
             let timeout: Timeout = text.parse().unwrap();
             assert_eq!((timeout.get(), timeout.to_string().as_str()), (span, text));
         }
+        for text in ["127.0.0.1:0", "[::1]:7780"] {
+            assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
+        }
         for text in ["".to_owned(), "0f".repeat(32)] {
             assert_eq!(text.parse::<AuthorityKey>().unwrap().to_string(), text);
         }
@@ -274,6 +305,9 @@ mod tests {
         }
         for text in ["", "GiB", "1XB", "-1B", "many", "10Mb", "1Kib"] {
             assert!(text.parse::<Size>().is_err(), "{text:?}");
+        }
+        for text in ["", "localhost:1", "127.0.0.1", ":7780", "::1:7780"] {
+            assert!(text.parse::<ListenAddress>().is_err(), "{text:?}");
         }
         for text in ["", "50MB", "0B/s", "/s", "fast", "10Mb/s"] {
             assert!(text.parse::<Rate>().is_err(), "{text:?}");

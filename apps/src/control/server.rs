@@ -8,6 +8,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use enjambre_control::{Command, Event, Events, Execute, Failure, Output};
+use enjambre_core::runtime;
 use futures::{SinkExt, StreamExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -52,7 +53,7 @@ pub(crate) async fn serve(
         match accepted {
             (Ok((stream, _)), slot) => {
                 let (handler, settings, stop) = (Arc::clone(&handler), Arc::clone(&settings), stop.clone());
-                tasks.spawn(async move {
+                runtime::spawn_in(&tasks, async move {
                     tokio::select! { () = stop.cancelled() => {} () = answer(stream, &*handler, &settings) => {} }
                     drop(slot);
                 });

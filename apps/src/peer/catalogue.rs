@@ -12,7 +12,7 @@ use enjambre_swarm::tracker_client::listing::ListCursor;
 use tokio::time::{Instant, timeout_at};
 
 use super::Node;
-use crate::find::find;
+use crate::find::{check_whole, find};
 
 /// Time after which a search reports what it has found.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,6 +66,7 @@ impl Node {
 
     /// Requests a replica of a published file, or reports the progress of the replica.
     pub(super) async fn request_pin(&self, query: &str, events: &Events) -> Result<(), Failure> {
+        check_whole(query)?;
         let found = find(&self.services.library, &self.trackers, query).await?;
         let progress = self.presence()?.pin(found.id).await?;
         let replica = Replica { id: found.id, stored: progress.stored, complete: progress.complete };

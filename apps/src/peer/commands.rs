@@ -1,6 +1,6 @@
 //! Executes the commands of the command line on a node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use enjambre_control::{
     Command, Event, Events, Execute, Exported, Failure, Input, LibraryLine, NodeStatus, Output, Published,
     Removed, ResultContext, TrackerLine, Verified, WithdrawnLine,
 };
-use enjambre_core::{Collection, FileId, FileKind, Publication};
+use enjambre_core::{Collection, FileId, FileKind, Name, Publication};
 use enjambre_swarm::library::entry::{Entry, Location};
 use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::library::Library;
@@ -19,7 +19,7 @@ use enjambre_swarm::library::publish::{
 use enjambre_swarm::tracker_client::error::TrackerError;
 use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 
-use super::get::GetOptions;
+use super::get::{GetOptions, output_path};
 use super::{Node, Reach};
 use crate::find::default_name;
 use crate::spool;
@@ -49,8 +49,7 @@ impl Execute for Node {
                 self.announce(published.context(action)?, pin, &events).await
             }
             Command::Get { queries, output, force, sync } => {
-                let several = queries.len() > 1;
-                let options = GetOptions { output: &output, several, force, sync };
+                let options = GetOptions { output: &output, force, sync };
                 let mut results = Results::default();
                 for query in queries {
                     results.add(self.get(&query, options, &events).await, &events).await;
@@ -189,7 +188,10 @@ impl Node {
             Err(TrackerError::Unreachable { .. }) => {
                 "; a running peer publishes it when a tracker is reachable"
             }
-            _ => ", but trackers refused the publication",
+            _ => {
+                ", but trackers refused the publication; a running peer repeats it at intervals, unless the file is \
+                 removed with `enjambre remove`"
+            }
         };
         let acknowledged =
             acknowledged.context(format!("{} is in the library{outcome}", publication.name))?;
@@ -219,6 +221,7 @@ impl Node {
             };
             let mut line = LibraryLine {
                 name,
+                names: entry.names.iter().rev().cloned().collect(),
                 id: entry.id,
                 size: entry.size,
                 pieces: entry.pieces,
@@ -252,12 +255,10 @@ impl Node {
     ) -> Result<(), Failure> {
         let library = &self.services.library;
         let entry = library.find(query)?;
-        let name = entry.name.clone().or_else(|| default_name(&entry.id));
-        let path = match (entry.kind, &name) {
-            (FileKind::File | FileKind::Executable, Some(name)) if output.is_dir() => {
-                output.join(name.as_str())
-            }
-            _ => output,
+        let into = output.as_os_str().as_encoded_bytes().ends_with(b"/");
+        let path = match entry.name.clone().or_else(|| default_name(&entry.id)) {
+            Some(name) => output_path(&output, into, &name, entry.kind).await?,
+            None => output,
         };
         library.export(&entry.id, &path, force).await?;
         let bytes = match entry.kind {
@@ -328,6 +329,8 @@ impl Node {
     pub(super) async fn status(&self) -> Result<NodeStatus, Failure> {
         let library = Arc::clone(&self.services.library);
         let totals = crate::blocking(move || Ok(library.totals())).await?;
+        let refused = self.presence.as_ref().map(|presence| presence.refused()).unwrap_or_default();
+        let (refused_names, refused_files) = count_refused(&self.services.library, &refused);
         let tracker = |state: TrackerState| TrackerLine {
             endpoint: state.endpoint,
             connected: state.connected,
@@ -341,7 +344,8 @@ impl Node {
             daemon: self.reach == Reach::Daemon,
             listen: self.listen.clone(),
             files: totals.named,
-            published: totals.published,
+            published: totals.published.saturating_sub(refused_files),
+            refused_names,
             withdrawn: totals.withdrawn,
             withdrawn_files: totals.withdrawn_files.iter().filter_map(withdrawn_line).collect(),
             content_bytes: totals.bytes,
@@ -377,20 +381,38 @@ fn add_members(line: &mut LibraryLine, library: &Library, collection: &Collectio
     }
 }
 
+/// Counts the refused names of the files in the library, and the files of which all names are refused.
+fn count_refused(library: &Library, refused: &HashSet<(FileId, Name)>) -> (u64, u64) {
+    let (mut names, mut files) = (0, 0);
+    let ids: HashSet<FileId> = refused.iter().map(|(id, _)| *id).collect();
+    for entry in ids.iter().filter_map(|id| library.entry(id)) {
+        let count = entry.names.iter().filter(|name| refused.contains(&(entry.id, (*name).clone()))).count();
+        names += count as u64;
+        files += u64::from(count == entry.names.len());
+    }
+    (names, files)
+}
+
 /// Returns the directory of the user that contains the linked members of a collection. If these are in several directories,
 /// returns the one that contains most of them.
 fn linked_folder(library: &Library, collection: &Collection) -> Option<PathBuf> {
-    let mut folders: HashMap<PathBuf, u32> = HashMap::new();
+    let mut folders: BTreeMap<PathBuf, u32> = BTreeMap::new();
     for member in collection.members() {
-        let relative = Path::new(member.path.as_str());
         if let Some(Entry { location: Location::Linked { path }, .. }) = library.entry(&member.id)
-            && path.ends_with(relative)
-            && let Some(folder) = path.ancestors().nth(relative.components().count())
+            && let Some(folder) = folder_of(&path, Path::new(member.path.as_str()))
         {
             *folders.entry(folder.to_owned()).or_default() += 1;
         }
     }
     folders.into_iter().max_by_key(|(_, members)| *members).map(|(folder, _)| folder)
+}
+
+/// Returns the directory at `path` without what `path` and the path of a member have in common: of a directory that was
+/// downloaded in part, the place of that part.
+fn folder_of<'a>(path: &'a Path, member: &Path) -> Option<&'a Path> {
+    let same = path.iter().rev().zip(member.iter().rev()).take_while(|(one, other)| one == other);
+    // A file that was downloaded alone may have another name.
+    path.ancestors().nth(same.count().max(1))
 }
 
 fn withdrawn_line(entry: &Entry) -> Option<WithdrawnLine> {
@@ -401,4 +423,21 @@ fn withdrawn_line(entry: &Entry) -> Option<WithdrawnLine> {
 /// Replaces what is not UTF-8, which JSON cannot represent.
 fn shown_path(path: &Path) -> PathBuf {
     path.to_string_lossy().into_owned().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn place_of_a_partial_directory_is_that_of_its_part() {
+        for (path, member, folder) in [
+            ("/out/a/b", "a/b", "/out"),
+            ("/out/b", "a/b", "/out"),
+            ("/out/c/d", "a/b/c/d", "/out"),
+            ("/out/renamed", "a/b", "/out"),
+        ] {
+            assert_eq!(folder_of(Path::new(path), Path::new(member)), Some(Path::new(folder)), "{path}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use enjambre_swarm::download::view::Source;
 use tokio::time::sleep;
 
 use super::{Node, Reach};
-use crate::find::{Found, default_name, find};
+use crate::find::{Found, check_whole, default_name, find};
 
 /// Minimum time between two events with the downloads.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -63,6 +63,7 @@ impl Node {
     }
 
     pub(super) async fn start_download(&self, query: &str, events: &Events) -> Result<(), Failure> {
+        check_whole(query)?;
         let Found { id, name, kind, size, warning } =
             find(&self.services.library, &self.trackers, query).await?;
         if let Some(warning) = warning {

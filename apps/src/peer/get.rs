@@ -1,7 +1,7 @@
 //! Downloads of the command line: files, directories, parts of directories, and lists of their files.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,6 @@ const DISK_FREE_DELAY: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct GetOptions<'a> {
     pub(super) output: &'a Output,
-    /// Whether the command downloads several files or directories.
-    pub(super) several: bool,
     pub(super) force: bool,
     pub(super) sync: bool,
 }
@@ -67,6 +65,7 @@ impl Node {
             durable: options.sync,
         };
         let (progress, updates) = watch::channel(Progress { total: size, ..Progress::default() });
+        let found = name.clone();
         let trackers = || Arc::clone(&self.trackers) as _;
         if let Some(path) = &part {
             let listing = get_list(&self.services.downloader, &request, trackers(), &progress);
@@ -82,13 +81,16 @@ impl Node {
                 "{query} is a directory; only a file can be written to a stream"
             )));
         }
-        request.output = output_path(options, &name, kind).await?;
+        if let Output::Path { path, into } = options.output {
+            request.output = Some(output_path(path, *into, &name, kind).await?);
+        }
         let (sink, shown) = (events.clone(), name.clone());
         let on_list = move |summary: Summary| {
             let (sink, name) = (sink.clone(), shown.clone());
             async move { sink.send(directory_event(name, &summary)).await }.boxed()
         };
         let stored = self.stored_bytes(&id).await;
+        let subdirectory = part.as_ref().filter(|_| kind == FileKind::Collection).map(ToString::to_string);
         let selection = Selection { path: part, on_list: Some(&on_list) };
         let running = get_selected(&self.services.downloader, &request, &selection, trackers(), &progress);
         let Stored { bytes, path } = self.follow(running, &name, updates.clone(), events).await?;
@@ -111,7 +113,8 @@ impl Node {
             None => None,
         };
         let received = bytes.saturating_sub(stored);
-        events.send(Event::Complete { name, id, path, inode, bytes, received, seconds }).await;
+        let name = if subdirectory.is_some() { found } else { name };
+        events.send(Event::Complete { name, subdirectory, id, path, inode, bytes, received, seconds }).await;
         Ok(())
     }
 
@@ -212,22 +215,23 @@ impl Node {
     }
 }
 
-/// Returns the path of a download.
-async fn output_path(
-    options: GetOptions<'_>,
+/// Returns the path of a file or directory that is written to `path`, or with `into` under its name into the directory `path`,
+/// which is created if necessary.
+pub(super) async fn output_path(
+    path: &Path,
+    into: bool,
     name: &Name,
     kind: FileKind,
-) -> Result<Option<PathBuf>, Failure> {
-    let Output::Path { path, into } = options.output else { return Ok(None) };
-    if *into {
+) -> Result<PathBuf, Failure> {
+    if into {
         let failed = || format!("cannot create the directory {}", path.display());
-        let dir = path.clone();
+        let dir = path.to_owned();
         crate::blocking(move || Ok(create_dir(&dir, 0o777)?)).await.context(failed())?;
     }
-    let is_dir = tokio::fs::metadata(path).await.is_ok_and(|found| found.is_dir());
-    // As in `cp`: a file goes into a directory, and several things each get a name there.
-    let is_inside = is_dir && (kind != FileKind::Collection || options.several);
-    Ok(Some(if is_inside { path.join(name.as_str()) } else { path.clone() }))
+    // An existing directory at the path of a directory is the same one: another `get` resumes or updates it.
+    let is_inside = into
+        || kind != FileKind::Collection && tokio::fs::metadata(path).await.is_ok_and(|found| found.is_dir());
+    Ok(if is_inside { path.join(name.as_str()) } else { path.to_owned() })
 }
 
 fn directory_event(name: Name, summary: &Summary) -> Event {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use enjambre_control::{Execute, Failure, Status};
 #[cfg(feature = "http")]
 use enjambre_core::Dialer;
-use enjambre_core::{Endpoint, KeyPair};
+use enjambre_core::{Endpoint, KeyPair, runtime};
 #[cfg(feature = "http")]
 use enjambre_http::{
     api,
@@ -151,7 +151,8 @@ impl PeerNode {
         });
         if let Some(presence) = presence.as_ref().filter(|_| !listen.is_empty()) {
             let announcer = Announcer::new(Arc::clone(&services.library), Arc::clone(presence));
-            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(announcer.run()).map(drop)));
+            background
+                .push(runtime::spawn(stop.clone().run_until_cancelled_owned(announcer.run()).map(drop)));
         }
         let started = Instant::now();
         let inner = Arc::new(Node {
@@ -182,10 +183,10 @@ impl PeerNode {
             let Self { inner, stop, background, .. } = &mut node;
             let downloader = Arc::clone(&inner.services.downloader);
             let repair = Repair::new(downloader, Arc::clone(&inner.trackers) as _);
-            background.push(tokio::spawn(stop.clone().run_until_cancelled_owned(repair.run()).map(drop)));
+            background.push(runtime::spawn(stop.clone().run_until_cancelled_owned(repair.run()).map(drop)));
             match socket::listen(&inner.folder, loaded.group_access(NodeKind::Peer)) {
                 Ok(listener) => {
-                    background.push(tokio::spawn(server::serve(
+                    background.push(runtime::spawn(server::serve(
                         listener,
                         Arc::clone(&commands),
                         loaded.effective(),

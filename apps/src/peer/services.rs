@@ -103,8 +103,22 @@ impl PeerServices {
             ),
             None => Arc::clone(dialer),
         };
-        let library = Library::open(Arc::clone(&index), content).await;
-        let library = library.context("cannot open the library")?;
+        let action = "cannot open the library";
+        let mut library = Library::open(Arc::clone(&index), content.clone()).await.context(action)?;
+        if library.is_content_missing().await.context(action)? {
+            if let Some(data_dir) = &data_dir {
+                let place = match config.library.content {
+                    ContentKind::Database => format!("the content database ({})", config.storage.backend),
+                    ContentKind::Files => format!("the content directory {}", content_dir.display()),
+                };
+                known_database::check_content(data_dir, &place).await?;
+            }
+            let data_dir = place.data_dir.display();
+            tracing::warn!(%data_dir, "the content of the library is missing and has to be downloaded again");
+            library.drop_content_claims().await.context(action)?;
+            library.close().await.context(action)?;
+            library = Library::open(Arc::clone(&index), content).await.context(action)?;
+        }
         let copy_dir = match config.library.content {
             ContentKind::Database => folder_of(loaded, &place, Role::Content).await?,
             ContentKind::Files => {
@@ -115,7 +129,7 @@ impl PeerServices {
             }
         };
         if let Some(data_dir) = data_dir.filter(|_| !registry.is_volatile(loaded)) {
-            known_database::record(&data_dir, &*index).await?;
+            known_database::record(&data_dir, &*index, &config.storage.backend).await?;
         }
         let limit = |rate: Rate| Arc::new(BandwidthLimit::new(rate.get().and_then(NonZeroU64::new)));
         let (upload, download) = (limit(config.limits.upload), limit(config.limits.download));

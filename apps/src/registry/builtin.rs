@@ -52,6 +52,10 @@ fn register_databases(registry: &mut Registry) {
         registry.register_storage("postgres", |settings, place: Place, role| async move {
             Ok(enjambre_storage_postgres::open(&settings, &place, role).await?)
         });
+        registry.check_files_with("postgres", |settings, place: Place, _| async move {
+            let check = move || enjambre_storage_postgres::check(&settings, &place);
+            Ok(enjambre_core::runtime::spawn_blocking(check).await??)
+        });
         registry.remove_scratch_with("postgres", |settings, place: Place, role| async move {
             Ok(enjambre_storage_postgres::remove(&settings, &place, role).await?)
         });

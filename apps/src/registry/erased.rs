@@ -5,6 +5,7 @@ use std::sync::Arc;
 use enjambre_core::{KeyPair, Place, Role, Storage, Transport};
 use enjambre_transport::settings::InvalidSetting;
 use futures::future::{BoxFuture, FutureExt};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::Table;
 use toml::de::Error as TableError;
@@ -17,7 +18,6 @@ pub type PluginError = Box<dyn std::error::Error + Send + Sync>;
 /// A pending call of a backend, or the error of its table.
 type Pending<T> = Result<BoxFuture<'static, Result<T, PluginError>>, TableError>;
 type Call<T> = dyn Fn(Table, Place, Role) -> Pending<T> + Send + Sync;
-type Check = dyn Fn(Table) -> Result<(), TableError> + Send + Sync;
 
 pub(super) type Transports = Vec<Arc<dyn Transport>>;
 pub(super) type CreateTransports =
@@ -26,14 +26,21 @@ pub(super) type CreateTransports =
 pub(super) struct Backend {
     /// Starts to open a storage.
     pub(super) open: Box<Call<Arc<dyn Storage>>>,
-    /// Checks that a table deserializes to the settings of the backend.
-    pub(super) check: Box<Check>,
+    /// Checks a table and returns it with the defaults of the settings that it does not contain.
+    pub(super) complete: fn(Table) -> Result<Table, TableError>,
     /// Whether the data is lost when the process ends.
     pub(super) is_volatile: bool,
+    /// Starts to check the files that the settings name, without opening the storage.
+    pub(super) check_files: Option<Box<Call<()>>>,
     /// Starts to remove a scratch place. `None` if the backend has nothing to remove.
     pub(super) remove_scratch: Option<Box<Call<()>>>,
     /// Returns unused space to the file system, and the number of its bytes.
     pub(super) compact: Option<Box<Call<u64>>>,
+}
+
+/// Deserializes a table to the settings of a backend and returns all settings.
+pub(super) fn complete<S: DeserializeOwned + Serialize>(table: Table) -> Result<Table, TableError> {
+    Table::try_from(S::deserialize(table)?).map_err(serde::de::Error::custom)
 }
 
 pub(super) fn erase<S, T, F, Fut>(call: F) -> Box<Call<T>>

@@ -19,16 +19,17 @@ use enjambre_core::storage::layers::observe::ObservedStorage;
 use enjambre_core::storage::layers::retry::{Retry, RetryStorage};
 use enjambre_core::{Dialer, Endpoint, KeyPair, Place, Role, Storage, Transport};
 use enjambre_swarm::record_copy;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::error::ConfigError;
 use crate::config::load::Loaded;
 use crate::config::sections::LayersSection;
-use erased::{Backend, Scheme, Transports, erase};
+use erased::{Backend, Scheme, Transports, complete, erase};
 pub use erased::{InvalidLimit, PluginError, Security, TransportParts};
 
 /// The settings of a backend without settings.
-#[derive(Debug, Clone, Copy, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct NoSettings {}
 
@@ -58,7 +59,7 @@ impl Registry {
     /// Registers a storage backend. See [`crate::App::register_storage`].
     pub(crate) fn register_storage<S, F, Fut>(&mut self, name: impl Into<String>, open: F)
     where
-        S: DeserializeOwned,
+        S: DeserializeOwned + Serialize,
         F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Arc<dyn Storage>, PluginError>> + Send + 'static,
     {
@@ -67,11 +68,15 @@ impl Registry {
             !["backend", "layers"].contains(&name.as_str()),
             "a storage backend cannot be named {name:?}: storage.{name} is a common setting of all backends"
         );
-        let check = Box::new(|table| S::deserialize(table).map(drop));
-        self.storages.insert(
-            name,
-            Backend { open: erase(open), check, is_volatile: false, remove_scratch: None, compact: None },
-        );
+        let backend = Backend {
+            open: erase(open),
+            complete: complete::<S>,
+            check_files: None,
+            is_volatile: false,
+            remove_scratch: None,
+            compact: None,
+        };
+        self.storages.insert(name, backend);
     }
 
     /// Registers a function that removes a scratch place. See [`crate::App::remove_scratch_with`].
@@ -85,6 +90,18 @@ impl Registry {
             panic!("storage backend {name:?} is not registered; call register_storage first");
         };
         backend.remove_scratch = Some(erase(remove));
+    }
+
+    /// Registers a function that checks the files that the settings of a backend name.
+    fn check_files_with<S, F, Fut>(&mut self, name: &str, check: F)
+    where
+        S: DeserializeOwned,
+        F: Fn(S, Place, Role) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), PluginError>> + Send + 'static,
+    {
+        if let Some(backend) = self.storages.get_mut(name) {
+            backend.check_files = Some(erase(check));
+        }
     }
 
     /// Registers a function that returns the unused space of a closed database to the file system, and the number of its

@@ -1,9 +1,11 @@
 //! Validation of a configuration against the registered plug-ins.
 
-use enjambre_core::{Endpoint, KeyPair};
+use enjambre_control::{Failure, Status};
+use enjambre_core::{Endpoint, KeyPair, Role};
 
 use super::builtin::OPTIONAL_BACKENDS;
 use super::erased::Scheme;
+use super::locations::node_place;
 use super::{Registry, Security};
 use crate::config::error::ConfigError;
 use crate::config::load::{Loaded, Sources};
@@ -12,8 +14,15 @@ use crate::config::sections::NodeKind;
 impl Registry {
     /// Loads and validates a configuration. See [`Sources::load`].
     pub(crate) fn load(&self, sources: &Sources, kind: Option<NodeKind>) -> Result<Loaded, ConfigError> {
-        let loaded = sources.load(kind, &self.table_names())?;
+        let mut loaded = sources.load(kind, &self.table_names())?;
         self.check(&loaded)?;
+        let section = &loaded.config.storage;
+        let backend = section.backend.clone();
+        if let Some(Ok(settings)) =
+            self.storages.get(&backend).map(|known| (known.complete)(section.table(&backend)))
+        {
+            loaded.add_backend_defaults(&backend, settings);
+        }
         Ok(loaded)
     }
 
@@ -32,6 +41,18 @@ impl Registry {
         }
         // The result does not depend on the key.
         self.dialer(loaded, &KeyPair::generate()).map(drop)
+    }
+
+    /// Checks the files that the settings of the storage backend name.
+    pub(crate) async fn check_files(&self, loaded: &Loaded) -> Result<(), Failure> {
+        let section = &loaded.config.storage;
+        let Some(check) = &self.backend(loaded)?.check_files else { return Ok(()) };
+        let place = node_place(loaded.kind, &loaded.data_dir(loaded.kind));
+        let invalid = || format!("invalid section [storage.{}]", section.backend);
+        let checking = check(section.table(&section.backend), place, Role::Records)
+            .map_err(|error| Failure::usage(error).context(invalid()))?;
+        let checked = checking.await;
+        checked.map_err(|error| Failure::from_error(Status::Usage, &*error).context(invalid()))
     }
 
     /// The allowed tables in `[storage]`. A table of a backend that this build does not include is ignored.
@@ -54,7 +75,7 @@ impl Registry {
     fn check_tables(&self, loaded: &Loaded) -> Result<(), ConfigError> {
         for (name, table) in &loaded.config.storage.tables {
             let Some(backend) = self.storages.get(name) else { continue };
-            (backend.check)(table.clone()).map_err(|error| {
+            (backend.complete)(table.clone()).map_err(|error| {
                 let text = error.to_string();
                 let inner = text
                     .lines()

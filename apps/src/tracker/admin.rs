@@ -236,17 +236,15 @@ impl AdminService {
     }
 
     async fn reserve(&self, name: Name, peer: Option<String>, events: &Events) -> Result<(), Failure> {
-        let peer = match peer {
+        let (peer, replaced) = match peer {
             Some(peer) => {
                 let peer = self.peer(&peer).await?;
-                let now = SystemClock.now();
-                self.catalogue.reserve(&name, peer, now).await?;
-                Some(peer)
+                (Some(peer), self.catalogue.reserve(&name, peer, SystemClock.now()).await?)
             }
-            None if self.catalogue.release(&name).await? => None,
+            None if self.catalogue.release(&name).await? => (None, None),
             None => return Err(Failure::not_found(format!("name {name} is not reserved"))),
         };
-        events.send(Event::Reserved(Reserved { name, peer })).await;
+        events.send(Event::Reserved(Reserved { name, peer, replaced })).await;
         Ok(())
     }
 
@@ -287,7 +285,7 @@ pub(super) async fn open_catalogue(
     let catalogue = Catalogue::open(Arc::clone(storage), settings.rules(), SystemClock.now()).await;
     let catalogue = Arc::new(catalogue.context("cannot open the catalogue")?);
     if !registry.is_volatile(loaded) {
-        known_database::record(data_dir, &**storage).await?;
+        known_database::record(data_dir, &**storage, &loaded.config.storage.backend).await?;
     }
     let action = "cannot read the authority of the swarm";
     if loaded.is_invite_only() {

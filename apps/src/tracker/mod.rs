@@ -16,7 +16,7 @@ use enjambre_control::{Execute, Failure};
 use enjambre_core::Dialer;
 use enjambre_core::protocol::server::Handler;
 use enjambre_core::runtime::clock::SystemClock;
-use enjambre_core::{Endpoint, Role, Storage};
+use enjambre_core::{Endpoint, Role, Storage, runtime};
 #[cfg(feature = "http")]
 use enjambre_http::{
     api,
@@ -132,7 +132,7 @@ impl TrackerNode {
         let commands: Arc<dyn Execute> =
             Arc::new(NodeCommands::new(Arc::new(running), log, loaded.without_passwords()));
         let stop = CancellationToken::new();
-        let periodic = tokio::spawn({
+        let periodic = runtime::spawn({
             let (service, stop) = (Arc::clone(&service), stop.clone());
             async move {
                 let watch = async {
@@ -144,9 +144,12 @@ impl TrackerNode {
             }
         });
         let control = match socket::listen(&folder, loaded.group_access(NodeKind::Tracker)) {
-            Ok(listener) => {
-                tokio::spawn(server::serve(listener, Arc::clone(&commands), loaded.effective(), stop.clone()))
-            }
+            Ok(listener) => runtime::spawn(server::serve(
+                listener,
+                Arc::clone(&commands),
+                loaded.effective(),
+                stop.clone(),
+            )),
             Err(error) => {
                 stop.cancel();
                 listeners.shutdown(STOP_LISTENING).await;

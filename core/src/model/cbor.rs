@@ -1,4 +1,9 @@
-//! Reader and writer for the heads of CBOR items (RFC 8949, section 3), for encodings that are frequent or deterministic.
+//! Decoding of CBOR (RFC 8949); reader and writer for the heads of items (section 3), for encodings that are frequent or
+//! deterministic.
+
+use std::io;
+
+use serde::de::DeserializeOwned;
 
 /// Major type 0, an unsigned integer.
 pub const UINT: u8 = 0;
@@ -8,6 +13,19 @@ pub const BYTES: u8 = 2;
 pub const TEXT: u8 = 3;
 /// Major type 4, an array.
 pub const ARRAY: u8 = 4;
+
+/// Decodes and consumes an item with at most this nesting depth of maps and arrays. Allocates a declared length only as the
+/// bytes are read.
+///
+/// # Errors
+/// The item is malformed or not a valid `T`.
+// All callers use one type of reader, because serde's code is compiled for each type of reader and `T`.
+pub fn decode<T: DeserializeOwned>(
+    rest: &mut &[u8],
+    nesting: usize,
+) -> Result<T, ciborium::de::Error<io::Error>> {
+    ciborium::de::from_reader_with_recursion_limit(rest, nesting)
+}
 
 /// Consumes the head of an item of the given major type and returns its value or length.
 pub fn take_head(rest: &mut &[u8], major: u8) -> Option<u64> {

@@ -3,9 +3,12 @@
 //! With the feature `simulation`, a thread can derive all of them from a seed (`simulation::Simulation`), so that a run under
 //! tokio's paused clock is reproducible. Without the feature they have no overhead.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::task::JoinHandle;
+use futures::FutureExt;
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::task::TaskTracker;
 
 pub mod backoff;
 pub mod buffers;
@@ -33,13 +36,41 @@ pub fn rng() -> rand::rngs::ThreadRng {
 #[cfg(feature = "simulation")]
 pub use simulation::rng;
 
-/// Runs a blocking function on a blocking thread, or in a simulation as a task.
-pub fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+/// Spawns a task, like [`tokio::spawn`]. Tokio's code for a type of task has several KiB, so tasks have one type per type of
+/// result instead of one per caller.
+pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    tokio::spawn(task.boxed())
+}
+
+/// Same as [`spawn`], tracked by `tasks`.
+pub fn spawn_in<T: Send + 'static>(
+    tasks: &TaskTracker,
+    task: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    tasks.spawn(task.boxed())
+}
+
+/// Runs a blocking function on a blocking thread, or in a simulation as a task. It starts at once and runs to its end even
+/// if the returned future is dropped.
+pub fn spawn_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = Result<T, JoinError>> + Send {
+    result_of(spawn_any(Box::new(|| Box::new(work()))))
+}
+
+type AnyResult = Box<dyn Any + Send>;
+
+/// All blocking functions are tasks of this type, for the same reason as in [`spawn`].
+fn spawn_any(work: Box<dyn FnOnce() -> AnyResult + Send>) -> JoinHandle<AnyResult> {
     #[cfg(feature = "simulation")]
     if simulation::is_on() {
         return tokio::spawn(async move { work() });
     }
     tokio::task::spawn_blocking(work)
+}
+
+async fn result_of<T: 'static>(task: JoinHandle<AnyResult>) -> Result<T, JoinError> {
+    Ok(*task.await?.downcast().expect("the function returns a `T`"))
 }
 
 /// Returns the number of cores, or 2 if it is unknown or in a simulation.

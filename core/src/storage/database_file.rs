@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfs;
@@ -76,6 +76,17 @@ pub fn create_dir(path: &Path, mode: u32) -> std::io::Result<()> {
 /// Creates an empty file that only this user can read and write. Never opens an existing file or a link.
 pub fn create_private_file(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Rejects a file with a secret that other users can read or write. As in libpq, the group can read a file of root.
+pub fn check_secret_file(path: &Path) -> std::io::Result<()> {
+    let found = std::fs::metadata(path)?;
+    let forbidden = if found.uid() == 0 { 0o027 } else { 0o077 };
+    if found.mode() & forbidden == 0 {
+        return Ok(());
+    }
+    let text = "other users can read or write the file; run `chmod 600` on it";
+    Err(std::io::Error::new(ErrorKind::PermissionDenied, text))
 }
 
 /// Syncs the parent directory of `path`, so that a new file there survives a power failure.

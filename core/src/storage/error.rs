@@ -99,7 +99,10 @@ impl StorageError {
 
     /// Damage of the database at `path` that the engine detected.
     pub fn damaged(path: &Path, source: impl Into<Source>) -> Self {
-        Self::Corrupt { what: path.display().to_string(), source: Some(source.into()) }
+        let source = source.into();
+        let remedy = "check the disk, then restore the database from a backup";
+        let what = format!("{}: {}; {remedy}", path.display(), with_causes(&*source));
+        Self::Corrupt { what, source: Some(source) }
     }
 
     /// Damage without an error of the engine.

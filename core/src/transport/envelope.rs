@@ -17,7 +17,7 @@ use ciborium::Value;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::model::cbor::{TEXT, UINT, put_head, take_head};
+use crate::model::cbor::{self, TEXT, UINT, put_head, take_head};
 
 /// The protocol version of this program.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -127,8 +127,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Located<T> {
     }
 }
 
-fn semantic_error<T: DeserializeOwned>(item: &[u8]) -> Option<String> {
-    match ciborium::de::from_reader_with_recursion_limit::<T, _>(item, MAX_NESTING - 1) {
+fn semantic_error<T: DeserializeOwned>(mut item: &[u8]) -> Option<String> {
+    match cbor::decode::<T>(&mut item, MAX_NESTING - 1) {
         Err(ciborium::de::Error::Semantic(_, problem)) => Some(problem),
         _ => None,
     }
@@ -202,8 +202,8 @@ struct Start {
 }
 
 impl Start {
-    fn read(header: &[u8]) -> Option<Self> {
-        ciborium::de::from_reader_with_recursion_limit(header, MAX_NESTING).ok()
+    fn read(mut header: &[u8]) -> Option<Self> {
+        cbor::decode(&mut header, MAX_NESTING).ok()
     }
 }
 
@@ -288,11 +288,10 @@ fn encode(mut header: Vec<u8>, value: &impl Serialize) -> Bytes {
     header.into()
 }
 
-/// Reads a single item. Ciborium allocates a declared length only as the bytes are read.
-fn read<T: DeserializeOwned>(item: &[u8], nesting: usize) -> Option<T> {
-    let mut rest = item;
-    let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, nesting).ok()?;
-    rest.is_empty().then_some(value)
+/// Reads a single item.
+fn read<T: DeserializeOwned>(mut item: &[u8], nesting: usize) -> Option<T> {
+    let value = cbor::decode(&mut item, nesting).ok()?;
+    item.is_empty().then_some(value)
 }
 
 fn take_null(rest: &mut &[u8]) -> bool {

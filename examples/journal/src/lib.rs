@@ -9,7 +9,7 @@ use std::sync::Arc;
 use enjambre_core::{Embedded, EmbeddedSettings, Place, Role, Storage, StorageError};
 
 /// The table `[storage.journal]` of the configuration.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JournalSettings {
     /// The path of the file, relative to the data directory. The default depends on the node: `catalogue.journal` or

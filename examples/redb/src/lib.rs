@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use enjambre_core::{Embedded, EmbeddedSettings, Place, Role, Storage, StorageError};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The table `[storage.redb]` of the configuration.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedbSettings {
     /// The path of the database file, relative to the data directory. The default depends on the node: `catalogue.redb` or

@@ -29,7 +29,7 @@ async fn downloads(State(api): State<Arc<Api>>) -> Result<Json<DownloadList>, Pr
     api.run(Command::Downloads, only!(Downloads)).await?.one().map(Json)
 }
 
-/// Adds a file or directory to the download queue. It is downloaded into the library.
+/// Adds a whole file or directory to the download queue. It is downloaded into the library.
 #[utoipa::path(post, path = "/api/v1/downloads", tag = "downloads", request_body = FileQuery, responses((status = 201, body = Download), (status = 200, body = Download, description = "The queue already contains it.")))]
 async fn start_download(
     State(api): State<Arc<Api>>,

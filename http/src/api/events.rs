@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::sse::{self, KeepAlive, Sse};
 use enjambre_control::{Command, Event, Events, Execute, no_input};
+use enjambre_core::runtime;
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use futures::Stream;
 use parking_lot::Mutex;
@@ -75,7 +76,7 @@ impl EventHub {
         }
         let mut kept = self.events.lock();
         if !std::mem::replace(&mut kept.is_watching, true) {
-            tokio::spawn(Arc::clone(self).watch());
+            runtime::spawn(Arc::clone(self).watch());
         }
         let next = *self.next.borrow();
         // An unknown id precedes all events, which are therefore lost.

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use enjambre_core::FileId;
+use enjambre_core::{FileId, runtime};
 use enjambre_swarm::download::reader::FileReader;
 use futures::{FutureExt, stream};
 use percent_encoding::utf8_percent_encode;
@@ -16,13 +16,13 @@ use tracing::{Instrument, Span};
 
 use super::ESCAPED;
 use super::range::{Requested, requested};
+use crate::problem::Problem;
 
 /// Parts of the content that are read before the client has received the previous one.
 const READ_AHEAD: usize = 1;
 /// Separates the parts of a response with several ranges. The content is not searched for it: every part has a length.
 const BOUNDARY: &str = "enjambre-3d6b6a416f9b5c28a1e0";
 
-const NO_STORE: [(HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
 /// For content of strangers: no script, no access to this origin, not in pages of others.
 const SANDBOX: &str =
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'";
@@ -73,7 +73,8 @@ impl Served<'_> {
         let etag = self.etag();
         let contains = |name| contains_etag(headers, name, Some(&etag));
         if contains(header::IF_MATCH) == Some(false) {
-            return Some((StatusCode::PRECONDITION_FAILED, NO_STORE).into_response());
+            let text = format!("the entity tag of the content is {etag}");
+            return Some(Problem::new(StatusCode::PRECONDITION_FAILED, text).into_response());
         }
         let is_unchanged = contains(header::IF_NONE_MATCH) == Some(true);
         is_unchanged.then(|| (StatusCode::NOT_MODIFIED, self.caching()).into_response())
@@ -94,7 +95,8 @@ impl Served<'_> {
         let (status, kind, content_range, parts) = match requested(headers, &self.etag(), size) {
             Requested::Unsatisfiable => {
                 let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
-                return (StatusCode::RANGE_NOT_SATISFIABLE, range, NO_STORE).into_response();
+                let text = format!("the range is not in the content, which has {size} bytes");
+                return (range, Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, text)).into_response();
             }
             Requested::Whole => (StatusCode::OK, kind, None, vec![Part::Content(0..size)]),
             Requested::Ranges(ranges) => match <[Range<u64>; 1]>::try_from(ranges) {
@@ -167,7 +169,7 @@ fn body(reader: FileReader, parts: Vec<Part>) -> Body {
                 () = send_parts(reader, parts, &sender) => {}
             }
         };
-        tokio::spawn(sending.instrument(span));
+        runtime::spawn(sending.instrument(span));
         stream::poll_fn(move |context| receiver.poll_recv(context))
     };
     Body::from_stream(start.flatten_stream())

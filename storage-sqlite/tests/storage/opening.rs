@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use enjambre_core::storage::inspect::with_causes;
 use enjambre_core::{Batch, Durability, Key, KeyRange, Place, Role, Space, Storage, StorageError, Tenancy};
 use enjambre_storage_sqlite::SqliteSettings;
 
@@ -46,6 +47,8 @@ async fn foreign_database_is_refused_and_unchanged() {
         std::fs::write(&path, &content).unwrap();
         let error = open(folder.path()).await.unwrap_err();
         assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+        let text = with_causes(&error);
+        assert!(text.contains("restore the database from a backup") && !text.contains("code"), "{text}");
         assert_eq!(std::fs::read(&path).unwrap(), content);
     }
     std::fs::remove_file(&path).unwrap();

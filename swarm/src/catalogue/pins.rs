@@ -38,6 +38,14 @@ impl Catalogue {
         Ok(self.change_pin(id, quota, resize).await?.1.is_some())
     }
 
+    /// Returns the largest size to which [`Self::resize_pin`] can change the pin now.
+    pub async fn max_pin_size(&self, pin: &PinRecord, quota: u64) -> Result<u64, CatalogueError> {
+        let own = self.read_record::<ReservedRecord>(PINNERS, &layout::peer_id_key(&pin.by)).await?;
+        let own = own.map(|(record, _)| record.bytes).unwrap_or_default();
+        let free = quota.saturating_sub(self.reserved().await?.bytes);
+        Ok(free.min(share_of(quota).saturating_sub(own)).saturating_add(pin.size))
+    }
+
     /// Returns the pin of the file.
     pub async fn pinned(&self, id: &FileId) -> Result<Option<PinRecord>, CatalogueError> {
         let pin = self.read_record(PINS, &layout::file_key(id)).await?;

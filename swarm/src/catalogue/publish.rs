@@ -132,12 +132,24 @@ impl Catalogue {
         Ok(self.read(PROVIDERS, &layout::provider_key(entry.no, publisher)).await?.is_some())
     }
 
-    /// Reserves the name for this peer, durably, and replaces an earlier reservation. Published versions remain.
-    pub async fn reserve(&self, name: &Name, by: PeerId, now: UnixMillis) -> Result<(), StorageError> {
-        let record = ReservationRecord { by, at: now };
-        let mut batch = Batch::new();
-        batch.put(RESERVATIONS, layout::reservation_key(name), layout::encode(&record));
-        self.storage.commit(batch, Durability::Durable).await
+    /// Reserves the name for this peer, durably. Published versions remain. Returns the peer whose reservation was replaced.
+    pub async fn reserve(
+        &self,
+        name: &Name,
+        by: PeerId,
+        now: UnixMillis,
+    ) -> Result<Option<PeerId>, CatalogueError> {
+        let (key, record) = (layout::reservation_key(name), ReservationRecord { by, at: now });
+        for _ in 0..ATTEMPTS {
+            let (old, raw) = self.read_record::<ReservationRecord>(RESERVATIONS, &key).await?.unzip();
+            let mut batch = Batch::new();
+            require_same(&mut batch, RESERVATIONS, key.clone(), raw);
+            batch.put(RESERVATIONS, key.clone(), layout::encode(&record));
+            if self.commit_durably(batch).await? {
+                return Ok(old.map(|old| old.by).filter(|old| *old != by));
+            }
+        }
+        Err(CatalogueError::Conflict)
     }
 
     /// Removes the reservation of the name, durably. Returns `false` if the name was not reserved.

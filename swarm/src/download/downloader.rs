@@ -28,7 +28,7 @@ use crate::change::ChangeNotifier;
 use crate::library::library::Library;
 use crate::rate_limit::bandwidth::BandwidthLimit;
 use enjambre_core::model::layout::MAX_PIECE_SIZE;
-use enjambre_core::{Dialer, FileId, FileKind, PeerId};
+use enjambre_core::{Dialer, FileId, FileKind, PeerId, runtime};
 
 /// How long observers wait for a transfer that is busy with its storage.
 const VIEW_TIMEOUT: Duration = Duration::from_millis(500);
@@ -194,7 +194,7 @@ impl Downloader {
             let result = transfer::run(&context, &request, &progress, &wanted, &activity, &cancel).await;
             guard.0.set(result.map(drop).map_err(Arc::new));
         };
-        self.tasks.spawn(work.instrument(span));
+        runtime::spawn_in(&self.tasks, work.instrument(span));
         Download { running: transfer }
     }
 

@@ -24,6 +24,14 @@ pub enum DownloadError {
     /// The directory has no file or subdirectory with this path.
     #[error("the directory does not contain {0}")]
     NoMember(MemberPath),
+    /// The size of the file is proven, and larger than the accepted ones.
+    #[error("the file has {size} bytes, but at most {max} are accepted here")]
+    TooLarge {
+        /// The size of the file.
+        size: u64,
+        /// The largest accepted size.
+        max: u64,
+    },
     /// The library cannot store the content.
     #[error(transparent)]
     Library(#[from] LibraryError),

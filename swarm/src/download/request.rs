@@ -17,8 +17,8 @@ pub struct DownloadRequest {
     pub file: NewFile,
     /// The size that the publisher claims, shown as progress until a provider has proven the size.
     pub claimed_size: u64,
-    /// The accepted sizes: a single one if it is verified, as the entry of a collection. Nothing is fetched from providers
-    /// that claim another size.
+    /// The accepted sizes. A single one is verified, as in the entry of a collection: nothing is fetched from providers that
+    /// claim another size. Otherwise the download fails as soon as a provider proves another size, with the last piece.
     pub accepted_sizes: RangeInclusive<u64>,
     /// Where the content is written.
     pub destination: Destination,

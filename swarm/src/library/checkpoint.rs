@@ -8,7 +8,7 @@ use super::content::ContentStore;
 use super::content_files::{self, ToSync};
 use super::error::{LibraryError, Result};
 use super::inner::LibraryInner;
-use super::task::{blocking, finished};
+use super::task::{blocking, in_task};
 use super::unsynced::{CheckpointPlan, SmallFilesPlan, Unsynced};
 use enjambre_core::{Batch, Durability, FileId};
 
@@ -76,7 +76,7 @@ impl LibraryInner {
             let _running = inner.checkpoint.lock().await;
             if is_needed(&inner) { inner.checkpoint_locked(only).await } else { Ok(()) }
         };
-        finished(tokio::spawn(work)).await
+        in_task(work).await
     }
 
     async fn checkpoint_locked(&self, only: Option<FileId>) -> Result<()> {

@@ -96,7 +96,7 @@ impl ContentStore {
     pub async fn is_empty(&self) -> Result<bool> {
         match self {
             Self::Database(content) => Ok(record_copy::is_empty(&**content, SPACES).await?),
-            Self::Files(dir) => in_dir(dir, |dir| Ok(content_files::list(dir)?.is_empty())).await,
+            Self::Files(dir) => in_dir(dir, content_files::is_empty).await,
         }
     }
 

@@ -216,21 +216,34 @@ pub(super) fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
+/// Returns the ids of all files.
 pub(super) fn list(dir: &Path) -> Result<Vec<FileId>> {
-    let mut ids = Vec::new();
-    for first in 0..=255u8 {
-        let subdir = dir.join(hex::encode([first]));
-        let entries = match std::fs::read_dir(&subdir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(LibraryError::io("list", &subdir, error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(|error| LibraryError::io("list", &subdir, error))?;
-            if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<FileId>().ok()) {
-                ids.push(id);
-            }
+    let lists: Result<Vec<_>> = (0..=255).map(|first| list_subdir(dir, first)).collect();
+    Ok(lists?.concat())
+}
+
+/// Returns whether there is no file.
+pub(super) fn is_empty(dir: &Path) -> Result<bool> {
+    for first in 0..=255 {
+        if !list_subdir(dir, first)?.is_empty() {
+            return Ok(false);
         }
+    }
+    Ok(true)
+}
+
+/// Returns the ids that begin with this byte.
+fn list_subdir(dir: &Path, first: u8) -> Result<Vec<FileId>> {
+    let subdir = dir.join(hex::encode([first]));
+    let entries = match std::fs::read_dir(&subdir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(LibraryError::io("list", &subdir, error)),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| LibraryError::io("list", &subdir, error))?;
+        ids.extend(entry.file_name().to_str().and_then(|name| name.parse::<FileId>().ok()));
     }
     Ok(ids)
 }

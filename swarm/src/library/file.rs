@@ -20,7 +20,7 @@ use super::file_state::{FileState, FileStore};
 use super::inner::LibraryInner;
 use super::layout::{self, DIRTY, HAVE, LinkState, MAX_COPIES};
 use super::linked::LinkedFile;
-use super::task::{blocking, finished};
+use super::task::{blocking, in_task};
 use super::unsynced::{CheckpointPlan, Unsynced};
 use crate::change::ChangeNotifier;
 use enjambre_core::{Batch, Bitmap, Durability, FileId, Manifest, PieceIndex, PieceLayout};
@@ -288,8 +288,7 @@ impl LibraryFile {
     /// by now.
     pub async fn finish(self: &Arc<Self>, durable: bool) -> Result<()> {
         self.check_usable()?;
-        let file = Arc::clone(self);
-        finished(tokio::spawn(async move { file.finish_now().await })).await?;
+        in_task(Arc::clone(self).finish_now()).await?;
         if durable { self.checkpoint().await } else { self.inner.keep_up().await }
     }
 

@@ -29,6 +29,7 @@ use serde_bytes::ByteBuf;
 use super::entry::WithdrawReason;
 use super::error::Result;
 use super::linked::Fingerprint;
+use enjambre_core::model::cbor;
 use enjambre_core::model::manifest::PieceHash;
 use enjambre_core::{
     Batch, Bitmap, CatalogueId, FileId, FileKind, Key, KeyRange, Name, PeerId, PieceIndex, PieceLayout,
@@ -243,8 +244,11 @@ fn to_cbor(record: &impl Serialize) -> Bytes {
     out.into()
 }
 
-fn from_cbor<T: DeserializeOwned>(bytes: &[u8], what: impl FnOnce() -> String) -> Result<T, StorageError> {
-    let decoded = ciborium::de::from_reader_with_recursion_limit(bytes, 16);
+fn from_cbor<T: DeserializeOwned>(
+    mut bytes: &[u8],
+    what: impl FnOnce() -> String,
+) -> Result<T, StorageError> {
+    let decoded = cbor::decode(&mut bytes, 16);
     decoded.map_err(|error| StorageError::Corrupt { what: what(), source: Some(Box::new(error)) })
 }
 

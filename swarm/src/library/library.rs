@@ -17,8 +17,9 @@ use super::load::{check_or_write_format, load_state};
 use super::open_files::OpenFiles;
 use super::output::Destination;
 use super::state::Slot;
-use super::task::finished;
+use super::task::in_task;
 use enjambre_core::model::id::is_id_or_prefix;
+use enjambre_core::runtime;
 use enjambre_core::{Batch, CatalogueId, Durability, FileId, Manifest, Name, Offer, Publication, Storage};
 
 /// The number of files that are visited without releasing the lock of the state.
@@ -52,14 +53,14 @@ impl Library {
             tasks: TaskTracker::new(),
         });
         files.recover().await?;
-        library.tasks.spawn(Arc::clone(&inner).run_checkpoints());
+        runtime::spawn_in(&library.tasks, Arc::clone(&inner).run_checkpoints());
         let watching = Arc::clone(&files).watch_links();
-        library.tasks.spawn(inner.stop.clone().run_until_cancelled_owned(watching));
+        runtime::spawn_in(&library.tasks, inner.stop.clone().run_until_cancelled_owned(watching));
         let caching = Arc::clone(&inner);
-        library.tasks.spawn(async move {
+        runtime::spawn_in(&library.tasks, async move {
             caching.stop.run_until_cancelled(caching.cache.close_idle_files()).await;
         });
-        library.tasks.spawn(async move {
+        runtime::spawn_in(&library.tasks, async move {
             if let Some(Err(error)) = inner.stop.run_until_cancelled(inner.sweep()).await {
                 tracing::warn!(%error, "content sweep failed");
             }
@@ -111,7 +112,7 @@ impl Library {
     }
 
     /// Visits all files in the order of their ids. Other threads can use the state in between.
-    fn visit(&self, mut visit: impl FnMut(FileId, &Slot)) {
+    pub(super) fn visit(&self, mut visit: impl FnMut(FileId, &Slot)) {
         let mut start = Bound::Unbounded;
         loop {
             let state = self.inner.state.lock();
@@ -221,7 +222,7 @@ impl Library {
         new: NewFile,
         destination: Destination,
     ) -> Result<Arc<LibraryFile>> {
-        finished(tokio::spawn(Arc::clone(&self.files).create(manifest, new, destination))).await
+        in_task(Arc::clone(&self.files).create(manifest, new, destination)).await
     }
 
     /// Makes all writes so far durable, with few syncs for many files.
@@ -233,13 +234,13 @@ impl Library {
     /// collection. A file that belongs to a collection only loses its names. Linked files stay on the disk.
     /// After an error the next start may finish the removal.
     pub async fn remove(&self, id: &FileId) -> Result<()> {
-        finished(tokio::spawn(Arc::clone(&self.files).remove(*id))).await
+        in_task(Arc::clone(&self.files).remove(*id)).await
     }
 
     /// Removes one name of a file, and the file with its last name as [`Self::remove`] does. Returns the newest of
     /// the other names.
     pub async fn remove_name(&self, id: &FileId, name: &Name) -> Result<Option<Name>> {
-        finished(tokio::spawn(Arc::clone(&self.files).remove_name(*id, name.clone()))).await
+        in_task(Arc::clone(&self.files).remove_name(*id, name.clone())).await
     }
 
     /// Lists the published names that the catalogue has not acknowledged, the oldest first.

@@ -29,6 +29,7 @@ mod layout;
 pub mod library;
 mod linked;
 mod load;
+mod missing_content;
 mod open_cache;
 mod open_files;
 pub mod output;

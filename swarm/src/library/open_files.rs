@@ -15,7 +15,7 @@ use super::layout::{ContentPlace, DIRTY, HAVE, LinkState, Record};
 use super::linked::{Fingerprint, LinkedFile};
 use super::load::{load_bitmap, load_manifest};
 use super::output::Target;
-use super::task::{blocking, finished};
+use super::task::{blocking, in_task};
 use enjambre_core::runtime::HashMap;
 use enjambre_core::{Bitmap, FileId};
 
@@ -85,7 +85,7 @@ impl OpenFiles {
     /// Same as [`Self::open`], but completes even if the future is dropped.
     pub(super) async fn spawn_open(self: &Arc<Self>, id: &FileId) -> Result<Option<Arc<LibraryFile>>> {
         let (files, id) = (Arc::clone(self), *id);
-        finished(tokio::spawn(async move { files.open(&id).await })).await
+        in_task(async move { files.open(&id).await }).await
     }
 
     /// Opens a complete file.

@@ -15,8 +15,8 @@ use super::error::{LibraryError, Result};
 use super::file::LibraryFile;
 use super::file_state::FileStore;
 use super::layout::{self, DIRTY};
-use super::task::{blocking, finished};
-use enjambre_core::{Batch, Durability, Manifest, PieceIndex};
+use super::task::{blocking, in_task};
+use enjambre_core::{Batch, Durability, Manifest, PieceIndex, runtime};
 
 /// The number of bytes of expected pieces that are recorded as intended at once.
 const INTENT_BYTES: u64 = 2 << 20;
@@ -63,7 +63,7 @@ impl LibraryFile {
         };
         if begin {
             let file = Arc::clone(self);
-            tokio::spawn(async move {
+            runtime::spawn(async move {
                 // After an error the write tries again and reports the error.
                 let _ = file.record_intended(&[]).await;
                 file.state.lock().recording = false;
@@ -79,8 +79,7 @@ impl LibraryFile {
     /// [`LibraryError::Full`] if the disk is full; the call may be repeated.
     pub async fn write_pieces(self: &Arc<Self>, pieces: Vec<(PieceIndex, Bytes)>) -> Result<Vec<PieceIndex>> {
         self.check_usable()?;
-        let file = Arc::clone(self);
-        let invalid = finished(tokio::spawn(async move { file.write_now(pieces).await })).await?;
+        let invalid = in_task(Arc::clone(self).write_now(pieces)).await?;
         self.inner.keep_up().await?;
         Ok(invalid)
     }

@@ -1,6 +1,6 @@
 //! Tasks of the library: blocking work, and results of spawned tasks.
 
-use tokio::task::JoinHandle;
+use tokio::task::JoinError;
 
 use super::error::{LibraryError, Result};
 use enjambre_core::runtime;
@@ -12,8 +12,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
     finished(runtime::spawn_blocking(work)).await
 }
 
+/// Runs async work in a task, so that it completes even if the caller drops the future.
+pub(crate) async fn in_task<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    finished(runtime::spawn(work)).await
+}
+
 /// Waits for a task and resumes its panic if it has one.
-pub(crate) async fn finished<T>(task: JoinHandle<Result<T>>) -> Result<T> {
+pub(crate) async fn finished<T>(
+    task: impl Future<Output = std::result::Result<Result<T>, JoinError>>,
+) -> Result<T> {
     match task.await {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use enjambre_core::model::cbor;
 use enjambre_core::{Batch, Durability, Key, Space, Storage, StorageError};
 
 /// The space that contains the mark.
@@ -130,8 +131,8 @@ fn state_key() -> Key {
     Key::new(&b"state"[..]).expect("the length is valid")
 }
 
-fn decode<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, StorageError> {
-    ciborium::de::from_reader_with_recursion_limit(value, 16).map_err(|error| {
+fn decode<T: serde::de::DeserializeOwned>(mut value: &[u8]) -> Result<T, StorageError> {
+    cbor::decode(&mut value, 16).map_err(|error| {
         let what = "malformed mark of a copy".to_owned();
         StorageError::Corrupt { what, source: Some(error.to_string().into()) }
     })

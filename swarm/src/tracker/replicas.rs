@@ -32,6 +32,7 @@ use crate::rate_limit::turns::Turns;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
+use enjambre_core::runtime;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::inspect::with_causes;
 use enjambre_core::{Endpoint, FileId, FileKind, FileRecord, KeyPair, PeerId};
@@ -125,9 +126,10 @@ impl ReplicaStore {
         let presence = Arc::new(presence);
         let announcer = Announcer::new(Arc::clone(self.library()), Arc::clone(&presence));
         *self.presence.lock() = Some(presence);
-        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(announcer.run()));
+        runtime::spawn_in(&self.tasks, self.stop.clone().run_until_cancelled_owned(announcer.run()));
         let store = Arc::clone(self);
-        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(async move { store.resume().await }));
+        let resume = async move { store.resume().await };
+        runtime::spawn_in(&self.tasks, self.stop.clone().run_until_cancelled_owned(resume));
     }
 
     /// Ends the session at the tracker.
@@ -223,7 +225,7 @@ impl ReplicaStore {
             }
         }
         let stop = self.stop.child_token();
-        let task = self.tasks.spawn({
+        let task = runtime::spawn_in(&self.tasks, {
             let stop = stop.clone();
             async move {
                 // `discard` and `stop` cancel the fetch and clean up themselves.

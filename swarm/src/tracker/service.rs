@@ -18,6 +18,7 @@ use crate::catalogue::Catalogue;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::list::ListPage;
 use crate::catalogue::peers::{NewSession, Session};
+use crate::catalogue::pins::share_of;
 use crate::catalogue::sweep::pause_after_scan;
 use crate::rate_limit::gcra::RateLimit;
 use crate::rate_limit::per_address::AddressRateLimit;
@@ -248,7 +249,14 @@ impl TrackerService {
         let pin = match pending {
             // It is durable already, so a peer that waits for the replica causes no syncs.
             Some(pin) => pin,
-            None => self.catalogue.pin(id, by.peer, now).await?,
+            None => {
+                let (size, quota) = (file.size, share_of(store.quota()));
+                // The claim of another peer may be false, so only content proves it.
+                if file.publisher == by.peer && size > quota && self.catalogue.pinned(&id).await?.is_none() {
+                    return Err(CatalogueError::QuotaFull { size, reserved: 0, quota }.into());
+                }
+                self.catalogue.pin(id, by.peer, now).await?
+            }
         };
         let (complete, at) = (pin.complete, pin.at);
         let kept = store.keep(&file, pin).await;

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::client::TrackerClient;
 use super::error::{TrackerError, UnreachableTracker};
 use super::trackers::{CatalogueGroup, Trackers};
+use enjambre_core::model::cbor;
 use enjambre_core::protocol::message::MAX_LIST;
 use enjambre_core::{CatalogueId, FileId, FileRecord, Name};
 
@@ -93,7 +94,7 @@ impl FromStr for ListCursor {
 
     fn from_str(text: &str) -> Result<Self, InvalidCursor> {
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidCursor)?;
-        ciborium::from_reader(&bytes[..]).map_err(|_| InvalidCursor)
+        cbor::decode(&mut &bytes[..], 16).map_err(|_| InvalidCursor)
     }
 }
 

@@ -43,11 +43,11 @@ impl World {
         self.note(&format!("the stranger publishes {id} as {kind:?} of {size} bytes: {published:?}"));
     }
 
-    /// The stranger pins content as large as the quota that nobody has.
+    /// The stranger pins content as large as its share of the quota that nobody has.
     pub(super) async fn pin_missing_content(&mut self, tracker: usize) {
         let id = FileId::from_bytes(self.random.random());
         let name = format!("missing {}", id.short()).parse().expect("a valid name");
-        let file = Publication { name, id, size: QUOTA, kind: FileKind::File };
+        let file = Publication { name, id, size: QUOTA / 2, kind: FileKind::File };
         let pinned = async {
             let (client, session) = self.stranger_session(tracker).await?;
             client.publish(session, &file).await?;

@@ -44,6 +44,25 @@ fn missing_name_exits_with_3() {
 }
 
 #[test]
+fn command_without_peer_creates_no_data_directory() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let peer = world.peer("peer", &[&tracker]);
+    for command in ["library", "downloads", "verify"] {
+        assert!(peer.run([command]).ok().stderr.contains("does not exist"), "{command}");
+    }
+    for command in ["list", "status"] {
+        peer.run([command]).ok();
+    }
+    for args in
+        [&["export", "film.bin", "-o", "x"][..], &["remove", "film.bin"], &["downloads", "pause", "x"]]
+    {
+        assert_one_line(&peer.run(args.iter().copied()).expect_status(3));
+    }
+    assert!(!peer.folder().join("data").exists());
+}
+
+#[test]
 fn unreachable_tracker_exits_with_4() {
     let world = World::default();
     let tracker = world.tracker("tracker");

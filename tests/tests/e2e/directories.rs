@@ -76,6 +76,30 @@ fn directory_of_small_files_is_downloaded_and_updated() {
 }
 
 #[test]
+fn directory_is_written_into_a_path_with_a_final_slash() {
+    let world = World::default();
+    let folder = world.path("folder");
+    write_tree(&folder, 10);
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    a.publish(&folder, &[]);
+    let b = world.peer("b", &[&tracker]);
+    let existing = world.path("existing");
+    fs::create_dir(&existing).unwrap();
+    fs::write(existing.join("mine"), "").unwrap();
+    let into = existing.join("");
+    // The second time the directory is already complete.
+    for _ in 0..2 {
+        b.run(args(&["get", "folder", "-o"], &into)).ok();
+        assert!(read_tree(&existing.join("folder")) == read_tree(&folder));
+    }
+    assert_eq!(fs::read_dir(&existing).unwrap().count(), 2);
+    let exported = world.path("new/exported/");
+    a.run(args(&["export", "folder", "-o"], &exported)).ok();
+    assert!(read_tree(&exported.join("folder")) == read_tree(&folder));
+}
+
+#[test]
 fn interrupted_directory_download_resumes() {
     let world = World::default();
     let folder = world.path("folder");
@@ -118,7 +142,8 @@ fn part_of_directory_is_listed_and_downloaded() {
     let (out, sub) = (world.path("file.txt"), world.path("sub"));
     b.run(args(&["get", "folder/many/0/0/file-0.txt", "-o"], &out)).ok();
     assert_eq!(fs::read(&out).unwrap(), fs::read(folder.join("many/0/0/file-0.txt")).unwrap());
-    b.run(args(&["get", "folder/many/0", "-o"], &sub)).ok();
+    let got = b.run(args(&["get", "folder/many/0", "-o"], &sub)).ok().stdout;
+    assert!(got.starts_with("folder/many/0: "), "{got}");
     assert!(read_tree(&sub) == read_tree(&folder.join("many/0")), "the subdirectory differs");
     b.run(["get", "folder/many/0/0/file-0.txt"]).ok();
     b.run(["get", "folder/many/missing"]).expect_status(3);

@@ -80,6 +80,8 @@ fn directory_is_queued_and_cancelled_with_its_files() {
     let a = world.running_peer("a", &[&tracker]);
     a.publish(&folder, &[]);
     let mut b = world.running_peer_with("b", &[&tracker], &["limits.download=\"64KiB/s\""]);
+    let part = b.run(["downloads", "add", "folder/0"]);
+    assert!(part.status == Some(2) && part.stderr.contains("enjambre get"), "a part is refused: {part:?}");
     b.run(["downloads", "add", "folder"]).ok();
     wait_download(&b, "folder", |download| download["state"] == "active" && done(download) > 0);
     b.run(["downloads", "cancel", "folder"]).ok();

@@ -97,12 +97,15 @@ fn ranges_and_conditions_follow_the_standard() {
 
     let beyond = fetch(&[&range(MIB, MIB)]);
     assert_eq!((beyond.status, beyond.headers["content-range"].as_str()), (416, "bytes */1048576"));
+    assert_eq!(beyond.headers["content-type"], "application/problem+json");
     assert_eq!(fetch(&[&format!("If-None-Match: {etag}")]).status, 304);
     assert_eq!(fetch(&["If-None-Match: \"other\""]).status, 200);
     assert_eq!(fetch(&["If-Match: \"other\""]).status, 412);
     assert_eq!(fetch(&["Range: bytes=0-3", &format!("If-Range: {etag}")]).status, 206);
     assert_eq!(fetch(&["Range: bytes=0-3", "If-Range: \"other\""]).status, 200);
-    assert_eq!(request(&address, "POST", "/files/film.mp4", &["Content-Length: 0"]).status, 405);
+    let post = request(&address, "POST", "/files/film.mp4", &["Content-Length: 0"]);
+    assert_eq!((post.status, post.headers["content-type"].as_str()), (405, "application/problem+json"));
+    assert!(post.headers["allow"].contains("PUT"), "{:?}", post.headers);
 }
 
 #[test]

@@ -81,6 +81,25 @@ fn join_without_config_uses_directories_of_user() {
 }
 
 #[test]
+fn failed_join_creates_no_data_directory() {
+    let world = World::over(Wire::Secure);
+    let mut tracker = world.tracker_with("tracker", &[INVITED]);
+    let cancelled = tracker.invite(&[]);
+    let id = tracker.run(["invite", "--list", "--json"]).ok().json()[0]["id"].as_str().unwrap().to_owned();
+    tracker.run(["invite", "--cancel", &id]).ok();
+    let valid = tracker.invite(&[]);
+    let peer = world.unconfigured_peer("peer");
+    let join = |invitation: &str| {
+        let output = peer.run(["join", invitation, "--set", "peer.data_dir=new/data"]);
+        assert!(!peer.folder().join("new").exists(), "{}", output.stderr);
+        output
+    };
+    join(&cancelled).expect_status(1);
+    tracker.kill();
+    join(&valid).expect_status(4);
+}
+
+#[test]
 fn invitations_are_listed_cancelled_and_revoked_with_peer() {
     let world = World::over(Wire::Secure);
     let mut tracker = world.tracker_with("tracker", &[INVITED]);

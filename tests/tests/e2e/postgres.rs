@@ -28,7 +28,7 @@ fn catalogue_on_server_survives_server_crash() {
 
     // A second peer cannot open the library of a running peer.
     let second_peer = world.peer_with("c", &[&first], &settings("storage.postgres.schema=library_a"));
-    let output = second_peer.run(["library"]);
+    let output = second_peer.run(["get", "film.bin"]);
     assert_eq!(output.status, Some(1), "{output:?}");
     assert!(output.stderr.contains("library_a") && output.stderr.contains("in use"), "{output:?}");
 

@@ -122,16 +122,40 @@ fn catches_term(pid: u32) -> bool {
 fn second_signal_exits_immediately() {
     let world = World::default();
     let mut tracker = world.tracker("tracker");
-    let mut a = world.running_peer("a", &[&tracker]);
+    let a = world.peer("a", &[&tracker]);
+    let mut process = a.spawn(["peer"]);
+    process.wait_line(TIMEOUT, endpoint_in);
     let (file, _) = world.file("film.bin", 1000);
     a.publish(&file, &[]);
     // A stopped tracker delays the `leave` request.
     tracker.signal(Signal::STOP);
-    a.signal(Signal::TERM);
-    a.wait_stderr("shutting down");
-    let output = a.stop(Signal::TERM, SHUTDOWN_TIMEOUT).expect_status(130);
+    process.signal(Signal::TERM);
+    wait_for("the shutdown starts", TIMEOUT, || process.stderr_text().contains("shutting down"));
+    // A signal right after the first one is ignored. The id is valid until the test has waited for the process.
+    let pid = Pid::from_raw(i32::try_from(process.pid()).unwrap()).unwrap();
+    wait_for("the process exits", SHUTDOWN_TIMEOUT, || {
+        let ended = !process.is_running();
+        ended || kill_process(pid, Signal::TERM).is_err()
+    });
+    let output = process.wait(SHUTDOWN_TIMEOUT).expect_status(130);
     assert!(output.stderr.contains("second signal"), "{}", output.stderr);
     tracker.signal(Signal::CONT);
+}
+
+#[test]
+fn two_signals_at_once_shut_down_cleanly() {
+    let world = World::default();
+    let mut tracker = world.tracker("tracker");
+    let mut a = world.running_peer("a", &[&tracker]);
+    for node in [&mut *a, &mut *tracker] {
+        // Both signals are pending when the process continues.
+        for signal in [Signal::STOP, Signal::TERM, Signal::INT] {
+            node.signal(signal);
+        }
+        let output = node.stop(Signal::CONT, SHUTDOWN_TIMEOUT).ok();
+        assert!(!output.stderr.contains("second signal"), "{}", output.stderr);
+        assert!(!node.folder().join("data/control").exists(), "the control socket remains");
+    }
 }
 
 #[test]

@@ -12,6 +12,10 @@ use tokio::time::Instant;
 
 use crate::open_files::OPEN_FILES_SETTING;
 
+/// The remote listens or dials with another scheme, or is another program.
+pub(crate) const OTHER_PROTOCOL: Disconnect =
+    Disconnect::Protocol("the remote speaks another protocol; check the scheme and the port of the endpoint");
+
 /// The reason for the end of a connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Disconnect {

@@ -5,7 +5,7 @@
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::disconnect::Disconnect;
+use super::disconnect::{Disconnect, OTHER_PROTOCOL};
 use super::frame::{Direction, FrameParser, Step, command_frame};
 
 const GREETING: usize = 64;
@@ -30,7 +30,7 @@ fn greeting() -> [u8; GREETING] {
 
 fn check_greeting(greeting: &[u8; GREETING]) -> Result<(), Disconnect> {
     if greeting[0] != 0xff || greeting[9] & 1 == 0 {
-        return Err(Disconnect::Protocol("the greeting has an invalid signature"));
+        return Err(OTHER_PROTOCOL);
     }
     if greeting[10] < 3 {
         return Err(Disconnect::Protocol("unsupported ZMTP version, below 3.0"));
@@ -90,7 +90,7 @@ pub(crate) async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
     // The first byte detects another protocol. Its client may send only a short line and wait for a reply.
     stream.read_exact(&mut theirs[..1]).await?;
     if theirs[0] != 0xff {
-        return Err(Disconnect::Protocol("the greeting has an invalid signature"));
+        return Err(OTHER_PROTOCOL);
     }
     stream.read_exact(&mut theirs[1..]).await?;
     check_greeting(&theirs)?;
@@ -156,6 +156,16 @@ mod tests {
             shake_hands(&mut other, ROUTER, &["DEALER"])
         );
         assert!(matches!(refused, Err(Disconnect::Protocol(_))));
+    }
+
+    #[tokio::test]
+    async fn other_protocol_is_detected_at_the_first_byte() {
+        for bytes in [&b"\x8aENJTCP\x01"[..], b"HTTP/1.1 400 Bad Request\r\n", b"\x15\x03\x03"] {
+            let (mut one, mut other) = tokio::io::duplex(4096);
+            other.write_all(bytes).await.unwrap();
+            let error = shake_hands(&mut one, DEALER, &["ROUTER"]).await.unwrap_err().to_string();
+            assert!(error.contains("check the scheme and the port"), "{error}");
+        }
     }
 
     #[test]

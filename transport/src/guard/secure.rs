@@ -23,7 +23,7 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use super::disconnect::Disconnect;
+use super::disconnect::{Disconnect, OTHER_PROTOCOL};
 use super::stream::{Socket, Stream};
 
 /// The prefix of a 32-byte Ed25519 key in `SubjectPublicKeyInfo` and in PKCS #8 (RFC 8410).
@@ -165,7 +165,7 @@ fn explain(error: io::Error) -> Disconnect {
                 _ => Disconnect::Io(error),
             }
         }
-        Some(Error::InvalidMessage(_)) => Disconnect::Protocol("the remote does not use TLS"),
+        Some(Error::InvalidMessage(_)) => OTHER_PROTOCOL,
         Some(Error::PeerIncompatible(_) | Error::AlertReceived(_) | Error::NoCertificatesPresented) => {
             Disconnect::Protocol("the remote does not support TLS 1.3 with raw Ed25519 keys")
         }

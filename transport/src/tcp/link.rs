@@ -6,7 +6,7 @@ use bytes::Bytes;
 use enjambre_core::transport::calls::Calls;
 use enjambre_core::transport::envelope;
 use enjambre_core::transport::metrics::TransportMetrics;
-use enjambre_core::{Activity, Endpoint, Message, TransportError};
+use enjambre_core::{Activity, Endpoint, Message, TransportError, runtime};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +53,7 @@ impl TcpLink {
         preface::exchange(&mut stream).await?;
         let (requests, queue) = mpsc::channel(guard.settings.in_flight);
         let link = Arc::new(Self { calls: Calls::new(), requests, kill });
-        tokio::spawn(Arc::clone(&link).run(guard, metrics, endpoint, stream, activity, queue));
+        runtime::spawn(Arc::clone(&link).run(guard, metrics, endpoint, stream, activity, queue));
         Ok(link)
     }
 

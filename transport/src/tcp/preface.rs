@@ -4,11 +4,10 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::guard::disconnect::Disconnect;
+use crate::guard::disconnect::{Disconnect, OTHER_PROTOCOL};
 
 /// No text, TLS or ZMTP stream starts with these bytes. The last byte is the framing version.
 const PREFACE: [u8; 8] = *b"\x8aENJTCP\x01";
-const OTHER_PROTOCOL: &str = "the remote does not speak tcp:// or tcps://; check the scheme";
 
 /// Sends the preface, and compares that of the remote byte by byte.
 pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), Disconnect> {
@@ -23,9 +22,9 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) 
         }
         filled += read;
         if theirs[..filled] != PREFACE[..filled] {
-            let problem =
-                if theirs[..7] == PREFACE[..7] { "unsupported framing version" } else { OTHER_PROTOCOL };
-            return Err(Disconnect::Protocol(problem));
+            let is_older_or_newer = theirs[..7] == PREFACE[..7];
+            let version = Disconnect::Protocol("unsupported framing version");
+            return Err(if is_older_or_newer { version } else { OTHER_PROTOCOL });
         }
     }
     Ok(())
@@ -48,7 +47,7 @@ mod tests {
         // The stream remains open, so the first different byte decides.
         for bytes in [&b"G"[..], b"\xff", b"\x16\x03\x01", b"\x8aENX"] {
             let error = receive(bytes).await.unwrap_err();
-            assert!(matches!(error, Disconnect::Protocol(OTHER_PROTOCOL)), "{error}");
+            assert_eq!(error.to_string(), OTHER_PROTOCOL.to_string());
         }
         let error = receive(b"\x8aENJTCP\x02").await.unwrap_err();
         assert!(matches!(error, Disconnect::Protocol("unsupported framing version")), "{error}");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use enjambre_core::runtime;
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
@@ -98,7 +99,7 @@ impl InnerListener {
             return Ok(Arc::clone(open));
         }
         let (dir, path, listener) =
-            tokio::task::spawn_blocking(|| create(&parent())).await.map_err(io::Error::other)??;
+            runtime::spawn_blocking(|| create(&parent())).await.map_err(io::Error::other)??;
         let listener = Mutex::new(UnixListener::from_std(listener)?);
         let open = Arc::new(Open { path, listener, _dir: dir });
         *current = Some(Arc::clone(&open));

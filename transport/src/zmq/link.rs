@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use enjambre_core::transport::calls::Calls;
 use enjambre_core::transport::metrics::TransportMetrics;
-use enjambre_core::{Activity, Endpoint, Message, TransportError};
+use enjambre_core::{Activity, Endpoint, Message, TransportError, runtime};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -98,8 +98,8 @@ impl ZmqLink {
             passed: AtomicU64::new(0),
             payloads: Payloads { pool: guard.buffers.clone(), to },
         });
-        tokio::spawn(Arc::clone(&link).transfer(guard, metrics, endpoint.clone(), public, inner, activity));
-        tokio::spawn(Arc::clone(&link).receive(endpoint, receiver, payloads));
+        runtime::spawn(Arc::clone(&link).transfer(guard, metrics, endpoint.clone(), public, inner, activity));
+        runtime::spawn(Arc::clone(&link).receive(endpoint, receiver, payloads));
         Ok(link)
     }
 

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use enjambre_core::{Activity, ConnectionId};
+use enjambre_core::{Activity, ConnectionId, runtime};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
@@ -50,7 +50,7 @@ pub(super) async fn serve<W>(
     let outlet = Router::new(identity, router);
     let remote = ZmqRemote::new(&server.parts.guard, info, outlet);
     let _close = CloseOnDrop(Arc::clone(&remote));
-    server.inbox.tasks.spawn(receive(Arc::clone(&remote), server.inbox.clone(), received));
+    runtime::spawn_in(&server.inbox.tasks, receive(Arc::clone(&remote), server.inbox.clone(), received));
     transfer(server, &remote, &mut public, &mut inner).await
 }
 

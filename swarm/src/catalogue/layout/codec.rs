@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use enjambre_core::model::cbor;
 use enjambre_core::{Space, StorageError};
 
 /// The value of an entry that carries no data beside its key.
@@ -32,7 +33,7 @@ pub fn encode(record: &impl Serialize) -> Bytes {
 /// Decodes a record of this space.
 pub fn decode<T: DeserializeOwned>(space: Space, bytes: &[u8]) -> Result<T, StorageError> {
     let mut rest = bytes;
-    let record = ciborium::de::from_reader_with_recursion_limit(&mut rest, 16).map_err(|error| {
+    let record = cbor::decode(&mut rest, 16).map_err(|error| {
         let what = format!("a record in the space {} cannot be read", space.name());
         StorageError::Corrupt { what, source: Some(error.to_string().into()) }
     })?;

@@ -202,7 +202,9 @@ async fn reserved_name_is_published_only_by_its_peer() {
     let (catalogue, other) = (open(&storage).await, open(&storage).await);
     let (owner, stranger) = (session(&catalogue, peer(1)).await, session(&other, peer(2)).await);
     let name = "name".parse().unwrap();
-    catalogue.reserve(&name, peer(1), NOW).await.unwrap();
+    for (by, replaced) in [(2, None), (1, Some(peer(2))), (1, None)] {
+        assert_eq!(catalogue.reserve(&name, peer(by), NOW).await.unwrap(), replaced);
+    }
     let refused = other.publish(&stranger, &publication(1), NOW).await;
     assert!(matches!(refused, Err(CatalogueError::NameReserved { by, .. }) if by == peer(1)), "{refused:?}");
     assert_eq!(catalogue.publish(&owner, &publication(1), NOW).await.unwrap().version, 1);

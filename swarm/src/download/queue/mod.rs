@@ -39,6 +39,7 @@ use super::view::Details;
 use crate::library::entry::{Entry, Origin};
 use crate::library::library::Library;
 use crate::library::{DOWNLOADS, DownloadRecord, DownloadState, download_key, read_download};
+use enjambre_core::runtime;
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use enjambre_core::{Batch, Durability, FileId, FileKind, KeyRange, Name, StorageError, StorageExt};
 
@@ -192,7 +193,8 @@ impl Inner {
     ) -> Result<T> {
         let inner = Arc::clone(self);
         // In a task, so that a caller that goes away does not interrupt it between the commit and the change in memory.
-        self.tasks.spawn(async move { inner.store(edit).await }).await.unwrap_or(Err(QueueError::Closed))
+        let work = async move { inner.store(edit).await };
+        runtime::spawn_in(&self.tasks, work).await.unwrap_or(Err(QueueError::Closed))
     }
 
     async fn store<T>(self: &Arc<Self>, edit: impl FnOnce(&mut Entries) -> Result<T>) -> Result<T> {

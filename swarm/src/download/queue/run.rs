@@ -14,6 +14,7 @@ use crate::download::request::Progress;
 use crate::library::DownloadState;
 use crate::library::error::LibraryError;
 use enjambre_core::FileId;
+use enjambre_core::runtime;
 use enjambre_core::runtime::backoff::Backoff;
 use enjambre_core::storage::inspect::with_causes;
 
@@ -79,7 +80,7 @@ impl Inner {
                 force: false,
                 durable: true,
             };
-            self.tasks.spawn(Arc::clone(self).run(request, progress, stop));
+            runtime::spawn_in(&self.tasks, Arc::clone(self).run(request, progress, stop));
         }
     }
 
@@ -163,6 +164,6 @@ fn is_temporary(error: &DownloadError) -> bool {
         DownloadError::NoProviders { .. } | DownloadError::Cancelled => true,
         DownloadError::Library(LibraryError::Closed) => true,
         DownloadError::Library(error) => error.is_temporary(),
-        DownloadError::NoMember(_) => false,
+        DownloadError::NoMember(_) | DownloadError::TooLarge { .. } => false,
     }
 }

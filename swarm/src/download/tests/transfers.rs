@@ -22,13 +22,25 @@ async fn file_of_other_than_accepted_size_is_not_stored() {
     let world = World::new(3 * MIB);
     let source = world.provider("source", Behavior::Honest, |_| true).await;
     let node = world.node("reader", Behavior::Honest, DownloadSettings::default()).await;
-    for accepted_sizes in [MIB as u64..=MIB as u64, 0..=MIB as u64] {
-        let request = DownloadRequest { accepted_sizes, ..world.request() };
-        let error = node.downloader.get(request).wait().await.unwrap_err();
-        assert!(matches!(&*error, DownloadError::NoProviders { .. }), "{error}");
-        assert!(node.library.entry(&world.manifest.id()).is_none());
-        assert_eq!(source.seeder.manifests.load(Relaxed), 0, "no hashes are fetched");
-    }
+    let request = DownloadRequest { accepted_sizes: MIB as u64..=MIB as u64, ..world.request() };
+    let error = node.downloader.get(request).wait().await.unwrap_err();
+    assert!(matches!(&*error, DownloadError::NoProviders { .. }), "{error}");
+    assert!(node.library.entry(&world.manifest.id()).is_none());
+    assert_eq!(source.seeder.manifests.load(Relaxed), 0, "no hashes are fetched");
+}
+
+#[tokio::test(start_paused = true)]
+async fn file_that_is_too_large_fails_once_its_size_is_proven() {
+    let world = World::new(3 * MIB);
+    let source = world.provider("source", Behavior::Honest, |_| true).await;
+    world.provider("bad", Behavior::Inflates, |_| true).await;
+    let node = world.node("reader", Behavior::Honest, DownloadSettings::default()).await;
+    let request = DownloadRequest { accepted_sizes: 0..=MIB as u64, ..world.request() };
+    let error = node.downloader.get(request).wait().await.unwrap_err();
+    let size = 3 * MIB as u64;
+    assert!(matches!(*error, DownloadError::TooLarge { size: proven, .. } if proven == size), "{error}");
+    assert!(node.library.entry(&world.manifest.id()).is_none());
+    assert!(source.sent_bytes() < MIB as u64, "{}", source.sent_bytes());
 }
 
 #[tokio::test(start_paused = true)]

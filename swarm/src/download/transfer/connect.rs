@@ -26,9 +26,8 @@ pub(super) async fn connect(
     let provider = context.limit_time(MAX_BITMAP, connecting).await?;
     let ConnectedProvider { connection, layout, have, .. } = &provider;
     let layout = *layout;
-    if !accepted_sizes.contains(&layout.size()) {
-        // Storage within a quota relies on this check.
-        return Err(ProviderError::InvalidData("the file has another size or is too large"));
+    if accepted_sizes.start() == accepted_sizes.end() && layout.size() != *accepted_sizes.end() {
+        return Err(ProviderError::InvalidData("the file has another size"));
     }
     let mut proof = None;
     if prove {

@@ -167,6 +167,7 @@ impl Transfer<'_> {
                 self.on_error(key, ProviderError::NotFound);
                 return Ok(());
             };
+            self.check_size(layout.size())?;
             self.create(manifest).await?;
             if let (Some((content, permit)), Some(piece)) = (last, layout.last())
                 && let Some(open) = &mut self.open

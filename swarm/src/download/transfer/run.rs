@@ -34,6 +34,9 @@ pub(in crate::download) async fn run(
 ) -> Result<Arc<LibraryFile>, DownloadError> {
     let mut transfer = Transfer::new(context, request, progress, wanted, activity, cancel);
     if let Some(file) = context.library.open_file(&request.id).await? {
+        if !file.is_complete() {
+            transfer.check_size(file.layout().size())?;
+        }
         transfer.create(Manifest::clone(file.manifest())).await?;
     } else if let Some(manifest) = known_manifest(request) {
         transfer.create(manifest).await?;

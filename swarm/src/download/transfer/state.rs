@@ -141,6 +141,15 @@ impl<'a> Transfer<'a> {
         self.start.elapsed()
     }
 
+    /// Fails if the proven size of the file is not accepted.
+    pub(super) fn check_size(&self, size: u64) -> Result<(), DownloadError> {
+        let accepted = &self.request.accepted_sizes;
+        if accepted.contains(&size) {
+            return Ok(());
+        }
+        Err(DownloadError::TooLarge { size, max: *accepted.end() })
+    }
+
     pub(super) async fn create(&mut self, manifest: Manifest) -> Result<(), DownloadError> {
         let (library, request) = (&self.context.library, self.request);
         let create = || library.create(manifest.clone(), request.file.clone(), request.destination.clone());

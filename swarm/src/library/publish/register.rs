@@ -17,6 +17,7 @@ use crate::library::linked::{Fingerprint, LinkedFile};
 use crate::library::open_files::OpenFiles;
 use crate::library::state::Slot;
 use crate::library::task::blocking;
+use enjambre_core::runtime;
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use enjambre_core::{Batch, Collection, Durability, FileId, FileKind, Manifest, Member, Name, UnixMillis};
 
@@ -86,7 +87,7 @@ impl Library {
         let placement = if store { Placement::Copied } else { Placement::Linked };
         // In a task of its own, so that it completes even if the caller drops the future.
         let work = add(Arc::clone(&self.files), found, hashed, collection, placement, since);
-        tokio::spawn(work).await.map_err(|_| LibraryError::Closed)??;
+        runtime::spawn(work).await.map_err(|_| LibraryError::Closed)??;
         Ok(published)
     }
 
@@ -117,7 +118,7 @@ impl Library {
         let new = Some((manifest, found.files[0].fingerprint));
         let hashed = vec![Hashed { id, size, executable: false, new }];
         let work = add(Arc::clone(&self.files), found, hashed, None, Placement::Moved, since);
-        tokio::spawn(work).await.map_err(|_| LibraryError::Closed)??;
+        runtime::spawn(work).await.map_err(|_| LibraryError::Closed)??;
         Ok(published)
     }
 }

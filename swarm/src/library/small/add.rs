@@ -13,7 +13,7 @@ use crate::library::layout::{self, ContentPlace, DIRTY, LinkState, MEMBERS, Reco
 use crate::library::library::Library;
 use crate::library::linked::Fingerprint;
 use crate::library::state::Slot;
-use crate::library::task::{blocking, finished};
+use crate::library::task::{blocking, in_task};
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use enjambre_core::{Batch, Durability, FileId, FileKind};
 
@@ -32,8 +32,7 @@ impl Library {
         output: Option<SmallOutput>,
     ) -> Result<Vec<FileId>> {
         self.inner.check_open()?;
-        let added =
-            finished(tokio::spawn(Arc::clone(&self.inner).add_small(files, member_of, output))).await?;
+        let added = in_task(Arc::clone(&self.inner).add_small(files, member_of, output)).await?;
         self.inner.keep_up().await?;
         Ok(added)
     }
@@ -46,7 +45,7 @@ impl Library {
         files: Vec<(FileId, Vec<PathBuf>)>,
     ) -> Result<HashSet<FileId>> {
         self.inner.check_open()?;
-        finished(tokio::spawn(Arc::clone(&self.inner).adopt_members(collection, files))).await
+        in_task(Arc::clone(&self.inner).adopt_members(collection, files)).await
     }
 }
 

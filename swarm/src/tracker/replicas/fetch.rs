@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{RETRY_INTERVAL, ReplicaStore};
 use crate::catalogue::error::CatalogueError;
-use crate::catalogue::pins::share_of;
+use crate::catalogue::layout::PinRecord;
 use crate::download::DownloadError;
 use crate::download::downloader::Download;
 use crate::download::get::{GetRequest, get};
@@ -105,14 +105,21 @@ impl ReplicaStore {
         }
         let _turn = self.downloads.turn(Some(pin.by)).await;
         let start = Instant::now();
-        let is_done = self.store_replica(&file).await?;
+        let is_done = self.store_replica(&file, &pin).await?;
         Ok(if is_done { Attempt::Done } else { Attempt::Tried(start.elapsed()) })
     }
 
     /// Downloads a file. Returns whether the replica is complete or the pin was removed.
-    async fn store_replica(&self, file: &FileRecord) -> Result<bool, ErrorReply> {
+    async fn store_replica(&self, file: &FileRecord, pin: &PinRecord) -> Result<bool, ErrorReply> {
         let id = &file.id;
-        let download = self.download(file);
+        let max_size = match self.parts.catalogue.max_pin_size(pin, self.quota).await {
+            Ok(max_size) => max_size,
+            Err(error) => {
+                tracing::debug!(%id, %error, "reading reservations failed; will retry");
+                return Ok(false);
+            }
+        };
+        let download = self.download(file, max_size);
         let progress = download.progress();
         if !self.reserve_during(file, 0, progress, download.wait()).await? {
             return Ok(false);
@@ -132,7 +139,12 @@ impl ReplicaStore {
                 Ok(collection) => collection.total_size(),
                 Err(error) => return Err(ErrorReply::new(ErrorCode::Malformed, error.to_string())),
             };
-            self.check_share(list.saturating_add(members))?;
+            let size = list.saturating_add(members);
+            if size > max_size {
+                // Fails, unless space was released meanwhile, which the next attempt uses.
+                self.reserve(id, size).await?;
+                return Ok(false);
+            }
         }
         let (progress, updates) = watch::channel(Progress::default());
         let members = self.download_members(file, kind, &progress);
@@ -170,6 +182,10 @@ impl ReplicaStore {
                 result = &mut download => return match result {
                     Ok(()) => Ok(true),
                     Err(error) => {
+                        if let DownloadError::TooLarge { size, .. } = &*error {
+                            // As for a collection.
+                            self.reserve(&file.id, base.saturating_add(*size)).await?;
+                        }
                         warn_download(file, &error);
                         Ok(false)
                     }
@@ -191,7 +207,6 @@ impl ReplicaStore {
                 // The total is only claimed.
                 continue;
             }
-            self.check_share(base.saturating_add(now.total))?;
             let wanted = base.saturating_add(done.saturating_add(RESERVED_AHEAD).min(now.total.max(done)));
             if wanted > reserved {
                 if !self.reserve(&file.id, wanted).await? {
@@ -202,23 +217,13 @@ impl ReplicaStore {
         }
     }
 
-    /// Fails for a file that no peer can pin.
-    fn check_share(&self, size: u64) -> Result<(), ErrorReply> {
-        let quota = share_of(self.quota);
-        if size <= quota {
-            Ok(())
-        } else {
-            Err(CatalogueError::QuotaFull { size, reserved: 0, quota }.into())
-        }
-    }
-
-    /// Starts the download of a file or the list of a collection.
-    fn download(&self, file: &FileRecord) -> Download {
+    /// Starts the download of a file or the list of a collection. It fails before content is fetched that exceeds `max_size`.
+    fn download(&self, file: &FileRecord, max_size: u64) -> Download {
         let request = DownloadRequest {
             id: file.id,
             file: NewFile { name: Some(file.name.clone()), kind: file.kind, member_of: None },
             claimed_size: file.size,
-            accepted_sizes: 0..=u64::MAX,
+            accepted_sizes: 0..=max_size,
             destination: Destination::Library,
             announced_as: file.id,
             providers: Arc::clone(&self.parts.trackers) as _,

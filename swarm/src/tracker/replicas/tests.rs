@@ -20,6 +20,7 @@ use crate::tracker::service::TrackerService;
 use crate::tracker::settings::TrackerSettings;
 use crate::tracker::tests::endpoint;
 use crate::tracker_client::client::TrackerClient;
+use crate::tracker_client::error::TrackerError;
 use enjambre_core::protocol::server;
 use enjambre_core::storage::memory::Disk;
 use enjambre_core::transport::memory::MemoryNetwork;
@@ -134,8 +135,8 @@ impl World {
         ids
     }
 
-    /// Starts a peer that offers a file of this size, and publishes the file with another size.
-    async fn source(&self, size: usize) -> (SessionId, FileId) {
+    /// Starts a peer that offers a file of this size, and publishes the file with another size. The seeder counts what it sends.
+    async fn source(&self, size: usize) -> (SessionId, FileId, Arc<Seeder>) {
         let memory = || Arc::new(Memory::new());
         let library = Library::open(memory(), ContentStore::Database(memory())).await.unwrap();
         let path = self.dir.path().join("source");
@@ -143,12 +144,25 @@ impl World {
         let options = PublishOptions { store: true, ..PublishOptions::default() };
         let copy = library.publish(&path, options, |_| {}).await.unwrap();
         let listener = Dialer::new(vec![self.network.transport()]).bind(&endpoint("memory://source:1")).await;
-        let seeder = Seeder::new(library, Arc::new(BandwidthLimit::new(None)));
-        tokio::spawn(server::serve(listener.unwrap(), Arc::new(seeder)));
+        let seeder = Arc::new(Seeder::new(library, Arc::new(BandwidthLimit::new(None))));
+        tokio::spawn(server::serve(listener.unwrap(), Arc::clone(&seeder) as _));
         let session = self.peer("memory://source:1").await;
-        let file = Publication { name: copy.name, id: copy.id, size: 1, kind: FileKind::Collection };
+        let (name, id) = (copy.name, copy.id);
+        let file = Publication { name, id, size: 1, kind: FileKind::Collection };
         self.client.publish(session, &file).await.unwrap();
-        (session, copy.id)
+        (session, id, seeder)
+    }
+
+    /// Pins a file until the tracker refuses it.
+    async fn pin_refused(&self, session: SessionId, id: FileId) -> TrackerError {
+        let start = Instant::now();
+        loop {
+            if let Err(error) = self.client.pin(session, id).await {
+                return error;
+            }
+            assert!(start.elapsed() < TIMEOUT, "the pin is not refused");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Pins a file and waits until its replica is complete.
@@ -248,7 +262,7 @@ async fn stalled_pins_of_some_peers_do_not_delay_others() {
     until("all turns are taken", || world.store.downloads.free() == 0).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(world.reserved().await, (0, 30), "nothing has arrived");
-    let (session, file) = world.source(1000).await;
+    let (session, file, _) = world.source(1000).await;
     let start = Instant::now();
     while !world.client.pin(session, file).await.unwrap().1 {
         world.client.renew(session, None, None).await.unwrap();
@@ -312,7 +326,7 @@ async fn wait_for_a_turn_does_not_expire_a_pin() {
 #[tokio::test(start_paused = true)]
 async fn storage_failure_ends_the_turn_of_a_download() {
     let world = World::new().await;
-    let (session, file) = world.source(1000).await;
+    let (session, file, _) = world.source(1000).await;
     let turns = world.take_turns().await;
     world.client.pin(session, file).await.unwrap();
     world.storage.add(Operation::Commit, When::Always, Fault::Unavailable);
@@ -395,19 +409,19 @@ async fn refusals_of_other_peers_are_kept() {
     world.stop().await;
 }
 
-/// A stranger pins content as large as the quota that nobody has.
+/// A stranger pins content as large as its share that nobody has.
 #[tokio::test(start_paused = true)]
 async fn pin_without_content_reserves_nothing_and_expires() {
     let world = World::new().await;
     let stranger = world.peer("memory://stranger:1").await;
     let id = FileId::from_bytes([9; 32]);
-    let missing = Publication { name: "x".parse().unwrap(), id, size: QUOTA, kind: FileKind::File };
+    let missing = Publication { name: "x".parse().unwrap(), id, size: QUOTA / 2, kind: FileKind::File };
     world.client.publish(stranger, &missing).await.unwrap();
     assert_eq!(world.client.pin(stranger, id).await.unwrap(), (0, false));
     assert_eq!(world.reserved().await, (0, 1));
     // The size and the kind in the catalogue are wrong.
     let size = QUOTA / 2;
-    let (session, file) = world.source(size as usize).await;
+    let (session, file, _) = world.source(size as usize).await;
     world.pin_complete(session, file).await;
     assert_eq!(world.reserved().await, (size, 2));
     tokio::time::sleep(Duration::from_secs(65 * 60)).await;
@@ -417,22 +431,45 @@ async fn pin_without_content_reserves_nothing_and_expires() {
     world.stop().await;
 }
 
+/// Only the last piece is fetched, which proves the size.
 #[tokio::test(start_paused = true)]
-async fn file_larger_than_the_share_of_a_peer_is_refused() {
+async fn file_larger_than_the_share_of_a_peer_is_not_fetched() {
     let world = World::new().await;
-    let (session, file) = world.source(QUOTA as usize).await;
-    let refused = async {
-        loop {
-            if let Err(error) = world.client.pin(session, file).await {
-                return error;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    let refused = timeout(TIMEOUT, refused).await.expect("the pin is refused");
+    let (session, file, seeder) = world.source(QUOTA as usize).await;
+    assert_eq!(world.pin_refused(session, file).await.code(), Some(ErrorCode::Full));
+    assert_eq!(world.reserved().await, (0, 0));
+    assert!(seeder.sent_bytes() <= QUOTA / 4, "{}", seeder.sent_bytes());
+    assert!(world.store.library().entry(&file).is_none());
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn file_larger_than_the_free_space_is_not_fetched() {
+    let world = World::new().await;
+    let (session, file, seeder) = world.source(QUOTA as usize / 2).await;
+    let ReplicaParts { catalogue, clock, .. } = &world.store.parts;
+    for (other, size) in [(8, QUOTA / 2), (9, 1)] {
+        let id = FileId::from_bytes([other; 32]);
+        catalogue.pin(id, PeerId::from_bytes([other; 32]), clock.now()).await.unwrap();
+        catalogue.resize_pin(&id, size, QUOTA).await.unwrap();
+    }
+    assert_eq!(world.pin_refused(session, file).await.code(), Some(ErrorCode::Full));
+    assert!(seeder.sent_bytes() <= QUOTA / 4, "{}", seeder.sent_bytes());
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pin_beyond_the_share_is_refused_at_once() {
+    let world = World::new().await;
+    let [publisher, other] = [world.peer("memory://peer:1").await, world.peer("memory://peer:2").await];
+    let id = FileId::from_bytes([9; 32]);
+    let file = Publication { name: "x".parse().unwrap(), id, size: QUOTA, kind: FileKind::File };
+    world.client.publish(publisher, &file).await.unwrap();
+    let refused = world.client.pin(publisher, id).await.unwrap_err();
     assert_eq!(refused.code(), Some(ErrorCode::Full));
     assert_eq!(world.reserved().await, (0, 0));
-    until("the content is deleted", || world.store.library().entry(&file).is_none()).await;
+    // The size may be a false claim of the publisher.
+    assert_eq!(world.client.pin(other, id).await.unwrap(), (0, false));
     world.stop().await;
 }
 

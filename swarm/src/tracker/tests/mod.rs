@@ -5,6 +5,7 @@ mod invite_only;
 mod listing;
 mod lookups;
 mod presence;
+mod publications;
 mod rogue;
 mod service;
 mod several_trackers;

@@ -31,7 +31,8 @@ use crate::change::ChangeNotifier;
 use crate::membership::members::Members;
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::PinStatus;
-use enjambre_core::{CatalogueId, Endpoint, FileId, KeyPair, Offer, PeerId, Publication, SessionId};
+use enjambre_core::runtime;
+use enjambre_core::{CatalogueId, Endpoint, FileId, KeyPair, Name, Offer, PeerId, Publication, SessionId};
 use shared::Shared;
 use state::{Phase, State, WorkerState};
 
@@ -117,7 +118,7 @@ impl Presence {
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         for (index, client) in shared.clients.iter().enumerate() {
             let worker = worker::Worker { shared: Arc::clone(&shared), index, client: Arc::clone(client) };
-            tasks.spawn(shutdown.clone().run_until_cancelled_owned(worker.run()));
+            runtime::spawn_in(&tasks, shutdown.clone().run_until_cancelled_owned(worker.run()));
         }
         tasks.close();
         Self { shared, shutdown, tasks }
@@ -158,6 +159,7 @@ impl Presence {
         let mut sent = self.shared.update(|state| {
             state.watch_publication(publication.clone(), sender);
             state.outbox += 1;
+            state.end_backoff();
             state.sent
         });
         // A worker may have sent the publication before this call: it also sends what it announces and the catalogue
@@ -277,6 +279,7 @@ impl Presence {
         F: Future<Output = Result<T, TrackerError>>,
     {
         let until = Instant::now() + REQUEST_TIMEOUT;
+        self.shared.update(State::end_backoff);
         let mut tried = HashSet::new();
         let mut refusal = None;
         loop {
@@ -326,6 +329,12 @@ impl Presence {
                 return Err(self.shared.timed_out());
             }
         }
+    }
+
+    /// The names of the outbox that a catalogue refused. They are published again at intervals.
+    pub fn refused(&self) -> HashSet<(FileId, Name)> {
+        let state = self.shared.state.lock();
+        state.catalogues.values().flat_map(|catalogue| catalogue.refused.iter().cloned()).collect()
     }
 
     /// The state of each tracker connection, in the order of the configuration.

@@ -11,7 +11,7 @@ use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::offers::Acknowledgement;
 use enjambre_core::protocol::message::SessionGrant;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{CatalogueId, Endpoint, FileId, Offer, Publication, SessionId, UnixMillis};
+use enjambre_core::{CatalogueId, Endpoint, FileId, Name, Offer, Publication, SessionId, UnixMillis};
 
 /// The maximum number of unsent changes. Beyond it the session ends, and the next one announces all offers.
 const MAX_CHANGES: usize = 10_000;
@@ -20,6 +20,9 @@ const MAX_CHANGES: usize = 10_000;
 const REPLACED_MEMORY: Duration = Duration::from_secs(600);
 /// The time before a session is opened again after another process has replaced one.
 const REPLACED_DELAY: Duration = Duration::from_secs(15);
+
+/// The age up to which the failure of an attempt to connect is the result of a request that comes later.
+const RECENT: Duration = Duration::from_secs(1);
 
 /// The phase of a worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub(super) struct WorkerState {
     pub(super) phase: Phase,
     pub(super) catalogue: Option<CatalogueId>,
     pub(super) last_error: Option<String>,
+    /// The time of the last failure.
+    pub(super) failed_at: Option<Instant>,
 }
 
 /// The state of one catalogue.
@@ -55,6 +60,8 @@ pub(super) struct CatalogueState {
     pub(super) announced: bool,
     /// Whether a request failed, so that the worker is to check the tracker.
     pub(super) suspect: bool,
+    /// The names that the catalogue refused when the outbox was last sent.
+    pub(super) refused: Vec<(FileId, Name)>,
     /// The unsent changes of the session: an offer, or `None` for a withdrawal.
     changes: HashMap<FileId, Option<Offer>>,
     /// Offers of files that the catalogue does not contain. They are announced again, because the files may be published later.
@@ -166,6 +173,20 @@ impl State {
     /// sessions all the time.
     pub(super) fn open_session_at(&self) -> Option<Instant> {
         self.replaced.map(|at| at + REPLACED_DELAY)
+    }
+
+    /// Makes workers that wait before their next attempt try at once if no tracker is connected, unless they failed just now or
+    /// a session must not be opened yet.
+    pub(super) fn end_backoff(&mut self) {
+        let is_early = self.open_session_at().is_some_and(|at| at > Instant::now());
+        if is_early || self.workers.iter().any(|worker| worker.phase == Phase::Connected) {
+            return;
+        }
+        for worker in &mut self.workers {
+            if worker.phase == Phase::Failed && worker.failed_at.is_none_or(|at| at.elapsed() >= RECENT) {
+                worker.phase = Phase::Starting;
+            }
+        }
     }
 
     /// Reports the results of this publication to the sender until its receiver is dropped.

@@ -93,13 +93,16 @@ impl Worker {
                 }
                 worker.phase = Phase::Failed;
                 worker.last_error = Some(error);
+                worker.failed_at = Some(Instant::now());
                 for catalogue in state.catalogues.values_mut() {
                     if catalogue.active == Some(self.index) {
                         catalogue.active = None;
                     }
                 }
             });
-            sleep(backoff.next_jittered()).await;
+            // A request of the user ends the wait.
+            let requested = |state: &State| state.workers[self.index].phase != Phase::Failed;
+            let _ = timeout(backoff.next_jittered(), self.shared.wait(requested)).await;
             if replaced {
                 self.wait_after_replacement().await;
             }
@@ -368,8 +371,8 @@ impl Worker {
     }
 
     /// Publishes a file. A refused publication stays in the outbox and is repeated later, without blocking the rest. Fails only
-    /// if the tracker or its database is unreachable or the session ended.
-    async fn publish(&self, lease: &Lease, publication: &Publication) -> Result<(), SessionError> {
+    /// if the tracker or its database is unreachable or the session ended. Returns whether the catalogue accepted it.
+    async fn publish(&self, lease: &Lease, publication: &Publication) -> Result<bool, SessionError> {
         let catalogue = lease.catalogue;
         let result = match self.client.publish(lease.session, publication).await {
             Ok((version, new)) => Ok(Acknowledgement { catalogue, version, new }),
@@ -386,22 +389,28 @@ impl Worker {
             Ok(acknowledged) => self.shared.source.mark_published(publication, *acknowledged).await,
             Err(_) => Ok(()),
         };
+        let accepted = result.is_ok();
         self.shared.update(|state| state.report(publication, &(catalogue, result)));
-        Ok(marked?)
+        marked?;
+        Ok(accepted)
     }
 
     async fn send_outbox(&self, lease: &mut Lease) -> Result<(), SessionError> {
         let outbox = self.shared.state.lock().outbox;
         let mut after: Option<Publication> = None;
+        let mut refused = Vec::new();
         loop {
             let page =
                 self.shared.source.pending_publications(lease.catalogue, after.as_ref(), OUTBOX_PAGE).await?;
             if page.is_empty() {
                 lease.outbox = Some(outbox);
+                self.shared.state.lock().catalogues.entry(lease.catalogue).or_default().refused = refused;
                 return Ok(());
             }
             for publication in &page {
-                self.publish(lease, publication).await?;
+                if !self.publish(lease, publication).await? {
+                    refused.push((publication.id, publication.name.clone()));
+                }
                 self.renew_if_due(lease).await?;
             }
             after = page.into_iter().last();

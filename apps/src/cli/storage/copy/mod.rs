@@ -21,6 +21,7 @@ use super::databases::{self, Databases};
 use crate::cli::output::notice;
 use crate::config::load::{Loaded, Sources};
 use crate::data_dir::DataDir;
+use crate::known_database;
 use crate::node_key;
 use crate::registry::Registry;
 
@@ -124,6 +125,10 @@ async fn copy_all(
     // Detects a target that does not keep its data, such as the memory backend.
     let again = Databases::open(registry, to, target_path, false).await?;
     let checked = check_not_empty(to, &again).await;
+    if checked.is_ok() {
+        // With the same directory, the node refuses the source from now on.
+        known_database::record(target_path, &*again.main().storage, &to.config.storage.backend).await?;
+    }
     again.close().await?;
     if checked.is_err() {
         let backend = &to.config.storage.backend;
@@ -137,6 +142,12 @@ async fn copy_all(
         notice(&format!(
             "the node key was copied: {folder} is now the same node as the source; run only one of the two"
         ));
+    }
+    if target_dir.is_none() && from.config.storage.backend == to.config.storage.backend {
+        notice(
+            "the node does not recognize the source as outdated, because it has the same backend as the copy; delete it \
+             when the copy is in use",
+        );
     }
     if copied.has_authority() && target_dir.is_some() {
         notice(
