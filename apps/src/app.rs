@@ -78,7 +78,8 @@ impl App {
     /// Registers a storage backend. Replaces a backend with the same name.
     ///
     /// `open` receives the table `[storage.NAME]` of the configuration, and the place and the role of the storage. `S` is
-    /// deserialized from the table and should reject unknown fields; `config show` prints its values. A name consists of letters, digits, `_` and `-`.
+    /// deserialized from the table and should reject unknown fields. `config show` prints its values, with the defaults if
+    /// TOML can represent all of them. A name consists of letters, digits, `_` and `-`.
     ///
     /// # Panics
     /// If the name is `backend` or `layers`, which are keys of the section `[storage]`.

@@ -54,7 +54,8 @@ impl DataDir {
     /// Removes a directory that the caller has created, without a database, and its parents in `created`.
     pub(crate) async fn remove(self, created: Vec<PathBuf>) {
         let remove = move || {
-            for name in [LOCK, node_key::NAME] {
+            // The key first: whoever locks the directory from then on creates another one.
+            for name in [node_key::NAME, LOCK] {
                 std::fs::remove_file(self.path.join(name))?;
             }
             // Fails if the directory has other content.

@@ -221,13 +221,20 @@ impl Files {
         if http.listen.is_empty() {
             return Ok(Self { token: None, tls: None });
         }
-        let token = loaded.http_token_file().map(|path| {
-            let secret = check_secret_file(&path).map_err(|error| with_causes(&error));
-            secret.and_then(|()| read_token(&path))
-        });
+        let token = loaded
+            .http_token_file()
+            .map(|path| read_token(&path).inspect(|_| warn_if_accessible("http.token_file", &path)));
         let token = token.transpose().map_err(|problem| loaded.invalid("http.token_file", problem))?;
         let tls = if http.tls.cert.as_os_str().is_empty() { None } else { Some(tls_config(loaded)?.into()) };
         Ok(Self { token, tls })
+    }
+}
+
+/// Logs a warning if other users can read or write the file of a setting. This is not an error, because container runtimes
+/// mount secrets read-only, often with mode 0444. Blocks.
+fn warn_if_accessible(setting: &str, path: &Path) {
+    if let Err(error) = check_secret_file(path) {
+        tracing::warn!(setting, path = %path.display(), %error, "secret file is not private");
     }
 }
 
@@ -267,8 +274,8 @@ fn tls_config(loaded: &Loaded) -> Result<ServerConfig, ConfigError> {
     if chain.is_empty() {
         return Err(invalid_cert(&"the file contains no certificate"));
     }
-    check_secret_file(&key).map_err(|error| invalid_key(&error))?;
     let secret = PrivateKeyDer::from_pem_file(&key).map_err(|error| invalid_key(&error))?;
+    warn_if_accessible("http.tls.key", &key);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| invalid_cert(&error))?.with_no_client_auth();

@@ -27,8 +27,16 @@ async fn recorded(data_dir: &Path) -> Result<Option<String>, Failure> {
 }
 
 /// Rejects an empty database, for which `format` is `None`, if the node had one before, and one of another backend than the
-/// one that contains its data.
-pub(crate) async fn check(data_dir: &Path, format: Option<u64>, backend: &str) -> Result<(), Failure> {
+/// one that contains its data. With `init` any database is accepted.
+pub(crate) async fn check(
+    data_dir: &Path,
+    format: Option<u64>,
+    backend: &str,
+    init: bool,
+) -> Result<(), Failure> {
+    if init {
+        return Ok(());
+    }
     let Some(known) = recorded(data_dir).await? else { return Ok(()) };
     let folder = data_dir.display();
     if format.is_none() {
@@ -39,23 +47,12 @@ pub(crate) async fn check(data_dir: &Path, format: Option<u64>, backend: &str) -
     }
     if known != backend {
         return Err(Failure::failed(format!(
-            "the {backend} storage is outdated, because the node of {folder} uses the {known} storage now; use its section \
-             [storage], or start the node once with --init to use the outdated data"
+            "the {backend} storage is outdated, because the node of {folder} uses the {known} storage now; set storage.backend \
+             = \"{known}\", or start the node once with --init to return to the outdated data, which deletes content that was \
+             added since"
         )));
     }
     Ok(())
-}
-
-/// Rejects a library that lists stored content if `place`, where it should be, is empty.
-pub(crate) async fn check_content(data_dir: &Path, place: &str) -> Result<(), Failure> {
-    if recorded(data_dir).await?.is_none() {
-        return Ok(());
-    }
-    Err(Failure::failed(format!(
-        "{place} is empty, but the library of {} lists stored content; restore it, or the previous setting library.content, \
-         or start the node once with --init to download the content again",
-        data_dir.display()
-    )))
 }
 
 /// Records that this database contains the data of the node.
@@ -68,12 +65,4 @@ pub(crate) async fn record(data_dir: &Path, storage: &dyn Storage, backend: &str
     let (folder, content) = (data_dir.to_owned(), backend.to_owned());
     let written = crate::blocking(move || Ok(write_file(&folder, FILE, content.as_bytes())?)).await;
     written.context(format!("cannot write {}", data_dir.join(FILE).display()))
-}
-
-/// Accepts any database at the next start.
-pub(crate) async fn forget(data_dir: &Path) -> Result<(), Failure> {
-    match tokio::fs::remove_file(data_dir.join(FILE)).await {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
 }

@@ -1,10 +1,12 @@
 //! Graceful shutdown after a signal, forced after five seconds.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use enjambre_control::Status;
+use futures::{FutureExt, Stream, StreamExt, stream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::Instant;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// Maximum duration of a graceful shutdown.
@@ -22,12 +24,12 @@ pub(crate) fn on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let token = CancellationToken::new();
     let cancelled = token.clone();
+    let mut signals = stream::poll_fn(move |context| match interrupt.poll_recv(context) {
+        Poll::Pending => terminate.poll_recv(context),
+        received => received,
+    });
     tokio::spawn(async move {
-        let mut next = async || {
-            tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
-        };
-        next().await;
-        let first = Instant::now();
+        signals.next().await;
         tracing::info!("shutting down");
         cancelled.cancel();
         // A thread, because the runtime itself can hang.
@@ -36,11 +38,34 @@ pub(crate) fn on_signal() -> std::io::Result<CancellationToken> {
             tracing::error!("graceful shutdown timed out");
             std::process::exit(1);
         });
-        while first.elapsed() < REPEAT {
-            next().await;
-        }
+        second_signal(signals).await;
         tracing::error!("second signal received, exiting immediately");
         std::process::exit(Status::Interrupted as i32);
     });
     Ok(token)
+}
+
+/// Waits for a signal after [`REPEAT`]. A signal that arrived before is ignored, even if it is seen late, for example because
+/// stderr was blocked.
+async fn second_signal(mut signals: impl Stream<Item = ()> + Unpin) {
+    sleep(REPEAT).await;
+    while signals.next().now_or_never().flatten().is_some() {}
+    signals.next().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn repeated_signal_is_ignored_even_if_it_is_seen_late() {
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let mut second = Box::pin(second_signal(stream::poll_fn(move |context| receiver.poll_recv(context))));
+        assert!(futures::poll!(&mut second).is_pending());
+        sender.send(()).unwrap();
+        tokio::time::advance(2 * REPEAT).await;
+        assert!(futures::poll!(&mut second).is_pending());
+        sender.send(()).unwrap();
+        second.await;
+    }
 }

@@ -33,7 +33,7 @@ pub struct NodeStatus {
     pub files: u64,
     /// Number of files and directories that this peer published, without those of which trackers refused all names.
     pub published: u64,
-    /// Number of names that a tracker refused, for example because they are reserved for another peer. The peer publishes
+    /// Number of names that all trackers refused, for example because they are reserved for another peer. The peer publishes
     /// them again at intervals.
     pub refused_names: u64,
     /// Number of files that are not offered because the linked file is missing or changed.

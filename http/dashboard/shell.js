@@ -66,6 +66,16 @@ let wasAsked = false;
 /** Asks for the token at the first request that needs one. Afterwards the banner has a button for it. */
 function needToken() {
   if (!wasAsked) askForToken();
+  else if (!isAsking) offerLogin();
+}
+
+function offerLogin() {
+  const banner = get('banner');
+  // A new button would lose the focus.
+  if (!banner.querySelector('button')) {
+    banner.replaceChildren(t('This node needs a token'), el('button', { type: 'button', on: { click: askForToken } }, t('Log in')));
+  }
+  banner.hidden = false;
 }
 
 function askForToken() {
@@ -92,8 +102,7 @@ function askForToken() {
   });
   dialog.addEventListener('close', () => {
     isAsking = false;
-    get('banner').replaceChildren(t('This node needs a token'), el('button', { type: 'button', on: { click: askForToken } }, t('Log in')));
-    get('banner').hidden = false;
+    offerLogin();
   });
 }
 

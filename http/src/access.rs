@@ -51,8 +51,14 @@ impl AccessRules {
 
     fn check(&self, request: &Request, client: Client) -> Result<Caller, Refusal> {
         let headers = request.headers();
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let (Some(Ok(host)), None) = (hosts.next().map(HeaderValue::to_str), hosts.next()) else {
+            return Err(Refusal::InvalidHost);
+        };
         let name = host_name(host);
+        if name.is_empty() {
+            return Err(Refusal::InvalidHost);
+        }
         if !self.is_own(&name) {
             return Err(Refusal::Host(name));
         }
@@ -118,7 +124,9 @@ fn is_cross_site(method: &Method, headers: &HeaderMap, host: &str, encrypted: bo
 }
 
 enum Refusal {
-    /// The name in the `Host` header. Empty if there is none.
+    /// The `Host` header is missing, repeated, or names no host (RFC 9112, section 3.2).
+    InvalidHost,
+    /// The unknown name in the `Host` header.
     Host(String),
     Origin,
     Token,
@@ -127,14 +135,14 @@ enum Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
+            Self::InvalidHost => {
+                Problem::new(StatusCode::BAD_REQUEST, "the request has no valid Host header").into_response()
+            }
             Self::Host(name) => {
-                let text = match &*name {
-                    "" => "the request has no valid Host header".to_owned(),
-                    name => format!(
-                        "unknown host name {name:?}; if this node has this name, add it to the setting \
-                         http.allowed_hosts"
-                    ),
-                };
+                let text = format!(
+                    "unknown host name {name:?}; if this node has this name, add it to the setting \
+                     http.allowed_hosts"
+                );
                 Problem::new(StatusCode::MISDIRECTED_REQUEST, text).into_response()
             }
             Self::Origin => {
@@ -215,13 +223,19 @@ mod tests {
         for host in [
             "attacker.example",
             "files.example.attacker.example",
-            "",
             "localhost.attacker.example:80",
             "127.0.0.1.example",
         ] {
             assert_eq!(status(LOCAL, "/", &[("host", host)]), 421, "{host}");
         }
-        assert_eq!(status(LOCAL, "/", &[]), 421);
+    }
+
+    #[test]
+    fn request_without_one_valid_host_is_malformed() {
+        let host = |value| ("host", value);
+        for hosts in [&[][..], &[host("")], &[host(":80")], &[host("größe")], &[host("localhost"); 2]] {
+            assert_eq!(status(LOCAL, "/", hosts), 400, "{hosts:?}");
+        }
     }
 
     #[tokio::test]

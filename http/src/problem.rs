@@ -88,7 +88,7 @@ pub(crate) async fn with_details(response: Response) -> Response {
     if !is_error || kind.is_some_and(|kind| !kind.as_bytes().starts_with(b"text/plain")) {
         return response;
     }
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     let text = to_bytes(body, MAX_TEXT).await.unwrap_or_default();
     let detail = match status {
         StatusCode::METHOD_NOT_ALLOWED => {
@@ -98,11 +98,11 @@ pub(crate) async fn with_details(response: Response) -> Response {
         _ => String::from_utf8_lossy(&text).into_owned(),
     };
     let mut response = Problem::new(status, detail).into_response();
-    for (name, value) in &parts.headers {
-        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
-            response.headers_mut().insert(name, value.clone());
-        }
+    for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH] {
+        parts.headers.remove(name);
     }
+    // Replaces values, but keeps all values of a repeated header.
+    response.headers_mut().extend(parts.headers);
     response
 }
 
@@ -113,6 +113,7 @@ mod tests {
     use axum::extract::Path;
     use axum::http::Request;
     use axum::middleware::map_response;
+    use axum::response::AppendHeaders;
     use axum::routing::get;
     use serde_json::Value;
     use tower_service::Service;
@@ -123,9 +124,14 @@ mod tests {
     async fn errors_of_the_router_are_problem_details() {
         let number = async |Path(_): Path<u32>| "";
         let json = async || (StatusCode::SERVICE_UNAVAILABLE, axum::Json(true));
+        let repeated = async || {
+            let headers = [(header::LINK, "a"), (header::LINK, "b"), (header::CACHE_CONTROL, "max-age=1")];
+            (StatusCode::NOT_FOUND, AppendHeaders(headers), "text")
+        };
         let mut routes = Router::new()
             .route("/number/{number}", get(number))
             .route("/json", get(json))
+            .route("/repeated", get(repeated))
             .layer(map_response(with_details));
         for (method, path, status, detail) in [
             ("DELETE", "/number/1", 405, "does not support the method"),
@@ -141,6 +147,10 @@ mod tests {
             assert_eq!(problem["status"], status);
             assert!(problem["detail"].as_str().unwrap().contains(detail), "{problem}");
         }
+        let response = routes.call(Request::get("/repeated").body(Body::empty()).unwrap()).await.unwrap();
+        let headers = response.headers();
+        let values = [header::LINK, header::CACHE_CONTROL].map(|name| Vec::from_iter(headers.get_all(name)));
+        assert_eq!(values, [vec!["a", "b"], vec!["max-age=1"]]);
         let response = routes.call(Request::get("/json").body(Body::empty()).unwrap()).await.unwrap();
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json", "it has a body of its own");
     }

@@ -118,16 +118,23 @@ test('token_is_asked_for_beyond_loopback_and_stays_in_the_tab', async () => {
   page.on('request', (request) => urls.push(request.url()));
   await click(page, 'Not now');
   const refused = page.waitForResponse((response) => response.url().includes('/peers') && response.status() === 401);
-  // A page that becomes visible reads the peers again.
-  await page.evaluate(() => {
+  // A page that becomes visible reads the peers and events again.
+  const show = () => page.evaluate(() => {
     for (const hidden of [true, false]) {
       Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
       document.dispatchEvent(new Event('visibilitychange'));
     }
   });
+  await show();
   await refused;
   await page.evaluate(() => new Promise(requestAnimationFrame));
   assert.equal(await page.$('dialog'), null, 'it is asked for once');
+  remote.settings[1] = `http.listen=["${new URL(remote.url).host}"]`;
+  await remote.stop();
+  await show();
+  await find(page, '#banner', 'No connection to the node.');
+  await remote.start();
+  await find(page, '#banner', 'This node needs a token');
   await click(page, 'Log in');
   await type(page, 'dialog input', 'wrong');
   await click(page, 'Log in', 'dialog button');

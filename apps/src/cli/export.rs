@@ -25,6 +25,11 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     let Arguments { query, output, force } = arguments;
+    if output.as_os_str() == "-" {
+        let problem =
+            "export writes to a path; to write to the standard output, use `enjambre get NAME -o -`";
+        return Err(Failure::usage(problem));
+    }
     let command = Command::Export { query, output: std::path::absolute(output)?, force };
     runner::print(&context, command, |stdout, event| {
         if let Event::Exported(Exported { path, bytes, .. }) = event {

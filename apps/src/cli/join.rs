@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use enjambre_control::{Failure, ResultContext};
 use enjambre_core::model::membership::{Rights, SKEW};
+use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::runtime::clock::{Clock, SystemClock};
 use enjambre_core::storage::database_file::create_private_file;
 use enjambre_core::{Endpoint, KeyPair};
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::Stdout;
 use super::runner;
+use crate::config::effective::DEFAULT;
 use crate::config::load::{Loaded, Sources, new_file, user_data_dir, user_file};
 use crate::config::sections::NodeKind;
-use crate::data_dir::missing_dirs;
+use crate::data_dir::{DataDir, missing_dirs};
 use crate::node_key;
 use crate::registry::Registry;
 
@@ -75,13 +77,20 @@ pub(super) async fn run(
     }
     // The configuration directory of the user is not a place for content.
     let data_dir = if user_file().as_ref() == Some(&path) { user_data_dir() } else { None };
-    let text = configuration(&invitation, &listen, data_dir)?;
-    let loaded = Sources { file: Some(path.clone()), ..sources }.load_text(&text, &registry.table_names())?;
+    let mut text = configuration(&invitation, &listen, data_dir)?;
+    let sources = Sources { file: Some(path.clone()), ..sources };
+    let loaded = sources.load_text(&text, &registry.table_names())?;
+    let origin = loaded.values().get("peer.data_dir").map_or(DEFAULT, |found| &found.origin);
+    if origin != DEFAULT && Path::new(origin) != path {
+        // The peer must be started with the directory that contains its key.
+        let data_dir = std::path::absolute(loaded.data_dir(NodeKind::Peer))?;
+        text = configuration(&invitation, &listen, Some(data_dir))?;
+    }
     registry.check(&loaded)?;
     let joined = async {
-        let created = missing_dirs(&loaded.data_dir(NodeKind::Peer));
+        let mut created = missing_dirs(&loaded.data_dir(NodeKind::Peer));
         let data_dir = runner::lock(&loaded, NodeKind::Peer).await?;
-        let key = node_key::load_or_create(data_dir.path()).await?;
+        let key = load_key(&data_dir, &mut created).await?;
         let mut may_be_member = false;
         let joined = join(registry, &loaded, &invitation, &key, &mut may_be_member).await;
         if joined.is_err() && !may_be_member && !created.is_empty() {
@@ -106,6 +115,15 @@ pub(super) async fn run(
         stdout.line(&format!("start the peer with: enjambre peer --config {path}"));
     }
     stdout.finish()
+}
+
+/// Reads or creates the key. Clears `created` if there is a key already: another process has created the directories since,
+/// and the key may be that of a member.
+async fn load_key(data_dir: &DataDir, created: &mut Vec<PathBuf>) -> Result<KeyPair, Failure> {
+    if node_key::load(data_dir.path()).await?.is_some() {
+        created.clear();
+    }
+    node_key::load_or_create(data_dir.path()).await
 }
 
 /// Sends the invitation to the trackers, one after the other, until one responds. Sets `may_be_member` if a tracker may have
@@ -145,6 +163,7 @@ async fn join(
                 reasons.extend(new);
             }
             Err(error) => {
+                *may_be_member |= !is_refusal(&error);
                 let expired = SystemClock.now() > invitation.until + SKEW;
                 let hint =
                     if expired { "the invitation has expired; request a new one" } else { "cannot join" };
@@ -153,6 +172,13 @@ async fn join(
         }
     }
     Err(TrackerError::Unreachable { reasons }.into())
+}
+
+/// Returns whether the tracker has certainly not admitted the key. After another error, such as one of its database, it may
+/// have.
+const fn is_refusal(error: &TrackerError) -> bool {
+    use ErrorCode::{Forbidden, Malformed, NotFound, Unauthorized, Unsupported};
+    matches!(error.code(), Some(Forbidden | Malformed | NotFound | Unauthorized | Unsupported))
 }
 
 fn configuration(
@@ -201,4 +227,92 @@ fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
         opened => opened.context(&action)?,
     };
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).context(action)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use enjambre_core::model::secret::Secret;
+    use enjambre_core::protocol::error::ErrorReply;
+    use enjambre_core::protocol::message::{Nonce, Reply, Request};
+    use enjambre_core::protocol::server::{Handler, serve};
+    use enjambre_core::transport::memory::MemoryNetwork;
+    use enjambre_core::{CatalogueId, PeerInfo, ReplySink, RequestId};
+
+    use super::*;
+    use crate::registry::Security;
+
+    /// A tracker that replies to an invitation with an error.
+    struct FailingTracker(ErrorCode);
+
+    #[async_trait]
+    impl Handler for FailingTracker {
+        async fn handle(
+            &self,
+            _: RequestId,
+            request: Request,
+            _: &PeerInfo,
+            _: &mut dyn ReplySink,
+        ) -> Result<(Reply, Bytes), ErrorReply> {
+            if let Request::Join { .. } = request {
+                return Err(ErrorReply::new(self.0, "not now"));
+            }
+            let (catalogue, nonce) = (CatalogueId([1; 16]), Nonce([1; 32]));
+            Ok((Reply::OpenSession { catalogue, nonce, grant: None }, Bytes::new()))
+        }
+    }
+
+    /// Joins with an invitation of this tracker. Returns the error, and whether the key was kept.
+    async fn failed_join(tracker: FailingTracker) -> (Failure, bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let network = MemoryNetwork::new();
+        let transport = network.transport_of(KeyPair::generate().peer_id());
+        let listener = transport.bind(&"memory://tracker:1".parse().unwrap()).await.unwrap();
+        let invitation = Invitation {
+            authority: KeyPair::generate().public(),
+            secret: Secret::generate(),
+            until: SystemClock.now() + SKEW,
+            trackers: vec![listener.local_endpoint().clone()],
+        };
+        tokio::spawn(serve(listener, Arc::new(tracker)));
+        let mut registry = Registry::with_builtins();
+        registry.register_transport("memory", Security::Authenticated, move |parts| {
+            Ok(network.transport_of(parts.key.peer_id()))
+        });
+        let arguments = Arguments {
+            invitation: invitation.to_string(),
+            listen: vec!["memory://127.0.0.1:1".parse().unwrap()],
+            json: false,
+        };
+        let set = ["storage.backend=memory", "peer.data_dir=data"].map(str::to_owned).to_vec();
+        let sources = Sources { file: Some(folder.path().join("enjambre.toml")), set };
+        let failure = run(&registry, sources, &arguments, CancellationToken::new()).await.unwrap_err();
+        (failure, folder.path().join("data").join(node_key::NAME).exists())
+    }
+
+    #[tokio::test]
+    async fn key_is_removed_only_after_a_refusal() {
+        for (code, is_kept) in [
+            (ErrorCode::Storage, true),
+            (ErrorCode::Internal, true),
+            (ErrorCode::Busy, true),
+            (ErrorCode::Unauthorized, false),
+        ] {
+            let (failure, kept) = failed_join(FailingTracker(code)).await;
+            assert_eq!((failure.code, kept), (Some(code), is_kept), "{failure}");
+        }
+    }
+
+    #[tokio::test]
+    async fn key_of_another_process_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::try_lock(folder.path(), false).await.unwrap().unwrap();
+        let created = vec![folder.path().to_owned()];
+        let (mut first, mut second) = (created.clone(), created.clone());
+        let key = load_key(&data_dir, &mut first).await.unwrap();
+        assert_eq!(first, created);
+        let same = load_key(&data_dir, &mut second).await.unwrap();
+        assert_eq!((same.peer_id(), second), (key.peer_id(), Vec::new()));
+    }
 }

@@ -20,7 +20,7 @@ fn line(file: &LibraryLine) -> String {
         (Some(reason), ..) => reason.to_string(),
         (None, available, pieces) if available == pieces => "complete".to_owned(),
         (None, available, pieces) => {
-            format!("{:.0} %", 100.0 * f64::from(available) / f64::from(pieces.max(1)))
+            format!("{} %", 100 * u64::from(available) / u64::from(pieces.max(1)))
         }
     };
     let place = match &file.path {

@@ -110,8 +110,8 @@ struct Global {
 /// The option of the daemons.
 #[derive(Debug, Clone, Copy, Args)]
 struct Init {
-    /// Begin with an empty database if the previous one is missing or the backend was changed; download missing content of a
-    /// library again
+    /// Accept a database that is empty, outdated or without its content: begin with an empty one, return to the outdated one,
+    /// or keep only the index of the library
     #[arg(long)]
     init: bool,
 }
@@ -180,7 +180,10 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
     // Other commands than the daemons log warnings only, because their user reads their output.
     let quiet = LogSection { level: "warn".to_owned(), ..LogSection::default() };
     let kind = match &command {
-        Command::Config(arguments) => return config::run(registry, sources, arguments).await,
+        Command::Config(arguments) => {
+            start_logging(&quiet);
+            return config::run(registry, sources, arguments).await;
+        }
         Command::Storage(storage::Arguments { command: storage::Command::Copy(arguments) }) => {
             start_logging(&quiet);
             return storage::copy::run(registry, &sources, arguments, stop).await;

@@ -6,16 +6,12 @@ use super::Init;
 use super::context::Context;
 use super::output::Stdout;
 use super::runner;
-use crate::known_database;
 use crate::peer::{PeerNode, Reach};
 
 pub(super) async fn run(context: Context<'_>, Init { init }: Init) -> Result<(), Failure> {
     let start = async {
         let data_dir = runner::lock_for_daemon(&context.loaded).await?;
-        if init {
-            known_database::forget(data_dir.path()).await?;
-        }
-        PeerNode::start(context.registry, &context.loaded, data_dir, Reach::Daemon, &context.log).await
+        PeerNode::start(context.registry, &context.loaded, data_dir, init, Reach::Daemon, &context.log).await
     };
     let Some(node) = context.stop.run_until_cancelled(start).await else { return Ok(()) };
     let node = node?;

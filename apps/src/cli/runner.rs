@@ -131,7 +131,8 @@ pub(super) async fn run_and_stay(
         let input = input.take().unwrap_or_else(no_input);
         match lock_or_connect(&context.loaded, NodeKind::Peer).await? {
             Access::Locked(data_dir) => {
-                let start = PeerNode::start(context.registry, &context.loaded, data_dir, reach, &context.log);
+                let start =
+                    PeerNode::start(context.registry, &context.loaded, data_dir, false, reach, &context.log);
                 let node = context.stop.run_until_cancelled(start).await.ok_or_else(interrupted)??;
                 let running = run_locally(node.handler(), command.clone(), input, &mut show);
                 let running = notify_if_silent(running, is_silent, || {
@@ -316,7 +317,7 @@ fn on_missing_library(command: &Command, loaded: &Loaded) -> Result<(), Failure>
     );
     match command {
         Command::Library | Command::Downloads | Command::Verify { query: None } => {
-            notice(&text);
+            notice_on_terminal(&text);
             Ok(())
         }
         _ => Err(Failure::not_found(text)),

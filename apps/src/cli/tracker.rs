@@ -7,22 +7,12 @@ use super::context::Context;
 use super::output::Stdout;
 use super::runner;
 use crate::config::sections::NodeKind;
-use crate::known_database;
 use crate::tracker::TrackerNode;
 
 pub(super) async fn run(context: Context<'_>, Init { init }: Init) -> Result<(), Failure> {
-    if context.loaded.config.transport.listen.is_empty() {
-        return Err(context
-            .loaded
-            .invalid("transport.listen", "a tracker requires at least one endpoint")
-            .into());
-    }
     let start = async {
         let data_dir = runner::lock(&context.loaded, NodeKind::Tracker).await?;
-        if init {
-            known_database::forget(data_dir.path()).await?;
-        }
-        TrackerNode::start(context.registry, &context.loaded, data_dir, &context.log).await
+        TrackerNode::start(context.registry, &context.loaded, data_dir, init, &context.log).await
     };
     let Some(node) = context.stop.run_until_cancelled(start).await else { return Ok(()) };
     let node = node?;

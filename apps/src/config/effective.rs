@@ -61,18 +61,25 @@ pub(super) fn flatten(key: &str, value: &config::Value, into: &mut BTreeMap<Stri
     }
 }
 
-/// Adds the values of a table that no layer contains.
+/// Adds the values of a table that no layer contains. The value of a layer may have another form than that of the table, for
+/// example `"30s"` and `{ secs = 30 }`.
 pub(super) fn add_defaults(key: &str, settings: Table, into: &mut BTreeMap<String, Effective>) {
     for (name, value) in settings {
         let key = format!("{key}.{}", quoted_key(&name));
         match value {
-            Value::Table(inner) => add_defaults(&key, inner, into),
-            value => {
+            Value::Table(inner) if !into.contains_key(&key) => add_defaults(&key, inner, into),
+            value if !into.keys().any(|known| is_below(known, &key)) => {
                 let default = || Effective { value, origin: DEFAULT.to_owned() };
                 into.entry(key).or_insert_with(default);
             }
+            _ => {}
         }
     }
+}
+
+/// Whether a key is in the table of another one.
+fn is_below(key: &str, table: &str) -> bool {
+    key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Quotes a TOML key if necessary. Dots are escaped, because the caller splits keys at dots.
@@ -90,4 +97,19 @@ fn quoted_key(name: &str) -> Cow<'_, str> {
     }
     quoted.push('"');
     quoted.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_is_not_added_beside_a_value_in_another_form() {
+        let given = |key: &str| (key.to_owned(), Effective { value: 1.into(), origin: "file".to_owned() });
+        let mut values = BTreeMap::from(["x.rate.mib", "x.sizes", "x.timeout"].map(given));
+        let settings = "rate = \"1 MiB/s\"\nsize = 2\ntimeout = { secs = 30 }\nother = { limit = 3 }";
+        add_defaults("x", settings.parse().unwrap(), &mut values);
+        let expected = ["x.other.limit", "x.rate.mib", "x.size", "x.sizes", "x.timeout"];
+        assert_eq!(Vec::from_iter(values.keys()), expected);
+    }
 }

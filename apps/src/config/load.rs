@@ -274,6 +274,15 @@ impl Loaded {
                 return Err(self.invalid(key, problem));
             }
         }
+        if self.kind == NodeKind::Tracker && transport.listen.is_empty() {
+            return Err(self.invalid("transport.listen", "a tracker requires at least one endpoint"));
+        }
+        let mut fixed = transport.listen.iter().filter(|endpoint| endpoint.port() != 0);
+        if let Some(twice) =
+            fixed.find(|one| transport.listen.iter().filter(|other| other == one).count() > 1)
+        {
+            return Err(self.invalid("transport.listen", format!("{twice} is listed twice")));
+        }
         let is_exposed = |address: &&ListenAddress| !address.get().ip().to_canonical().is_loopback();
         if let Some(address) = http.listen.iter().find(is_exposed).filter(|_| !http.allow_plaintext)
             && http.tls.cert.as_os_str().is_empty()
@@ -398,6 +407,12 @@ mod tests {
             (file("[tracker]\nlease = \"soon\""), "tracker.lease", "\"soon\""),
             (file("[tracker]\nlease = \"1ms\""), "tracker.lease", "\"1ms\""),
             (file("[transport]\nlisten = [\"zmq:/x\"]"), "transport.listen", "zmq:/x"),
+            (file("[tracker]\n[transport]\nlisten = []"), "transport.listen", "at least one endpoint"),
+            (
+                file("[transport]\nlisten = [\"tcp://a:1\", \"tcp://a:1\"]"),
+                "transport.listen",
+                "listed twice",
+            ),
             (file("[transport.limits]\nin_flight = -1"), "transport.limits.in_flight", "-1"),
             (file("[library]\ncontent = \"cloud\""), "library.content", "\"cloud\""),
             (file("[peer]\ntrackers = [\"zmq://0.0.0.0:1\"]"), "peer.trackers", "zmq://0.0.0.0:1"),

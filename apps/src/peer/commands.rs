@@ -327,10 +327,12 @@ impl Node {
     }
 
     pub(super) async fn status(&self) -> Result<NodeStatus, Failure> {
-        let library = Arc::clone(&self.services.library);
-        let totals = crate::blocking(move || Ok(library.totals())).await?;
-        let refused = self.presence.as_ref().map(|presence| presence.refused()).unwrap_or_default();
-        let (refused_names, refused_files) = count_refused(&self.services.library, &refused);
+        let (library, presence) = (Arc::clone(&self.services.library), self.presence.clone());
+        let count = move || {
+            let refused = presence.map(|presence| presence.refused()).unwrap_or_default();
+            Ok((library.totals(), count_refused(&library, &refused)))
+        };
+        let (totals, (refused_names, refused_files)) = crate::blocking(count).await?;
         let tracker = |state: TrackerState| TrackerLine {
             endpoint: state.endpoint,
             connected: state.connected,
@@ -388,7 +390,7 @@ fn count_refused(library: &Library, refused: &HashSet<(FileId, Name)>) -> (u64, 
     for entry in ids.iter().filter_map(|id| library.entry(id)) {
         let count = entry.names.iter().filter(|name| refused.contains(&(entry.id, (*name).clone()))).count();
         names += count as u64;
-        files += u64::from(count == entry.names.len());
+        files += u64::from(count > 0 && count == entry.names.len());
     }
     (names, files)
 }
@@ -427,7 +429,29 @@ fn shown_path(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use enjambre_core::Memory;
+    use enjambre_swarm::library::content::ContentStore;
+
     use super::*;
+
+    #[tokio::test]
+    async fn file_without_names_is_not_counted_as_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, file) = (dir.path().join("folder"), dir.path().join("folder/file"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(&file, "content").unwrap();
+        let memory = || Arc::new(Memory::new());
+        let library = Library::open(memory(), ContentStore::Database(memory())).await.unwrap();
+        library.publish(&folder, PublishOptions::default(), |_| {}).await.unwrap();
+        let LibraryPublished { id, name, .. } =
+            library.publish(&file, PublishOptions::default(), |_| {}).await.unwrap();
+        let refused = HashSet::from([(id, name)]);
+        assert_eq!(count_refused(&library, &refused), (1, 1));
+        // It stays as a member of the directory.
+        library.remove(&id).await.unwrap();
+        assert!(library.entry(&id).is_some_and(|entry| entry.names.is_empty()));
+        assert_eq!(count_refused(&library, &refused), (0, 0));
+    }
 
     #[test]
     fn place_of_a_partial_directory_is_that_of_its_part() {

@@ -99,11 +99,13 @@ pub(super) struct Node {
 }
 
 impl PeerNode {
-    /// Starts a peer. The data directory is locked by this process.
+    /// Starts a peer. The data directory is locked by this process. With `init` a database that is empty, outdated or without its
+    /// content is accepted.
     pub(crate) async fn start(
         registry: &Registry,
         loaded: &Loaded,
         data_dir: DataDir,
+        init: bool,
         reach: Reach,
         log: &Arc<Log>,
     ) -> Result<Self, Failure> {
@@ -112,7 +114,7 @@ impl PeerNode {
         let dialer = registry.dialer(loaded, &key)?;
         let place = node_place(NodeKind::Peer, &folder);
         let authority = loaded.config.swarm.authority.get();
-        let services = PeerServices::open(registry, loaded, place, &dialer, &key, authority).await?;
+        let services = PeerServices::open(registry, loaded, place, &dialer, &key, authority, init).await?;
         let trackers = Arc::new(Trackers::new(&dialer, loaded.config.peer.trackers.iter().cloned()));
         let queue = DownloadQueue::open(Arc::clone(&services.downloader), Arc::clone(&trackers) as _).await;
         let downloads = match queue {

@@ -61,7 +61,8 @@ pub(crate) enum CloseMode {
 }
 
 impl PeerServices {
-    /// Opens the library at a place. With an `authority` files are only downloaded from members of its swarm.
+    /// Opens the library at a place. With an `authority` files are only downloaded from members of its swarm. With `init` a
+    /// database that is empty, outdated or without its content is accepted.
     pub(crate) async fn open(
         registry: &Registry,
         loaded: &Loaded,
@@ -69,15 +70,16 @@ impl PeerServices {
         dialer: &Arc<Dialer>,
         key: &KeyPair,
         authority: Option<PublicKey>,
+        init: bool,
     ) -> Result<Self, Failure> {
         let config = &loaded.config;
         let content_dir = place.data_dir.join("content");
-        // Replicas are fetched again.
+        // A tracker fetches replicas again if their index is lost.
         let data_dir = (place.tenancy == Tenancy::Single).then(|| place.data_dir.clone());
         let index = registry.open_storage(loaded, place.clone(), Role::Records).await?;
         if let Some(data_dir) = &data_dir {
             let format = library::stored_format(&*index).await.context("cannot open the library")?;
-            known_database::check(data_dir, format, &config.storage.backend).await?;
+            known_database::check(data_dir, format, &config.storage.backend, init).await?;
         }
         let mut storages = vec![Arc::clone(&index)];
         let content = match config.library.content {
@@ -104,21 +106,22 @@ impl PeerServices {
             None => Arc::clone(dialer),
         };
         let action = "cannot open the library";
-        let mut library = Library::open(Arc::clone(&index), content.clone()).await.context(action)?;
-        if library.is_content_missing().await.context(action)? {
-            if let Some(data_dir) = &data_dir {
-                let place = match config.library.content {
-                    ContentKind::Database => format!("the content database ({})", config.storage.backend),
-                    ContentKind::Files => format!("the content directory {}", content_dir.display()),
-                };
-                known_database::check_content(data_dir, &place).await?;
-            }
+        if library::is_content_missing(&*index, &content).await.context(action)? {
             let data_dir = place.data_dir.display();
-            tracing::warn!(%data_dir, "the content of the library is missing and has to be downloaded again");
-            library.drop_content_claims().await.context(action)?;
-            library.close().await.context(action)?;
-            library = Library::open(Arc::clone(&index), content).await.context(action)?;
+            let store = match config.library.content {
+                ContentKind::Database => format!("content database ({})", config.storage.backend),
+                ContentKind::Files => format!("content directory {}", content_dir.display()),
+            };
+            if !init {
+                return Err(Failure::failed(format!(
+                    "the {store} is empty, but the library of {data_dir} lists stored content; restore it, or start the node once \
+                     with --init to keep only the index; then the content can be downloaded again"
+                )));
+            }
+            tracing::warn!(%data_dir, "the content of the library is missing and can only be downloaded again");
+            library::drop_content_claims(&*index, &content).await.context(action)?;
         }
+        let library = Library::open(Arc::clone(&index), content).await.context(action)?;
         let copy_dir = match config.library.content {
             ContentKind::Database => folder_of(loaded, &place, Role::Content).await?,
             ContentKind::Files => {

@@ -26,7 +26,7 @@ pub(super) type CreateTransports =
 pub(super) struct Backend {
     /// Starts to open a storage.
     pub(super) open: Box<Call<Arc<dyn Storage>>>,
-    /// Checks a table and returns it with the defaults of the settings that it does not contain.
+    /// Checks a table and returns it, with the defaults of the settings that it does not contain if TOML can represent them.
     pub(super) complete: fn(Table) -> Result<Table, TableError>,
     /// Whether the data is lost when the process ends.
     pub(super) is_volatile: bool,
@@ -38,9 +38,11 @@ pub(super) struct Backend {
     pub(super) compact: Option<Box<Call<u64>>>,
 }
 
-/// Deserializes a table to the settings of a backend and returns all settings.
+/// Deserializes a table to the settings of a backend and returns all settings, or the table if TOML cannot represent them,
+/// such as an integer above `i64::MAX`.
 pub(super) fn complete<S: DeserializeOwned + Serialize>(table: Table) -> Result<Table, TableError> {
-    Table::try_from(S::deserialize(table)?).map_err(serde::de::Error::custom)
+    let settings = S::deserialize(table.clone())?;
+    Ok(Table::try_from(settings).unwrap_or(table))
 }
 
 pub(super) fn erase<S, T, F, Fut>(call: F) -> Box<Call<T>>

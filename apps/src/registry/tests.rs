@@ -56,13 +56,37 @@ fn scratch_removal_requires_a_registered_backend() {
     Registry::default().remove_scratch_with("mine", |NoSettings {}, _, _| async { Ok(()) });
 }
 
-#[cfg(feature = "postgres")]
-fn check(text: &str) -> Result<(), String> {
+fn load(registry: &Registry, text: &str) -> Result<Loaded, String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("test.toml");
     std::fs::write(&file, text).unwrap();
     let sources = crate::config::load::Sources { file: Some(file), set: Vec::new() };
-    Registry::with_builtins().load(&sources, None).map(drop).map_err(|error| error.to_string())
+    registry.load(&sources, None).map_err(|error| error.to_string())
+}
+
+#[test]
+fn setting_that_toml_cannot_represent_is_valid() {
+    #[derive(serde::Deserialize, serde::Serialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Unlimited {
+        color: String,
+        limit: u64,
+    }
+    impl Default for Unlimited {
+        fn default() -> Self {
+            Self { color: "red".to_owned(), limit: u64::MAX }
+        }
+    }
+    let mut registry = Registry::with_builtins();
+    registry.register_storage("mine", |_: Unlimited, _, _| async {
+        Ok(Arc::new(Memory::new()) as Arc<dyn Storage>)
+    });
+    let text = "[storage]\nbackend = \"mine\"\n[storage.mine]\n";
+    let shown = load(&registry, &format!("{text}color = \"blue\"")).unwrap().show();
+    assert!(shown.contains("color = \"blue\"") && !shown.contains("limit = 1844"), "{shown}");
+    let shown = load(&registry, &format!("{text}limit = 5")).unwrap().show();
+    assert!(shown.contains("color = \"red\"") && shown.contains("limit = 5"), "{shown}");
+    assert!(load(&registry, &format!("{text}limits = 5")).is_err());
 }
 
 #[cfg(feature = "postgres")]
@@ -70,14 +94,15 @@ fn check(text: &str) -> Result<(), String> {
 fn password_in_postgres_settings_is_rejected_and_redacted() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/tracker-postgres.toml");
     let text = std::fs::read_to_string(file).unwrap();
-    check(&text).unwrap();
+    let registry = Registry::with_builtins();
+    load(&registry, &text).unwrap();
     for (from, to) in [
         ("enjambre@localhost", "enjambre:hunter2@localhost"),
         ("connections = 8", "password = \"hunter2\""),
         ("localhost:5432/enjambre", "localhost/enjambre?password=hunter2"),
     ] {
         assert!(text.contains(from));
-        let error = check(&text.replace(from, to)).unwrap_err();
+        let error = load(&registry, &text.replace(from, to)).unwrap_err();
         assert!(error.contains("password_env") && error.contains("password_file"), "{error}");
         assert!(error.contains("storage.postgres") && !error.contains("hunter2"), "{error}");
     }

@@ -67,7 +67,7 @@ impl StandaloneAdmin {
         let listen = endpoints_file::effective(&loaded.config.transport.listen, &folder).await;
         let place = node_place(NodeKind::Tracker, &folder);
         let storage = registry.open_storage(loaded, place, Role::Records).await?;
-        match open_catalogue(registry, loaded, &folder, &storage, key.peer_id()).await {
+        match open_catalogue(registry, loaded, &folder, false, &storage, key.peer_id()).await {
             Ok((catalogue, admission, _)) => {
                 let service =
                     AdminService::new(registry, loaded, catalogue, admission, &listen, key.peer_id(), None);
@@ -269,6 +269,7 @@ pub(super) async fn open_catalogue(
     registry: &Registry,
     loaded: &Loaded,
     data_dir: &Path,
+    init: bool,
     storage: &Arc<dyn Storage>,
     tracker: PeerId,
 ) -> Result<(Arc<Catalogue>, Option<Arc<Admission>>, TrackerSettings), Failure> {
@@ -281,7 +282,7 @@ pub(super) async fn open_catalogue(
         ..TrackerSettings::default()
     };
     let format = catalogue::stored_format(&**storage).await.context("cannot open the catalogue")?;
-    known_database::check(data_dir, format, &loaded.config.storage.backend).await?;
+    known_database::check(data_dir, format, &loaded.config.storage.backend, init).await?;
     let catalogue = Catalogue::open(Arc::clone(storage), settings.rules(), SystemClock.now()).await;
     let catalogue = Arc::new(catalogue.context("cannot open the catalogue")?);
     if !registry.is_volatile(loaded) {

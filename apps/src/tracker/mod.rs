@@ -73,11 +73,13 @@ pub(crate) struct TrackerNode {
 }
 
 impl TrackerNode {
-    /// Starts a tracker. The data directory is locked by this process.
+    /// Starts a tracker. The data directory is locked by this process. With `init` a database that is empty, outdated or without
+    /// its content is accepted.
     pub(crate) async fn start(
         registry: &Registry,
         loaded: &Loaded,
         data_dir: DataDir,
+        init: bool,
         log: &Arc<Log>,
     ) -> Result<Self, Failure> {
         let folder = data_dir.path().to_owned();
@@ -87,14 +89,15 @@ impl TrackerNode {
         let storage = registry.open_storage(loaded, place, Role::Records).await?;
         let tracker = key.peer_id();
         let (catalogue, admission, settings) =
-            open_catalogue(registry, loaded, &folder, &storage, tracker).await?;
+            open_catalogue(registry, loaded, &folder, init, &storage, tracker).await?;
         let mut listeners = Listeners::bind(&dialer, &loaded.config.transport.listen)
             .await
             .map_err(|error| listeners::bind_failure(&error))?;
         let replicas = if loaded.config.tracker.store.enabled {
             let authority = admission.as_ref().map(|admission| *admission.authority().key());
             let place = replica_place(&folder);
-            let services = PeerServices::open(registry, loaded, place, &dialer, &key, authority).await?;
+            let services =
+                PeerServices::open(registry, loaded, place, &dialer, &key, authority, init).await?;
             Some(Replicas::new(loaded, services, &dialer, key, &catalogue, &listeners.endpoints()))
         } else {
             None

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
@@ -40,7 +41,7 @@ pub async fn serve(listener: Arc<dyn Listener>, handler: Arc<dyn Handler>) {
     while let Ok(incoming) = listener.accept().await {
         if let Some(header) = handler.answer_immediately(&incoming.request, &incoming.peer) {
             let Incoming { peer, reply, .. } = incoming;
-            let mut sending = Box::pin(send(reply, peer, Message { header, payload: Bytes::new() }));
+            let mut sending = send(reply, peer, Message { header, payload: Bytes::new() }).boxed();
             // Needs no task unless the reply budget is exhausted.
             if futures::poll!(&mut sending).is_pending() {
                 tasks.spawn(sending);
@@ -49,6 +50,7 @@ pub async fn serve(listener: Arc<dyn Listener>, handler: Arc<dyn Handler>) {
         }
         let handler = Arc::clone(&handler);
         let span = span(&incoming);
+        // Not by `runtime::spawn_in`, which would cost another allocation per request.
         tasks.spawn(async move { answer(&*handler, incoming).await }.instrument(span));
     }
     tasks.close();

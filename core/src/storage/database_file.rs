@@ -185,12 +185,21 @@ fn create_spare(path: &Path, bytes: u64) -> std::io::Result<()> {
 pub struct FileLock(File);
 
 impl FileLock {
-    /// Locks the file at `path` and creates it if necessary. Returns `None` if another process holds the lock.
+    /// Locks the file at `path` and creates it if necessary. Returns `None` if another process holds the lock, or has
+    /// deleted the file in the meantime.
     pub fn try_acquire(path: &Path) -> std::io::Result<Option<Self>> {
         let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        Self::try_lock(options.create(true).truncate(false).write(true).mode(0o600).open(path)?, path)
+    }
+
+    fn try_lock(file: File, path: &Path) -> std::io::Result<Option<Self>> {
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
+            Ok(()) => {
+                let lock = Self(file);
+                let inode = lock.0.metadata()?.ino();
+                let is_at_path = std::fs::metadata(path).is_ok_and(|found| found.ino() == inode);
+                Ok(is_at_path.then_some(lock))
+            }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
@@ -226,6 +235,20 @@ mod tests {
         let device = File::open("/dev/null").unwrap();
         assert_eq!(rustix::fs::fsync(&device), Err(Errno::INVAL));
         sync_dir(&device).unwrap();
+    }
+
+    #[test]
+    fn deleted_lock_file_is_not_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let open = || File::create(&path).unwrap();
+        let deleted = open();
+        std::fs::remove_file(&path).unwrap();
+        assert!(FileLock::try_lock(deleted.try_clone().unwrap(), &path).unwrap().is_none());
+        // Another process has created it again.
+        let current = open();
+        assert!(FileLock::try_lock(deleted, &path).unwrap().is_none());
+        assert!(FileLock::try_lock(current, &path).unwrap().is_some());
     }
 
     #[test]

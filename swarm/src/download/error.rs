@@ -25,7 +25,7 @@ pub enum DownloadError {
     #[error("the directory does not contain {0}")]
     NoMember(MemberPath),
     /// The size of the file is proven, and larger than the accepted ones.
-    #[error("the file has {size} bytes, but at most {max} are accepted here")]
+    #[error("the file has {size} bytes, more than the accepted maximum of {max} bytes")]
     TooLarge {
         /// The size of the file.
         size: u64,

@@ -112,7 +112,7 @@ impl Library {
     }
 
     /// Visits all files in the order of their ids. Other threads can use the state in between.
-    pub(super) fn visit(&self, mut visit: impl FnMut(FileId, &Slot)) {
+    fn visit(&self, mut visit: impl FnMut(FileId, &Slot)) {
         let mut start = Bound::Unbounded;
         loop {
             let state = self.inner.state.lock();

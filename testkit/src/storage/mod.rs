@@ -52,7 +52,7 @@ pub use builder::Builder;
 pub use case::{Case, Failure, Group, Outcome};
 use runner::{BLOCKED_TIMEOUT, guard};
 
-/// The version of the suite. It is incremented when a backend that passed may fail.
+/// The version of the suite. After the first release it is incremented when a backend that passed may fail.
 pub const KIT_VERSION: u32 = 1;
 
 macro_rules! cases {

@@ -81,6 +81,22 @@ fn join_without_config_uses_directories_of_user() {
 }
 
 #[test]
+fn data_directory_of_join_is_written_to_the_configuration() {
+    let world = World::over(Wire::Secure);
+    let tracker = world.tracker_with("tracker", &[INVITED]);
+    let invitation = tracker.invite(&[]);
+    let mut peer = world.unconfigured_peer("peer");
+    let other = peer.folder().join("other");
+    let join = ["join", &invitation, "--listen", "tcps://127.0.0.1:0", "--set", "peer.data_dir=other"];
+    peer.run(join).ok();
+    assert!(other.join("key").exists());
+    let shown = peer.run(["config", "show"]).ok().stdout;
+    assert!(shown.contains(&format!("data_dir = {other:?}")), "{shown}");
+    peer.start();
+    peer.run(["list"]).ok();
+}
+
+#[test]
 fn failed_join_creates_no_data_directory() {
     let world = World::over(Wire::Secure);
     let mut tracker = world.tracker_with("tracker", &[INVITED]);

@@ -4,10 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 use enjambre_tests::content::{MIB, hash_of, read_tree, write_file};
-use enjambre_tests::node::World;
+use enjambre_tests::node::{World, endpoint_in};
 use enjambre_tests::process::Output;
 use enjambre_tests::setup::Wire;
-use enjambre_tests::wait::TIMEOUT;
+use enjambre_tests::wait::{TIMEOUT, wait_until};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -190,6 +190,39 @@ fn check_pinned_file(world: World) {
     let (large, _) = world.file("large.bin", 11 * MIB);
     let refused = a.run(["publish", large.to_str().unwrap(), "--pin"]).expect_status(1);
     assert!(!refused.stderr.is_empty(), "the error message is empty");
+}
+
+#[test]
+fn tracker_without_its_replicas_is_refused_without_init() {
+    let world = World::default();
+    let (file, hash) = world.file("film.bin", 2 * MIB);
+    let mut tracker =
+        world.tracker_with("tracker", &["tracker.store.enabled=true", "library.content=\"files\""]);
+    let mut a = world.running_peer("a", &[&tracker]);
+    a.publish(&file, &["--pin"]);
+    tracker.kill();
+    let content = tracker.folder().join("data/store/content");
+    fs::rename(&content, world.path("elsewhere")).unwrap();
+    let refused = tracker.try_start().unwrap_err().expect_status(1);
+    assert!(refused.stderr.contains("is empty") && refused.stderr.contains("--init"), "{}", refused.stderr);
+    // The directory was mounted too late: nothing was lost.
+    let _ = fs::remove_dir_all(&content);
+    fs::rename(world.path("elsewhere"), &content).unwrap();
+    tracker.start();
+    a.kill();
+    let b = world.peer("b", &[&tracker]);
+    b.get_to("film.bin", &world.path("b.bin"));
+    assert_eq!(hash_of(&world.path("b.bin")), hash);
+
+    tracker.kill();
+    fs::remove_dir_all(&content).unwrap();
+    let mut initialized = tracker.spawn(["tracker", "--init"]);
+    initialized.wait_line(TIMEOUT, endpoint_in);
+    initialized.kill();
+    a.start();
+    tracker.start();
+    let pins = || tracker.run(["pins", "--json"]).ok().json();
+    wait_until("the replica is fetched again", TIMEOUT, || (pins()[0]["complete"] == true).then_some(()));
 }
 
 #[test]

@@ -105,9 +105,15 @@ async fn resized_pin_stays_in_quota_and_frees_its_space() {
         catalogue.resize_pin(&file(2), 31, QUOTA).await,
         Err(CatalogueError::QuotaFull { reserved: 70, .. })
     ));
-    assert_eq!(catalogue.pinned(&file(2)).await.unwrap().unwrap().size, 30);
+    let second = catalogue.pinned(&file(2)).await.unwrap().unwrap();
+    assert_eq!(second.size, 30);
+    assert_eq!(catalogue.max_pin_size(&second, QUOTA).await.unwrap(), 30, "the share is exhausted");
     assert!(!catalogue.resize_pin(&file(3), 1, QUOTA).await.unwrap());
     assert!(catalogue.unpin(&file(1)).await.unwrap());
     let reserved = catalogue.reserved().await.unwrap();
     assert_eq!((reserved.bytes, reserved.pins), (30, 1));
+    assert_eq!(catalogue.max_pin_size(&second, QUOTA).await.unwrap(), 100, "the share includes its own size");
+    pin(&catalogue, 3, 2, 90).await.unwrap();
+    pin(&catalogue, 4, 3, 50).await.unwrap();
+    assert_eq!(catalogue.max_pin_size(&second, QUOTA).await.unwrap(), 60, "so does the free space");
 }

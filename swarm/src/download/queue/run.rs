@@ -164,6 +164,8 @@ fn is_temporary(error: &DownloadError) -> bool {
         DownloadError::NoProviders { .. } | DownloadError::Cancelled => true,
         DownloadError::Library(LibraryError::Closed) => true,
         DownloadError::Library(error) => error.is_temporary(),
-        DownloadError::NoMember(_) | DownloadError::TooLarge { .. } => false,
+        // The queue accepts all sizes, but the download that it joined does not.
+        DownloadError::TooLarge { .. } => true,
+        DownloadError::NoMember(_) => false,
     }
 }

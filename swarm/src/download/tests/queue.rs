@@ -8,12 +8,13 @@ use tokio::time::timeout;
 
 use super::world::{Behavior, MIB, Node, World};
 use crate::download::downloader::Downloader;
+use crate::download::error::DownloadError;
 use crate::download::fixtures::NodeEndpoint;
 use crate::download::get::{GetRequest, get};
 use crate::download::queue::{
     DownloadQueue, DownloadStatus, MAX_ACTIVE, NewDownload, QueueError, QueueSubscription, Stage,
 };
-use crate::download::request::Progress;
+use crate::download::request::{DownloadRequest, Progress};
 use crate::download::settings::DownloadSettings;
 use crate::download::view::{FIRST_SOURCE, IN_FLIGHT, MISSING, STORED, SourceState};
 use crate::library::content::ContentStore;
@@ -131,6 +132,22 @@ async fn download_without_providers_is_retried_and_gives_its_turn() {
     let status = reached(&queue, id, |status| status.error.is_some()).await;
     assert_eq!((status.stage, status.position), (Stage::Searching, Some(absent)), "{status:?}");
     world.provider("source", Behavior::Honest, |_| true).await;
+    reached(&queue, id, |status| status.stage == Stage::Complete).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn size_limit_of_a_joined_download_does_not_fail_an_entry() {
+    let world = World::new(2 * MIB);
+    let (downloader, _) = reader(&world).await;
+    let queue = started(&downloader, &world).await;
+    let limited = DownloadRequest { accepted_sizes: 0..=MIB as u64, ..world.request() };
+    let limited = downloader.get(limited);
+    let id = add(&queue, &world).await;
+    world.provider("source", Behavior::Honest, |_| true).await;
+    let error = limited.wait().await.unwrap_err();
+    assert!(matches!(&*error, DownloadError::TooLarge { .. }), "{error}");
+    let status = reached(&queue, id, |status| status.error.is_some()).await;
+    assert!(status.position.is_some(), "it is retried: {status:?}");
     reached(&queue, id, |status| status.stage == Stage::Complete).await;
 }
 

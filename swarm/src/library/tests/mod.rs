@@ -3,6 +3,7 @@
 mod collections;
 mod content_copy;
 mod linked;
+mod missing_content;
 mod model;
 mod open_cache;
 mod piece_writer;

@@ -335,32 +335,3 @@ async fn removal_limits_deletes_per_commit() {
     content.remove(&id, Some(layout)).await.unwrap();
     assert_eq!(content.next_id(None).await.unwrap(), None);
 }
-
-#[tokio::test]
-async fn missing_content_is_detected_and_dropped() {
-    for in_files in [false, true] {
-        let mut rig = Rig::new(in_files);
-        let sample = Sample::new(3 * PIECE + 5, 1);
-        let library = rig.open().await;
-        assert!(!library.is_content_missing().await.unwrap(), "nothing is stored");
-        let file = sample.create(&library, "file", Destination::Library).await;
-        file.write_pieces(sample.all()).await.unwrap();
-        file.finish(true).await.unwrap();
-        assert!(!library.is_content_missing().await.unwrap());
-        drop(file);
-        library.close().await.unwrap();
-
-        rig.content = Disk::new();
-        if in_files {
-            std::fs::remove_dir_all(rig.path("content")).unwrap();
-        }
-        let library = rig.open().await;
-        assert!(library.is_content_missing().await.unwrap());
-        library.drop_content_claims().await.unwrap();
-        library.close().await.unwrap();
-        let library = rig.open().await;
-        assert_eq!(library.entry(&sample.id()).unwrap().have, 0);
-        assert!(!library.is_content_missing().await.unwrap());
-        library.close().await.unwrap();
-    }
-}

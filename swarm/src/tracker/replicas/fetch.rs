@@ -183,8 +183,9 @@ impl ReplicaStore {
                     Ok(()) => Ok(true),
                     Err(error) => {
                         if let DownloadError::TooLarge { size, .. } = &*error {
-                            // As for a collection.
-                            self.reserve(&file.id, base.saturating_add(*size)).await?;
+                            // As for a collection. The size may be that of a member, whose own pin limits the download
+                            // that both joined.
+                            self.reserve(&file.id, reserved.max(base.saturating_add(*size))).await?;
                         }
                         warn_download(file, &error);
                         Ok(false)

@@ -1,5 +1,7 @@
 //! Tests of the replica store with access to its internal state.
 
+mod reservations;
+
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -406,70 +408,6 @@ async fn refusals_of_other_peers_are_kept() {
     };
     while start_fetch() {}
     assert!(world.store.fetches.lock().contains_key(&id));
-    world.stop().await;
-}
-
-/// A stranger pins content as large as its share that nobody has.
-#[tokio::test(start_paused = true)]
-async fn pin_without_content_reserves_nothing_and_expires() {
-    let world = World::new().await;
-    let stranger = world.peer("memory://stranger:1").await;
-    let id = FileId::from_bytes([9; 32]);
-    let missing = Publication { name: "x".parse().unwrap(), id, size: QUOTA / 2, kind: FileKind::File };
-    world.client.publish(stranger, &missing).await.unwrap();
-    assert_eq!(world.client.pin(stranger, id).await.unwrap(), (0, false));
-    assert_eq!(world.reserved().await, (0, 1));
-    // The size and the kind in the catalogue are wrong.
-    let size = QUOTA / 2;
-    let (session, file, _) = world.source(size as usize).await;
-    world.pin_complete(session, file).await;
-    assert_eq!(world.reserved().await, (size, 2));
-    tokio::time::sleep(Duration::from_secs(65 * 60)).await;
-    assert_eq!(world.reserved().await, (size, 1), "the pin without content expired");
-    let catalogue = &world.store.parts.catalogue;
-    assert!(catalogue.pinned(&file).await.unwrap().unwrap().complete);
-    world.stop().await;
-}
-
-/// Only the last piece is fetched, which proves the size.
-#[tokio::test(start_paused = true)]
-async fn file_larger_than_the_share_of_a_peer_is_not_fetched() {
-    let world = World::new().await;
-    let (session, file, seeder) = world.source(QUOTA as usize).await;
-    assert_eq!(world.pin_refused(session, file).await.code(), Some(ErrorCode::Full));
-    assert_eq!(world.reserved().await, (0, 0));
-    assert!(seeder.sent_bytes() <= QUOTA / 4, "{}", seeder.sent_bytes());
-    assert!(world.store.library().entry(&file).is_none());
-    world.stop().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn file_larger_than_the_free_space_is_not_fetched() {
-    let world = World::new().await;
-    let (session, file, seeder) = world.source(QUOTA as usize / 2).await;
-    let ReplicaParts { catalogue, clock, .. } = &world.store.parts;
-    for (other, size) in [(8, QUOTA / 2), (9, 1)] {
-        let id = FileId::from_bytes([other; 32]);
-        catalogue.pin(id, PeerId::from_bytes([other; 32]), clock.now()).await.unwrap();
-        catalogue.resize_pin(&id, size, QUOTA).await.unwrap();
-    }
-    assert_eq!(world.pin_refused(session, file).await.code(), Some(ErrorCode::Full));
-    assert!(seeder.sent_bytes() <= QUOTA / 4, "{}", seeder.sent_bytes());
-    world.stop().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn pin_beyond_the_share_is_refused_at_once() {
-    let world = World::new().await;
-    let [publisher, other] = [world.peer("memory://peer:1").await, world.peer("memory://peer:2").await];
-    let id = FileId::from_bytes([9; 32]);
-    let file = Publication { name: "x".parse().unwrap(), id, size: QUOTA, kind: FileKind::File };
-    world.client.publish(publisher, &file).await.unwrap();
-    let refused = world.client.pin(publisher, id).await.unwrap_err();
-    assert_eq!(refused.code(), Some(ErrorCode::Full));
-    assert_eq!(world.reserved().await, (0, 0));
-    // The size may be a false claim of the publisher.
-    assert_eq!(world.client.pin(other, id).await.unwrap(), (0, false));
     world.stop().await;
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::{FakeLibrary, World, endpoint, file};
+use super::{FakeLibrary, Tracker, World, endpoint, file};
 use crate::tracker::service::TrackerService;
 use crate::tracker_client::error::TrackerError;
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
@@ -166,7 +167,7 @@ async fn tracker_that_refuses_each_request_is_backed_off() {
     }
 }
 
-/// A tracker that is busy for every second announcement.
+/// A tracker that is busy for publications and for every second announcement.
 struct BusyTracker {
     inner: Arc<TrackerService>,
     /// The first file of each announcement.
@@ -189,17 +190,41 @@ impl Handler for BusyTracker {
                 return Err(ErrorReply::new(ErrorCode::Busy, "busy").retry_after(Duration::from_secs(1)));
             }
         }
+        if let Request::Publish { .. } = &request {
+            return Err(ErrorReply::new(ErrorCode::Busy, "busy"));
+        }
         self.inner.handle(id, request, peer, sink).await
     }
+}
+
+impl BusyTracker {
+    /// Starts a tracker in front of `inner`.
+    async fn start(world: &World, inner: &Tracker) -> (Arc<Self>, JoinHandle<()>) {
+        let busy = Arc::new(Self { inner: Arc::clone(&inner.service), announced: Mutex::default() });
+        let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
+        (Arc::clone(&busy), tokio::spawn(serve(listener, busy)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn publication_for_which_a_tracker_was_busy_is_not_refused() {
+    let (world, library) = (World::new(), Arc::new(FakeLibrary::default()));
+    let tracker = world.tracker("memory://inner:1", &Arc::new(Memory::new())).await;
+    let (_, serving) = BusyTracker::start(&world, &tracker).await;
+    let peer = world.peer(&library, &[AT]);
+    let error = peer.publish(&library.outbox("a", 1)).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::Busy));
+    // The outbox is sent before.
+    assert!(peer.wait_connected(Duration::from_secs(10)).await, "{:?}", peer.status());
+    assert!(peer.refused().is_empty());
+    serving.abort();
 }
 
 #[tokio::test(start_paused = true)]
 async fn announcement_continues_at_the_page_for_which_a_tracker_was_busy() {
     let world = World::new();
     let tracker = world.tracker("memory://inner:1", &Arc::new(Memory::new())).await;
-    let busy = Arc::new(BusyTracker { inner: tracker.service.clone(), announced: Mutex::default() });
-    let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
-    let serving = tokio::spawn(serve(listener, busy.clone()));
+    let (busy, serving) = BusyTracker::start(&world, &tracker).await;
     let library = Arc::new(FakeLibrary::default());
     for n in 0..2000 {
         library.put(n);

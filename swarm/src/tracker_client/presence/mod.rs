@@ -331,10 +331,15 @@ impl Presence {
         }
     }
 
-    /// The names of the outbox that a catalogue refused. They are published again at intervals.
+    /// The names of the outbox that all catalogues refused. They are published again at intervals. Blocks for a moment if
+    /// there are many.
     pub fn refused(&self) -> HashSet<(FileId, Name)> {
-        let state = self.shared.state.lock();
-        state.catalogues.values().flat_map(|catalogue| catalogue.refused.iter().cloned()).collect()
+        let mut refused: Vec<_> = {
+            let state = self.shared.state.lock();
+            state.catalogues.values().map(|catalogue| Arc::clone(&catalogue.refused)).collect()
+        };
+        let Some(last) = refused.pop() else { return HashSet::new() };
+        last.iter().filter(|name| refused.iter().all(|other| other.contains(*name))).cloned().collect()
     }
 
     /// The state of each tracker connection, in the order of the configuration.

@@ -1,6 +1,7 @@
 //! The state that the workers of a presence share: the active worker and the session of each catalogue, and the unsent changes.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -21,7 +22,7 @@ const REPLACED_MEMORY: Duration = Duration::from_secs(600);
 /// The time before a session is opened again after another process has replaced one.
 const REPLACED_DELAY: Duration = Duration::from_secs(15);
 
-/// The age up to which the failure of an attempt to connect is the result of a request that comes later.
+/// Minimum age of a failure before a request ends the backoff.
 const RECENT: Duration = Duration::from_secs(1);
 
 /// The phase of a worker.
@@ -61,7 +62,7 @@ pub(super) struct CatalogueState {
     /// Whether a request failed, so that the worker is to check the tracker.
     pub(super) suspect: bool,
     /// The names that the catalogue refused when the outbox was last sent.
-    pub(super) refused: Vec<(FileId, Name)>,
+    pub(super) refused: Arc<HashSet<(FileId, Name)>>,
     /// The unsent changes of the session: an offer, or `None` for a withdrawal.
     changes: HashMap<FileId, Option<Offer>>,
     /// Offers of files that the catalogue does not contain. They are announced again, because the files may be published later.
@@ -149,6 +150,7 @@ impl CatalogueState {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) workers: Vec<WorkerState>,
+    /// The catalogues of the workers.
     pub(super) catalogues: HashMap<CatalogueId, CatalogueState>,
     /// The last time at which another process replaced a session.
     pub(super) replaced: Option<Instant>,
@@ -173,6 +175,13 @@ impl State {
     /// sessions all the time.
     pub(super) fn open_session_at(&self) -> Option<Instant> {
         self.replaced.map(|at| at + REPLACED_DELAY)
+    }
+
+    /// Records the catalogue of a worker. Catalogues that no tracker serves any more are forgotten.
+    pub(super) fn set_catalogue(&mut self, worker: usize, catalogue: CatalogueId) {
+        self.workers[worker].catalogue = Some(catalogue);
+        let workers = &self.workers;
+        self.catalogues.retain(|id, _| workers.iter().any(|worker| worker.catalogue == Some(*id)));
     }
 
     /// Makes workers that wait before their next attempt try at once if no tracker is connected, unless they failed just now or
@@ -209,6 +218,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
 
     fn grant() -> SessionGrant {
@@ -240,5 +251,25 @@ mod tests {
             state.change(FileId::from_bytes(id), None);
         }
         assert!(state.session().is_none() && state.some_changes(1).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn request_ends_the_backoff_of_an_older_failure_only() {
+        let failed =
+            WorkerState { phase: Phase::Failed, failed_at: Some(Instant::now()), ..WorkerState::default() };
+        let mut state = State { workers: vec![failed], ..State::default() };
+        state.end_backoff();
+        assert_eq!(state.workers[0].phase, Phase::Failed, "it failed just now");
+        advance(RECENT).await;
+        state.workers.push(WorkerState { phase: Phase::Connected, ..WorkerState::default() });
+        state.end_backoff();
+        assert_eq!(state.workers[0].phase, Phase::Failed, "another tracker is connected");
+        state.workers.pop();
+        state.replaced = Some(Instant::now());
+        state.end_backoff();
+        assert_eq!(state.workers[0].phase, Phase::Failed, "a session must not be opened yet");
+        advance(REPLACED_DELAY).await;
+        state.end_backoff();
+        assert_eq!(state.workers[0].phase, Phase::Starting);
     }
 }

@@ -121,11 +121,10 @@ impl Worker {
         let catalogue = self.client.query_catalogue().await?;
         loop {
             let mine = self.shared.update(|state| {
+                state.set_catalogue(self.index, catalogue);
                 let active = state.catalogues.entry(catalogue).or_default();
                 let mine = *active.active.get_or_insert(self.index) == self.index;
-                let worker = &mut state.workers[self.index];
-                worker.catalogue = Some(catalogue);
-                worker.phase = if mine { Phase::Starting } else { Phase::Standby };
+                state.workers[self.index].phase = if mine { Phase::Starting } else { Phase::Standby };
                 mine
             });
             if mine {
@@ -371,7 +370,8 @@ impl Worker {
     }
 
     /// Publishes a file. A refused publication stays in the outbox and is repeated later, without blocking the rest. Fails only
-    /// if the tracker or its database is unreachable or the session ended. Returns whether the catalogue accepted it.
+    /// if the tracker or its database is unreachable or the session ended. Returns whether the catalogue refused it for another
+    /// reason than a temporary one, such as `busy`.
     async fn publish(&self, lease: &Lease, publication: &Publication) -> Result<bool, SessionError> {
         let catalogue = lease.catalogue;
         let result = match self.client.publish(lease.session, publication).await {
@@ -389,27 +389,28 @@ impl Worker {
             Ok(acknowledged) => self.shared.source.mark_published(publication, *acknowledged).await,
             Err(_) => Ok(()),
         };
-        let accepted = result.is_ok();
+        let is_refused = result.as_ref().is_err_and(|error| !error.is_retryable_elsewhere());
         self.shared.update(|state| state.report(publication, &(catalogue, result)));
         marked?;
-        Ok(accepted)
+        Ok(is_refused)
     }
 
     async fn send_outbox(&self, lease: &mut Lease) -> Result<(), SessionError> {
         let outbox = self.shared.state.lock().outbox;
         let mut after: Option<Publication> = None;
-        let mut refused = Vec::new();
+        let mut refused = HashSet::new();
         loop {
             let page =
                 self.shared.source.pending_publications(lease.catalogue, after.as_ref(), OUTBOX_PAGE).await?;
             if page.is_empty() {
                 lease.outbox = Some(outbox);
-                self.shared.state.lock().catalogues.entry(lease.catalogue).or_default().refused = refused;
+                let mut state = self.shared.state.lock();
+                state.catalogues.entry(lease.catalogue).or_default().refused = Arc::new(refused);
                 return Ok(());
             }
             for publication in &page {
-                if !self.publish(lease, publication).await? {
-                    refused.push((publication.id, publication.name.clone()));
+                if self.publish(lease, publication).await? {
+                    refused.insert((publication.id, publication.name.clone()));
                 }
                 self.renew_if_due(lease).await?;
             }

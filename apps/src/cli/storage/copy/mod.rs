@@ -125,11 +125,15 @@ async fn copy_all(
     // Detects a target that does not keep its data, such as the memory backend.
     let again = Databases::open(registry, to, target_path, false).await?;
     let checked = check_not_empty(to, &again).await;
-    if checked.is_ok() {
+    let recorded = match checked {
         // With the same directory, the node refuses the source from now on.
-        known_database::record(target_path, &*again.main().storage, &to.config.storage.backend).await?;
-    }
+        Ok(()) => {
+            known_database::record(target_path, &*again.main().storage, &to.config.storage.backend).await
+        }
+        Err(_) => Ok(()),
+    };
     again.close().await?;
+    recorded?;
     if checked.is_err() {
         let backend = &to.config.storage.backend;
         return Err(Failure::failed(format!(
