@@ -1,6 +1,7 @@
 //! The conformance test suite on PostgreSQL, in both roles.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use enjambre_core::{Place, Role, Storage, StorageError, Tenancy};
 use enjambre_storage_postgres::{PostgresSettings, open};
@@ -15,7 +16,9 @@ impl Builder for Postgres {
     type Place = (PostgresSettings, tempfile::TempDir);
 
     fn place(&self) -> Self::Place {
-        (settings(&self.0.url()), tempfile::tempdir().expect("a temporary folder"))
+        // On a busy machine the largest batch takes long.
+        let settings = PostgresSettings { timeout: Duration::from_secs(60), ..settings(&self.0.url()) };
+        (settings, tempfile::tempdir().expect("a temporary folder"))
     }
 
     async fn open(&self, (settings, folder): &Self::Place) -> Result<Arc<dyn Storage>, StorageError> {
