@@ -336,6 +336,44 @@ pub(super) async fn read_sees_acknowledged_commits<B: Builder>(
     tasks.join_all().await.into_iter().collect()
 }
 
+/// Commits the batches of the rounds one after the other, while each reader repeats its check in a task.
+pub(super) async fn commit_beside_readers<B: Builder, Read, Reading>(
+    bench: &Bench<'_, B>,
+    rounds: u32,
+    batch: impl Fn(u32) -> Batch,
+    readers: impl IntoIterator<Item = Read>,
+) -> Result<(), Violation>
+where
+    Read: Fn() -> Reading + Send + 'static,
+    Reading: Future<Output = Result<(), Violation>> + Send,
+{
+    bench.probe.commit(batch(0), Durability::Buffered).await?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut tasks = tokio::task::JoinSet::<Result<(), Violation>>::new();
+    for read in readers {
+        let stopped = stopped.clone();
+        tasks.spawn(async move {
+            while !*stopped.borrow() {
+                read().await?;
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        });
+    }
+    let mut outcome = Ok(());
+    for round in 1..rounds {
+        outcome = bench.probe.commit(batch(round), Durability::Buffered).await;
+        if outcome.is_err() {
+            break;
+        }
+    }
+    stop.send_replace(true);
+    for outcome in tasks.join_all().await {
+        outcome?;
+    }
+    Ok(outcome?)
+}
+
 pub(super) async fn batch_is_observed_in_all_spaces_at_once<B: Builder>(
     bench: &mut Bench<'_, B>,
 ) -> Result<(), Violation> {
@@ -346,14 +384,13 @@ pub(super) async fn batch_is_observed_in_all_spaces_at_once<B: Builder>(
         }
         batch
     };
-    bench.probe.commit(round(0), Durability::Buffered).await?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let mut readers = tokio::task::JoinSet::new();
     // In each order, because a backend may write the spaces in any order.
-    for [first, second] in [[A, B_], [B_, C], [C, A], [A, C], [C, B_], [B_, A]] {
-        let (probe, stopped) = (bench.probe.clone(), stopped.clone());
-        readers.spawn(async move {
-            while !*stopped.borrow() {
+    let orders = [[A, B_], [B_, C], [C, A], [A, C], [C, B_], [B_, A]];
+    let readers = orders.map(|[first, second]| {
+        let probe = bench.probe.clone();
+        move || {
+            let probe = probe.clone();
+            async move {
                 let observed = number(probe.value(first, &key("round")).await?.as_ref());
                 let later = number(probe.value(second, &key("round")).await?.as_ref());
                 ensure!(
@@ -362,23 +399,11 @@ pub(super) async fn batch_is_observed_in_all_spaces_at_once<B: Builder>(
                     first.name(),
                     second.name()
                 );
-                tokio::task::yield_now().await;
+                Ok(())
             }
-            Ok(())
-        });
-    }
-    let mut outcome = Ok(());
-    for number in 1..200 {
-        outcome = bench.probe.commit(round(number), Durability::Buffered).await;
-        if outcome.is_err() {
-            break;
         }
-    }
-    stop.send_replace(true);
-    for outcome in readers.join_all().await {
-        outcome?;
-    }
-    Ok(outcome?)
+    });
+    commit_beside_readers(bench, 200, round, readers).await
 }
 
 pub(super) async fn scan_page_is_a_snapshot<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Violation> {
@@ -395,36 +420,20 @@ pub(super) async fn scan_page_is_a_snapshot<B: Builder>(bench: &mut Bench<'_, B>
         }
         batch
     };
-    bench.probe.commit(round(0), Durability::Buffered).await?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let mut readers = tokio::task::JoinSet::new();
-    for _ in 0..3 {
-        let (probe, stopped) = (bench.probe.clone(), stopped.clone());
-        readers.spawn(async move {
-            while !*stopped.borrow() {
-                let page = probe.scan(A, KeyRange::all(), 100).await?;
-                let first = number(page.first().map(|(_, value)| value));
-                let expected = if first % 2 == 1 { 20 } else { 40 };
-                ensure!(
-                    page.len() == expected && page.iter().all(|(_, value)| number(Some(value)) == first),
-                    "a page contains a part of a batch: {:?}",
-                    page.iter().map(|(_, value)| number(Some(value))).collect::<Vec<_>>()
-                );
-                tokio::task::yield_now().await;
-            }
+    let probe = bench.probe.clone();
+    let read = move || {
+        let probe = probe.clone();
+        async move {
+            let page = probe.scan(A, KeyRange::all(), 100).await?;
+            let first = number(page.first().map(|(_, value)| value));
+            let expected = if first % 2 == 1 { 20 } else { 40 };
+            ensure!(
+                page.len() == expected && page.iter().all(|(_, value)| number(Some(value)) == first),
+                "a page contains a part of a batch: {:?}",
+                page.iter().map(|(_, value)| number(Some(value))).collect::<Vec<_>>()
+            );
             Ok(())
-        });
-    }
-    let mut outcome = Ok(());
-    for number in 1..200 {
-        outcome = bench.probe.commit(round(number), Durability::Buffered).await;
-        if outcome.is_err() {
-            break;
         }
-    }
-    stop.send_replace(true);
-    for outcome in readers.join_all().await {
-        outcome?;
-    }
-    Ok(outcome?)
+    };
+    commit_beside_readers(bench, 200, round, [read.clone(), read.clone(), read]).await
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::bench::{Bench, Violation, ensure, key};
 use super::builder::Builder;
-use super::commits::number;
+use super::commits::{commit_beside_readers, number};
 use super::records::pattern;
 use enjambre_core::{Batch, Durability, Key, KeyRange, Space, StorageError};
 
@@ -20,29 +20,18 @@ pub(super) async fn large_batch_is_atomic<B: Builder>(bench: &mut Bench<'_, B>) 
         }
         batch
     };
-    bench.probe.commit(round(0), Durability::Buffered).await?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
     let probe = bench.probe.clone();
-    let reader = tokio::spawn(async move {
-        while !*stopped.borrow() {
+    let read = move || {
+        let probe = probe.clone();
+        async move {
             let page = probe.scan(A, KeyRange::all(), usize::MAX).await?;
             let first = number(page.first().map(|(_, value)| value));
             let others = page.iter().filter(|(_, value)| number(Some(value)) != first).count();
             ensure!(others == 0, "a page with batch {first} contains {others} entries of another batch");
-            tokio::task::yield_now().await;
+            Ok(())
         }
-        Ok(())
-    });
-    let mut outcome = Ok(());
-    for number in 1..4 {
-        outcome = bench.probe.commit(round(number), Durability::Buffered).await;
-        if outcome.is_err() {
-            break;
-        }
-    }
-    stop.send_replace(true);
-    reader.await.map_err(|error| Violation(format!("a call panicked: {error}")))??;
-    outcome?;
+    };
+    commit_beside_readers(bench, 4, round, [read]).await?;
     let mut refused = round(4);
     refused.require_absent(A, key(0u32.to_be_bytes()));
     let outcome = bench.probe.commit(refused, Durability::Buffered).await;
