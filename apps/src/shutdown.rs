@@ -66,6 +66,6 @@ mod tests {
         tokio::time::advance(2 * REPEAT).await;
         assert!(futures::poll!(&mut second).is_pending());
         sender.send(()).unwrap();
-        second.await;
+        tokio::time::timeout(REPEAT, second).await.expect("the second signal is seen");
     }
 }

@@ -129,8 +129,11 @@ pub(crate) fn answer(command: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use proptest::prelude::*;
+    use tokio::time::timeout;
 
     const ROUTER: SocketInfo<'_> = SocketInfo { socket_type: "ROUTER", identity: b"" };
     const DEALER: SocketInfo<'_> = SocketInfo { socket_type: "DEALER", identity: b"me" };
@@ -158,12 +161,13 @@ mod tests {
         assert!(matches!(refused, Err(Disconnect::Protocol(_))));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn other_protocol_is_detected_at_the_first_byte() {
         for bytes in [&b"\x8aENJTCP\x01"[..], b"HTTP/1.1 400 Bad Request\r\n", b"\x15\x03\x03"] {
             let (mut one, mut other) = tokio::io::duplex(4096);
             other.write_all(bytes).await.unwrap();
-            let error = shake_hands(&mut one, DEALER, &["ROUTER"]).await.unwrap_err().to_string();
+            let refused = timeout(Duration::from_secs(1), shake_hands(&mut one, DEALER, &["ROUTER"])).await;
+            let error = refused.expect("it needs no further byte").unwrap_err().to_string();
             assert!(error.contains("check the scheme and the port"), "{error}");
         }
     }

@@ -32,16 +32,19 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) 
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use tokio::io::duplex;
+    use tokio::time::timeout;
 
     async fn receive(bytes: &[u8]) -> Result<(), Disconnect> {
         let (mut us, mut them) = duplex(64);
         them.write_all(bytes).await.unwrap();
-        exchange(&mut us).await
+        timeout(Duration::from_secs(1), exchange(&mut us)).await.expect("it needs no further byte")
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn other_protocol_is_detected_at_the_first_byte() {
         assert!(receive(&PREFACE).await.is_ok());
         // The stream remains open, so the first different byte decides.

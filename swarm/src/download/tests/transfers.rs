@@ -30,6 +30,19 @@ async fn file_of_other_than_accepted_size_is_not_stored() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn size_limit_applies_to_a_file_that_is_stored_in_part() {
+    let world = World::new(3 * MIB);
+    let source = world.provider("source", Behavior::Honest, |_| true).await;
+    let node = world.node("reader", Behavior::Honest, DownloadSettings::default()).await;
+    let DownloadRequest { file, destination, .. } = world.request();
+    drop(node.library.create(world.manifest.clone(), file, destination).await.unwrap());
+    let request = DownloadRequest { accepted_sizes: 0..=MIB as u64, ..world.request() };
+    let error = node.downloader.get(request).wait().await.unwrap_err();
+    assert!(matches!(*error, DownloadError::TooLarge { .. }), "{error}");
+    assert_eq!(source.sent_bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn file_that_is_too_large_fails_once_its_size_is_proven() {
     let world = World::new(3 * MIB);
     let source = world.provider("source", Behavior::Honest, |_| true).await;
