@@ -71,6 +71,14 @@ pub(crate) fn missing_dirs(path: &Path) -> Vec<PathBuf> {
     path.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect()
 }
 
+/// Returns the failure of a command that requires a node that was started before.
+pub(crate) fn never_started(path: &Path) -> Failure {
+    Failure::not_found(format!(
+        "no node was ever started in data directory {}; check the configuration",
+        path.display()
+    ))
+}
+
 /// Returns the user that a data directory belongs to, unless it belongs to this user or does not exist.
 pub(crate) fn other_owner(path: &Path) -> Option<u32> {
     let owner = std::fs::metadata(path).ok()?.uid();

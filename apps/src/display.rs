@@ -1,4 +1,4 @@
-//! Text from remotes, files and databases on a terminal.
+//! Text for people: counts, and names from remotes, files and databases on a terminal.
 
 use std::fmt::Write;
 
@@ -49,6 +49,15 @@ pub(crate) fn visible_except(text: &str, kept: &[char]) -> String {
     shown
 }
 
+/// Formats a number of things, such as `1 file`, `2 files` or `2 entries`.
+pub(crate) fn count(number: u64, thing: &str) -> String {
+    match thing.strip_suffix('y') {
+        _ if number == 1 => format!("1 {thing}"),
+        Some(stem) => format!("{number} {stem}ies"),
+        None => format!("{number} {thing}s"),
+    }
+}
+
 /// Returns whether a name may be confused with another name, because a word mixes ASCII letters with letters that look like
 /// them, or because all letters of the name look like ASCII letters.
 pub(crate) fn is_confusable(name: &str) -> bool {
@@ -74,6 +83,12 @@ mod tests {
         for ordinary in ["größe 日本 ñ.txt", "e\u{301}", "файл", "-> 🙂"] {
             assert_eq!(visible(ordinary), ordinary);
         }
+    }
+
+    #[test]
+    fn one_thing_is_singular() {
+        let counts = [0, 1, 2].map(|number| [count(number, "entry"), count(number, "file")].join(", "));
+        assert_eq!(counts, ["0 entries, 0 files", "1 entry, 1 file", "2 entries, 2 files"]);
     }
 
     #[test]

@@ -26,6 +26,11 @@ async fn recorded(data_dir: &Path) -> Result<Option<String>, Failure> {
     }
 }
 
+/// Returns whether the node had a database that keeps its data.
+pub(crate) async fn exists(data_dir: &Path) -> Result<bool, Failure> {
+    Ok(recorded(data_dir).await?.is_some())
+}
+
 /// Rejects an empty database, for which `format` is `None`, if the node had one before, and one of another backend than the
 /// one that contains its data. With `init` any database is accepted.
 pub(crate) async fn check(

@@ -1,4 +1,7 @@
 //! The Ed25519 key of a node: 32 bytes in the file `key` of the data directory.
+//!
+//! A node that lost its key would continue as another node, without its memberships, names and replicas. So a node that
+//! had a database gets a new key only with `--init`.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -8,13 +11,16 @@ use enjambre_core::KeyPair;
 use tokio::fs;
 
 use crate::access::write_file;
+use crate::known_database;
 
 /// The name of the file in the data directory.
 pub(crate) const NAME: &str = "key";
 
-/// Reads the key, or creates one at the first start. The caller holds the lock of the data directory.
-pub(crate) async fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
-    if let Some(pair) = load(data_dir).await? {
+/// Reads the key, or creates one at the first start and, with `init`, for a node that lost its key. The caller holds the lock
+/// of the data directory.
+pub(crate) async fn load_or_create(data_dir: &Path, init: bool) -> Result<KeyPair, Failure> {
+    let found = if init { find(data_dir).await } else { load(data_dir).await };
+    if let Some(pair) = found? {
         return Ok(pair);
     }
     let pair = KeyPair::generate();
@@ -22,8 +28,22 @@ pub(crate) async fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> 
     Ok(pair)
 }
 
-/// Reads the key. Returns `None` if the node was never started. The caller holds the lock of the data directory.
+/// Reads the key. Returns `None` if the node was never started, and fails if it lost its key. The caller holds the lock of
+/// the data directory.
 pub(crate) async fn load(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
+    let found = find(data_dir).await?;
+    if found.is_none() && known_database::exists(data_dir).await? {
+        return Err(Failure::failed(format!(
+            "node key {} is missing, but the node had a database before; restore the key from a backup, or start the node \
+             once with --init to continue as another node, without its memberships, names and replicas",
+            data_dir.join(NAME).display()
+        )));
+    }
+    Ok(found)
+}
+
+/// Reads the key, if there is one. The caller holds the lock of the data directory.
+pub(crate) async fn find(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
     let path = data_dir.join(NAME);
     let secret = match fs::read(&path).await {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -31,7 +51,8 @@ pub(crate) async fn load(data_dir: &Path) -> Result<Option<KeyPair>, Failure> {
     };
     let secret: [u8; 32] = secret.as_slice().try_into().map_err(|_| {
         Failure::failed(format!(
-            "{} is not a key of 32 bytes; restore it from a backup, or delete it to create a new identity",
+            "{} is not a key of 32 bytes; restore it from a backup, or delete it and start the node once with --init to \
+             continue as another node",
             path.display()
         ))
     })?;
@@ -55,10 +76,10 @@ mod tests {
     #[tokio::test]
     async fn key_is_created_once_and_private() {
         let folder = tempfile::tempdir().unwrap();
-        let first = load_or_create(folder.path()).await.unwrap();
+        let first = load_or_create(folder.path(), false).await.unwrap();
         let path = folder.path().join(NAME);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let second = load_or_create(folder.path()).await.unwrap();
+        let second = load_or_create(folder.path(), false).await.unwrap();
         assert_eq!(first.peer_id(), second.peer_id());
     }
 
@@ -66,7 +87,7 @@ mod tests {
     async fn damaged_key_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(NAME), b"short").unwrap();
-        assert!(load_or_create(folder.path()).await.unwrap_err().message.contains("32 bytes"));
+        assert!(load_or_create(folder.path(), false).await.unwrap_err().message.contains("32 bytes"));
         assert_eq!(std::fs::read(folder.path().join(NAME)).unwrap(), b"short");
     }
 }

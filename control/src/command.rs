@@ -104,7 +104,7 @@ pub enum Command {
         /// The file or directory. A name that is not the only one of its content is removed alone.
         query: String,
     },
-    /// Verifies the hashes of one file or of all files.
+    /// Verifies the hashes of one file or of all files. Fails if a piece is damaged or missing.
     Verify {
         /// `None` selects all files.
         query: Option<String>,
@@ -157,7 +157,7 @@ pub enum Command {
         /// The file or directory.
         query: String,
     },
-    /// Removes a pin of a peer, or any pin at a tracker.
+    /// Removes a pin of a peer, or all pins of a file at a tracker.
     Unpin {
         /// The pinned file.
         query: String,

@@ -275,7 +275,7 @@ pub struct LibraryLine {
     pub withdrawn: Option<WithdrawReason>,
 }
 
-/// A pinned file, of which trackers store a replica.
+/// The pin of a file by a peer. Trackers store a replica, which all pins of the file share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PinLine {
     /// The file.

@@ -106,7 +106,7 @@ pub struct TrackerNodeStatus {
 /// The usage of the replica store of a tracker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoreUsage {
-    /// Number of pinned files.
+    /// Number of pins.
     pub count: u64,
     /// Bytes reserved for them.
     pub bytes: u64,

@@ -125,7 +125,7 @@ impl Collector for Sources {
         }
         if let Some(replicas) = &self.replicas {
             let incomplete = replicas.incomplete_pins() as u64;
-            let help = "Pinned files whose replica is not complete.";
+            let help = "Pins whose replica is not complete.";
             out.gauge("tracker_incomplete_pins", None, help, incomplete)?;
         }
         Ok(())

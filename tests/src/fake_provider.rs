@@ -150,10 +150,7 @@ async fn renew_lease(
 ) {
     loop {
         tokio::time::sleep(every).await;
-        if call(&*connection, &Request::Renew { session, renewed_ms: None, membership: None }, DEADLINE)
-            .await
-            .is_err()
-        {
+        if call(&*connection, &Request::Renew { session, membership: None }, DEADLINE).await.is_err() {
             return;
         }
     }

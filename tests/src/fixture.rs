@@ -1,12 +1,12 @@
-//! Data directories of earlier releases, stored as text; see `tests/fixtures/README.md`.
+//! Data directories of earlier releases, stored as text without their keys; see `tests/fixtures/README.md`.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::Seek;
 use std::io::{SeekFrom, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Creates `folder` and writes the files of a fixture into it.
+/// Creates `folder` and writes the files of a fixture and a key into it.
 ///
 /// # Panics
 /// Panics if the fixture does not exist or is malformed, or if the directory cannot be written.
@@ -18,6 +18,9 @@ pub fn unpack(name: &str, folder: &Path) {
         write_line(line, folder, &mut file)
             .unwrap_or_else(|| panic!("{}:{number}: invalid fixture line", path.display()));
     }
+    let key = folder.join("key");
+    fs::write(&key, [7; 32]).unwrap_or_else(|error| panic!("{}: {error}", key.display()));
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).expect("the key can be made private");
 }
 
 fn write_line(line: &str, folder: &Path, file: &mut Option<File>) -> Option<()> {

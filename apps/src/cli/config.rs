@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use enjambre_control::Failure;
+use enjambre_core::Role;
 
 use super::output::Stdout;
 use crate::config::load::Sources;
 #[cfg(feature = "http")]
 use crate::http::Files;
 use crate::registry::Registry;
+use crate::registry::locations::node_place;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -50,7 +52,8 @@ pub(super) async fn run(
                 let loaded = loaded.clone();
                 crate::blocking(move || Ok(Files::read(&loaded).map(drop)?)).await?;
             }
-            registry.check_files(&loaded).await?;
+            let place = node_place(loaded.kind, &loaded.data_dir(loaded.kind));
+            registry.check_files(&loaded, place, Role::Records).await?;
             let name = loaded
                 .file
                 .as_ref()

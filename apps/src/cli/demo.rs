@@ -12,8 +12,9 @@ use enjambre_core::{FileKind, Name};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::output::{Stdout, count, notice, rate, size};
+use super::output::{Stdout, notice, rate, size};
 use super::progress::Bar;
+use crate::display::count;
 use node::Node;
 
 #[derive(Debug, Args)]

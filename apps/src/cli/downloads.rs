@@ -10,8 +10,10 @@ use enjambre_swarm::download::queue::Stage;
 use serde::Serialize;
 
 use super::context::Context;
-use super::output::{count, name, rate, size};
+use super::number::whole_number;
+use super::output::{name, rate, size};
 use super::runner;
+use crate::display::count;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -47,6 +49,7 @@ enum Change {
         #[command(flatten)]
         selected: Selected,
         /// Position among the downloads that are not finished; 0 is the first
+        #[arg(value_parser = whole_number::<u64>(0..=u64::MAX))]
         position: u64,
     },
 }

@@ -8,6 +8,7 @@ use enjambre_control::{Command, Event, Exported, Failure};
 use super::context::Context;
 use super::output::size;
 use super::runner;
+use super::streams::is_stdout;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -25,7 +26,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     let Arguments { query, output, force } = arguments;
-    if output.as_os_str() == "-" {
+    if is_stdout(&output) {
         let problem =
             "export writes to a path; to write to the standard output, use `enjambre get NAME -o -`";
         return Err(Failure::usage(problem));

@@ -17,9 +17,11 @@ use tokio::task::{JoinHandle, block_in_place, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
-use super::output::{Stdout, count, notice, rate, size, warn};
+use super::output::{Stdout, notice, rate, size, warn};
 use super::progress::Bar;
 use super::runner;
+use super::streams::{is_descriptor, is_stdout};
+use crate::display::count;
 
 /// Number of content events that can wait for the consumer of a stream.
 const QUEUED: usize = 16;
@@ -31,8 +33,8 @@ pub(super) struct Arguments {
     #[arg(required = true, value_name = "NAME|ID")]
     queries: Vec<String>,
     /// Write the download to PATH, or into the directory PATH if it ends with /, and seed it from there, instead of
-    /// storing it in the library; a file is written into an existing directory, too; with - or a device, also write the
-    /// stored file there
+    /// storing it in the library; a file is written into an existing directory, too; a file that is already complete stays
+    /// where it is, and PATH becomes a copy; with - or a device, also write the stored file there
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Replace existing files at PATH; pieces of an older version are used
@@ -169,12 +171,15 @@ impl Stream {
 
 /// Interprets the argument of `--output`.
 async fn destination(path: &Path, several: bool) -> Result<(Output, Option<Stream>), Failure> {
-    if path == Path::new("-") {
+    if is_stdout(path) {
         return Ok((Output::Client, Some(Stream::new(std::io::stdout()))));
     }
     let found = tokio::fs::metadata(path).await.map(|found| found.file_type());
-    if found.is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        let opened = tokio::fs::OpenOptions::new().write(true).open(path).await;
+    let is_device = found.as_ref().is_ok_and(|found| !found.is_file() && !found.is_dir());
+    if is_device || is_descriptor(path) {
+        // A file that this process has open keeps what was written to it before.
+        let append = found.is_ok_and(|found| found.is_file());
+        let opened = tokio::fs::OpenOptions::new().write(true).append(append).open(path).await;
         let opened: Result<File, Failure> = match opened {
             Ok(file) => Ok(file.into_std().await),
             Err(error) => Err(error.into()),

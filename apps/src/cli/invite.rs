@@ -6,6 +6,7 @@ use enjambre_core::Endpoint;
 use serde_json::json;
 
 use super::context::Context;
+use super::number::whole_number;
 use super::output::time;
 use super::runner;
 use crate::config::value::Span;
@@ -16,7 +17,7 @@ const SHOWN_DIGITS: usize = 16;
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Maximum number of peers that can join with the invitation
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = whole_number::<u32>(1..=u32::MAX.into()))]
     uses: u32,
     /// Validity period of the invitation
     #[arg(long, default_value = "24h", value_name = "DURATION")]

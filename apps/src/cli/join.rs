@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::Stdout;
 use super::runner;
-use crate::config::effective::DEFAULT;
 use crate::config::load::{Loaded, Sources, new_file, user_data_dir, user_file};
 use crate::config::sections::NodeKind;
 use crate::data_dir::{DataDir, missing_dirs};
@@ -80,8 +79,7 @@ pub(super) async fn run(
     let mut text = configuration(&invitation, &listen, data_dir)?;
     let sources = Sources { file: Some(path.clone()), ..sources };
     let loaded = sources.load_text(&text, &registry.table_names())?;
-    let origin = loaded.values().get("peer.data_dir").map_or(DEFAULT, |found| &found.origin);
-    if origin != DEFAULT && Path::new(origin) != path {
+    if loaded.is_above_file("peer.data_dir") {
         // The peer must be started with the directory that contains its key.
         let data_dir = std::path::absolute(loaded.data_dir(NodeKind::Peer))?;
         text = configuration(&invitation, &listen, Some(data_dir))?;
@@ -90,7 +88,7 @@ pub(super) async fn run(
     let joined = async {
         let mut created = missing_dirs(&loaded.data_dir(NodeKind::Peer));
         let data_dir = runner::lock(&loaded, NodeKind::Peer).await?;
-        let key = load_key(&data_dir, &mut created).await?;
+        let (key, is_known) = load_key(&data_dir, &mut created).await?;
         let mut may_be_member = false;
         let joined = join(registry, &loaded, &invitation, &key, &mut may_be_member).await;
         if joined.is_err() && !may_be_member && !created.is_empty() {
@@ -100,30 +98,35 @@ pub(super) async fn run(
         let file = path.clone();
         // Completes even if the command is interrupted.
         crate::blocking(move || write_new(&file, &text)).await?;
-        Ok::<_, Failure>((key.peer_id(), rights))
+        Ok::<_, Failure>((key.peer_id(), rights, is_known))
     };
     let Some(joined) = stop.run_until_cancelled(joined).await else {
         return Err(Failure::interrupted("interrupted; run the command again with the same invitation"));
     };
-    let (peer, rights) = joined?;
+    let (peer, rights, is_known) = joined?;
     let mut stdout = Stdout::default();
     if *json {
         stdout.json(&json!({ "peer": peer, "rights": rights, "config": path }));
     } else {
         let path = path.display();
         stdout.line(&format!("joined as {peer} (rights: {rights}); configuration written to {path}"));
+        if is_known {
+            let folder = loaded.data_dir(NodeKind::Peer);
+            stdout.line(&format!("this peer keeps its identity: {} already had a key", folder.display()));
+        }
         stdout.line(&format!("start the peer with: enjambre peer --config {path}"));
     }
     stdout.finish()
 }
 
-/// Reads or creates the key. Clears `created` if there is a key already: another process has created the directories since,
-/// and the key may be that of a member.
-async fn load_key(data_dir: &DataDir, created: &mut Vec<PathBuf>) -> Result<KeyPair, Failure> {
-    if node_key::load(data_dir.path()).await?.is_some() {
+/// Reads or creates the key. Returns it, and whether there was one already. If so, clears `created`: another process has
+/// created the directories since, and the key may be that of a member.
+async fn load_key(data_dir: &DataDir, created: &mut Vec<PathBuf>) -> Result<(KeyPair, bool), Failure> {
+    let is_known = node_key::load(data_dir.path()).await?.is_some();
+    if is_known {
         created.clear();
     }
-    node_key::load_or_create(data_dir.path()).await
+    Ok((node_key::load_or_create(data_dir.path(), false).await?, is_known))
 }
 
 /// Sends the invitation to the trackers, one after the other, until one responds. Sets `may_be_member` if a tracker may have
@@ -310,9 +313,9 @@ mod tests {
         let data_dir = DataDir::try_lock(folder.path(), false).await.unwrap().unwrap();
         let created = vec![folder.path().to_owned()];
         let (mut first, mut second) = (created.clone(), created.clone());
-        let key = load_key(&data_dir, &mut first).await.unwrap();
-        assert_eq!(first, created);
-        let same = load_key(&data_dir, &mut second).await.unwrap();
-        assert_eq!((same.peer_id(), second), (key.peer_id(), Vec::new()));
+        let (key, is_known) = load_key(&data_dir, &mut first).await.unwrap();
+        assert_eq!((first, is_known), (created, false));
+        let (same, is_known) = load_key(&data_dir, &mut second).await.unwrap();
+        assert_eq!((same.peer_id(), second, is_known), (key.peer_id(), Vec::new(), true));
     }
 }

@@ -11,6 +11,7 @@ mod join;
 mod library;
 mod list;
 mod log;
+mod number;
 pub(crate) mod output;
 mod peer;
 mod peers;
@@ -23,6 +24,7 @@ mod revoke;
 mod runner;
 mod status;
 mod storage;
+mod streams;
 mod tracker;
 mod unpin;
 mod verify;
@@ -35,7 +37,6 @@ use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
 use enjambre_control::Failure;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::effective::DEFAULT;
 use crate::config::load::Sources;
 use crate::config::sections::{LogSection, NodeKind};
 use crate::logging;
@@ -111,7 +112,7 @@ struct Global {
 #[derive(Debug, Clone, Copy, Args)]
 struct Init {
     /// Accept a database that is empty, outdated or without its content: begin with an empty one, return to the outdated one,
-    /// or keep only the index of the library
+    /// or keep only the index of the library. Accept a missing key: continue as another node, with a new key
     #[arg(long)]
     init: bool,
 }
@@ -214,12 +215,8 @@ pub(crate) async fn run(registry: &Registry, cli: Cli, stop: CancellationToken) 
         _ => Some(NodeKind::Peer),
     };
     let loaded = registry.load(&sources, kind)?;
-    let file = loaded.file.as_ref().map_or_else(String::new, |file| file.display().to_string());
     let is_daemon = matches!(command, Command::Tracker(_) | Command::Peer(_));
-    let applies = |key| {
-        let is_requested = |origin: &str| origin != DEFAULT && origin != file;
-        is_daemon || loaded.values().get(key).is_some_and(|value| is_requested(&value.origin))
-    };
+    let applies = |key| is_daemon || loaded.is_above_file(key);
     let LogSection { level, format, otlp_endpoint } = loaded.config.log.clone();
     let log = start_logging(&LogSection {
         level: if applies("log.level") { level } else { quiet.level },

@@ -100,12 +100,6 @@ pub(crate) fn warn(message: &str) {
     notice(&format!("warning: {message}"));
 }
 
-/// Formats a number of things, such as `1 file` or `2 files`.
-pub(crate) fn count(number: u64, thing: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {thing}{plural}")
-}
-
 pub(crate) fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::output::{count, rate};
-use crate::display::visible;
+use super::output::rate;
+use crate::display::{count, visible};
 
 /// A progress bar that is shown at the first update.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! `enjambre publish`
 
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use enjambre_control::{CONTENT_BYTES, Command, Event, Failure, Input, Published};
@@ -14,6 +14,7 @@ use super::context::Context;
 use super::output::{Stdout, notice, size, warn};
 use super::progress::Bar;
 use super::runner::run_and_stay;
+use super::streams::is_stdin;
 
 /// Number of parts of the standard input that are read ahead.
 const QUEUED: usize = 16;
@@ -49,7 +50,7 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
         return Err(Failure::usage("--name requires a single PATH"));
     }
     let name = name.map(|name| name.parse::<Name>()).transpose().map_err(Failure::usage)?;
-    let (command, input) = if paths.iter().any(|path| path == Path::new("-")) {
+    let (command, input) = if paths.iter().any(|path| is_stdin(path)) {
         let Some(name) = name else {
             return Err(Failure::usage("publishing the standard input requires --name and no other PATH"));
         };

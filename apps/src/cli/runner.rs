@@ -14,7 +14,7 @@ use crate::access::{own_uid, user_name};
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
 use crate::control::client::{Connection, connect};
-use crate::data_dir::{DataDir, other_owner};
+use crate::data_dir::{DataDir, never_started, other_owner};
 use crate::peer::{PeerNode, Reach};
 use crate::tracker::admin::StandaloneAdmin;
 
@@ -34,13 +34,17 @@ pub(super) async fn print(
     stdout.finish()
 }
 
-/// Runs a command in the running tracker, or on its database if the tracker is stopped. `show` prints its events, except
-/// warnings.
+/// Runs a command in the running tracker, or on its database if the tracker is stopped. Creates no data directory. `show`
+/// prints its events, except warnings.
 pub(super) async fn print_at_tracker(
     context: &Context<'_>,
     command: Command,
     show: impl FnMut(&mut Stdout, Event) + Send,
 ) -> Result<(), Failure> {
+    let path = context.loaded.data_dir(NodeKind::Tracker);
+    if !path.try_exists().unwrap_or(true) {
+        return Err(never_started(&path));
+    }
     let mut stdout = Stdout::default();
     let mut show = printing(&mut stdout, show);
     let run = async {
@@ -311,16 +315,13 @@ pub(super) async fn lock(loaded: &Loaded, kind: NodeKind) -> Result<DataDir, Fai
 /// Returns the result of a command on the library or the download queue of a peer that was never started. It creates no data
 /// directory.
 fn on_missing_library(command: &Command, loaded: &Loaded) -> Result<(), Failure> {
-    let text = format!(
-        "data directory {} does not exist; no peer was started with this configuration",
-        loaded.data_dir(NodeKind::Peer).display()
-    );
+    let failure = never_started(&loaded.data_dir(NodeKind::Peer));
     match command {
         Command::Library | Command::Downloads | Command::Verify { query: None } => {
-            notice_on_terminal(&text);
+            notice_on_terminal(&failure.message);
             Ok(())
         }
-        _ => Err(Failure::not_found(text)),
+        _ => Err(failure),
     }
 }
 

@@ -1,17 +1,18 @@
 //! `enjambre status`: the status of the running peer and of the trackers.
 
-use enjambre_control::{Command, Event, Failure, NodeStatus};
+use enjambre_control::{Command, Event, Failure, NodeStatus, TrackerLine};
 use enjambre_core::Endpoint;
 use enjambre_core::protocol::message::TrackerStatus;
 use enjambre_swarm::tracker_client::error::TrackerError;
 use serde_json::{Value, json};
 
 use super::context::Context;
-use super::output::{Stdout, count, size};
+use super::output::{Stdout, size};
 use super::runner::connect_to_running;
 use crate::access::user_name;
 use crate::config::sections::NodeKind;
 use crate::data_dir::other_owner;
+use crate::display::count;
 
 pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure> {
     let query = async {
@@ -23,6 +24,10 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
         Ok((node, context.wait_for_trackers(trackers.status(), || true).await))
     };
     let (node, trackers) = context.run(query).await?;
+    let is_unreachable =
+        |(_, status): &&(_, Result<_, TrackerError>)| matches!(status, Err(TrackerError::Unreachable { .. }));
+    let unreachable: Vec<&Endpoint> =
+        trackers.iter().filter(is_unreachable).map(|(endpoint, _)| endpoint).collect();
     let mut stdout = Stdout::default();
     if let (NodeKind::Peer, Ok(node)) = (context.loaded.kind, &node) {
         let user = other_owner(&context.loaded.data_dir(NodeKind::Peer)).map(user_name);
@@ -31,7 +36,7 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
                 stdout.json(&with(json!({ "node": "peer", "running": true, "user": user }), json!(node)));
             }
             (None, true) => stdout.json(&json!({ "node": "peer", "running": false })),
-            (Some(node), false) => peer_text(node, user.as_deref(), &mut stdout),
+            (Some(node), false) => peer_text(node, user.as_deref(), &unreachable, &mut stdout),
             (None, false) => stdout.line("peer: not running"),
         }
     }
@@ -52,9 +57,7 @@ pub(super) async fn run(context: Context<'_>, json: bool) -> Result<(), Failure>
     stdout.finish()?;
     // The trackers are shown even if the peer does not respond.
     let node = node?;
-    let is_unreachable =
-        |(_, status): &(_, Result<_, TrackerError>)| matches!(status, Err(TrackerError::Unreachable { .. }));
-    if node.is_none() && trackers.iter().all(is_unreachable) {
+    if node.is_none() && unreachable.len() == trackers.len() {
         return Err(Failure::unreachable("no peer is running and no tracker is reachable"));
     }
     Ok(())
@@ -81,8 +84,9 @@ fn with(mut head: Value, rest: Value) -> Value {
     head
 }
 
-/// `user` is the owner of the data directory if it is another user.
-fn peer_text(node: &NodeStatus, user: Option<&str>, stdout: &mut Stdout) {
+/// `user` is the owner of the data directory if it is another user, `unreachable` the trackers that did not reply to this
+/// command.
+fn peer_text(node: &NodeStatus, user: Option<&str>, unreachable: &[&Endpoint], stdout: &mut Stdout) {
     let kind = if node.daemon { "peer" } else { "command" };
     let user = user.map_or_else(String::new, |user| format!(" of user {user}"));
     stdout
@@ -112,9 +116,17 @@ fn peer_text(node: &NodeStatus, user: Option<&str>, stdout: &mut Stdout) {
         }
     }
     for tracker in &node.trackers {
-        let state = if tracker.connected { "connected to" } else { "not connected to" };
-        let problem = tracker.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
-        stdout.line(&format!("  {state} tracker {}{problem}", tracker.endpoint));
+        stdout.line(&session_text(tracker, unreachable.contains(&&tracker.endpoint)));
+    }
+}
+
+/// The peer notices only at its next renewal that a tracker has become unreachable.
+fn session_text(TrackerLine { endpoint, connected, problem }: &TrackerLine, is_unreachable: bool) -> String {
+    let problem = problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
+    match (connected, is_unreachable) {
+        (true, true) => format!("  was connected to tracker {endpoint}, which does not reply now"),
+        (true, false) => format!("  connected to tracker {endpoint}{problem}"),
+        (false, _) => format!("  not connected to tracker {endpoint}{problem}"),
     }
 }
 
@@ -133,5 +145,33 @@ fn tracker_text(endpoint: &Endpoint, status: &TrackerStatus, stdout: &mut Stdout
             size(store.reserved),
             size(store.quota)
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silent_tracker_is_not_shown_as_connected() {
+        let mut line = TrackerLine {
+            endpoint: "zmq://127.0.0.1:7700".parse().unwrap(),
+            connected: true,
+            problem: Some("only loopback addresses are advertised".to_owned()),
+        };
+        assert!(session_text(&line, false).ends_with(
+            "  connected to tracker zmq://127.0.0.1:7700: only loopback addresses are advertised"
+        ));
+        assert_eq!(
+            session_text(&line, true),
+            "  was connected to tracker zmq://127.0.0.1:7700, which does not reply now"
+        );
+        (line.connected, line.problem) = (false, Some("connection refused".to_owned()));
+        for is_unreachable in [false, true] {
+            assert_eq!(
+                session_text(&line, is_unreachable),
+                "  not connected to tracker zmq://127.0.0.1:7700: connection refused"
+            );
+        }
     }
 }

@@ -4,8 +4,8 @@ use clap::Args;
 use enjambre_control::{Command, Event, Failure, Verified};
 
 use super::context::Context;
-use super::output::count;
 use super::runner;
+use crate::display::count;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -20,6 +20,7 @@ pub(super) async fn run(context: Context<'_>, Arguments { query }: Arguments) ->
             let file = name.map_or_else(|| id.to_string(), |name| format!("{name}  {id}"));
             let state = match (bad, missing) {
                 (0, 0) => format!("valid, {}", count(good, "piece")),
+                (0, missing) if good == 0 => format!("not stored, {} missing", count(missing, "piece")),
                 (0, missing) => {
                     format!("valid but incomplete, {} valid, {missing} missing", count(good, "piece"))
                 }

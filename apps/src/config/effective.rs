@@ -10,7 +10,7 @@ use super::layer::without_origin;
 use super::secret::{redacted, shown};
 
 /// The origin of default values.
-pub(crate) const DEFAULT: &str = "default";
+pub(super) const DEFAULT: &str = "default";
 
 /// An effective value.
 #[derive(Debug, Clone, PartialEq)]

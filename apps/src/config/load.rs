@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::Table;
 
 use super::effective::{self, DEFAULT, Effective};
-use super::error::ConfigError;
+use super::error::{ConfigError, problem};
 use super::keys::{self, STORAGE};
 use super::layer::{Layer, SET_ORIGIN, without_origin};
 use super::secret::shown;
@@ -196,8 +196,16 @@ impl Loaded {
         }
     }
 
+    #[cfg(test)]
     pub(crate) fn values(&self) -> &BTreeMap<String, Effective> {
         &self.values
+    }
+
+    /// Returns whether a value comes from the environment or from `--set`.
+    pub(crate) fn is_above_file(&self, key: &str) -> bool {
+        let file = self.file.as_ref().map(|file| file.display().to_string());
+        let is_above = |found: &Effective| found.origin != DEFAULT && Some(&found.origin) != file.as_ref();
+        self.values.get(key).is_some_and(is_above)
     }
 
     /// Returns the effective values by key, as TOML.
@@ -322,7 +330,7 @@ fn describe(error: &toml::de::Error, values: &BTreeMap<String, Effective>) -> Co
         Some(found) if error.message().ends_with("expected a sequence") => {
             format!("expected a list such as [{}]", shown(key, &found.value))
         }
-        _ => error.message().replace('\n', "; "),
+        _ => problem(error),
     };
     invalid(values, key, problem)
 }

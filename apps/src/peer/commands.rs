@@ -1,17 +1,16 @@
 //! Executes the commands of the command line on a node.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use enjambre_control::{
     Command, Event, Events, Execute, Exported, Failure, Input, LibraryLine, NodeStatus, Output, Published,
-    Removed, ResultContext, TrackerLine, Verified, WithdrawnLine,
+    Removed, ResultContext, TrackerLine, WithdrawnLine,
 };
 use enjambre_core::{Collection, FileId, FileKind, Name, Publication};
 use enjambre_swarm::library::entry::{Entry, Location};
-use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::library::Library;
 use enjambre_swarm::library::publish::{
     PublishOptions, PublishProgress, Published as LibraryPublished, Skipped,
@@ -21,6 +20,7 @@ use enjambre_swarm::tracker_client::presence::{Presence, TrackerState};
 
 use super::get::{GetOptions, output_path};
 use super::{Node, Reach};
+use crate::display::count;
 use crate::find::default_name;
 use crate::spool;
 
@@ -164,12 +164,13 @@ impl Node {
         let published = published.context(format!("cannot publish {}", path.display()))?;
         let Skipped { links, others, reasons } = &published.skipped;
         if *links > 0 {
-            events.warn(format!("{}: skipped {links} symbolic links", path.display())).await;
+            let links = count(*links, "symbolic link");
+            events.warn(format!("{}: skipped {links}", path.display())).await;
         }
         if *others > 0 {
             let more = if *others > reasons.len() as u64 { "; ..." } else { "" };
-            let reasons = reasons.join("; ");
-            events.warn(format!("{}: skipped {others} entries: {reasons}{more}", path.display())).await;
+            let (others, reasons) = (count(*others, "entry"), reasons.join("; "));
+            events.warn(format!("{}: skipped {others}: {reasons}{more}", path.display())).await;
         }
         self.announce(published, pin, events).await
     }
@@ -269,63 +270,6 @@ impl Node {
         Ok(())
     }
 
-    async fn verify(&self, query: Option<&str>, events: &Events) -> Result<(), Failure> {
-        let library = &self.services.library;
-        let mut entries = match query {
-            Some(query) => vec![library.find(query)?],
-            None => self.entries().await?,
-        };
-        if query.is_some() && entries[0].kind == FileKind::Collection {
-            let collection = library.collection(&entries[0].id).await?;
-            entries.extend(collection.members().iter().filter_map(|member| library.entry(&member.id)));
-            entries[1..].sort_by_key(|entry| entry.id);
-            entries.dedup_by_key(|entry| entry.id);
-        }
-        let members = self.member_names(&entries).await;
-        let mut damaged = 0_u64;
-        for entry in entries {
-            let report = match library.verify(&entry.id).await {
-                Ok(report) => report,
-                // Removed concurrently.
-                Err(LibraryError::NotFound { .. }) => continue,
-                Err(error @ LibraryError::Changed { .. }) => {
-                    damaged += 1;
-                    events.warn(error.to_string()).await;
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            damaged += u64::from(!report.bad.is_empty());
-            let verified = Verified {
-                name: entry.name.map(|name| name.to_string()).or_else(|| members.get(&entry.id).cloned()),
-                id: entry.id,
-                good: u64::from(report.good),
-                bad: report.bad.len() as u64,
-                missing: u64::from(report.missing),
-            };
-            events.send(Event::Verified(verified)).await;
-        }
-        match damaged {
-            0 => Ok(()),
-            count => Err(Failure::failed(format!(
-                "damaged files: {count}; their damaged pieces are no longer offered; run `get` to download them again"
-            ))),
-        }
-    }
-
-    /// Returns `NAME/PATH` of the members of the directories among these entries.
-    async fn member_names(&self, entries: &[Entry]) -> HashMap<FileId, String> {
-        let mut names = HashMap::new();
-        for entry in entries.iter().filter(|entry| entry.kind == FileKind::Collection) {
-            let Some(name) = &entry.name else { continue };
-            // An incomplete directory has no list of members yet; a damaged one is reported by its verification.
-            let Ok(collection) = self.services.library.collection(&entry.id).await else { continue };
-            let paths = collection.members().iter();
-            names.extend(paths.map(|member| (member.id, format!("{name}/{}", member.path.as_str()))));
-        }
-        names
-    }
-
     pub(super) async fn status(&self) -> Result<NodeStatus, Failure> {
         let (library, presence) = (Arc::clone(&self.services.library), self.presence.clone());
         let count = move || {
@@ -336,7 +280,8 @@ impl Node {
         let tracker = |state: TrackerState| TrackerLine {
             endpoint: state.endpoint,
             connected: state.connected,
-            problem: state.last_error.or(state.warning),
+            // The error of an earlier attempt does not apply to the session.
+            problem: state.last_error.filter(|_| !state.connected).or(state.warning),
         };
         Ok(NodeStatus {
             peer: self.key.peer_id(),
@@ -360,7 +305,7 @@ impl Node {
     }
 
     /// Lists the files of the library.
-    async fn entries(&self) -> Result<Vec<Entry>, Failure> {
+    pub(super) async fn entries(&self) -> Result<Vec<Entry>, Failure> {
         let library = Arc::clone(&self.services.library);
         crate::blocking(move || Ok(library.entries())).await
     }

@@ -159,7 +159,12 @@ impl Node {
         let mut disk = DiskState::default();
         loop {
             tokio::select! {
-                result = &mut running => return result.map_err(|error| Failure::from(&*error)),
+                result = &mut running => {
+                    let failed = |error: Arc<DownloadError>| {
+                        Failure::from(&*error).context(format!("cannot download {name}"))
+                    };
+                    return result.map_err(failed);
+                }
                 _ = ticks.tick() => {
                     let now = *updates.borrow();
                     if let Some(message) = disk.message(name, now, || self.services.downloader.full_disk()) {

@@ -1,5 +1,6 @@
 //! Replicas that trackers store for the peer.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use enjambre_control::{Event, Events, Failure, ResultContext};
@@ -61,17 +62,27 @@ impl Node {
     }
 
     pub(super) async fn unpin(&self, query: &str, events: &Events) -> Result<(), Failure> {
-        let id = find(query, &self.known_pins(events).await?)?;
+        let pins = self.known_pins(events).await?;
+        let stored = self.services.library.find(query).map(|entry| entry.id);
+        let named = async {
+            match stored {
+                Ok(id) if pins.iter().any(|pin| pin.id == id) => Some(id),
+                _ => self.trackers.find(query).await.ok().map(|file| file.id),
+            }
+        };
+        let id = find(query, &pins, named).await?;
         self.presence()?.unpin(id).await?;
         events.send(Event::Unpinned { id }).await;
         Ok(())
     }
 }
 
-/// Returns the only pinned file with this name, id or prefix of an id.
-pub(crate) fn find<'a>(
+/// Returns the only pinned file with this name, id or prefix of an id. A pin has the newest name of its file; if none matches,
+/// `named` is the file with the name.
+pub(crate) async fn find(
     query: &str,
-    pins: impl IntoIterator<Item = &'a PinStatus>,
+    pins: &[PinStatus],
+    named: impl Future<Output = Option<FileId>>,
 ) -> Result<FileId, Failure> {
     let digits = query.to_ascii_lowercase();
     let is_prefix = is_id_or_prefix(query);
@@ -79,10 +90,42 @@ pub(crate) fn find<'a>(
         pin.name.as_ref().is_some_and(|name| name.as_str() == query)
             || (is_prefix && pin.id.to_string().starts_with(&digits))
     };
-    let mut found = pins.into_iter().filter(matches).map(|pin| pin.id);
-    match (found.next(), found.next()) {
+    let mut found: BTreeSet<FileId> = pins.iter().filter(matches).map(|pin| pin.id).collect();
+    if found.is_empty() {
+        let named = named.await;
+        found.extend(pins.iter().map(|pin| pin.id).find(|id| Some(*id) == named));
+    }
+    match (found.pop_first(), found.is_empty()) {
         (None, _) => Err(Failure::not_found(format!("{query:?} is not pinned"))),
-        (Some(id), None) => Ok(id),
+        (Some(id), true) => Ok(id),
         _ => Err(Failure::usage(format!("several pins match {query:?}; specify the id"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use enjambre_core::{PeerId, UnixMillis};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn pin_is_found_by_other_names_of_its_file() {
+        let id = |n| FileId::from_bytes([n; 32]);
+        let pin = |n, by, name: &str| PinStatus {
+            id: id(n),
+            name: name.parse().ok(),
+            reserved: 1,
+            complete: true,
+            pinned_ms: UnixMillis(1),
+            peer: PeerId::from_bytes([by; 32]),
+        };
+        let pins = [pin(1, 1, "new"), pin(1, 2, "new"), pin(2, 1, "same"), pin(3, 1, "same")];
+        let found = async |query: &str, named| find(query, &pins, async { named }).await.ok();
+        assert_eq!(found("new", Some(id(2))).await, Some(id(1)), "pinned by two peers");
+        assert_eq!(found("old", Some(id(1))).await, Some(id(1)));
+        assert_eq!(found("old", Some(id(4))).await, None, "another file, which is not pinned");
+        assert_eq!(found("old", None).await, None);
+        assert_eq!(found("same", Some(id(2))).await, None, "ambiguous");
+        assert_eq!(found(&id(2).to_string()[..8], None).await, Some(id(2)));
     }
 }

@@ -14,6 +14,7 @@ use enjambre_swarm::download::downloader::Downloader;
 use enjambre_swarm::download::settings::DownloadSettings;
 use enjambre_swarm::library;
 use enjambre_swarm::library::content::ContentStore;
+use enjambre_swarm::library::error::LibraryError;
 use enjambre_swarm::library::library::Library;
 use enjambre_swarm::membership::gate::MembershipGate;
 use enjambre_swarm::membership::member_transport::MemberTransport;
@@ -73,12 +74,13 @@ impl PeerServices {
         init: bool,
     ) -> Result<Self, Failure> {
         let config = &loaded.config;
+        let action = format!("cannot open the library in {}", place.data_dir.display());
         let content_dir = place.data_dir.join("content");
         // A tracker fetches replicas again if their index is lost.
         let data_dir = (place.tenancy == Tenancy::Single).then(|| place.data_dir.clone());
         let index = registry.open_storage(loaded, place.clone(), Role::Records).await?;
         if let Some(data_dir) = &data_dir {
-            let format = library::stored_format(&*index).await.context("cannot open the library")?;
+            let format = library::stored_format(&*index).await.context(&action)?;
             known_database::check(data_dir, format, &config.storage.backend, init).await?;
         }
         let mut storages = vec![Arc::clone(&index)];
@@ -105,23 +107,16 @@ impl PeerServices {
             ),
             None => Arc::clone(dialer),
         };
-        let action = "cannot open the library";
-        if library::is_content_missing(&*index, &content).await.context(action)? {
-            let data_dir = place.data_dir.display();
-            let store = match config.library.content {
-                ContentKind::Database => format!("content database ({})", config.storage.backend),
-                ContentKind::Files => format!("content directory {}", content_dir.display()),
-            };
-            if !init {
-                return Err(Failure::failed(format!(
-                    "the {store} is empty, but the library of {data_dir} lists stored content; restore it, or start the node once \
-                     with --init to keep only the index; then the content can be downloaded again"
-                )));
+        let opened = match Library::open(Arc::clone(&index), content.clone()).await {
+            Err(LibraryError::ContentMissing) if init => {
+                let data_dir = place.data_dir.display();
+                tracing::warn!(%data_dir, "the content of the library is missing; download or publish it again");
+                library::drop_content_claims(&*index, &content).await.context(&action)?;
+                Library::open(Arc::clone(&index), content).await
             }
-            tracing::warn!(%data_dir, "the content of the library is missing and can only be downloaded again");
-            library::drop_content_claims(&*index, &content).await.context(action)?;
-        }
-        let library = Library::open(Arc::clone(&index), content).await.context(action)?;
+            opened => opened,
+        };
+        let library = opened.context(&action)?;
         let copy_dir = match config.library.content {
             ContentKind::Database => folder_of(loaded, &place, Role::Content).await?,
             ContentKind::Files => {

@@ -22,7 +22,7 @@ use enjambre_swarm::record_copy;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::error::ConfigError;
+use crate::config::error::{ConfigError, problem};
 use crate::config::load::Loaded;
 use crate::config::sections::LayersSection;
 use erased::{Backend, Scheme, Transports, complete, erase};
@@ -240,6 +240,7 @@ impl Registry {
         role: Role,
     ) -> Result<Result<Arc<dyn Storage>, PluginError>, Failure> {
         let section = &loaded.config.storage;
+        self.check_files(loaded, place.clone(), role).await?;
         let (data_dir, scratch) = (place.data_dir.clone(), place.scratch.clone());
         let opening = (self.backend(loaded)?.open)(section.table(&section.backend), place, role)
             .map_err(|error| invalid_table(&section.backend, &error))?;
@@ -285,7 +286,7 @@ impl Registry {
 }
 
 fn invalid_table(backend: &str, error: &toml::de::Error) -> Failure {
-    Failure::usage(format!("invalid section [storage.{backend}]: {error}"))
+    Failure::usage(format!("invalid section [storage.{backend}]: {}", problem(error)))
 }
 
 /// Wraps a storage in the layers. The metrics include retries.

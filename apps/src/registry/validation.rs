@@ -1,13 +1,12 @@
 //! Validation of a configuration against the registered plug-ins.
 
 use enjambre_control::{Failure, Status};
-use enjambre_core::{Endpoint, KeyPair, Role};
+use enjambre_core::{Endpoint, KeyPair, Place, Role};
 
 use super::builtin::OPTIONAL_BACKENDS;
 use super::erased::Scheme;
-use super::locations::node_place;
-use super::{Registry, Security};
-use crate::config::error::ConfigError;
+use super::{PluginError, Registry, Security, invalid_table};
+use crate::config::error::{ConfigError, problem};
 use crate::config::load::{Loaded, Sources};
 use crate::config::sections::NodeKind;
 
@@ -43,16 +42,17 @@ impl Registry {
         self.dialer(loaded, &KeyPair::generate()).map(drop)
     }
 
-    /// Checks the files that the settings of the storage backend name.
-    pub(crate) async fn check_files(&self, loaded: &Loaded) -> Result<(), Failure> {
+    /// Checks the files that the settings of the storage backend name. An error is one of the configuration.
+    pub(crate) async fn check_files(&self, loaded: &Loaded, place: Place, role: Role) -> Result<(), Failure> {
         let section = &loaded.config.storage;
         let Some(check) = &self.backend(loaded)?.check_files else { return Ok(()) };
-        let place = node_place(loaded.kind, &loaded.data_dir(loaded.kind));
-        let invalid = || format!("invalid section [storage.{}]", section.backend);
-        let checking = check(section.table(&section.backend), place, Role::Records)
-            .map_err(|error| Failure::usage(error).context(invalid()))?;
-        let checked = checking.await;
-        checked.map_err(|error| Failure::from_error(Status::Usage, &*error).context(invalid()))
+        let checking = check(section.table(&section.backend), place, role)
+            .map_err(|error| invalid_table(&section.backend, &error))?;
+        let invalid = |error: PluginError| {
+            Failure::from_error(Status::Usage, &*error)
+                .context(format!("invalid section [storage.{}]", section.backend))
+        };
+        checking.await.map_err(invalid)
     }
 
     /// The allowed tables in `[storage]`. A table of a backend that this build does not include is ignored.
@@ -85,7 +85,7 @@ impl Registry {
                     Some(inner) => format!("storage.{name}.{inner}"),
                     None => format!("storage.{name}"),
                 };
-                loaded.invalid(&key, error.message().replace('\n', "; "))
+                loaded.invalid(&key, problem(&error))
             })?;
         }
         Ok(())

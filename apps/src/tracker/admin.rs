@@ -27,7 +27,7 @@ use enjambre_swarm::tracker::settings::TrackerSettings;
 use super::endpoints_file;
 use crate::config::load::Loaded;
 use crate::config::sections::NodeKind;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, never_started};
 use crate::known_database;
 use crate::node_key;
 use crate::registry::Registry;
@@ -56,14 +56,15 @@ pub(crate) struct StandaloneAdmin {
 }
 
 impl StandaloneAdmin {
-    /// Opens the database of a tracker whose data directory is locked by this process.
+    /// Opens the database of a tracker whose data directory is locked by this process. Fails if the tracker was never
+    /// started: a mistake in the configuration must not create another tracker with another authority.
     pub(crate) async fn open(
         registry: &Registry,
         loaded: &Loaded,
         data_dir: DataDir,
     ) -> Result<Self, Failure> {
         let folder = data_dir.path().to_owned();
-        let key = node_key::load_or_create(&folder).await?;
+        let key = node_key::load(&folder).await?.ok_or_else(|| never_started(&folder))?;
         let listen = endpoints_file::effective(&loaded.config.transport.listen, &folder).await;
         let place = node_place(NodeKind::Tracker, &folder);
         let storage = registry.open_storage(loaded, place, Role::Records).await?;

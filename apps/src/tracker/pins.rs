@@ -2,6 +2,8 @@
 
 use enjambre_control::{Event, Events, Failure};
 use enjambre_core::protocol::message::PinStatus;
+use enjambre_core::runtime::clock::{Clock, SystemClock};
+use enjambre_swarm::catalogue::layout::PinId;
 
 use super::admin::AdminService;
 use crate::peer::pins::find;
@@ -15,12 +17,18 @@ impl AdminService {
     }
 
     pub(super) async fn unpin(&self, query: &str, events: &Events) -> Result<(), Failure> {
-        let id = find(query, &self.all_pins().await?)?;
-        // In this order the space is only released once the replica is deleted. A stopped tracker deletes it at its start.
-        if let Some(store) = &self.store {
-            store.discard(&id).await.map_err(|error| Failure::failed(error.message))?;
+        let pins = self.all_pins().await?;
+        let named = async { self.catalogue.find(query, SystemClock.now()).await.ok().map(|file| file.id) };
+        let id = find(query, &pins, named).await?;
+        for pin in pins.iter().filter(|pin| pin.id == id) {
+            let pin = PinId { file: id, by: pin.peer };
+            if let Some(store) = &self.store {
+                store.unpin(&pin).await.map_err(|error| Failure::failed(error.message))?;
+            } else {
+                // A tracker deletes the replica at its start.
+                self.catalogue.unpin(&pin).await?;
+            }
         }
-        self.catalogue.unpin(&id).await?;
         events.send(Event::Unpinned { id }).await;
         Ok(())
     }

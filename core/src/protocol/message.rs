@@ -127,10 +127,6 @@ pub enum Request {
     Renew {
         /// The session of the sender.
         session: SessionId,
-        /// The time in the last [`Reply::Renewed`] of the session. It shows the tracker whether its database was restored from
-        /// an older copy.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        renewed_ms: Option<UnixMillis>,
         /// The membership state of the sender.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         membership: Option<MembershipState>,
@@ -302,7 +298,9 @@ pub enum Reply {
     /// To `renew`.
     Renewed {
         /// The time of the renewal, by the clock of the tracker.
-        renewed_ms: UnixMillis,
+        now_ms: UnixMillis,
+        /// The writes that the catalogue may lack.
+        gap: Gap,
         /// The endpoints that other peers receive. They follow the address from which the sender reaches the tracker.
         #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_ENDPOINTS>")]
         endpoints: Vec<Endpoint>,
@@ -420,11 +418,34 @@ pub struct PinStatus {
     pub peer: PeerId,
 }
 
+/// The period whose acknowledged writes a catalogue may lack: from the last time that its database contained when the tracker
+/// started, or reached the database again, until that start or return. A database that was restored from an older copy, or
+/// lost its last writes in a power failure, lacks them. A sender that wrote in this period opens a new session, announces all
+/// its files, and repeats the publications that were acknowledged then.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// All writes until this time, by the clock of the tracker, are stored.
+    pub after_ms: UnixMillis,
+    /// The end of the period.
+    pub until_ms: UnixMillis,
+}
+
+impl Gap {
+    /// Returns whether a write that was acknowledged at this time, by the clock of the tracker, may be missing.
+    pub fn contains(&self, at: UnixMillis) -> bool {
+        self.after_ms < at && at <= self.until_ms
+    }
+}
+
 /// A new session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionGrant {
     /// The session. All requests on behalf of the peer carry it.
     pub session: SessionId,
+    /// The start of the session, by the clock of the tracker.
+    pub now_ms: UnixMillis,
+    /// The writes that the catalogue may lack.
+    pub gap: Gap,
     /// The duration of the lease in milliseconds. The peer renews three times per lease.
     pub lease_ms: u64,
     /// The endpoints that other peers receive.

@@ -105,7 +105,7 @@ async fn pins(State(api): State<Arc<Api>>) -> Result<Json<Pins>, Problem> {
     Ok(Json(Pins { pins, warnings }))
 }
 
-/// Removes a pin of the peer, or any pin at a tracker.
+/// Removes a pin of the peer, or all pins of a file at a tracker.
 #[utoipa::path(delete, path = "/api/v1/pins/{query}", tag = "pins", params(("query" = String, Path)), responses((status = 204)))]
 async fn unpin(State(api): State<Arc<Api>>, Path(query): Path<String>) -> Result<StatusCode, Problem> {
     api.run(Command::Unpin { query }, nothing).await?.all()?;

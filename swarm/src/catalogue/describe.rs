@@ -2,9 +2,9 @@
 
 use super::layout::{
     self, AUTHORITY, CLEARED, Claim, FILE_NAMES, FILES, FileEntry, FileNumber, FormatRecord, INVITATIONS,
-    InvitationRecord, LEASES, LeaseRecord, MEMBERS, META, MemberRecord, OFFERS, PEERS, PINNERS, PINS,
-    PROVIDERS, PinRecord, RESERVATIONS, REVOKED, ReservationRecord, ReservedRecord, SESSIONS, VERSIONS,
-    VersionRecord,
+    InvitationRecord, LEASES, LeaseRecord, MEMBERS, META, MemberRecord, OFFERS, PEERS, PINNED, PINNERS, PINS,
+    PROVIDERS, PinId, PinRecord, RESERVATIONS, REVOKED, ReservationRecord, ReservedRecord, SESSIONS,
+    VERSIONS, VersionRecord,
 };
 use enjambre_core::storage::inspect::{Field, Fields};
 use enjambre_core::{FileId, FileRecord, KeyPair, PeerId, Space, StorageError, UnixMillis};
@@ -80,14 +80,20 @@ pub fn describe(space: Space, key: &[u8], value: &[u8]) -> Result<Fields, Storag
         }
         SESSIONS => vec![("session", Field::secret(key)), ("peer_number", peer(value)?)],
         PINS => {
-            let PinRecord { size, complete, at, by, .. } = layout::decode(space, value)?;
+            let PinRecord { size, complete, at } = layout::decode(space, value)?;
+            let PinId { file, by } = layout::read_pin_key(key)?;
             vec![
-                ("id", Field::text(layout::read_file_key(space, key)?)),
+                ("id", Field::text(file)),
                 ("size", Field::Number(size)),
                 ("complete", Field::Flag(complete)),
                 ("at", Field::Time(at)),
                 ("by", Field::text(by)),
             ]
+        }
+        PINNED => {
+            let ReservedRecord { bytes, pins, .. } = layout::decode(space, value)?;
+            let id = Field::text(layout::read_file_key(space, key)?);
+            vec![("id", id), ("reserved", Field::Number(bytes)), ("pins", Field::Number(pins))]
         }
         PINNERS => {
             let ReservedRecord { bytes, pins, .. } = layout::decode(space, value)?;

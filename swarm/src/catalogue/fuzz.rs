@@ -38,6 +38,9 @@ pub(crate) fn records(data: &[u8]) {
     if let Ok(file) = layout::read_file_key(FILES, key) {
         assert_eq!(layout::file_key(&file).as_bytes(), key);
     }
+    if let Ok(pin) = layout::read_pin_key(key) {
+        assert_eq!(layout::pin_key(&pin).as_bytes(), key);
+    }
     if let (Ok(peer), Ok(file)) = (layout::read_provider_key(key), layout::read_offer_key(key)) {
         assert_eq!(peer.0, file.0);
         assert_eq!(&layout::provider_key(FileNumber(0), peer).as_bytes()[6..], &key[6..]);

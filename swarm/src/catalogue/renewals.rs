@@ -8,6 +8,7 @@ use super::error::CatalogueError;
 use super::layout::{self, LEASES, LeaseRecord, META, PeerNumber};
 use super::leases::{Flush, Renewal};
 use super::peers::Session;
+use enjambre_core::protocol::message::Gap;
 use enjambre_core::{Batch, Durability, SessionId, StorageError, UnixMillis};
 
 /// The number of leases that one batch of renewals changes.
@@ -38,24 +39,28 @@ impl Catalogue {
         Ok(valid)
     }
 
-    /// Whether the database lacks a renewal that was acknowledged at this time, and therefore possibly other writes, as after a
-    /// restore from a backup.
-    pub fn lacks_renewal(&self, by: &Session, lease: &LeaseRecord, acknowledged: UnixMillis) -> bool {
-        self.leases.lock().is_lost(by.number, lease, acknowledged)
+    /// The writes that the database may lack, because it was restored from an older copy or lost its last writes.
+    pub fn gap(&self) -> Gap {
+        self.leases.lock().gap()
     }
 
     /// Stores the renewals since the last flush, and the stamp. Renewals that cannot be stored remain for the next flush.
     /// Without renewals it only checks that the database is reachable, because the lease rules depend on that, see
     /// [`super::leases`].
     pub async fn flush(&self, now: UnixMillis) -> Result<(), StorageError> {
-        let flush = self.leases.lock().take(now);
-        let flushed = match flush {
-            Some(flush) => self.write_flush(flush, now).await,
-            None => self.read(META, &layout::meta_key("stamp")).await.map(drop),
+        let (flush, is_away) = {
+            let mut leases = self.leases.lock();
+            (leases.take(now), leases.is_away())
+        };
+        // Read before it is replaced.
+        let stored = if is_away || flush.is_none() { self.stored_stamp().await } else { Ok(None) };
+        let flushed = match (stored, flush) {
+            (Ok(stored), Some(flush)) => self.write_flush(flush, now).await.map(|()| stored),
+            (stored, _) => stored,
         };
         match &flushed {
-            Ok(()) => {
-                if self.leases.lock().reached(now) {
+            Ok(stored) => {
+                if self.leases.lock().reached(*stored, now) {
                     tracing::info!("database reachable again");
                     self.liveness_changed();
                 }
@@ -64,7 +69,12 @@ impl Catalogue {
             Err(StorageError::Conflict) => {}
             Err(_) => self.leases.lock().missed(),
         }
-        flushed
+        flushed.map(drop)
+    }
+
+    async fn stored_stamp(&self) -> Result<Option<UnixMillis>, StorageError> {
+        let stamp = self.read(META, &layout::meta_key("stamp")).await?;
+        stamp.map(|raw| layout::read_number(META, &raw).map(UnixMillis)).transpose()
     }
 
     async fn write_flush(&self, flush: Flush, now: UnixMillis) -> Result<(), StorageError> {

@@ -48,6 +48,7 @@ pub fn describe(space: Space, key: &Key, value: &[u8]) -> Result<Fields, Storage
                 ("catalogue", Field::hex(&catalogue.0)),
                 ("id", Field::text(id)),
                 ("name", Field::text(name)),
+                ("acknowledged_ms", Field::Number(layout::read_ack(value)?.get())),
             ]
         }
         DOWNLOADS => {

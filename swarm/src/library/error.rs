@@ -80,6 +80,12 @@ pub enum LibraryError {
     /// The content of the collection is not a valid list of files.
     #[error("cannot read the collection")]
     Collection(#[from] CollectionError),
+    /// The content store is empty, but the index lists content in it.
+    #[error(
+        "the content store is empty, but the library lists stored content; restore it, or start the node once with \
+         --init to keep only the index; then the content can be downloaded or published again"
+    )]
+    ContentMissing,
     /// The content is in the other kind of store.
     #[error(
         "the content of {0} is not in the configured store; restore the previous value of [library] content, or \

@@ -26,7 +26,7 @@ const LOCKS: usize = 64;
 /// The number of bytes of unused piece buffers that are kept.
 const POOLED_BUFFERS: usize = 4 << 20;
 /// The largest number of writes in one commit.
-const BATCH_WRITES: usize = 4096;
+pub(super) const BATCH_WRITES: usize = 4096;
 /// The number of events that a slow subscriber may be behind.
 const EVENT_BUFFER: usize = 4096;
 

@@ -9,7 +9,7 @@
 //! | `library_dirty` | id, page | bitmap of pieces that may be written, but are not known to be synced |
 //! | `library_members` | member, collection | 1 byte |
 //! | `library_tombs` | id | tombstone: the [`Record`] of a file whose content is being deleted |
-//! | `library_acks` | catalogue (16), id, name | 1 byte: the catalogue acknowledged the publication |
+//! | `library_acks` | catalogue (16), id, name | the time at which the catalogue acknowledged the publication, in milliseconds since 1970 by its tracker (8, big-endian) |
 //! | `library_downloads` | id | [`DownloadRecord`] in CBOR |
 //! | `library_swarm` | `membership` | invite-only swarms: the newest membership of the node, as signed by a tracker |
 //! | `library_swarm` | `revocations` | invite-only swarms: public key of the authority (32), version up to which all revocations are known (8) |
@@ -336,6 +336,16 @@ pub(super) fn split_ack(key: &Key) -> Result<AckKey, StorageError> {
     let (id, name) = rest.split_first_chunk::<32>().ok_or_else(|| malformed_key(ACKS))?;
     let name = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
     Ok((CatalogueId(*catalogue), FileId::from_bytes(*id), name.ok_or_else(|| malformed_key(ACKS))?))
+}
+
+/// The value of an acknowledgement: its time.
+pub(super) fn ack_value(at: UnixMillis) -> Vec<u8> {
+    at.get().to_be_bytes().to_vec()
+}
+
+pub(super) fn read_ack(value: &[u8]) -> Result<UnixMillis, StorageError> {
+    let malformed = |_| StorageError::corrupt(format!("a value in the space {}", ACKS.name()));
+    Ok(UnixMillis(u64::from_be_bytes(value.try_into().map_err(malformed)?)))
 }
 
 /// Puts the hash records of a file. A file with at most one piece has none, since its id is the hash.

@@ -11,16 +11,19 @@ use super::content::ContentStore;
 use super::entry::{Entry, LibraryEvent, NewFile, PublishedVersion, Totals};
 use super::error::{LibraryError, Result};
 use super::file::LibraryFile;
-use super::inner::LibraryInner;
-use super::layout::{self, ACKS};
+use super::inner::{BATCH_WRITES, LibraryInner};
+use super::layout::{self, ACKS, AckKey};
 use super::load::{check_or_write_format, load_state};
+use super::missing_content::is_content_missing;
 use super::open_files::OpenFiles;
 use super::output::Destination;
-use super::state::Slot;
+use super::state::{Ack, Slot};
 use super::task::in_task;
 use enjambre_core::model::id::is_id_or_prefix;
 use enjambre_core::runtime;
-use enjambre_core::{Batch, CatalogueId, Durability, FileId, Manifest, Name, Offer, Publication, Storage};
+use enjambre_core::{
+    Batch, CatalogueId, Durability, FileId, Manifest, Name, Offer, Publication, Storage, UnixMillis,
+};
 
 /// The number of files that are visited without releasing the lock of the state.
 const VISITED_AT_ONCE: usize = 4096;
@@ -41,10 +44,18 @@ pub struct Library {
 impl Library {
     /// Opens the library and recovers from a crash: finishes removals and hashes unsynced pieces. Content
     /// without a file is swept in the background.
+    ///
+    /// # Errors
+    /// [`LibraryError::ContentMissing`] if the content store is empty although the index lists content in it.
+    /// [`drop_content_claims`](super::drop_content_claims) corrects the index then.
     pub async fn open(index: Arc<dyn Storage>, content: ContentStore) -> Result<Arc<Self>> {
-        content.create().await?;
         check_or_write_format(&*index).await?;
         let state = load_state(&*index).await?;
+        // Before the recovery, which changes the index and creates files.
+        if is_content_missing(&state, &content).await? {
+            return Err(LibraryError::ContentMissing);
+        }
+        content.create().await?;
         let inner = Arc::new(LibraryInner::new(index, content, state));
         let files = Arc::new(OpenFiles::new(Arc::clone(&inner)));
         let library = Arc::new(Self {
@@ -270,13 +281,14 @@ impl Library {
         pending.into_iter().map(|(_, publication)| publication).collect()
     }
 
-    /// Records that the catalogue acknowledged the publication of a name.
+    /// Records that the catalogue acknowledged the publication of a name at this time.
     pub async fn mark_published(
         &self,
         catalogue: CatalogueId,
         id: &FileId,
         name: &Name,
         version: PublishedVersion,
+        at: UnixMillis,
     ) -> Result<()> {
         self.inner.check_open()?;
         let _guard = self.inner.lock(id).await;
@@ -289,9 +301,30 @@ impl Library {
         }
         let ack = (catalogue, *id, name.clone());
         let mut batch = Batch::new();
-        batch.put(ACKS, layout::ack_key(&ack), vec![1]);
+        batch.put(ACKS, layout::ack_key(&ack), layout::ack_value(at));
         self.inner.index.commit(batch, Durability::Buffered).await?;
-        self.inner.state.lock().acks.insert(ack, Some(version));
+        self.inner.state.lock().acks.insert(ack, Ack { at, version: Some(version) });
+        Ok(())
+    }
+
+    /// Returns the publications that the catalogue acknowledged at these times to its outbox.
+    pub async fn forget_acknowledgements(
+        &self,
+        catalogue: CatalogueId,
+        is_lost: impl Fn(UnixMillis) -> bool,
+    ) -> Result<()> {
+        self.inner.check_open()?;
+        let lost: Vec<AckKey> = {
+            let state = self.inner.state.lock();
+            let lost = state.acks.iter().filter(|((of, ..), ack)| *of == catalogue && is_lost(ack.at));
+            lost.map(|(key, _)| key.clone()).collect()
+        };
+        for acks in lost.chunks(BATCH_WRITES) {
+            let mut batch = Batch::new();
+            layout::delete_acks(&mut batch, acks);
+            self.inner.index.commit(batch, Durability::Buffered).await?;
+            self.inner.state.lock().remove_acks(acks);
+        }
         Ok(())
     }
 
@@ -303,7 +336,7 @@ impl Library {
         id: &FileId,
         name: &Name,
     ) -> Option<PublishedVersion> {
-        self.inner.state.lock().acks.get(&(catalogue, *id, name.clone())).copied().flatten()
+        self.inner.state.lock().acks.get(&(catalogue, *id, name.clone()))?.version
     }
 }
 

@@ -50,7 +50,7 @@ pub use layout::{
     read_revoked_key, revoked_key, revoked_keys, swarm_key,
 };
 pub use load::stored_format;
-pub use missing_content::{drop_content_claims, is_content_missing};
+pub use missing_content::drop_content_claims;
 
 #[cfg(test)]
 mod tests;

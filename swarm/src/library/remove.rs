@@ -266,19 +266,22 @@ impl LibraryInner {
         self.remove_orphan(id).await
     }
 
-    /// Removes content without a file: a crash interrupted its import or download.
+    /// Removes content without a file: a crash interrupted its import or download. Ends early if the library is closed.
     pub(super) async fn sweep(&self) -> Result<()> {
         match &self.content {
             ContentStore::Database(content) => {
                 let content = DatabaseContent(Arc::clone(content));
                 let mut last = None;
-                while let Some(id) = content.next_id(last.as_ref()).await? {
+                while let Some(id) =
+                    content.next_id(last.as_ref()).await?.filter(|_| !self.stop.is_cancelled())
+                {
                     self.sweep_file(&id).await?;
                     last = Some(id);
                 }
             }
             ContentStore::Files(dir) => {
-                for id in in_dir(dir, content_files::list).await? {
+                let ids = in_dir(dir, content_files::list).await?;
+                for id in ids.into_iter().take_while(|_| !self.stop.is_cancelled()) {
                     self.sweep_file(&id).await?;
                 }
             }
@@ -287,7 +290,6 @@ impl LibraryInner {
     }
 
     async fn sweep_file(&self, id: &FileId) -> Result<()> {
-        self.check_open()?;
         let _guard = self.lock(id).await;
         self.remove_orphan(id).await
     }

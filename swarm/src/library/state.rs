@@ -10,7 +10,7 @@ use super::layout::{self, AckKey, ContentPlace, MAX_NAMES, NameRecord, Record};
 use super::linked::Fingerprint;
 use super::unsynced::UnsyncedSmallFiles;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{Batch, FileId, FileKind, Key, Name, Offer, PieceLayout, Space};
+use enjambre_core::{Batch, FileId, FileKind, Key, Name, Offer, PieceLayout, Space, UnixMillis};
 
 #[derive(Debug, Default)]
 pub(super) struct LibraryState {
@@ -19,8 +19,8 @@ pub(super) struct LibraryState {
     /// Pairs of member and collection.
     pub(super) members: BTreeSet<(FileId, FileId)>,
     pub(super) tombstones: HashMap<FileId, Tombstone>,
-    /// The acknowledged publications. The version is known if this process received the acknowledgement.
-    pub(super) acks: HashMap<AckKey, Option<PublishedVersion>>,
+    /// The acknowledged publications.
+    pub(super) acks: HashMap<AckKey, Ack>,
     pub(super) last_number: u64,
     /// Files without a record whose content is being imported, with the number of imports. The sweep ignores
     /// them.
@@ -32,6 +32,15 @@ pub(super) struct LibraryState {
     /// Linked files by the hash of their path, so that publishing an unchanged file again need not read it. Hashes may
     /// collide, so callers compare the path in the record.
     paths: HashMap<u64, FileId>,
+}
+
+/// The acknowledgement of a publication.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ack {
+    /// Its time, by the clock of the tracker.
+    pub(super) at: UnixMillis,
+    /// The version, if this process received the acknowledgement.
+    pub(super) version: Option<PublishedVersion>,
 }
 
 #[derive(Debug, Clone)]

@@ -13,7 +13,8 @@ use crate::library::library::Library;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::offers::{Acknowledgement, OfferSource};
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::{CatalogueId, FileId, Offer, Provider, Publication, StorageError};
+use enjambre_core::protocol::message::Gap;
+use enjambre_core::{CatalogueId, FileId, Offer, Provider, Publication, StorageError, UnixMillis};
 
 /// The offers and publications of a library.
 #[derive(Debug)]
@@ -67,14 +68,16 @@ impl OfferSource for LibraryOffers {
         &self,
         publication: &Publication,
         acknowledged: Acknowledgement,
+        at: UnixMillis,
     ) -> Result<(), StorageError> {
         let Acknowledgement { catalogue, version, new } = acknowledged;
         let version = PublishedVersion { version, new };
-        match self.library.mark_published(catalogue, &publication.id, &publication.name, version).await {
-            Ok(()) | Err(LibraryError::NotFound { .. }) => Ok(()),
-            Err(LibraryError::Storage(error)) => Err(error),
-            Err(error) => Err(StorageError::backend("record an acknowledged publication", error)),
-        }
+        let Publication { id, name, .. } = publication;
+        in_storage(self.library.mark_published(catalogue, id, name, version, at).await)
+    }
+
+    async fn forget_acknowledgements(&self, catalogue: CatalogueId, gap: Gap) -> Result<(), StorageError> {
+        in_storage(self.library.forget_acknowledgements(catalogue, |at| gap.contains(at)).await)
     }
 
     fn acknowledgement(&self, catalogue: CatalogueId, publication: &Publication) -> Option<Acknowledgement> {
@@ -91,6 +94,15 @@ impl OfferSource for LibraryOffers {
             entry.names.into_iter().map(move |name| Publication { name, id, size, kind })
         });
         Ok(publications.collect())
+    }
+}
+
+/// The error of the storage. A file that was removed meanwhile needs no acknowledgement.
+fn in_storage(result: Result<(), LibraryError>) -> Result<(), StorageError> {
+    match result {
+        Ok(()) | Err(LibraryError::NotFound { .. }) => Ok(()),
+        Err(LibraryError::Storage(error)) => Err(error),
+        Err(error) => Err(StorageError::backend("record acknowledged publications", error)),
     }
 }
 

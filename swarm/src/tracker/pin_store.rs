@@ -4,9 +4,8 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 
-use crate::catalogue::layout::PinRecord;
+use crate::catalogue::layout::{PinId, PinRecord};
 use enjambre_core::protocol::error::ErrorReply;
-use enjambre_core::{FileId, FileRecord};
 
 /// Fetches and stores pinned files.
 ///
@@ -18,13 +17,14 @@ pub trait PinStore: Debug + Send + Sync + 'static {
     /// The maximum number of bytes that pins may reserve in total.
     fn quota(&self) -> u64;
 
-    /// Whether the file is being fetched for a pin, which is durable then.
-    fn is_fetching(&self, id: &FileId) -> bool;
+    /// Whether the file is being fetched for the pin, which is durable then.
+    fn is_fetching(&self, id: &PinId) -> bool;
 
-    /// Starts or continues to fetch the file in the background. Returns the number of bytes stored so far, without waiting.
-    /// May be called repeatedly.
-    async fn keep(&self, file: &FileRecord, pin: PinRecord) -> Result<u64, ErrorReply>;
+    /// Starts or continues to fetch the file in the background, unless the replica exists. Returns the number of bytes stored so
+    /// far, without waiting for more, and whether the replica is complete. May be called repeatedly.
+    async fn keep(&self, id: &PinId, pin: &PinRecord) -> Result<(u64, bool), ErrorReply>;
 
-    /// Stops fetching the file, and deletes the replica unless another pin needs it.
-    async fn discard(&self, id: &FileId) -> Result<(), ErrorReply>;
+    /// Removes the pin ([`Catalogue::unpin`](crate::catalogue::Catalogue::unpin)), stops fetching the file for it, and deletes
+    /// the replica unless another pin needs it.
+    async fn unpin(&self, id: &PinId) -> Result<(), ErrorReply>;
 }

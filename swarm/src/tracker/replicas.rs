@@ -2,7 +2,8 @@
 //!
 //! The size of a file is a claim until content proves it, so a pin reserves space in the catalogue as content arrives. A
 //! pin for which nothing arrives expires. The peers that pin files take turns to download, and a download that stalls ends
-//! its turn. Incomplete pins are resumed at the start.
+//! its turn. Pins of one file share its replica, which is deleted with the last of them. Incomplete pins are resumed at the
+//! start.
 
 mod fetch;
 #[cfg(test)]
@@ -14,13 +15,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::pin_store::PinStore;
 use crate::catalogue::Catalogue;
-use crate::catalogue::layout::PinRecord;
+use crate::catalogue::layout::{PinId, PinRecord};
 use crate::download::downloader::Downloader;
 use crate::library::entry::Entry;
 use crate::library::error::LibraryError;
@@ -35,7 +37,7 @@ use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::runtime;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::inspect::with_causes;
-use enjambre_core::{Endpoint, FileId, FileKind, FileRecord, KeyPair, PeerId};
+use enjambre_core::{Endpoint, FileId, FileKind, KeyPair, PeerId};
 
 /// Maximum number of files that are downloaded in parallel.
 const MAX_DOWNLOADS: usize = 4;
@@ -75,6 +77,8 @@ pub struct ReplicaStore {
     quota: u64,
     presence: Mutex<Option<Arc<Presence>>>,
     fetches: Mutex<Fetches>,
+    /// Held while a pin is completed or removed, so that no replica is deleted that another pin needs.
+    pins: AsyncMutex<()>,
     /// The downloads, by the peer that pinned the file.
     downloads: Turns<PeerId>,
     tasks: TaskTracker,
@@ -82,12 +86,10 @@ pub struct ReplicaStore {
     this: Weak<Self>,
 }
 
-type Fetches = HashMap<FileId, Fetch>;
+type Fetches = HashMap<PinId, Fetch>;
 
 #[derive(Debug)]
 struct Fetch {
-    /// The peer that pinned the file.
-    by: PeerId,
     stop: CancellationToken,
     task: JoinHandle<()>,
     /// Set if the file cannot be stored.
@@ -102,6 +104,7 @@ impl ReplicaStore {
             parts,
             presence: Mutex::default(),
             fetches: Mutex::default(),
+            pins: AsyncMutex::default(),
             downloads: Turns::new(MAX_DOWNLOADS, MAX_DOWNLOADS_PER_PEER),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -171,26 +174,29 @@ impl ReplicaStore {
     /// Deletes replicas that remain after a crash during `unpin`.
     async fn remove_unpinned(&self) {
         for entry in self.library().entries() {
-            if entry.name.is_some()
-                && matches!(self.parts.catalogue.pinned(&entry.id).await, Ok(None))
-                && let Err(error) = self.discard(&entry.id).await
+            if entry.name.is_none() {
+                continue;
+            }
+            let _guard = self.pins.lock().await;
+            if matches!(self.parts.catalogue.reserved_for(&entry.id).await, Ok(pinned) if pinned.pins == 0)
+                && let Err(error) = self.remove(&entry.id).await
             {
-                tracing::warn!(id = %entry.id, %error, "deleting an unpinned replica failed");
+                tracing::warn!(id = %entry.id, error = with_causes(&error), "deleting an unpinned replica failed");
             }
         }
     }
 
-    async fn resume_pin(&self, id: FileId, pin: &PinRecord) {
+    async fn resume_pin(&self, id: PinId, pin: &PinRecord) {
         if pin.complete {
-            if self.is_complete(&id).await {
+            if self.is_complete(&id.file).await {
                 return;
             }
             if let Err(error) = self.parts.catalogue.set_complete(&id, false).await {
-                tracing::warn!(%id, %error, "marking a replica as incomplete failed");
+                tracing::warn!(id = %id.file, %error, "marking a replica as incomplete failed");
             }
         }
         // It was admitted when the peer pinned the file.
-        while !self.start_fetch(id, pin.by, |fetches| fetches.len() < MAX_FETCHES) {
+        while !self.start_fetch(id, |fetches| fetches.len() < MAX_FETCHES) {
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
@@ -208,9 +214,9 @@ impl ReplicaStore {
         }
     }
 
-    /// Fetches a file that this peer pinned in the background, unless that is pending or was refused. Returns `false` if the
-    /// pending fetches do not admit it.
-    fn start_fetch(&self, id: FileId, by: PeerId, admits: impl Fn(&Fetches) -> bool) -> bool {
+    /// Fetches a pinned file in the background, unless that is pending or was refused. Returns `false` if the pending fetches
+    /// do not admit it.
+    fn start_fetch(&self, id: PinId, admits: impl Fn(&Fetches) -> bool) -> bool {
         let Some(store) = self.this.upgrade() else { return true };
         let mut fetches = self.fetches.lock();
         if fetches.contains_key(&id) {
@@ -219,7 +225,7 @@ impl ReplicaStore {
         if !admits(&fetches) {
             // Recorded refusals count. Those of other peers are kept while there is space for them.
             let is_full = fetches.len() >= MAX_FETCHES;
-            fetches.retain(|_, fetch| fetch.refusal.is_none() || (fetch.by != by && !is_full));
+            fetches.retain(|other, fetch| fetch.refusal.is_none() || (other.by != id.by && !is_full));
             if !admits(&fetches) {
                 return false;
             }
@@ -228,18 +234,20 @@ impl ReplicaStore {
         let task = runtime::spawn_in(&self.tasks, {
             let stop = stop.clone();
             async move {
-                // `discard` and `stop` cancel the fetch and clean up themselves.
+                // `unpin` and `stop` cancel the fetch and clean up themselves.
                 let Some(result) = stop.run_until_cancelled(store.fetch(&id)).await else { return };
                 store.finish_fetch(&id, result).await;
             }
         });
-        fetches.insert(id, Fetch { by, stop, task, refusal: None });
+        fetches.insert(id, Fetch { stop, task, refusal: None });
         true
     }
 
-    async fn finish_fetch(&self, id: &FileId, result: Result<(), ErrorReply>) {
+    async fn finish_fetch(&self, id: &PinId, result: Result<(), ErrorReply>) {
         if let Err(refusal) = &result {
-            tracing::warn!(%id, reason = refusal.message, "pin removed: the file cannot be stored");
+            let PinId { file, by } = id;
+            let by = by.short();
+            tracing::warn!(id = %file, %by, reason = refusal.message, "pin removed: the file cannot be stored");
             self.give_up(id).await;
         }
         let mut fetches = self.fetches.lock();
@@ -253,12 +261,36 @@ impl ReplicaStore {
         }
     }
 
-    /// Removes a pin and deletes its replica.
-    async fn give_up(&self, id: &FileId) {
-        let unpinned = self.parts.catalogue.unpin(id).await.map(drop).map_err(|error| error.to_string());
-        let removed = self.remove(id).await.map_err(|error| error.to_string());
-        if let Err(error) = unpinned.and(removed) {
-            tracing::warn!(%id, error, "removing a pin failed");
+    /// Removes a pin whose file cannot be stored.
+    async fn give_up(&self, id: &PinId) {
+        if let Err(error) = self.release(id).await {
+            tracing::warn!(id = %id.file, error = error.message, "removing a pin failed");
+        }
+    }
+
+    /// Removes a pin that is not being fetched, and first the replica if no other pin needs it: the space is only released
+    /// once the replica is deleted.
+    async fn release(&self, id: &PinId) -> Result<(), ErrorReply> {
+        let catalogue = &self.parts.catalogue;
+        let _guard = self.pins.lock().await;
+        let own = u64::from(catalogue.pinned(id).await?.is_some());
+        if catalogue.reserved_for(&id.file).await?.pins == own {
+            self.remove(&id.file).await.map_err(|error| {
+                tracing::warn!(id = %id.file, error = with_causes(&error), "deleting a replica failed");
+                ErrorReply::new(ErrorCode::Storage, "deleting the replica failed")
+            })?;
+        }
+        catalogue.unpin(id).await?;
+        Ok(())
+    }
+
+    /// Stops fetching a file for a pin.
+    async fn stop_fetch(&self, id: &PinId) {
+        let fetch = self.fetches.lock().remove(id);
+        if let Some(Fetch { stop, task, .. }) = fetch {
+            stop.cancel();
+            // A running fetch could recreate the replica.
+            let _ = task.await;
         }
     }
 
@@ -301,46 +333,49 @@ impl PinStore for ReplicaStore {
         self.quota
     }
 
-    fn is_fetching(&self, id: &FileId) -> bool {
+    fn is_fetching(&self, id: &PinId) -> bool {
         self.fetches.lock().get(id).is_some_and(|fetch| fetch.refusal.is_none())
     }
 
-    async fn keep(&self, file: &FileRecord, pin: PinRecord) -> Result<u64, ErrorReply> {
+    async fn keep(&self, id: &PinId, pin: &PinRecord) -> Result<(u64, bool), ErrorReply> {
         let refusal = {
             let mut fetches = self.fetches.lock();
-            let is_refused = fetches.get(&file.id).is_some_and(|fetch| fetch.refusal.is_some());
-            if is_refused { fetches.remove(&file.id).and_then(|fetch| fetch.refusal) } else { None }
+            let is_refused = fetches.get(id).is_some_and(|fetch| fetch.refusal.is_some());
+            if is_refused { fetches.remove(id).and_then(|fetch| fetch.refusal) } else { None }
         };
         if let Some(refusal) = refusal {
             // The request created the pin again.
-            self.give_up(&file.id).await;
+            self.give_up(id).await;
             return Err(refusal);
         }
-        let is_done = pin.complete && self.is_complete(&file.id).await;
-        if !is_done && !self.start_fetch(file.id, pin.by, |fetches| has_share(fetches, pin.by)) {
+        let completed = match pin.complete {
+            true => Ok(self.is_complete(&id.file).await),
+            false => self.complete(id).await,
+        };
+        let is_complete = match completed {
+            Ok(is_complete) => is_complete,
+            Err(refusal) => {
+                self.stop_fetch(id).await;
+                self.give_up(id).await;
+                return Err(refusal);
+            }
+        };
+        if !is_complete && !self.start_fetch(*id, |fetches| has_share(fetches, id.by)) {
             let busy = ErrorReply::new(ErrorCode::Busy, "too many pins are pending, especially of this peer");
             return Err(busy.retry_after(RETRY_INTERVAL));
         }
-        Ok(self.stored_bytes(&file.id).await)
+        Ok((self.stored_bytes(&id.file).await, is_complete))
     }
 
-    async fn discard(&self, id: &FileId) -> Result<(), ErrorReply> {
-        let fetch = self.fetches.lock().remove(id);
-        if let Some(Fetch { stop, task, .. }) = fetch {
-            stop.cancel();
-            // A running fetch could recreate the replica.
-            let _ = task.await;
-        }
-        self.remove(id).await.map_err(|error| {
-            tracing::warn!(%id, error = with_causes(&error), "deleting a replica failed");
-            ErrorReply::new(ErrorCode::Storage, "deleting the replica failed")
-        })
+    async fn unpin(&self, id: &PinId) -> Result<(), ErrorReply> {
+        self.stop_fetch(id).await;
+        self.release(id).await
     }
 }
 
 /// Whether the peer may have another pending pin.
 fn has_share(fetches: &Fetches, by: PeerId) -> bool {
-    let own = fetches.values().filter(|fetch| fetch.by == by).count();
+    let own = fetches.keys().filter(|id| id.by == by).count();
     let free = MAX_FETCHES.saturating_sub(fetches.len());
     own < (free + own).div_ceil(FETCHES_PART)
 }

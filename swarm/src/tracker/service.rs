@@ -16,6 +16,7 @@ use super::pin_store::PinStore;
 use super::settings::TrackerSettings;
 use crate::catalogue::Catalogue;
 use crate::catalogue::error::CatalogueError;
+use crate::catalogue::layout::PinId;
 use crate::catalogue::list::ListPage;
 use crate::catalogue::peers::{NewSession, Session};
 use crate::catalogue::pins::share_of;
@@ -192,23 +193,15 @@ impl TrackerService {
         let session = self.catalogue.open_session(id, new, now).await?;
         tracing::debug!(peer = %id.short(), endpoints = endpoint::list(&announced), "session opened");
         let lease_ms = millis(self.settings.lease);
-        let grant = SessionGrant { session, lease_ms, endpoints: announced, membership: None };
+        let gap = self.catalogue.gap();
+        let grant =
+            SessionGrant { session, now_ms: now, gap, lease_ms, endpoints: announced, membership: None };
         Ok(Reply::OpenSession { catalogue, nonce, grant: Some(grant) })
     }
 
-    async fn renew(
-        &self,
-        by: Session,
-        renewed_ms: Option<UnixMillis>,
-        peer: &PeerInfo,
-    ) -> Result<Reply, ErrorReply> {
+    async fn renew(&self, by: Session, peer: &PeerInfo) -> Result<Reply, ErrorReply> {
         let now = self.clock.now();
         let lease = self.catalogue.lease(&by, now).await?;
-        if renewed_ms.is_some_and(|acknowledged| self.catalogue.lacks_renewal(&by, &lease, acknowledged)) {
-            // A hostile peer can cause it with every request.
-            tracing::debug!(peer = %by.peer.short(), "database older than the session of the peer; session refused");
-            return Err(unauthorized("the database was restored from an older copy; open a new session"));
-        }
         let mut endpoints = lease.endpoints.clone();
         if !lease.requested.is_empty() {
             let current = self.announced(by.peer, &lease.requested, peer)?;
@@ -222,7 +215,8 @@ impl TrackerService {
         self.catalogue.renew(by.id, now).await?;
         // The store of the tracker itself shows nothing about the peers.
         self.metrics.renewals.add(u64::from(by.peer != self.me));
-        Ok(Reply::Renewed { renewed_ms: now, endpoints, membership: None, revocations: None, more: false })
+        let gap = self.catalogue.gap();
+        Ok(Reply::Renewed { now_ms: now, gap, endpoints, membership: None, revocations: None, more: false })
     }
 
     /// Runs a lookup that the cache has not answered.
@@ -241,10 +235,10 @@ impl TrackerService {
         Ok(Reply::Providers { providers })
     }
 
-    async fn pin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
+    async fn pin(&self, by: Session, file: FileId) -> Result<Reply, ErrorReply> {
         let store = self.store()?;
-        let now = self.clock.now();
-        let file = self.lookups.file(&id, None, now).await?.ok_or_else(|| not_in_catalogue(&id))?;
+        let (id, now) = (PinId { file, by: by.peer }, self.clock.now());
+        let file = self.lookups.file(&file, None, now).await?.ok_or_else(|| not_in_catalogue(&file))?;
         let pending = if store.is_fetching(&id) { self.catalogue.pinned(&id).await? } else { None };
         let pin = match pending {
             // It is durable already, so a peer that waits for the replica causes no syncs.
@@ -253,32 +247,31 @@ impl TrackerService {
                 let (size, quota) = (file.size, share_of(store.quota()));
                 // The claim of another peer may be false, so only content proves it.
                 if file.publisher == by.peer && size > quota && self.catalogue.pinned(&id).await?.is_none() {
-                    return Err(CatalogueError::QuotaFull { size, reserved: 0, quota }.into());
+                    let reserved = self.catalogue.reserved_by(&by.peer).await?.bytes;
+                    return Err(CatalogueError::QuotaFull { size, reserved, quota }.into());
                 }
-                self.catalogue.pin(id, by.peer, now).await?
+                self.catalogue.pin(&id, now).await?
             }
         };
-        let (complete, at) = (pin.complete, pin.at);
-        let kept = store.keep(&file, pin).await;
+        let kept = store.keep(&id, &pin).await;
         if matches!(&kept, Err(error) if error.code == ErrorCode::Busy)
-            && at == now
+            && pin.at == now
             // Otherwise refused pins would accumulate.
             && let Err(error) = self.catalogue.unpin(&id).await
         {
-            tracing::warn!(%id, %error, "removing a refused pin failed");
+            tracing::warn!(id = %file.id, %error, "removing a refused pin failed");
         }
-        Ok(Reply::Pin { stored: kept?, complete })
+        let (stored, complete) = kept?;
+        Ok(Reply::Pin { stored, complete })
     }
 
-    async fn unpin(&self, by: Session, id: FileId) -> Result<Reply, ErrorReply> {
+    async fn unpin(&self, by: Session, file: FileId) -> Result<Reply, ErrorReply> {
         let store = self.store()?;
-        // The ids are public, but only the peer that pinned a file may unpin it.
-        if self.catalogue.pinned(&id).await?.is_none_or(|pin| pin.by != by.peer) {
-            return Err(ErrorReply::new(ErrorCode::NotFound, format!("{id} is not pinned by this peer")));
+        let id = PinId { file, by: by.peer };
+        if self.catalogue.pinned(&id).await?.is_none() {
+            return Err(ErrorReply::new(ErrorCode::NotFound, format!("{file} is not pinned by this peer")));
         }
-        // In this order the space is only released once the replica is deleted.
-        store.discard(&id).await?;
-        self.catalogue.unpin(&id).await?;
+        store.unpin(&id).await?;
         Ok(Reply::Done)
     }
 
@@ -350,9 +343,7 @@ impl TrackerService {
                 self.catalogue.change_in_turn(&session, peer.address, ids.len(), withdrawn).await?;
                 Ok(Reply::Done)
             }
-            Request::Renew { session, renewed_ms, .. } => {
-                self.renew(self.session(session, peer).await?, renewed_ms, peer).await
-            }
+            Request::Renew { session, .. } => self.renew(self.session(session, peer).await?, peer).await,
             Request::Leave { session } => {
                 let session = self.session(session, peer).await?;
                 self.catalogue.leave(session.id, now).await?;

@@ -13,8 +13,8 @@ use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::client::{CallError, call, unexpected};
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::{
-    MAX_ENDPOINTS, MAX_OFFERS, MembershipState, Nonce, PinStatus, Reply, Request, SessionGrant, SessionProof,
-    TrackerStatus,
+    Gap, MAX_ENDPOINTS, MAX_OFFERS, MembershipState, Nonce, PinStatus, Reply, Request, SessionGrant,
+    SessionProof, TrackerStatus,
 };
 use enjambre_core::{
     CatalogueId, Connection, Deadline, Dialer, Endpoint, FileId, FileRecord, KeyPair, Offer, Provider,
@@ -41,7 +41,9 @@ pub struct TrackerClient {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Renewal {
     /// The time of the renewal, by the clock of the tracker.
-    pub renewed: UnixMillis,
+    pub now: UnixMillis,
+    /// The writes that the catalogue may lack.
+    pub gap: Gap,
     /// The endpoints that other peers receive.
     pub endpoints: Vec<Endpoint>,
     /// The changes of the membership state.
@@ -227,19 +229,17 @@ impl TrackerClient {
         self.call(request, expect!(Reply::Done => ())).await
     }
 
-    /// Renews the lease of a session that was last renewed at the time `renewed` by the clock of the tracker. In an
-    /// invite-only swarm it returns the changes since the state `known`.
+    /// Renews the lease of a session. In an invite-only swarm it returns the changes since the state `known`.
     pub async fn renew(
         &self,
         session: SessionId,
-        renewed: Option<UnixMillis>,
         known: Option<MembershipState>,
     ) -> Result<Renewal, TrackerError> {
-        let request = Request::Renew { session, renewed_ms: renewed, membership: known };
+        let request = Request::Renew { session, membership: known };
         self.call(&request, |reply| match reply {
-            Reply::Renewed { renewed_ms: renewed, endpoints, membership, revocations, more } => {
+            Reply::Renewed { now_ms: now, gap, endpoints, membership, revocations, more } => {
                 let membership = MembershipRenewal { membership, revocations, more };
-                Some(Renewal { renewed, endpoints, membership })
+                Some(Renewal { now, gap, endpoints, membership })
             }
             _ => None,
         })

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use enjambre_core::protocol::error::ErrorReply;
+use enjambre_core::protocol::message::Gap;
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{PeerId, PeerInfo, ReplySink, RequestId};
@@ -34,7 +35,14 @@ impl Handler for FakeTracker {
             Request::OpenSession { proof } => {
                 *self.proofs.lock() += usize::from(proof.is_some());
                 let session = SessionId([3; 16]);
-                let grant = SessionGrant { session, lease_ms: 1, endpoints: Vec::new(), membership: None };
+                let grant = SessionGrant {
+                    session,
+                    now_ms: UnixMillis(1),
+                    gap: Gap::default(),
+                    lease_ms: 1,
+                    endpoints: Vec::new(),
+                    membership: None,
+                };
                 Reply::OpenSession {
                     catalogue: CATALOGUE,
                     nonce: Nonce([2; 32]),

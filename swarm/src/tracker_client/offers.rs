@@ -4,7 +4,8 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 
-use enjambre_core::{CatalogueId, FileId, Offer, Publication, StorageError};
+use enjambre_core::protocol::message::Gap;
+use enjambre_core::{CatalogueId, FileId, Offer, Publication, StorageError, UnixMillis};
 
 /// The acknowledgement of a publication by a catalogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,12 +35,17 @@ pub trait OfferSource: Debug + Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Publication>, StorageError>;
 
-    /// Records durably that a catalogue acknowledged the publication, which removes it from the outbox of that catalogue.
+    /// Records durably that a catalogue acknowledged the publication, which removes it from the outbox of that catalogue. `at`
+    /// is the time of the acknowledgement by the clock of the tracker, or a little later.
     async fn mark_published(
         &self,
         publication: &Publication,
         acknowledged: Acknowledgement,
+        at: UnixMillis,
     ) -> Result<(), StorageError>;
+
+    /// Returns to the outbox of the catalogue the publications that it acknowledged in this period.
+    async fn forget_acknowledgements(&self, catalogue: CatalogueId, gap: Gap) -> Result<(), StorageError>;
 
     /// Returns the acknowledgement by a catalogue that was recorded since the publication entered the outbox.
     fn acknowledgement(&self, catalogue: CatalogueId, publication: &Publication) -> Option<Acknowledgement>;

@@ -88,8 +88,7 @@ impl Replicas {
                 break;
             }
             for (id, _) in pins {
-                self.store.discard(&id).await.map_err(|error| error.to_string())?;
-                self.catalogue.unpin(&id).await.map_err(|error| error.to_string())?;
+                self.store.unpin(&id).await.map_err(|error| error.to_string())?;
             }
         }
         let entries = self.downloader.library().entries();

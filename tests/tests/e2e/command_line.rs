@@ -71,7 +71,9 @@ fn unreachable_tracker_exits_with_4() {
     a.publish(&file, &[]);
     a.kill();
     let b = world.peer_with("b", &[&tracker], &["download.provider_timeout=1s"]);
-    assert_one_line(&b.run(["get", "film.bin"]).expect_status(4));
+    let failed = b.run(["get", "film.bin"]).expect_status(4);
+    assert_one_line(&failed);
+    assert!(failed.stderr.starts_with("error: cannot download film.bin: "), "{}", failed.stderr);
     let unreachable = ["--set", UNREACHABLE];
     assert_one_line(&b.run(["list"].into_iter().chain(unreachable)).expect_status(4));
     assert_one_line(&b.run(["get", "film.bin"].into_iter().chain(unreachable)).expect_status(4));

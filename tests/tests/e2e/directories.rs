@@ -210,6 +210,30 @@ fn shared_member_counts_for_every_directory() {
 }
 
 #[test]
+fn verification_of_a_name_fails_if_content_is_missing() {
+    let world = World::default();
+    let folder = world.path("folder");
+    for path in ["one/file", "two/file"] {
+        fs::create_dir_all(folder.join(path).parent().unwrap()).unwrap();
+        fs::write(folder.join(path), path).unwrap();
+    }
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    a.publish(&folder, &[]);
+    let b = world.peer("b", &[&tracker]);
+    b.run(["get", "folder/one"]).ok();
+    let (all, failed) = (b.run(["verify"]).ok(), b.run(["verify", "folder"]).expect_status(1));
+    for stdout in [all.stdout, failed.stdout] {
+        assert!(stdout.contains("folder/one/file") && stdout.contains(": valid, 1 piece\n"), "{stdout}");
+        let line = stdout.lines().find(|line| line.starts_with("folder/two/file  "));
+        assert!(line.is_some_and(|line| line.ends_with(": not stored, 1 piece missing")), "{stdout}");
+    }
+    assert!(failed.stderr.starts_with("error: incomplete files: 1; "), "{}", failed.stderr);
+    b.run(["get", "folder"]).ok();
+    b.run(["verify", "folder"]).ok();
+}
+
+#[test]
 fn hidden_files_of_directory_are_reported() {
     let world = World::default();
     let folder = world.path("folder");

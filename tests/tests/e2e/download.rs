@@ -411,6 +411,25 @@ fn publish_reads_standard_input() {
     Process::start_command(a.folder(), command).wait(TIMEOUT).ok();
     assert_eq!(a.run(["get", "text", "-o", "-"]).ok().stdout, "content\n");
     assert_eq!(a.in_library("text").unwrap()["content"], "database");
+    a.run(["publish", "/dev/stdin"]).expect_status(2);
+}
+
+#[test]
+fn open_file_receives_content_after_its_own() {
+    let world = World::default();
+    let tracker = world.tracker("tracker");
+    let a = world.running_peer("a", &[&tracker]);
+    let text = a.folder().join("text");
+    fs::write(&text, "content").unwrap();
+    a.run(["publish", text.to_str().unwrap()]).ok();
+    for (path, number) in [("/dev/stdout", 1), ("/dev/fd/1", 1), ("/proc/self/fd/1", 1), ("/dev/fd/3", 3)] {
+        let get = format!("\"$0\" get text -o {path} --config enjambre.toml");
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("{{ printf 'before ' >&{number}; {get}; }} {number}> out"));
+        command.arg(binary::enjambre()).current_dir(a.folder());
+        Process::start_command(a.folder(), command).wait(TIMEOUT).ok();
+        assert_eq!(fs::read_to_string(a.folder().join("out")).unwrap(), "before content", "{path}");
+    }
 }
 
 #[test]

@@ -97,6 +97,23 @@ fn data_directory_of_join_is_written_to_the_configuration() {
 }
 
 #[test]
+fn join_with_a_key_keeps_the_identity() {
+    let world = World::over(Wire::Secure);
+    let tracker = world.tracker_with("tracker", &[INVITED]);
+    let invitation = tracker.invite(&[]);
+    let peer = world.unconfigured_peer("peer");
+    let join = || peer.run(["join", &invitation, "--listen", "tcps://127.0.0.1:0"]).ok().stdout;
+    let (first, config) = (join(), peer.folder().join("enjambre.toml"));
+    fs::remove_file(config).unwrap();
+    let second = join();
+    assert_eq!(first.lines().next(), second.lines().next());
+    assert!(
+        !first.contains("keeps its identity") && second.contains("keeps its identity"),
+        "{first}{second}"
+    );
+}
+
+#[test]
 fn failed_join_creates_no_data_directory() {
     let world = World::over(Wire::Secure);
     let mut tracker = world.tracker_with("tracker", &[INVITED]);

@@ -281,10 +281,17 @@ fn pins_are_listed_and_removed_by_peer_and_operator() {
     assert_eq!(listed(a.run(pins)), ["first.bin", "second.bin", "third.bin"]);
     assert_eq!(listed(tracker.run(pins)), ["first.bin", "second.bin", "third.bin"]);
     assert_eq!(listed(b.run(pins)), [""; 0], "pins of another peer");
+    // A pin is listed with the newest name of its file, and found by all names.
+    a.publish(&files[0], &["--name", "newer.bin"]);
+    a.publish(&files[2], &["--name", "other.bin"]);
+    b.publish(&files[1], &["--pin"]);
+    assert_eq!(listed(b.run(pins)), ["second.bin"], "also pinned by another peer");
     b.run(["unpin", "first.bin"]).expect_status(3);
     a.run(["unpin", "first.bin"]).ok();
+    // An operator removes the pins of all peers.
     assert!(tracker.run(["unpin", "second.bin"]).ok().stdout.starts_with("unpinned "));
-    assert_eq!(listed(a.run(pins)), ["third.bin"]);
+    assert_eq!(listed(b.run(pins)), [""; 0]);
+    assert_eq!(listed(a.run(pins)), ["other.bin"]);
     let status = || a.run(["status", "--json"]).ok().json().remove(1)["store"].clone();
     assert_eq!((&status()["pins"], &status()["reserved"]), (&json!(1), &json!(3 * MIB)));
     // The operator can also remove pins while the tracker is stopped.

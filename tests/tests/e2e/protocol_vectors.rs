@@ -16,7 +16,7 @@ use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::codec::{KINDS, encode_reply, encode_request};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{
-    HaveWait, MembershipState, Nonce, PeerStatus, PinStatus, Reply, Request, SessionGrant, SessionProof,
+    Gap, HaveWait, MembershipState, Nonce, PeerStatus, PinStatus, Reply, Request, SessionGrant, SessionProof,
     StoreStatus, TrackerStatus,
 };
 use enjambre_core::{
@@ -171,8 +171,8 @@ fn requests() -> Vec<Request> {
             offers: vec![Offer { id: id(1), size: 70_000, complete: true }],
         },
         Request::Withdraw { session: SESSION, ids: vec![id(1), id(2)] },
-        Request::Renew { session: SESSION, renewed_ms: None, membership: None },
-        Request::Renew { session: SESSION, renewed_ms: Some(NOW), membership },
+        Request::Renew { session: SESSION, membership: None },
+        Request::Renew { session: SESSION, membership },
         Request::Leave { session: SESSION },
         Request::Pin { session: SESSION, id: id(1) },
         Request::Unpin { session: SESSION, id: id(1) },
@@ -212,7 +212,9 @@ fn record() -> FileRecord {
 fn replies() -> Vec<Reply> {
     let (catalogue, nonce, membership) = (CatalogueId([5; 16]), Nonce([6; 32]), Some(signed_membership()));
     let grant = |membership| {
-        Some(SessionGrant { session: SESSION, lease_ms: 60_000, endpoints: endpoints(), membership })
+        let gap = Gap { after_ms: UnixMillis(1), until_ms: NOW };
+        let endpoints = endpoints();
+        Some(SessionGrant { session: SESSION, now_ms: NOW, gap, lease_ms: 60_000, endpoints, membership })
     };
     let pin = |name: Option<&str>| PinStatus {
         id: id(1),
@@ -234,14 +236,16 @@ fn replies() -> Vec<Reply> {
         Reply::Announced { unknown: vec![id(1)] },
         Reply::Done,
         Reply::Renewed {
-            renewed_ms: NOW,
+            now_ms: NOW,
+            gap: Gap { after_ms: UnixMillis(1), until_ms: NOW },
             endpoints: endpoints(),
             membership: None,
             revocations: None,
             more: false,
         },
         Reply::Renewed {
-            renewed_ms: NOW,
+            now_ms: NOW,
+            gap: Gap { after_ms: UnixMillis(1), until_ms: NOW },
             endpoints: Vec::new(),
             membership,
             revocations: Some(vec![1; 81].into()),

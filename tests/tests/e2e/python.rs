@@ -13,8 +13,9 @@ use enjambre_tests::node::World;
 use enjambre_tests::process::Process;
 use enjambre_tests::setup::Wire;
 use enjambre_tests::skip::print_skipped;
-use enjambre_tests::wait::TIMEOUT;
+use enjambre_tests::wait::{TIMEOUT, wait_for};
 use parking_lot::Mutex;
+use rustix::process::Signal;
 
 pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the repository")
@@ -122,4 +123,35 @@ fn python_peer_publishes_and_serves() {
         assert_eq!(hash_of(&copy), hash);
         assert!(is_executable(&copy));
     }
+}
+
+#[test]
+fn peers_publish_again_what_a_restored_tracker_lacks() {
+    let Some(python) = python() else { return };
+    let world = World::default();
+    let mut tracker = world.tracker_with("tracker", &["tracker.lease=3s"]);
+    let a = world.running_peer("a", &[&tracker]);
+    let (first, _) = world.file("first.bin", 1_000);
+    a.publish(&first, &[]);
+    tracker.stop(Signal::TERM, TIMEOUT).ok();
+    let backup = world.path("backup");
+    let copy = |from: &Path, to: &Path| run(Command::new("cp").arg("-a").args([from, to])).unwrap();
+    copy(tracker.folder(), &backup);
+    tracker.start();
+    // The database of the backup contains the content, but not its other name.
+    let other_name = world.path("other.bin");
+    fs::copy(&first, &other_name).unwrap();
+    a.publish(&other_name, &[]);
+    let (film, hash) = world.file("film.bin", MIB);
+    let mut peer =
+        Process::start_command(&world.path(""), client(&python, &["serve", tracker.endpoint()], &film));
+    peer.wait_line(TIMEOUT, |line| (line == format!("published {hash}")).then_some(()));
+    tracker.kill();
+    fs::remove_dir_all(tracker.folder()).unwrap();
+    copy(&backup, tracker.folder());
+    tracker.start();
+    wait_for("all names", TIMEOUT, || {
+        let list = a.run(["list"]).stdout;
+        ["first.bin", "other.bin", "film.bin"].iter().all(|name| list.contains(name))
+    });
 }

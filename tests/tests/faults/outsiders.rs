@@ -30,7 +30,7 @@ fn all_requests(id: FileId) -> Vec<Request> {
         Request::Publish { session, name, id, size: 1, kind: FileKind::File },
         Request::Announce { session, offers: vec![Offer { id, size: 1, complete: true }] },
         Request::Withdraw { session, ids: vec![id] },
-        Request::Renew { session, renewed_ms: None, membership: None },
+        Request::Renew { session, membership: None },
         Request::Leave { session },
         Request::Pin { session, id },
         Request::Unpin { session, id },
@@ -198,7 +198,7 @@ fn member_cannot_exceed_its_rights() {
         publish(writer_session, "mine"),
         Request::Announce { session: writer_session, offers: vec![Offer { id, size, complete: true }] },
         Request::Withdraw { session: writer_session, ids },
-        Request::Renew { session: writer_session, renewed_ms: None, membership: None },
+        Request::Renew { session: writer_session, membership: None },
         Request::Pin { session: writer_session, id },
         Request::Unpin { session: writer_session, id },
         Request::Leave { session: writer_session },
@@ -206,7 +206,7 @@ fn member_cannot_exceed_its_rights() {
         assert_eq!(thief_connection.refusal(&request).unwrap(), ErrorCode::Unauthorized, "{request:?}");
     }
     assert!(matches!(
-        connection.request(&Request::Renew { session: writer_session, renewed_ms: None, membership: None }),
+        connection.request(&Request::Renew { session: writer_session, membership: None }),
         Ok(Reply::Renewed { .. })
     ));
     let own = thief.session(tracker.endpoint()).unwrap();

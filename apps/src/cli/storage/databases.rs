@@ -11,7 +11,7 @@ use enjambre_swarm::{catalogue, library};
 use crate::cli::context::Context;
 use crate::config::load::Loaded;
 use crate::config::sections::{ContentKind, NodeKind};
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, never_started};
 use crate::registry::Registry;
 use crate::registry::locations::{node_place, replica_place};
 
@@ -64,11 +64,7 @@ impl Database {
 pub(super) async fn lock(loaded: &Loaded) -> Result<DataDir, Failure> {
     let path = loaded.data_dir(loaded.kind);
     if !path.is_dir() {
-        let text = format!(
-            "data directory {} does not exist; no node was started with this configuration",
-            path.display()
-        );
-        return Err(Failure::not_found(text));
+        return Err(never_started(&path));
     }
     lock_or_create(loaded).await
 }

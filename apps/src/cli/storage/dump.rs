@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer};
 
 use super::databases::{self, Database, DatabaseKind, Databases};
 use crate::cli::context::Context;
+use crate::cli::number::whole_number;
 use crate::cli::output::Stdout;
 
 /// Number of entries per page.
@@ -29,7 +30,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME")]
     space: Option<String>,
     /// Maximum number of records
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole_number::<u64>(0..=u64::MAX))]
     limit: Option<u64>,
 }
 

@@ -18,7 +18,7 @@ use crate::cli::output::notice;
 use crate::config::load::Loaded;
 use crate::data_dir::other_owner;
 use crate::registry::Registry;
-use crate::registry::locations::scratch_place;
+use crate::registry::locations::{node_place, scratch_place};
 
 /// Maximum time to wait for a pending open, and for the close of an open storage, before a place is removed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,6 +70,8 @@ impl<'a> ScratchBuilder<'a> {
                 "{path} belongs to user {owner}; run the command as that user"
             )));
         }
+        let place = node_place(self.loaded.kind, &self.home);
+        self.registry.check_files(self.loaded, place, self.role).await?;
         let outcome = self.run_until_stopped(stop, work).await;
         let removed = self.remove().await;
         let value = outcome.unwrap_or_else(|| Err(Failure::interrupted("interrupted")))?;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::databases;
 use crate::cli::context::Context;
 use crate::cli::output::{Stdout, size};
+use crate::display;
 use crate::registry::locations::folder_of;
 
 #[derive(Debug, Serialize)]
@@ -59,7 +60,12 @@ fn show(stdout: &mut Stdout, stats: &Stats) {
     let free = stats.free_bytes.map_or_else(String::new, |free| format!(", {} free on disk", size(free)));
     stdout.line(&format!("{} ({}{format}{free})", stats.database, stats.backend));
     for (space, Count { entries, bytes }) in &stats.spaces {
-        stdout.line(&format!("  {space:<16} {entries:>12} entries  {:>12}", size(*bytes)));
+        stdout.line(&format!(
+            "  {space:<16} {:>20}  {:>12}",
+            display::count(*entries, "entry"),
+            size(*bytes)
+        ));
     }
-    stdout.line(&format!("  {:<16} {:>12} entries  {:>12}", "total", stats.entries, size(stats.bytes)));
+    let entries = display::count(stats.entries, "entry");
+    stdout.line(&format!("  {:<16} {entries:>20}  {:>12}", "total", size(stats.bytes)));
 }

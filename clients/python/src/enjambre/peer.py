@@ -54,6 +54,7 @@ class Peer:
         self.id = blake3.blake3(self._public()).digest()
         self._tracker, self._timeout = tracker, timeout
         self._files: dict[bytes, _Shared] = {}
+        self._published: dict[str, dict[str, Any]] = {}
         self._started, self._sent, self._active = time.monotonic(), 0, 0
         self._counters = threading.Lock()
         self._closed = threading.Event()
@@ -64,7 +65,8 @@ class Peer:
         # Serializes the requests to the tracker.
         self._session_lock = threading.Lock()
         self._connection: Tracker | None = None
-        self._session, self._renewed_ms, self._lease = b"", None, 60.0
+        self._session, self._lease = b"", 60.0
+        self._gap: dict[str, Any] | None = None
         with self._session_lock:
             self._open_session()
         self._run(self._keep_session)
@@ -78,8 +80,10 @@ class Peer:
         published = file_id(hashes)
         self._files[published] = _Shared(path, status.st_size, status.st_mtime_ns, hashes)
         kind = "executable" if status.st_mode & stat.S_IXUSR else "file"
-        fields = {"name": name or os.path.basename(path), "id": published, "size": status.st_size, "kind": kind}
+        name = name or os.path.basename(path)
+        fields = {"name": name, "id": published, "size": status.st_size, "kind": kind}
         self._with_session("publish", "published", **fields)
+        self._published[name] = fields
         return published
 
     def close(self) -> None:
@@ -131,9 +135,24 @@ class Peer:
         signature = self._key.sign(b"".join(parts))
         proof = {"key": self._public(), "nonce": nonce, "signature": signature, "endpoints": self.endpoints}
         grant = field(call("open_session", proof=proof)[0], "grant", dict)
-        self._session, self._renewed_ms = field(grant, "session", bytes), None
+        self._session = field(grant, "session", bytes)
         self._lease = max(field(grant, "lease_ms", int) / 1000, 1.0)
         self._announce()
+        gap = field(grant, "gap", dict)
+        if gap != self._gap:
+            self._publish_again()
+            self._gap = gap
+
+    def _publish_again(self) -> None:
+        """Sends the publications that the catalogue may have lost; those that it has are not changed."""
+        assert self._connection is not None, "the session is open"
+        for fields in list(self._published.values()):
+            try:
+                self._connection.connection.call("publish", "published", session=self._session, **fields)
+            except RequestError as error:
+                # Others, such as a name that is reserved now, concern one publication only.
+                if error.code in ("unauthorized", "replaced"):
+                    raise
 
     def _announce(self) -> None:
         assert self._connection is not None, "the session is open"
@@ -167,8 +186,10 @@ class Peer:
         announced = time.monotonic()
         while not self._closed.wait(self._lease / 3):
             try:
-                renewed = self._with_session("renew", "renewed", renewed_ms=self._renewed_ms)
-                self._renewed_ms = field(renewed, "renewed_ms", int)
+                renewed = self._with_session("renew", "renewed")
+                if field(renewed, "gap", dict) != self._gap:
+                    with self._session_lock:
+                        self._open_session()
                 if time.monotonic() - announced > ANNOUNCE_INTERVAL:
                     with self._session_lock:
                         self._announce()

@@ -9,7 +9,7 @@ use enjambre_core::model::secret::SecretHash;
 use enjambre_core::{FileId, Key, KeyRange, Name, PeerId, SessionId, Space, StorageError};
 
 use super::codec::{damaged, from_six_bytes, six_bytes};
-use super::spaces::{FILE_NAMES, INVITATIONS, OFFERS, PROVIDERS, VERSIONS};
+use super::spaces::{FILE_NAMES, INVITATIONS, OFFERS, PINS, PROVIDERS, VERSIONS};
 
 /// The short id of a file within one catalogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -18,6 +18,15 @@ pub struct FileNumber(pub u64);
 /// The short id of a peer within one catalogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerNumber(pub u64);
+
+/// A pin: a file, and the peer that pinned it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PinId {
+    /// The file.
+    pub file: FileId,
+    /// The peer.
+    pub by: PeerId,
+}
 
 fn key(parts: &[&[u8]]) -> Key {
     Key::new(parts.concat()).expect("a name has at most 255 bytes, so every key has 1 to 1024")
@@ -49,14 +58,28 @@ pub fn read_version_key(bytes: &[u8]) -> Result<(Name, u64), StorageError> {
     read().ok_or_else(|| damaged(VERSIONS, bytes))
 }
 
-/// The key of a file in `files` and `pins`.
+/// The key of a file in `files` and `pinned`.
 pub fn file_key(id: &FileId) -> Key {
     key(&[id.as_bytes()])
 }
 
-/// Decodes a key of `files` or `pins`.
+/// Decodes a key of `files` or `pinned`.
 pub fn read_file_key(space: Space, bytes: &[u8]) -> Result<FileId, StorageError> {
     FileId::try_from(bytes).map_err(|_| damaged(space, bytes))
+}
+
+/// The key of a pin in `pins`.
+pub fn pin_key(pin: &PinId) -> Key {
+    key(&[pin.file.as_bytes(), pin.by.as_bytes()])
+}
+
+/// Decodes a key of `pins`.
+pub fn read_pin_key(bytes: &[u8]) -> Result<PinId, StorageError> {
+    let read = || {
+        let (file, by) = bytes.split_first_chunk::<32>()?;
+        Some(PinId { file: FileId::from_bytes(*file), by: PeerId::try_from(by).ok()? })
+    };
+    read().ok_or_else(|| damaged(PINS, bytes))
 }
 
 /// The key in `file_names` of a version that a file is.
@@ -141,7 +164,7 @@ pub fn read_peer(space: Space, bytes: &[u8]) -> Result<PeerNumber, StorageError>
     bytes.try_into().map(|bytes| PeerNumber(from_six_bytes(bytes))).map_err(|_| damaged(space, bytes))
 }
 
-/// The key of a peer in `peers`, `members` and `revoked`.
+/// The key of a peer in `peers`, `pinners`, `members` and `revoked`.
 pub fn peer_id_key(peer: &PeerId) -> Key {
     key(&[peer.as_bytes()])
 }

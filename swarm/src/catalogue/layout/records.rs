@@ -110,7 +110,7 @@ impl LeaseRecord {
     }
 }
 
-/// A file of which the tracker stores a replica.
+/// The pin of a file by one peer. The tracker stores a replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinRecord {
     /// The bytes reserved for the replica: what is stored of it, and some more while it is fetched.
@@ -119,8 +119,6 @@ pub struct PinRecord {
     pub complete: bool,
     /// The time of the request.
     pub at: UnixMillis,
-    /// The peer that requested the pin.
-    pub by: PeerId,
 }
 
 /// An invitation, stored under the hash of its secret.

@@ -32,7 +32,7 @@ spaces! {
     LEASES = "leases";
     /// Peer numbers by session.
     SESSIONS = "sessions";
-    /// Files of which the tracker stores a replica.
+    /// Pins: files of which the tracker stores a replica, each for the peer that pinned it.
     PINS = "pins";
     /// The totals of the pins of each peer.
     PINNERS = "pinners";
@@ -46,4 +46,6 @@ spaces! {
     REVOKED = "revoked";
     /// Names that only one peer may publish.
     RESERVATIONS = "reservations";
+    /// The totals of the pins of each file.
+    PINNED = "pinned";
 }

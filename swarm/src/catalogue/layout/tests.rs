@@ -21,6 +21,7 @@ proptest! {
         let _ = version_key_of_file_name(&bytes);
         let _ = read_provider_key(&bytes);
         let _ = read_offer_key(&bytes);
+        let _ = read_pin_key(&bytes);
         let _ = Claim::decode(&bytes);
         let _ = Claim::decode_offer(&bytes);
         let _ = decode::<LeaseRecord>(LEASES, &bytes);

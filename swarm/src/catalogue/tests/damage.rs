@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::catalogue::error::CatalogueError;
-use crate::catalogue::layout::{self, FILES, LEASES, PINS, PROVIDERS, SESSIONS, VERSIONS};
+use crate::catalogue::layout::{self, FILES, LEASES, PINS, PROVIDERS, PinId, SESSIONS, VERSIONS};
 use enjambre_core::{Batch, Durability, Key, KeyRange, Offer, StorageError};
 
 fn offer() -> Offer {
@@ -117,6 +117,7 @@ async fn damaged_records_are_errors() {
         LEASES,
         SESSIONS,
         PINS,
+        layout::PINNED,
         layout::OFFERS,
         layout::FILE_NAMES,
         layout::PEERS,
@@ -128,7 +129,7 @@ async fn damaged_records_are_errors() {
             let catalogue = open(&storage, START).await;
             let peer = session(&catalogue, 1, START).await;
             catalogue.publish(&peer, &publication("a", file(1)), START).await.unwrap();
-            catalogue.pin(file(1), peer.peer, START).await.unwrap();
+            catalogue.pin(&PinId { file: file(1), by: peer.peer }, START).await.unwrap();
             let mut batch = Batch::new();
             for (key, _) in storage.scan(space, KeyRange::all(), 10).await.unwrap() {
                 batch.put(space, key, Bytes::copy_from_slice(value));
@@ -143,6 +144,7 @@ async fn damaged_records_are_errors() {
                 alive_claims(&fresh, 1, START).await.map(drop).map_err(CatalogueError::from),
                 fresh.publish(&peer, &publication("a", file(1)), START).await.map(drop),
                 fresh.pins(None).await.map(drop),
+                fresh.pins_of(peer.peer, None, 10).await.map(drop),
                 fresh.sweep_peers(START + ms(2_000_000)).await.map(drop).map_err(CatalogueError::from),
                 fresh
                     .expire_files(ms(1), START + ms(2_000_000))

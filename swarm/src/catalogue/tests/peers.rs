@@ -2,8 +2,9 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::catalogue::error::CatalogueError;
-use crate::catalogue::layout::{self, LEASES, LeaseRecord, PROVIDERS, SESSIONS};
-use enjambre_core::{KeyRange, Offer, StorageExt};
+use crate::catalogue::layout::{self, LEASES, LeaseRecord, META, PROVIDERS, SESSIONS};
+use enjambre_core::protocol::message::Gap;
+use enjambre_core::{Batch, Durability, KeyRange, Offer, StorageExt};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 #[tokio::test]
@@ -53,6 +54,27 @@ async fn online_peers_are_listed_in_pages() {
     let (online, next) = catalogue.online_peers(None, 10, START).await.unwrap();
     assert_eq!((online.len(), next), (2, None));
     assert_eq!(catalogue.online_peers(None, 10, until + ms(1)).await.unwrap().0, []);
+}
+
+#[tokio::test]
+async fn database_that_returns_as_an_older_copy_may_lack_the_writes_since() {
+    let memory = storage();
+    let storage = Arc::new(FaultyStorage::new(Arc::clone(&memory), 1));
+    let catalogue = Catalogue::open(Arc::clone(&storage) as Arc<dyn Storage>, RULES, START).await.unwrap();
+    session(&catalogue, 1, START).await;
+    catalogue.flush(START + ms(5_000)).await.unwrap();
+    let key = layout::meta_key("stamp");
+    let copied = memory.get(META, std::slice::from_ref(&key)).await.unwrap().remove(0).unwrap();
+    catalogue.flush(START + ms(10_000)).await.unwrap();
+    assert_eq!(catalogue.gap().until_ms, START);
+    storage.add(Operation::Commit, When::Always, Fault::Unavailable);
+    catalogue.flush(START + ms(15_000)).await.unwrap_err();
+    storage.clear();
+    let mut batch = Batch::new();
+    batch.put(META, key, copied);
+    memory.commit(batch, Durability::Buffered).await.unwrap();
+    catalogue.flush(START + ms(60_000)).await.unwrap();
+    assert_eq!(catalogue.gap(), Gap { after_ms: START + ms(5_000), until_ms: START + ms(60_000) });
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::catalogue::error::CatalogueError;
+use crate::catalogue::layout::PinId;
 use crate::catalogue::numbers::BLOCK;
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
@@ -27,14 +28,15 @@ async fn commit_with_unknown_outcome_is_applied_once() {
         let published = catalogue.publish(&peer, &publication("a", file(1)), START).await.unwrap();
         assert_eq!((published.version, published.new), (1, true), "applied: {applies}");
         assert_eq!(all(&catalogue, "", 10).await.len(), 1);
+        let pin = PinId { file: file(1), by: peer.peer };
         lose_next_outcome();
-        catalogue.pin(file(1), peer.peer, START).await.unwrap();
+        catalogue.pin(&pin, START).await.unwrap();
         assert_eq!(catalogue.reserved().await.unwrap().pins, 1);
         lose_next_outcome();
-        assert!(catalogue.resize_pin(&file(1), 10, 100).await.unwrap());
+        assert!(catalogue.resize_pin(&pin, 10, 100).await.unwrap());
         assert_eq!(catalogue.reserved().await.unwrap().bytes, 10);
         lose_next_outcome();
-        assert!(catalogue.unpin(&file(1)).await.unwrap());
+        assert!(catalogue.unpin(&pin).await.unwrap());
         assert_eq!(catalogue.reserved().await.unwrap().bytes, 0);
     }
 }
@@ -46,6 +48,7 @@ async fn unknown_durability_is_an_error_after_few_retries() {
     let catalogue = open(&storage, START).await;
     let peer = session(&catalogue, 1, START).await;
     catalogue.publish(&peer, &publication("a", file(1)), START).await.unwrap();
+    let pin = PinId { file: file(1), by: peer.peer };
     faults.add(Operation::Commit, When::Always, Fault::Indeterminate { applied: true });
     faults.add(Operation::Sync, When::Always, Fault::Unavailable);
     let failed = |outcome: Result<(), CatalogueError>| {
@@ -54,13 +57,13 @@ async fn unknown_durability_is_an_error_after_few_retries() {
     // A new publication, its repetition, which adds no version, and other durable writes.
     failed(catalogue.publish(&peer, &publication("b", file(2)), START).await.map(drop));
     failed(catalogue.publish(&peer, &publication("b", file(2)), START).await.map(drop));
-    failed(catalogue.pin(file(1), peer.peer, START).await.map(drop));
+    failed(catalogue.pin(&pin, START).await.map(drop));
     failed(catalogue.authority().await.map(drop));
     assert!(faults.faults_met() <= 8, "{}", faults.faults_met());
 
     faults.clear();
     assert!(!catalogue.publish(&peer, &publication("b", file(2)), START).await.unwrap().new);
-    assert!(!catalogue.pin(file(1), peer.peer, START).await.unwrap().complete);
+    assert!(!catalogue.pin(&pin, START).await.unwrap().complete);
     catalogue.authority().await.unwrap();
 }
 

@@ -17,7 +17,7 @@ use crate::library::error::LibraryError;
 use crate::library::library::Library;
 use crate::library::output::Destination;
 use enjambre_core::storage::memory::Disk;
-use enjambre_core::{CatalogueId, FileId, FileKind};
+use enjambre_core::{CatalogueId, FileId, FileKind, UnixMillis};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 struct Rig {
@@ -316,13 +316,21 @@ async fn outbox_lists_each_name_once_per_catalogue_in_order() {
     };
     assert_eq!(names(&library, one), ["a", "b"]);
     let a = "a".parse().unwrap();
-    library.mark_published(one, &id, &a, version).await.unwrap();
+    library.mark_published(one, &id, &a, version, UnixMillis(7)).await.unwrap();
     assert_eq!(library.published_version(one, &id, &a), Some(version));
     assert_eq!(library.published_version(two, &id, &a), None);
     library.close().await.unwrap();
     let library = rig.open().await;
     assert_eq!(names(&library, one), ["b"]);
     assert_eq!(names(&library, two), ["a", "b"]);
+    library.forget_acknowledgements(one, |at| at != UnixMillis(7)).await.unwrap();
+    library.forget_acknowledgements(two, |_| true).await.unwrap();
+    assert_eq!(names(&library, one), ["b"], "no lost acknowledgement of this catalogue");
+    library.forget_acknowledgements(one, |at| at == UnixMillis(7)).await.unwrap();
+    library.close().await.unwrap();
+    let library = rig.open().await;
+    assert_eq!(names(&library, one), ["a", "b"]);
+    library.mark_published(one, &id, &a, version, UnixMillis(8)).await.unwrap();
     // Published again, the name returns to the outbox: a newer version may exist in the catalogue.
     rig.publish(&library, "a").await.unwrap();
     assert_eq!(names(&library, one), ["b", "a"]);

@@ -1,7 +1,9 @@
 //! A content store that is empty although the index lists content in it.
 
 use super::*;
-use crate::library::{drop_content_claims, is_content_missing};
+use crate::library::drop_content_claims;
+use crate::library::error::LibraryError;
+use crate::library::publish::PublishOptions;
 
 /// Removes the content of a closed library.
 fn lose_content(rig: &mut Rig) {
@@ -26,8 +28,8 @@ async fn missing_content_is_detected_before_the_library_is_opened() {
             file.finish(true).await.unwrap();
         }
         library.close().await.unwrap();
-        assert!(!is_content_missing(&rig.index.open(), &rig.store()).await.unwrap(), "nothing is stored");
 
+        // Nothing is stored, so it opens.
         let library = rig.open().await;
         let file = stored.create(&library, "stored", Destination::Library).await;
         let pieces = if is_complete { stored.all() } else { vec![stored.piece(1), stored.piece(3)] };
@@ -40,14 +42,15 @@ async fn missing_content_is_detected_before_the_library_is_opened() {
         drop(file);
         // Recovery would open the file, and create it.
         rig.kill(library).await;
-        assert!(!is_content_missing(&rig.index.open(), &rig.store()).await.unwrap());
 
         lose_content(&mut rig);
-        assert!(is_content_missing(&rig.index.open(), &rig.store()).await.unwrap());
-        assert!(!rig.path("content").exists());
+        for _ in 0..2 {
+            let refused = Library::open(Arc::new(rig.index.open()), rig.store()).await.unwrap_err();
+            assert!(matches!(refused, LibraryError::ContentMissing), "{refused}");
+            assert!(!rig.path("content").exists());
+        }
         drop_content_claims(&rig.index.open(), &rig.store()).await.unwrap();
         rig.index.power_cut();
-        assert!(!is_content_missing(&rig.index.open(), &rig.store()).await.unwrap());
         let library = rig.open().await;
         let have = |sample: &Sample| library.entry(&sample.id()).unwrap().have;
         assert_eq!((have(&stored), have(&linked)), (0, linked.layout().count()));
@@ -71,12 +74,32 @@ async fn content_of_a_store_of_the_other_kind_is_kept() {
     drop(file);
     library.close().await.unwrap();
     let other = ContentStore::Files(rig.path("content"));
-    assert!(!is_content_missing(&rig.index.open(), &other).await.unwrap());
+    Library::open(Arc::new(rig.index.open()), other.clone()).await.unwrap().close().await.unwrap();
     drop_content_claims(&rig.index.open(), &other).await.unwrap();
     let library = rig.open().await;
     let file = library.open_file(&sample.id()).await.unwrap().unwrap();
     assert!(sample.layout().pieces().all(|piece| file.has(piece)));
     sample.check(&file).await;
     drop(file);
+    library.close().await.unwrap();
+}
+
+/// Only the list of its files is in the store.
+#[tokio::test]
+async fn linked_directory_without_its_list_is_complete_once_published_again() {
+    let mut rig = Rig::new(false);
+    let dir = rig.path("folder");
+    std::fs::create_dir_all(dir.join("inner")).unwrap();
+    std::fs::write(dir.join("inner/file"), "content").unwrap();
+    let library = rig.open().await;
+    let published = library.publish(&dir, PublishOptions::default(), |_| {}).await.unwrap();
+    library.close().await.unwrap();
+    lose_content(&mut rig);
+    drop_content_claims(&rig.index.open(), &rig.store()).await.unwrap();
+    let library = rig.open().await;
+    assert!(!library.entry(&published.id).unwrap().is_complete());
+    assert_eq!(library.publish(&dir, PublishOptions::default(), |_| {}).await.unwrap(), published);
+    assert!(library.entry(&published.id).unwrap().is_complete());
+    assert_eq!(library.collection(&published.id).await.unwrap().members().len(), 1);
     library.close().await.unwrap();
 }

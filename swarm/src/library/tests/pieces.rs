@@ -222,6 +222,19 @@ async fn orphaned_content_is_swept() {
 }
 
 #[tokio::test]
+async fn closing_the_library_ends_the_sweep_without_error() {
+    for in_files in [false, true] {
+        let (rig, orphan) = (Rig::new(in_files), Sample::new(PIECE, 1));
+        let library = rig.open().await;
+        // The sweep of the start has ended.
+        library.close().await.unwrap();
+        library.inner.content.write(orphan.stored(orphan.all())).await.unwrap();
+        library.inner.sweep().await.unwrap();
+        assert!(!library.inner.content.is_empty().await.unwrap(), "nothing is removed any more");
+    }
+}
+
+#[tokio::test]
 async fn damaged_piece_is_dropped_and_written_again() {
     for in_files in [false, true] {
         let rig = Rig::new(in_files);

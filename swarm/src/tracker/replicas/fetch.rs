@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{RETRY_INTERVAL, ReplicaStore};
 use crate::catalogue::error::CatalogueError;
-use crate::catalogue::layout::PinRecord;
+use crate::catalogue::layout::PinId;
 use crate::download::DownloadError;
 use crate::download::downloader::Download;
 use crate::download::get::{GetRequest, get};
@@ -48,9 +48,9 @@ pub(super) enum Attempt {
 
 impl ReplicaStore {
     /// Fetches a file and retries as long as content arrives now and then. Fails if the file cannot be stored.
-    pub(super) async fn fetch(&self, id: &FileId) -> Result<(), ErrorReply> {
+    pub(super) async fn fetch(&self, id: &PinId) -> Result<(), ErrorReply> {
         // The time of the attempts without new content, and of the pauses after them. Waits for a turn do not count.
-        let (mut stored, mut idle) = (self.stored_bytes(id).await, Duration::ZERO);
+        let (mut stored, mut idle) = (self.stored_bytes(&id.file).await, Duration::ZERO);
         let mut backoff = Backoff::new(RETRY_INTERVAL, MAX_RETRY_INTERVAL);
         loop {
             let pause = backoff.next_jittered();
@@ -59,7 +59,7 @@ impl ReplicaStore {
                 Attempt::Tried(time) => idle += time + pause,
                 Attempt::NotTried => {}
             }
-            let now_stored = self.stored_bytes(id).await;
+            let now_stored = self.stored_bytes(&id.file).await;
             if now_stored != stored {
                 (stored, idle) = (now_stored, Duration::ZERO);
                 backoff.reset();
@@ -75,9 +75,10 @@ impl ReplicaStore {
     }
 
     /// Fetches a file, if it has providers, when it is the turn of the peer that pinned it.
-    pub(super) async fn try_fetch(&self, id: &FileId) -> Result<Attempt, ErrorReply> {
-        let pin = match self.parts.catalogue.pinned(id).await {
-            Ok(Some(pin)) => pin,
+    pub(super) async fn try_fetch(&self, id: &PinId) -> Result<Attempt, ErrorReply> {
+        let PinId { file, by } = *id;
+        match self.parts.catalogue.pinned(id).await {
+            Ok(Some(_)) => {}
             Ok(None) => {
                 // Another tracker of the catalogue removed the pin.
                 self.give_up(id).await;
@@ -85,32 +86,35 @@ impl ReplicaStore {
             }
             Err(error) => {
                 // Not logged for each of many pins. The tracker logs that the database is unreachable.
-                tracing::debug!(%id, %error, "reading a pin failed; will retry");
+                tracing::debug!(id = %file, %error, "reading a pin failed; will retry");
                 return Ok(Attempt::NotTried);
             }
-        };
-        let file = match self.parts.catalogue.file(id, self.parts.clock.now()).await {
+        }
+        let file = match self.parts.catalogue.file(&file, self.parts.clock.now()).await {
             Ok(Some(file)) => file,
             Ok(None) => {
                 return Err(ErrorReply::new(ErrorCode::NotFound, "file is no longer offered by any peer"));
             }
             Err(error) => {
-                tracing::debug!(%id, %error, "looking up a pinned file failed; will retry");
+                tracing::debug!(id = %file, %error, "looking up a pinned file failed; will retry");
                 return Ok(Attempt::NotTried);
             }
         };
+        if self.complete(id).await? {
+            return Ok(Attempt::Done);
+        }
         // A file without providers must not occupy a turn.
-        if !self.is_complete(id).await && !self.has_provider(id).await {
+        if !self.is_complete(&file.id).await && !self.has_provider(&file.id).await {
             return Ok(Attempt::Tried(Duration::ZERO));
         }
-        let _turn = self.downloads.turn(Some(pin.by)).await;
+        let _turn = self.downloads.turn(Some(by)).await;
         let start = Instant::now();
-        let is_done = self.store_replica(&file, &pin).await?;
+        let is_done = self.store_replica(&file, id).await?;
         Ok(if is_done { Attempt::Done } else { Attempt::Tried(start.elapsed()) })
     }
 
     /// Downloads a file. Returns whether the replica is complete or the pin was removed.
-    async fn store_replica(&self, file: &FileRecord, pin: &PinRecord) -> Result<bool, ErrorReply> {
+    async fn store_replica(&self, file: &FileRecord, pin: &PinId) -> Result<bool, ErrorReply> {
         let id = &file.id;
         let max_size = match self.parts.catalogue.max_pin_size(pin, self.quota).await {
             Ok(max_size) => max_size,
@@ -121,7 +125,7 @@ impl ReplicaStore {
         };
         let download = self.download(file, max_size);
         let progress = download.progress();
-        if !self.reserve_during(file, 0, progress, download.wait()).await? {
+        if !self.reserve_during(file, pin, 0, progress, download.wait()).await? {
             return Ok(false);
         }
         let kind = match self.library().verify_kind(id).await {
@@ -142,25 +146,45 @@ impl ReplicaStore {
             let size = list.saturating_add(members);
             if size > max_size {
                 // Fails, unless space was released meanwhile, which the next attempt uses.
-                self.reserve(id, size).await?;
+                self.reserve(pin, size).await?;
                 return Ok(false);
             }
         }
         let (progress, updates) = watch::channel(Progress::default());
         let members = self.download_members(file, kind, &progress);
-        if !self.reserve_during(file, list, updates, members).await? {
+        if !self.reserve_during(file, pin, list, updates, members).await? {
             return Ok(false);
         }
-        if !self.reserve(id, self.stored_bytes(id).await).await? {
+        let is_done = self.complete(pin).await?;
+        if is_done {
+            tracing::info!(%id, name = %file.name, "replica stored");
+        }
+        Ok(is_done)
+    }
+
+    /// Marks a pin as complete, durably, if the replica is complete, which it may be because of another pin.
+    pub(super) async fn complete(&self, pin: &PinId) -> Result<bool, ErrorReply> {
+        let (id, library) = (&pin.file, self.library());
+        let _guard = self.pins.lock().await;
+        if !self.is_complete(id).await {
             return Ok(false);
         }
-        let completed = self.parts.catalogue.set_complete(id, true).await;
-        match &completed {
-            Ok(true) => tracing::info!(%id, name = %file.name, "replica stored"),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%id, %error, "marking a replica as complete failed; will retry"),
+        let prepared = async {
+            library.verify_kind(id).await?;
+            library.checkpoint_all().await
+        };
+        if let Err(error) = prepared.await {
+            tracing::warn!(%id, error = with_causes(&error), "completing a replica failed; will retry");
+            return Ok(false);
         }
-        Ok(completed.unwrap_or(false))
+        // It may be a collection, whose members are not complete.
+        if !self.is_complete(id).await || !self.reserve(pin, self.stored_bytes(id).await).await? {
+            return Ok(false);
+        }
+        Ok(self.parts.catalogue.set_complete(pin, true).await.unwrap_or_else(|error| {
+            tracing::warn!(%id, %error, "marking a replica as complete failed; will retry");
+            false
+        }))
     }
 
     /// Waits for a download of the file, and reserves space for `base` bytes and for what the download has stored. Returns
@@ -168,14 +192,15 @@ impl ReplicaStore {
     pub(super) async fn reserve_during(
         &self,
         file: &FileRecord,
+        pin: &PinId,
         base: u64,
         progress: watch::Receiver<Progress>,
         download: impl Future<Output = Result<(), Arc<DownloadError>>>,
     ) -> Result<bool, ErrorReply> {
         tokio::pin!(download);
-        let Ok(Some(pin)) = self.parts.catalogue.pinned(&file.id).await else { return Ok(false) };
+        let Ok(Some(record)) = self.parts.catalogue.pinned(pin).await else { return Ok(false) };
         let start = Instant::now();
-        let (mut done, mut since, mut reserved) = (0, start, pin.size);
+        let (mut done, mut since, mut reserved) = (0, start, record.size);
         loop {
             tokio::select! {
                 biased;
@@ -185,7 +210,7 @@ impl ReplicaStore {
                         if let DownloadError::TooLarge { size, .. } = &*error {
                             // As for a collection. The size may be that of a member, whose own pin limits the download
                             // that both joined.
-                            self.reserve(&file.id, reserved.max(base.saturating_add(*size))).await?;
+                            self.reserve(pin, reserved.max(base.saturating_add(*size))).await?;
                         }
                         warn_download(file, &error);
                         Ok(false)
@@ -210,7 +235,7 @@ impl ReplicaStore {
             }
             let wanted = base.saturating_add(done.saturating_add(RESERVED_AHEAD).min(now.total.max(done)));
             if wanted > reserved {
-                if !self.reserve(&file.id, wanted).await? {
+                if !self.reserve(pin, wanted).await? {
                     return Ok(false);
                 }
                 reserved = wanted;
@@ -261,11 +286,11 @@ impl ReplicaStore {
 
     /// Reserves space for a pin. Returns `false` if the pin was removed, or if the storage failed: the next attempt, in
     /// another turn, continues with the stored content.
-    async fn reserve(&self, id: &FileId, size: u64) -> Result<bool, ErrorReply> {
+    async fn reserve(&self, id: &PinId, size: u64) -> Result<bool, ErrorReply> {
         match self.parts.catalogue.resize_pin(id, size, self.quota).await {
             Err(error @ CatalogueError::QuotaFull { .. }) => Err(error.into()),
             Err(error) => {
-                tracing::warn!(%id, %error, "reserving space for a replica failed; will retry");
+                tracing::warn!(id = %id.file, %error, "reserving space for a replica failed; will retry");
                 Ok(false)
             }
             reserved => Ok(reserved?),

@@ -177,6 +177,18 @@ impl World {
         timeout(TIMEOUT, complete).await.expect("the replica is complete");
     }
 
+    /// Pins a file for the tracker itself. Nothing fetches it yet.
+    async fn own_pin(&self, file: FileId) -> PinId {
+        let ReplicaParts { catalogue, key, clock, .. } = &self.store.parts;
+        let pin = PinId { file, by: key.peer_id() };
+        catalogue.pin(&pin, clock.now()).await.unwrap();
+        pin
+    }
+
+    async fn pins(&self) -> Vec<(PinId, PinRecord)> {
+        self.store.parts.catalogue.pins(None).await.unwrap()
+    }
+
     async fn reserved(&self) -> (u64, u64) {
         let reserved = self.store.parts.catalogue.reserved().await.unwrap();
         (reserved.bytes, reserved.pins)
@@ -214,10 +226,9 @@ async fn pin_without_provider_waits_without_slot() {
     let session = world.peer("memory://peer:1").await;
     let ids = world.publish(session, 1).await;
     world.client.leave(session).await.unwrap();
-    let ReplicaParts { catalogue, key, clock, .. } = &world.store.parts;
-    catalogue.pin(ids[0], key.peer_id(), clock.now()).await.unwrap();
+    let pin = world.own_pin(ids[0]).await;
     let turns = world.take_turns().await;
-    let attempt = timeout(TIMEOUT, world.store.try_fetch(&ids[0])).await.expect("no turn is needed");
+    let attempt = timeout(TIMEOUT, world.store.try_fetch(&pin)).await.expect("no turn is needed");
     assert_eq!(attempt.unwrap(), Attempt::Tried(Duration::ZERO));
     drop(turns);
     world.stop().await;
@@ -267,7 +278,7 @@ async fn stalled_pins_of_some_peers_do_not_delay_others() {
     let (session, file, _) = world.source(1000).await;
     let start = Instant::now();
     while !world.client.pin(session, file).await.unwrap().1 {
-        world.client.renew(session, None, None).await.unwrap();
+        world.client.renew(session, None).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // Two stalled downloads. In the order of their pins it would be seven.
@@ -281,8 +292,8 @@ async fn slow_download_ends_its_turn_only_if_others_wait() {
     let world = World::new().await;
     let session = world.peer("memory://peer:1").await;
     let id = world.publish(session, 1).await[0];
+    let pin = world.own_pin(id).await;
     let ReplicaParts { catalogue, key, clock, .. } = &world.store.parts;
-    catalogue.pin(id, key.peer_id(), clock.now()).await.unwrap();
     let file = catalogue.file(&id, clock.now()).await.unwrap().unwrap();
     let (progress, updates) = watch::channel(Progress::default());
     let slow = tokio::spawn(async move {
@@ -292,8 +303,9 @@ async fn slow_download_ends_its_turn_only_if_others_wait() {
         }
     });
     let turns = world.take_turns().await;
-    let download =
-        |limit| timeout(limit, world.store.reserve_during(&file, 0, updates.clone(), std::future::pending()));
+    let download = |limit| {
+        timeout(limit, world.store.reserve_during(&file, &pin, 0, updates.clone(), std::future::pending()))
+    };
     download(10 * MAX_TURN).await.expect_err("it continues while no other download waits");
     let mut other = Box::pin(world.store.downloads.turn(Some(key.peer_id())));
     assert!(futures::poll!(&mut other).is_pending());
@@ -314,7 +326,7 @@ async fn wait_for_a_turn_does_not_expire_a_pin() {
     for _ in 0..5 * 60 {
         // The provider stays alive.
         tokio::time::sleep(Duration::from_secs(20)).await;
-        world.client.renew(session, None, None).await.unwrap();
+        world.client.renew(session, None).await.unwrap();
     }
     drop(turns);
     until("the download begins", || world.store.downloads.free() < MAX_DOWNLOADS).await;
@@ -343,7 +355,7 @@ async fn storage_failure_ends_the_turn_of_a_download() {
     }
     world.storage.clear();
     let complete = async {
-        while world.store.parts.catalogue.pinned(&file).await.unwrap().is_none_or(|pin| !pin.complete) {
+        while !world.pins().await.iter().any(|(_, pin)| pin.complete) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -381,7 +393,7 @@ async fn pins_of_hundreds_of_peers_leave_a_share_for_another() {
         next += 1;
         let id = FileId::from_bytes(*blake3::hash(&next.to_be_bytes()).as_bytes());
         let by = PeerId::from_bytes(*blake3::hash(&by.to_be_bytes()).as_bytes());
-        world.store.start_fetch(id, by, |fetches| has_share(fetches, by))
+        world.store.start_fetch(PinId { file: id, by }, |fetches| has_share(fetches, by))
     };
     // No fetch ends meanwhile, because nothing is awaited.
     for by in 0..200 {
@@ -397,14 +409,14 @@ async fn refusals_of_other_peers_are_kept() {
     let world = World::new().await;
     let [refused, by] = [1, 2].map(|n| PeerId::from_bytes([n; 32]));
     let refusal = Some(ErrorReply::new(ErrorCode::NotFound, "refused"));
-    let fetch = Fetch { by: refused, stop: CancellationToken::new(), task: tokio::spawn(async {}), refusal };
-    let id = FileId::from_bytes([0xff; 32]);
+    let fetch = Fetch { stop: CancellationToken::new(), task: tokio::spawn(async {}), refusal };
+    let id = PinId { file: FileId::from_bytes([0xff; 32]), by: refused };
     world.store.fetches.lock().insert(id, fetch);
     let mut next = 0;
     let mut start_fetch = || {
         next += 1;
-        let id = FileId::from_bytes([next; 32]);
-        world.store.start_fetch(id, by, |fetches| has_share(fetches, by))
+        let file = FileId::from_bytes([next; 32]);
+        world.store.start_fetch(PinId { file, by }, |fetches| has_share(fetches, by))
     };
     while start_fetch() {}
     assert!(world.store.fetches.lock().contains_key(&id));
@@ -425,13 +437,34 @@ async fn restart_removes_only_unpinned_replicas() {
         world.client.publish(session, &file).await.unwrap();
         ids.push(copy.id);
     }
-    let ReplicaParts { catalogue, key, clock, .. } = &world.store.parts;
-    catalogue.pin(ids[0], key.peer_id(), clock.now()).await.unwrap();
-    assert!(catalogue.set_complete(&ids[0], true).await.unwrap());
+    let pin = world.own_pin(ids[0]).await;
+    assert!(world.store.parts.catalogue.set_complete(&pin, true).await.unwrap());
 
     let world = World::start(world.stop().await).await;
     let library = world.store.library();
     until("the unpinned replica is removed", || library.entry(&ids[1]).is_none()).await;
     assert!(library.entry(&ids[0]).is_some_and(|entry| entry.is_complete()));
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn replica_is_deleted_with_the_last_of_its_pins() {
+    let world = World::new().await;
+    let (first, file, seeder) = world.source(1000).await;
+    let second = world.peer("memory://peer:1").await;
+    let is_stored = || world.store.library().entry(&file).is_some_and(|entry| entry.is_complete());
+    world.pin_complete(first, file).await;
+    assert_eq!(world.client.pin(second, file).await.unwrap(), (1000, true), "nothing has to be fetched");
+    let sent = seeder.sent_bytes();
+    assert_eq!(world.reserved().await, (1000, 2), "the replica is shared");
+    assert_eq!(world.client.pins(second, None).await.unwrap().0[0].reserved, 1000);
+    world.client.unpin(first, file).await.unwrap();
+    assert!(is_stored());
+    assert_eq!(world.reserved().await, (1000, 1));
+
+    world.client.unpin(second, file).await.unwrap();
+    assert_eq!(seeder.sent_bytes(), sent);
+    assert!(!is_stored());
+    assert_eq!(world.reserved().await, (0, 0));
     world.stop().await;
 }

@@ -25,12 +25,13 @@ use crate::tracker::settings::TrackerSettings;
 use crate::tracker_client::offers::{Acknowledgement, OfferSource};
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
+use enjambre_core::protocol::message::Gap;
 use enjambre_core::protocol::server;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{
     CatalogueId, Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, Message, Offer, PeerId, Publication,
-    ReplySink, Storage, StorageError, TransportError,
+    ReplySink, Storage, StorageError, TransportError, UnixMillis,
 };
 use enjambre_testkit::clock::TimerClock;
 
@@ -158,7 +159,7 @@ pub(crate) struct FakeLibrary {
 #[derive(Debug, Default)]
 struct Inner {
     offers: BTreeMap<FileId, Offer>,
-    published: Vec<(Publication, Vec<Acknowledgement>)>,
+    published: Vec<(Publication, Vec<(Acknowledgement, UnixMillis)>)>,
 }
 
 impl FakeLibrary {
@@ -202,7 +203,7 @@ impl OfferSource for FakeLibrary {
         let seen = after.and_then(|after| inner.published.iter().position(|(each, _)| each == after));
         let rest = inner.published.iter().skip(seen.map_or(0, |at| at + 1));
         let pending = rest
-            .filter(|(_, done)| done.iter().all(|one| one.catalogue != catalogue))
+            .filter(|(_, done)| done.iter().all(|(one, _)| one.catalogue != catalogue))
             .map(|(each, _)| each.clone());
         Ok(pending.take(limit).collect())
     }
@@ -211,11 +212,19 @@ impl OfferSource for FakeLibrary {
         &self,
         publication: &Publication,
         acknowledged: Acknowledgement,
+        at: UnixMillis,
     ) -> Result<(), StorageError> {
         for (each, done) in &mut self.inner.lock().published {
             if each == publication {
-                done.push(acknowledged);
+                done.push((acknowledged, at));
             }
+        }
+        Ok(())
+    }
+
+    async fn forget_acknowledgements(&self, catalogue: CatalogueId, gap: Gap) -> Result<(), StorageError> {
+        for (_, done) in &mut self.inner.lock().published {
+            done.retain(|(one, at)| one.catalogue != catalogue || !gap.contains(*at));
         }
         Ok(())
     }
@@ -224,7 +233,7 @@ impl OfferSource for FakeLibrary {
         let inner = self.inner.lock();
         // The last of several publications of the same file counts.
         let last = inner.published.iter().rev().find(|(each, _)| each == publication);
-        last.and_then(|(_, done)| done.iter().find(|one| one.catalogue == catalogue).copied())
+        last.and_then(|(_, done)| done.iter().map(|(one, _)| *one).find(|one| one.catalogue == catalogue))
     }
 
     async fn publications_of(&self, ids: &[FileId]) -> Result<Vec<Publication>, StorageError> {

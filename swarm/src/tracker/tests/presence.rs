@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{FakeLibrary, World, endpoint, file, offer, publication};
-use crate::catalogue::layout::{self, LEASES, LeaseRecord, SPACES};
+use crate::catalogue::layout::{self, LEASES, LeaseRecord, PinId, SPACES};
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
 use enjambre_core::protocol::error::ErrorCode;
-use enjambre_core::{Batch, Durability, FileId, KeyPair, KeyRange, Memory, Publication, Storage};
+use enjambre_core::{Batch, Durability, FileId, KeyPair, KeyRange, Memory, Publication, SessionId, Storage};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 const A: &str = "memory://a:1";
@@ -203,7 +203,7 @@ async fn pins_are_listed_without_the_tracker_that_fails() {
     let a = world.tracker(A, &Arc::new(Memory::new())).await;
     let b = world.tracker(B, &Arc::new(Memory::new())).await;
     let key = KeyPair::generate();
-    a.service.catalogue().pin(file(1), key.peer_id(), world.clock.now()).await.unwrap();
+    a.service.catalogue().pin(&PinId { file: file(1), by: key.peer_id() }, world.clock.now()).await.unwrap();
     let peer = world.peer_with_key(key, &Arc::default(), &[A, B]);
     connected(&peer).await;
     let (pins, errors) = peer.pins().await.unwrap();
@@ -410,15 +410,45 @@ async fn restored_database_is_completed_within_a_lease() {
     let library = Arc::new(FakeLibrary::default());
     let presence = world.peer(&library, &[A]);
     presence.publish(&library.outbox("old", 1)).await.unwrap();
+    presence.publish(&library.outbox("withdrawn", 2)).await.unwrap();
     sleep(Duration::from_secs(60)).await;
+    // The backup contains the session, and nearly all its renewals.
     let backup = copy_of(&storage).await;
-    sleep(Duration::from_secs(60)).await;
-    presence.publish(&library.outbox("new", 2)).await.unwrap();
+    presence.publish(&library.outbox("new", 3)).await.unwrap();
+    let other_name = publication("another name", 1);
+    library.queue(&other_name);
+    presence.publish(&other_name).await.unwrap();
+    library.remove(2);
+    presence.withdraw(file(2));
+    sleep(Duration::from_secs(6)).await;
     tracker.kill().await;
     let _tracker = world.tracker(A, &backup).await;
     let trackers = world.trackers(&[A]);
     sleep(Duration::from_secs(30)).await;
-    assert_eq!(trackers.find("new").await.unwrap().id, file(2));
+    assert_eq!(trackers.find("new").await.unwrap().id, file(3));
+    assert_eq!(trackers.find("another name").await.unwrap().id, file(1));
+    // The sweep removes the claims of earlier sessions.
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(count(&trackers, 2).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarted_tracker_keeps_sessions_without_later_writes() {
+    let (world, storage) = (World::new(), Arc::new(Memory::new()));
+    let tracker = world.tracker(A, &storage).await;
+    let library = Arc::new(FakeLibrary::default());
+    let presence = world.peer(&library, &[A]);
+    presence.publish(&library.outbox("a", 1)).await.unwrap();
+    let sessions = async || {
+        let leases = storage.scan(LEASES, KeyRange::all(), 2).await.unwrap();
+        leases.iter().map(|(_, raw)| layout::decode::<LeaseRecord>(LEASES, raw).unwrap().session).collect()
+    };
+    sleep(Duration::from_secs(60)).await;
+    let before: Vec<SessionId> = sessions().await;
+    tracker.kill().await;
+    let _tracker = world.tracker(A, &storage).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(sessions().await, before);
 }
 
 #[tokio::test(start_paused = true)]

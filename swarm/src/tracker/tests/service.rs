@@ -10,7 +10,7 @@ use tokio::time::advance;
 
 use super::{NullSink, TRACKER, Tracker, World, endpoint, file, offer, publication};
 use crate::catalogue::Catalogue;
-use crate::catalogue::layout::PinRecord;
+use crate::catalogue::layout::{PinId, PinRecord};
 use crate::tracker::pin_store::PinStore;
 use crate::tracker::service::TrackerService;
 use crate::tracker::settings::TrackerSettings;
@@ -21,8 +21,8 @@ use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{MAX_QUERY, Nonce, Reply, Request, SessionGrant, SessionProof};
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::{
-    ConnectionHandle, ConnectionId, EncodedRequest, FileId, FileRecord, KeyPair, Memory, PeerId, PeerInfo,
-    Publication, RequestId, SessionId,
+    ConnectionHandle, ConnectionId, EncodedRequest, KeyPair, Memory, PeerId, PeerInfo, Publication,
+    RequestId, SessionId,
 };
 
 const AT: &str = "memory://tracker:1";
@@ -73,7 +73,7 @@ async fn silent_peer_is_no_provider_until_it_renews() {
     advance(Duration::from_millis(200)).await;
     assert_eq!(providers(&client, 1).await, 0);
     assert_eq!(client.find("a").await.unwrap().providers, 0);
-    client.renew(session, None, None).await.unwrap();
+    client.renew(session, None).await.unwrap();
     assert_eq!(providers(&client, 1).await, 1);
 }
 
@@ -86,11 +86,11 @@ async fn leave_is_immediate_and_void_for_older_sessions() {
     let new = open_session(&client, &key).await;
     assert_eq!(code(client.leave(old).await), Some(ErrorCode::Replaced));
     assert_eq!(code(client.publish(old, &publication("b", 2)).await), Some(ErrorCode::Replaced));
-    assert_eq!(code(client.renew(old, None, None).await), Some(ErrorCode::Replaced));
+    assert_eq!(code(client.renew(old, None).await), Some(ErrorCode::Replaced));
     assert_eq!(providers(&client, 1).await, 1);
     client.leave(new).await.unwrap();
     assert_eq!(providers(&client, 1).await, 0);
-    assert_eq!(code(client.renew(new, None, None).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(client.renew(new, None).await), Some(ErrorCode::Unauthorized));
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,10 +102,9 @@ async fn peers_stay_alive_over_a_long_tracker_outage() {
     );
     client.publish(alive, &publication("a", 1)).await.unwrap();
     client.publish(expired, &publication("b", 2)).await.unwrap();
-    let mut renewed = None;
     for _ in 0..8 {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        renewed = Some(client.renew(alive, renewed, None).await.unwrap().renewed);
+        client.renew(alive, None).await.unwrap();
     }
     // Renewals are written at most 5 s later.
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -115,7 +114,7 @@ async fn peers_stay_alive_over_a_long_tracker_outage() {
     assert_eq!(providers(&client, 1).await, 1, "it was alive when the tracker was killed");
     assert_eq!(providers(&client, 2).await, 0, "its lease had expired");
     tokio::time::sleep(Duration::from_secs(20)).await;
-    client.renew(alive, renewed, None).await.expect("the session is still open");
+    client.renew(alive, None).await.expect("the session is still open");
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(providers(&client, 1).await, 1);
     tokio::time::sleep(Duration::from_secs(11)).await;
@@ -129,7 +128,7 @@ async fn stopping_tracker_writes_the_last_renewals() {
     let session = open_session(&client, &KeyPair::generate()).await;
     client.publish(session, &publication("a", 1)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(26_000)).await;
-    client.renew(session, None, None).await.unwrap();
+    client.renew(session, None).await.unwrap();
     tracker.stop().await;
     // Without the last renewal the lease would have expired.
     tokio::time::sleep(Duration::from_secs(15)).await;
@@ -149,10 +148,10 @@ async fn trackers_of_one_database_share_peers_and_renewals() {
     assert_eq!(providers(&second, 1).await, 1);
     for _ in 0..6 {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        client.renew(session, None, None).await.unwrap();
+        client.renew(session, None).await.unwrap();
         assert_eq!(providers(&second, 1).await, 1);
     }
-    second.renew(session, None, None).await.expect("a session is valid at all trackers of the catalogue");
+    second.renew(session, None).await.expect("a session is valid at all trackers of the catalogue");
     second.leave(session).await.unwrap();
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(providers(&client, 1).await, 0);
@@ -166,11 +165,11 @@ async fn replaced_session_is_void_at_all_trackers() {
     let key = KeyPair::generate();
     let old = open_session(&client, &key).await;
     client.publish(old, &publication("a", 1)).await.unwrap();
-    second.renew(old, None, None).await.expect("it is valid");
+    second.renew(old, None).await.expect("it is valid");
     open_session(&client, &key).await;
     assert_eq!(code(second.leave(old).await), Some(ErrorCode::Unauthorized));
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(code(second.renew(old, None, None).await), Some(ErrorCode::Replaced));
+    assert_eq!(code(second.renew(old, None).await), Some(ErrorCode::Replaced));
     assert_eq!((providers(&client, 1).await, providers(&second, 1).await), (1, 1));
 }
 
@@ -347,7 +346,7 @@ async fn authenticated_session_is_refused_over_plaintext() {
     let proof = Some(proof_for(Some(TRACKER), service, &key, &[]).await);
     let reply = handle(Request::OpenSession { proof }, &owner).await.unwrap();
     let Reply::OpenSession { grant: Some(grant), .. } = reply else { panic!("{reply:?}") };
-    let renew = || Request::Renew { session: grant.session, renewed_ms: None, membership: None };
+    let renew = || Request::Renew { session: grant.session, membership: None };
     for peer in [connection(1), thief] {
         assert_eq!(handle(renew(), &peer).await.unwrap_err().code, ErrorCode::Unauthorized);
     }
@@ -366,10 +365,7 @@ async fn oversized_and_unsupported_requests_are_refused() {
         (Request::Find { query: long.clone() }, ErrorCode::Malformed),
         (Request::List { pattern: long, cursor: None, limit: 1 }, ErrorCode::Malformed),
         (Request::Have { id: file(1), wait: None }, ErrorCode::Unsupported),
-        (
-            Request::Renew { session: SessionId([0; 16]), renewed_ms: None, membership: None },
-            ErrorCode::Unauthorized,
-        ),
+        (Request::Renew { session: SessionId([0; 16]), membership: None }, ErrorCode::Unauthorized),
     ] {
         assert_eq!(send(service, request, "10.0.0.1").await.unwrap_err().code, expected);
     }
@@ -380,45 +376,49 @@ async fn oversized_and_unsupported_requests_are_refused() {
 
 /// A store that accepts pins and stores nothing.
 #[derive(Debug)]
-struct NullStore;
+struct NullStore(Arc<Catalogue>);
 
 #[async_trait]
 impl PinStore for NullStore {
     fn quota(&self) -> u64 {
         1 << 40
     }
-    fn is_fetching(&self, _id: &FileId) -> bool {
+    fn is_fetching(&self, _id: &PinId) -> bool {
         false
     }
-    async fn keep(&self, _file: &FileRecord, _pin: PinRecord) -> Result<u64, ErrorReply> {
-        Ok(0)
+    async fn keep(&self, _id: &PinId, _pin: &PinRecord) -> Result<(u64, bool), ErrorReply> {
+        Ok((0, false))
     }
-    async fn discard(&self, _id: &FileId) -> Result<(), ErrorReply> {
+    async fn unpin(&self, id: &PinId) -> Result<(), ErrorReply> {
+        self.0.unpin(id).await?;
         Ok(())
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_the_pinning_peer_can_unpin() {
+async fn each_peer_removes_only_its_own_pin() {
     let world = World::new();
     let settings = TrackerSettings::default();
     let storage = Arc::new(Memory::new());
-    let catalogue = Catalogue::open(storage, settings.rules(), world.clock.now()).await.unwrap();
-    let store: Arc<dyn PinStore> = Arc::new(NullStore);
-    let service =
-        TrackerService::new(Arc::new(catalogue), TRACKER, settings, Arc::clone(&world.clock), Some(store));
+    let catalogue = Arc::new(Catalogue::open(storage, settings.rules(), world.clock.now()).await.unwrap());
+    let store: Arc<dyn PinStore> = Arc::new(NullStore(Arc::clone(&catalogue)));
+    let service = TrackerService::new(catalogue, TRACKER, settings, Arc::clone(&world.clock), Some(store));
     let listener = world.dialer().bind(&endpoint(AT)).await.unwrap();
     let serving = tokio::spawn(serve(Arc::clone(&listener), Arc::new(service)));
     let client = TrackerClient::new(world.dialer(), endpoint(AT));
     let owner = open_session(&client, &KeyPair::generate()).await;
     let other = open_session(&client, &KeyPair::generate()).await;
     client.publish(owner, &publication("a", 1)).await.unwrap();
+    let pins = async || client.status().await.unwrap().store.unwrap().pins;
     assert_eq!(client.pin(owner, file(1)).await.unwrap(), (0, false));
-    assert_eq!(client.pin(other, file(1)).await.unwrap(), (0, false));
     assert_eq!(code(client.unpin(other, file(1)).await), Some(ErrorCode::NotFound));
-    assert_eq!(client.status().await.unwrap().store.unwrap().pins, 1);
+    assert_eq!(client.pin(other, file(1)).await.unwrap(), (0, false));
+    assert_eq!(pins().await, 2);
     client.unpin(owner, file(1)).await.unwrap();
-    assert_eq!(client.status().await.unwrap().store.unwrap().pins, 0);
+    assert_eq!(code(client.unpin(owner, file(1)).await), Some(ErrorCode::NotFound));
+    assert_eq!(client.pins(other, None).await.unwrap().0.len(), 1);
+    client.unpin(other, file(1)).await.unwrap();
+    assert_eq!(pins().await, 0);
     listener.shutdown(Duration::ZERO).await;
     serving.await.unwrap();
 }
@@ -435,7 +435,7 @@ async fn renewal_from_another_address_updates_endpoints() {
         service.answer_immediately(&EncodedRequest::parse(request).unwrap(), &connection(1))
     };
     for address in ["10.0.0.5", "10.0.0.6", "10.0.0.6", "2001:db8::6", "10.0.0.5"] {
-        let renew = Request::Renew { session, renewed_ms: None, membership: None };
+        let renew = Request::Renew { session, membership: None };
         let reply = send(service, renew, address).await.unwrap();
         let Reply::Renewed { endpoints, .. } = reply else { panic!("{reply:?}") };
         let expected = match address.contains(':') {
@@ -463,7 +463,7 @@ async fn alternating_addresses_change_endpoints_at_a_limited_rate() {
     let service = &tracker.service;
     let grant = open_at(service, "10.0.0.5").await.unwrap();
     let renewed = async |address| {
-        let renew = Request::Renew { session: grant.session, renewed_ms: None, membership: None };
+        let renew = Request::Renew { session: grant.session, membership: None };
         match send(service, renew, address).await.unwrap() {
             Reply::Renewed { endpoints, .. } => endpoints,
             other => panic!("{other:?}"),

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use enjambre_core::protocol::message::SessionGrant;
 use enjambre_core::runtime;
 use enjambre_core::runtime::backoff::Backoff;
-use enjambre_core::{CatalogueId, SessionId};
+use enjambre_core::{CatalogueId, SessionId, UnixMillis};
 
 /// The maximum time between attempts to announce files that the catalogue does not contain.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(600);
@@ -25,6 +25,8 @@ pub(super) struct Lease {
     pub(super) session: SessionId,
     /// The time between renewals: a third of the lease.
     pub(super) interval: Duration,
+    /// A time of the tracker's clock and when the request for it was sent.
+    clock: (UnixMillis, Instant),
     /// The time of the next renewal.
     pub(super) renew_at: Instant,
     /// The time to send again what the catalogue did not contain or refused.
@@ -37,7 +39,8 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn new(catalogue: CatalogueId, grant: &SessionGrant) -> Self {
+    /// The schedule of a session that was requested at `start`.
+    pub(super) fn new(catalogue: CatalogueId, grant: &SessionGrant, start: Instant) -> Self {
         let interval =
             Duration::from_millis(grant.lease_ms / 3).clamp(MIN_RENEWAL_INTERVAL, MAX_RENEWAL_INTERVAL);
         let now = Instant::now();
@@ -45,7 +48,8 @@ impl Lease {
             catalogue,
             session: grant.session,
             interval,
-            renew_at: now + interval,
+            clock: (grant.now_ms, start),
+            renew_at: start + interval,
             retry_at: now,
             retry_backoff: Backoff::new(interval, MAX_RETRY_INTERVAL),
             outbox: None,
@@ -54,6 +58,17 @@ impl Lease {
         lease.schedule_retry();
         lease.schedule_announce_all();
         lease
+    }
+
+    /// Records a renewal that was requested at `start` and took place at `now` by the tracker's clock.
+    pub(super) fn renewed(&mut self, now: UnixMillis, start: Instant) {
+        self.clock = (now, start);
+        self.renew_at = start + self.interval;
+    }
+
+    /// The time of the tracker's clock, or a little later.
+    pub(super) fn tracker_time(&self) -> UnixMillis {
+        self.clock.0 + self.clock.1.elapsed()
     }
 
     pub(super) fn schedule_retry(&mut self) {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::tracker_client::client::Renewal;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::offers::Acknowledgement;
-use enjambre_core::protocol::message::SessionGrant;
+use enjambre_core::protocol::message::{Gap, SessionGrant};
 use enjambre_core::runtime::HashMap;
 use enjambre_core::{CatalogueId, Endpoint, FileId, Name, Offer, Publication, SessionId, UnixMillis};
 
@@ -55,8 +55,10 @@ pub(super) struct CatalogueState {
     /// The worker that has the session.
     pub(super) active: Option<usize>,
     pub(super) grant: Option<SessionGrant>,
-    /// The time of the last renewal of the session, by the clock of the tracker.
-    pub(super) renewed: Option<UnixMillis>,
+    /// The time of the last write in the session, by the clock of the tracker.
+    pub(super) written: UnixMillis,
+    /// The last known gap of the catalogue, whose publications are in the outbox again.
+    pub(super) gap: Gap,
     /// Whether all offers from before the session were announced in it.
     pub(super) announced: bool,
     /// Whether a request failed, so that the worker is to check the tracker.
@@ -123,17 +125,28 @@ impl CatalogueState {
         self.changes.clear();
         self.unknown.clear();
         self.grant = None;
-        self.renewed = None;
+        self.written = UnixMillis::default();
         self.announced = false;
     }
 
     /// Records a renewal. Returns whether the advertised endpoints changed.
     pub(super) fn renewed(&mut self, renewal: &Renewal) -> bool {
-        self.renewed = Some(renewal.renewed);
         let Some(grant) = &mut self.grant else { return false };
         let changed = grant.endpoints != renewal.endpoints;
         grant.endpoints.clone_from(&renewal.endpoints);
         changed
+    }
+
+    /// Records a gap of the catalogue. A session with writes in it ends, so that the next one repeats all announcements
+    /// without what was withdrawn meanwhile.
+    pub(super) fn set_gap(&mut self, gap: Gap) {
+        self.gap = gap;
+        if gap.contains(self.written) {
+            tracing::info!(
+                "tracker restarted without the last writes of its database; announcing all files again"
+            );
+            self.end_session();
+        }
     }
 
     pub(super) fn session(&self) -> Option<SessionId> {
@@ -154,7 +167,7 @@ pub(super) struct State {
     pub(super) catalogues: HashMap<CatalogueId, CatalogueState>,
     /// The last time at which another process replaced a session.
     pub(super) replaced: Option<Instant>,
-    /// Incremented when the outbox has a new publication.
+    /// Incremented when the outbox has more publications.
     pub(super) outbox: u64,
     /// The number of publications that were sent.
     pub(super) sent: u64,
@@ -223,7 +236,14 @@ mod tests {
     use super::*;
 
     fn grant() -> SessionGrant {
-        SessionGrant { session: SessionId([1; 16]), lease_ms: 1, endpoints: Vec::new(), membership: None }
+        SessionGrant {
+            session: SessionId([1; 16]),
+            now_ms: UnixMillis(1),
+            gap: Gap::default(),
+            lease_ms: 1,
+            endpoints: Vec::new(),
+            membership: None,
+        }
     }
 
     #[test]

@@ -22,9 +22,9 @@ use crate::tracker_client::offers::Acknowledgement;
 use enjambre_core::model::endpoint;
 use enjambre_core::model::membership::Invalid;
 use enjambre_core::protocol::error::ErrorCode;
-use enjambre_core::protocol::message::MAX_OFFERS;
+use enjambre_core::protocol::message::{Gap, MAX_OFFERS};
 use enjambre_core::runtime::backoff::Backoff;
-use enjambre_core::{CatalogueId, Offer, Publication, StorageError};
+use enjambre_core::{CatalogueId, Offer, Publication, StorageError, UnixMillis};
 
 /// The time during which changes are collected before they are sent.
 const COLLECT_TIME: Duration = Duration::from_millis(20);
@@ -221,7 +221,7 @@ impl Worker {
             known.and_then(|known| known.grant.clone().map(|grant| (grant, known.announced)))
         };
         if let Some((grant, announced)) = known {
-            let mut lease = Lease::new(catalogue, &grant);
+            let mut lease = Lease::new(catalogue, &grant, Instant::now());
             match self.renew(&mut lease).await {
                 Ok(()) => {
                     // The previous worker may have failed in between.
@@ -239,8 +239,8 @@ impl Worker {
         let start = Instant::now();
         let Shared { key, endpoints, .. } = &*self.shared;
         let (_, grant) = self.client.open_session(Some(catalogue), key, endpoints).await?;
-        let mut lease = Lease::new(catalogue, &grant);
-        lease.renew_at = start + lease.interval;
+        let mut lease = Lease::new(catalogue, &grant, start);
+        let gap = grant.gap;
         if let Some(members) = &self.shared.members {
             members.update(grant.membership.as_ref(), None).await?;
             // The first renewal returns the revocation list.
@@ -253,6 +253,7 @@ impl Worker {
         self.shared.update(|state| {
             state.catalogues.entry(catalogue).or_default().begin_session(grant);
         });
+        self.fill_gap(&lease, gap).await?;
         // The outbox precedes the announcements: callers wait for it, and its files cannot be announced before.
         self.send_outbox(&mut lease).await?;
         self.announce_all(&mut lease).await?;
@@ -271,14 +272,14 @@ impl Worker {
         // previous one was not written.
         let limit = (lease.interval / 2).max(MIN_RENEWAL_TIMEOUT);
         let known = self.shared.members.as_ref().map(|members| members.state());
-        let last = self.of_session(lease, |catalogue| catalogue.renewed).flatten();
-        let renewed = timeout(limit, self.client.renew(lease.session, last, known)).await;
+        let renewed = timeout(limit, self.client.renew(lease.session, known)).await;
         let timed_out = |_| {
             let reasons = vec![UnreachableTracker::timed_out(self.client.endpoint())];
             Err(TrackerError::Unreachable { reasons })
         };
         let renewal = self.check(lease, renewed.unwrap_or_else(timed_out))?;
-        lease.renew_at = start + lease.interval;
+        lease.renewed(renewal.now, start);
+        self.fill_gap(lease, renewal.gap).await?;
         if self.of_session(lease, |catalogue| catalogue.renewed(&renewal)) == Some(true) {
             let (tracker, endpoints) = (self.client.endpoint(), endpoint::list(&renewal.endpoints));
             tracing::info!(%tracker, endpoints, "advertised endpoints changed");
@@ -288,6 +289,23 @@ impl Worker {
         members.update(renewal.membership.as_ref(), renewal.revocations.as_ref()).await?;
         // Each page must advance the version, so that a faulty tracker cannot cause an endless loop.
         Ok(renewal.more && members.state().revocations > known.revocations)
+    }
+
+    /// Sends again what the catalogue may have lost, once per gap.
+    async fn fill_gap(&self, lease: &Lease, gap: Gap) -> Result<(), SessionError> {
+        if self.of_session(lease, |known| known.gap != gap) == Some(true) {
+            self.shared.source.forget_acknowledgements(lease.catalogue, gap).await?;
+            self.of_session(lease, |known| known.set_gap(gap));
+            self.shared.update(|state| state.outbox += 1);
+        }
+        Ok(())
+    }
+
+    /// Records that the tracker acknowledged a write. Returns the time of the tracker.
+    fn wrote(&self, lease: &Lease) -> UnixMillis {
+        let at = lease.tracker_time();
+        self.of_session(lease, |known| known.written = at);
+        at
     }
 
     async fn renew_if_due(&self, lease: &mut Lease) -> Result<(), SessionError> {
@@ -343,6 +361,7 @@ impl Worker {
                 _ => break self.check(lease, announced)?,
             }
         };
+        self.wrote(lease);
         let mut remaining: HashSet<_> = unknown.iter().copied().collect();
         if !unknown.is_empty() {
             // The files expired, or the database was lost. Their publisher publishes them again.
@@ -380,13 +399,20 @@ impl Worker {
                 if !error.is_unauthorized()
                     && error.code().is_some_and(|code| code != ErrorCode::Storage) =>
             {
-                tracing::warn!(name = %publication.name, %error, "publication refused");
+                let refused = (publication.id, publication.name.clone());
+                // It is repeated for as long as the file is published.
+                if self.of_session(lease, |known| known.refused.contains(&refused)) != Some(true) {
+                    tracing::warn!(name = %publication.name, %error, "publication refused");
+                }
                 Err(error)
             }
             Err(error) => return self.check(lease, Err(error)),
         };
         let marked = match &result {
-            Ok(acknowledged) => self.shared.source.mark_published(publication, *acknowledged).await,
+            Ok(acknowledged) => {
+                let at = self.wrote(lease);
+                self.shared.source.mark_published(publication, *acknowledged, at).await
+            }
             Err(_) => Ok(()),
         };
         let is_refused = result.as_ref().is_err_and(|error| !error.is_retryable_elsewhere());
@@ -435,6 +461,7 @@ impl Worker {
             if !withdrawn_ids.is_empty() {
                 let reply = self.client.withdraw(lease.session, &withdrawn_ids).await;
                 self.check(lease, reply)?;
+                self.wrote(lease);
             }
             if !offers.is_empty() {
                 self.announce(lease, &offers).await?;

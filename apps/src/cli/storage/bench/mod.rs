@@ -14,12 +14,13 @@ use serde::Serialize;
 use self::measurement::Measurement;
 use super::scratch::ScratchBuilder;
 use crate::cli::context::Context;
+use crate::cli::number::whole_number;
 use crate::cli::output::Stdout;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Duration of each measurement in seconds
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=30))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole_number::<u64>(1..=30))]
     seconds: u64,
     /// Print a JSON report
     #[arg(long)]

@@ -18,6 +18,7 @@ use super::errors::{content_failed, differs, same_database, target_failed, write
 use super::progress::CopyProgress;
 use crate::cli::output::size;
 use crate::cli::storage::databases::{Database, DatabaseKind, Databases};
+use crate::display;
 
 /// Bytes of content between two updates of the mark.
 const CHECKPOINT_BYTES: u64 = 16 << 20;
@@ -53,12 +54,17 @@ impl CopySummary {
         };
         for database in self.records.chunk_by(|(one, ..), (other, ..)| one == other) {
             let (entries, bytes) = sum(database);
-            progress.line(&format!("{}: {entries} entries, {}", database[0].0, size(bytes)));
+            progress.line(&format!(
+                "{}: {}, {}",
+                database[0].0,
+                display::count(entries, "entry"),
+                size(bytes)
+            ));
         }
         let (entries, bytes) = sum(&self.records);
         let PieceTotals { count, bytes: content } = self.content;
         if count > 0 {
-            progress.line(&format!("content: {count} pieces, {}", size(content)));
+            progress.line(&format!("content: {}, {}", display::count(count, "piece"), size(content)));
         }
         let check = if verify { "compared" } else { "counted" };
         progress.line(&format!("all data copied and {check}; the source is unchanged"));

@@ -96,7 +96,7 @@ async fn copy_all(
         return Err(same_database());
     }
     let key = node_key::load(source_dir.path()).await?.ok_or_else(|| empty_source(from))?;
-    let target_key = node_key::load(target_path).await?;
+    let target_key = node_key::find(target_path).await?;
     if target_key.as_ref().is_some_and(|target_key| target_key.peer_id() != key.peer_id()) {
         return Err(Failure::failed(format!(
             "target directory {} belongs to a node with another key; choose another data_dir, or delete the file `key` in it \

@@ -20,8 +20,8 @@ async fn pin_without_content_reserves_nothing_and_expires() {
     assert_eq!(world.reserved().await, (size, 2));
     tokio::time::sleep(Duration::from_secs(65 * 60)).await;
     assert_eq!(world.reserved().await, (size, 1), "the pin without content expired");
-    let catalogue = &world.store.parts.catalogue;
-    assert!(catalogue.pinned(&file).await.unwrap().unwrap().complete);
+    let pins = world.pins().await;
+    assert!(pins.len() == 1 && pins[0].0.file == file && pins[0].1.complete, "{pins:?}");
     world.stop().await;
 }
 
@@ -43,8 +43,8 @@ async fn file_larger_than_the_free_space_is_not_fetched() {
     let (session, file, seeder) = world.source(QUOTA as usize / 2).await;
     let ReplicaParts { catalogue, clock, .. } = &world.store.parts;
     for (other, size) in [(8, QUOTA / 2), (9, 1)] {
-        let id = FileId::from_bytes([other; 32]);
-        catalogue.pin(id, PeerId::from_bytes([other; 32]), clock.now()).await.unwrap();
+        let id = PinId { file: FileId::from_bytes([other; 32]), by: PeerId::from_bytes([other; 32]) };
+        catalogue.pin(&id, clock.now()).await.unwrap();
         catalogue.resize_pin(&id, size, QUOTA).await.unwrap();
     }
     assert_eq!(world.pin_refused(session, file).await.code(), Some(ErrorCode::Full));
@@ -64,9 +64,48 @@ async fn pin_beyond_the_share_is_refused_at_once() {
     assert_eq!(world.reserved().await, (0, 0));
     // The size may be a false claim of the publisher.
     assert_eq!(world.client.pin(other, id).await.unwrap(), (0, false));
-    // An existing pin is continued, even if nothing fetches the file at the moment.
-    world.store.discard(&id).await.unwrap();
+    let small = Publication { size: 1, ..file.clone() };
+    world.client.publish(publisher, &small).await.unwrap();
     assert_eq!(world.client.pin(publisher, id).await.unwrap(), (0, false));
+    world.client.publish(publisher, &file).await.unwrap();
+    // An existing pin is continued, even if nothing fetches the file at the moment.
+    for (pin, _) in world.pins().await {
+        world.store.stop_fetch(&pin).await;
+    }
+    assert_eq!(world.client.pin(publisher, id).await.unwrap(), (0, false));
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusal_at_once_names_what_the_peer_has_reserved() {
+    let world = World::new().await;
+    let session = world.peer("memory://peer:1").await;
+    let id = world.publish(session, 1).await[0];
+    world.client.pin(session, id).await.unwrap();
+    let (pin, _) = world.pins().await[0];
+    world.store.parts.catalogue.resize_pin(&pin, 1000, QUOTA).await.unwrap();
+    let id = FileId::from_bytes([9; 32]);
+    let file = Publication { name: "x".parse().unwrap(), id, size: QUOTA, kind: FileKind::File };
+    world.client.publish(session, &file).await.unwrap();
+    let refused = world.client.pin(session, id).await.unwrap_err().to_string();
+    assert!(refused.contains(&format!("1000 of {} bytes are reserved", QUOTA / 2)), "{refused}");
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn replica_of_another_peer_counts_in_the_share() {
+    let world = World::new().await;
+    let (first, file, _) = world.source(QUOTA as usize / 2).await;
+    world.pin_complete(first, file).await;
+    let second = world.peer("memory://peer:1").await;
+    let id = world.publish(second, 1).await[0];
+    world.client.pin(second, id).await.unwrap();
+    let pin = world.pins().await.into_iter().map(|(pin, _)| pin).find(|pin| pin.file == id).unwrap();
+    world.store.parts.catalogue.resize_pin(&pin, 1, QUOTA).await.unwrap();
+    let refused = world.client.pin(second, file).await.unwrap_err();
+    assert_eq!(refused.code(), Some(ErrorCode::Full));
+    assert_eq!(world.reserved().await, (QUOTA / 2 + 1, 2));
+    assert!(world.client.pin(first, file).await.unwrap().1, "the pin of the first peer remains");
     world.stop().await;
 }
 
@@ -76,14 +115,14 @@ async fn limited_download_of_a_member_does_not_shrink_the_reservation() {
     let world = World::new().await;
     let session = world.peer("memory://peer:1").await;
     let id = world.publish(session, 1).await[0];
-    let ReplicaParts { catalogue, key, clock, .. } = &world.store.parts;
-    catalogue.pin(id, key.peer_id(), clock.now()).await.unwrap();
+    let pin = world.own_pin(id).await;
+    let ReplicaParts { catalogue, clock, .. } = &world.store.parts;
     let file = catalogue.file(&id, clock.now()).await.unwrap().unwrap();
     for (list, reserved) in [(10, 1000), (2000, 2500)] {
-        catalogue.resize_pin(&id, 1000, QUOTA).await.unwrap();
+        catalogue.resize_pin(&pin, 1000, QUOTA).await.unwrap();
         let (_progress, updates) = watch::channel(Progress::default());
         let failed = async { Err(Arc::new(DownloadError::TooLarge { size: 500, max: 100 })) };
-        assert!(!world.store.reserve_during(&file, list, updates, failed).await.unwrap());
+        assert!(!world.store.reserve_during(&file, &pin, list, updates, failed).await.unwrap());
         assert_eq!(world.reserved().await, (reserved, 1));
     }
     world.stop().await;

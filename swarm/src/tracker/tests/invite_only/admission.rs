@@ -86,14 +86,14 @@ async fn session_is_bound_to_its_key() {
     assert_eq!(code(thief.publish(session, &publication("b", 2)).await), unauthorized);
     assert_eq!(code(thief.announce(session, &[offer(1)]).await), unauthorized);
     assert_eq!(code(thief.withdraw(session, &[file(1)]).await), unauthorized);
-    assert_eq!(code(thief.renew(session, None, None).await), unauthorized);
-    assert_eq!(code(thief.renew(session, None, Some(MembershipState::default())).await), unauthorized);
+    assert_eq!(code(thief.renew(session, None).await), unauthorized);
+    assert_eq!(code(thief.renew(session, Some(MembershipState::default())).await), unauthorized);
     assert_eq!(code(thief.pin(session, file(1)).await), unauthorized);
     assert_eq!(code(thief.unpin(session, file(1)).await), unauthorized);
     assert_eq!(code(thief.leave(session).await), unauthorized);
     assert_eq!(client.providers(&file(1)).await.unwrap().len(), 1);
     assert_eq!(code(client.find("b").await), Some(ErrorCode::NotFound));
-    client.renew(session, None, None).await.expect("its owner can use it");
+    client.renew(session, None).await.expect("its owner can use it");
 }
 
 #[tokio::test(start_paused = true)]

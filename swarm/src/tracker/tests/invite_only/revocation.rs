@@ -25,20 +25,20 @@ async fn renewal_returns_only_changed_membership_state() {
     let client = swarm.client(&key, &tracker);
     let session = open_session(&client, &key).await.unwrap();
     let mut known = MembershipState::default();
-    let renewal = client.renew(session, None, Some(known)).await.unwrap().membership;
+    let renewal = client.renew(session, Some(known)).await.unwrap().membership;
     known.expires_ms = renewal.membership.unwrap().verify(&authority, swarm.clock.now()).unwrap().until;
-    assert_eq!(client.renew(session, None, Some(known)).await.unwrap().membership, Default::default());
+    assert_eq!(client.renew(session, Some(known)).await.unwrap().membership, Default::default());
     other.catalogue.revoke(&revoked.peer_id(), swarm.clock.now()).await.unwrap();
     // This tracker polls the revocation by the other one.
     sleep(Duration::from_secs(6)).await;
-    let renewal = client.renew(session, None, Some(known)).await.unwrap().membership;
+    let renewal = client.renew(session, Some(known)).await.unwrap().membership;
     let page = RevocationPage::verify(&renewal.revocations.unwrap(), &authority).unwrap();
     assert!(page.revocations()[0].peer == revoked.peer_id() && renewal.membership.is_none() && !renewal.more);
     known.revocations = page.version();
-    assert_eq!(client.renew(session, None, Some(known)).await.unwrap().membership, Default::default());
+    assert_eq!(client.renew(session, Some(known)).await.unwrap().membership, Default::default());
     // The membership is renewed long before it expires.
     known.expires_ms = swarm.clock.now() + LIFE / 2 - Duration::from_millis(1);
-    assert!(client.renew(session, None, Some(known)).await.unwrap().membership.membership.is_some());
+    assert!(client.renew(session, Some(known)).await.unwrap().membership.membership.is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -62,7 +62,7 @@ async fn revoked_peer_is_refused_by_all_trackers_soon() {
     sleep(Duration::from_secs(6)).await;
     assert!(handle.is_closed(), "idle connections are closed too");
     assert_eq!(code(clients[1].status().await), Some(ErrorCode::Unauthorized));
-    assert_eq!(code(clients[1].renew(session, None, None).await), Some(ErrorCode::Unauthorized));
+    assert_eq!(code(clients[1].renew(session, None).await), Some(ErrorCode::Unauthorized));
     assert_eq!(
         code(open_session(&swarm.client(&key, &one), &key).await),
         Some(ErrorCode::Unauthorized),

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod missing_data;
+
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -59,6 +61,15 @@ fn invalid_command_line_exits_with_2() {
     for name in ["deadbeef", "a/b"] {
         assert_error(&run(&["publish", "a", "--name", name]), 2, &[name]);
     }
+    for (arguments, range) in [
+        (&["invite", "--uses", "x"][..], "from 1 to 4294967295"),
+        (&["storage", "bench", "--seconds", "31"], "from 1 to 30"),
+        (&["downloads", "move", "name", "1.5"], "of at least 0"),
+    ] {
+        let run = run(arguments);
+        let is_named = run.stderr.contains(&format!("expected a whole number {range}"));
+        assert!(run.status == 2 && is_named, "{}", run.stderr);
+    }
     let help = run(&["--help"]);
     assert_eq!(help.status, 0);
     for command in
@@ -83,6 +94,8 @@ fn invalid_configuration_exits_with_2() {
     assert_error(&scheme, 2, &["peer.trackers", "gopher://h:1", "zmq://"]);
     assert_error(&run(&["library", "--set", "foo=1"]), 2, &["`foo`", "enjambre config show"]);
     assert_error(&run(&["peer", "--set", "limits.upload=-1"]), 2, &["limits.upload", "-1", "50MB/s"]);
+    let cache = run(&["library", "--set", "storage.sqlite.cache_mib=-1"]);
+    assert_error(&cache, 2, &["storage.sqlite.cache_mib", "-1", "a whole number from 0 to 4294967295"]);
     let endpoint = run(&["list", "--set", "peer.trackers=[\"tcp:/h:1\"]"]);
     assert_error(&endpoint, 2, &["peer.trackers", "missing \"://\""]);
     let limit = run(&["peer", "--set", "transport.limits.payload=1KiB"]);
@@ -258,102 +271,6 @@ fn data_directory_of_another_user_is_left_unchanged() {
 }
 
 #[test]
-fn missing_database_is_refused_without_init() {
-    let folder = TempDir::new().unwrap();
-    let run = |arguments: &[&str], backend: &str| {
-        let backend = format!("storage.backend={backend}");
-        let set = ["--set", "peer.data_dir=data", "--set", &backend];
-        run_in(folder.path(), &[arguments, &set].concat(), &[])
-    };
-    std::fs::create_dir(folder.path().join("data")).unwrap();
-    assert_eq!(run(&["library"], "sqlite").status, 0);
-    assert_eq!(run(&["library"], "sqlite").status, 0);
-    for backend in ["sled", "memory"] {
-        assert_error(&run(&["library"], backend), 1, &[backend, "empty", "--init"]);
-    }
-    // A start with --init that fails changes nothing.
-    let database = folder.path().join("data/library.db");
-    std::fs::write(&database, "damaged").unwrap();
-    assert_error(&run(&["peer", "--init"], "sqlite"), 1, &["corrupt database"]);
-    std::fs::remove_file(&database).unwrap();
-    assert_error(&run(&["peer"], "sqlite"), 1, &["sqlite", "--init"]);
-    // The port is in use, or the peer would run until it is stopped.
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = format!("transport.listen=[\"tcp://{}\"]", taken.local_addr().unwrap());
-    let peer = run(&["peer", "--init", "--set", &listen], "sqlite");
-    assert!(peer.status == 1 && !peer.stderr.contains("--init"), "{}", peer.stderr);
-    assert_eq!(run(&["library"], "sqlite").status, 0);
-}
-
-#[test]
-fn missing_content_is_refused_without_init() {
-    for (content, place) in [("database", "library-content.db"), ("files", "content")] {
-        let folder = TempDir::new().unwrap();
-        let run = |arguments: &[&str]| {
-            let content = format!("library.content={content}");
-            let set = ["peer.data_dir=data", "peer.trackers=[\"tcp://127.0.0.1:1\"]", &content];
-            let set = set.iter().flat_map(|setting| ["--set", setting]);
-            run_in(folder.path(), &arguments.iter().copied().chain(set).collect::<Vec<_>>(), &[])
-        };
-        std::fs::write(folder.path().join("file"), "content").unwrap();
-        let alone = "transport.listen=[\"tcp://127.0.0.1:0\"]";
-        assert_error(&run(&["publish", "--copy", "file", "--set", alone]), 4, &["file is in the library"]);
-        assert!(run(&["library", "--json"]).stdout.contains("\"available_pieces\":1"));
-        let place = folder.path().join("data").join(place);
-        if place.is_dir() { std::fs::remove_dir_all(place) } else { std::fs::remove_file(place) }.unwrap();
-        assert_error(&run(&["library"]), 1, &["content", "is empty", "--init"]);
-        // The port is in use, or the peer would run until it is stopped.
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let listen = format!("transport.listen=[\"tcp://{}\"]", taken.local_addr().unwrap());
-        let peer = run(&["peer", "--init", "--set", &listen]);
-        assert!(peer.status == 1 && !peer.stderr.contains("--init"), "{}", peer.stderr);
-        let library = run(&["library", "--json"]);
-        assert!(library.stdout.contains("\"available_pieces\":0"), "{} {}", library.stdout, library.stderr);
-    }
-}
-
-#[test]
-fn source_of_a_copy_within_a_data_directory_is_refused() {
-    let folder = TempDir::new().unwrap();
-    for backend in ["sqlite", "sled"] {
-        let text = format!(
-            "[peer]\ndata_dir = \"data\"\ntrackers = [\"tcp://127.0.0.1:1\"]\n[storage]\nbackend = \"{backend}\"\n\
-             [transport]\nlisten = [\"tcp://127.0.0.1:0\"]\n"
-        );
-        std::fs::write(folder.path().join(backend), text).unwrap();
-    }
-    std::fs::write(folder.path().join("file"), "content").unwrap();
-    let run = |arguments: &[&str]| run_in(folder.path(), arguments, &[]);
-    let copy = |from, to| run(&["storage", "copy", "--from", from, "--to", to, "--force"]);
-    assert_eq!(run(&["publish", "file", "--config", "sqlite"]).status, 4);
-    assert_eq!(copy("sqlite", "sled").status, 0);
-    assert_error(
-        &run(&["library", "--config", "sqlite"]),
-        1,
-        &["sqlite storage is outdated", "sled", "--init"],
-    );
-    assert!(run(&["library", "--config", "sled"]).stdout.contains("file"));
-    assert_eq!(copy("sled", "sqlite").status, 0);
-    assert!(run(&["library", "--config", "sqlite"]).stdout.contains("file"));
-    assert_error(&run(&["library", "--config", "sled"]), 1, &["sled storage is outdated"]);
-}
-
-#[test]
-fn missing_catalogue_is_refused_without_a_new_authority() {
-    let folder = TempDir::new().unwrap();
-    let run = || {
-        let set =
-            ["tracker.data_dir=data", "swarm.admission=invite", "transport.listen=[\"zmqs://127.0.0.1:0\"]"];
-        let set = set.iter().flat_map(|setting| ["--set", setting]);
-        run_in(folder.path(), &["peers"].into_iter().chain(set).collect::<Vec<_>>(), &[])
-    };
-    assert_eq!(run().status, 0);
-    assert_eq!(run().status, 0);
-    std::fs::remove_file(folder.path().join("data/catalogue.db")).unwrap();
-    assert_error(&run(), 1, &["sqlite", "--init"]);
-}
-
-#[test]
 fn memory_backend_starts_empty_every_time() {
     let folder = TempDir::new().unwrap();
     for _ in 0..2 {
@@ -417,7 +334,7 @@ fn config_check_reads_the_files_that_the_start_reads() {
     assert_eq!((public.status, is_warned), (0, [true; 3]), "{}", public.stderr);
     for (cert, key, token, words) in [
         ("missing", "key", "token", ["`http.tls.cert`", "\"missing\""]),
-        ("empty", "key", "token", ["`http.tls.cert`", "no certificate"]),
+        ("empty", "key", "token", ["`http.tls.cert`", "contains no certificate"]),
         ("cert", "missing", "token", ["`http.tls.key`", "\"missing\""]),
         ("cert", "empty", "token", ["`http.tls.key`", "\"empty\""]),
         ("cert", "other-key", "token", ["`http.tls.key`", "does not belong to the certificate"]),
@@ -436,6 +353,10 @@ fn config_check_reads_the_files_that_the_start_reads() {
         &["[storage.postgres]", "ca ", "missing.pem"],
     );
     assert!(!folder.path().join("data/tracker").exists());
+    let words = ["[storage.postgres]", "ca ", "missing.pem"];
+    for command in [&["tracker"][..], &["storage", "check"], &["storage", "bench"]] {
+        assert_error(&run_in(folder.path(), &[command, &["--config", "x.toml"]].concat(), &[]), 2, &words);
+    }
 }
 
 #[test]
@@ -466,7 +387,7 @@ fn unreachable_tracker_exits_with_4() {
 fn unknown_file_exits_with_3() {
     let nothing = run(&["library", "--json"]);
     assert_eq!((nothing.status, nothing.stdout.as_str()), (0, ""), "{}", nothing.stderr);
-    assert_error(&run(&["remove", "nothing"]), 3, &["does not exist"]);
+    assert_error(&run(&["remove", "nothing"]), 3, &["no node was ever started"]);
     assert_error(&run(&["demo", "nothing"]), 1, &["cannot publish nothing"]);
     assert_error(&run(&["demo", "--config", "x.toml"]), 2, &["--config"]);
 }
