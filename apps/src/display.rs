@@ -53,8 +53,8 @@ pub(crate) fn visible_except(text: &str, kept: &[char]) -> String {
 pub(crate) fn count(number: u64, thing: &str) -> String {
     match thing.strip_suffix('y') {
         _ if number == 1 => format!("1 {thing}"),
-        Some(stem) => format!("{number} {stem}ies"),
-        None => format!("{number} {thing}s"),
+        Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{number} {stem}ies"),
+        _ => format!("{number} {thing}s"),
     }
 }
 
@@ -87,8 +87,10 @@ mod tests {
 
     #[test]
     fn one_thing_is_singular() {
-        let counts = [0, 1, 2].map(|number| [count(number, "entry"), count(number, "file")].join(", "));
-        assert_eq!(counts, ["0 entries, 0 files", "1 entry, 1 file", "2 entries, 2 files"]);
+        let counts =
+            [0, 1, 2].map(|number| ["entry", "file", "key"].map(|thing| count(number, thing)).join(", "));
+        let expected = ["0 entries, 0 files, 0 keys", "1 entry, 1 file, 1 key", "2 entries, 2 files, 2 keys"];
+        assert_eq!(counts, expected);
     }
 
     #[test]

@@ -104,9 +104,10 @@ pub enum Command {
         /// The file or directory. A name that is not the only one of its content is removed alone.
         query: String,
     },
-    /// Verifies the hashes of one file or of all files. Fails if a piece is damaged or missing.
+    /// Verifies the hashes of a file, of a directory with its files, or of the whole library. Fails if a piece is damaged;
+    /// with a query also if one is missing.
     Verify {
-        /// `None` selects all files.
+        /// The file or directory. `None` selects the whole library.
         query: Option<String>,
     },
     /// Reports the status of the node.
@@ -200,7 +201,7 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Output {
-    /// Lists the library.
+    /// The library.
     Library,
     /// The file or directory at this path. With `into` the path is a directory that is created if it does not exist, and
     /// each download is written into it under its name. Without it, a file is written into an existing directory, too.

@@ -8,7 +8,7 @@ use enjambre_control::{Command, Event, Exported, Failure};
 use super::context::Context;
 use super::output::size;
 use super::runner;
-use super::streams::is_stdout;
+use super::streams::{is_descriptor, is_stdout};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -26,10 +26,11 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<(), Failure> {
     let Arguments { query, output, force } = arguments;
-    if is_stdout(&output) {
-        let problem =
-            "export writes to a path; to write to the standard output, use `enjambre get NAME -o -`";
-        return Err(Failure::usage(problem));
+    if is_stdout(&output) || is_descriptor(&output) {
+        return Err(Failure::usage(
+            "export writes to a path; to write to an open file, use `enjambre get NAME -o -` and redirect the standard \
+             output",
+        ));
     }
     let command = Command::Export { query, output: std::path::absolute(output)?, force };
     runner::print(&context, command, |stdout, event| {

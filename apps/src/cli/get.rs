@@ -1,6 +1,5 @@
 //! `enjambre get`
 
-use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -34,7 +33,7 @@ pub(super) struct Arguments {
     queries: Vec<String>,
     /// Write the download to PATH, or into the directory PATH if it ends with /, and seed it from there, instead of
     /// storing it in the library; a file is written into an existing directory, too; a file that is already complete stays
-    /// where it is, and PATH becomes a copy; with - or a device, also write the stored file there
+    /// where it is, and PATH becomes a copy; with -, a device or a pipe, also write the stored file there
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Replace existing files at PATH; pieces of an older version are used
@@ -174,18 +173,19 @@ async fn destination(path: &Path, several: bool) -> Result<(Output, Option<Strea
     if is_stdout(path) {
         return Ok((Output::Client, Some(Stream::new(std::io::stdout()))));
     }
-    let found = tokio::fs::metadata(path).await.map(|found| found.file_type());
-    let is_device = found.as_ref().is_ok_and(|found| !found.is_file() && !found.is_dir());
-    if is_device || is_descriptor(path) {
-        // A file that this process has open keeps what was written to it before.
-        let append = found.is_ok_and(|found| found.is_file());
-        let opened = tokio::fs::OpenOptions::new().write(true).append(append).open(path).await;
-        let opened: Result<File, Failure> = match opened {
-            Ok(file) => Ok(file.into_std().await),
-            Err(error) => Err(error.into()),
-        };
+    let found = tokio::fs::metadata(path).await;
+    if found.is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let opened = tokio::fs::OpenOptions::new().write(true).open(path).await;
         let file = opened.context(format!("cannot open {}", path.display()))?;
-        return Ok((Output::Client, Some(Stream::new(file))));
+        return Ok((Output::Client, Some(Stream::new(file.into_std().await))));
+    }
+    if is_descriptor(path) {
+        // A file that is opened again has an offset of its own: later writes to the open file would overwrite the content.
+        return Err(Failure::usage(format!(
+            "{} is neither a device nor a pipe; to write to an open file, use `-o -` and redirect the standard \
+             output",
+            path.display()
+        )));
     }
     let into = several || path.as_os_str().as_bytes().ends_with(b"/");
     Ok((Output::Path { path: std::path::absolute(path)?, into }, None))

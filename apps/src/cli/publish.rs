@@ -14,7 +14,7 @@ use super::context::Context;
 use super::output::{Stdout, notice, size, warn};
 use super::progress::Bar;
 use super::runner::run_and_stay;
-use super::streams::is_stdin;
+use super::streams::{is_descriptor, is_stdin};
 
 /// Number of parts of the standard input that are read ahead.
 const QUEUED: usize = 16;
@@ -55,6 +55,12 @@ pub(super) async fn run(context: Context<'_>, arguments: Arguments) -> Result<()
             return Err(Failure::usage("publishing the standard input requires --name and no other PATH"));
         };
         (Command::PublishInput { name, size: None, pin }, Some(stdin()))
+    } else if let Some(path) = paths.iter().find(|path| is_descriptor(path)) {
+        return Err(Failure::usage(format!(
+            "{} is an open file of this command; to publish its content, use `publish - --name NAME` and redirect the \
+             standard input",
+            path.display()
+        )));
     } else {
         let paths = paths.iter().map(std::path::absolute).collect::<Result<Vec<_>, _>>()?;
         (Command::Publish { paths, name, store: copy, pin, strict, exclude }, None)

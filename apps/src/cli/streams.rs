@@ -12,8 +12,8 @@ pub(super) fn is_stdout(path: &Path) -> bool {
     ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }
 
-/// Whether a path names an open file of this process.
+/// Whether a path names an open file of this process, or a path in an open directory.
 pub(super) fn is_descriptor(path: &Path) -> bool {
-    let is_in = |dir| path.parent() == Some(Path::new(dir));
-    path == Path::new("/dev/stderr") || is_in("/dev/fd") || is_in("/proc/self/fd")
+    let all = ["/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd", "/proc/self/fd"];
+    all.iter().any(|name| path.starts_with(name))
 }

@@ -1,6 +1,6 @@
 //! Verification of the library: damaged and missing pieces.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use enjambre_control::{Event, Events, Failure, Verified};
 use enjambre_core::model::layout::PieceLayout;
@@ -78,8 +78,8 @@ impl Node {
     }
 
     /// Returns the files of the directories among these entries.
-    async fn members(&self, entries: &[Entry]) -> HashMap<FileId, MemberFile> {
-        let mut members = HashMap::new();
+    async fn members(&self, entries: &[Entry]) -> BTreeMap<FileId, MemberFile> {
+        let mut members = BTreeMap::new();
         for entry in entries.iter().filter(|entry| entry.kind == FileKind::Collection) {
             let Some(name) = &entry.name else { continue };
             // An incomplete directory has no list of members yet; a damaged one is reported by its verification.

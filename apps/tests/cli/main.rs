@@ -80,6 +80,17 @@ fn invalid_command_line_exits_with_2() {
 }
 
 #[test]
+fn open_files_are_refused_as_paths() {
+    // A running peer, which has other files open, would read or write those.
+    for path in ["/dev/fd/999", "/dev/fd/999/file", "/proc/self/fd/999"] {
+        assert_error(&run(&["get", "x", "-o", path]), 2, &[path, "`-o -`"]);
+        assert_error(&run(&["export", "x", "-o", path]), 2, &["`enjambre get NAME -o -`"]);
+        assert_error(&run(&["publish", "file", path]), 2, &[path, "`publish - --name NAME`"]);
+    }
+    assert_error(&run(&["export", "x", "-o", "/dev/stderr"]), 2, &["`enjambre get NAME -o -`"]);
+}
+
+#[test]
 fn invalid_configuration_exits_with_2() {
     assert_error(
         &run(&["--set", "peer.trakers=[]", "library"]),

@@ -16,7 +16,6 @@
 use std::time::Duration;
 
 use super::layout::{LeaseRecord, PeerNumber};
-use enjambre_core::protocol::message::Gap;
 use enjambre_core::runtime::HashMap;
 use enjambre_core::{SessionId, UnixMillis};
 
@@ -79,7 +78,6 @@ impl Grace {
 pub struct LeaseTable {
     rules: LeaseRules,
     grace: Option<Grace>,
-    gap: Gap,
     /// The time at which the database was last reached.
     reached: UnixMillis,
     /// While the database is unreachable: the stamp of the grace period that will follow.
@@ -99,7 +97,6 @@ impl LeaseTable {
         Self {
             rules,
             grace,
-            gap: Gap { after_ms: stamp.unwrap_or_default(), until_ms: now },
             reached: now,
             away: None,
             pending,
@@ -112,6 +109,13 @@ impl LeaseTable {
     fn pending(&self, peer: PeerNumber, record: &LeaseRecord) -> Option<UnixMillis> {
         let renewal = self.pending.get(&peer).filter(|renewal| renewal.session == record.session)?;
         Some(renewal.at)
+    }
+
+    /// Whether the time of an acknowledged renewal of the peer is so much later than the stored and pending ones that the
+    /// database must have been restored from an older copy.
+    pub fn is_lost(&self, peer: PeerNumber, record: &LeaseRecord, acknowledged: UnixMillis) -> bool {
+        let known = self.pending(peer, record).unwrap_or_default().max(record.renewed);
+        acknowledged > known + self.rules.lease
     }
 
     /// Whether a renewal is so far in the future that it comes from a wrong clock and must be ignored.
@@ -154,25 +158,13 @@ impl LeaseTable {
         self.away.get_or_insert_with(|| held.map_or(reached, |grace| grace.stamp.min(reached)));
     }
 
-    /// Whether the database was unreachable at the last attempt.
-    pub fn is_away(&self) -> bool {
-        self.away.is_some()
-    }
-
-    /// Records that the database was reached. `stored` is the stamp that it contained if it had been unreachable, because it
-    /// may be an older copy now. Returns whether it had been unreachable.
-    pub fn reached(&mut self, stored: Option<UnixMillis>, now: UnixMillis) -> bool {
+    /// Records that the database was reached. Returns whether it had been unreachable.
+    pub fn reached(&mut self, now: UnixMillis) -> bool {
         self.reached = now;
         let Some(stamp) = self.away.take() else { return false };
-        self.gap = Gap { after_ms: stored.unwrap_or_default(), until_ms: now };
         self.grace = Some(Grace { stamp, until: now + self.rules.lease });
         self.saw_alive(now);
         true
-    }
-
-    /// The writes that the database may lack since the start of this tracker or the last outage of the database.
-    pub fn gap(&self) -> Gap {
-        self.gap
     }
 
     /// Records a renewal.
@@ -315,7 +307,7 @@ mod tests {
     #[test]
     fn outage_grants_grace_to_peers_alive_before_it() {
         let mut table = LeaseTable::new(RULES, None, UnixMillis(1000));
-        assert!(!table.reached(None, UnixMillis(1005)));
+        assert!(!table.reached(UnixMillis(1005)));
         table.missed();
         table.missed();
         let (lived, dead) = (record(1, 990), record(1, 975));
@@ -326,7 +318,7 @@ mod tests {
             UnixMillis(1005),
             "a tracker that starts now grants the same grace period"
         );
-        assert!(table.reached(None, UnixMillis(2000)));
+        assert!(table.reached(UnixMillis(2000)));
         assert!(table.is_alive(peer(1), &lived, UnixMillis(2029)));
         assert!(!table.is_alive(peer(1), &lived, UnixMillis(2030)), "the grace period is one lease");
         assert!(!table.is_alive(peer(1), &dead, UnixMillis(2001)));
@@ -335,23 +327,10 @@ mod tests {
     }
 
     #[test]
-    fn writes_since_the_stored_stamp_may_be_missing_after_a_start_or_an_outage() {
-        let gap = |after, until| Gap { after_ms: UnixMillis(after), until_ms: UnixMillis(until) };
-        let mut table = LeaseTable::new(RULES, Some(UnixMillis(900)), UnixMillis(1000));
-        assert_eq!(table.gap(), gap(900, 1000));
-        assert!(!table.gap().contains(UnixMillis(900)) && table.gap().contains(UnixMillis(1000)));
-        table.reached(None, UnixMillis(1010));
-        assert_eq!(table.gap(), gap(900, 1000), "the database was reachable all the time");
-        table.missed();
-        table.reached(Some(UnixMillis(950)), UnixMillis(2000));
-        assert_eq!(table.gap(), gap(950, 2000));
-    }
-
-    #[test]
     fn outage_during_grace_continues_the_same_grace() {
         let mut table = LeaseTable::new(RULES, Some(UnixMillis(500)), UnixMillis(1000));
         table.missed();
-        table.reached(None, UnixMillis(1100));
+        table.reached(UnixMillis(1100));
         assert!(table.is_alive(peer(1), &record(1, 490), UnixMillis(1129)));
         assert!(!table.is_alive(peer(1), &record(1, 490), UnixMillis(1130)));
     }

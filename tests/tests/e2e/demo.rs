@@ -8,7 +8,7 @@ use enjambre_tests::content::{MIB, hash_of};
 use enjambre_tests::http::get;
 use enjambre_tests::node::World;
 use enjambre_tests::process::Process;
-use enjambre_tests::wait::TIMEOUT;
+use enjambre_tests::wait::{TIMEOUT, wait_for};
 use rustix::process::Signal;
 
 #[test]
@@ -40,7 +40,8 @@ fn demo_with_http_shows_the_transfer_and_runs_until_interrupted() {
     });
     let [peer, tracker] = urls.as_slice() else { panic!("{urls:?}") };
     for address in [peer, tracker] {
-        assert_eq!(get(address, "/readyz", &[]).status, 200);
+        // A peer listens before it is connected to the tracker.
+        wait_for("a node that is ready", TIMEOUT, || get(address, "/readyz", &[]).status == 200);
     }
     demo.wait_line(TIMEOUT, |line| line.contains("killed peer 1").then_some(()));
     demo.wait_line(2 * TIMEOUT, |line| line.contains("Ctrl-C").then_some(()));

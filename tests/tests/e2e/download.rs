@@ -415,21 +415,37 @@ fn publish_reads_standard_input() {
 }
 
 #[test]
-fn open_file_receives_content_after_its_own() {
+fn only_standard_output_is_written_as_an_open_file() {
     let world = World::default();
     let tracker = world.tracker("tracker");
     let a = world.running_peer("a", &[&tracker]);
     let text = a.folder().join("text");
     fs::write(&text, "content").unwrap();
     a.run(["publish", text.to_str().unwrap()]).ok();
-    for (path, number) in [("/dev/stdout", 1), ("/dev/fd/1", 1), ("/proc/self/fd/1", 1), ("/dev/fd/3", 3)] {
+    let get = |path: &str, number: u8| {
         let get = format!("\"$0\" get text -o {path} --config enjambre.toml");
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("{{ printf 'before ' >&{number}; {get}; }} {number}> out"));
         command.arg(binary::enjambre()).current_dir(a.folder());
-        Process::start_command(a.folder(), command).wait(TIMEOUT).ok();
-        assert_eq!(fs::read_to_string(a.folder().join("out")).unwrap(), "before content", "{path}");
+        let output = Process::start_command(a.folder(), command).wait(TIMEOUT);
+        (output, fs::read_to_string(a.folder().join("out")).unwrap())
+    };
+    for path in ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+        let (output, written) = get(path, 1);
+        output.ok();
+        assert_eq!(written, "before content", "{path}");
     }
+    let (output, written) = get("/dev/fd/3", 3);
+    assert!(output.expect_status(2).stderr.contains("`-o -`"));
+    assert_eq!(written, "before ");
+    let (output, written) = get("/dev/stderr", 2);
+    output.expect_status(2);
+    assert!(written.starts_with("before error: ") && written.contains("`-o -`"), "{written}");
+    // A pipe has no offset that could differ.
+    let mut command = Command::new("sh");
+    command.args(["-c", "\"$0\" get text -o /dev/fd/3 --config enjambre.toml 3>&1 >/dev/null"]);
+    command.arg(binary::enjambre()).current_dir(a.folder());
+    assert_eq!(Process::start_command(a.folder(), command).wait(TIMEOUT).ok().stdout, "content\n");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn queue_survives_kill_of_daemon() {
     let tracker = world.tracker("tracker");
     let a = world.running_peer("a", &[&tracker]);
     a.publish(&file, &[]);
-    let mut b = world.running_peer_with("b", &[&tracker], &["limits.download=\"16MB/s\""]);
+    let mut b = world.running_peer_with("b", &[&tracker], &["limits.download=\"8MB/s\""]);
 
     let added = &b.run(["downloads", "add", "film.bin", "--json"]).ok().json()[0];
     assert_eq!(
@@ -57,6 +57,7 @@ fn queue_survives_kill_of_daemon() {
     b.kill();
     // Without a daemon the commands work on its database.
     assert_eq!(downloads(&b)[0]["state"], "queued");
+    b.set("limits.download=unlimited");
     b.start();
     let complete = wait_download(&b, "film.bin", |download| download["state"] == "complete");
     assert_eq!((done(&complete), &complete["position"]), (size, &Value::Null));

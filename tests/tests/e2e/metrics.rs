@@ -55,6 +55,13 @@ impl Samples {
     }
 }
 
+/// Waits until a peer is connected to its tracker. It listens before.
+fn wait_connected(peer: &str) {
+    wait_for("a connection to the tracker", TIMEOUT, || {
+        Samples::of(peer).sum("enjambre_peer_trackers", &["state=\"connected\""]) == 1.0
+    });
+}
+
 #[test]
 fn metrics_show_a_publication_and_a_download() {
     let world = World::default();
@@ -67,6 +74,7 @@ fn metrics_show_a_publication_and_a_download() {
     sink.get_to("film.bin", &world.path("copy"));
     let addresses = [tracker.http_address(), source.http_address(), sink.http_address()];
     assert_eq!(get(&addresses[2], "/files/film.bin", &[]).body.len() as u64, size);
+    wait_connected(&addresses[2]);
     let [tracker, source, sink] = addresses.map(|address| Samples::of(&address));
     let bytes = size as f64;
 
@@ -226,6 +234,7 @@ fn alerts_fire_for_killed_tracker_full_disk_and_missing_replica() {
     let mut source = world.running_peer_with("source", &[&tracker], &[HTTP, "limits.upload=\"100kB/s\""]);
     let mut full = small.running_peer_with("full", &[&tracker], &[HTTP]);
     let nodes = [tracker.http_address(), source.http_address(), full.http_address()];
+    nodes[1..].iter().for_each(|peer| wait_connected(peer));
     // Without the time for which a condition must hold.
     let rules = read("config/prometheus-alerts.yml");
     let rules: String =
