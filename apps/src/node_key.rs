@@ -16,13 +16,24 @@ use crate::known_database;
 /// The name of the file in the data directory.
 pub(crate) const NAME: &str = "key";
 
-/// Reads the key, or creates one at the first start and, with `init`, for a node that lost its key. The caller holds the lock
-/// of the data directory.
-pub(crate) async fn load_or_create(data_dir: &Path, init: bool) -> Result<KeyPair, Failure> {
-    let found = if init { find(data_dir).await } else { load(data_dir).await };
-    if let Some(pair) = found? {
-        return Ok(pair);
+/// Reads the key, or creates one at the first start. The caller holds the lock of the data directory.
+pub(crate) async fn load_or_create(data_dir: &Path) -> Result<KeyPair, Failure> {
+    match load(data_dir).await? {
+        Some(pair) => Ok(pair),
+        None => create(data_dir).await,
     }
+}
+
+/// As [`load_or_create`]. With `init` a node that lost its key gets another one. Returns whether `init` also applies to other
+/// parts of the node: not if it did to the key, so that an error names each missing part before it is accepted.
+pub(crate) async fn load_or_replace(data_dir: &Path, init: bool) -> Result<(KeyPair, bool), Failure> {
+    if init && find(data_dir).await?.is_none() && known_database::exists(data_dir).await? {
+        return Ok((create(data_dir).await?, false));
+    }
+    Ok((load_or_create(data_dir).await?, init))
+}
+
+async fn create(data_dir: &Path) -> Result<KeyPair, Failure> {
     let pair = KeyPair::generate();
     write(data_dir, &pair).await?;
     Ok(pair)
@@ -76,10 +87,10 @@ mod tests {
     #[tokio::test]
     async fn key_is_created_once_and_private() {
         let folder = tempfile::tempdir().unwrap();
-        let first = load_or_create(folder.path(), false).await.unwrap();
+        let first = load_or_create(folder.path()).await.unwrap();
         let path = folder.path().join(NAME);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let second = load_or_create(folder.path(), false).await.unwrap();
+        let second = load_or_create(folder.path()).await.unwrap();
         assert_eq!(first.peer_id(), second.peer_id());
     }
 
@@ -87,7 +98,7 @@ mod tests {
     async fn damaged_key_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(NAME), b"short").unwrap();
-        assert!(load_or_create(folder.path(), false).await.unwrap_err().message.contains("32 bytes"));
+        assert!(load_or_create(folder.path()).await.unwrap_err().message.contains("32 bytes"));
         assert_eq!(std::fs::read(folder.path().join(NAME)).unwrap(), b"short");
     }
 }

@@ -126,7 +126,7 @@ async fn load_key(data_dir: &DataDir, created: &mut Vec<PathBuf>) -> Result<(Key
     if is_known {
         created.clear();
     }
-    Ok((node_key::load_or_create(data_dir.path(), false).await?, is_known))
+    Ok((node_key::load_or_create(data_dir.path()).await?, is_known))
 }
 
 /// Sends the invitation to the trackers, one after the other, until one responds. Sets `may_be_member` if a tracker may have

@@ -112,7 +112,7 @@ struct Global {
 #[derive(Debug, Clone, Copy, Args)]
 struct Init {
     /// Accept a database that is empty, outdated or without its content: begin with an empty one, return to the outdated one,
-    /// or keep only the index of the library. Accept a missing key: continue as another node, with a new key
+    /// or keep only the index of the library. Accept a missing key, and only that: continue as another node, with a new key
     #[arg(long)]
     init: bool,
 }

@@ -100,8 +100,8 @@ pub(super) struct Node {
 }
 
 impl PeerNode {
-    /// Starts a peer. The data directory is locked by this process. With `init` a missing key is replaced, and a database that
-    /// is empty, outdated or without its content is accepted.
+    /// Starts a peer. The data directory is locked by this process. With `init` a missing key is replaced, or else a database
+    /// that is empty, outdated or without its content is accepted.
     pub(crate) async fn start(
         registry: &Registry,
         loaded: &Loaded,
@@ -111,7 +111,7 @@ impl PeerNode {
         log: &Arc<Log>,
     ) -> Result<Self, Failure> {
         let folder = data_dir.path().to_owned();
-        let key = node_key::load_or_create(&folder, init).await?;
+        let (key, init) = node_key::load_or_replace(&folder, init).await?;
         let dialer = registry.dialer(loaded, &key)?;
         let place = node_place(NodeKind::Peer, &folder);
         let authority = loaded.config.swarm.authority.get();

@@ -108,8 +108,18 @@ impl PeerServices {
             None => Arc::clone(dialer),
         };
         let opened = match Library::open(Arc::clone(&index), content.clone()).await {
-            Err(LibraryError::ContentMissing) if init => {
+            Err(LibraryError::ContentMissing) => {
                 let data_dir = place.data_dir.display();
+                if !init {
+                    let store = match config.library.content {
+                        ContentKind::Database => format!("content database ({})", config.storage.backend),
+                        ContentKind::Files => format!("content directory {}", content_dir.display()),
+                    };
+                    return Err(Failure::failed(format!(
+                        "the {store} is empty, but the library in {data_dir} lists stored content; restore it, or start the node \
+                         once with --init to keep only the index; then the content can be downloaded or published again"
+                    )));
+                }
                 tracing::warn!(%data_dir, "the content of the library is missing; download or publish it again");
                 library::drop_content_claims(&*index, &content).await.context(&action)?;
                 Library::open(Arc::clone(&index), content).await

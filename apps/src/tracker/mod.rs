@@ -73,7 +73,7 @@ pub(crate) struct TrackerNode {
 }
 
 impl TrackerNode {
-    /// Starts a tracker. The data directory is locked by this process. With `init` a missing key is replaced, and a database
+    /// Starts a tracker. The data directory is locked by this process. With `init` a missing key is replaced, or else a database
     /// that is empty, outdated or without its content is accepted.
     pub(crate) async fn start(
         registry: &Registry,
@@ -83,7 +83,7 @@ impl TrackerNode {
         log: &Arc<Log>,
     ) -> Result<Self, Failure> {
         let folder = data_dir.path().to_owned();
-        let key = node_key::load_or_create(&folder, init).await?;
+        let (key, init) = node_key::load_or_replace(&folder, init).await?;
         let dialer = registry.dialer(loaded, &key)?;
         let place = node_place(NodeKind::Tracker, &folder);
         let storage = registry.open_storage(loaded, place, Role::Records).await?;

@@ -33,11 +33,15 @@ impl AdminService {
         Ok(())
     }
 
+    /// Returns all pins by ascending file and peer.
     async fn all_pins(&self) -> Result<Vec<PinStatus>, Failure> {
         let (mut pins, mut after) = (Vec::new(), None);
         loop {
             let page = self.catalogue.pins(after.as_ref()).await?;
-            let Some(last) = page.last() else { return Ok(pins) };
+            let Some(last) = page.last() else {
+                pins.sort_by_key(|pin: &PinStatus| (pin.id, pin.peer));
+                return Ok(pins);
+            };
             after = Some(last.0);
             pins.extend(self.catalogue.describe_pins(page).await?);
         }

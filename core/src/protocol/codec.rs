@@ -197,7 +197,7 @@ mod tests {
         let error = decode_reply(&envelope::encode_error(None, &error.unwrap()));
         assert_eq!(error, Some(Err(ErrorReply::new(ErrorCode::Busy, ""))));
         let reply = cbor!({"renewed" => {
-            "now_ms" => 1, "gap" => {"after_ms" => 0, "until_ms" => 1}, "endpoints" => [], "membership" => null, "revocations" => null, "more" => null,
+            "now_ms" => 1, "gaps" => [], "endpoints" => [], "membership" => null, "revocations" => null, "more" => null,
         }});
         assert!(decode_reply(&envelope::encode_reply(None, &reply.unwrap())).is_some());
     }

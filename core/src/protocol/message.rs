@@ -33,6 +33,8 @@ pub const MAX_CANCEL: usize = 1000;
 pub const MAX_FILES: usize = 512;
 /// Maximum number of pins in a reply.
 pub const MAX_PINS: usize = 100;
+/// Maximum number of [`Gap`]s in a reply.
+pub const MAX_GAPS: usize = 8;
 /// Maximum length of a pattern or query in bytes.
 pub const MAX_QUERY: usize = 300;
 
@@ -107,6 +109,14 @@ pub enum Request {
         size: u64,
         /// The kind of the file.
         kind: FileKind,
+        /// Whether the sender repeats an earlier publication. A catalogue that has a version of the name with this file adds
+        /// none.
+        #[serde(
+            default,
+            deserialize_with = "bounds::or_default",
+            skip_serializing_if = "std::ops::Not::not"
+        )]
+        again: bool,
     },
     /// To a tracker: the sender offers these files from now on, at most [`MAX_OFFERS`]. The reply is [`Reply::Announced`].
     Announce {
@@ -299,8 +309,9 @@ pub enum Reply {
     Renewed {
         /// The time of the renewal, by the clock of the tracker.
         now_ms: UnixMillis,
-        /// The writes that the catalogue may lack.
-        gap: Gap,
+        /// The last periods whose writes the catalogue may lack.
+        #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_GAPS>")]
+        gaps: Vec<Gap>,
         /// The endpoints that other peers receive. They follow the address from which the sender reaches the tracker.
         #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_ENDPOINTS>")]
         endpoints: Vec<Endpoint>,
@@ -418,10 +429,9 @@ pub struct PinStatus {
     pub peer: PeerId,
 }
 
-/// The period whose acknowledged writes a catalogue may lack: from the last time that its database contained when the tracker
-/// started, or reached the database again, until that start or return. A database that was restored from an older copy, or
-/// lost its last writes in a power failure, lacks them. A sender that wrote in this period opens a new session, announces all
-/// its files, and repeats the publications that were acknowledged then.
+/// A period whose acknowledged writes a catalogue may lack. A database that was restored from an older copy, or lost its last
+/// seconds in a power failure, lacks them. A peer that wrote in this period opens a new session, announces all its files, and
+/// repeats the publications that were acknowledged then.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     /// All writes until this time, by the clock of the tracker, are stored.
@@ -444,8 +454,9 @@ pub struct SessionGrant {
     pub session: SessionId,
     /// The start of the session, by the clock of the tracker.
     pub now_ms: UnixMillis,
-    /// The writes that the catalogue may lack.
-    pub gap: Gap,
+    /// The last periods whose writes the catalogue may lack.
+    #[serde(deserialize_with = "bounds::list::<_, _, _, MAX_GAPS>")]
+    pub gaps: Vec<Gap>,
     /// The duration of the lease in milliseconds. The peer renews three times per lease.
     pub lease_ms: u64,
     /// The endpoints that other peers receive.

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::access::{self, ATTEMPTS, PAGE, read_all};
 use super::changes::{ChangeListener, Listeners};
 use super::damage::Damage;
+use super::gaps::{Gaps, TimeRecord};
 use super::layout::{self, FORMAT, FileNumber, FormatRecord, META, PeerNumber};
 use super::leases::{LeaseRules, LeaseTable};
 use super::peer_cache::PeerCache;
@@ -51,6 +52,7 @@ pub struct Catalogue {
     id: CatalogueId,
     pub(super) rules: CatalogueRules,
     pub(super) leases: Mutex<LeaseTable>,
+    pub(super) gaps: Mutex<Gaps>,
     pub(super) cache: Mutex<PeerCache>,
     /// The numbers of files that exist and are not marked for expiry, so that repeated announcements need not read the files.
     pub(crate) file_numbers: ReadCache<FileId, FileNumber>,
@@ -102,9 +104,9 @@ impl Catalogue {
         rules: CatalogueRules,
         now: UnixMillis,
     ) -> Result<Self, StorageError> {
-        let keys = ["format", "catalogue", "stamp", "numbers"].map(layout::meta_key);
+        let keys = ["format", "catalogue", "stamp", "numbers", "time"].map(layout::meta_key);
         for _ in 0..ATTEMPTS {
-            let [format, id, stamp, numbers] = read_all(&*storage, META, &keys).await?;
+            let [format, id, stamp, numbers, time] = read_all(&*storage, META, &keys).await?;
             let (Some(format), Some(id)) = (&format, &id) else {
                 if format.is_some() || id.is_some() {
                     let what = "the space meta has only one of format version and catalogue id";
@@ -127,10 +129,13 @@ impl Catalogue {
             let id = <[u8; 16]>::try_from(&id[..]).map_err(|_| layout::damaged(META, b"catalogue"))?;
             let number = |raw: Option<Bytes>| raw.map(|raw| layout::read_number(META, &raw)).transpose();
             let (stamp, numbers) = (number(stamp)?, number(numbers)?.unwrap_or_default());
+            // A damaged time hides nothing: all writes may be missing then.
+            let time = time.and_then(|raw| layout::decode::<TimeRecord>(META, &raw).ok()).unwrap_or_default();
             return Ok(Self {
                 storage,
                 id: CatalogueId(id),
                 rules,
+                gaps: Mutex::new(Gaps::new(rules.leases.lease, &time, now)),
                 leases: Mutex::new(LeaseTable::new(rules.leases, stamp.map(UnixMillis), now)),
                 cache: Mutex::default(),
                 file_numbers: ReadCache::new(rules.file_number_cache, FILE_NUMBER_BYTES, rules.cache_ttl),

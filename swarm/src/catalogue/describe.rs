@@ -1,5 +1,6 @@
 //! Readable descriptions of the entries of a catalogue.
 
+use super::gaps::TimeRecord;
 use super::layout::{
     self, AUTHORITY, CLEARED, Claim, FILE_NAMES, FILES, FileEntry, FileNumber, FormatRecord, INVITATIONS,
     InvitationRecord, LEASES, LeaseRecord, MEMBERS, META, MemberRecord, OFFERS, PEERS, PINNED, PINNERS, PINS,
@@ -165,6 +166,10 @@ fn describe_fact(key: &[u8], value: &[u8]) -> Result<Fields, StorageError> {
         }
         b"catalogue" => vec![("catalogue", Field::hex(value))],
         b"stamp" => vec![("stamp", Field::Time(UnixMillis(layout::read_number(META, value)?)))],
+        b"time" => {
+            let TimeRecord { written, gaps } = layout::decode(META, value)?;
+            vec![("time", Field::Time(written)), ("gaps", Field::Number(gaps.len() as u64))]
+        }
         b"swept" => vec![("swept", Field::Time(UnixMillis(layout::read_number(META, value)?)))],
         b"expired" => vec![("expired", Field::Time(UnixMillis(layout::read_number(META, value)?)))],
         b"revocations" => vec![("revocations", Field::Number(layout::read_number(META, value)?))],

@@ -111,13 +111,6 @@ impl LeaseTable {
         Some(renewal.at)
     }
 
-    /// Whether the time of an acknowledged renewal of the peer is so much later than the stored and pending ones that the
-    /// database must have been restored from an older copy.
-    pub fn is_lost(&self, peer: PeerNumber, record: &LeaseRecord, acknowledged: UnixMillis) -> bool {
-        let known = self.pending(peer, record).unwrap_or_default().max(record.renewed);
-        acknowledged > known + self.rules.lease
-    }
-
     /// Whether a renewal is so far in the future that it comes from a wrong clock and must be ignored.
     pub fn is_impossible(&self, renewed: UnixMillis, now: UnixMillis) -> bool {
         renewed > now + self.rules.lease

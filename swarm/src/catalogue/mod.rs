@@ -19,6 +19,7 @@ pub mod error;
 mod eviction;
 #[cfg(test)]
 pub(crate) mod fuzz;
+pub mod gaps;
 pub mod layout;
 pub mod leases;
 pub mod list;

@@ -11,14 +11,12 @@ use super::catalogue::Catalogue;
 use super::error::CatalogueError;
 use super::layout::{self, FILES, FileEntry, META, PINNED, PINNERS, PINS, PinId, PinRecord, ReservedRecord};
 use enjambre_core::protocol::message::PinStatus;
-use enjambre_core::{Batch, FileId, Key, PeerId, Space, UnixMillis};
+use enjambre_core::{Batch, FileId, Key, KeyRange, PeerId, Space, UnixMillis};
 
 /// The largest number of pins.
 pub(crate) const MAX_PINS: u64 = 100_000;
 /// The largest number of pins of one peer.
 pub(crate) const MAX_PINS_PER_PEER: u64 = 1000;
-/// The number of files that one page of the pins of a peer examines.
-const MAX_EXAMINED: usize = 10_000;
 
 /// The largest number of bytes that the pins of one peer reserve.
 pub(crate) const fn share_of(quota: u64) -> u64 {
@@ -141,14 +139,10 @@ impl Catalogue {
         Ok(Total { space, key, raw, record: record.unwrap_or_default() })
     }
 
-    /// Returns one page of all pins by ascending file and peer, starting behind `after`. An empty page is the end.
+    /// Returns one page of all pins by ascending peer and file, starting behind `after`. An empty page is the end.
     pub async fn pins(&self, after: Option<&PinId>) -> Result<Vec<(PinId, PinRecord)>, CatalogueError> {
         let range = after_key(after.map(layout::pin_key));
-        let page = self.storage.scan(PINS, range, PAGE).await?;
-        let pins = page.iter().map(|(key, raw)| {
-            Ok((layout::read_pin_key(key.as_bytes())?, layout::decode::<PinRecord>(PINS, raw)?))
-        });
-        pins.collect()
+        read_pins(&self.storage.scan(PINS, range, PAGE).await?)
     }
 
     /// As [`Catalogue::pins`], for pins that a tracker may have written before it was killed.
@@ -162,34 +156,18 @@ impl Catalogue {
     }
 
     /// Returns at most `limit` pins of a peer by ascending file, starting behind `after`, and the start of the next page.
+    /// An empty page is the end.
     pub async fn pins_of(
         &self,
         by: PeerId,
         after: Option<FileId>,
         limit: usize,
     ) -> Result<(Vec<PinStatus>, Option<FileId>), CatalogueError> {
-        let (mut found, mut after, mut examined) = (Vec::new(), after, 0);
-        while examined < MAX_EXAMINED {
-            let range = after_key(after.as_ref().map(layout::file_key));
-            let page = self.storage.scan(PINNED, range, PAGE).await?;
-            if page.is_empty() {
-                return Ok((self.describe_pins(found).await?, None));
-            }
-            let files = page.iter().map(|(key, _)| layout::read_file_key(PINNED, key.as_bytes()));
-            let ids = files.map(|file| Ok(PinId { file: file?, by }));
-            let ids: Vec<PinId> = ids.collect::<Result<_, CatalogueError>>()?;
-            let keys: Vec<Key> = ids.iter().map(layout::pin_key).collect();
-            for (id, raw) in ids.into_iter().zip(self.storage.get(PINS, &keys).await?) {
-                if let Some(raw) = raw {
-                    if found.len() == limit {
-                        return Ok((self.describe_pins(found).await?, after));
-                    }
-                    found.push((id, layout::decode::<PinRecord>(PINS, &raw)?));
-                }
-                (after, examined) = (Some(id.file), examined + 1);
-            }
-        }
-        Ok((self.describe_pins(found).await?, after))
+        let all = KeyRange::prefix(by.as_bytes());
+        let range = after.map_or(all.clone(), |file| all.after(&layout::pin_key(&PinId { by, file })));
+        let pins = read_pins(&self.storage.scan(PINS, range, limit).await?)?;
+        let next = pins.last().map(|(id, _)| id.file);
+        Ok((self.describe_pins(pins).await?, next))
     }
 
     /// Adds the names of the files.
@@ -222,6 +200,13 @@ impl Catalogue {
     pub async fn reserved_by(&self, peer: &PeerId) -> Result<ReservedRecord, CatalogueError> {
         Ok(self.total(PINNERS, layout::peer_id_key(peer)).await?.record)
     }
+}
+
+fn read_pins(entries: &[(Key, Bytes)]) -> Result<Vec<(PinId, PinRecord)>, CatalogueError> {
+    let pins = entries.iter().map(|(key, raw)| {
+        Ok((layout::read_pin_key(key.as_bytes())?, layout::decode::<PinRecord>(PINS, raw)?))
+    });
+    pins.collect()
 }
 
 /// A stored total of pins.

@@ -115,6 +115,25 @@ impl Catalogue {
         Err(CatalogueError::Conflict)
     }
 
+    /// Repeats a publication that the database may have lost. If the name has a version with this file, possibly an older
+    /// one, it stays as it is.
+    pub async fn publish_again(
+        &self,
+        session: &Session,
+        publication: &Publication,
+        now: UnixMillis,
+    ) -> Result<Published, CatalogueError> {
+        let versions = KeyRange::prefix(&layout::file_name_prefix(&publication.id, &publication.name));
+        match self.storage.scan(FILE_NAMES, versions, 1).await?.first() {
+            Some((key, _)) => {
+                let version = layout::version_key_of_file_name(key.as_bytes())?;
+                let (_, version) = layout::read_version_key(version.as_bytes())?;
+                Ok(Published { version, new: false })
+            }
+            None => self.publish(session, publication, now).await,
+        }
+    }
+
     /// Whether the publication has another size or kind than the entry of the file, whose publisher is another peer that offers
     /// the file.
     async fn contradicts(

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::access::replace;
+use super::access::{replace, require_same};
 use super::catalogue::Catalogue;
 use super::error::CatalogueError;
+use super::gaps::TimeRecord;
 use super::layout::{self, LEASES, LeaseRecord, META, PeerNumber};
 use super::leases::{Flush, Renewal};
 use super::peers::Session;
@@ -39,28 +40,20 @@ impl Catalogue {
         Ok(valid)
     }
 
-    /// The writes that the database may lack, because it was restored from an older copy or lost its last writes.
-    pub fn gap(&self) -> Gap {
-        self.leases.lock().gap()
+    /// The periods whose acknowledged writes the database may lack.
+    pub fn gaps(&self) -> Vec<Gap> {
+        self.gaps.lock().list().to_vec()
     }
 
     /// Stores the renewals since the last flush, and the stamp. Renewals that cannot be stored remain for the next flush.
     /// Without renewals it only checks that the database is reachable, because the lease rules depend on that, see
     /// [`super::leases`].
     pub async fn flush(&self, now: UnixMillis) -> Result<(), StorageError> {
-        let (flush, is_away) = {
-            let mut leases = self.leases.lock();
-            (leases.take(now), leases.is_away())
-        };
-        // Read before it is replaced.
-        let stored = if is_away || flush.is_none() { self.stored_stamp().await } else { Ok(None) };
-        let flushed = match (stored, flush) {
-            (Ok(stored), Some(flush)) => self.write_flush(flush, now).await.map(|()| stored),
-            (stored, _) => stored,
-        };
+        let flush = self.leases.lock().take(now);
+        let flushed = self.try_flush(flush, now).await;
         match &flushed {
-            Ok(stored) => {
-                if self.leases.lock().reached(*stored, now) {
+            Ok(()) => {
+                if self.leases.lock().reached(now) {
                     tracing::info!("database reachable again");
                     self.liveness_changed();
                 }
@@ -69,12 +62,30 @@ impl Catalogue {
             Err(StorageError::Conflict) => {}
             Err(_) => self.leases.lock().missed(),
         }
-        flushed.map(drop)
+        flushed
     }
 
-    async fn stored_stamp(&self) -> Result<Option<UnixMillis>, StorageError> {
-        let stamp = self.read(META, &layout::meta_key("stamp")).await?;
-        stamp.map(|raw| layout::read_number(META, &raw).map(UnixMillis)).transpose()
+    async fn try_flush(&self, flush: Option<Flush>, now: UnixMillis) -> Result<(), StorageError> {
+        let key = layout::meta_key("time");
+        let raw = self.read(META, &key).await?;
+        let stored = raw.as_ref().map(|raw| layout::decode::<TimeRecord>(META, raw)).transpose();
+        let stored = self.damage.skip(stored, now)?.flatten().unwrap_or_default();
+        let record = self.gaps.lock().update(&stored, now);
+        let is_due = flush.is_some() || record.gaps != stored.gaps;
+        let flushed = match flush {
+            Some(flush) => self.write_flush(flush, now).await,
+            None => Ok(()),
+        };
+        if is_due && matches!(flushed, Ok(()) | Err(StorageError::Conflict)) {
+            let mut batch = Batch::new();
+            require_same(&mut batch, META, key.clone(), raw);
+            batch.put(META, key, layout::encode(&record));
+            // After a conflict the time is that of another tracker, and a new gap is left to the next flush.
+            if self.try_commit(batch, Durability::Buffered).await? {
+                self.gaps.lock().stored(&record);
+            }
+        }
+        flushed
     }
 
     async fn write_flush(&self, flush: Flush, now: UnixMillis) -> Result<(), StorageError> {

@@ -81,10 +81,7 @@ pub enum LibraryError {
     #[error("cannot read the collection")]
     Collection(#[from] CollectionError),
     /// The content store is empty, but the index lists content in it.
-    #[error(
-        "the content store is empty, but the library lists stored content; restore it, or start the node once with \
-         --init to keep only the index; then the content can be downloaded or published again"
-    )]
+    #[error("the content store is empty, but the library lists stored content")]
     ContentMissing,
     /// The content is in the other kind of store.
     #[error(

@@ -9,7 +9,7 @@
 //! | `library_dirty` | id, page | bitmap of pieces that may be written, but are not known to be synced |
 //! | `library_members` | member, collection | 1 byte |
 //! | `library_tombs` | id | tombstone: the [`Record`] of a file whose content is being deleted |
-//! | `library_acks` | catalogue (16), id, name | the time at which the catalogue acknowledged the publication, in milliseconds since 1970 by its tracker (8, big-endian) |
+//! | `library_acks` | catalogue (16), id, name | the time at which the catalogue acknowledged the publication, in milliseconds since 1970 by its tracker (8, big-endian); 0 if the catalogue may have lost it |
 //! | `library_downloads` | id | [`DownloadRecord`] in CBOR |
 //! | `library_swarm` | `membership` | invite-only swarms: the newest membership of the node, as signed by a tracker |
 //! | `library_swarm` | `revocations` | invite-only swarms: public key of the authority (32), version up to which all revocations are known (8) |

@@ -264,7 +264,7 @@ impl Library {
                 continue;
             }
             for name in record.names.iter().filter(|name| name.published) {
-                if !state.acks.contains_key(&(catalogue, *id, name.name.clone())) {
+                if state.acks.get(&(catalogue, *id, name.name.clone())).is_none_or(Ack::is_lost) {
                     let publication = Publication {
                         name: name.name.clone(),
                         id: *id,
@@ -307,7 +307,7 @@ impl Library {
         Ok(())
     }
 
-    /// Returns the publications that the catalogue acknowledged at these times to its outbox.
+    /// Returns the publications that the catalogue acknowledged at these times to its outbox, because it may have lost them.
     pub async fn forget_acknowledgements(
         &self,
         catalogue: CatalogueId,
@@ -321,11 +321,22 @@ impl Library {
         };
         for acks in lost.chunks(BATCH_WRITES) {
             let mut batch = Batch::new();
-            layout::delete_acks(&mut batch, acks);
+            for ack in acks {
+                batch.put(ACKS, layout::ack_key(ack), layout::ack_value(Ack::LOST.at));
+            }
             self.inner.index.commit(batch, Durability::Buffered).await?;
-            self.inner.state.lock().remove_acks(acks);
+            let mut state = self.inner.state.lock();
+            for ack in acks {
+                // It may have been removed meanwhile.
+                state.acks.entry(ack.clone()).and_modify(|ack| *ack = Ack::LOST);
+            }
         }
         Ok(())
+    }
+
+    /// Whether the catalogue had acknowledged a publication that is in its outbox.
+    pub fn was_acknowledged(&self, catalogue: CatalogueId, id: &FileId, name: &Name) -> bool {
+        self.inner.state.lock().acks.contains_key(&(catalogue, *id, name.clone()))
     }
 
     /// Returns the version that the catalogue assigned to a name, if this process recorded it after the last

@@ -43,6 +43,15 @@ pub(super) struct Ack {
     pub(super) version: Option<PublishedVersion>,
 }
 
+impl Ack {
+    /// The acknowledgement of a publication that the catalogue may have lost.
+    pub(super) const LOST: Self = Self { at: UnixMillis(0), version: None };
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.at == Self::LOST.at
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Tombstone {
     pub(super) record: Record,

@@ -76,8 +76,17 @@ impl OfferSource for LibraryOffers {
         in_storage(self.library.mark_published(catalogue, id, name, version, at).await)
     }
 
-    async fn forget_acknowledgements(&self, catalogue: CatalogueId, gap: Gap) -> Result<(), StorageError> {
-        in_storage(self.library.forget_acknowledgements(catalogue, |at| gap.contains(at)).await)
+    async fn forget_acknowledgements(
+        &self,
+        catalogue: CatalogueId,
+        gaps: &[Gap],
+    ) -> Result<(), StorageError> {
+        let is_lost = |at| gaps.iter().any(|gap| gap.contains(at));
+        in_storage(self.library.forget_acknowledgements(catalogue, is_lost).await)
+    }
+
+    fn was_acknowledged(&self, catalogue: CatalogueId, publication: &Publication) -> bool {
+        self.library.was_acknowledged(catalogue, &publication.id, &publication.name)
     }
 
     fn acknowledgement(&self, catalogue: CatalogueId, publication: &Publication) -> Option<Acknowledgement> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,7 +37,7 @@ use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::runtime;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::storage::inspect::with_causes;
-use enjambre_core::{Endpoint, FileId, FileKind, KeyPair, PeerId};
+use enjambre_core::{Endpoint, FileId, FileKind, KeyPair, Member, PeerId};
 
 /// Maximum number of files that are downloaded in parallel.
 const MAX_DOWNLOADS: usize = 4;
@@ -77,8 +77,9 @@ pub struct ReplicaStore {
     quota: u64,
     presence: Mutex<Option<Arc<Presence>>>,
     fetches: Mutex<Fetches>,
-    /// Held while a pin is completed or removed, so that no replica is deleted that another pin needs.
-    pins: AsyncMutex<()>,
+    /// Read while a pin is added or completed, and written while one is removed, so that no replica is deleted that another
+    /// pin needs.
+    pins: RwLock<()>,
     /// The downloads, by the peer that pinned the file.
     downloads: Turns<PeerId>,
     tasks: TaskTracker,
@@ -104,7 +105,7 @@ impl ReplicaStore {
             parts,
             presence: Mutex::default(),
             fetches: Mutex::default(),
-            pins: AsyncMutex::default(),
+            pins: RwLock::default(),
             downloads: Turns::new(MAX_DOWNLOADS, MAX_DOWNLOADS_PER_PEER),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -177,7 +178,7 @@ impl ReplicaStore {
             if entry.name.is_none() {
                 continue;
             }
-            let _guard = self.pins.lock().await;
+            let _guard = self.pins.write().await;
             if matches!(self.parts.catalogue.reserved_for(&entry.id).await, Ok(pinned) if pinned.pins == 0)
                 && let Err(error) = self.remove(&entry.id).await
             {
@@ -209,7 +210,10 @@ impl ReplicaStore {
             None => false,
             Some(FileKind::File | FileKind::Executable) => true,
             Some(FileKind::Collection) => library.collection(id).await.is_ok_and(|collection| {
-                collection.members().iter().all(|member| complete(&member.id).is_some())
+                // Otherwise a member that was fetched for itself could be deleted while the collection needs it.
+                let is_kept = |member: &FileId| library.collections_of(member).contains(id);
+                let is_stored = |member: &Member| complete(&member.id).is_some() && is_kept(&member.id);
+                collection.members().iter().all(is_stored)
             }),
         }
     }
@@ -272,7 +276,7 @@ impl ReplicaStore {
     /// once the replica is deleted.
     async fn release(&self, id: &PinId) -> Result<(), ErrorReply> {
         let catalogue = &self.parts.catalogue;
-        let _guard = self.pins.lock().await;
+        let _guard = self.pins.write().await;
         let own = u64::from(catalogue.pinned(id).await?.is_some());
         if catalogue.reserved_for(&id.file).await?.pins == own {
             self.remove(&id.file).await.map_err(|error| {
@@ -294,17 +298,11 @@ impl ReplicaStore {
         }
     }
 
-    /// Deletes a replica unless it is a member of a stored collection.
+    /// Deletes a replica. A member of a stored collection only loses its name.
     async fn remove(&self, id: &FileId) -> Result<(), LibraryError> {
         let library = self.library();
-        for entry in library.entries() {
-            let is_collection = entry.kind == FileKind::Collection && entry.name.is_some() && entry.id != *id;
-            if is_collection
-                && let Ok(collection) = library.collection(&entry.id).await
-                && collection.members().iter().any(|member| member.id == *id)
-            {
-                return Ok(());
-            }
+        if library.entry(id).is_some_and(|entry| entry.name.is_none()) {
+            return Ok(());
         }
         match library.remove(id).await {
             Err(LibraryError::NotFound { .. }) => Ok(()),
@@ -333,21 +331,28 @@ impl PinStore for ReplicaStore {
         self.quota
     }
 
-    fn is_fetching(&self, id: &PinId) -> bool {
-        self.fetches.lock().get(id).is_some_and(|fetch| fetch.refusal.is_none())
-    }
-
-    async fn keep(&self, id: &PinId, pin: &PinRecord) -> Result<(u64, bool), ErrorReply> {
-        let refusal = {
+    async fn pin(&self, id: &PinId) -> Result<(u64, bool), ErrorReply> {
+        let (is_pending, refusal) = {
             let mut fetches = self.fetches.lock();
             let is_refused = fetches.get(id).is_some_and(|fetch| fetch.refusal.is_some());
-            if is_refused { fetches.remove(id).and_then(|fetch| fetch.refusal) } else { None }
+            let refusal = if is_refused { fetches.remove(id).and_then(|fetch| fetch.refusal) } else { None };
+            (fetches.contains_key(id), refusal)
         };
         if let Some(refusal) = refusal {
-            // The request created the pin again.
+            // Its removal may have failed.
             self.give_up(id).await;
             return Err(refusal);
         }
+        let (catalogue, now) = (&self.parts.catalogue, self.parts.clock.now());
+        let pending = if is_pending { catalogue.pinned(id).await? } else { None };
+        let pin = match pending {
+            // It is durable already, so a peer that waits for the replica causes no syncs.
+            Some(pin) => pin,
+            None => {
+                let _guard = self.pins.read().await;
+                catalogue.pin(id, now).await?
+            }
+        };
         let completed = match pin.complete {
             true => Ok(self.is_complete(&id.file).await),
             false => self.complete(id).await,
@@ -361,6 +366,10 @@ impl PinStore for ReplicaStore {
             }
         };
         if !is_complete && !self.start_fetch(*id, |fetches| has_share(fetches, id.by)) {
+            // Refused pins must not accumulate.
+            if pin.at == now {
+                self.give_up(id).await;
+            }
             let busy = ErrorReply::new(ErrorCode::Busy, "too many pins are pending, especially of this peer");
             return Err(busy.retry_after(RETRY_INTERVAL));
         }

@@ -193,9 +193,9 @@ impl TrackerService {
         let session = self.catalogue.open_session(id, new, now).await?;
         tracing::debug!(peer = %id.short(), endpoints = endpoint::list(&announced), "session opened");
         let lease_ms = millis(self.settings.lease);
-        let gap = self.catalogue.gap();
+        let gaps = self.catalogue.gaps();
         let grant =
-            SessionGrant { session, now_ms: now, gap, lease_ms, endpoints: announced, membership: None };
+            SessionGrant { session, now_ms: now, gaps, lease_ms, endpoints: announced, membership: None };
         Ok(Reply::OpenSession { catalogue, nonce, grant: Some(grant) })
     }
 
@@ -215,8 +215,8 @@ impl TrackerService {
         self.catalogue.renew(by.id, now).await?;
         // The store of the tracker itself shows nothing about the peers.
         self.metrics.renewals.add(u64::from(by.peer != self.me));
-        let gap = self.catalogue.gap();
-        Ok(Reply::Renewed { now_ms: now, gap, endpoints, membership: None, revocations: None, more: false })
+        let gaps = self.catalogue.gaps();
+        Ok(Reply::Renewed { now_ms: now, gaps, endpoints, membership: None, revocations: None, more: false })
     }
 
     /// Runs a lookup that the cache has not answered.
@@ -239,29 +239,13 @@ impl TrackerService {
         let store = self.store()?;
         let (id, now) = (PinId { file, by: by.peer }, self.clock.now());
         let file = self.lookups.file(&file, None, now).await?.ok_or_else(|| not_in_catalogue(&file))?;
-        let pending = if store.is_fetching(&id) { self.catalogue.pinned(&id).await? } else { None };
-        let pin = match pending {
-            // It is durable already, so a peer that waits for the replica causes no syncs.
-            Some(pin) => pin,
-            None => {
-                let (size, quota) = (file.size, share_of(store.quota()));
-                // The claim of another peer may be false, so only content proves it.
-                if file.publisher == by.peer && size > quota && self.catalogue.pinned(&id).await?.is_none() {
-                    let reserved = self.catalogue.reserved_by(&by.peer).await?.bytes;
-                    return Err(CatalogueError::QuotaFull { size, reserved, quota }.into());
-                }
-                self.catalogue.pin(&id, now).await?
-            }
-        };
-        let kept = store.keep(&id, &pin).await;
-        if matches!(&kept, Err(error) if error.code == ErrorCode::Busy)
-            && pin.at == now
-            // Otherwise refused pins would accumulate.
-            && let Err(error) = self.catalogue.unpin(&id).await
-        {
-            tracing::warn!(id = %file.id, %error, "removing a refused pin failed");
+        let (size, quota) = (file.size, share_of(store.quota()));
+        // The claim of another peer may be false, so only content proves it.
+        if file.publisher == by.peer && size > quota && self.catalogue.pinned(&id).await?.is_none() {
+            let reserved = self.catalogue.reserved_by(&by.peer).await?.bytes;
+            return Err(CatalogueError::QuotaFull { size, reserved, quota }.into());
         }
-        let (stored, complete) = kept?;
+        let (stored, complete) = store.pin(&id).await?;
         Ok(Reply::Pin { stored, complete })
     }
 
@@ -318,10 +302,14 @@ impl TrackerService {
         let now = self.clock.now();
         match request {
             Request::OpenSession { proof } => self.open_session(proof, peer).await,
-            Request::Publish { session, name, id, size, kind } => {
+            Request::Publish { session, name, id, size, kind, again } => {
                 let session = self.session(session, peer).await?;
                 let publication = Publication { name, id, size, kind };
-                let published = self.catalogue.publish(&session, &publication, now).await?;
+                let published = if again {
+                    self.catalogue.publish_again(&session, &publication, now).await?
+                } else {
+                    self.catalogue.publish(&session, &publication, now).await?
+                };
                 tracing::debug!(
                     peer = %session.peer.short(), name = %publication.name, id = %id.short(),
                     version = published.version, new = published.new, "file published"
@@ -353,8 +341,7 @@ impl TrackerService {
             Request::Unpin { session, id } => self.unpin(self.session(session, peer).await?, id).await,
             Request::Pins { session, after } => {
                 let session = self.session(session, peer).await?;
-                let pins = self.catalogue.pins_of(session.peer, after, MAX_PINS);
-                let (pins, after) = self.catalogue.in_turn(peer.address, pins).await?;
+                let (pins, after) = self.catalogue.pins_of(session.peer, after, MAX_PINS).await?;
                 Ok(Reply::Pins { pins, after })
             }
             Request::Find { query } => {

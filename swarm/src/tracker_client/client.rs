@@ -42,8 +42,8 @@ pub struct TrackerClient {
 pub struct Renewal {
     /// The time of the renewal, by the clock of the tracker.
     pub now: UnixMillis,
-    /// The writes that the catalogue may lack.
-    pub gap: Gap,
+    /// The last periods whose writes the catalogue may lack.
+    pub gaps: Vec<Gap>,
     /// The endpoints that other peers receive.
     pub endpoints: Vec<Endpoint>,
     /// The changes of the membership state.
@@ -202,8 +202,18 @@ impl TrackerClient {
         session: SessionId,
         publication: &Publication,
     ) -> Result<(u64, bool), TrackerError> {
+        self.publish_or_repeat(session, publication, false).await
+    }
+
+    /// As [`Self::publish`]. With `again`, the catalogue adds no version if the name has one with this file.
+    pub async fn publish_or_repeat(
+        &self,
+        session: SessionId,
+        publication: &Publication,
+        again: bool,
+    ) -> Result<(u64, bool), TrackerError> {
         let Publication { name, id, size, kind } = publication.clone();
-        let request = Request::Publish { session, name, id, size, kind };
+        let request = Request::Publish { session, name, id, size, kind, again };
         self.call(&request, expect!(Reply::Published { version, new } => (version, new))).await
     }
 
@@ -237,9 +247,9 @@ impl TrackerClient {
     ) -> Result<Renewal, TrackerError> {
         let request = Request::Renew { session, membership: known };
         self.call(&request, |reply| match reply {
-            Reply::Renewed { now_ms: now, gap, endpoints, membership, revocations, more } => {
+            Reply::Renewed { now_ms: now, gaps, endpoints, membership, revocations, more } => {
                 let membership = MembershipRenewal { membership, revocations, more };
-                Some(Renewal { now, gap, endpoints, membership })
+                Some(Renewal { now, gaps, endpoints, membership })
             }
             _ => None,
         })

@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 
 use super::*;
 use enjambre_core::protocol::error::ErrorReply;
-use enjambre_core::protocol::message::Gap;
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{PeerId, PeerInfo, ReplySink, RequestId};
@@ -38,7 +37,7 @@ impl Handler for FakeTracker {
                 let grant = SessionGrant {
                     session,
                     now_ms: UnixMillis(1),
-                    gap: Gap::default(),
+                    gaps: Vec::new(),
                     lease_ms: 1,
                     endpoints: Vec::new(),
                     membership: None,

@@ -44,8 +44,12 @@ pub trait OfferSource: Debug + Send + Sync + 'static {
         at: UnixMillis,
     ) -> Result<(), StorageError>;
 
-    /// Returns to the outbox of the catalogue the publications that it acknowledged in this period.
-    async fn forget_acknowledgements(&self, catalogue: CatalogueId, gap: Gap) -> Result<(), StorageError>;
+    /// Returns to the outbox of the catalogue the publications that it acknowledged in these periods.
+    async fn forget_acknowledgements(&self, catalogue: CatalogueId, gaps: &[Gap])
+    -> Result<(), StorageError>;
+
+    /// Whether the catalogue had acknowledged a publication of its outbox.
+    fn was_acknowledged(&self, catalogue: CatalogueId, publication: &Publication) -> bool;
 
     /// Returns the acknowledgement by a catalogue that was recorded since the publication entered the outbox.
     fn acknowledgement(&self, catalogue: CatalogueId, publication: &Publication) -> Option<Acknowledgement>;

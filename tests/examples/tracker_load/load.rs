@@ -90,7 +90,14 @@ impl Load {
             let Some(id) = load.ids.get(at) else { return Ok(false) };
             let session = *load.peers[at % load.peers.len()].session.lock();
             let name = name_of(id).parse()?;
-            let publish = Request::Publish { session, name, id: *id, size: FILE_SIZE, kind: FileKind::File };
+            let publish = Request::Publish {
+                session,
+                name,
+                id: *id,
+                size: FILE_SIZE,
+                kind: FileKind::File,
+                again: false,
+            };
             match call(&*connection, &publish, DEADLINE).await?.0 {
                 Reply::Published { version: 1, new: true } => Ok(true),
                 other => bail!("unexpected reply to publish: {other:?}"),

@@ -165,6 +165,15 @@ fn requests() -> Vec<Request> {
             id: id(1),
             size: 70_000,
             kind: FileKind::Executable,
+            again: false,
+        },
+        Request::Publish {
+            session: SESSION,
+            name: "folder".parse().unwrap(),
+            id: id(2),
+            size: 100,
+            kind: FileKind::Collection,
+            again: true,
         },
         Request::Announce {
             session: SESSION,
@@ -212,9 +221,9 @@ fn record() -> FileRecord {
 fn replies() -> Vec<Reply> {
     let (catalogue, nonce, membership) = (CatalogueId([5; 16]), Nonce([6; 32]), Some(signed_membership()));
     let grant = |membership| {
-        let gap = Gap { after_ms: UnixMillis(1), until_ms: NOW };
+        let gaps = vec![Gap { after_ms: UnixMillis(1), until_ms: NOW }];
         let endpoints = endpoints();
-        Some(SessionGrant { session: SESSION, now_ms: NOW, gap, lease_ms: 60_000, endpoints, membership })
+        Some(SessionGrant { session: SESSION, now_ms: NOW, gaps, lease_ms: 60_000, endpoints, membership })
     };
     let pin = |name: Option<&str>| PinStatus {
         id: id(1),
@@ -237,7 +246,7 @@ fn replies() -> Vec<Reply> {
         Reply::Done,
         Reply::Renewed {
             now_ms: NOW,
-            gap: Gap { after_ms: UnixMillis(1), until_ms: NOW },
+            gaps: Vec::new(),
             endpoints: endpoints(),
             membership: None,
             revocations: None,
@@ -245,7 +254,7 @@ fn replies() -> Vec<Reply> {
         },
         Reply::Renewed {
             now_ms: NOW,
-            gap: Gap { after_ms: UnixMillis(1), until_ms: NOW },
+            gaps: vec![Gap { after_ms: UnixMillis(1), until_ms: NOW }],
             endpoints: Vec::new(),
             membership,
             revocations: Some(vec![1; 81].into()),

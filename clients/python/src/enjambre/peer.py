@@ -66,7 +66,7 @@ class Peer:
         self._session_lock = threading.Lock()
         self._connection: Tracker | None = None
         self._session, self._lease = b"", 60.0
-        self._gap: dict[str, Any] | None = None
+        self._gaps: list[Any] = []
         with self._session_lock:
             self._open_session()
         self._run(self._keep_session)
@@ -83,7 +83,8 @@ class Peer:
         name = name or os.path.basename(path)
         fields = {"name": name, "id": published, "size": status.st_size, "kind": kind}
         self._with_session("publish", "published", **fields)
-        self._published[name] = fields
+        with self._session_lock:
+            self._published[name] = fields
         return published
 
     def close(self) -> None:
@@ -138,20 +139,25 @@ class Peer:
         self._session = field(grant, "session", bytes)
         self._lease = max(field(grant, "lease_ms", int) / 1000, 1.0)
         self._announce()
-        gap = field(grant, "gap", dict)
-        if gap != self._gap:
+        gaps = field(grant, "gaps", list)
+        if self._is_new(gaps):
             self._publish_again()
-            self._gap = gap
+            self._gaps = gaps
+
+    def _is_new(self, gaps: list[Any]) -> bool:
+        return any(gap not in self._gaps for gap in gaps)
 
     def _publish_again(self) -> None:
-        """Sends the publications that the catalogue may have lost; those that it has are not changed."""
+        """Repeats the publications, which the catalogue may have lost. Those that it has stay as they are."""
         assert self._connection is not None, "the session is open"
         for fields in list(self._published.values()):
             try:
-                self._connection.connection.call("publish", "published", session=self._session, **fields)
+                self._connection.connection.call(
+                    "publish", "published", session=self._session, again=True, **fields
+                )
             except RequestError as error:
                 # Others, such as a name that is reserved now, concern one publication only.
-                if error.code in ("unauthorized", "replaced"):
+                if error.code in ("unauthorized", "replaced", "busy", "storage"):
                     raise
 
     def _announce(self) -> None:
@@ -187,7 +193,7 @@ class Peer:
         while not self._closed.wait(self._lease / 3):
             try:
                 renewed = self._with_session("renew", "renewed")
-                if field(renewed, "gap", dict) != self._gap:
+                if self._is_new(field(renewed, "gaps", list)):
                     with self._session_lock:
                         self._open_session()
                 if time.monotonic() - announced > ANNOUNCE_INTERVAL:

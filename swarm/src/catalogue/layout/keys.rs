@@ -19,13 +19,13 @@ pub struct FileNumber(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerNumber(pub u64);
 
-/// A pin: a file, and the peer that pinned it.
+/// A pin: a peer, and the file that it pinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PinId {
-    /// The file.
-    pub file: FileId,
     /// The peer.
     pub by: PeerId,
+    /// The file.
+    pub file: FileId,
 }
 
 fn key(parts: &[&[u8]]) -> Key {
@@ -68,16 +68,16 @@ pub fn read_file_key(space: Space, bytes: &[u8]) -> Result<FileId, StorageError>
     FileId::try_from(bytes).map_err(|_| damaged(space, bytes))
 }
 
-/// The key of a pin in `pins`.
+/// The key of a pin in `pins`. Its prefix is the id of the peer.
 pub fn pin_key(pin: &PinId) -> Key {
-    key(&[pin.file.as_bytes(), pin.by.as_bytes()])
+    key(&[pin.by.as_bytes(), pin.file.as_bytes()])
 }
 
 /// Decodes a key of `pins`.
 pub fn read_pin_key(bytes: &[u8]) -> Result<PinId, StorageError> {
     let read = || {
-        let (file, by) = bytes.split_first_chunk::<32>()?;
-        Some(PinId { file: FileId::from_bytes(*file), by: PeerId::try_from(by).ok()? })
+        let (by, file) = bytes.split_first_chunk::<32>()?;
+        Some(PinId { by: PeerId::from_bytes(*by), file: FileId::try_from(file).ok()? })
     };
     read().ok_or_else(|| damaged(PINS, bytes))
 }
@@ -85,6 +85,11 @@ pub fn read_pin_key(bytes: &[u8]) -> Result<PinId, StorageError> {
 /// The key in `file_names` of a version that a file is.
 pub fn file_name_key(id: &FileId, name: &Name, version: u64) -> Key {
     key(&[id.as_bytes(), version_key(name, version).as_bytes()])
+}
+
+/// The prefix of all keys in `file_names` of versions of a name that a file is.
+pub fn file_name_prefix(id: &FileId, name: &Name) -> Vec<u8> {
+    [id.as_bytes(), &versions_prefix(name)[..]].concat()
 }
 
 /// The part of a key of `file_names` that is the key in `versions`.

@@ -10,6 +10,7 @@
 //! | `meta` | `format` | CBOR map: `v` the format version, `what` = `"catalogue"` |
 //! | `meta` | `catalogue` | the catalogue id, 16 random bytes |
 //! | `meta` | `stamp` | u64: time of the last write of renewals in ms since 1970; during a grace period, that of the period |
+//! | `meta` | `time` | [`TimeRecord`](super::gaps::TimeRecord): the time of the last flush, and the gaps |
 //! | `meta` | `numbers` | u64: the first number for files and peers that no tracker has allocated |
 //! | `meta` | `swept`, `expired` | u64: time of the last start of a peer sweep, or of a file sweep, in ms since 1970 |
 //! | `meta` | `reserved` | [`ReservedRecord`]: bytes and number of all pins |

@@ -57,24 +57,26 @@ async fn online_peers_are_listed_in_pages() {
 }
 
 #[tokio::test]
-async fn database_that_returns_as_an_older_copy_may_lack_the_writes_since() {
-    let memory = storage();
-    let storage = Arc::new(FaultyStorage::new(Arc::clone(&memory), 1));
-    let catalogue = Catalogue::open(Arc::clone(&storage) as Arc<dyn Storage>, RULES, START).await.unwrap();
-    session(&catalogue, 1, START).await;
-    catalogue.flush(START + ms(5_000)).await.unwrap();
-    let key = layout::meta_key("stamp");
-    let copied = memory.get(META, std::slice::from_ref(&key)).await.unwrap().remove(0).unwrap();
-    catalogue.flush(START + ms(10_000)).await.unwrap();
-    assert_eq!(catalogue.gap().until_ms, START);
-    storage.add(Operation::Commit, When::Always, Fault::Unavailable);
-    catalogue.flush(START + ms(15_000)).await.unwrap_err();
-    storage.clear();
+async fn all_trackers_know_that_a_restored_database_lacks_writes() {
+    let storage = storage();
+    let [a, b] = [open(&storage, START).await, open(&storage, START).await];
+    session(&a, 1, START).await;
+    a.flush(START + ms(20_000)).await.unwrap();
+    let key = layout::meta_key("time");
+    let copied = storage.get(META, std::slice::from_ref(&key)).await.unwrap().remove(0).unwrap();
+    for catalogue in [&a, &b] {
+        catalogue.flush(START + ms(60_000)).await.unwrap();
+        assert_eq!(catalogue.gaps().len(), 1, "that of their start");
+    }
     let mut batch = Batch::new();
     batch.put(META, key, copied);
-    memory.commit(batch, Durability::Buffered).await.unwrap();
-    catalogue.flush(START + ms(60_000)).await.unwrap();
-    assert_eq!(catalogue.gap(), Gap { after_ms: START + ms(5_000), until_ms: START + ms(60_000) });
+    storage.commit(batch, Durability::Buffered).await.unwrap();
+    let now = START + ms(90_000);
+    let lost = Gap { after_ms: START + ms(15_000), until_ms: now };
+    for catalogue in [a, b, open(&storage, now).await] {
+        catalogue.flush(now).await.unwrap();
+        assert!(catalogue.gaps().contains(&lost), "{:?}", catalogue.gaps());
+    }
 }
 
 #[tokio::test]

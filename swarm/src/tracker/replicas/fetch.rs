@@ -165,10 +165,11 @@ impl ReplicaStore {
     /// Marks a pin as complete, durably, if the replica is complete, which it may be because of another pin.
     pub(super) async fn complete(&self, pin: &PinId) -> Result<bool, ErrorReply> {
         let (id, library) = (&pin.file, self.library());
-        let _guard = self.pins.lock().await;
-        if !self.is_complete(id).await {
+        // A member of a directory that was never fetched for itself has no name. It would be deleted with the directory.
+        if library.entry(id).is_none_or(|entry| entry.name.is_none()) || !self.is_complete(id).await {
             return Ok(false);
         }
+        let _guard = self.pins.read().await;
         let prepared = async {
             library.verify_kind(id).await?;
             library.checkpoint_all().await

@@ -1,7 +1,9 @@
 //! Tests of the replica store with access to its internal state.
 
 mod reservations;
+mod shared;
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -139,20 +141,26 @@ impl World {
 
     /// Starts a peer that offers a file of this size, and publishes the file with another size. The seeder counts what it sends.
     async fn source(&self, size: usize) -> (SessionId, FileId, Arc<Seeder>) {
-        let memory = || Arc::new(Memory::new());
-        let library = Library::open(memory(), ContentStore::Database(memory())).await.unwrap();
         let path = self.dir.path().join("source");
         std::fs::write(&path, vec![7; size]).unwrap();
+        let (session, id, seeder, _) = self.source_of(&path).await;
+        (session, id, seeder)
+    }
+
+    /// As [`World::source`], for the file or directory at a path. Also returns the library of the peer.
+    async fn source_of(&self, path: &Path) -> (SessionId, FileId, Arc<Seeder>, Arc<Library>) {
+        let memory = || Arc::new(Memory::new());
+        let library = Library::open(memory(), ContentStore::Database(memory())).await.unwrap();
         let options = PublishOptions { store: true, ..PublishOptions::default() };
-        let copy = library.publish(&path, options, |_| {}).await.unwrap();
+        let copy = library.publish(path, options, |_| {}).await.unwrap();
         let listener = Dialer::new(vec![self.network.transport()]).bind(&endpoint("memory://source:1")).await;
-        let seeder = Arc::new(Seeder::new(library, Arc::new(BandwidthLimit::new(None))));
+        let seeder = Arc::new(Seeder::new(Arc::clone(&library), Arc::new(BandwidthLimit::new(None))));
         tokio::spawn(server::serve(listener.unwrap(), Arc::clone(&seeder) as _));
         let session = self.peer("memory://source:1").await;
         let (name, id) = (copy.name, copy.id);
         let file = Publication { name, id, size: 1, kind: FileKind::Collection };
         self.client.publish(session, &file).await.unwrap();
-        (session, id, seeder)
+        (session, id, seeder, library)
     }
 
     /// Pins a file until the tracker refuses it.

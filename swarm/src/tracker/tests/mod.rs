@@ -203,7 +203,9 @@ impl OfferSource for FakeLibrary {
         let seen = after.and_then(|after| inner.published.iter().position(|(each, _)| each == after));
         let rest = inner.published.iter().skip(seen.map_or(0, |at| at + 1));
         let pending = rest
-            .filter(|(_, done)| done.iter().all(|(one, _)| one.catalogue != catalogue))
+            .filter(|(_, done)| {
+                done.iter().all(|(one, at)| one.catalogue != catalogue || *at == UnixMillis(0))
+            })
             .map(|(each, _)| each.clone());
         Ok(pending.take(limit).collect())
     }
@@ -216,17 +218,32 @@ impl OfferSource for FakeLibrary {
     ) -> Result<(), StorageError> {
         for (each, done) in &mut self.inner.lock().published {
             if each == publication {
+                done.retain(|(one, _)| one.catalogue != acknowledged.catalogue);
                 done.push((acknowledged, at));
             }
         }
         Ok(())
     }
 
-    async fn forget_acknowledgements(&self, catalogue: CatalogueId, gap: Gap) -> Result<(), StorageError> {
+    async fn forget_acknowledgements(
+        &self,
+        catalogue: CatalogueId,
+        gaps: &[Gap],
+    ) -> Result<(), StorageError> {
         for (_, done) in &mut self.inner.lock().published {
-            done.retain(|(one, at)| one.catalogue != catalogue || !gap.contains(*at));
+            for (_, at) in done.iter_mut().filter(|(one, _)| one.catalogue == catalogue) {
+                if gaps.iter().any(|gap| gap.contains(*at)) {
+                    *at = UnixMillis(0);
+                }
+            }
         }
         Ok(())
+    }
+
+    fn was_acknowledged(&self, catalogue: CatalogueId, publication: &Publication) -> bool {
+        let inner = self.inner.lock();
+        let mut same = inner.published.iter().filter(|(each, _)| each == publication);
+        same.any(|(_, done)| done.iter().any(|(one, _)| one.catalogue == catalogue))
     }
 
     fn acknowledgement(&self, catalogue: CatalogueId, publication: &Publication) -> Option<Acknowledgement> {

@@ -432,6 +432,32 @@ async fn restored_database_is_completed_within_a_lease() {
     assert_eq!(count(&trackers, 2).await, 0);
 }
 
+/// Otherwise the last of several publishers of a name to reconnect would decide.
+#[tokio::test(start_paused = true)]
+async fn repeated_publication_replaces_no_newer_version() {
+    let (world, storage) = (World::new(), Arc::new(Memory::new()));
+    let tracker = world.tracker(A, &storage).await;
+    let (one, two) = (Arc::new(FakeLibrary::default()), Arc::new(FakeLibrary::default()));
+    let peers = [world.peer(&one, &[A]), world.peer(&two, &[A])];
+    sleep(Duration::from_secs(60)).await;
+    // Both publications are newer than the stored time.
+    peers[0].publish(&one.outbox("a", 1)).await.unwrap();
+    let newest = peers[1].publish(&two.outbox("a", 2)).await.unwrap();
+    tracker.kill().await;
+    let tracker = world.tracker(A, &storage).await;
+    let session_of = async |peer: &Presence| {
+        let leases = storage.scan(LEASES, KeyRange::all(), 10).await.unwrap();
+        let leases = leases.iter().map(|(_, raw)| layout::decode::<LeaseRecord>(LEASES, raw).unwrap());
+        leases.filter(|lease| lease.id == peer.peer()).map(|lease| lease.session).next()
+    };
+    let before = [session_of(&peers[0]).await, session_of(&peers[1]).await];
+    sleep(Duration::from_secs(60)).await;
+    assert!(session_of(&peers[0]).await != before[0] && session_of(&peers[1]).await != before[1]);
+    let found = world.trackers(&[A]).find("a").await.unwrap();
+    assert_eq!((found.id, found.version), (file(2), newest.version));
+    tracker.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn restarted_tracker_keeps_sessions_without_later_writes() {
     let (world, storage) = (World::new(), Arc::new(Memory::new()));
@@ -449,6 +475,7 @@ async fn restarted_tracker_keeps_sessions_without_later_writes() {
     let _tracker = world.tracker(A, &storage).await;
     sleep(Duration::from_secs(60)).await;
     assert_eq!(sessions().await, before);
+    assert_eq!(count(&world.trackers(&[A]), 1).await, 1, "the session was renewed");
 }
 
 #[tokio::test(start_paused = true)]

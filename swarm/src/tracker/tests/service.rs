@@ -10,7 +10,7 @@ use tokio::time::advance;
 
 use super::{NullSink, TRACKER, Tracker, World, endpoint, file, offer, publication};
 use crate::catalogue::Catalogue;
-use crate::catalogue::layout::{PinId, PinRecord};
+use crate::catalogue::layout::PinId;
 use crate::tracker::pin_store::PinStore;
 use crate::tracker::service::TrackerService;
 use crate::tracker::settings::TrackerSettings;
@@ -22,7 +22,7 @@ use enjambre_core::protocol::message::{MAX_QUERY, Nonce, Reply, Request, Session
 use enjambre_core::protocol::server::{Handler, serve};
 use enjambre_core::{
     ConnectionHandle, ConnectionId, EncodedRequest, KeyPair, Memory, PeerId, PeerInfo, Publication,
-    RequestId, SessionId,
+    RequestId, SessionId, UnixMillis,
 };
 
 const AT: &str = "memory://tracker:1";
@@ -243,6 +243,7 @@ async fn loopback_endpoints_go_to_local_requesters_only() {
         id: file(1),
         size: 1,
         kind: enjambre_core::model::record::FileKind::File,
+        again: false,
     };
     send(service, publish, "127.0.0.1").await.unwrap();
     for (requester, count) in [("127.0.0.1", 2), ("::1", 2), ("::ffff:127.0.0.1", 2), ("10.0.0.9", 1)] {
@@ -383,10 +384,8 @@ impl PinStore for NullStore {
     fn quota(&self) -> u64 {
         1 << 40
     }
-    fn is_fetching(&self, _id: &PinId) -> bool {
-        false
-    }
-    async fn keep(&self, _id: &PinId, _pin: &PinRecord) -> Result<(u64, bool), ErrorReply> {
+    async fn pin(&self, id: &PinId) -> Result<(u64, bool), ErrorReply> {
+        self.0.pin(id, UnixMillis(1)).await?;
         Ok((0, false))
     }
     async fn unpin(&self, id: &PinId) -> Result<(), ErrorReply> {
@@ -429,7 +428,9 @@ async fn renewal_from_another_address_updates_endpoints() {
     let service = &tracker.service;
     let session = open_at(service, "10.0.0.5").await.unwrap().session;
     let Publication { name, id, size, kind } = publication("a", 1);
-    send(service, Request::Publish { session, name, id, size, kind }, "10.0.0.5").await.unwrap();
+    send(service, Request::Publish { session, name, id, size, kind, again: false }, "10.0.0.5")
+        .await
+        .unwrap();
     let cached = || {
         let request = encode_request(RequestId(1), &Request::Providers { id });
         service.answer_immediately(&EncodedRequest::parse(request).unwrap(), &connection(1))

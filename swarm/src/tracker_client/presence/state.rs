@@ -22,6 +22,9 @@ const REPLACED_MEMORY: Duration = Duration::from_secs(600);
 /// The time before a session is opened again after another process has replaced one.
 const REPLACED_DELAY: Duration = Duration::from_secs(15);
 
+/// Minimum time between two reactions to gaps.
+const MIN_GAP_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Minimum age of a failure before a request ends the backoff.
 const RECENT: Duration = Duration::from_secs(1);
 
@@ -57,8 +60,9 @@ pub(super) struct CatalogueState {
     pub(super) grant: Option<SessionGrant>,
     /// The time of the last write in the session, by the clock of the tracker.
     pub(super) written: UnixMillis,
-    /// The last known gap of the catalogue, whose publications are in the outbox again.
-    pub(super) gap: Gap,
+    /// The known gaps of the catalogue, whose publications are in the outbox again, and when they changed.
+    pub(super) gaps: Vec<Gap>,
+    pub(super) gaps_changed: Option<Instant>,
     /// Whether all offers from before the session were announced in it.
     pub(super) announced: bool,
     /// Whether a request failed, so that the worker is to check the tracker.
@@ -137,14 +141,22 @@ impl CatalogueState {
         changed
     }
 
-    /// Records a gap of the catalogue. A session with writes in it ends, so that the next one repeats all announcements
-    /// without what was withdrawn meanwhile.
-    pub(super) fn set_gap(&mut self, gap: Gap) {
-        self.gap = gap;
-        if gap.contains(self.written) {
-            tracing::info!(
-                "tracker restarted without the last writes of its database; announcing all files again"
-            );
+    /// Returns the unknown ones of these gaps. A tracker cannot cause endless repetition with more and more of them.
+    pub(super) fn new_gaps(&self, gaps: &[Gap]) -> Vec<Gap> {
+        if self.gaps_changed.is_some_and(|at| at.elapsed() < MIN_GAP_INTERVAL) {
+            return Vec::new();
+        }
+        gaps.iter().filter(|gap| !self.gaps.contains(gap)).copied().collect()
+    }
+
+    /// Records the gaps. A session that may have written in one of the new ones ends, so that the next one announces all
+    /// files, without those that were withdrawn.
+    pub(super) fn set_gaps(&mut self, gaps: &[Gap], new: &[Gap]) {
+        self.gaps = gaps.to_vec();
+        self.gaps_changed = Some(Instant::now());
+        let Some(grant) = &self.grant else { return };
+        if new.iter().any(|gap| gap.after_ms < self.written && grant.now_ms <= gap.until_ms) {
+            tracing::info!("the catalogue may lack recent writes; announcing all files again");
             self.end_session();
         }
     }
@@ -239,7 +251,7 @@ mod tests {
         SessionGrant {
             session: SessionId([1; 16]),
             now_ms: UnixMillis(1),
-            gap: Gap::default(),
+            gaps: Vec::new(),
             lease_ms: 1,
             endpoints: Vec::new(),
             membership: None,
@@ -259,6 +271,32 @@ mod tests {
         state.change(id, offer(true));
         state.sent(&sent);
         assert_eq!(state.some_changes(10), [(id, offer(true))]);
+    }
+
+    #[test]
+    fn session_that_may_have_written_in_a_gap_ends() {
+        let gap = |after, until| Gap { after_ms: UnixMillis(after), until_ms: UnixMillis(until) };
+        // The session began at 1, and last wrote at 100.
+        for (gap, ends) in
+            [(gap(50, 80), true), (gap(0, 1), true), (gap(100, 200), false), (gap(0, 0), false)]
+        {
+            let mut state = CatalogueState::default();
+            state.begin_session(grant());
+            state.written = UnixMillis(100);
+            assert_eq!(state.new_gaps(&[gap]), [gap]);
+            state.set_gaps(&[gap], &[gap]);
+            assert_eq!(state.session().is_none(), ends, "{gap:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tracker_with_ever_more_gaps_is_not_followed() {
+        let gap = |n| Gap { after_ms: UnixMillis(n), until_ms: UnixMillis(n) };
+        let mut state = CatalogueState::default();
+        state.set_gaps(&[gap(1)], &[gap(1)]);
+        assert!(state.new_gaps(&[gap(2)]).is_empty());
+        advance(MIN_GAP_INTERVAL).await;
+        assert_eq!(state.new_gaps(&[gap(1), gap(2)]), [gap(2)]);
     }
 
     #[test]

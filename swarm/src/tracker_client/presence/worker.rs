@@ -240,7 +240,7 @@ impl Worker {
         let Shared { key, endpoints, .. } = &*self.shared;
         let (_, grant) = self.client.open_session(Some(catalogue), key, endpoints).await?;
         let mut lease = Lease::new(catalogue, &grant, start);
-        let gap = grant.gap;
+        let gaps = grant.gaps.clone();
         if let Some(members) = &self.shared.members {
             members.update(grant.membership.as_ref(), None).await?;
             // The first renewal returns the revocation list.
@@ -253,7 +253,7 @@ impl Worker {
         self.shared.update(|state| {
             state.catalogues.entry(catalogue).or_default().begin_session(grant);
         });
-        self.fill_gap(&lease, gap).await?;
+        self.fill_gaps(&lease, &gaps).await?;
         // The outbox precedes the announcements: callers wait for it, and its files cannot be announced before.
         self.send_outbox(&mut lease).await?;
         self.announce_all(&mut lease).await?;
@@ -279,7 +279,7 @@ impl Worker {
         };
         let renewal = self.check(lease, renewed.unwrap_or_else(timed_out))?;
         lease.renewed(renewal.now, start);
-        self.fill_gap(lease, renewal.gap).await?;
+        self.fill_gaps(lease, &renewal.gaps).await?;
         if self.of_session(lease, |catalogue| catalogue.renewed(&renewal)) == Some(true) {
             let (tracker, endpoints) = (self.client.endpoint(), endpoint::list(&renewal.endpoints));
             tracing::info!(%tracker, endpoints, "advertised endpoints changed");
@@ -292,10 +292,11 @@ impl Worker {
     }
 
     /// Sends again what the catalogue may have lost, once per gap.
-    async fn fill_gap(&self, lease: &Lease, gap: Gap) -> Result<(), SessionError> {
-        if self.of_session(lease, |known| known.gap != gap) == Some(true) {
-            self.shared.source.forget_acknowledgements(lease.catalogue, gap).await?;
-            self.of_session(lease, |known| known.set_gap(gap));
+    async fn fill_gaps(&self, lease: &Lease, gaps: &[Gap]) -> Result<(), SessionError> {
+        let new = self.of_session(lease, |known| known.new_gaps(gaps)).unwrap_or_default();
+        if !new.is_empty() {
+            self.shared.source.forget_acknowledgements(lease.catalogue, &new).await?;
+            self.of_session(lease, |known| known.set_gaps(gaps, &new));
             self.shared.update(|state| state.outbox += 1);
         }
         Ok(())
@@ -366,7 +367,7 @@ impl Worker {
         if !unknown.is_empty() {
             // The files expired, or the database was lost. Their publisher publishes them again.
             for publication in self.shared.source.publications_of(&unknown).await? {
-                self.publish(lease, &publication).await?;
+                self.publish(lease, &publication, true).await?;
                 remaining.remove(&publication.id);
                 self.renew_if_due(lease).await?;
             }
@@ -390,10 +391,15 @@ impl Worker {
 
     /// Publishes a file. A refused publication stays in the outbox and is repeated later, without blocking the rest. Fails only
     /// if the tracker or its database is unreachable or the session ended. Returns whether the catalogue refused it for another
-    /// reason than a temporary one, such as `busy`.
-    async fn publish(&self, lease: &Lease, publication: &Publication) -> Result<bool, SessionError> {
+    /// reason than a temporary one, such as `busy`. `again`: the catalogue may have it already.
+    async fn publish(
+        &self,
+        lease: &Lease,
+        publication: &Publication,
+        again: bool,
+    ) -> Result<bool, SessionError> {
         let catalogue = lease.catalogue;
-        let result = match self.client.publish(lease.session, publication).await {
+        let result = match self.client.publish_or_repeat(lease.session, publication, again).await {
             Ok((version, new)) => Ok(Acknowledgement { catalogue, version, new }),
             Err(error)
                 if !error.is_unauthorized()
@@ -435,7 +441,8 @@ impl Worker {
                 return Ok(());
             }
             for publication in &page {
-                if self.publish(lease, publication).await? {
+                let again = self.shared.source.was_acknowledged(lease.catalogue, publication);
+                if self.publish(lease, publication, again).await? {
                     refused.insert((publication.id, publication.name.clone()));
                 }
                 self.renew_if_due(lease).await?;

@@ -149,6 +149,7 @@ fn list_flood_leaves_lookups_available() {
                 id,
                 size: 1,
                 kind: FileKind::File,
+                again: false,
             };
             raw.send_request(n, &publish).unwrap();
         }
