@@ -24,6 +24,7 @@ pub mod transport;
 pub use model::bitmap::Bitmap;
 pub use model::collection::{Collection, CollectionError, Member, MemberPath};
 pub use model::endpoint::Endpoint;
+pub use model::gap::Gap;
 pub use model::id::{FileId, PeerId};
 pub use model::identity::KeyPair;
 pub use model::layout::{PieceIndex, PieceLayout};

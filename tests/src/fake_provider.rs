@@ -121,7 +121,7 @@ async fn announce(
     let connection = dialer.connect(&tracker).await?;
     let grant = open_session(&*connection, endpoints).await?;
     let session = grant.session;
-    let publish = Request::Publish { session, name: name.parse()?, id, size, kind, again: false };
+    let publish = Request::Publish { session, name: name.parse()?, id, size, kind, again: None };
     call(&*connection, &publish, DEADLINE).await?;
     tokio::spawn(renew_lease(connection, listener, session, Duration::from_millis(grant.lease_ms / 3)));
     Ok(())

@@ -9,6 +9,7 @@ pub mod collection;
 pub mod endpoint;
 #[cfg(test)]
 pub(crate) mod fuzz;
+pub mod gap;
 pub mod id;
 pub mod identity;
 pub mod layout;

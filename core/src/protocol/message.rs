@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bounds;
 use crate::model::endpoint::Endpoint;
+use crate::model::gap::Gap;
 use crate::model::id::{FileId, PeerId};
 use crate::model::identity::{PublicKey, Signature};
 use crate::model::membership::SignedMembership;
@@ -109,14 +110,10 @@ pub enum Request {
         size: u64,
         /// The kind of the file.
         kind: FileKind,
-        /// Whether the sender repeats an earlier publication. A catalogue that has a version of the name with this file adds
-        /// none.
-        #[serde(
-            default,
-            deserialize_with = "bounds::or_default",
-            skip_serializing_if = "std::ops::Not::not"
-        )]
-        again: bool,
+        /// If the sender repeats a publication: its version. A catalogue that has this or a higher version of the name with this
+        /// file adds none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        again: Option<u64>,
     },
     /// To a tracker: the sender offers these files from now on, at most [`MAX_OFFERS`]. The reply is [`Reply::Announced`].
     Announce {
@@ -427,24 +424,6 @@ pub struct PinStatus {
     pub pinned_ms: UnixMillis,
     /// The peer that pinned the file.
     pub peer: PeerId,
-}
-
-/// A period whose acknowledged writes a catalogue may lack. A database that was restored from an older copy, or lost its last
-/// seconds in a power failure, lacks them. A peer that wrote in this period opens a new session, announces all its files, and
-/// repeats the publications that were acknowledged then.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gap {
-    /// All writes until this time, by the clock of the tracker, are stored.
-    pub after_ms: UnixMillis,
-    /// The end of the period.
-    pub until_ms: UnixMillis,
-}
-
-impl Gap {
-    /// Returns whether a write that was acknowledged at this time, by the clock of the tracker, may be missing.
-    pub fn contains(&self, at: UnixMillis) -> bool {
-        self.after_ms < at && at <= self.until_ms
-    }
 }
 
 /// A new session.

@@ -135,7 +135,7 @@ impl Catalogue {
                 storage,
                 id: CatalogueId(id),
                 rules,
-                gaps: Mutex::new(Gaps::new(rules.leases.lease, &time, now)),
+                gaps: Mutex::new(Gaps::new(&time, now)),
                 leases: Mutex::new(LeaseTable::new(rules.leases, stamp.map(UnixMillis), now)),
                 cache: Mutex::default(),
                 file_numbers: ReadCache::new(rules.file_number_cache, FILE_NUMBER_BYTES, rules.cache_ttl),

@@ -167,8 +167,12 @@ fn describe_fact(key: &[u8], value: &[u8]) -> Result<Fields, StorageError> {
         b"catalogue" => vec![("catalogue", Field::hex(value))],
         b"stamp" => vec![("stamp", Field::Time(UnixMillis(layout::read_number(META, value)?)))],
         b"time" => {
-            let TimeRecord { written, gaps } = layout::decode(META, value)?;
-            vec![("time", Field::Time(written)), ("gaps", Field::Number(gaps.len() as u64))]
+            let TimeRecord { number, written, gaps } = layout::decode(META, value)?;
+            vec![
+                ("number", Field::Number(number)),
+                ("time", Field::Time(written)),
+                ("gaps", Field::Number(gaps.len() as u64)),
+            ]
         }
         b"swept" => vec![("swept", Field::Time(UnixMillis(layout::read_number(META, value)?)))],
         b"expired" => vec![("expired", Field::Time(UnixMillis(layout::read_number(META, value)?)))],

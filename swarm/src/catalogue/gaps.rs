@@ -8,16 +8,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use enjambre_core::UnixMillis;
-use enjambre_core::protocol::message::{Gap, MAX_GAPS};
+use enjambre_core::protocol::message::MAX_GAPS;
+use enjambre_core::{Gap, UnixMillis};
 
-/// The largest expected difference between the clocks of trackers of one database.
-const CLOCK_SKEW: Duration = Duration::from_secs(5);
+/// The largest difference between the clocks of the trackers of one database, and between the clock of a tracker and the
+/// estimates of its peers.
+const CLOCK_SKEW: Duration = Duration::from_secs(10);
 
 /// The record under `time`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeRecord {
-    /// The time. The database contains all writes until then.
+    /// The number of times that the record was written.
+    pub number: u64,
+    /// The time of the last one. The database contains all writes until then.
     pub written: UnixMillis,
     /// The last gaps.
     pub gaps: Vec<Gap>,
@@ -26,40 +29,35 @@ pub struct TimeRecord {
 /// The gaps that a tracker knows.
 #[derive(Debug)]
 pub struct Gaps {
-    lease: Duration,
-    /// The latest time that the database has contained.
-    known: UnixMillis,
+    /// The highest number of the record that the database has contained.
+    known: u64,
     gaps: Vec<Gap>,
 }
 
 impl Gaps {
     /// The gaps at the start of a tracker on a database with this record.
-    pub fn new(lease: Duration, stored: &TimeRecord, now: UnixMillis) -> Self {
-        let mut gaps = Self { lease, known: UnixMillis::default(), gaps: stored.gaps.clone() };
-        gaps.add(stored.written, now);
+    pub fn new(stored: &TimeRecord, now: UnixMillis) -> Self {
+        let mut gaps = Self { known: stored.number, gaps: stored.gaps.clone() };
+        gaps.add(stored, now);
         gaps
     }
 
-    /// Compares the record of the database with the known time. Returns the record to store now.
-    pub fn update(&mut self, stored: &TimeRecord, now: UnixMillis) -> TimeRecord {
-        if stored.written < self.known {
-            tracing::warn!("the database lacks recent writes, as after a restore; peers repeat them");
-            self.add(stored.written, now);
-        }
+    /// Compares the record of the database with the known one. Returns the record to store now. `is_back`: the database was
+    /// unreachable until now, so it may be that of another server.
+    pub fn update(&mut self, stored: &TimeRecord, is_back: bool, now: UnixMillis) -> TimeRecord {
         for gap in &stored.gaps {
-            if !self.gaps.contains(gap) {
-                self.insert(*gap);
-            }
+            self.insert(*gap);
         }
-        // A time in the far future comes from a wrong clock.
-        let is_possible = stored.written <= now + self.lease;
-        let written = if is_possible { stored.written.max(now) } else { now };
-        TimeRecord { written, gaps: self.gaps.clone() }
+        if is_back || stored.number < self.known {
+            self.add(stored, now);
+        }
+        self.known = stored.number;
+        TimeRecord { number: stored.number.saturating_add(1), written: now, gaps: self.gaps.clone() }
     }
 
     /// Records that the database contains this record.
     pub fn stored(&mut self, record: &TimeRecord) {
-        self.known = record.written;
+        self.known = record.number;
     }
 
     /// The last gaps.
@@ -67,14 +65,20 @@ impl Gaps {
         &self.gaps
     }
 
-    fn add(&mut self, written: UnixMillis, now: UnixMillis) {
-        self.known = written;
-        // Otherwise the clock was set back.
-        let until = if now >= written { now } else { written + self.lease };
-        self.insert(Gap { after_ms: written - CLOCK_SKEW, until_ms: until });
+    fn add(&mut self, stored: &TimeRecord, now: UnixMillis) {
+        // The clock may have been set back since.
+        let until = now.max(stored.written);
+        self.insert(Gap { after_ms: stored.written - CLOCK_SKEW, until_ms: until + CLOCK_SKEW });
     }
 
-    fn insert(&mut self, gap: Gap) {
+    /// Adds a gap. Overlapping ones, as of a tracker that is restarted repeatedly, become one.
+    fn insert(&mut self, mut gap: Gap) {
+        let is_separate = |other: &Gap| other.until_ms < gap.after_ms || gap.until_ms < other.after_ms;
+        let overlapping: Vec<Gap> = self.gaps.extract_if(.., |other| !is_separate(other)).collect();
+        for other in overlapping {
+            gap.after_ms = gap.after_ms.min(other.after_ms);
+            gap.until_ms = gap.until_ms.max(other.until_ms);
+        }
         self.gaps.push(gap);
         self.gaps.sort_by_key(|gap| gap.until_ms);
         let surplus = self.gaps.len().saturating_sub(MAX_GAPS);
@@ -86,8 +90,6 @@ impl Gaps {
 mod tests {
     use super::*;
 
-    const LEASE: Duration = Duration::from_secs(30);
-
     fn seconds(seconds: u64) -> UnixMillis {
         UnixMillis(seconds * 1000)
     }
@@ -96,50 +98,71 @@ mod tests {
         Gap { after_ms: seconds(after), until_ms: seconds(until) }
     }
 
+    fn record(number: u64, written: u64) -> TimeRecord {
+        TimeRecord { number, written: seconds(written), gaps: Vec::new() }
+    }
+
     #[test]
     fn start_and_older_database_are_gaps() {
-        let stored = TimeRecord { written: seconds(100), gaps: Vec::new() };
-        let mut gaps = Gaps::new(LEASE, &stored, seconds(1000));
-        assert_eq!(gaps.list(), [gap(95, 1000)]);
-        let record = gaps.update(&stored, seconds(1005));
-        assert_eq!(record, TimeRecord { written: seconds(1005), gaps: vec![gap(95, 1000)] });
-        gaps.stored(&record);
-        gaps.update(&record, seconds(1010));
-        assert_eq!(gaps.list(), [gap(95, 1000)]);
+        let old = record(1, 100);
+        let mut gaps = Gaps::new(&old, seconds(1000));
+        assert_eq!(gaps.list(), [gap(90, 1010)]);
+        let new = gaps.update(&old, false, seconds(1005));
+        assert_eq!(new, TimeRecord { gaps: vec![gap(90, 1010)], ..record(2, 1005) });
+        gaps.stored(&new);
+        assert_eq!(gaps.update(&new, false, seconds(1010)).gaps, [gap(90, 1010)]);
         // Restored beneath the running tracker.
-        let record = gaps.update(&stored, seconds(2000));
-        assert_eq!(record.gaps, [gap(95, 1000), gap(95, 2000)]);
-        // Not yet stored.
-        assert_eq!(gaps.update(&stored, seconds(2005)).gaps.len(), 2);
+        assert_eq!(gaps.update(&record(1, 1003), false, seconds(2000)).gaps, [gap(90, 2010)]);
+    }
+
+    #[test]
+    fn tracker_that_only_reads_finds_an_older_database() {
+        let mut gaps = Gaps::new(&record(1, 100), seconds(200));
+        gaps.update(&record(9, 1000), false, seconds(1000));
+        assert_eq!(gaps.update(&record(8, 980), false, seconds(1005)).gaps, [gap(90, 210), gap(970, 1015)]);
+    }
+
+    #[test]
+    fn return_of_the_database_is_a_gap() {
+        let mut gaps = Gaps::new(&record(1, 100), seconds(200));
+        let stored = record(2, 995);
+        gaps.update(&stored, false, seconds(995));
+        assert_eq!(gaps.update(&stored, true, seconds(1100)).gaps, [gap(90, 210), gap(985, 1110)]);
     }
 
     #[test]
     fn gap_that_another_tracker_found_is_known() {
-        let mut gaps =
-            Gaps::new(LEASE, &TimeRecord { written: seconds(990), gaps: Vec::new() }, seconds(1000));
-        let other = TimeRecord { written: seconds(1120), gaps: vec![gap(300, 1100)] };
-        let record = gaps.update(&other, seconds(1100));
-        assert_eq!(record, TimeRecord { written: seconds(1120), gaps: vec![gap(985, 1000), gap(300, 1100)] });
-        assert_eq!(gaps.list(), record.gaps);
+        let mut gaps = Gaps::new(&record(1, 990), seconds(1000));
+        let other = TimeRecord { gaps: vec![gap(300, 400)], ..record(5, 1100) };
+        assert_eq!(gaps.update(&other, false, seconds(1100)).gaps, [gap(300, 400), gap(980, 1010)]);
+    }
+
+    #[test]
+    fn clocks_that_differ_cause_no_gaps() {
+        let start = record(1, 1000);
+        let mut trackers = [Gaps::new(&start, seconds(1000)), Gaps::new(&start, seconds(1100))];
+        let mut stored = start;
+        for n in 0..20 {
+            for (tracker, ahead) in trackers.iter_mut().zip([0, 100]) {
+                stored = tracker.update(&stored, false, seconds(1000 + 5 * n + ahead));
+                tracker.stored(&stored);
+            }
+        }
+        assert_eq!(stored.gaps, [gap(990, 1110)]);
     }
 
     #[test]
     fn clock_that_was_set_back_does_not_hide_a_gap() {
-        let stored = TimeRecord { written: seconds(1000), gaps: Vec::new() };
-        let mut gaps = Gaps::new(LEASE, &stored, seconds(10));
-        assert_eq!(gaps.list(), [gap(995, 1030)]);
-        let record = gaps.update(&stored, seconds(20));
-        assert_eq!(record.written, seconds(20), "later gaps are found again");
+        assert_eq!(Gaps::new(&record(1, 1000), seconds(10)).list(), [gap(990, 1010)]);
     }
 
     #[test]
     fn last_gaps_are_kept() {
-        let mut record = TimeRecord::default();
+        let mut stored = TimeRecord::default();
         for n in 1..=20 {
-            let mut gaps = Gaps::new(LEASE, &record, seconds(n * 100));
-            record = gaps.update(&record, seconds(n * 100));
+            stored = Gaps::new(&stored, seconds(n * 100)).update(&stored, false, seconds(n * 100 + 50));
         }
-        assert_eq!(record.gaps.len(), MAX_GAPS);
-        assert_eq!(record.gaps.last(), Some(&gap(1895, 2000)));
+        assert_eq!(stored.gaps.len(), MAX_GAPS);
+        assert_eq!(stored.gaps.last(), Some(&gap(1940, 2010)));
     }
 }

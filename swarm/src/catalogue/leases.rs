@@ -151,6 +151,11 @@ impl LeaseTable {
         self.away.get_or_insert_with(|| held.map_or(reached, |grace| grace.stamp.min(reached)));
     }
 
+    /// Whether the database was unreachable at the last attempt.
+    pub fn is_away(&self) -> bool {
+        self.away.is_some()
+    }
+
     /// Records that the database was reached. Returns whether it had been unreachable.
     pub fn reached(&mut self, now: UnixMillis) -> bool {
         self.reached = now;

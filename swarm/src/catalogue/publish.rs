@@ -15,13 +15,17 @@ use super::layout::{
 use super::names::Published;
 use super::peers::Session;
 use enjambre_core::{
-    Batch, Durability, FileId, Key, KeyRange, Name, PeerId, PieceLayout, Publication, Space, StorageError,
-    UnixMillis,
+    Batch, Durability, FileId, Key, KeyRange, Name, Offer, PeerId, PieceLayout, Publication, Space,
+    StorageError, UnixMillis,
 };
 
 /// The number of retries of a publication with unknown outcome. Further retries would wait for a storage that does not recover
 /// soon.
 const RETRIES: u32 = 1;
+
+/// The largest number of versions of a name that a database can lose and get back with their numbers. It bounds how far a
+/// peer can advance the numbers.
+const MAX_LOST_VERSIONS: u64 = 1000;
 
 impl Catalogue {
     /// Publishes the file as the newest version of the name, durably, with the session's peer as a provider. If the file
@@ -35,6 +39,29 @@ impl Catalogue {
         publication: &Publication,
         now: UnixMillis,
     ) -> Result<Published, CatalogueError> {
+        self.publish_version(session, publication, None, now).await
+    }
+
+    /// Repeats a publication that had this version, because the database may have lost it. If the name has this or a higher
+    /// version with the file, it stays as it is. Otherwise the file gets this version, if it is free, so that the order of
+    /// lost versions does not depend on who repeats them first.
+    pub async fn publish_again(
+        &self,
+        session: &Session,
+        publication: &Publication,
+        version: u64,
+        now: UnixMillis,
+    ) -> Result<Published, CatalogueError> {
+        self.publish_version(session, publication, Some(version), now).await
+    }
+
+    async fn publish_version(
+        &self,
+        session: &Session,
+        publication: &Publication,
+        wanted: Option<u64>,
+        now: UnixMillis,
+    ) -> Result<Published, CatalogueError> {
         let Publication { name, id, size, kind } = publication;
         let by = session.peer;
         PieceLayout::new(*size)?;
@@ -42,6 +69,13 @@ impl Catalogue {
         let mut reservation = None;
         let mut retries = 0;
         for _ in 0..ATTEMPTS {
+            if let Some(wanted) = wanted
+                && let Some(version) = self.highest_version_of(name, id).await?
+                && version >= wanted
+            {
+                self.announce(session, &[Offer { id: *id, size: *size, complete: true }], now).await?;
+                return Ok(Published { version, new: false });
+            }
             let newest = self.newest_version(name).await?;
             let file_key = layout::file_key(id);
             let mut batch = Batch::new();
@@ -57,7 +91,7 @@ impl Catalogue {
             };
             let (published, at, publisher) = match &newest {
                 Some((version, record, raw))
-                    if (record.id, record.size, record.kind) == (*id, *size, *kind) =>
+                    if wanted.is_none() && (record.id, record.size, record.kind) == (*id, *size, *kind) =>
                 {
                     // Conflicts with a concurrent expiry of the file.
                     batch.require(VERSIONS, layout::version_key(name, *version), raw.clone());
@@ -67,7 +101,8 @@ impl Catalogue {
                 }
                 _ if self.versions() >= self.rules.max_versions => return Err(CatalogueError::TooManyFiles),
                 _ => {
-                    let version = newest.as_ref().map_or(1, |(version, ..)| version.saturating_add(1));
+                    let newest = newest.as_ref().map_or(0, |(version, ..)| *version);
+                    let version = self.free_version(name, wanted, newest).await?;
                     let key = layout::version_key(name, version);
                     let record = VersionRecord { id: *id, size: *size, kind: *kind, at: now, by, no };
                     batch.require_absent(VERSIONS, key.clone());
@@ -115,23 +150,25 @@ impl Catalogue {
         Err(CatalogueError::Conflict)
     }
 
-    /// Repeats a publication that the database may have lost. If the name has a version with this file, possibly an older
-    /// one, it stays as it is.
-    pub async fn publish_again(
-        &self,
-        session: &Session,
-        publication: &Publication,
-        now: UnixMillis,
-    ) -> Result<Published, CatalogueError> {
-        let versions = KeyRange::prefix(&layout::file_name_prefix(&publication.id, &publication.name));
-        match self.storage.scan(FILE_NAMES, versions, 1).await?.first() {
-            Some((key, _)) => {
-                let version = layout::version_key_of_file_name(key.as_bytes())?;
-                let (_, version) = layout::read_version_key(version.as_bytes())?;
-                Ok(Published { version, new: false })
-            }
-            None => self.publish(session, publication, now).await,
+    /// The highest version of the name that this file is.
+    async fn highest_version_of(&self, name: &Name, id: &FileId) -> Result<Option<u64>, StorageError> {
+        let range = KeyRange::prefix(&layout::file_name_prefix(id, name));
+        let Some((key, _)) = self.storage.scan(FILE_NAMES, range, 1).await?.into_iter().next() else {
+            return Ok(None);
+        };
+        let version = layout::version_key_of_file_name(key.as_bytes())?;
+        Ok(Some(layout::read_version_key(version.as_bytes())?.1))
+    }
+
+    /// Returns the wanted version if the name does not have it, otherwise the next one.
+    async fn free_version(&self, name: &Name, wanted: Option<u64>, newest: u64) -> Result<u64, StorageError> {
+        let possible = 1..=newest.saturating_add(MAX_LOST_VERSIONS);
+        if let Some(wanted) = wanted.filter(|wanted| possible.contains(wanted))
+            && self.read(VERSIONS, &layout::version_key(name, wanted)).await?.is_none()
+        {
+            return Ok(wanted);
         }
+        Ok(newest.saturating_add(1))
     }
 
     /// Whether the publication has another size or kind than the entry of the file, whose publisher is another peer that offers

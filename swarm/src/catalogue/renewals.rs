@@ -9,8 +9,7 @@ use super::gaps::TimeRecord;
 use super::layout::{self, LEASES, LeaseRecord, META, PeerNumber};
 use super::leases::{Flush, Renewal};
 use super::peers::Session;
-use enjambre_core::protocol::message::Gap;
-use enjambre_core::{Batch, Durability, SessionId, StorageError, UnixMillis};
+use enjambre_core::{Batch, Durability, Gap, SessionId, StorageError, UnixMillis};
 
 /// The number of leases that one batch of renewals changes.
 const FLUSH_BATCH: usize = 256;
@@ -66,17 +65,21 @@ impl Catalogue {
     }
 
     async fn try_flush(&self, flush: Option<Flush>, now: UnixMillis) -> Result<(), StorageError> {
-        let key = layout::meta_key("time");
-        let raw = self.read(META, &key).await?;
-        let stored = raw.as_ref().map(|raw| layout::decode::<TimeRecord>(META, raw)).transpose();
-        let stored = self.damage.skip(stored, now)?.flatten().unwrap_or_default();
-        let record = self.gaps.lock().update(&stored, now);
-        let is_due = flush.is_some() || record.gaps != stored.gaps;
+        let is_due = flush.is_some();
         let flushed = match flush {
             Some(flush) => self.write_flush(flush, now).await,
             None => Ok(()),
         };
-        if is_due && matches!(flushed, Ok(()) | Err(StorageError::Conflict)) {
+        if !matches!(flushed, Ok(()) | Err(StorageError::Conflict)) {
+            return flushed;
+        }
+        let key = layout::meta_key("time");
+        let raw = self.read(META, &key).await?;
+        let stored = raw.as_ref().map(|raw| layout::decode::<TimeRecord>(META, raw)).transpose();
+        let stored = self.damage.skip(stored, now)?.flatten().unwrap_or_default();
+        let is_back = self.leases.lock().is_away();
+        let record = self.gaps.lock().update(&stored, is_back, now);
+        if is_due || record.gaps != stored.gaps {
             let mut batch = Batch::new();
             require_same(&mut batch, META, key.clone(), raw);
             batch.put(META, key, layout::encode(&record));

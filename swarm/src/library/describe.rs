@@ -44,11 +44,13 @@ pub fn describe(space: Space, key: &Key, value: &[u8]) -> Result<Fields, Storage
         }
         ACKS => {
             let (catalogue, id, name) = layout::split_ack(key)?;
+            let ack = layout::read_ack(value)?;
             vec![
                 ("catalogue", Field::hex(&catalogue.0)),
                 ("id", Field::text(id)),
                 ("name", Field::text(name)),
-                ("acknowledged_ms", Field::Number(layout::read_ack(value)?.get())),
+                ("acknowledged", Field::Time(ack.at)),
+                ("version", Field::Number(ack.version)),
             ]
         }
         DOWNLOADS => {

@@ -9,7 +9,7 @@
 //! | `library_dirty` | id, page | bitmap of pieces that may be written, but are not known to be synced |
 //! | `library_members` | member, collection | 1 byte |
 //! | `library_tombs` | id | tombstone: the [`Record`] of a file whose content is being deleted |
-//! | `library_acks` | catalogue (16), id, name | the time at which the catalogue acknowledged the publication, in milliseconds since 1970 by its tracker (8, big-endian); 0 if the catalogue may have lost it |
+//! | `library_acks` | catalogue (16), id, name | the time at which the catalogue acknowledged the publication, in milliseconds since 1970 by its tracker, 0 if the catalogue may have lost it (8, big-endian), and the version (8, big-endian) |
 //! | `library_downloads` | id | [`DownloadRecord`] in CBOR |
 //! | `library_swarm` | `membership` | invite-only swarms: the newest membership of the node, as signed by a tracker |
 //! | `library_swarm` | `revocations` | invite-only swarms: public key of the authority (32), version up to which all revocations are known (8) |
@@ -29,6 +29,7 @@ use serde_bytes::ByteBuf;
 use super::entry::WithdrawReason;
 use super::error::Result;
 use super::linked::Fingerprint;
+use super::state::Ack;
 use enjambre_core::model::cbor;
 use enjambre_core::model::manifest::PieceHash;
 use enjambre_core::{
@@ -338,14 +339,17 @@ pub(super) fn split_ack(key: &Key) -> Result<AckKey, StorageError> {
     Ok((CatalogueId(*catalogue), FileId::from_bytes(*id), name.ok_or_else(|| malformed_key(ACKS))?))
 }
 
-/// The value of an acknowledgement: its time.
-pub(super) fn ack_value(at: UnixMillis) -> Vec<u8> {
-    at.get().to_be_bytes().to_vec()
+/// The value of an acknowledgement: its time and version.
+pub(super) fn ack_value(ack: &Ack) -> Vec<u8> {
+    [ack.at.get().to_be_bytes(), ack.version.to_be_bytes()].concat()
 }
 
-pub(super) fn read_ack(value: &[u8]) -> Result<UnixMillis, StorageError> {
-    let malformed = |_| StorageError::corrupt(format!("a value in the space {}", ACKS.name()));
-    Ok(UnixMillis(u64::from_be_bytes(value.try_into().map_err(malformed)?)))
+pub(super) fn read_ack(value: &[u8]) -> Result<Ack, StorageError> {
+    let (&[at, version], []) = value.as_chunks::<8>() else {
+        return Err(StorageError::corrupt(format!("a value in the space {}", ACKS.name())));
+    };
+    let (at, version) = (UnixMillis(u64::from_be_bytes(at)), u64::from_be_bytes(version));
+    Ok(Ack { at, version, new: None })
 }
 
 /// Puts the hash records of a file. A file with at most one piece has none, since its id is the hash.

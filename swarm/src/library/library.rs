@@ -301,9 +301,11 @@ impl Library {
         }
         let ack = (catalogue, *id, name.clone());
         let mut batch = Batch::new();
-        batch.put(ACKS, layout::ack_key(&ack), layout::ack_value(at));
+        let PublishedVersion { version, new } = version;
+        let acknowledged = Ack { at: at.max(UnixMillis(1)), version, new: Some(new) };
+        batch.put(ACKS, layout::ack_key(&ack), layout::ack_value(&acknowledged));
         self.inner.index.commit(batch, Durability::Buffered).await?;
-        self.inner.state.lock().acks.insert(ack, Ack { at, version: Some(version) });
+        self.inner.state.lock().acks.insert(ack, acknowledged);
         Ok(())
     }
 
@@ -314,29 +316,29 @@ impl Library {
         is_lost: impl Fn(UnixMillis) -> bool,
     ) -> Result<()> {
         self.inner.check_open()?;
-        let lost: Vec<AckKey> = {
+        let lost: Vec<(AckKey, Ack)> = {
             let state = self.inner.state.lock();
             let lost = state.acks.iter().filter(|((of, ..), ack)| *of == catalogue && is_lost(ack.at));
-            lost.map(|(key, _)| key.clone()).collect()
+            lost.map(|(key, ack)| (key.clone(), *ack)).collect()
         };
         for acks in lost.chunks(BATCH_WRITES) {
             let mut batch = Batch::new();
-            for ack in acks {
-                batch.put(ACKS, layout::ack_key(ack), layout::ack_value(Ack::LOST.at));
+            for (key, ack) in acks {
+                batch.put(ACKS, layout::ack_key(key), layout::ack_value(&ack.lost()));
             }
             self.inner.index.commit(batch, Durability::Buffered).await?;
             let mut state = self.inner.state.lock();
-            for ack in acks {
+            for (key, ack) in acks {
                 // It may have been removed meanwhile.
-                state.acks.entry(ack.clone()).and_modify(|ack| *ack = Ack::LOST);
+                state.acks.entry(key.clone()).and_modify(|known| *known = ack.lost());
             }
         }
         Ok(())
     }
 
-    /// Whether the catalogue had acknowledged a publication that is in its outbox.
-    pub fn was_acknowledged(&self, catalogue: CatalogueId, id: &FileId, name: &Name) -> bool {
-        self.inner.state.lock().acks.contains_key(&(catalogue, *id, name.clone()))
+    /// Returns the version with which the catalogue acknowledged a publication, also if it may have lost it since.
+    pub fn acknowledged_version(&self, catalogue: CatalogueId, id: &FileId, name: &Name) -> Option<u64> {
+        self.inner.state.lock().acks.get(&(catalogue, *id, name.clone())).map(|ack| ack.version)
     }
 
     /// Returns the version that the catalogue assigned to a name, if this process recorded it after the last
@@ -347,7 +349,8 @@ impl Library {
         id: &FileId,
         name: &Name,
     ) -> Option<PublishedVersion> {
-        self.inner.state.lock().acks.get(&(catalogue, *id, name.clone()))?.version
+        let Ack { version, new, .. } = *self.inner.state.lock().acks.get(&(catalogue, *id, name.clone()))?;
+        Some(PublishedVersion { version, new: new? })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::error::{LibraryError, Result};
 use super::layout::{self, ACKS, FILES, FORMAT, HASHES, HAVE, MEMBERS, META, Record, TOMBS, format_key};
-use super::state::{Ack, LibraryState, Slot, Tombstone};
+use super::state::{LibraryState, Slot, Tombstone};
 use enjambre_core::storage::format::check_version;
 use enjambre_core::{
     Batch, Bitmap, Durability, FileId, Key, KeyRange, Manifest, PieceLayout, Space, Storage, StorageError,
@@ -66,8 +66,7 @@ pub(super) async fn load_state(index: &dyn Storage) -> Result<LibraryState> {
     }
     let mut acks = all(ACKS);
     while let Some((key, value)) = acks.next().await? {
-        let at = layout::read_ack(&value)?;
-        state.acks.insert(layout::split_ack(&key)?, Ack { at, version: None });
+        state.acks.insert(layout::split_ack(&key)?, layout::read_ack(&value)?);
     }
     Ok(state)
 }

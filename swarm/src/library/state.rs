@@ -5,7 +5,7 @@ use std::hash::BuildHasher;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::entry::{Entry, Location, MAX_WITHDRAWN, Origin, PublishedVersion, Totals};
+use super::entry::{Entry, Location, MAX_WITHDRAWN, Origin, Totals};
 use super::layout::{self, AckKey, ContentPlace, MAX_NAMES, NameRecord, Record};
 use super::linked::Fingerprint;
 use super::unsynced::UnsyncedSmallFiles;
@@ -37,18 +37,22 @@ pub(super) struct LibraryState {
 /// The acknowledgement of a publication.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ack {
-    /// Its time, by the clock of the tracker.
+    /// Its time, by the clock of the tracker; 0 if the catalogue may have lost the publication.
     pub(super) at: UnixMillis,
-    /// The version, if this process received the acknowledgement.
-    pub(super) version: Option<PublishedVersion>,
+    /// The version.
+    pub(super) version: u64,
+    /// Whether the version was new, if this process received the acknowledgement.
+    pub(super) new: Option<bool>,
 }
 
 impl Ack {
-    /// The acknowledgement of a publication that the catalogue may have lost.
-    pub(super) const LOST: Self = Self { at: UnixMillis(0), version: None };
-
     pub(super) fn is_lost(&self) -> bool {
-        self.at == Self::LOST.at
+        self.at == UnixMillis(0)
+    }
+
+    /// The same acknowledgement after the catalogue may have lost the publication.
+    pub(super) fn lost(self) -> Self {
+        Self { at: UnixMillis(0), new: None, ..self }
     }
 }
 

@@ -13,8 +13,7 @@ use crate::library::library::Library;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::offers::{Acknowledgement, OfferSource};
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::protocol::message::Gap;
-use enjambre_core::{CatalogueId, FileId, Offer, Provider, Publication, StorageError, UnixMillis};
+use enjambre_core::{CatalogueId, FileId, Gap, Offer, Provider, Publication, StorageError, UnixMillis};
 
 /// The offers and publications of a library.
 #[derive(Debug)]
@@ -85,8 +84,8 @@ impl OfferSource for LibraryOffers {
         in_storage(self.library.forget_acknowledgements(catalogue, is_lost).await)
     }
 
-    fn was_acknowledged(&self, catalogue: CatalogueId, publication: &Publication) -> bool {
-        self.library.was_acknowledged(catalogue, &publication.id, &publication.name)
+    fn acknowledged_version(&self, catalogue: CatalogueId, publication: &Publication) -> Option<u64> {
+        self.library.acknowledged_version(catalogue, &publication.id, &publication.name)
     }
 
     fn acknowledgement(&self, catalogue: CatalogueId, publication: &Publication) -> Option<Acknowledgement> {

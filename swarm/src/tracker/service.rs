@@ -305,10 +305,11 @@ impl TrackerService {
             Request::Publish { session, name, id, size, kind, again } => {
                 let session = self.session(session, peer).await?;
                 let publication = Publication { name, id, size, kind };
-                let published = if again {
-                    self.catalogue.publish_again(&session, &publication, now).await?
-                } else {
-                    self.catalogue.publish(&session, &publication, now).await?
+                let published = match again {
+                    Some(version) => {
+                        self.catalogue.publish_again(&session, &publication, version, now).await?
+                    }
+                    None => self.catalogue.publish(&session, &publication, now).await?,
                 };
                 tracing::debug!(
                     peer = %session.peer.short(), name = %publication.name, id = %id.short(),

@@ -13,11 +13,11 @@ use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::client::{CallError, call, unexpected};
 use enjambre_core::protocol::error::ErrorCode;
 use enjambre_core::protocol::message::{
-    Gap, MAX_ENDPOINTS, MAX_OFFERS, MembershipState, Nonce, PinStatus, Reply, Request, SessionGrant,
-    SessionProof, TrackerStatus,
+    MAX_ENDPOINTS, MAX_OFFERS, MembershipState, Nonce, PinStatus, Reply, Request, SessionGrant, SessionProof,
+    TrackerStatus,
 };
 use enjambre_core::{
-    CatalogueId, Connection, Deadline, Dialer, Endpoint, FileId, FileRecord, KeyPair, Offer, Provider,
+    CatalogueId, Connection, Deadline, Dialer, Endpoint, FileId, FileRecord, Gap, KeyPair, Offer, Provider,
     Publication, SessionId, TransportError, UnixMillis,
 };
 
@@ -202,15 +202,16 @@ impl TrackerClient {
         session: SessionId,
         publication: &Publication,
     ) -> Result<(u64, bool), TrackerError> {
-        self.publish_or_repeat(session, publication, false).await
+        self.publish_or_repeat(session, publication, None).await
     }
 
-    /// As [`Self::publish`]. With `again`, the catalogue adds no version if the name has one with this file.
+    /// As [`Self::publish`]. With `again`, the version of an earlier publication, the catalogue adds no version if the name
+    /// has this or a higher one with the file.
     pub async fn publish_or_repeat(
         &self,
         session: SessionId,
         publication: &Publication,
-        again: bool,
+        again: Option<u64>,
     ) -> Result<(u64, bool), TrackerError> {
         let Publication { name, id, size, kind } = publication.clone();
         let request = Request::Publish { session, name, id, size, kind, again };

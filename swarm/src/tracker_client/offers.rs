@@ -4,8 +4,7 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 
-use enjambre_core::protocol::message::Gap;
-use enjambre_core::{CatalogueId, FileId, Offer, Publication, StorageError, UnixMillis};
+use enjambre_core::{CatalogueId, FileId, Gap, Offer, Publication, StorageError, UnixMillis};
 
 /// The acknowledgement of a publication by a catalogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +47,8 @@ pub trait OfferSource: Debug + Send + Sync + 'static {
     async fn forget_acknowledgements(&self, catalogue: CatalogueId, gaps: &[Gap])
     -> Result<(), StorageError>;
 
-    /// Whether the catalogue had acknowledged a publication of its outbox.
-    fn was_acknowledged(&self, catalogue: CatalogueId, publication: &Publication) -> bool;
+    /// Returns the version with which the catalogue had acknowledged a publication, also if it is in its outbox again.
+    fn acknowledged_version(&self, catalogue: CatalogueId, publication: &Publication) -> Option<u64>;
 
     /// Returns the acknowledgement by a catalogue that was recorded since the publication entered the outbox.
     fn acknowledgement(&self, catalogue: CatalogueId, publication: &Publication) -> Option<Acknowledgement>;

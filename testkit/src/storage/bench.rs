@@ -14,7 +14,7 @@ use enjambre_core::{
 };
 
 /// The number of finished operations that are recorded for a failure.
-const RECORDED: usize = 40;
+const RECORDED: usize = 200;
 /// The maximum number of pending operations in a failure.
 const MAX_PENDING: usize = 16;
 /// The timeout for the release of the lock of a dropped storage or a killed process.

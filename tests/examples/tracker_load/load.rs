@@ -96,7 +96,7 @@ impl Load {
                 id: *id,
                 size: FILE_SIZE,
                 kind: FileKind::File,
-                again: false,
+                again: None,
             };
             match call(&*connection, &publish, DEADLINE).await?.0 {
                 Reply::Published { version: 1, new: true } => Ok(true),

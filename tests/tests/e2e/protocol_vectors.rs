@@ -16,12 +16,12 @@ use enjambre_core::model::secret::Secret;
 use enjambre_core::protocol::codec::{KINDS, encode_reply, encode_request};
 use enjambre_core::protocol::error::{ErrorCode, ErrorReply};
 use enjambre_core::protocol::message::{
-    Gap, HaveWait, MembershipState, Nonce, PeerStatus, PinStatus, Reply, Request, SessionGrant, SessionProof,
+    HaveWait, MembershipState, Nonce, PeerStatus, PinStatus, Reply, Request, SessionGrant, SessionProof,
     StoreStatus, TrackerStatus,
 };
 use enjambre_core::{
-    CatalogueId, Collection, EncodedRequest, Endpoint, FileId, FileKind, FileRecord, Member, Offer, PeerId,
-    PieceLayout, Provider, RequestId, SessionId, UnixMillis,
+    CatalogueId, Collection, EncodedRequest, Endpoint, FileId, FileKind, FileRecord, Gap, Member, Offer,
+    PeerId, PieceLayout, Provider, RequestId, SessionId, UnixMillis,
 };
 use enjambre_swarm::membership::credentials::invitation::Invitation;
 use serde_json::{Value, json};
@@ -165,7 +165,7 @@ fn requests() -> Vec<Request> {
             id: id(1),
             size: 70_000,
             kind: FileKind::Executable,
-            again: false,
+            again: None,
         },
         Request::Publish {
             session: SESSION,
@@ -173,7 +173,7 @@ fn requests() -> Vec<Request> {
             id: id(2),
             size: 100,
             kind: FileKind::Collection,
-            again: true,
+            again: Some(7),
         },
         Request::Announce {
             session: SESSION,

@@ -27,7 +27,7 @@ fn all_requests(id: FileId) -> Vec<Request> {
     let forger = Authority::new(KeyPair::generate());
     vec![
         Request::OpenSession { proof: Some(proof) },
-        Request::Publish { session, name, id, size: 1, kind: FileKind::File, again: false },
+        Request::Publish { session, name, id, size: 1, kind: FileKind::File, again: None },
         Request::Announce { session, offers: vec![Offer { id, size: 1, complete: true }] },
         Request::Withdraw { session, ids: vec![id] },
         Request::Renew { session, membership: None },
@@ -168,7 +168,7 @@ fn member_cannot_exceed_its_rights() {
     let (id, size, kind) = (hash.parse().unwrap(), MIB, FileKind::File);
     let publish = |session, name: &str| {
         let id = FileId::from_bytes([9; 32]);
-        Request::Publish { session, name: name.parse().unwrap(), id, size, kind, again: false }
+        Request::Publish { session, name: name.parse().unwrap(), id, size, kind, again: None }
     };
 
     let reader = Outsider::new().unwrap();

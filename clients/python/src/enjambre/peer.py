@@ -55,6 +55,7 @@ class Peer:
         self._tracker, self._timeout = tracker, timeout
         self._files: dict[bytes, _Shared] = {}
         self._published: dict[str, dict[str, Any]] = {}
+        self._versions: dict[str, int] = {}
         self._started, self._sent, self._active = time.monotonic(), 0, 0
         self._counters = threading.Lock()
         self._closed = threading.Event()
@@ -63,7 +64,7 @@ class Peer:
         self._threads: list[threading.Thread] = []
         self.endpoints = [self._listen(endpoint) for endpoint in listen]
         # Serializes the requests to the tracker.
-        self._session_lock = threading.Lock()
+        self._session_lock = threading.RLock()
         self._connection: Tracker | None = None
         self._session, self._lease = b"", 60.0
         self._gaps: list[Any] = []
@@ -82,9 +83,9 @@ class Peer:
         kind = "executable" if status.st_mode & stat.S_IXUSR else "file"
         name = name or os.path.basename(path)
         fields = {"name": name, "id": published, "size": status.st_size, "kind": kind}
-        self._with_session("publish", "published", **fields)
         with self._session_lock:
-            self._published[name] = fields
+            reply = self._with_session("publish", "published", **fields)
+            self._published[name], self._versions[name] = fields, field(reply, "version", int)
         return published
 
     def close(self) -> None:
@@ -150,15 +151,19 @@ class Peer:
     def _publish_again(self) -> None:
         """Repeats the publications, which the catalogue may have lost. Those that it has stay as they are."""
         assert self._connection is not None, "the session is open"
-        for fields in list(self._published.values()):
+        failed: RequestError | None = None
+        for name, fields in self._published.items():
             try:
-                self._connection.connection.call(
-                    "publish", "published", session=self._session, again=True, **fields
+                reply, _ = self._connection.connection.call(
+                    "publish", "published", session=self._session, again=self._versions[name], **fields
                 )
+                self._versions[name] = field(reply, "version", int)
             except RequestError as error:
-                # Others, such as a name that is reserved now, concern one publication only.
+                # Others, such as a name that is reserved now, are final.
                 if error.code in ("unauthorized", "replaced", "busy", "storage"):
-                    raise
+                    failed = error
+        if failed:
+            raise failed
 
     def _announce(self) -> None:
         assert self._connection is not None, "the session is open"

@@ -186,3 +186,31 @@ async fn prefix_finds_one_file_or_lists_up_to_16() {
         assert!(matches!(result, Err(CatalogueError::NotFound { .. })), "{nothing:?}");
     }
 }
+
+#[tokio::test]
+async fn lost_versions_return_with_their_numbers() {
+    let (x, y, z) = (publication("a", file(1)), publication("a", file(2)), publication("a", file(3)));
+    // The first version is stored. The second and the third one, which is the file of the first again, are lost.
+    for order in [[(&x, 3), (&y, 2)], [(&y, 2), (&x, 3)]] {
+        let catalogue = open(&storage(), START).await;
+        let peers = [session(&catalogue, 1, START).await, session(&catalogue, 2, START).await];
+        catalogue.publish(&peers[0], &x, START).await.unwrap();
+        for _ in 0..2 {
+            for (publication, version) in order {
+                let again = catalogue.publish_again(&peers[1], publication, version, START).await.unwrap();
+                assert_eq!(again.version, version);
+            }
+        }
+        let listed: Vec<_> = all(&catalogue, "a", 10).await.into_iter().map(|f| (f.version, f.id)).collect();
+        assert_eq!(listed, [(3, x.id), (2, y.id), (1, x.id)]);
+        assert_eq!(
+            catalogue.find("a", START).await.unwrap().providers,
+            2,
+            "also of a version that was stored"
+        );
+        // Taken by another file, and too far ahead.
+        assert_eq!(catalogue.publish_again(&peers[0], &z, 2, START).await.unwrap().version, 4);
+        let far = catalogue.publish_again(&peers[0], &y, u64::MAX, START).await.unwrap();
+        assert_eq!((far.version, far.new), (5, true));
+    }
+}

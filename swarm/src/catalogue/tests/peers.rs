@@ -3,8 +3,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::catalogue::error::CatalogueError;
 use crate::catalogue::layout::{self, LEASES, LeaseRecord, META, PROVIDERS, SESSIONS};
-use enjambre_core::protocol::message::Gap;
-use enjambre_core::{Batch, Durability, KeyRange, Offer, StorageExt};
+use enjambre_core::{Batch, Durability, Gap, KeyRange, Offer, StorageExt};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
 #[tokio::test]
@@ -61,7 +60,7 @@ async fn all_trackers_know_that_a_restored_database_lacks_writes() {
     let storage = storage();
     let [a, b] = [open(&storage, START).await, open(&storage, START).await];
     session(&a, 1, START).await;
-    a.flush(START + ms(20_000)).await.unwrap();
+    a.flush(START + ms(25_000)).await.unwrap();
     let key = layout::meta_key("time");
     let copied = storage.get(META, std::slice::from_ref(&key)).await.unwrap().remove(0).unwrap();
     for catalogue in [&a, &b] {
@@ -72,7 +71,7 @@ async fn all_trackers_know_that_a_restored_database_lacks_writes() {
     batch.put(META, key, copied);
     storage.commit(batch, Durability::Buffered).await.unwrap();
     let now = START + ms(90_000);
-    let lost = Gap { after_ms: START + ms(15_000), until_ms: now };
+    let lost = Gap { after_ms: START + ms(15_000), until_ms: START + ms(100_000) };
     for catalogue in [a, b, open(&storage, now).await] {
         catalogue.flush(now).await.unwrap();
         assert!(catalogue.gaps().contains(&lost), "{:?}", catalogue.gaps());

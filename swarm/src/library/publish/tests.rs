@@ -326,18 +326,19 @@ async fn outbox_lists_each_name_once_per_catalogue_in_order() {
     library.forget_acknowledgements(one, |at| at != UnixMillis(7)).await.unwrap();
     library.forget_acknowledgements(two, |_| true).await.unwrap();
     assert_eq!(names(&library, one), ["b"], "no lost acknowledgement of this catalogue");
-    assert!(library.was_acknowledged(one, &id, &a) && !library.was_acknowledged(two, &id, &a));
+    assert_eq!(library.acknowledged_version(one, &id, &a), Some(1));
+    assert_eq!(library.acknowledged_version(two, &id, &a), None);
     library.forget_acknowledgements(one, |at| at == UnixMillis(7)).await.unwrap();
     library.close().await.unwrap();
     let library = rig.open().await;
     assert_eq!(names(&library, one), ["a", "b"]);
-    assert!(library.was_acknowledged(one, &id, &a));
+    assert_eq!(library.acknowledged_version(one, &id, &a), Some(1));
     assert_eq!(library.published_version(one, &id, &a), None);
     library.mark_published(one, &id, &a, version, UnixMillis(8)).await.unwrap();
     // Published again, the name returns to the outbox: a newer version may exist in the catalogue.
     rig.publish(&library, "a").await.unwrap();
     assert_eq!(names(&library, one), ["b", "a"]);
-    assert!(!library.was_acknowledged(one, &id, &a), "it becomes the newest version");
+    assert_eq!(library.acknowledged_version(one, &id, &a), None, "it becomes the newest version");
     assert_eq!(library.find("b").unwrap().id, id);
 }
 

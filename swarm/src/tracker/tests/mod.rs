@@ -4,6 +4,7 @@
 mod invite_only;
 mod listing;
 mod lookups;
+mod lost_writes;
 mod presence;
 mod publications;
 mod rogue;
@@ -25,13 +26,12 @@ use crate::tracker::settings::TrackerSettings;
 use crate::tracker_client::offers::{Acknowledgement, OfferSource};
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
-use enjambre_core::protocol::message::Gap;
 use enjambre_core::protocol::server;
 use enjambre_core::runtime::clock::Clock;
 use enjambre_core::transport::memory::MemoryNetwork;
 use enjambre_core::{
-    CatalogueId, Dialer, Endpoint, FileId, FileKind, KeyPair, Listener, Message, Offer, PeerId, Publication,
-    ReplySink, Storage, StorageError, TransportError, UnixMillis,
+    CatalogueId, Dialer, Endpoint, FileId, FileKind, Gap, KeyPair, Listener, Message, Offer, PeerId,
+    Publication, ReplySink, Storage, StorageError, TransportError, UnixMillis,
 };
 use enjambre_testkit::clock::TimerClock;
 
@@ -240,10 +240,12 @@ impl OfferSource for FakeLibrary {
         Ok(())
     }
 
-    fn was_acknowledged(&self, catalogue: CatalogueId, publication: &Publication) -> bool {
+    fn acknowledged_version(&self, catalogue: CatalogueId, publication: &Publication) -> Option<u64> {
         let inner = self.inner.lock();
-        let mut same = inner.published.iter().filter(|(each, _)| each == publication);
-        same.any(|(_, done)| done.iter().any(|(one, _)| one.catalogue == catalogue))
+        // As in `acknowledgement`.
+        let last = inner.published.iter().rev().find(|(each, _)| each == publication);
+        let mut done = last?.1.iter().filter(|(one, _)| one.catalogue == catalogue);
+        done.next().map(|(one, _)| one.version)
     }
 
     fn acknowledgement(&self, catalogue: CatalogueId, publication: &Publication) -> Option<Acknowledgement> {

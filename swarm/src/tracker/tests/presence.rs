@@ -6,19 +6,19 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{FakeLibrary, World, endpoint, file, offer, publication};
-use crate::catalogue::layout::{self, LEASES, LeaseRecord, PinId, SPACES};
+use crate::catalogue::layout::{self, LEASES, LeaseRecord, PinId};
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::presence::Presence;
 use crate::tracker_client::trackers::Trackers;
 use enjambre_core::protocol::error::ErrorCode;
-use enjambre_core::{Batch, Durability, FileId, KeyPair, KeyRange, Memory, Publication, SessionId, Storage};
+use enjambre_core::{FileId, KeyPair, KeyRange, Memory, Publication, Storage};
 use enjambre_testkit::storage::fault::{Fault, FaultyStorage, Operation, When};
 
-const A: &str = "memory://a:1";
+pub(super) const A: &str = "memory://a:1";
 const B: &str = "memory://b:1";
 const SOON: Duration = Duration::from_secs(5);
 
-async fn count(trackers: &Trackers, n: u32) -> usize {
+pub(super) async fn count(trackers: &Trackers, n: u32) -> usize {
     match trackers.providers(&file(n)).await {
         Ok(providers) => providers.len(),
         Err(TrackerError::NotFound { .. }) => 0,
@@ -388,94 +388,6 @@ async fn interrupted_announcements_are_completed() {
     let _second = world.peer(&other, &[A]);
     until(&world.trackers(&[A]), 1, 2).await;
     assert_eq!(storage.faults_met(), 1);
-}
-
-/// A copy of a database.
-async fn copy_of(database: &Memory) -> Arc<Memory> {
-    let copy = Memory::new();
-    for space in SPACES {
-        for (key, value) in database.scan(*space, KeyRange::all(), 1000).await.unwrap() {
-            let mut batch = Batch::new();
-            batch.put(*space, key, value);
-            copy.commit(batch, Durability::Buffered).await.unwrap();
-        }
-    }
-    Arc::new(copy)
-}
-
-#[tokio::test(start_paused = true)]
-async fn restored_database_is_completed_within_a_lease() {
-    let (world, storage) = (World::new(), Arc::new(Memory::new()));
-    let tracker = world.tracker(A, &storage).await;
-    let library = Arc::new(FakeLibrary::default());
-    let presence = world.peer(&library, &[A]);
-    presence.publish(&library.outbox("old", 1)).await.unwrap();
-    presence.publish(&library.outbox("withdrawn", 2)).await.unwrap();
-    sleep(Duration::from_secs(60)).await;
-    // The backup contains the session, and nearly all its renewals.
-    let backup = copy_of(&storage).await;
-    presence.publish(&library.outbox("new", 3)).await.unwrap();
-    let other_name = publication("another name", 1);
-    library.queue(&other_name);
-    presence.publish(&other_name).await.unwrap();
-    library.remove(2);
-    presence.withdraw(file(2));
-    sleep(Duration::from_secs(6)).await;
-    tracker.kill().await;
-    let _tracker = world.tracker(A, &backup).await;
-    let trackers = world.trackers(&[A]);
-    sleep(Duration::from_secs(30)).await;
-    assert_eq!(trackers.find("new").await.unwrap().id, file(3));
-    assert_eq!(trackers.find("another name").await.unwrap().id, file(1));
-    // The sweep removes the claims of earlier sessions.
-    sleep(Duration::from_secs(600)).await;
-    assert_eq!(count(&trackers, 2).await, 0);
-}
-
-/// Otherwise the last of several publishers of a name to reconnect would decide.
-#[tokio::test(start_paused = true)]
-async fn repeated_publication_replaces_no_newer_version() {
-    let (world, storage) = (World::new(), Arc::new(Memory::new()));
-    let tracker = world.tracker(A, &storage).await;
-    let (one, two) = (Arc::new(FakeLibrary::default()), Arc::new(FakeLibrary::default()));
-    let peers = [world.peer(&one, &[A]), world.peer(&two, &[A])];
-    sleep(Duration::from_secs(60)).await;
-    // Both publications are newer than the stored time.
-    peers[0].publish(&one.outbox("a", 1)).await.unwrap();
-    let newest = peers[1].publish(&two.outbox("a", 2)).await.unwrap();
-    tracker.kill().await;
-    let tracker = world.tracker(A, &storage).await;
-    let session_of = async |peer: &Presence| {
-        let leases = storage.scan(LEASES, KeyRange::all(), 10).await.unwrap();
-        let leases = leases.iter().map(|(_, raw)| layout::decode::<LeaseRecord>(LEASES, raw).unwrap());
-        leases.filter(|lease| lease.id == peer.peer()).map(|lease| lease.session).next()
-    };
-    let before = [session_of(&peers[0]).await, session_of(&peers[1]).await];
-    sleep(Duration::from_secs(60)).await;
-    assert!(session_of(&peers[0]).await != before[0] && session_of(&peers[1]).await != before[1]);
-    let found = world.trackers(&[A]).find("a").await.unwrap();
-    assert_eq!((found.id, found.version), (file(2), newest.version));
-    tracker.stop().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn restarted_tracker_keeps_sessions_without_later_writes() {
-    let (world, storage) = (World::new(), Arc::new(Memory::new()));
-    let tracker = world.tracker(A, &storage).await;
-    let library = Arc::new(FakeLibrary::default());
-    let presence = world.peer(&library, &[A]);
-    presence.publish(&library.outbox("a", 1)).await.unwrap();
-    let sessions = async || {
-        let leases = storage.scan(LEASES, KeyRange::all(), 2).await.unwrap();
-        leases.iter().map(|(_, raw)| layout::decode::<LeaseRecord>(LEASES, raw).unwrap().session).collect()
-    };
-    sleep(Duration::from_secs(60)).await;
-    let before: Vec<SessionId> = sessions().await;
-    tracker.kill().await;
-    let _tracker = world.tracker(A, &storage).await;
-    sleep(Duration::from_secs(60)).await;
-    assert_eq!(sessions().await, before);
-    assert_eq!(count(&world.trackers(&[A]), 1).await, 1, "the session was renewed");
 }
 
 #[tokio::test(start_paused = true)]

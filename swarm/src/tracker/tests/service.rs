@@ -243,7 +243,7 @@ async fn loopback_endpoints_go_to_local_requesters_only() {
         id: file(1),
         size: 1,
         kind: enjambre_core::model::record::FileKind::File,
-        again: false,
+        again: None,
     };
     send(service, publish, "127.0.0.1").await.unwrap();
     for (requester, count) in [("127.0.0.1", 2), ("::1", 2), ("::ffff:127.0.0.1", 2), ("10.0.0.9", 1)] {
@@ -428,9 +428,7 @@ async fn renewal_from_another_address_updates_endpoints() {
     let service = &tracker.service;
     let session = open_at(service, "10.0.0.5").await.unwrap().session;
     let Publication { name, id, size, kind } = publication("a", 1);
-    send(service, Request::Publish { session, name, id, size, kind, again: false }, "10.0.0.5")
-        .await
-        .unwrap();
+    send(service, Request::Publish { session, name, id, size, kind, again: None }, "10.0.0.5").await.unwrap();
     let cached = || {
         let request = encode_request(RequestId(1), &Request::Providers { id });
         service.answer_immediately(&EncodedRequest::parse(request).unwrap(), &connection(1))

@@ -100,7 +100,8 @@ async fn sessions_survive_a_database_outage() {
         let publisher = world.peer(&first, &AT);
         publisher.publish(&first.outbox("film", 1)).await.unwrap();
         let (peers, libraries) = peers(&world, 6).await;
-        sleep(Duration::from_secs(6)).await;
+        // Longer than the period before the outage whose writes may be lost.
+        sleep(Duration::from_secs(30)).await;
         assert_eq!(counts(&world, 1).await, [7, 7, 7]);
         let before = sessions(&database).await;
 
@@ -131,7 +132,10 @@ async fn sessions_survive_a_database_outage() {
             }
         };
         timeout(Duration::from_secs(60), found).await.expect("the outbox is sent");
-        assert_eq!(sessions(&database).await, before, "no session was replaced");
+        // The peer that published announces all files again.
+        let after = sessions(&database).await;
+        let kept = before.iter().filter(|session| after.contains(session)).count();
+        assert!(kept >= 6, "{kept} of 7 sessions were kept");
     }
 }
 

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use crate::tracker_client::client::Renewal;
 use crate::tracker_client::error::TrackerError;
 use crate::tracker_client::offers::Acknowledgement;
-use enjambre_core::protocol::message::{Gap, SessionGrant};
+use enjambre_core::protocol::message::SessionGrant;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{CatalogueId, Endpoint, FileId, Name, Offer, Publication, SessionId, UnixMillis};
+use enjambre_core::{CatalogueId, Endpoint, FileId, Gap, Name, Offer, Publication, SessionId, UnixMillis};
 
 /// The maximum number of unsent changes. Beyond it the session ends, and the next one announces all offers.
 const MAX_CHANGES: usize = 10_000;
@@ -63,6 +63,8 @@ pub(super) struct CatalogueState {
     /// The known gaps of the catalogue, whose publications are in the outbox again, and when they changed.
     pub(super) gaps: Vec<Gap>,
     pub(super) gaps_changed: Option<Instant>,
+    /// Whether publications returned to the outbox because of gaps.
+    pub(super) has_lost: bool,
     /// Whether all offers from before the session were announced in it.
     pub(super) announced: bool,
     /// Whether a request failed, so that the worker is to check the tracker.
@@ -141,7 +143,7 @@ impl CatalogueState {
         changed
     }
 
-    /// Returns the unknown ones of these gaps. A tracker cannot cause endless repetition with more and more of them.
+    /// Returns the unknown ones of these gaps. Limits how often a tracker can cause repetitions.
     pub(super) fn new_gaps(&self, gaps: &[Gap]) -> Vec<Gap> {
         if self.gaps_changed.is_some_and(|at| at.elapsed() < MIN_GAP_INTERVAL) {
             return Vec::new();
@@ -154,6 +156,7 @@ impl CatalogueState {
     pub(super) fn set_gaps(&mut self, gaps: &[Gap], new: &[Gap]) {
         self.gaps = gaps.to_vec();
         self.gaps_changed = Some(Instant::now());
+        self.has_lost = true;
         let Some(grant) = &self.grant else { return };
         if new.iter().any(|gap| gap.after_ms < self.written && grant.now_ms <= gap.until_ms) {
             tracing::info!("the catalogue may lack recent writes; announcing all files again");

@@ -22,9 +22,9 @@ use crate::tracker_client::offers::Acknowledgement;
 use enjambre_core::model::endpoint;
 use enjambre_core::model::membership::Invalid;
 use enjambre_core::protocol::error::ErrorCode;
-use enjambre_core::protocol::message::{Gap, MAX_OFFERS};
+use enjambre_core::protocol::message::MAX_OFFERS;
 use enjambre_core::runtime::backoff::Backoff;
-use enjambre_core::{CatalogueId, Offer, Publication, StorageError, UnixMillis};
+use enjambre_core::{CatalogueId, Gap, Offer, Publication, StorageError, UnixMillis};
 
 /// The time during which changes are collected before they are sent.
 const COLLECT_TIME: Duration = Duration::from_millis(20);
@@ -153,6 +153,9 @@ impl Worker {
                 let mut state = self.shared.state.lock();
                 let outbox = state.outbox;
                 let known = state.catalogues.entry(catalogue).or_default();
+                if std::mem::take(&mut known.has_lost) {
+                    lease.outbox = None;
+                }
                 (outbox, known.session(), std::mem::take(&mut known.suspect))
             };
             if session != Some(lease.session) {
@@ -297,7 +300,7 @@ impl Worker {
         if !new.is_empty() {
             self.shared.source.forget_acknowledgements(lease.catalogue, &new).await?;
             self.of_session(lease, |known| known.set_gaps(gaps, &new));
-            self.shared.update(|state| state.outbox += 1);
+            self.shared.changed.notify();
         }
         Ok(())
     }
@@ -305,7 +308,7 @@ impl Worker {
     /// Records that the tracker acknowledged a write. Returns the time of the tracker.
     fn wrote(&self, lease: &Lease) -> UnixMillis {
         let at = lease.tracker_time();
-        self.of_session(lease, |known| known.written = at);
+        self.of_session(lease, |known| known.written = known.written.max(at));
         at
     }
 
@@ -367,7 +370,7 @@ impl Worker {
         if !unknown.is_empty() {
             // The files expired, or the database was lost. Their publisher publishes them again.
             for publication in self.shared.source.publications_of(&unknown).await? {
-                self.publish(lease, &publication, true).await?;
+                self.publish(lease, &publication).await?;
                 remaining.remove(&publication.id);
                 self.renew_if_due(lease).await?;
             }
@@ -391,14 +394,10 @@ impl Worker {
 
     /// Publishes a file. A refused publication stays in the outbox and is repeated later, without blocking the rest. Fails only
     /// if the tracker or its database is unreachable or the session ended. Returns whether the catalogue refused it for another
-    /// reason than a temporary one, such as `busy`. `again`: the catalogue may have it already.
-    async fn publish(
-        &self,
-        lease: &Lease,
-        publication: &Publication,
-        again: bool,
-    ) -> Result<bool, SessionError> {
+    /// reason than a temporary one, such as `busy`.
+    async fn publish(&self, lease: &Lease, publication: &Publication) -> Result<bool, SessionError> {
         let catalogue = lease.catalogue;
+        let again = self.shared.source.acknowledged_version(catalogue, publication);
         let result = match self.client.publish_or_repeat(lease.session, publication, again).await {
             Ok((version, new)) => Ok(Acknowledgement { catalogue, version, new }),
             Err(error)
@@ -441,8 +440,7 @@ impl Worker {
                 return Ok(());
             }
             for publication in &page {
-                let again = self.shared.source.was_acknowledged(lease.catalogue, publication);
-                if self.publish(lease, publication, again).await? {
+                if self.publish(lease, publication).await? {
                     refused.insert((publication.id, publication.name.clone()));
                 }
                 self.renew_if_due(lease).await?;

@@ -149,7 +149,7 @@ fn list_flood_leaves_lookups_available() {
                 id,
                 size: 1,
                 kind: FileKind::File,
-                again: false,
+                again: None,
             };
             raw.send_request(n, &publish).unwrap();
         }

@@ -34,8 +34,7 @@ fn text(bytes: &[u8]) -> Vec<u8> {
 fn invalid_names() -> Vec<Vec<u8>> {
     let id = FileId::from_bytes([9; 32]);
     let name = "a valid name".parse().unwrap();
-    let publish =
-        Request::Publish { session: SESSION, name, id, size: 1, kind: FileKind::File, again: false };
+    let publish = Request::Publish { session: SESSION, name, id, size: 1, kind: FileKind::File, again: None };
     let long = [b'x'; 256];
     let names: [&[u8]; 16] = [
         b"",
