@@ -228,7 +228,7 @@ fn revocation_ends_download_in_progress() {
         open_connections_to(tracker.endpoint()).unwrap() == 0
     });
     assert!(at_a.is_connection_lost(pending.pop().unwrap()).unwrap(), "the pending request succeeded");
-    assert_eq!(open_connections_to(a.endpoint()).unwrap(), 0);
+    wait_for("the peer closes the connection", TIMEOUT, || open_connections_to(a.endpoint()).unwrap() == 0);
     // New connections are not authorized.
     assert_eq!(at_tracker.refusal(&Request::Status).unwrap(), ErrorCode::Unauthorized);
     assert_eq!(at_a.refusal(&authorization).unwrap(), ErrorCode::Unauthorized);
