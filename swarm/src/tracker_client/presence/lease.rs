@@ -12,8 +12,8 @@ use enjambre_core::{CatalogueId, SessionId, UnixMillis};
 
 /// The maximum time between attempts to announce files that the catalogue does not contain.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(600);
-/// The maximum time between two announcements of all offers. A database that lost its last seconds in a power failure may
-/// contain the session but not its announcements. An unchanged offer costs the tracker only a read.
+/// The maximum time between two announcements of all offers, for what the gaps of a catalogue do not show, such as damaged
+/// records. An unchanged offer costs the tracker only a read.
 const FULL_ANNOUNCE_INTERVAL: Duration = Duration::from_secs(900);
 /// Bounds of the renewal interval, so that a tracker can neither cause a flood of renewals nor prevent them.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_millis(50);
