@@ -135,6 +135,7 @@ mod tests {
         let mut gaps = Gaps::new(&record(1, 990), seconds(1000));
         let other = TimeRecord { gaps: vec![gap(300, 400)], ..record(5, 1100) };
         assert_eq!(gaps.update(&other, false, seconds(1100)).gaps, [gap(300, 400), gap(980, 1010)]);
+        assert_eq!(Gaps::new(&other, seconds(2000)).list(), [gap(300, 400), gap(1090, 2010)]);
     }
 
     #[test]

@@ -193,7 +193,8 @@ async fn lost_versions_return_with_their_numbers() {
     // The first version is stored. The second and the third one, which is the file of the first again, are lost.
     for order in [[(&x, 3), (&y, 2)], [(&y, 2), (&x, 3)]] {
         let catalogue = open(&storage(), START).await;
-        let peers = [session(&catalogue, 1, START).await, session(&catalogue, 2, START).await];
+        let peers = [1, 2, 3].map(|peer| session(&catalogue, peer, START));
+        let peers = futures::future::join_all(peers).await;
         catalogue.publish(&peers[0], &x, START).await.unwrap();
         for _ in 0..2 {
             for (publication, version) in order {
@@ -201,11 +202,13 @@ async fn lost_versions_return_with_their_numbers() {
                 assert_eq!(again.version, version);
             }
         }
+        let again = catalogue.publish_again(&peers[2], &x, 1, START).await.unwrap();
+        assert_eq!((again.version, again.new), (3, false));
         let listed: Vec<_> = all(&catalogue, "a", 10).await.into_iter().map(|f| (f.version, f.id)).collect();
         assert_eq!(listed, [(3, x.id), (2, y.id), (1, x.id)]);
         assert_eq!(
             catalogue.find("a", START).await.unwrap().providers,
-            2,
+            3,
             "also of a version that was stored"
         );
         // Taken by another file, and too far ahead.

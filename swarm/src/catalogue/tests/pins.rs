@@ -146,6 +146,9 @@ async fn shared_replica_counts_for_each_peer_and_once_in_the_quota() {
     // While it is fetched, the reservations of the peers differ. Once it is complete, its size is known.
     catalogue.resize_pin(&id(1, 1), 95, QUOTA).await.unwrap();
     assert_eq!(totals(1).await, [(95, 3), (95, 1)]);
+    pin(&catalogue, 2, 4, 100).await.unwrap();
+    assert_eq!(catalogue.max_pin_size(&id(1, 5), QUOTA).await.unwrap(), 100);
+    assert!(catalogue.unpin(&id(2, 4)).await.unwrap());
     catalogue.resize_pin(&id(1, 1), 80, QUOTA).await.unwrap();
     assert_eq!(totals(1).await, [(80, 3), (80, 1)]);
 

@@ -329,11 +329,15 @@ async fn outbox_lists_each_name_once_per_catalogue_in_order() {
     assert_eq!(library.acknowledged_version(one, &id, &a), Some(1));
     assert_eq!(library.acknowledged_version(two, &id, &a), None);
     library.forget_acknowledgements(one, |at| at == UnixMillis(7)).await.unwrap();
+    assert_eq!(names(&library, one), ["a", "b"]);
     library.close().await.unwrap();
     let library = rig.open().await;
     assert_eq!(names(&library, one), ["a", "b"]);
     assert_eq!(library.acknowledged_version(one, &id, &a), Some(1));
     assert_eq!(library.published_version(one, &id, &a), None);
+    library.mark_published(one, &id, &a, version, UnixMillis(8)).await.unwrap();
+    library.forget_acknowledgements(one, |_| true).await.unwrap();
+    assert_eq!(library.published_version(one, &id, &a), None, "it may be lost");
     library.mark_published(one, &id, &a, version, UnixMillis(8)).await.unwrap();
     // Published again, the name returns to the outbox: a newer version may exist in the catalogue.
     rig.publish(&library, "a").await.unwrap();

@@ -98,3 +98,22 @@ async fn restarted_tracker_keeps_sessions_without_later_writes() {
     assert_eq!(sessions().await, before);
     assert_eq!(count(&world.trackers(&[A]), 1).await, 1, "the session was renewed");
 }
+
+#[tokio::test(start_paused = true)]
+async fn withdrawal_that_a_restored_database_lacks_is_repeated() {
+    let (world, storage) = (World::new(), Arc::new(Memory::new()));
+    let tracker = world.tracker(A, &storage).await;
+    let library = Arc::new(FakeLibrary::default());
+    let presence = world.peer(&library, &[A]);
+    presence.publish(&library.outbox("old", 1)).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    let backup = copy_of(&storage).await;
+    library.remove(1);
+    presence.withdraw(file(1));
+    sleep(Duration::from_secs(6)).await;
+    tracker.kill().await;
+    let _tracker = world.tracker(A, &backup).await;
+    // The sweep removes the claims of earlier sessions.
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(count(&world.trackers(&[A]), 1).await, 0);
+}

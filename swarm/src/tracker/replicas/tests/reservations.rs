@@ -84,6 +84,8 @@ async fn refusal_at_once_names_what_the_peer_has_reserved() {
     world.client.pin(session, id).await.unwrap();
     let (pin, _) = world.pins().await[0];
     world.store.parts.catalogue.resize_pin(&pin, 1000, QUOTA).await.unwrap();
+    let other = world.own_pin(id).await;
+    world.store.parts.catalogue.resize_pin(&other, 1500, QUOTA).await.unwrap();
     let id = FileId::from_bytes([9; 32]);
     let file = Publication { name: "x".parse().unwrap(), id, size: QUOTA, kind: FileKind::File };
     world.client.publish(session, &file).await.unwrap();
