@@ -122,11 +122,11 @@ pub(super) async fn run(
 /// Reads or creates the key. Returns it, and whether there was one already. If so, clears `created`: another process has
 /// created the directories since, and the key may be that of a member.
 async fn load_key(data_dir: &DataDir, created: &mut Vec<PathBuf>) -> Result<(KeyPair, bool), Failure> {
-    let is_known = node_key::load(data_dir.path()).await?.is_some();
-    if is_known {
+    if let Some(key) = node_key::load(data_dir.path()).await? {
         created.clear();
+        return Ok((key, true));
     }
-    Ok((node_key::load_or_create(data_dir.path()).await?, is_known))
+    Ok((node_key::load_or_create(data_dir.path()).await?, false))
 }
 
 /// Sends the invitation to the trackers, one after the other, until one responds. Sets `may_be_member` if a tracker may have

@@ -65,8 +65,7 @@ impl Node {
             events.send(Event::Verified(Verified { name: Some(name), id, good: 0, bad: 0, missing })).await;
         }
         let remedy = match (damaged, incomplete) {
-            (0, 0) => return Ok(()),
-            (0, _) if query.is_none() => return Ok(()),
+            (0, incomplete) if incomplete == 0 || query.is_none() => return Ok(()),
             (0, incomplete) => {
                 format!("incomplete files: {incomplete}; run `get` to download their missing pieces")
             }

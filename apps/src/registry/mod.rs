@@ -228,11 +228,12 @@ impl Registry {
         place: Place,
         role: Role,
     ) -> Result<Arc<dyn Storage>, Failure> {
+        self.check_files(loaded, place.clone(), role).await?;
         let opened = self.try_open_storage(loaded, place, role).await?;
         opened.context(format!("cannot open the {} storage", loaded.config.storage.backend))
     }
 
-    /// Like [`Self::open_incomplete`], but returns an error of the backend unchanged.
+    /// Like [`Self::open_incomplete`], but without [`Self::check_files`], and returns an error of the backend unchanged.
     pub(crate) async fn try_open_storage(
         &self,
         loaded: &Loaded,
@@ -240,7 +241,6 @@ impl Registry {
         role: Role,
     ) -> Result<Result<Arc<dyn Storage>, PluginError>, Failure> {
         let section = &loaded.config.storage;
-        self.check_files(loaded, place.clone(), role).await?;
         let (data_dir, scratch) = (place.data_dir.clone(), place.scratch.clone());
         let opening = (self.backend(loaded)?.open)(section.table(&section.backend), place, role)
             .map_err(|error| invalid_table(&section.backend, &error))?;

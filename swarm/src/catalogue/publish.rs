@@ -39,27 +39,17 @@ impl Catalogue {
         publication: &Publication,
         now: UnixMillis,
     ) -> Result<Published, CatalogueError> {
-        self.publish_version(session, publication, None, now).await
+        self.publish_or_repeat(session, publication, None, now).await
     }
 
-    /// Repeats a publication that had this version, because the database may have lost it. If the name has this or a higher
-    /// version with the file, it stays as it is. Otherwise the file gets this version, if it is free, so that the order of
-    /// lost versions does not depend on who repeats them first.
-    pub async fn publish_again(
+    /// As [`Self::publish`]. `again` is the version of an earlier publication that is repeated, because the database may have
+    /// lost it. If the name has this or a higher version with the file, it stays as it is. Otherwise the file gets this
+    /// version, if it is free, so that the order of lost versions does not depend on who repeats them first.
+    pub async fn publish_or_repeat(
         &self,
         session: &Session,
         publication: &Publication,
-        version: u64,
-        now: UnixMillis,
-    ) -> Result<Published, CatalogueError> {
-        self.publish_version(session, publication, Some(version), now).await
-    }
-
-    async fn publish_version(
-        &self,
-        session: &Session,
-        publication: &Publication,
-        wanted: Option<u64>,
+        again: Option<u64>,
         now: UnixMillis,
     ) -> Result<Published, CatalogueError> {
         let Publication { name, id, size, kind } = publication;
@@ -69,9 +59,9 @@ impl Catalogue {
         let mut reservation = None;
         let mut retries = 0;
         for _ in 0..ATTEMPTS {
-            if let Some(wanted) = wanted
+            if let Some(again) = again
                 && let Some(version) = self.highest_version_of(name, id).await?
-                && version >= wanted
+                && version >= again
             {
                 self.announce(session, &[Offer { id: *id, size: *size, complete: true }], now).await?;
                 return Ok(Published { version, new: false });
@@ -91,7 +81,7 @@ impl Catalogue {
             };
             let (published, at, publisher) = match &newest {
                 Some((version, record, raw))
-                    if wanted.is_none() && (record.id, record.size, record.kind) == (*id, *size, *kind) =>
+                    if again.is_none() && (record.id, record.size, record.kind) == (*id, *size, *kind) =>
                 {
                     // Conflicts with a concurrent expiry of the file.
                     batch.require(VERSIONS, layout::version_key(name, *version), raw.clone());
@@ -102,7 +92,7 @@ impl Catalogue {
                 _ if self.versions() >= self.rules.max_versions => return Err(CatalogueError::TooManyFiles),
                 _ => {
                     let newest = newest.as_ref().map_or(0, |(version, ..)| *version);
-                    let version = self.free_version(name, wanted, newest).await?;
+                    let version = self.free_version(name, again, newest).await?;
                     let key = layout::version_key(name, version);
                     let record = VersionRecord { id: *id, size: *size, kind: *kind, at: now, by, no };
                     batch.require_absent(VERSIONS, key.clone());

@@ -29,7 +29,6 @@ use serde_bytes::ByteBuf;
 use super::entry::WithdrawReason;
 use super::error::Result;
 use super::linked::Fingerprint;
-use super::state::Ack;
 use enjambre_core::model::cbor;
 use enjambre_core::model::manifest::PieceHash;
 use enjambre_core::{
@@ -337,6 +336,28 @@ pub(super) fn split_ack(key: &Key) -> Result<AckKey, StorageError> {
     let (id, name) = rest.split_first_chunk::<32>().ok_or_else(|| malformed_key(ACKS))?;
     let name = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
     Ok((CatalogueId(*catalogue), FileId::from_bytes(*id), name.ok_or_else(|| malformed_key(ACKS))?))
+}
+
+/// The acknowledgement of a publication.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ack {
+    /// Its time, by the clock of the tracker; 0 if the catalogue may have lost the publication.
+    pub(super) at: UnixMillis,
+    /// The version.
+    pub(super) version: u64,
+    /// Whether the version was new, if this process received the acknowledgement.
+    pub(super) new: Option<bool>,
+}
+
+impl Ack {
+    pub(super) fn is_lost(&self) -> bool {
+        self.at == UnixMillis(0)
+    }
+
+    /// The same acknowledgement after the catalogue may have lost the publication.
+    pub(super) fn lost(self) -> Self {
+        Self { at: UnixMillis(0), new: None, ..self }
+    }
 }
 
 /// The value of an acknowledgement: its time and version.

@@ -6,11 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::entry::{Entry, Location, MAX_WITHDRAWN, Origin, Totals};
-use super::layout::{self, AckKey, ContentPlace, MAX_NAMES, NameRecord, Record};
+use super::layout::{self, Ack, AckKey, ContentPlace, MAX_NAMES, NameRecord, Record};
 use super::linked::Fingerprint;
 use super::unsynced::UnsyncedSmallFiles;
 use enjambre_core::runtime::HashMap;
-use enjambre_core::{Batch, FileId, FileKind, Key, Name, Offer, PieceLayout, Space, UnixMillis};
+use enjambre_core::{Batch, FileId, FileKind, Key, Name, Offer, PieceLayout, Space};
 
 #[derive(Debug, Default)]
 pub(super) struct LibraryState {
@@ -32,28 +32,6 @@ pub(super) struct LibraryState {
     /// Linked files by the hash of their path, so that publishing an unchanged file again need not read it. Hashes may
     /// collide, so callers compare the path in the record.
     paths: HashMap<u64, FileId>,
-}
-
-/// The acknowledgement of a publication.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ack {
-    /// Its time, by the clock of the tracker; 0 if the catalogue may have lost the publication.
-    pub(super) at: UnixMillis,
-    /// The version.
-    pub(super) version: u64,
-    /// Whether the version was new, if this process received the acknowledgement.
-    pub(super) new: Option<bool>,
-}
-
-impl Ack {
-    pub(super) fn is_lost(&self) -> bool {
-        self.at == UnixMillis(0)
-    }
-
-    /// The same acknowledgement after the catalogue may have lost the publication.
-    pub(super) fn lost(self) -> Self {
-        Self { at: UnixMillis(0), new: None, ..self }
-    }
 }
 
 #[derive(Debug, Clone)]

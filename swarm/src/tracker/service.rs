@@ -305,12 +305,7 @@ impl TrackerService {
             Request::Publish { session, name, id, size, kind, again } => {
                 let session = self.session(session, peer).await?;
                 let publication = Publication { name, id, size, kind };
-                let published = match again {
-                    Some(version) => {
-                        self.catalogue.publish_again(&session, &publication, version, now).await?
-                    }
-                    None => self.catalogue.publish(&session, &publication, now).await?,
-                };
+                let published = self.catalogue.publish_or_repeat(&session, &publication, again, now).await?;
                 tracing::debug!(
                     peer = %session.peer.short(), name = %publication.name, id = %id.short(),
                     version = published.version, new = published.new, "file published"

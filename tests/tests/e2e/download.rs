@@ -7,7 +7,7 @@ use std::process::Command;
 
 use enjambre_tests::binary;
 use enjambre_tests::content::{MIB, hash_of};
-use enjambre_tests::node::{Peer, World};
+use enjambre_tests::node::{Peer, Tracker, World};
 use enjambre_tests::process::Process;
 use enjambre_tests::setup::Wire;
 use enjambre_tests::wait::{TIMEOUT, wait_for};
@@ -414,14 +414,20 @@ fn publish_reads_standard_input() {
     a.run(["publish", "/dev/stdin"]).expect_status(2);
 }
 
+/// Starts a peer that has published the file `text` with the content `content`.
+fn peer_with_text(world: &World, tracker: &Tracker) -> Peer {
+    let peer = world.running_peer("a", &[tracker]);
+    let text = peer.folder().join("text");
+    fs::write(&text, "content").unwrap();
+    peer.run(["publish", text.to_str().unwrap()]).ok();
+    peer
+}
+
 #[test]
 fn only_standard_output_is_written_as_an_open_file() {
     let world = World::default();
     let tracker = world.tracker("tracker");
-    let a = world.running_peer("a", &[&tracker]);
-    let text = a.folder().join("text");
-    fs::write(&text, "content").unwrap();
-    a.run(["publish", text.to_str().unwrap()]).ok();
+    let a = peer_with_text(&world, &tracker);
     let get = |path: &str, number: u8| {
         let get = format!("\"$0\" get text -o {path} --config enjambre.toml");
         let mut command = Command::new("sh");
@@ -452,10 +458,7 @@ fn only_standard_output_is_written_as_an_open_file() {
 fn stream_ends_at_first_failure() {
     let world = World::default();
     let tracker = world.tracker("tracker");
-    let a = world.running_peer("a", &[&tracker]);
-    let text = a.folder().join("text");
-    fs::write(&text, "content").unwrap();
-    a.run(["publish", text.to_str().unwrap()]).ok();
+    let a = peer_with_text(&world, &tracker);
     let got = a.run(["get", "missing", "text", "-o", "-"]);
     assert_ne!(got.status, Some(0));
     assert_eq!(got.stdout, "");

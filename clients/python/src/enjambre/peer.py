@@ -54,8 +54,8 @@ class Peer:
         self.id = blake3.blake3(self._public()).digest()
         self._tracker, self._timeout = tracker, timeout
         self._files: dict[bytes, _Shared] = {}
+        # The requests that repeat the publications.
         self._published: dict[str, dict[str, Any]] = {}
-        self._versions: dict[str, int] = {}
         self._started, self._sent, self._active = time.monotonic(), 0, 0
         self._counters = threading.Lock()
         self._closed = threading.Event()
@@ -85,7 +85,7 @@ class Peer:
         fields = {"name": name, "id": published, "size": status.st_size, "kind": kind}
         with self._session_lock:
             reply = self._with_session("publish", "published", **fields)
-            self._published[name], self._versions[name] = fields, field(reply, "version", int)
+            self._published[name] = {**fields, "again": field(reply, "version", int)}
         return published
 
     def close(self) -> None:
@@ -152,12 +152,10 @@ class Peer:
         """Repeats the publications, which the catalogue may have lost. Those that it has stay as they are."""
         assert self._connection is not None, "the session is open"
         failed: RequestError | None = None
-        for name, fields in self._published.items():
+        for fields in self._published.values():
             try:
-                reply, _ = self._connection.connection.call(
-                    "publish", "published", session=self._session, again=self._versions[name], **fields
-                )
-                self._versions[name] = field(reply, "version", int)
+                reply, _ = self._connection.connection.call("publish", "published", session=self._session, **fields)
+                fields["again"] = field(reply, "version", int)
             except RequestError as error:
                 # Others, such as a name that is reserved now, are final.
                 if error.code in ("unauthorized", "replaced", "busy", "storage"):

@@ -24,7 +24,7 @@
 //! | `peers` | peer id | number of the peer |
 //! | `leases` | number of the peer | [`LeaseRecord`] |
 //! | `sessions` | session id, 16 bytes | number of the peer |
-//! | `pins` | file id, peer id | [`PinRecord`] |
+//! | `pins` | peer id, file id | [`PinRecord`] |
 //! | `pinned` | file id | [`ReservedRecord`]: bytes of the replica, which the pins of the file share, and their number |
 //! | `pinners` | peer id | [`ReservedRecord`]: bytes and number of the pins of the peer |
 //! | `authority` | `key` | the secret of the swarm's authority, 32 bytes of an Ed25519 seed |

@@ -198,11 +198,12 @@ async fn lost_versions_return_with_their_numbers() {
         catalogue.publish(&peers[0], &x, START).await.unwrap();
         for _ in 0..2 {
             for (publication, version) in order {
-                let again = catalogue.publish_again(&peers[1], publication, version, START).await.unwrap();
+                let again =
+                    catalogue.publish_or_repeat(&peers[1], publication, Some(version), START).await.unwrap();
                 assert_eq!(again.version, version);
             }
         }
-        let again = catalogue.publish_again(&peers[2], &x, 1, START).await.unwrap();
+        let again = catalogue.publish_or_repeat(&peers[2], &x, Some(1), START).await.unwrap();
         assert_eq!((again.version, again.new), (3, false));
         let listed: Vec<_> = all(&catalogue, "a", 10).await.into_iter().map(|f| (f.version, f.id)).collect();
         assert_eq!(listed, [(3, x.id), (2, y.id), (1, x.id)]);
@@ -212,8 +213,8 @@ async fn lost_versions_return_with_their_numbers() {
             "also of a version that was stored"
         );
         // Taken by another file, and too far ahead.
-        assert_eq!(catalogue.publish_again(&peers[0], &z, 2, START).await.unwrap().version, 4);
-        let far = catalogue.publish_again(&peers[0], &y, u64::MAX, START).await.unwrap();
+        assert_eq!(catalogue.publish_or_repeat(&peers[0], &z, Some(2), START).await.unwrap().version, 4);
+        let far = catalogue.publish_or_repeat(&peers[0], &y, Some(u64::MAX), START).await.unwrap();
         assert_eq!((far.version, far.new), (5, true));
     }
 }

@@ -185,6 +185,14 @@ impl World {
         timeout(TIMEOUT, complete).await.expect("the replica is complete");
     }
 
+    /// A peer with a pin of a file that nobody can serve.
+    async fn pending_pin(&self) -> (SessionId, FileId) {
+        let session = self.peer("memory://peer:1").await;
+        let id = self.publish(session, 1).await[0];
+        self.client.pin(session, id).await.unwrap();
+        (session, id)
+    }
+
     /// Pins a file for the tracker itself. Nothing fetches it yet.
     async fn own_pin(&self, file: FileId) -> PinId {
         let ReplicaParts { catalogue, key, clock, .. } = &self.store.parts;
@@ -245,9 +253,7 @@ async fn pin_without_provider_waits_without_slot() {
 #[tokio::test(start_paused = true)]
 async fn repeated_request_for_a_pending_pin_writes_nothing() {
     let world = World::new().await;
-    let session = world.peer("memory://peer:1").await;
-    let id = world.publish(session, 1).await[0];
-    world.client.pin(session, id).await.unwrap();
+    let (session, id) = world.pending_pin().await;
     for operation in [Operation::Sync, Operation::Commit] {
         world.storage.add(operation, When::Always, Fault::Unavailable);
     }

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::presence::{A, count};
-use super::{FakeLibrary, World, file, publication};
-use crate::catalogue::layout::{self, LEASES, LeaseRecord, SPACES};
+use super::several_trackers::sessions;
+use super::{FakeLibrary, Tracker, World, file, publication};
+use crate::catalogue::layout::SPACES;
 use crate::tracker_client::presence::Presence;
-use enjambre_core::{Batch, Durability, KeyRange, Memory, SessionId, Storage};
+use enjambre_core::{Batch, Durability, KeyRange, Memory, Storage};
 
 /// A copy of a database.
 async fn copy_of(database: &Memory) -> Arc<Memory> {
@@ -24,13 +25,19 @@ async fn copy_of(database: &Memory) -> Arc<Memory> {
     Arc::new(copy)
 }
 
-#[tokio::test(start_paused = true)]
-async fn restored_database_is_completed_within_a_lease() {
-    let (world, storage) = (World::new(), Arc::new(Memory::new()));
-    let tracker = world.tracker(A, &storage).await;
+/// Starts a tracker, and a peer that has published a file there.
+async fn publisher(world: &World, storage: &Arc<Memory>) -> (Tracker, Arc<FakeLibrary>, Presence) {
+    let tracker = world.tracker(A, storage).await;
     let library = Arc::new(FakeLibrary::default());
     let presence = world.peer(&library, &[A]);
     presence.publish(&library.outbox("old", 1)).await.unwrap();
+    (tracker, library, presence)
+}
+
+#[tokio::test(start_paused = true)]
+async fn restored_database_is_completed_within_a_lease() {
+    let (world, storage) = (World::new(), Arc::new(Memory::new()));
+    let (tracker, library, presence) = publisher(&world, &storage).await;
     presence.publish(&library.outbox("withdrawn", 2)).await.unwrap();
     sleep(Duration::from_secs(60)).await;
     // The backup contains the session, and nearly all its renewals.
@@ -66,14 +73,10 @@ async fn repeated_publication_replaces_no_newer_version() {
     let newest = peers[1].publish(&two.outbox("a", 2)).await.unwrap();
     tracker.kill().await;
     let tracker = world.tracker(A, &storage).await;
-    let session_of = async |peer: &Presence| {
-        let leases = storage.scan(LEASES, KeyRange::all(), 10).await.unwrap();
-        let leases = leases.iter().map(|(_, raw)| layout::decode::<LeaseRecord>(LEASES, raw).unwrap());
-        leases.filter(|lease| lease.id == peer.peer()).map(|lease| lease.session).next()
-    };
-    let before = [session_of(&peers[0]).await, session_of(&peers[1]).await];
+    let before = sessions(&*storage).await;
     sleep(Duration::from_secs(60)).await;
-    assert!(session_of(&peers[0]).await != before[0] && session_of(&peers[1]).await != before[1]);
+    let after = sessions(&*storage).await;
+    assert!(after.len() == 2 && after.iter().all(|session| !before.contains(session)));
     let found = world.trackers(&[A]).find("a").await.unwrap();
     assert_eq!((found.id, found.version), (file(2), newest.version));
     tracker.stop().await;
@@ -82,30 +85,20 @@ async fn repeated_publication_replaces_no_newer_version() {
 #[tokio::test(start_paused = true)]
 async fn restarted_tracker_keeps_sessions_without_later_writes() {
     let (world, storage) = (World::new(), Arc::new(Memory::new()));
-    let tracker = world.tracker(A, &storage).await;
-    let library = Arc::new(FakeLibrary::default());
-    let presence = world.peer(&library, &[A]);
-    presence.publish(&library.outbox("a", 1)).await.unwrap();
-    let sessions = async || {
-        let leases = storage.scan(LEASES, KeyRange::all(), 2).await.unwrap();
-        leases.iter().map(|(_, raw)| layout::decode::<LeaseRecord>(LEASES, raw).unwrap().session).collect()
-    };
+    let (tracker, _library, _presence) = publisher(&world, &storage).await;
     sleep(Duration::from_secs(60)).await;
-    let before: Vec<SessionId> = sessions().await;
+    let before = sessions(&*storage).await;
     tracker.kill().await;
     let _tracker = world.tracker(A, &storage).await;
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(sessions().await, before);
+    assert_eq!(sessions(&*storage).await, before);
     assert_eq!(count(&world.trackers(&[A]), 1).await, 1, "the session was renewed");
 }
 
 #[tokio::test(start_paused = true)]
 async fn withdrawal_that_a_restored_database_lacks_is_repeated() {
     let (world, storage) = (World::new(), Arc::new(Memory::new()));
-    let tracker = world.tracker(A, &storage).await;
-    let library = Arc::new(FakeLibrary::default());
-    let presence = world.peer(&library, &[A]);
-    presence.publish(&library.outbox("old", 1)).await.unwrap();
+    let (tracker, library, presence) = publisher(&world, &storage).await;
     sleep(Duration::from_secs(60)).await;
     let backup = copy_of(&storage).await;
     library.remove(1);

@@ -27,7 +27,7 @@ fn make_unavailable(database: &FaultyStorage) {
 }
 
 /// The open sessions. A new session of a peer replaces the previous one.
-async fn sessions(database: &FaultyStorage) -> Vec<Vec<u8>> {
+pub(super) async fn sessions(database: &dyn Storage) -> Vec<Vec<u8>> {
     let page = database.scan(SESSIONS, KeyRange::all(), 100).await.unwrap();
     page.into_iter().map(|(key, _)| key.as_bytes().to_vec()).collect()
 }
@@ -70,7 +70,7 @@ async fn failover_of_trackers_loses_no_provider() {
     publisher.publish(&first.outbox("film", 1)).await.unwrap();
     let (peers, _libraries) = peers(&world, 6).await;
     sleep(Duration::from_secs(6)).await;
-    let before = sessions(&database).await;
+    let before = sessions(&*database).await;
     for round in 0..6 {
         // One tracker at a time is killed before it writes renewals, and restarts half a minute later.
         trackers[round % 3].take().unwrap().kill().await;
@@ -85,7 +85,7 @@ async fn failover_of_trackers_loses_no_provider() {
         }
         trackers[round % 3] = Some(world.tracker(AT[round % 3], &database).await);
     }
-    assert_eq!(sessions(&database).await, before, "no session was replaced");
+    assert_eq!(sessions(&*database).await, before, "no session was replaced");
     drop((peers, publisher));
 }
 
@@ -103,7 +103,7 @@ async fn sessions_survive_a_database_outage() {
         // Longer than the period before the outage whose writes may be lost.
         sleep(Duration::from_secs(30)).await;
         assert_eq!(counts(&world, 1).await, [7, 7, 7]);
-        let before = sessions(&database).await;
+        let before = sessions(&*database).await;
 
         make_unavailable(&database);
         sleep(Duration::from_secs(outage)).await;
@@ -133,7 +133,7 @@ async fn sessions_survive_a_database_outage() {
         };
         timeout(Duration::from_secs(60), found).await.expect("the outbox is sent");
         // The peer that published announces all files again.
-        let after = sessions(&database).await;
+        let after = sessions(&*database).await;
         let kept = before.iter().filter(|session| after.contains(session)).count();
         assert!(kept >= 6, "{kept} of 7 sessions were kept");
     }
@@ -199,7 +199,7 @@ async fn lost_announcement_is_repeated_within_the_session() {
     let presence = world.peer(&publisher, &AT[..1]);
     presence.publish(&publisher.outbox("film", 1)).await.unwrap();
     sleep(Duration::from_secs(1)).await;
-    let before = sessions(&database).await;
+    let before = sessions(&*database).await;
     for space in [PROVIDERS, OFFERS] {
         let mut batch = Batch::new();
         for (key, _) in database.scan(space, KeyRange::all(), 100).await.unwrap() {
@@ -213,5 +213,5 @@ async fn lost_announcement_is_repeated_within_the_session() {
     assert!(trackers.providers(&file(1)).await.unwrap().is_empty());
     sleep(Duration::from_secs(15 * 60)).await;
     assert_eq!(trackers.providers(&file(1)).await.unwrap().len(), 1);
-    assert_eq!(sessions(&database).await, before);
+    assert_eq!(sessions(&*database).await, before);
 }

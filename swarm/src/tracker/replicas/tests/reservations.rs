@@ -79,9 +79,7 @@ async fn pin_beyond_the_share_is_refused_at_once() {
 #[tokio::test(start_paused = true)]
 async fn refusal_at_once_names_what_the_peer_has_reserved() {
     let world = World::new().await;
-    let session = world.peer("memory://peer:1").await;
-    let id = world.publish(session, 1).await[0];
-    world.client.pin(session, id).await.unwrap();
+    let (session, id) = world.pending_pin().await;
     let (pin, _) = world.pins().await[0];
     world.store.parts.catalogue.resize_pin(&pin, 1000, QUOTA).await.unwrap();
     let other = world.own_pin(id).await;

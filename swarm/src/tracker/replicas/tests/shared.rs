@@ -94,9 +94,7 @@ async fn no_pin_is_added_while_a_replica_is_deleted() {
 #[tokio::test(start_paused = true)]
 async fn request_for_a_pending_pin_does_not_wait_for_other_pins() {
     let world = World::new().await;
-    let session = world.peer("memory://peer:1").await;
-    let id = world.publish(session, 1).await[0];
-    world.client.pin(session, id).await.unwrap();
+    let (session, id) = world.pending_pin().await;
     let deletion = world.store.pins.write().await;
     assert_eq!(world.client.pin(session, id).await.unwrap(), (0, false));
     drop(deletion);
