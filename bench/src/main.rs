@@ -90,7 +90,7 @@ fn compare(options: Options, folder: &Path) -> Result<()> {
         reports.push(report);
     }
     println!("{}", aims(&reports));
-    write(&reports, &tools, &stage.options)
+    with_program(&program, || write(&reports, &tools, &stage.options))
 }
 
 /// The release build of the workspace next to this one.

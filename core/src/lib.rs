@@ -1,6 +1,7 @@
 //! Plug-in traits and shared values of Enjambre, a self-hosted peer-to-peer file distribution service.
 //!
-//! A storage plug-in implements [`Storage`], or [`Engine`] for an embedded database, which [`Embedded`] adapts. A transport
+//! A storage plug-in implements [`Engine`] for an embedded database, which [`Embedded`] adapts to [`Storage`], or
+//! [`Remote`] for a database server, which [`Queued`] adapts. A transport
 //! plug-in implements [`Transport`]. The crate `enjambre-testkit` contains conformance tests for both. This crate also
 //! contains ids and records ([`model`]), the wire protocol ([`protocol`]) and sources of nondeterminism ([`runtime`]). It depends
 //! on no database and no socket library.
@@ -40,6 +41,7 @@ pub use storage::error::StorageError;
 pub use storage::location::{Place, Scratch, Tenancy};
 pub use storage::memory::Memory;
 pub use storage::pages::StorageExt;
+pub use storage::queued::{Queued, QueuedSettings, Remote, TransactError, Transacted, Transaction};
 pub use storage::value::{Batch, Condition, Durability, Key, KeyRange, Limits, Role, Space, Write};
 pub use transport::calls::Activity;
 pub use transport::dialer::Dialer;

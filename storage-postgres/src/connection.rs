@@ -42,24 +42,6 @@ pub(crate) struct Canceller {
     pub(crate) timeout: Duration,
 }
 
-/// Abandons the connection if it is dropped, for example because the caller's future was dropped, before
-/// [`TransactionGuard::disarm`].
-pub(crate) struct TransactionGuard<'a>(Option<&'a AtomicBool>);
-
-impl TransactionGuard<'_> {
-    pub(crate) fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for TransactionGuard<'_> {
-    fn drop(&mut self) {
-        if let Some(abandoned) = self.0 {
-            abandoned.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
 /// A request in a pipeline, see [`pipelined`].
 pub(crate) type Step<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
@@ -79,23 +61,11 @@ impl Connection {
         self.client.is_closed() || self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// Returns a guard to hold while a transaction is open.
-    pub(crate) const fn guard(&self) -> TransactionGuard<'_> {
-        TransactionGuard(Some(&self.abandoned))
-    }
-
-    /// Marks the session as unusable. Its current statement is cancelled on drop: without that, a commit that waits for an
-    /// unreachable replica keeps its row locks until the replica returns, even after the client has disconnected.
-    pub(crate) fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Relaxed);
-    }
-
-    /// Rolls back the open transaction. Abandons the session if that fails.
-    pub(crate) async fn roll_back(&self) {
-        if let Err(failure) = self.run("ROLLBACK").await {
-            tracing::debug!(%failure, "rollback failed");
-            self.abandon();
-        }
+    /// Marks the session as unusable, or as usable again. The current statement of an unusable session is cancelled on drop:
+    /// without that, a commit that waits for an unreachable replica keeps its row locks until the replica returns, even after the
+    /// client has disconnected.
+    pub(crate) fn set_abandoned(&self, abandoned: bool) {
+        self.abandoned.store(abandoned, Ordering::Relaxed);
     }
 
     /// Sets the timeouts that the server enforces even after this process has ended, the isolation level that the row locks of
@@ -121,7 +91,7 @@ impl Connection {
     /// Waits for an answer. Abandons the session after the timeout.
     pub(crate) async fn with_timeout<T>(&self, answer: impl Future<Output = T>) -> Result<T, Failure> {
         timeout(self.statement_timeout + CLIENT_GRACE, answer).await.map_err(|_| {
-            self.abandon();
+            self.set_abandoned(true);
             Failure::Timeout(self.statement_timeout)
         })
     }
@@ -139,40 +109,6 @@ impl Connection {
     ) -> Result<Vec<Row>, Failure> {
         let statement = self.prepared(sql).await?;
         self.with_timeout(self.client.query(&statement, parameters)).await?.map_err(Failure::Server)
-    }
-
-    /// Runs a statement and returns the number of changed rows.
-    pub(crate) async fn execute(
-        &self,
-        sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<u64, Failure> {
-        let statement = self.prepared(sql).await?;
-        self.with_timeout(self.client.execute(&statement, parameters)).await?.map_err(Failure::Server)
-    }
-
-    /// Like [`Connection::execute`], but commits without waiting for the disk or a replica. A crash of the server may lose the
-    /// change.
-    pub(crate) async fn execute_buffered(
-        &self,
-        sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<u64, Failure> {
-        let statement = self.prepared(sql).await?;
-        let guard = self.guard();
-        let steps = vec![
-            self.step_run(BEGIN_BUFFERED),
-            self.step_execute(&statement, parameters.to_vec()),
-            // After an error the server rolls back instead.
-            self.step_run("COMMIT"),
-        ];
-        let answers = self.with_timeout(pipelined(steps)).await?;
-        guard.disarm();
-        let mut changed = 0;
-        for answer in answers {
-            changed += answer.map_err(Failure::Server)?;
-        }
-        Ok(changed)
     }
 
     /// Returns a prepared statement. Prepares it on its first use.

@@ -1,40 +1,26 @@
-//! The schema: the format version, the writers, and one table for each space.
+//! The schema: one table for each space.
 //!
 //! Spaces have separate tables because the server vacuums table by table: leases change all the time, while millions of other
 //! records do not change.
 
 use std::collections::HashSet;
-use std::ops::Bound;
 use std::time::Duration;
 
 use enjambre_core::runtime::backoff::Backoff;
-use enjambre_core::storage::format::check_version;
-use enjambre_core::{KeyRange, Role, Space, StorageError};
+use enjambre_core::{Role, Space, StorageError};
 use parking_lot::RwLock;
 use tokio_postgres::error::SqlState;
 
 use crate::connection::Connection;
 use crate::error::Failure;
 
-/// The format version that this program writes.
-pub(crate) const FORMAT: u64 = 1;
-/// The table that contains the format version and the role.
-const FORMAT_TABLE: &str = "enjambre_format";
-/// The maximum length of a configured name in bytes. PostgreSQL truncates names after 63 bytes, and suffixes are appended.
-const MAX_NAME: usize = 32;
+/// The prefix of the names of tables, which avoids reserved words.
+const PREFIX: &str = "space_";
 /// The maximum number of attempts to create an object that another process creates at the same time.
 const ATTEMPTS: usize = 20;
 /// The delays between these attempts.
 const MIN_DELAY: Duration = Duration::from_millis(5);
 const MAX_DELAY: Duration = Duration::from_millis(20);
-
-/// Returns whether a configured name is valid.
-pub(crate) fn is_valid_name(name: &str) -> bool {
-    name.len() <= MAX_NAME
-        && name.starts_with(|first: char| first.is_ascii_lowercase())
-        && !name.starts_with("pg_")
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
-}
 
 /// A schema and its tables that are known to exist.
 #[derive(Debug)]
@@ -53,18 +39,15 @@ impl Schema {
         Self { name, role, description, known: RwLock::default() }
     }
 
-    /// Returns the name of a table for metadata.
-    pub(crate) fn meta_table(&self, name: &str) -> String {
-        format!("\"{}\".enjambre_{name}", self.name)
-    }
-
-    /// Returns the name of the table of a space. The name of a space is a valid identifier, and the prefix avoids reserved words.
+    /// Returns the name of the table of a space. The name of a space is a valid identifier.
     pub(crate) fn table(&self, space: Space) -> String {
-        format!("\"{}\".space_{}", self.name, space.name())
+        format!("\"{}\".{PREFIX}{}", self.name, space.name())
     }
 
-    /// Checks that the schema belongs to Enjambre and has a supported format, or initialises a new one. Several processes may do
-    /// so at the same time.
+    /// Creates the schema if it does not exist. Several processes may do so at the same time.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`] if the schema contains tables of another program.
     pub(crate) async fn prepare(&self, connection: &Connection) -> Result<(), StorageError> {
         let failed = |failure: Failure| failure.explain(&format!("open {}", self.description));
         let found = connection
@@ -72,45 +55,11 @@ impl Schema {
             .await
             .map_err(failed)?;
         if found.is_empty() {
-            self.create(connection, &format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", self.name))
-                .await
-                .map_err(failed)?;
+            let sql = format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", self.name);
+            self.create(connection, &sql).await.map_err(failed)?;
         }
-        let tables = self.tables(connection).await.map_err(failed)?;
-        let has_format = tables.iter().any(|table| table == FORMAT_TABLE);
-        if !has_format && !tables.is_empty() {
-            return Err(self.foreign());
-        }
-        if !has_format {
-            let columns = "(only_one INT PRIMARY KEY, purpose TEXT NOT NULL, format BIGINT NOT NULL)";
-            self.create_table(connection, &self.meta_table("format"), columns).await.map_err(failed)?;
-        }
-        let select = format!("SELECT purpose, format FROM {}", self.meta_table("format"));
-        let mut rows = connection.query(&select, &[]).await.map_err(failed)?;
-        if rows.is_empty() {
-            let insert = format!(
-                "INSERT INTO {} (only_one, purpose, format) VALUES (0, $1, $2) ON CONFLICT (only_one) DO NOTHING",
-                self.meta_table("format")
-            );
-            connection.execute(&insert, &[&self.role.name(), &(FORMAT as i64)]).await.map_err(failed)?;
-            rows = connection.query(&select, &[]).await.map_err(failed)?;
-        }
-        let row = rows
-            .first()
-            .and_then(|row| Some((row.try_get::<_, &str>(0).ok()?, row.try_get::<_, i64>(1).ok()?)));
-        let Some((found_purpose, format)) = row else { return Err(self.foreign()) };
-        let format = u64::try_from(format).unwrap_or(u64::MAX);
-        check_version(&self.description, format, FORMAT)?;
-        if found_purpose != self.role.name() {
-            return Err(self.foreign());
-        }
-        let columns = "(name TEXT PRIMARY KEY, folder TEXT NOT NULL, session TEXT NOT NULL, commits BIGINT NOT NULL, \
-                       seen TIMESTAMPTZ NOT NULL)";
-        if !tables.iter().any(|table| table == "enjambre_writers") {
-            self.create_table(connection, &self.meta_table("writers"), columns).await.map_err(failed)?;
-        }
-        let spaces = tables.iter().filter_map(|table| Space::parse(table.strip_prefix("space_")?));
-        self.known.write().extend(spaces);
+        let spaces = self.spaces(connection).await.map_err(failed)?;
+        self.known.write().extend(spaces.ok_or_else(|| self.foreign())?);
         Ok(())
     }
 
@@ -122,10 +71,12 @@ impl Schema {
         ))
     }
 
-    async fn tables(&self, connection: &Connection) -> Result<Vec<String>, Failure> {
+    /// Returns the spaces that have tables, or `None` if the schema contains tables of another program.
+    async fn spaces(&self, connection: &Connection) -> Result<Option<Vec<Space>>, Failure> {
         let sql = "SELECT table_name::TEXT FROM information_schema.tables WHERE table_schema = $1";
         let rows = connection.query(sql, &[&self.name]).await?;
-        Ok(rows.iter().filter_map(|row| row.try_get(0).ok()).collect())
+        let tables = rows.iter().map(|row| row.try_get::<_, &str>(0).map_err(Failure::Server));
+        tables.map(|table| Ok(table?.strip_prefix(PREFIX).and_then(Space::parse))).collect()
     }
 
     /// Returns whether a space has a table. It has none until a process writes to it.
@@ -134,7 +85,7 @@ impl Schema {
             return Ok(true);
         }
         let sql = "SELECT 1 FROM information_schema.tables WHERE table_schema = $1 AND table_name = $2";
-        let table = format!("space_{}", space.name());
+        let table = format!("{PREFIX}{}", space.name());
         let found = !connection.query(sql, &[&self.name, &table]).await?.is_empty();
         if found {
             self.known.write().insert(space);
@@ -241,40 +192,28 @@ impl Schema {
         format!("DELETE FROM {} WHERE key = ANY($1::BYTEA[])", self.table(space))
     }
 
-    /// Returns the query for a page of a range. $1 and $2 are the bounds and NULL if there is none, $3 is the limit in entries
-    /// and $4 the limit in bytes, which the last entry may exceed.
-    pub(crate) fn scan(&self, space: Space, range: &KeyRange) -> String {
-        let start = match range.start {
-            Bound::Included(_) => "key >= $1::BYTEA",
-            Bound::Excluded(_) => "key > $1::BYTEA",
-            Bound::Unbounded => "$1::BYTEA IS NULL",
-        };
-        let end = match range.end {
-            Bound::Included(_) => "key <= $2::BYTEA",
-            Bound::Excluded(_) => "key < $2::BYTEA",
-            Bound::Unbounded => "$2::BYTEA IS NULL",
-        };
+    /// Returns the query for a page of the keys from $1 on, and before $2 if the range has an end. $3 is the limit in entries and
+    /// $4 the limit in bytes, which the last entry may exceed.
+    pub(crate) fn scan(&self, space: Space, has_end: bool) -> String {
+        let end = if has_end { "key < $2::BYTEA" } else { "$2::BYTEA IS NOT NULL" };
         // `octet_length` does not read a large value.
         format!(
             "SELECT key, value FROM (
                  SELECT key, value, sum(octet_length(key) + octet_length(value))
                      OVER (ORDER BY key ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
-                 FROM (SELECT key, value FROM {} WHERE {start} AND {end} ORDER BY key LIMIT $3::BIGINT) AS page
+                 FROM (SELECT key, value FROM {} WHERE key >= $1::BYTEA AND {end} ORDER BY key LIMIT $3::BIGINT) AS page
              ) AS measured WHERE before IS NULL OR before < $4::BIGINT ORDER BY key",
             self.table(space)
         )
     }
-}
 
-/// Removes a schema with all tables. Refuses a schema that does not belong to Enjambre.
-pub(crate) async fn remove(connection: &Connection, schema: &Schema) -> Result<(), StorageError> {
-    let failed = |failure: Failure| failure.explain(&format!("remove {}", schema.description));
-    let tables = schema.tables(connection).await.map_err(failed)?;
-    if tables.is_empty() {
-        return Ok(());
+    /// Removes the schema with all tables. Refuses a schema that does not belong to Enjambre.
+    pub(crate) async fn remove(&self, connection: &Connection) -> Result<(), StorageError> {
+        let failed = |failure: Failure| failure.explain(&format!("remove {}", self.description));
+        let spaces = self.spaces(connection).await.map_err(failed)?.ok_or_else(|| self.foreign())?;
+        if spaces.is_empty() {
+            return Ok(());
+        }
+        connection.run(&format!("DROP SCHEMA \"{}\" CASCADE", self.name)).await.map_err(failed)
     }
-    if !tables.iter().any(|table| table == FORMAT_TABLE) {
-        return Err(schema.foreign());
-    }
-    connection.run(&format!("DROP SCHEMA \"{}\" CASCADE", schema.name)).await.map_err(failed)
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use enjambre_core::storage::inspect::with_causes;
+use enjambre_core::storage::password::password;
 use enjambre_core::{Place, StorageError, runtime};
 use parking_lot::Mutex;
 use tokio::net::lookup_host;
@@ -17,9 +18,9 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::connection::{Canceller, Connection};
-use crate::credentials;
 use crate::error::Failure;
 use crate::settings::{PostgresSettings, TlsMode};
+use crate::tls;
 
 /// The idle time before keepalive probes. An unreachable peer is detected after twice this time.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -76,7 +77,8 @@ pub(crate) struct Servers {
 impl Servers {
     /// Reads the password and the certificates. Blocks.
     pub(crate) fn new(settings: &PostgresSettings, place: &Place) -> Result<Self, StorageError> {
-        let password = credentials::password(settings, place)?;
+        let (variable, file) = (settings.password_env.as_deref(), settings.password_file.as_deref());
+        let password = password(variable, file, "PGPASSWORD", place)?;
         let server = |index| Server {
             name: settings.url.server(index),
             config: config_of(settings, index, password.as_deref()),
@@ -88,7 +90,7 @@ impl Servers {
         Ok(Self {
             servers,
             preferred: AtomicUsize::new(0),
-            tls: MakeRustlsConnect::new(credentials::tls_config(settings, place, encrypted)?),
+            tls: MakeRustlsConnect::new(tls::tls_config(settings, place, encrypted)?),
             connect_timeout: settings.connect_timeout,
             statement_timeout: settings.timeout,
             description: settings.url.describe(),

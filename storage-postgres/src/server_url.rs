@@ -66,7 +66,7 @@ impl ServerUrl {
 #[non_exhaustive]
 pub enum InvalidUrl {
     /// The text is not a connection string, or a parameter is unknown.
-    #[error("invalid server URL; expected postgresql://USER@HOST:5432/DATABASE")]
+    #[error("invalid server URL or unknown parameter; expected postgresql://USER@HOST:5432/DATABASE")]
     Malformed,
     /// The text contains a password.
     #[error(
@@ -88,54 +88,12 @@ pub enum InvalidUrl {
 const SUPPORTED: [&str; 8] =
     ["user", "dbname", "host", "hostaddr", "port", "options", "application_name", "channel_binding"];
 
-/// The parameters of libpq that are not supported, with the alternative.
-const UNSUPPORTED: [(&[&str], &str); 10] = [
+/// The parameters of libpq that have an alternative.
+const UNSUPPORTED: [(&[&str], &str); 4] = [
     (&["sslmode", "requiressl"], "set the key tls to \"require\", \"prefer\" or \"disable\""),
     (&["sslrootcert"], "set the key ca to the path of the certificates"),
     (&["passfile"], "set the key password_file to the path of a file that contains only the password"),
     (&["connect_timeout"], "set the key connect_timeout, for example to \"3s\""),
-    (&["target_session_attrs"], "remove it: the server that accepts writes is always used"),
-    (&["load_balance_hosts"], "remove it: the first server that accepts writes is used"),
-    (&["sslnegotiation"], "remove it: TLS is always negotiated in the PostgreSQL protocol"),
-    (
-        &["sslcert", "sslkey", "sslpassword", "sslcertmode"],
-        "remove it: client certificates are not supported",
-    ),
-    (
-        &[
-            "keepalives",
-            "keepalives_idle",
-            "keepalives_interval",
-            "keepalives_count",
-            "keepalives_retries",
-            "tcp_user_timeout",
-        ],
-        "remove it: an unreachable server is detected after about 20 s",
-    ),
-    (
-        &[
-            "client_encoding",
-            "fallback_application_name",
-            "gssdelegation",
-            "gssencmode",
-            "gsslib",
-            "krbsrvname",
-            "max_protocol_version",
-            "min_protocol_version",
-            "replication",
-            "require_auth",
-            "requirepeer",
-            "service",
-            "servicefile",
-            "ssl_max_protocol_version",
-            "ssl_min_protocol_version",
-            "sslcompression",
-            "sslcrl",
-            "sslcrldir",
-            "sslsni",
-        ],
-        "remove it",
-    ),
 ];
 
 impl InvalidUrl {

@@ -20,13 +20,13 @@ pub struct PostgresSettings {
     /// The maximum number of connections for reads. Writes use one more connection, or two if the schema is shared.
     pub connections: usize,
     /// The timeout for one address of a server until its connection is ready. The next address is tried after it.
-    #[serde(with = "duration")]
+    #[serde(with = "enjambre_core::model::time::text")]
     pub connect_timeout: Duration,
     /// How long the start waits for an unreachable server.
-    #[serde(with = "duration")]
+    #[serde(with = "enjambre_core::model::time::text")]
     pub start_timeout: Duration,
     /// The timeout of a statement, and of the acquisition of a connection.
-    #[serde(with = "duration")]
+    #[serde(with = "enjambre_core::model::time::text")]
     pub timeout: Duration,
     /// The environment variable that contains the password. The default is `PGPASSWORD`, unless `password_file` is set.
     pub password_env: Option<String>,
@@ -67,24 +67,4 @@ pub enum TlsMode {
     Prefer,
     /// Never encrypt.
     Disable,
-}
-
-/// Durations with a unit, for example `"500ms"` or `"10s"`, from 1 ms to 1 h.
-mod duration {
-    use std::time::Duration;
-
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*duration))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text)
-            .ok()
-            .filter(|duration| (Duration::from_millis(1)..=Duration::from_secs(3600)).contains(duration))
-            .ok_or_else(|| D::Error::custom("expected a duration from \"1ms\" to \"1h\""))
-    }
 }

@@ -1,10 +1,10 @@
-//! The transaction of a group of batches.
+//! A transaction.
 //!
-//! A transaction needs two round trips and a flush of the server. The first round trip locks and reads the rows of the group,
-//! the second one writes and commits. An existing key is locked by its row. A key that must be absent is inserted, which
-//! prevents a concurrent insertion. So the conditions still hold at the commit, at every isolation level. `SERIALIZABLE` is not
-//! used, because it locks whole index pages, so that writers of different keys conflict. At levels above `READ COMMITTED` the
-//! server rejects more transactions, which are retried.
+//! A transaction needs two round trips and a flush of the server. The first round trip locks and reads the rows, the second one
+//! writes and commits. An existing key is locked by its row. A key that must be absent is inserted, which prevents a concurrent
+//! insertion. So the conditions still hold at the commit, at every isolation level. `SERIALIZABLE` is not used, because it locks
+//! whole index pages, so that writers of different keys conflict. At levels above `READ COMMITTED` the server refuses more
+//! transactions, which are retried.
 //!
 //! Deadlocks are avoided by a lock order. First, existing rows are locked in the order of spaces and keys, each with its final
 //! strength: exclusive if the row is written, shared if only a condition reads it. Then, absent keys are inserted in the same
@@ -12,170 +12,191 @@
 //! concurrent change breaks this order, the server reports it, and the transaction is retried.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bytes::Bytes;
-use enjambre_core::{Batch, Durability, Key, Space, StorageError};
-use tokio_postgres::Statement;
+use enjambre_core::storage::queued::{TransactError, Transacted, Transaction};
+use enjambre_core::{Durability, Space};
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
 
 use crate::connection::{BEGIN_BUFFERED, Connection, Step, key_and_value, pipelined};
 use crate::error::{Class, Failure};
-use crate::group::{Access, Existing, SpaceWrites, Verdict, decide};
 use crate::schema::Schema;
-use crate::writer::Writer;
 
 /// The maximum number of statements that lock the rows of one space.
 const RUNS: usize = 8;
 /// The approximate maximum size in bytes of the writes of one statement.
 const STATEMENT_BYTES: usize = 2 * 1024 * 1024;
 
-/// The outcome of a transaction.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// Committed, or nothing to commit.
-    Done(Vec<Verdict>),
+/// The access of a transaction to a key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Access<'a> {
+    /// The value that a condition requires, or `Some(None)` if it requires that the key is absent.
+    required: Option<Option<&'a Bytes>>,
+    /// The new value, or `Some(None)` for a deletion.
+    written: Option<Option<&'a Bytes>>,
+    /// Whether the key exists.
+    exists: bool,
+    /// Whether the key has the required value.
+    equals: bool,
+}
+
+impl Access<'_> {
+    fn holds(&self) -> bool {
+        match self.required {
+            None => true,
+            Some(None) => !self.exists,
+            Some(Some(_)) => self.equals,
+        }
+    }
+}
+
+type Keys<'a> = BTreeMap<&'a [u8], Access<'a>>;
+type Accesses<'a> = BTreeMap<Space, Keys<'a>>;
+
+fn accesses(transaction: &Transaction) -> Accesses<'_> {
+    let mut accesses = Accesses::new();
+    for condition in &transaction.conditions {
+        let (space, key) = condition.target();
+        let access = accesses.entry(space).or_default().entry(key.as_bytes()).or_default();
+        access.required = Some(condition.value());
+    }
+    for write in &transaction.writes {
+        let (space, key) = write.target();
+        accesses.entry(space).or_default().entry(key.as_bytes()).or_default().written = Some(write.value());
+    }
+    accesses
+}
+
+/// Runs a transaction. Afterwards the connection has no open transaction, or is lost or abandoned.
+pub(crate) async fn run(
+    schema: &Schema,
+    connection: &Connection,
+    transaction: &Transaction,
+) -> Result<Transacted, TransactError> {
+    let mut accesses = accesses(transaction);
+    if let Err(failure) = schema.ensure_tables(connection, accesses.keys()).await {
+        return not_applied(failure);
+    }
+    // In case that the future is dropped.
+    connection.set_abandoned(true);
+    let (outcome, is_lost) = match attempt(schema, connection, transaction, &mut accesses).await {
+        Ok(outcome) => (Ok(outcome), false),
+        Err(Error::AtCommit(failure)) if !failure.is_answer() => {
+            (Err(TransactError::Unknown(failure.into())), true)
+        }
+        // After an error at the commit the server has rolled back.
+        Err(Error::AtCommit(failure)) => (not_applied(failure), false),
+        Err(Error::BeforeCommit(failure)) => {
+            let is_lost =
+                failure.class() == Class::ConnectionLost || connection.run("ROLLBACK").await.is_err();
+            (not_applied(failure), is_lost)
+        }
+    };
+    connection.set_abandoned(is_lost);
+    outcome
+}
+
+fn not_applied(failure: Failure) -> Result<Transacted, TransactError> {
+    match failure.class() {
+        // A concurrent transaction interfered.
+        Class::Retryable => Ok(Transacted::Refused),
+        Class::LockTimeout => Err(TransactError::Contended(failure.explain("commit"))),
+        Class::ConnectionLost | Class::Rejected => Err(failure.explain("commit").into()),
+    }
+}
+
+/// The failure of a transaction.
+enum Error {
     /// Not applied.
-    Failed(Failure),
-    /// The connection failed or timed out during the commit.
-    Unknown(Failure, Vec<Verdict>),
-    /// Not applied, because the row of the writer was removed or taken over.
-    NotRegistered,
+    BeforeCommit(Failure),
+    /// Not applied if the server has answered.
+    AtCommit(Failure),
 }
 
-/// A group of batches and its commit options.
-pub(crate) struct Transaction<'a> {
-    pub(crate) schema: &'a Schema,
-    pub(crate) writer: &'a Writer,
-    /// The number of the commit, unique for the writer.
-    pub(crate) number: i64,
-    pub(crate) batches: &'a [&'a Batch],
-    /// The keys that the batches access.
-    pub(crate) accesses: &'a BTreeMap<Space, BTreeMap<Key, Access>>,
-    pub(crate) durability: Durability,
-    /// How long a buffered commit waits for row locks. The holder may wait for a replica, and later commits must not wait for
-    /// it.
-    pub(crate) lock_timeout: Duration,
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::BeforeCommit(failure)
+    }
 }
 
-impl Transaction<'_> {
-    /// Runs the transaction. Afterwards the connection has no open transaction, or is lost or abandoned.
-    pub(crate) async fn run(&self, connection: &Connection) -> Outcome {
-        let guard = connection.guard();
-        let outcome = self.attempt(connection).await;
-        guard.disarm();
-        if matches!(outcome, Outcome::Unknown(..)) {
-            connection.abandon();
+async fn attempt(
+    schema: &Schema,
+    connection: &Connection,
+    transaction: &Transaction,
+    accesses: &mut Accesses<'_>,
+) -> Result<Transacted, Error> {
+    let begin = match transaction.durability {
+        Durability::Durable => "BEGIN".to_owned(),
+        Durability::Buffered => {
+            let timeout = transaction.lock_timeout.as_millis().max(1);
+            format!("{BEGIN_BUFFERED}; SET LOCAL lock_timeout = {timeout}")
         }
-        outcome
+    };
+    lock_and_read(schema, connection, &begin, accesses).await?;
+    if !accesses.values().flat_map(BTreeMap::values).all(Access::holds) {
+        connection.run("ROLLBACK").await?;
+        return Ok(Transacted::Refused);
     }
+    let calls: Vec<Call<'_>> =
+        accesses.iter().flat_map(|(space, keys)| calls_of(schema, *space, keys)).collect();
+    let sql: Vec<String> = calls.iter().map(|call| call.sql.clone()).collect();
+    let statements = connection.prepare_all(&sql).await?;
+    commit(connection, &statements, &calls).await.map_err(Error::AtCommit)?;
+    Ok(Transacted::Applied)
+}
 
-    async fn attempt(&self, connection: &Connection) -> Outcome {
-        let decision = match self.lock_and_read(connection).await {
-            Ok(Some(existing)) => decide(self.batches.iter().copied(), &existing),
-            Ok(None) => return self.end_without_commit(connection, Outcome::NotRegistered).await,
-            Err(failure) => return self.end_without_commit(connection, Outcome::Failed(failure)).await,
-        };
-        // A durable batch without writes makes earlier commits durable.
-        let sync = self.durability == Durability::Durable && decision.verdicts.contains(&Verdict::Applied);
-        if decision.writes.is_empty() && !sync {
-            return self.end_without_commit(connection, Outcome::Done(decision.verdicts)).await;
-        }
-        let calls: Vec<Call<'_>> = decision
-            .writes
-            .iter()
-            .flat_map(|(space, writes)| calls_of(self.schema, *space, writes))
-            .collect();
-        let mut sql = vec![self.writer.record_commit()];
-        sql.extend(calls.iter().map(|call| call.sql.clone()));
-        match connection.prepare_all(&sql).await {
-            Ok(statements) => self.commit(connection, &statements, &calls, decision.verdicts).await,
-            Err(failure) => self.end_without_commit(connection, Outcome::Failed(failure)).await,
-        }
+/// Begins the transaction, locks the rows and reads them.
+async fn lock_and_read(
+    schema: &Schema,
+    connection: &Connection,
+    begin: &str,
+    accesses: &mut Accesses<'_>,
+) -> Result<(), Failure> {
+    let runs: Vec<Run<'_>> = accesses.iter().flat_map(|(space, keys)| runs_of(*space, keys)).collect();
+    let sql: Vec<String> = runs.iter().map(|run| run.sql(schema)).collect();
+    // Before the transaction: a rejected statement would leave it open.
+    let statements = connection.prepare_all(&sql).await?;
+    let begin = async { connection.step_run(begin).await.map(|_| Vec::new()) };
+    let mut steps: Vec<Step<'_, Vec<Row>>> = vec![Box::pin(begin)];
+    for (statement, run) in statements.iter().zip(&runs) {
+        steps.push(connection.step_query(statement, run.parameters()));
     }
-
-    /// Begins the transaction, locks the rows and reads them. Returns `None` if the writer is not registered.
-    async fn lock_and_read(&self, connection: &Connection) -> Result<Option<Existing>, Failure> {
-        let runs: Vec<Run<'_>> =
-            self.accesses.iter().flat_map(|(space, keys)| runs_of(*space, keys)).collect();
-        let mut sql = vec![self.writer.lock_row()];
-        sql.extend(runs.iter().map(|run| run.sql(self.schema)));
-        // Before the transaction: a rejected statement would leave it open.
-        let statements = connection.prepare_all(&sql).await?;
-        let (name, session) = self.writer.parameters();
-        let begin = self.begin();
-        let begin = async { connection.step_run(&begin).await.map(|_| Vec::new()) };
-        let mut steps: Vec<Step<'_, Vec<tokio_postgres::Row>>> = vec![Box::pin(begin)];
-        steps.push(connection.step_query(&statements[0], vec![name, session]));
-        for (statement, run) in statements[1..].iter().zip(&runs) {
-            steps.push(connection.step_query(statement, run.parameters()));
-        }
-        let mut answers = connection.with_timeout(pipelined(steps)).await?.into_iter();
-        // In order: the first error is the cause of the following ones.
-        answers.next().transpose().map_err(Failure::Server)?;
-        let own_row = answers.next().transpose().map_err(Failure::Server)?.unwrap_or_default();
-        let mut existing = Existing::new();
-        for (run, rows) in runs.iter().zip(answers) {
-            for row in &rows.map_err(Failure::Server)? {
-                let (key, value) = key_and_value::<Option<&[u8]>>(row)?;
-                // Only valid keys were queried.
-                if let Ok(key) = Key::new(Bytes::copy_from_slice(key)) {
-                    existing.insert((run.space, key), value.map(Bytes::copy_from_slice));
-                }
+    let mut answers = connection.with_timeout(pipelined(steps)).await?.into_iter();
+    // In order: the first error is the cause of the following ones.
+    answers.next().transpose().map_err(Failure::Server)?;
+    let spaces: Vec<Space> = runs.iter().map(|run| run.space).collect();
+    for (space, rows) in spaces.into_iter().zip(answers) {
+        let Some(keys) = accesses.get_mut(&space) else { continue };
+        for row in &rows.map_err(Failure::Server)? {
+            let (key, value) = key_and_value::<Option<&[u8]>>(row)?;
+            if let Some(access) = keys.get_mut(key) {
+                access.exists = true;
+                access.equals = value == access.required.flatten().map(|required| &required[..]);
             }
         }
-        Ok(Writer::last_commit(&own_row).map(|_| existing))
     }
+    Ok(())
+}
 
-    /// Writes and commits. The first statement records the commit, the others are those of `calls`.
-    async fn commit(
-        &self,
-        connection: &Connection,
-        statements: &[Statement],
-        calls: &[Call<'_>],
-        verdicts: Vec<Verdict>,
-    ) -> Outcome {
-        let (name, session) = self.writer.parameters();
-        let mut steps = vec![connection.step_execute(&statements[0], vec![name, session, &self.number])];
-        for (call, statement) in calls.iter().zip(&statements[1..]) {
-            let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&call.keys];
-            if let Some(values) = &call.values {
-                parameters.push(values);
-            }
-            steps.push(connection.step_execute(statement, parameters));
+/// Writes and commits.
+async fn commit(
+    connection: &Connection,
+    statements: &[Statement],
+    calls: &[Call<'_>],
+) -> Result<(), Failure> {
+    let mut steps = Vec::with_capacity(calls.len() + 1);
+    for (call, statement) in calls.iter().zip(statements) {
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&call.keys];
+        if let Some(values) = &call.values {
+            parameters.push(values);
         }
-        // After an error the server rolls back instead.
-        steps.push(connection.step_run("COMMIT"));
-        let answers = match connection.with_timeout(pipelined(steps)).await {
-            Ok(answers) => answers,
-            Err(failure) => return Outcome::Unknown(failure, verdicts),
-        };
-        match answers.into_iter().find_map(Result::err).map(Failure::Server) {
-            None => Outcome::Done(verdicts),
-            Some(failure) if failure.is_answer() => Outcome::Failed(failure),
-            Some(failure) => Outcome::Unknown(failure, verdicts),
-        }
+        steps.push(connection.step_execute(statement, parameters));
     }
-
-    /// Returns the statement that begins the transaction. Commits of an owner are always durable: an owner caches its records,
-    /// for example the stored pieces, and might not notice that a crash of the server lost them.
-    fn begin(&self) -> String {
-        match self.durability {
-            Durability::Buffered if !self.writer.is_owner() => {
-                format!("{BEGIN_BUFFERED}; SET LOCAL lock_timeout = {}", self.lock_timeout.as_millis().max(1))
-            }
-            _ => "BEGIN".to_owned(),
-        }
-    }
-
-    /// Rolls back and returns `outcome`.
-    async fn end_without_commit(&self, connection: &Connection, outcome: Outcome) -> Outcome {
-        if matches!(&outcome, Outcome::Failed(failure) if failure.class() == Class::ConnectionLost) {
-            return outcome;
-        }
-        connection.roll_back().await;
-        outcome
-    }
+    // After an error the server rolls back instead.
+    steps.push(connection.step_run("COMMIT"));
+    let answers = connection.with_timeout(pipelined(steps)).await?;
+    answers.into_iter().find_map(Result::err).map_or(Ok(()), |error| Err(Failure::Server(error)))
 }
 
 /// Consecutive keys of a space that one statement locks.
@@ -199,44 +220,58 @@ impl Run<'_> {
 }
 
 /// Splits the keys of a space into runs with the same lock strength. The last of [`RUNS`] runs takes all remaining keys.
-fn runs_of(space: Space, keys: &BTreeMap<Key, Access>) -> Vec<Run<'_>> {
+fn runs_of<'a>(space: Space, keys: &Keys<'a>) -> Vec<Run<'a>> {
     let mut runs: Vec<Run<'_>> = Vec::new();
-    for (key, Access { read, written }) in keys {
-        let differs = runs.last().is_none_or(|run| run.written != *written);
+    for (key, access) in keys {
+        let written = access.written.is_some();
+        let differs = runs.last().is_none_or(|run| run.written != written);
         if differs && runs.len() < RUNS {
-            runs.push(Run { space, keys: Vec::new(), read: Vec::new(), written: *written });
+            runs.push(Run { space, keys: Vec::new(), read: Vec::new(), written });
         }
         if let Some(run) = runs.last_mut() {
-            run.keys.push(key.as_bytes());
-            run.read.push(*read);
-            run.written |= *written;
+            run.keys.push(key);
+            run.read.push(access.required.is_some());
+            run.written |= written;
         }
     }
     runs
 }
 
 /// A statement that writes, with its parameters.
+#[derive(Debug)]
 struct Call<'a> {
     sql: String,
     keys: Vec<&'a [u8]>,
     values: Option<Vec<&'a [u8]>>,
 }
 
-/// Returns the statements that write to a space, split by size.
-fn calls_of<'a>(schema: &Schema, space: Space, writes: &'a SpaceWrites) -> Vec<Call<'a>> {
-    let mut calls = Vec::new();
-    for (sql, entries) in [(schema.insert(space), &writes.inserts), (schema.put(space), &writes.puts)] {
-        for part in parts(entries, |(key, value)| key.as_bytes().len() + value.len()) {
-            calls.push(Call {
-                sql: sql.clone(),
-                keys: part.iter().map(|(key, _)| key.as_bytes()).collect(),
-                values: Some(part.iter().map(|(_, value)| &value[..]).collect()),
-            });
+/// Returns the statements that write to a space, split by size. Absent keys that must stay absent are inserted and deleted again,
+/// which prevents a concurrent insertion.
+fn calls_of<'a>(schema: &Schema, space: Space, keys: &Keys<'a>) -> Vec<Call<'a>> {
+    let (mut inserts, mut puts, mut deletes) = (Vec::new(), Vec::new(), Vec::new());
+    for (key, access) in keys {
+        let must_stay_absent = access.required == Some(None) && access.written.is_none();
+        match access.written.or(must_stay_absent.then_some(None)) {
+            Some(Some(value)) if access.exists => puts.push((*key, &value[..])),
+            Some(Some(value)) => inserts.push((*key, &value[..])),
+            Some(None) => {
+                if !access.exists {
+                    inserts.push((*key, &[][..]));
+                }
+                deletes.push(*key);
+            }
+            None => {}
         }
     }
-    for part in parts(&writes.deletes, |key| key.as_bytes().len()) {
-        let keys = part.iter().map(Key::as_bytes).collect();
-        calls.push(Call { sql: schema.delete(space), keys, values: None });
+    let mut calls = Vec::new();
+    for (sql, entries) in [(schema.insert(space), &inserts), (schema.put(space), &puts)] {
+        for part in parts(entries, |(key, value)| key.len() + value.len()) {
+            let (keys, values) = part.iter().copied().unzip();
+            calls.push(Call { sql: sql.clone(), keys, values: Some(values) });
+        }
+    }
+    for part in parts(&deletes, |key| key.len()) {
+        calls.push(Call { sql: schema.delete(space), keys: part.to_vec(), values: None });
     }
     calls
 }
@@ -257,32 +292,50 @@ fn parts<T>(entries: &[T], size: impl Fn(&T) -> usize) -> Vec<&[T]> {
     parts
 }
 
-/// Determines on a new connection whether a commit was applied. Waits until the old session has released the row of the writer,
-/// so the answer is final.
-pub(crate) async fn was_applied(
-    connection: &Connection,
-    writer: &Writer,
-    number: i64,
-    durability: Durability,
-) -> Result<bool, StorageError> {
-    const ACTION: &str = "look up the outcome of a commit";
-    let failed = |failure: Failure| failure.explain(ACTION);
-    let guard = connection.guard();
-    connection.run("BEGIN").await.map_err(failed)?;
-    let (name, session) = writer.parameters();
-    let rows = connection.query(&writer.lock_row(), &[name, session]).await.map_err(failed)?;
-    let Some(last) = Writer::last_commit(&rows) else {
-        return Err(StorageError::backend(ACTION, "the row of the writer was removed"));
-    };
-    let applied = last == number;
-    if applied && (durability == Durability::Durable || writer.is_owner()) {
-        // The commit may have been interrupted while it waited for the disk or a replica. This commit waits again.
-        connection.execute(&writer.record_commit(), &[name, session, &number]).await.map_err(failed)?;
-        connection.run("COMMIT").await.map_err(failed)?;
-    } else {
-        // A commit would wait for a replica, because the query took a row lock.
-        connection.roll_back().await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enjambre_core::Role;
+
+    const SPACE: Space = Space::new("a");
+
+    fn access<'a>(
+        exists: bool,
+        required: Option<Option<&'a Bytes>>,
+        written: Option<Option<&'a Bytes>>,
+    ) -> Access<'a> {
+        Access { required, written, exists, equals: false }
     }
-    guard.disarm();
-    Ok(applied)
+
+    /// Whether each call updates existing rows, and its keys and values.
+    fn calls(keys: &[(&'static str, Access<'_>)]) -> Vec<(bool, String)> {
+        let keys = keys.iter().map(|(key, access)| (key.as_bytes(), *access)).collect();
+        let schema = Schema::new("s".to_owned(), Role::Records, "d");
+        let text = |call: &Call<'_>| {
+            let values = call.values.iter().flatten().map(|value| String::from_utf8_lossy(value));
+            let keys = call.keys.iter().map(|key| String::from_utf8_lossy(key)).collect::<Vec<_>>().join(" ");
+            format!("{keys} = {}", values.collect::<Vec<_>>().join(" "))
+        };
+        let calls = calls_of(&schema, SPACE, &keys);
+        calls.iter().map(|call| (call.sql.contains("ON CONFLICT"), text(call))).collect()
+    }
+
+    #[test]
+    fn absent_key_is_inserted_and_deleted_if_it_must_stay_absent() {
+        let (one, two) = (Bytes::from("1"), Bytes::from("2"));
+        let found = calls(&[
+            ("deleted", access(true, None, Some(None))),
+            ("deleted-absent", access(false, None, Some(None))),
+            ("new", access(false, Some(None), Some(Some(&one)))),
+            ("only-read", access(true, Some(Some(&one)), None)),
+            ("required-absent", access(false, Some(None), None)),
+            ("there", access(true, Some(Some(&one)), Some(Some(&two)))),
+        ]);
+        let expected = [
+            (false, "deleted-absent new required-absent =  1 "),
+            (true, "there = 2"),
+            (false, "deleted deleted-absent required-absent = "),
+        ];
+        assert_eq!(found, expected.map(|(upsert, text)| (upsert, text.to_owned())));
+    }
 }

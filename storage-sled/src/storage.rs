@@ -166,7 +166,12 @@ impl Engine for Sled {
     }
 
     fn limits(&self) -> Limits {
-        Limits { max_value: MAX_VALUE, max_batch: MAX_BATCH, max_page_bytes: MAX_PAGE }
+        Limits {
+            max_value: MAX_VALUE,
+            max_batch: MAX_BATCH,
+            max_writes: usize::MAX,
+            max_page_bytes: MAX_PAGE,
+        }
     }
 
     fn close(mut self) -> Result<(), StorageError> {

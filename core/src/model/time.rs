@@ -66,6 +66,28 @@ pub fn human(duration: Duration) -> impl fmt::Display {
     humantime::format_duration(Duration::new(duration.as_secs(), nanos))
 }
 
+/// Durations of settings as text with a unit, for example `"500ms"` or `"10s"`, from 1 ms to 1 h, for `#[serde(with)]`.
+pub mod text {
+    use std::time::Duration;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Writes the duration.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
+
+    /// Reads a duration.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text)
+            .ok()
+            .filter(|duration| (Duration::from_millis(1)..=Duration::from_secs(3600)).contains(duration))
+            .ok_or_else(|| D::Error::custom("expected a duration from \"1ms\" to \"1h\""))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

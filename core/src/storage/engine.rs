@@ -13,6 +13,7 @@ use std::fmt::Debug;
 use bytes::Bytes;
 
 use super::error::{Source, StorageError};
+use super::pages::PageBudget;
 use super::value::{Durability, Key, KeyRange, Limits, Space, Write};
 
 /// The error of a group of writes.
@@ -83,7 +84,7 @@ pub enum ReadError {
 ///     }
 ///
 ///     fn limits(&self) -> Limits {
-///         Limits { max_value: 1 << 20, max_batch: 8 << 20, max_page_bytes: 1 << 20 }
+///         Limits { max_value: 1 << 20, max_batch: 8 << 20, max_writes: usize::MAX, max_page_bytes: 1 << 20 }
 ///     }
 ///
 ///     fn close(self) -> Result<(), StorageError> {
@@ -167,14 +168,14 @@ pub fn page_of<K: AsRef<[u8]>, V: AsRef<[u8]>, E>(
     limit: usize,
     max_bytes: usize,
 ) -> Result<Vec<(K, V)>, E> {
-    let (mut page, mut bytes) = (Vec::new(), 0);
-    for entry in entries.into_iter().take(limit) {
+    let (mut page, mut budget) = (Vec::new(), PageBudget::new(limit, max_bytes));
+    let mut entries = entries.into_iter();
+    while !budget.is_complete()
+        && let Some(entry) = entries.next()
+    {
         let (key, value) = entry?;
-        bytes += key.as_ref().len() + value.as_ref().len();
+        budget.add(key.as_ref().len() + value.as_ref().len());
         page.push((key, value));
-        if bytes >= max_bytes {
-            break;
-        }
     }
     Ok(page)
 }

@@ -1,14 +1,39 @@
 //! The errors of a storage, classified by how a caller can react.
 
+use std::error::Error;
+use std::fmt;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::inspect::with_causes;
 
-/// The error of the underlying engine or server.
-pub type Source = Box<dyn std::error::Error + Send + Sync>;
+/// The error of the underlying engine or server, shared by all callers that receive it. It is created from any error or text.
+#[derive(Debug, Clone)]
+pub struct Source(Arc<dyn Error + Send + Sync>);
+
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for Source {
+    fn from(error: E) -> Self {
+        Self(error.into().into())
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl Deref for Source {
+    type Target = dyn Error + Send + Sync;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
 
 /// An error of a storage. Unless a variant says otherwise, nothing was applied.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum StorageError {
     /// A condition of the batch does not hold.
@@ -21,13 +46,15 @@ pub enum StorageError {
         length: usize,
     },
     /// The value or batch exceeds the limits of the backend, see [`super::Storage::limits`].
-    #[error("{what} of {actual} bytes exceeds the limit of {limit} bytes of this storage")]
+    #[error("{what} of {actual} {unit} exceeds the limit of {limit} {unit} of this storage")]
     TooLarge {
         /// `"value"` or `"batch"`.
         what: &'static str,
-        /// The limit in bytes.
+        /// The unit of the limit: `"bytes"`, `"conditions"` or `"writes"`.
+        unit: &'static str,
+        /// The limit.
         limit: usize,
-        /// The actual size in bytes.
+        /// The actual size.
         actual: usize,
     },
     /// The disk is full or a quota is exhausted. The call may be repeated after space is freed.
@@ -108,16 +135,6 @@ impl StorageError {
     /// Damage without an error of the engine.
     pub fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into(), source: None }
-    }
-
-    /// Copies the error of `action` for another caller. The error of the engine becomes text.
-    pub fn copy(&self, action: &str) -> Self {
-        match self {
-            Self::Full { source } => Self::Full { source: with_causes(&**source).into() },
-            Self::Unavailable { reason } => Self::Unavailable { reason: reason.clone() },
-            Self::Locked { path } => Self::Locked { path: path.clone() },
-            other => Self::backend(action, with_causes(other)),
-        }
     }
 
     /// Returns whether a repeated call may succeed without a repair.

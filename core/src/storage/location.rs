@@ -4,7 +4,7 @@
 //! from them. The same place with another role must lead to another database.
 
 use std::collections::BTreeSet;
-use std::io::{Error, ErrorKind};
+use std::io::{Error, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +12,9 @@ use parking_lot::Mutex;
 use rand::RngExt;
 
 use super::Role;
-use super::database_file::{create_private_dir, path_for};
+use super::database_file::{create_private_dir, create_private_file, path_for};
+use super::error::StorageError;
+use super::value::Space;
 use crate::runtime::rng;
 
 /// The prefix of the names of scratch places.
@@ -73,6 +75,88 @@ impl Place {
             (None, _) => self.data_dir.join(path),
         };
         path_for(role, &path)
+    }
+
+    /// Returns the name of a database on a server for a role: 1 to 62 lower-case letters, digits and underscores.
+    ///
+    /// `configured` is the name from the settings. The default is `enjambre_catalogue` or `enjambre_library`. A scratch place, the
+    /// replicas of each tracker, and content have names of their own. Blocks.
+    ///
+    /// # Errors
+    /// The configured name is invalid, or the id of the data directory cannot be read or created.
+    pub fn database_name(&self, configured: Option<&str>, role: Role) -> Result<String, StorageError> {
+        let default = match self.tenancy {
+            Tenancy::Shared | Tenancy::PerFolder => "enjambre_catalogue",
+            Tenancy::Single => "enjambre_library",
+        };
+        Self::check_database_name(configured)?;
+        let scratch = self.scratch.as_ref().map(Scratch::name);
+        let mut name = scratch.or(configured).unwrap_or(default).to_owned();
+        if self.tenancy == Tenancy::PerFolder {
+            name = format!("{name}_store_{}", self.folder_id()?.get(..8).unwrap_or_default());
+        }
+        if role == Role::Content {
+            name.push_str("_content");
+        }
+        Ok(name)
+    }
+
+    /// Checks a name for [`Place::database_name`].
+    ///
+    /// # Errors
+    /// The configured name is invalid.
+    pub fn check_database_name(configured: Option<&str>) -> Result<(), StorageError> {
+        match configured {
+            Some(name) if Space::parse(name).is_none() || name.starts_with("pg_") => {
+                Err(StorageError::backend(
+                    format!("use the database name {name:?}"),
+                    "use 1 to 32 lower-case letters, digits and underscores, starting with a letter and not with pg_",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the random id of the data directory. Creates it if it does not exist. Blocks.
+    ///
+    /// # Errors
+    /// The file `storage.id` cannot be read or created, or is damaged.
+    pub fn folder_id(&self) -> Result<String, StorageError> {
+        let path = self.data_dir.join("storage.id");
+        let failed = |error: Error| {
+            StorageError::backend(format!("read or create the id file {}", path.display()), error)
+        };
+        let read = || match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let id = text.trim_end();
+                let is_valid = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+                if is_valid {
+                    Ok(Some(id.to_owned()))
+                } else {
+                    Err(Error::other("the file does not contain a valid id; remove it"))
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        if let Some(id) = read().map_err(failed)? {
+            return Ok(id);
+        }
+        let create = || {
+            let draft = self.data_dir.join(format!("storage.id.{:016x}", rng().random::<u64>()));
+            let mut file = create_private_file(&draft)?;
+            writeln!(file, "{}", hex::encode(rng().random::<[u8; 16]>()))?;
+            file.sync_all()?;
+            // If several processes create the file, the first one wins.
+            let linked = std::fs::hard_link(&draft, &path);
+            std::fs::remove_file(&draft)?;
+            match linked {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+                _ => Ok(()),
+            }
+        };
+        create().map_err(failed)?;
+        read().map_err(failed)?.ok_or_else(|| failed(ErrorKind::NotFound.into()))
     }
 
     /// Returns the path of a file that a backend only reads, for example a password or a certificate.

@@ -16,14 +16,18 @@ use parking_lot::RwLock;
 use super::Storage;
 use super::engine::page_of;
 use super::error::StorageError;
-use super::value::{Batch, Condition, Durability, Key, KeyRange, Limits, Space, Write};
+use super::value::{Batch, Condition, Durability, Key, KeyRange, Limits, MIN_WRITES, Space, Write};
 
 /// The default limits.
-const LIMITS: Limits =
-    Limits { max_value: 1024 * 1024, max_batch: 32 * 1024 * 1024, max_page_bytes: 1024 * 1024 };
+const LIMITS: Limits = Limits {
+    max_value: 1024 * 1024,
+    max_batch: 32 * 1024 * 1024,
+    max_writes: MIN_WRITES,
+    max_page_bytes: 1024 * 1024,
+};
 
 /// The sorted entries of all spaces, without durability.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Spaces(BTreeMap<Space, BTreeMap<Bytes, Bytes>>);
 
 impl Spaces {
@@ -43,7 +47,8 @@ impl Spaces {
         page
     }
 
-    fn holds(&self, condition: &Condition) -> bool {
+    /// Returns whether a condition holds.
+    pub fn holds(&self, condition: &Condition) -> bool {
         let (space, key) = condition.target();
         self.get(space, key) == condition.value()
     }

@@ -1,7 +1,8 @@
 //! The plug-in trait for databases: an ordered key-value store with atomic batches.
 //!
-//! A networked backend implements [`Storage`] directly. An embedded, synchronous engine implements the small trait
-//! [`engine::Engine`], and [`embedded::Embedded`] adapts it to `Storage` with group commit and reader threads. The meaning of keys
+//! An embedded, synchronous engine implements the small trait [`engine::Engine`], and [`embedded::Embedded`] adapts it to
+//! `Storage` with group commit and reader threads. The client of a database server implements [`queued::Remote`], and
+//! [`queued::Queued`] adapts it with group commit, retries and the lookup of interrupted commits. The meaning of keys
 //! and values is defined in the catalogue and the library of the crate `enjambre-swarm`. The conformance test suite of
 //! the crate `enjambre-testkit` tests the requirements of `Storage`.
 
@@ -17,6 +18,8 @@ pub mod location;
 pub mod memory;
 pub mod metrics;
 pub mod pages;
+pub mod password;
+pub mod queued;
 pub mod value;
 
 use std::fmt::Debug;

@@ -1,4 +1,4 @@
-//! Paging over a scan: [`StorageExt::pages`] and [`StorageExt::entries`].
+//! Paging over a scan: [`StorageExt::pages`] and [`StorageExt::entries`], and [`PageBudget`] for backends.
 
 use std::collections::VecDeque;
 
@@ -96,6 +96,55 @@ impl<S: Storage + ?Sized> Entries<'_, S> {
     }
 }
 
+/// The number of entries of the first request for a page.
+const FIRST_REQUEST: usize = 4;
+/// The maximum ratio of the entries of a request to those before it.
+const GROWTH: usize = 8;
+
+/// The size of the requests for a page from a server that limits the entries of a reply, but not its bytes.
+///
+/// The first request is for few entries, and each further one for those that fill the page if they are as large as the entries
+/// before them on average.
+#[derive(Debug)]
+pub struct PageBudget {
+    limit: usize,
+    max_bytes: usize,
+    entries: usize,
+    bytes: usize,
+}
+
+impl PageBudget {
+    /// The budget of a page of at most `limit` entries, which ends when it has reached `max_bytes` bytes.
+    pub const fn new(limit: usize, max_bytes: usize) -> Self {
+        Self { limit, max_bytes, entries: 0, bytes: 0 }
+    }
+
+    /// Returns the number of entries to request next, or 0 if the page is complete.
+    pub fn request(&self) -> usize {
+        if self.is_complete() {
+            return 0;
+        }
+        let wanted = if self.entries == 0 {
+            FIRST_REQUEST
+        } else {
+            let average = self.bytes.div_ceil(self.entries).max(1);
+            (self.max_bytes - self.bytes).div_ceil(average).min(self.entries * GROWTH)
+        };
+        wanted.min(self.limit - self.entries)
+    }
+
+    /// Counts an entry of the page with this size in bytes.
+    pub const fn add(&mut self, bytes: usize) {
+        self.entries += 1;
+        self.bytes += bytes;
+    }
+
+    /// Returns whether the page needs no further entries.
+    pub const fn is_complete(&self) -> bool {
+        self.entries >= self.limit || self.bytes >= self.max_bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,5 +189,29 @@ mod tests {
         }
         assert_eq!(entries.peek().await.unwrap(), None);
         assert_eq!(entries.next().await.unwrap(), None);
+    }
+
+    /// The sizes of the requests for a page whose entries all have the same size.
+    fn requests(limit: usize, max_bytes: usize, size: usize) -> Vec<usize> {
+        let mut budget = PageBudget::new(limit, max_bytes);
+        let mut requests = Vec::new();
+        while !budget.is_complete() {
+            requests.push(budget.request());
+            for _ in 0..budget.request() {
+                budget.add(size);
+            }
+        }
+        assert_eq!(budget.request(), 0);
+        requests
+    }
+
+    #[test]
+    fn requests_for_a_page_grow_until_it_is_full() {
+        assert_eq!(requests(1000, 10_000, 1), [4, 32, 288, 676]);
+        assert_eq!(requests(1000, 10_000, 100), [4, 32, 64]);
+        assert_eq!(requests(1000, 10_000, 3000), [4]);
+        assert_eq!(requests(1000, 10_000, 2000), [4, 1]);
+        assert_eq!(requests(1, 10_000, 0), [1]);
+        assert_eq!(requests(0, 10_000, 1), []);
     }
 }

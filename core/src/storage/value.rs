@@ -1,5 +1,6 @@
 //! Spaces, keys, ranges, batches, and the limits of a backend.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
 
@@ -11,6 +12,8 @@ use super::error::StorageError;
 pub const MAX_KEY: usize = 1024;
 /// The maximum length of the name of a space in bytes.
 pub const MAX_SPACE: usize = 32;
+/// The least [`Limits::max_writes`] of a backend.
+pub const MIN_WRITES: usize = 5000;
 
 /// The purpose of a database, so that a backend can choose page sizes and table layouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -169,6 +172,23 @@ impl KeyRange {
         (self.start.as_ref().map(|key| &key[..]), self.end.as_ref().map(|key| &key[..]))
     }
 
+    /// The range as a first key, which may be empty, and the key that follows its last one, if it has an end.
+    pub fn half_open(&self) -> (Bytes, Option<Bytes>) {
+        // The next key in the order of keys.
+        let after = |key: &Bytes| [key, &b"\0"[..]].concat().into();
+        let start = match &self.start {
+            Bound::Included(key) => key.clone(),
+            Bound::Excluded(key) => after(key),
+            Bound::Unbounded => Bytes::new(),
+        };
+        let end = match &self.end {
+            Bound::Included(key) => Some(after(key)),
+            Bound::Excluded(key) => Some(key.clone()),
+            Bound::Unbounded => None,
+        };
+        (start, end)
+    }
+
     /// Returns whether the range contains the key.
     pub fn contains(&self, key: &Key) -> bool {
         RangeBounds::<[u8]>::contains(&self.bounds(), key.as_bytes())
@@ -293,6 +313,11 @@ impl Batch {
         conditions.chain(self.writes.iter().map(Write::size)).sum()
     }
 
+    /// The final value of each written key, or `None` for a deletion.
+    pub fn effects(&self) -> BTreeMap<(Space, &Key), Option<&Bytes>> {
+        self.writes.iter().map(|write| (write.target(), write.value())).collect()
+    }
+
     /// Returns whether the batch has neither conditions nor writes.
     pub fn is_empty(&self) -> bool {
         self.conditions.is_empty() && self.writes.is_empty()
@@ -315,6 +340,8 @@ pub struct Limits {
     pub max_value: usize,
     /// The maximum size of a batch in bytes, see [`Batch::size`]; at least 8 MiB.
     pub max_batch: usize,
+    /// The maximum number of writes of a batch, and of its conditions; at least [`MIN_WRITES`].
+    pub max_writes: usize,
     /// The maximum size of a page of a scan in bytes, which the last entry may exceed. At least 64 KiB.
     pub max_page_bytes: usize,
 }
@@ -325,20 +352,15 @@ impl Limits {
     /// # Errors
     /// [`StorageError::TooLarge`].
     pub fn check(&self, batch: &Batch) -> Result<(), StorageError> {
+        let check = |what, unit, limit, actual| {
+            if actual > limit { Err(StorageError::TooLarge { what, unit, limit, actual }) } else { Ok(()) }
+        };
         for value in batch.writes.iter().filter_map(Write::value) {
-            if value.len() > self.max_value {
-                return Err(StorageError::TooLarge {
-                    what: "value",
-                    limit: self.max_value,
-                    actual: value.len(),
-                });
-            }
+            check("value", "bytes", self.max_value, value.len())?;
         }
-        let size = batch.size();
-        if size > self.max_batch {
-            return Err(StorageError::TooLarge { what: "batch", limit: self.max_batch, actual: size });
-        }
-        Ok(())
+        check("batch", "bytes", self.max_batch, batch.size())?;
+        check("batch", "conditions", self.max_writes, batch.conditions.len())?;
+        check("batch", "writes", self.max_writes, batch.writes.len())
     }
 }
 
@@ -372,7 +394,7 @@ mod tests {
     #[test]
     fn oversized_batch_is_refused() {
         const SPACE: Space = Space::new("s");
-        let limits = Limits { max_value: 10, max_batch: 16, max_page_bytes: 1 };
+        let limits = Limits { max_value: 10, max_batch: 16, max_writes: 2, max_page_bytes: 1 };
         let mut batch = Batch::new();
         batch.put(SPACE, key(b"k"), vec![0; 10]);
         assert!(limits.check(&batch).is_ok());
@@ -381,6 +403,26 @@ mod tests {
         let mut batch = Batch::new();
         batch.put(SPACE, key(b"k"), vec![0; 11]);
         assert!(matches!(limits.check(&batch), Err(StorageError::TooLarge { what: "value", .. })));
+        let mut batch = Batch::new();
+        batch.delete(SPACE, key(b"k")).delete(SPACE, key(b"k")).require_absent(SPACE, key(b"k"));
+        assert!(limits.check(&batch).is_ok());
+        batch.delete(SPACE, key(b"k"));
+        let error = limits.check(&batch).unwrap_err();
+        assert_eq!(error.to_string(), "batch of 3 writes exceeds the limit of 2 writes of this storage");
+        let mut batch = Batch::new();
+        for _ in 0..3 {
+            batch.require_absent(SPACE, key(b"k"));
+        }
+        assert!(matches!(limits.check(&batch), Err(StorageError::TooLarge { unit: "conditions", .. })));
+    }
+
+    #[test]
+    fn effects_are_the_last_writes() {
+        const SPACE: Space = Space::new("s");
+        let mut batch = Batch::new();
+        batch.put(SPACE, key(b"k"), "1").put(SPACE, key(b"l"), "1").delete(SPACE, key(b"k"));
+        let effects: Vec<_> = batch.effects().into_iter().map(|((_, key), value)| (key, value)).collect();
+        assert_eq!(effects, [(&key(b"k"), None), (&key(b"l"), Some(&Bytes::from("1")))]);
     }
 
     proptest! {
@@ -394,7 +436,7 @@ mod tests {
         }
 
         #[test]
-        fn empty_range_contains_no_key(
+        fn empty_range_contains_no_key_and_half_open_range_the_same_keys(
             start in prop::collection::vec(0u8..3, 0..3), end in prop::collection::vec(0u8..3, 0..3),
             kinds in (0..3, 0..3), probe in prop::collection::vec(0u8..3, 1..4),
         ) {
@@ -405,6 +447,9 @@ mod tests {
             };
             let range = KeyRange { start: bound(kinds.0, start), end: bound(kinds.1, end) };
             prop_assert!(!(range.is_empty() && range.contains(&key(&probe))));
+            let (start, end) = range.half_open();
+            let inside = probe[..] >= start[..] && end.is_none_or(|end| probe[..] < end[..]);
+            prop_assert_eq!(inside, range.contains(&key(&probe)));
         }
     }
 }

@@ -132,7 +132,12 @@ impl Engine for Journal {
     }
 
     fn limits(&self) -> Limits {
-        Limits { max_value: 1024 * 1024, max_batch: 16 * 1024 * 1024, max_page_bytes: 1024 * 1024 }
+        Limits {
+            max_value: 1024 * 1024,
+            max_batch: 16 * 1024 * 1024,
+            max_writes: usize::MAX,
+            max_page_bytes: 1024 * 1024,
+        }
     }
 
     fn close(mut self) -> Result<(), StorageError> {

@@ -1,4 +1,4 @@
-//! Compares the code in `docs/WRITING-A-BACKEND.md` with the files of this crate.
+//! Compares the code in `docs/WRITING-A-BACKEND.md` with the files of this crate, and of `examples/redis`.
 
 use std::collections::BTreeMap;
 use std::fs::read_to_string;
@@ -23,12 +23,15 @@ fn files(guide: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn guide_shows_files_of_this_crate() {
+fn guide_shows_files_of_the_examples() {
     let crate_directory = Path::new(env!("CARGO_MANIFEST_DIR"));
     let guide =
         read_to_string(crate_directory.join("../../docs/WRITING-A-BACKEND.md")).expect("read the guide");
     let shown = files(&guide);
     let expected = [
+        "examples/redis/src/lib.rs",
+        "examples/redis/src/main.rs",
+        "examples/redis/src/remote.rs",
         "src/engine.rs",
         "src/lib.rs",
         "src/main.rs",
@@ -38,7 +41,12 @@ fn guide_shows_files_of_this_crate() {
     ];
     assert_eq!(shown.keys().collect::<Vec<_>>(), expected);
     for (name, text) in shown {
-        let file = read_to_string(crate_directory.join(&name)).expect("read a file of the crate");
+        let directory = if name.starts_with("examples/") {
+            crate_directory.join("../..")
+        } else {
+            crate_directory.into()
+        };
+        let file = read_to_string(directory.join(&name)).expect("read a file of the crate");
         assert!(file == text, "{name} differs from the guide:\n{text}");
     }
 }

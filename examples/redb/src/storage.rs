@@ -133,7 +133,12 @@ impl Engine for Redb {
     }
 
     fn limits(&self) -> Limits {
-        Limits { max_value: MAX_VALUE, max_batch: 16 * 1024 * 1024, max_page_bytes: 1024 * 1024 }
+        Limits {
+            max_value: MAX_VALUE,
+            max_batch: 16 * 1024 * 1024,
+            max_writes: usize::MAX,
+            max_page_bytes: 1024 * 1024,
+        }
     }
 
     fn close(self) -> Result<(), StorageError> {

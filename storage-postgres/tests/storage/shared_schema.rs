@@ -205,7 +205,7 @@ async fn writer_with_removed_row_registers_again() {
     let mut batch = Batch::new();
     batch.put(A, key("k"), "v");
     storage.commit(batch.clone(), Durability::Durable).await.unwrap();
-    server.sql(&format!("DELETE FROM {schema}.enjambre_writers"));
+    server.sql(&format!("DELETE FROM {schema}.space_enjambre_storage WHERE key <> 'identity'"));
     storage.commit(batch, Durability::Durable).await.unwrap();
     storage.sync().await.unwrap();
 }

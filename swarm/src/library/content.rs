@@ -144,7 +144,7 @@ impl DatabaseContent {
                 let value = content.slice(start..content.len().min(start + limits.max_value));
                 let key = part_key(id, piece, part);
                 let added = key.as_bytes().len() + value.len();
-                if size + added > limits.max_batch {
+                if size + added > limits.max_batch || batch.writes.len() == limits.max_writes {
                     self.0.commit(std::mem::take(&mut batch), Durability::Buffered).await?;
                     size = 0;
                 }

@@ -249,7 +249,7 @@ fn from_cbor<T: DeserializeOwned>(
     what: impl FnOnce() -> String,
 ) -> Result<T, StorageError> {
     let decoded = cbor::decode(&mut bytes, 16);
-    decoded.map_err(|error| StorageError::Corrupt { what: what(), source: Some(Box::new(error)) })
+    decoded.map_err(|error| StorageError::Corrupt { what: what(), source: Some(error.into()) })
 }
 
 fn key(parts: &[&[u8]]) -> Key {

@@ -84,7 +84,7 @@ pub(super) async fn load_manifest(index: &dyn Storage, id: &FileId, layout: Piec
     Manifest::verify(*id, layout, hashes).map_err(|error| {
         LibraryError::Storage(StorageError::Corrupt {
             what: format!("the piece hashes of {id} in the library"),
-            source: Some(Box::new(error)),
+            source: Some(error.into()),
         })
     })
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use enjambre_core::storage::memory::Spaces;
+use enjambre_core::storage::value::MIN_WRITES;
 use enjambre_core::{
     ApplyError, Durability, Engine, Key, KeyRange, Limits, ReadError, Reader, Space, StorageError, Write,
 };
@@ -144,7 +145,7 @@ impl Engine for FakeEngine {
     }
 
     fn limits(&self) -> Limits {
-        Limits { max_value: 64 * 1024, max_batch: 8 << 20, max_page_bytes: 64 * 1024 }
+        Limits { max_value: 64 * 1024, max_batch: 8 << 20, max_writes: MIN_WRITES, max_page_bytes: 64 * 1024 }
     }
 
     fn close(self) -> Result<(), StorageError> {

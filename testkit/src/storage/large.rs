@@ -1,4 +1,4 @@
-//! Batches of 20,000 writes and replies of several MiB.
+//! Batches of up to 20,000 writes and replies of several MiB.
 
 use bytes::Bytes;
 
@@ -11,11 +11,11 @@ use enjambre_core::{Batch, Durability, Key, KeyRange, Space, StorageError};
 const A: Space = Space::new("a");
 
 pub(super) async fn large_batch_is_atomic<B: Builder>(bench: &mut Bench<'_, B>) -> Result<(), Violation> {
-    const WRITES: u32 = 20_000;
+    let writes = bench.probe.limits().max_writes.min(20_000) as u32;
     // All keys have the same value, so that a page with parts of two batches is detected.
-    let round = |number: u32| {
+    let round = move |number: u32| {
         let mut batch = Batch::new();
-        for index in 0..WRITES {
+        for index in 0..writes {
             batch.put(A, key(index.to_be_bytes()), number.to_be_bytes().to_vec());
         }
         batch
@@ -43,7 +43,7 @@ pub(super) async fn large_batch_is_atomic<B: Builder>(bench: &mut Bench<'_, B>) 
     let entries = bench.probe.entries(A, KeyRange::all(), 1000).await?;
     let intact = entries.iter().filter(|(_, value)| number(Some(value)) == 3).count();
     ensure!(
-        entries.len() == WRITES as usize && intact == entries.len(),
+        entries.len() == writes as usize && intact == entries.len(),
         "the last large batch is incomplete: {intact} of {} entries",
         entries.len()
     );

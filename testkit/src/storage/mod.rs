@@ -35,6 +35,7 @@ mod case;
 mod commits;
 pub mod crash;
 pub mod fake;
+pub mod fake_server;
 pub mod fault;
 mod large;
 mod lifetime;
@@ -98,7 +99,7 @@ cases! {
         commits::conditions_see_state_before_batch:
             "The conditions of a batch do not observe its own writes.",
         large::large_batch_is_atomic:
-            "A batch of 20,000 writes is applied and observed atomically.",
+            "A batch of 20,000 writes, or of the most that is allowed, is applied and observed atomically.",
         commits::last_write_to_key_wins:
             "If a batch writes a key several times, the last write wins.",
         model::random_operations_match_memory_storage:

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::bench::{Bench, Violation, ensure, key};
 use super::builder::Builder;
-use enjambre_core::storage::value::MAX_KEY;
+use enjambre_core::storage::value::{MAX_KEY, MIN_WRITES};
 use enjambre_core::{Batch, Durability, Key, KeyRange, Space, StorageError};
 
 const A: Space = Space::new("a");
@@ -13,6 +13,7 @@ pub(super) async fn limits_meet_minimum<B: Builder>(bench: &mut Bench<'_, B>) ->
     let limits = bench.probe.limits();
     ensure!(limits.max_value >= 32 * 1024, "the limit of values is below 32 KiB: {limits:?}");
     ensure!(limits.max_batch >= 8 << 20, "the limit of batches is below 8 MiB: {limits:?}");
+    ensure!(limits.max_writes >= MIN_WRITES, "the limit of writes is below {MIN_WRITES}: {limits:?}");
     ensure!(limits.max_page_bytes >= 64 * 1024, "the limit of pages is below 64 KiB: {limits:?}");
     bench.reopen().await?;
     ensure!(bench.probe.limits() == limits, "the limits changed after a reopen, they were {limits:?}");
@@ -145,6 +146,18 @@ pub(super) async fn oversized_batch_is_refused<B: Builder>(
         ensure!(
             matches!(outcome, Err(StorageError::TooLarge { what: "value", .. })),
             "expected TooLarge for a value above the limit, found {outcome:?}"
+        );
+        ensure_empty(bench).await?;
+    }
+    if limits.max_writes <= 1 << 20 {
+        let mut batch = Batch::new();
+        for index in 0..=limits.max_writes as u32 {
+            batch.put(A, key(index.to_be_bytes()), "v");
+        }
+        let outcome = bench.probe.commit(batch, Durability::Buffered).await;
+        ensure!(
+            matches!(outcome, Err(StorageError::TooLarge { unit: "writes", .. })),
+            "expected TooLarge for more writes than allowed, found {outcome:?}"
         );
         ensure_empty(bench).await?;
     }

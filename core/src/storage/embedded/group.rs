@@ -12,7 +12,6 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::guarded::guarded;
 use crate::storage::engine::{ApplyError, Engine, ReadError, Reader};
 use crate::storage::error::{Source, StorageError};
-use crate::storage::inspect::with_causes;
 use crate::storage::value::{Batch, Condition, Durability, Key, Space, Write};
 
 pub(super) type Reply = oneshot::Sender<Result<(), StorageError>>;
@@ -127,12 +126,10 @@ pub(super) fn commit_group<E: Engine>(
             Ok(())
         }
         Err(ApplyError::Uncertain(source)) => {
-            let text = with_causes(&*source);
             let (lost, unaffected): (Vec<_>, Vec<_>) =
                 members.into_iter().partition(|member| !member.conflicts && !member.is_sync());
-            let replies = lost.into_iter().map(|member| {
-                (member.commit.reply, StorageError::Indeterminate { source: text.clone().into() })
-            });
+            let indeterminate = StorageError::Indeterminate { source: source.clone() };
+            let replies = lost.into_iter().map(|member| (member.commit.reply, indeterminate.clone()));
             let commits = unaffected.into_iter().map(|member| member.commit).collect();
             Err(Failure { source, replies: replies.collect(), commits })
         }
@@ -210,7 +207,7 @@ fn sync_for<E: Engine>(engine: &mut E, members: Vec<Member>) -> Result<(), Failu
         return Ok(());
     };
     let replies = members.into_iter().map(|member| {
-        let error = if member.conflicts { StorageError::Conflict } else { error.copy(ACTION) };
+        let error = if member.conflicts { StorageError::Conflict } else { error.clone() };
         (member.commit.reply, error)
     });
     let replies = replies.collect();

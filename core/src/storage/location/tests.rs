@@ -74,3 +74,31 @@ fn role_and_tenancy_determine_the_path() {
         assert_eq!(path(tenancy, configured, role), Path::new(expected));
     }
 }
+
+#[test]
+fn database_names_differ_by_role_tenancy_directory_and_scratch() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut names = BTreeSet::new();
+    for role in [Role::Records, Role::Content] {
+        let name = |place: &Place| place.database_name(Some("name"), role).unwrap();
+        let shared = name(&Place::new(here.path(), Tenancy::Shared));
+        assert_eq!(shared, name(&Place::new(here.path(), Tenancy::Single)), "the configured name");
+        names.insert(shared);
+        for folder in [&here, &there] {
+            let place = Place::new(folder.path(), Tenancy::PerFolder);
+            assert_eq!(name(&place), name(&place));
+            names.insert(name(&place));
+            names.insert(name(&Place::temporary(Scratch::new(folder.path()), Tenancy::Shared)));
+        }
+    }
+    assert_eq!(names.len(), 10, "{names:?}");
+    let default = |tenancy| Place::new(here.path(), tenancy).database_name(None, Role::Records).unwrap();
+    assert_ne!(default(Tenancy::Shared), default(Tenancy::Single));
+    for name in ["", "Upper", "pg_catalog", "a-b", "a23456789012345678901234567890123"] {
+        let error = Place::new(here.path(), Tenancy::Shared).database_name(Some(name), Role::Records);
+        assert!(matches!(error, Err(StorageError::Backend { .. })), "{name:?}: {error:?}");
+    }
+    std::fs::write(here.path().join("storage.id"), "damaged").unwrap();
+    let error = Place::new(here.path(), Tenancy::PerFolder).database_name(None, Role::Records).unwrap_err();
+    assert!(error.to_string().contains("storage.id"), "{error}");
+}

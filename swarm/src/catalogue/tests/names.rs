@@ -128,11 +128,13 @@ async fn list_without_matches_continues_after_10000_names() {
         by: PeerId::from_bytes([1; 32]),
         no: layout::FileNumber(1),
     });
-    let mut batch = Batch::new();
-    for n in 0..12_000 {
-        batch.put(VERSIONS, layout::version_key(&format!("n{n:05}").parse().unwrap(), 1), record.clone());
+    for first in (0..12_000).step_by(4000) {
+        let mut batch = Batch::new();
+        for n in first..first + 4000 {
+            batch.put(VERSIONS, layout::version_key(&format!("n{n:05}").parse().unwrap(), 1), record.clone());
+        }
+        storage.commit(batch, Durability::Buffered).await.unwrap();
     }
-    storage.commit(batch, Durability::Buffered).await.unwrap();
     let page = catalogue.list("11999", None, 10, None, START, |_| None).await.unwrap();
     assert!(page.files.is_empty());
     let page = catalogue.list("11999", page.cursor.as_deref(), 10, None, START, |_| None).await.unwrap();

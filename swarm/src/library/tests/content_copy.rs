@@ -92,7 +92,8 @@ async fn copied_content_is_split_for_target() {
     let from = Rig::new(false);
     let filled = fill(&from).await;
     let index: Arc<dyn Storage> = Arc::new(from.index.open());
-    let limits = Limits { max_value: 32 << 10, max_batch: 8 << 20, max_page_bytes: 1 << 20 };
+    let limits =
+        Limits { max_value: 32 << 10, max_batch: 8 << 20, max_writes: usize::MAX, max_page_bytes: 1 << 20 };
     let small: Arc<dyn Storage> = Arc::new(Memory::new().with_limits(limits));
     let store = ContentStore::Database(Arc::clone(&small));
     let mut copy = ContentCopy::new(Arc::clone(&index), from.store(), store.clone(), None).await.unwrap();

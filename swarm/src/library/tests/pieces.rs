@@ -68,7 +68,8 @@ async fn empty_and_single_piece_files_survive_power_cut() {
 
 #[tokio::test]
 async fn split_pieces_are_readable_after_limit_change() {
-    let limits = |max_value| Limits { max_value, max_batch: 8 << 20, max_page_bytes: 1 << 20 };
+    let limits =
+        |max_value| Limits { max_value, max_batch: 8 << 20, max_writes: usize::MAX, max_page_bytes: 1 << 20 };
     let rig = Rig::new(false);
     let sample = Sample::new(2 * PIECE + 7, 1);
     let open = async |max_value| {

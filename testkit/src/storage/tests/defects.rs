@@ -53,6 +53,10 @@ pub(super) enum Defect {
     LetsGoLate,
     /// The limit of values is too small.
     Narrow,
+    /// The limit of writes is too small.
+    FewWrites,
+    /// The number of writes is unlimited, contrary to the limit.
+    AppliesManyWrites,
     /// The limit of pages is too small.
     NarrowPages,
     /// A commit with a condition blocks the thread forever.
@@ -79,6 +83,8 @@ pub(super) enum Defect {
 pub(super) const DETECTED_BY: &[(Defect, &str)] = &[
     (Defect::Narrow, "limits_meet_minimum"),
     (Defect::NarrowPages, "limits_meet_minimum"),
+    (Defect::FewWrites, "limits_meet_minimum"),
+    (Defect::AppliesManyWrites, "oversized_batch_is_refused"),
     (Defect::AbsentIsEmpty, "get_of_absent_key_returns_none"),
     (Defect::SortsAnswers, "get_returns_values_in_requested_order"),
     (Defect::ShortKeys, "keys_of_any_bytes_and_length_round_trip"),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::defects::{DETECTED_BY, Defect};
 use super::*;
-use enjambre_core::storage::value::MAX_KEY;
+use enjambre_core::storage::value::{MAX_KEY, MIN_WRITES};
 use enjambre_core::{Batch, Condition, Durability, Key, KeyRange, Limits, Memory, Space, Write};
 
 #[derive(Debug)]
@@ -30,8 +30,13 @@ impl Incorrect {
         }
         let opens_twice = defect == Defect::OpensTwice && locked.swap(true, Ordering::AcqRel);
         let mut inner = if opens_twice { Disk::new().open() } else { disk.open() };
-        let limits = inner.limits();
+        let limits = Limits { max_writes: 20_000, ..inner.limits() };
+        inner = inner.with_limits(limits);
         match defect {
+            Defect::FewWrites => inner = inner.with_limits(Limits { max_writes: MIN_WRITES - 1, ..limits }),
+            Defect::AppliesManyWrites => {
+                inner = inner.with_limits(Limits { max_writes: usize::MAX, ..limits });
+            }
             Defect::Narrow => inner = inner.with_limits(Limits { max_value: 32 * 1024 - 1, ..limits }),
             Defect::NarrowPages => {
                 inner = inner.with_limits(Limits { max_page_bytes: 64 * 1024 - 1, ..limits });
@@ -242,6 +247,7 @@ impl Storage for Incorrect {
         match self.defect {
             Defect::HeavyPages => Limits { max_page_bytes: 1 << 20, ..self.inner.limits() },
             Defect::NoBatchLimit => Limits { max_batch: 8 << 20, ..self.inner.limits() },
+            Defect::AppliesManyWrites => Limits { max_writes: 20_000, ..self.inner.limits() },
             _ => self.inner.limits(),
         }
     }

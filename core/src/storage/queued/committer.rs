@@ -3,9 +3,9 @@
 //! If the server rejects a group, its batches are committed one by one, so that only invalid ones fail. Callers receive
 //! `Indeterminate` only if the outcome of a commit cannot be looked up in time.
 //!
-//! A shared schema has two commit tasks, each with its own [`Lane`]. The first task receives all requests in order, commits the
+//! A shared database has two commit tasks, each with its own [`Lane`]. The first task receives all requests in order, commits the
 //! buffered ones, and then forwards the durable ones to the second task. So a publication that waits for a slow disk or an
-//! unreachable replica does not delay renewals of leases. The owner of a schema has one task, which keeps the order of all
+//! unreachable replica does not delay renewals of leases. The owner of a database has one task, which keeps the order of all
 //! commits.
 
 use std::collections::VecDeque;
@@ -13,20 +13,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use enjambre_core::storage::database_file::FileLock;
-use enjambre_core::{Batch, Durability, StorageError, runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use crate::group::Verdict;
-use crate::lane::{CommitError, Lane};
-use crate::writer::RENEWAL;
+use super::RENEWAL;
+use super::lane::{CommitError, Lane};
+use super::merge::Verdict;
+use crate::runtime;
+use crate::storage::database_file::FileLock;
+use crate::storage::error::StorageError;
+use crate::storage::value::{Batch, Durability, Limits};
 
 /// The maximum number of batches in a group.
 const GROUP_BATCHES: usize = 256;
-/// The size in bytes from which a group takes no further batch.
-const GROUP_BYTES: usize = 16 * 1024 * 1024;
 
 /// The lock timeout of a buffered commit.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -35,30 +35,30 @@ const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(20);
 /// The error of a batch that was not attempted.
 const OVERLOADED: &str = "earlier commits took too long";
 
-pub(crate) type Reply = oneshot::Sender<Result<(), StorageError>>;
+pub(super) type Reply = oneshot::Sender<Result<(), StorageError>>;
 
-pub(crate) enum Request {
+pub(super) enum Request {
     Commit(Commit),
     /// The last request that is processed.
     Close(Reply),
 }
 
 /// A queued batch. A sync is a durable commit of an empty batch.
-pub(crate) struct Commit {
-    pub(crate) batch: Batch,
-    pub(crate) durability: Durability,
-    pub(crate) ticket: Ticket,
-    pub(crate) reply: Reply,
-    pub(crate) _permits: [OwnedSemaphorePermit; 2],
+pub(super) struct Commit {
+    pub(super) batch: Batch,
+    pub(super) durability: Durability,
+    pub(super) ticket: Ticket,
+    pub(super) reply: Reply,
+    pub(super) _permits: [OwnedSemaphorePermit; 2],
 }
 
 /// Decides between the commit task, which starts a request, and its caller, which withdraws it after a timeout.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Ticket(Arc<AtomicBool>);
+pub(super) struct Ticket(Arc<AtomicBool>);
 
 impl Ticket {
     /// Returns whether this call was the first.
-    pub(crate) fn take(&self) -> bool {
+    pub(super) fn take(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
 }
@@ -70,6 +70,28 @@ struct Group {
     /// Requests for the second task, which are forwarded after the commits.
     forwarded: Vec<Request>,
     close: Option<Reply>,
+}
+
+/// The size of a group.
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    bytes: usize,
+    conditions: usize,
+    writes: usize,
+}
+
+impl Size {
+    fn with(self, batch: &Batch) -> Self {
+        Self {
+            bytes: self.bytes + batch.size(),
+            conditions: self.conditions + batch.conditions.len(),
+            writes: self.writes + batch.writes.len(),
+        }
+    }
+
+    fn exceeds(self, limits: &Limits) -> bool {
+        self.bytes > limits.max_batch || self.conditions.max(self.writes) > limits.max_writes
+    }
 }
 
 /// The outcome of a task, and the reply channel of the close request that ended it.
@@ -84,15 +106,18 @@ impl Shutdown {
             (Some(reply), outcome) => _ = reply.send(outcome),
             (None, Ok(())) => {}
             (None, Err(error)) => {
-                tracing::warn!(storage = "postgres", %error, "closing the database failed");
+                tracing::warn!(%error, "closing the database failed");
             }
         }
     }
 }
 
 /// A commit task.
-pub(crate) struct Committer {
+pub(super) struct Committer {
     requests: UnboundedReceiver<Request>,
+    /// A request for the next group.
+    carried: Option<Request>,
+    limits: Limits,
     lane: Lane,
     /// The task for durable commits, if it is a separate one.
     durable: Option<UnboundedSender<Request>>,
@@ -102,18 +127,20 @@ pub(crate) struct Committer {
 
 impl Committer {
     /// Starts the tasks. The returned value becomes true when the first task has ended and released its resources.
-    pub(crate) fn start(
+    pub(super) fn start(
         lane: Lane,
+        limits: Limits,
         requests: UnboundedReceiver<Request>,
         lock: Option<FileLock>,
     ) -> watch::Receiver<bool> {
         let durable = lane.second().map(|lane| {
             let (durable, received) = unbounded_channel();
-            let committer = Self { requests: received, lane, durable: None, _lock: None };
+            let committer =
+                Self { requests: received, carried: None, limits, lane, durable: None, _lock: None };
             runtime::spawn(async move { committer.run().await.report() });
             durable
         });
-        let committer = Self { requests, lane, durable, _lock: lock };
+        let committer = Self { requests, carried: None, limits, lane, durable, _lock: lock };
         let (ended, receiver) = watch::channel(false);
         runtime::spawn(async move {
             let shutdown = committer.run().await;
@@ -125,11 +152,19 @@ impl Committer {
 
     /// Runs until a close request, or until the storage is dropped.
     async fn run(mut self) -> Shutdown {
-        let mut renewal = interval(RENEWAL);
+        let mut renewal = interval_at(Instant::now() + RENEWAL, RENEWAL);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let reply = loop {
+            let carried = self.carried.take();
+            let next = async {
+                match carried {
+                    Some(request) => Some(request),
+                    None => self.requests.recv().await,
+                }
+            };
             let first = tokio::select! {
-                request = self.requests.recv() => request,
+                biased;
+                request = next => request,
                 _ = renewal.tick(), if self.lane.is_owner() => {
                     self.lane.renew().await;
                     continue;
@@ -163,7 +198,7 @@ impl Committer {
     /// Collects the queued requests without waiting.
     fn gather(&mut self, first: Request) -> Group {
         let mut group = Group::default();
-        let mut bytes = 0;
+        let mut size = Size::default();
         let mut next = Some(first);
         while let Some(request) = next {
             match request {
@@ -171,8 +206,13 @@ impl Committer {
                     group.forwarded.push(request);
                 }
                 Request::Commit(commit) => {
+                    let added = size.with(&commit.batch);
+                    if !group.commits.is_empty() && added.exceeds(&self.limits) {
+                        self.carried = Some(Request::Commit(commit));
+                        break;
+                    }
                     if commit.ticket.take() {
-                        bytes += commit.batch.size();
+                        size = added;
                         group.commits.push(commit);
                     }
                 }
@@ -181,8 +221,7 @@ impl Committer {
                     break;
                 }
             }
-            let many = group.commits.len() >= GROUP_BATCHES || group.forwarded.len() >= GROUP_BATCHES;
-            let full = many || bytes >= GROUP_BYTES;
+            let full = group.commits.len() >= GROUP_BATCHES || group.forwarded.len() >= GROUP_BATCHES;
             next = if full { None } else { self.requests.try_recv().ok() };
         }
         group
@@ -194,7 +233,7 @@ impl Committer {
             return;
         }
         match self.commit(&commits, LOCK_TIMEOUT).await {
-            Err(CommitError::Rejected(error) | CommitError::LockTimeout(error)) if commits.len() > 1 => {
+            Err(CommitError::Rejected(error) | CommitError::Contended(error)) if commits.len() > 1 => {
                 tracing::debug!(%error, batches = commits.len(), "group rejected, committing one by one");
                 self.serve_one_by_one(commits).await;
             }
@@ -218,7 +257,7 @@ impl Committer {
                 continue;
             }
             match self.commit(std::slice::from_ref(&commit), lock_timeout).await {
-                Err(CommitError::LockTimeout(_)) if lock_timeout == SHORT_LOCK_TIMEOUT => {
+                Err(CommitError::Contended(_)) if lock_timeout == SHORT_LOCK_TIMEOUT => {
                     pending.push_back((commit, LOCK_TIMEOUT));
                 }
                 outcome => unavailable = reply(outcome, vec![commit]),
@@ -261,14 +300,14 @@ fn reply(outcome: Result<Vec<Verdict>, CommitError>, commits: Vec<Commit>) -> Op
             }
             return Some(reason);
         }
-        Err(CommitError::Rejected(error) | CommitError::LockTimeout(error)) => (error, None),
+        Err(CommitError::Rejected(error) | CommitError::Contended(error)) => (error, None),
         Err(CommitError::Unavailable(error)) => {
             let reason = error.to_string();
             (error, Some(reason))
         }
     };
     for commit in commits {
-        let _ = commit.reply.send(Err(error.copy("commit")));
+        let _ = commit.reply.send(Err(error.clone()));
     }
     reason
 }
