@@ -7,6 +7,7 @@
 pub mod binary;
 pub mod content;
 pub mod damage;
+pub mod etcd;
 pub mod fake_provider;
 pub mod fixture;
 pub mod http;

@@ -13,10 +13,11 @@ use super::{NoSettings, Registry, Security, TransportParts};
 use crate::config::sections::TransportLimits;
 
 /// The optional backends, and whether this build includes them. Each is a Cargo feature of the same name.
-pub(super) const OPTIONAL_BACKENDS: [(&str, bool); 3] = [
+pub(super) const OPTIONAL_BACKENDS: [(&str, bool); 4] = [
     ("sqlite", cfg!(feature = "sqlite")),
     ("sled", cfg!(feature = "sled")),
     ("postgres", cfg!(feature = "postgres")),
+    ("etcd", cfg!(feature = "etcd")),
 ];
 
 impl Registry {
@@ -30,7 +31,7 @@ impl Registry {
 }
 
 #[cfg_attr(
-    not(any(feature = "sqlite", feature = "sled", feature = "postgres")),
+    not(any(feature = "sqlite", feature = "sled", feature = "postgres", feature = "etcd")),
     expect(unused_variables, reason = "no database is included in this build")
 )]
 fn register_databases(registry: &mut Registry) {
@@ -58,6 +59,19 @@ fn register_databases(registry: &mut Registry) {
         });
         registry.remove_scratch_with("postgres", |settings, place: Place, role| async move {
             Ok(enjambre_storage_postgres::remove(&settings, &place, role).await?)
+        });
+    }
+    #[cfg(feature = "etcd")]
+    {
+        registry.register_storage("etcd", |settings, place: Place, role| async move {
+            Ok(enjambre_storage_etcd::open(&settings, &place, role).await?)
+        });
+        registry.check_files_with("etcd", |settings, place: Place, _| async move {
+            let check = move || enjambre_storage_etcd::check(&settings, &place);
+            Ok(enjambre_core::runtime::spawn_blocking(check).await??)
+        });
+        registry.remove_scratch_with("etcd", |settings, place: Place, role| async move {
+            Ok(enjambre_storage_etcd::remove(&settings, &place, role).await?)
         });
     }
 }
