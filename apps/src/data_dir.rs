@@ -239,12 +239,12 @@ mod tests {
     #[test]
     fn written_file_is_private_and_replaces_a_link() {
         let (folder, path) = directory(0o700);
-        let elsewhere = folder.path().join("elsewhere");
-        std::fs::write(&elsewhere, "kept").unwrap();
-        std::os::unix::fs::symlink(&elsewhere, path.join("key.new")).unwrap();
+        let target = folder.path().join("target");
+        std::fs::write(&target, "kept").unwrap();
+        std::os::unix::fs::symlink(&target, path.join("key.new")).unwrap();
         write_file(&path, "key", b"secret").unwrap();
         assert_eq!(std::fs::read(path.join("key")).unwrap(), b"secret");
         assert_eq!(mode(&path.join("key")), 0o600);
-        assert_eq!(std::fs::read(&elsewhere).unwrap(), b"kept");
+        assert_eq!(std::fs::read(&target).unwrap(), b"kept");
     }
 }

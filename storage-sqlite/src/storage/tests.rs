@@ -128,14 +128,14 @@ fn durable_commit_without_change_syncs_earlier_commits() {
     let mut engine = Sqlite::open(&options).unwrap();
     let length = |engine: &Sqlite| std::fs::metadata(&engine.log).unwrap().len();
     let absent = Write::Delete(SPACE, write(1, 0).target().1.clone());
-    for nothing in [absent, write(0, 10)] {
+    for unchanged in [absent, write(0, 10)] {
         engine.apply(&[write(0, 20)], Durability::Buffered).unwrap();
         engine.apply(&[write(0, 10)], Durability::Buffered).unwrap();
         let before = length(&engine);
-        engine.apply(std::slice::from_ref(&nothing), Durability::Durable).unwrap();
+        engine.apply(std::slice::from_ref(&unchanged), Durability::Durable).unwrap();
         let after = length(&engine);
         assert!(after > before, "an empty commit would not reach the disk");
-        engine.apply(&[nothing], Durability::Durable).unwrap();
+        engine.apply(&[unchanged], Durability::Durable).unwrap();
         assert_eq!(length(&engine), after, "everything is durable already");
     }
 }

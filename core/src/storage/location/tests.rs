@@ -4,12 +4,12 @@ use super::*;
 fn scratch_databases_are_beside_the_configured_paths() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().join("data/peer");
-    let elsewhere = folder.path().join("disk");
-    std::fs::create_dir(&elsewhere).unwrap();
-    std::fs::write(elsewhere.join("library.db"), "mine").unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    std::fs::write(disk.join("library.db"), "mine").unwrap();
     let scratch = Scratch::new(&home);
     scratch.create().unwrap();
-    for path in [home.join("library.db"), elsewhere.join("library.db"), home.join("../other.db")] {
+    for path in [home.join("library.db"), disk.join("library.db"), home.join("../other.db")] {
         let database = scratch.database(&path);
         assert_eq!(database.file_name(), path.file_name());
         assert!(database.starts_with(path.parent().unwrap()) && database != path);
@@ -18,8 +18,8 @@ fn scratch_databases_are_beside_the_configured_paths() {
     }
     scratch.remove().unwrap();
     assert!(!folder.path().join("data").exists());
-    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 1);
-    assert_eq!(std::fs::read_to_string(elsewhere.join("library.db")).unwrap(), "mine");
+    assert_eq!(std::fs::read_dir(&disk).unwrap().count(), 1);
+    assert_eq!(std::fs::read_to_string(disk.join("library.db")).unwrap(), "mine");
 }
 
 #[test]

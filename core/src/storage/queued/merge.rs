@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn batch_with_a_known_conflict_is_left_out() {
+    fn batch_with_a_known_conflict_is_omitted() {
         let known = Known::from_iter([((A, key("x")), Some(Bytes::from("1"))), ((A, key("y")), None)]);
         let batches = [
             batch(|b| _ = b.require_absent(A, key("x")).put(A, key("z"), "first")),

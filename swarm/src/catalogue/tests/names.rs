@@ -183,9 +183,9 @@ async fn prefix_finds_one_file_or_lists_up_to_16() {
         panic!("many files match")
     };
     assert_eq!(matches.len(), 16);
-    for nothing in ["ababababff", "abababa", "a/b", "", &"0".repeat(64)] {
-        let result = catalogue.find(nothing, START).await;
-        assert!(matches!(result, Err(CatalogueError::NotFound { .. })), "{nothing:?}");
+    for unknown in ["ababababff", "abababa", "a/b", "", &"0".repeat(64)] {
+        let result = catalogue.find(unknown, START).await;
+        assert!(matches!(result, Err(CatalogueError::NotFound { .. })), "{unknown:?}");
     }
 }
 
