@@ -3,6 +3,7 @@
 mod server;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use enjambre_core::{Batch, Durability, Key, Place, Role, Space, Storage, StorageError, Tenancy};
@@ -10,6 +11,9 @@ use enjambre_redis::{RedisSettings, open};
 use enjambre_testkit::storage::{Builder, run_all};
 use server::Server;
 use tempfile::TempDir;
+
+/// The delay between the attempts of a retry loop.
+const POLL: Duration = Duration::from_millis(2);
 
 /// Databases of a role at one server. Each place has a name of its own.
 struct Redis<'a>(&'a Server, Role, Tenancy);
@@ -41,40 +45,53 @@ async fn redis_passes_conformance_kit() {
 async fn killed_server_loses_no_acknowledged_commit() {
     const SPACE: Space = Space::new("s");
     let Some(mut server) = Server::start(&[]) else { return };
-    let folder = TempDir::new().expect("temporary directory");
-    let storage = open(&server.settings(), &Place::new(folder.path(), Tenancy::Shared), Role::Records)
-        .await
-        .expect("the server runs");
+    let place = Place::new("/nonexistent", Tenancy::Shared);
+    let storage = open(&server.settings(), &place, Role::Records).await.expect("the server runs");
     let key = |number: u32| Key::new(number.to_be_bytes().to_vec()).expect("a valid key");
-    let (mut acknowledged, mut number) = (Vec::new(), 0);
-    for _ in 0..5 {
-        let writer = storage.clone();
-        let first = number;
-        let commits = tokio::spawn(async move {
-            let mut written = Vec::new();
-            for number in first.. {
+    let (acknowledged, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let writer = {
+        let (storage, acknowledged, ends) = (storage.clone(), acknowledged.clone(), ends.clone());
+        tokio::spawn(async move {
+            let (mut written, mut number) = (Vec::new(), 0);
+            while !ends.load(Ordering::Acquire) {
                 let mut batch = Batch::new();
                 batch.require_absent(SPACE, key(number)).put(SPACE, key(number), "v");
-                match writer.commit(batch, Durability::Buffered).await {
-                    Ok(()) => written.push(number),
-                    Err(StorageError::Unavailable { .. } | StorageError::Indeterminate { .. }) => break,
-                    Err(error) => panic!("{error}"),
+                match storage.commit(batch, Durability::Buffered).await {
+                    Ok(()) => {
+                        written.push(key(number));
+                        acknowledged.store(written.len(), Ordering::Release);
+                        number += 1;
+                    }
+                    Err(StorageError::Indeterminate { .. }) => number += 1,
+                    // Not applied, so that it does not conflict when it is repeated.
+                    Err(StorageError::Unavailable { .. }) => tokio::time::sleep(POLL).await,
+                    Err(error) => panic!("commit {number}: {error}"),
                 }
             }
             written
-        });
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        })
+    };
+    for round in 1..=5 {
+        wait_until(|| acknowledged.load(Ordering::Acquire) >= 20 * round || writer.is_finished()).await;
         server.kill();
-        let written = commits.await.expect("the commits end");
-        number += written.len() as u32 + 1;
-        acknowledged.extend(written);
         server.start_again();
     }
-    assert!(acknowledged.len() > 5, "{} commits", acknowledged.len());
-    let keys: Vec<Key> = acknowledged.iter().map(|number| key(*number)).collect();
-    let values = storage.get(SPACE, &keys).await.expect("the server runs");
+    wait_until(|| acknowledged.load(Ordering::Acquire) >= 120 || writer.is_finished()).await;
+    ends.store(true, Ordering::Release);
+    let written = writer.await.expect("no commit fails otherwise");
+    let values = storage.get(SPACE, &written).await.expect("the server runs");
     assert!(values.iter().all(Option::is_some), "an acknowledged commit is lost");
     storage.close().await.expect("the server runs");
+}
+
+/// Waits for a change made by another task.
+async fn wait_until(reached: impl Fn() -> bool) {
+    let all = async {
+        while !reached() {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), all).await.expect("the condition becomes true in time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
