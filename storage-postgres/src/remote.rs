@@ -51,6 +51,18 @@ impl managed::Manager for Connections {
 
 type Pool = managed::Pool<Connections>;
 
+/// A connection during a transaction. If it was abandoned, its drop ends the session at once instead of in the pool, which
+/// releases its locks.
+struct Writing(Option<Object<Connections>>);
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take_if(|connection| connection.is_closed()) {
+            drop(Object::take(connection));
+        }
+    }
+}
+
 /// The client of one schema.
 #[derive(Debug)]
 pub(crate) struct Postgres {
@@ -150,8 +162,9 @@ impl Remote for Postgres {
     }
 
     async fn transact(&self, transaction: &Transaction) -> Result<Transacted, TransactError> {
-        let connection = self.connection(&self.writers).await?;
-        transaction::run(&self.schema, &connection, transaction).await
+        let connection = Writing(Some(self.connection(&self.writers).await?));
+        let connection = connection.0.as_ref().expect("only the drop takes the connection");
+        transaction::run(&self.schema, connection, transaction).await
     }
 
     async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {

@@ -319,7 +319,15 @@ async fn restart_in_the_same_directory_does_not_wait_and_a_restored_backup_is_de
     let error = second.commit(insert("c"), Durability::Durable).await.unwrap_err();
     assert!(error.to_string().contains("lost acknowledged commits"), "{error}");
     second.close().await.unwrap();
-    open_in(&server, &owner(&folder)).await.unwrap().close().await.unwrap();
+    // While the outcome of a commit is looked up.
+    let third = open_in(&server, &owner(&folder)).await.unwrap();
+    let backup = server.state().spaces.clone();
+    third.commit(insert("d"), Durability::Durable).await.unwrap();
+    server.state().spaces = backup;
+    server.state().faults.push_back(ServerFault::RequestLost);
+    let error = third.commit(insert("e"), Durability::Durable).await.unwrap_err();
+    assert!(error.to_string().contains("lost acknowledged commits"), "{error}");
+    third.close().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rand::RngExt;
 
 use super::Role;
-use super::database_file::{create_private_dir, create_private_file, path_for};
+use super::database_file::{create_private_dir, create_private_file, path_for, sync_parent_dir};
 use super::error::StorageError;
 use super::value::Space;
 use crate::runtime::rng;
@@ -156,6 +156,7 @@ impl Place {
             }
         };
         create().map_err(failed)?;
+        sync_parent_dir(&path)?;
         read().map_err(failed)?.ok_or_else(|| failed(ErrorKind::NotFound.into()))
     }
 

@@ -114,6 +114,12 @@ impl Claim {
         decode::<ClaimValue>(stored).is_some_and(|value| value.session == self.value.session)
     }
 
+    /// Returns whether a stored value is the current one of this claim or a later one, not one of a restored backup.
+    pub(super) fn is_not_before(&self, stored: &[u8]) -> bool {
+        decode::<ClaimValue>(stored)
+            .is_some_and(|value| value.session == self.value.session && value.number >= self.value.number)
+    }
+
     /// Returns whether a stored value is that of an owner with the same data directory.
     pub(super) fn is_of_same_folder(&self, stored: &[u8]) -> bool {
         decode::<ClaimValue>(stored).is_some_and(|value| value.folder == self.value.folder)

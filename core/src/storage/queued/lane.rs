@@ -160,11 +160,11 @@ impl Lane {
                 }
                 Ok(Transacted::Refused) => {
                     self.read_known(&merged.conditions, &mut known).await?;
+                    if Instant::now() > deadline {
+                        let reason = "concurrent transactions interfered".to_owned();
+                        return Err(CommitError::Unavailable(StorageError::Unavailable { reason }));
+                    }
                     if merge(batches, &known).verdicts == merged.verdicts {
-                        if Instant::now() > deadline {
-                            let reason = "concurrent transactions interfered".to_owned();
-                            return Err(CommitError::Unavailable(StorageError::Unavailable { reason }));
-                        }
                         sleep(backoff.next_jittered()).await;
                     }
                 }
@@ -386,7 +386,7 @@ impl Lane {
             Err(TransactError::Unknown(_)) => return Ok(None),
         }
         let stored = self.stored_claim().await?;
-        let Some(stored) = stored.filter(|stored| self.claim.is_own(stored)) else {
+        let Some(stored) = stored.filter(|stored| self.claim.is_not_before(stored)) else {
             // The claim was removed or taken over, so the transaction cannot be applied any more.
             self.state = State::New;
             return Ok((!lookup.applied).then_some(Transacted::Refused));
