@@ -21,8 +21,6 @@ use crate::error::Failure;
 
 /// The additional timeout of the client, so that the server times out first: its error is more specific.
 const CLIENT_GRACE: Duration = Duration::from_millis(500);
-/// Begins a transaction whose commit waits neither for the disk nor for a replica.
-pub(crate) const BEGIN_BUFFERED: &str = "BEGIN; SET LOCAL synchronous_commit = off";
 
 /// A session at the server. Dropping it ends the session. Dropping an abandoned session also cancels its current statement.
 pub(crate) struct Connection {

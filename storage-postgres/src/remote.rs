@@ -1,6 +1,7 @@
 //! The implementation of [`Remote`]: one pool of connections for reads and one for transactions.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,11 +52,18 @@ impl managed::Manager for Connections {
 
 type Pool = managed::Pool<Connections>;
 
-/// A connection during a transaction. If it was abandoned, its drop ends the session at once instead of in the pool, which
-/// releases its locks.
-struct Writing(Option<Object<Connections>>);
+/// A connection in use. If it was abandoned, its drop ends the session at once instead of in the pool, which releases its locks.
+struct InUse(Option<Object<Connections>>);
 
-impl Drop for Writing {
+impl Deref for InUse {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.0.as_ref().expect("only the drop takes the connection")
+    }
+}
+
+impl Drop for InUse {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take_if(|connection| connection.is_closed()) {
             drop(Object::take(connection));
@@ -100,8 +108,8 @@ impl Postgres {
         self.schema.remove(&*self.connection(&self.writers).await?).await
     }
 
-    async fn connection(&self, pool: &Pool) -> Result<Object<Connections>, StorageError> {
-        pool.get().await.map_err(|error| match error {
+    async fn connection(&self, pool: &Pool) -> Result<InUse, StorageError> {
+        pool.get().await.map(|connection| InUse(Some(connection))).map_err(|error| match error {
             PoolError::Backend(error) => error,
             PoolError::Closed => StorageError::Closed,
             PoolError::Timeout(_) => StorageError::Unavailable {
@@ -162,9 +170,8 @@ impl Remote for Postgres {
     }
 
     async fn transact(&self, transaction: &Transaction) -> Result<Transacted, TransactError> {
-        let connection = Writing(Some(self.connection(&self.writers).await?));
-        let connection = connection.0.as_ref().expect("only the drop takes the connection");
-        transaction::run(&self.schema, connection, transaction).await
+        let connection = self.connection(&self.writers).await?;
+        transaction::run(&self.schema, &connection, transaction).await
     }
 
     async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {

@@ -19,7 +19,7 @@ use enjambre_core::{Durability, Space};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
-use crate::connection::{BEGIN_BUFFERED, Connection, Step, key_and_value, pipelined};
+use crate::connection::{Connection, Step, key_and_value, pipelined};
 use crate::error::{Class, Failure};
 use crate::schema::Schema;
 
@@ -130,7 +130,8 @@ async fn attempt(
         Durability::Durable => "BEGIN".to_owned(),
         Durability::Buffered => {
             let timeout = transaction.lock_timeout.as_millis().max(1);
-            format!("{BEGIN_BUFFERED}; SET LOCAL lock_timeout = {timeout}")
+            // The commit waits neither for the disk nor for a replica.
+            format!("BEGIN; SET LOCAL synchronous_commit = off; SET LOCAL lock_timeout = {timeout}")
         }
     };
     lock_and_read(schema, connection, &begin, accesses).await?;

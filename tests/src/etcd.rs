@@ -3,17 +3,15 @@
 //! If etcd is not installed, [`Server::start`] prints that the test is skipped and returns `None`.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::sync::{Arc, Weak};
-use std::thread;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::server::{Running, command, free_ports};
 use crate::skip::installed;
 use crate::wait::{TIMEOUT, wait_until};
 
@@ -21,13 +19,6 @@ use crate::wait::{TIMEOUT, wait_until};
 pub const OPTIONS: [&str; 2] = ["--max-txn-ops=6000", "--max-request-bytes=10000000"];
 /// The number of attempts to find free ports.
 const ATTEMPTS: usize = 5;
-
-/// A running server process.
-#[derive(Debug)]
-struct Running {
-    pid: Pid,
-    ended: Receiver<()>,
-}
 
 /// A server with its own directory. Dropping it stops the server and removes the data.
 #[derive(Debug)]
@@ -40,12 +31,6 @@ pub struct Server {
     /// The port for clients, and the one for members.
     ports: [u16; 2],
     folder: TempDir,
-}
-
-/// Finds two free ports. Another process may take them before the server does.
-fn free_ports() -> [u16; 2] {
-    let listeners = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("no free port"));
-    listeners.map(|listener| listener.local_addr().expect("the listener has an address").port())
 }
 
 impl Server {
@@ -106,38 +91,20 @@ impl Server {
         assert!(running.is_none(), "the server is already running");
         let [client, peer] = [(self.scheme, self.ports[0]), ("http", self.ports[1])]
             .map(|(scheme, port)| format!("{scheme}://127.0.0.1:{port}"));
-        // Stops the server if this process is killed. The kernel sends the signal when the parent thread exits.
-        let mut etcd = if cfg!(target_os = "linux") {
-            let mut setpriv = Command::new("setpriv");
-            setpriv.args(["--pdeathsig", "KILL"]).arg(&self.program);
-            setpriv
-        } else {
-            Command::new(&self.program)
-        };
+        let mut etcd = command(&self.program, "KILL", &[]);
         etcd.args(["--name=test", "--listen-client-urls", &client, "--advertise-client-urls", &client]);
         etcd.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         etcd.args(["--initial-cluster", &format!("test={peer}"), "--data-dir"])
             .arg(self.folder.path().join("data"));
-        etcd.args(&self.options).stdin(Stdio::null()).stdout(Stdio::null());
-        etcd.stderr(File::create(self.log_path()).expect("cannot create the log"));
-        let (started, start) = channel();
-        let (end, ended) = channel();
-        // The parent thread must live as long as the server.
-        thread::spawn(move || {
-            let mut child = etcd.spawn().unwrap_or_else(|error| panic!("{etcd:?}: {error}"));
-            let _ = started.send(child.id());
-            let _ = child.wait();
-            let _ = end.send(());
-        });
-        let id = start.recv_timeout(TIMEOUT).expect("cannot start the server");
-        let pid = i32::try_from(id).ok().and_then(Pid::from_raw).expect("a process id is positive");
+        etcd.args(&self.options).stderr(File::create(self.log_path()).expect("cannot create the log"));
+        let server = Running::start(etcd);
         let is_ready = wait_until("etcd is ready or has exited", TIMEOUT, || {
-            if !matches!(ended.try_recv(), Err(TryRecvError::Empty)) {
+            if server.has_exited() {
                 return Some(false);
             }
             self.log().contains("ready to serve client requests").then_some(true)
         });
-        *running = is_ready.then_some(Running { pid, ended });
+        *running = is_ready.then_some(server);
         is_ready
     }
 
@@ -146,11 +113,8 @@ impl Server {
     /// # Panics
     /// Panics if the server does not exit.
     pub fn kill(&self) {
-        let Some(Running { pid, ended }) = self.running.lock().take() else { return };
-        if ended.try_recv().is_err() {
-            let _ = kill_process(pid, Signal::KILL);
-            ended.recv_timeout(TIMEOUT).expect("the server exits");
-        }
+        let Some(server) = self.running.lock().take() else { return };
+        assert!(server.stop(Signal::KILL), "the server does not exit");
     }
 
     /// Runs `etcdctl` and returns its output.

@@ -21,6 +21,7 @@ pub mod process;
 pub mod process_stats;
 pub mod prometheus;
 pub mod raw;
+mod server;
 pub mod setup;
 pub mod several_trackers;
 pub mod sim;

@@ -6,19 +6,17 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Weak};
-use std::thread;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
+use crate::server::{self, Running, free_ports};
 use crate::skip::print_skipped;
 use crate::wait::{TIMEOUT, wait_until};
 
@@ -51,13 +49,6 @@ impl Stop {
     }
 }
 
-/// A running server process.
-#[derive(Debug)]
-struct Running {
-    pid: Pid,
-    ended: Receiver<()>,
-}
-
 /// A server with its own directory. Dropping it stops the server and removes the data.
 #[derive(Debug)]
 pub struct Server {
@@ -87,19 +78,9 @@ fn programs() -> Option<PathBuf> {
 
 /// Returns the command for a server program, as a user other than root.
 fn command(programs: &Path, program: &str) -> Command {
-    let path = programs.join(program);
-    let mut command = if cfg!(target_os = "linux") {
-        let mut command = Command::new("setpriv");
-        // Stops the server if this process is killed. The kernel sends the signal when the parent thread exits.
-        command.args(["--pdeathsig", "QUIT"]);
-        if geteuid().is_root() {
-            command.args(["--reuid", SYSTEM_USER, "--regid", SYSTEM_USER, "--clear-groups"]);
-        }
-        command.arg(path);
-        command
-    } else {
-        Command::new(path)
-    };
+    let user = ["--reuid", SYSTEM_USER, "--regid", SYSTEM_USER, "--clear-groups"];
+    let options = if geteuid().is_root() { &user[..] } else { &[] };
+    let mut command = server::command(&programs.join(program), "QUIT", options);
     command.env_remove("PGDATA").env("LC_ALL", "C").current_dir("/");
     command
 }
@@ -120,11 +101,6 @@ fn change_owner(path: &Path) {
         };
         chown(path, Some(id("-u")), Some(id("-g"))).expect("cannot change the owner");
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("no free port");
-    listener.local_addr().expect("the listener has an address").port()
 }
 
 impl Server {
@@ -159,7 +135,7 @@ impl Server {
             programs,
             settings: settings.to_owned(),
             running: Mutex::default(),
-            port: free_port(),
+            port: free_ports::<1>()[0],
             folder,
         };
         let mut init = command(&server.programs, "initdb");
@@ -191,7 +167,7 @@ impl Server {
             programs: self.programs.clone(),
             settings: self.settings.clone(),
             running: Mutex::default(),
-            port: free_port(),
+            port: free_ports::<1>()[0],
             folder,
         };
         let mut copy = command(&replica.programs, "pg_basebackup");
@@ -271,30 +247,24 @@ impl Server {
         let mut running = self.running.lock();
         assert!(running.is_none(), "the server is already running");
         let log = self.log_path();
-        let (started, start) = channel();
-        let (end, ended) = channel();
         let mut postgres = command(&self.programs, "postgres");
-        postgres.arg("-D").arg(self.data()).stdin(Stdio::null()).stdout(Stdio::null());
+        postgres.arg("-D").arg(self.data());
         postgres.stderr(File::options().append(true).create(true).open(&log).expect("cannot open the log"));
-        // The parent thread must live as long as the server; see `command`.
-        thread::spawn(move || {
-            let mut child: Child = postgres.spawn().unwrap_or_else(|error| panic!("{postgres:?}: {error}"));
-            let _ = started.send(child.id());
-            let _ = child.wait();
-            let _ = end.send(());
-        });
-        let id = start.recv_timeout(TIMEOUT).expect("cannot start the server");
-        let pid = i32::try_from(id).ok().and_then(Pid::from_raw).expect("a process id is positive");
+        let server = Running::start(postgres);
+        let pid = server.pid().as_raw_nonzero().to_string();
         let pid_file = self.data().join("postmaster.pid");
         wait_until("the database server is ready", TIMEOUT, || {
-            let exited = !matches!(ended.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
-            assert!(!exited, "the server exited: {}", fs::read_to_string(&log).unwrap_or_default());
+            assert!(
+                !server.has_exited(),
+                "the server exited: {}",
+                fs::read_to_string(&log).unwrap_or_default()
+            );
             let text = fs::read_to_string(&pid_file).ok()?;
             let mut lines = text.lines();
-            let is_own = lines.next()? == id.to_string();
+            let is_own = lines.next()? == pid;
             (is_own && lines.nth(6)?.trim() == "ready").then_some(())
         });
-        *running = Some(Running { pid, ended });
+        *running = Some(server);
     }
 
     /// Stops the server and waits for its exit. Does nothing if the server is not running.
@@ -302,14 +272,8 @@ impl Server {
     /// # Panics
     /// Panics if the server does not exit.
     pub fn stop(&self, mode: Stop) {
-        let Some(Running { pid, ended }) = self.running.lock().take() else { return };
-        if ended.try_recv().is_err() {
-            let _ = kill_process(pid, mode.signal());
-            if ended.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-                let _ = kill_process(pid, Signal::KILL);
-                panic!("the database server does not exit");
-            }
-        }
+        let Some(server) = self.running.lock().take() else { return };
+        assert!(server.stop(mode.signal()), "the database server does not exit");
     }
 
     /// Promotes a replica to a primary server.
@@ -375,13 +339,8 @@ pub fn fresh_schema() -> String {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(Running { pid, ended }) = self.running.get_mut().take()
-            && ended.try_recv().is_err()
-        {
-            let _ = kill_process(pid, Signal::QUIT);
-            if ended.recv_timeout(TIMEOUT).is_err() {
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        if let Some(server) = self.running.get_mut().take() {
+            server.stop(Signal::QUIT);
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::QueuedSettings;
 use super::claim::{Claim, META, identity_key};
 use super::merge::{Known, Verdict, merge};
-use super::remote::{Remote, TransactError, Transacted, Transaction};
+use super::remote::{Remote, TransactError, Transacted};
 use crate::model::time::human;
 use crate::runtime::backoff::Backoff;
 use crate::storage::error::{Source, StorageError};
@@ -199,15 +199,11 @@ impl Lane {
 
     async fn run(
         &self,
-        Batch { conditions, writes }: Batch,
+        batch: Batch,
         durability: Durability,
         lock_timeout: Duration,
     ) -> Result<Transacted, TransactError> {
-        let transaction = Transaction { conditions, writes, durability, lock_timeout };
-        let limit = self.settings.call_timeout();
-        timeout(limit, self.remote.transact(&transaction))
-            .await
-            .unwrap_or_else(|_| Err(TransactError::Unknown(super::no_reply(limit).into())))
+        super::transact(&*self.remote, &self.settings, batch, durability, lock_timeout).await
     }
 
     async fn get(&self, space: Space, keys: &[Key]) -> Result<Vec<Option<Bytes>>, StorageError> {
@@ -243,9 +239,8 @@ impl Lane {
                 State::Unresolved(next) => {
                     let source = "the outcome of an earlier commit is unknown".into();
                     match self.resolve(next, source, Durability::Durable).await {
-                        Err(TransactError::Unknown(source)) => {
-                            let reason = with_causes(&*source);
-                            return Err(CommitError::Unavailable(StorageError::Unavailable { reason }));
+                        Err(error @ TransactError::Unknown(_)) => {
+                            return Err(CommitError::Unavailable(error.into()));
                         }
                         _ => continue,
                     }
@@ -313,18 +308,14 @@ impl Lane {
         };
         batch.put(META, self.claim.key.clone(), self.claim.stored.clone());
         let durability = if self.is_owner() { Durability::Durable } else { Durability::Buffered };
-        match self.run(batch, durability, self.retry_timeout()).await {
-            Ok(Transacted::Applied) => {
+        match self.run(batch, durability, self.retry_timeout()).await? {
+            Transacted::Applied => {
                 self.state = State::Held;
                 Ok(())
             }
-            Ok(Transacted::Refused) => Err(StorageError::Unavailable {
+            Transacted::Refused => Err(StorageError::Unavailable {
                 reason: "another process changed the claims of writers at the same time".to_owned(),
             }),
-            Err(TransactError::NotApplied(error) | TransactError::Contended(error)) => Err(error),
-            Err(TransactError::Unknown(source)) => {
-                Err(StorageError::Unavailable { reason: with_causes(&*source) })
-            }
         }
     }
 

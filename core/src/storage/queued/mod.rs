@@ -33,8 +33,7 @@ use super::budget::CommitBudget;
 use super::database_file::{FileLock, create_parent_dir, lock, path_for};
 use super::error::StorageError;
 use super::location::{Place, Tenancy};
-use super::value::{Batch, Durability, Key, KeyRange, Role, Space};
-use super::value::{Limits, Write};
+use super::value::{Batch, Durability, Key, KeyRange, Limits, Role, Space, Write};
 use crate::model::time::human;
 use crate::runtime;
 use crate::runtime::backoff::Backoff;
@@ -214,7 +213,9 @@ async fn prepare(
         let delay = backoff.next_jittered();
         let prepared = async {
             let limit = settings.call_timeout();
-            timeout(limit, remote.prepare()).await.unwrap_or_else(|_| Err(no_reply(limit)))?;
+            timeout(limit, remote.prepare())
+                .await
+                .unwrap_or_else(|_| Err(StorageError::Unavailable { reason: no_reply(limit) }))?;
             identity(&**remote, settings, role).await
         };
         let error = match prepared.await {
@@ -238,7 +239,7 @@ async fn identity(remote: &dyn Remote, settings: &QueuedSettings, role: Role) ->
     if stored.is_none() {
         let mut batch = Batch::new();
         batch.require_absent(META, key.clone()).put(META, key.clone(), new_identity(role));
-        transact_once(remote, settings, batch, Durability::Durable).await?;
+        transact(remote, settings, batch, Durability::Durable, settings.timeout).await?;
         stored = read().await?.remove(0);
     }
     let missing =
@@ -256,30 +257,29 @@ async fn remove_expired_claims(remote: &dyn Remote, settings: &QueuedSettings) -
         batch.require(META, key.clone(), value);
         batch.writes.push(Write::Delete(META, key));
     }
-    if batch.is_empty() { Ok(()) } else { transact_once(remote, settings, batch, Durability::Buffered).await }
+    if !batch.is_empty() {
+        transact(remote, settings, batch, Durability::Buffered, settings.timeout).await?;
+    }
+    Ok(())
 }
 
-/// Runs a transaction that may be refused.
-async fn transact_once(
+/// Runs a transaction with a timeout, after which its outcome is unknown.
+async fn transact(
     remote: &dyn Remote,
     settings: &QueuedSettings,
     Batch { conditions, writes }: Batch,
     durability: Durability,
-) -> Result<(), StorageError> {
-    let transaction = Transaction { conditions, writes, durability, lock_timeout: settings.timeout };
+    lock_timeout: Duration,
+) -> Result<Transacted, TransactError> {
+    let transaction = Transaction { conditions, writes, durability, lock_timeout };
     let limit = settings.call_timeout();
-    match timeout(limit, remote.transact(&transaction)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(TransactError::NotApplied(error) | TransactError::Contended(error))) => Err(error),
-        Ok(Err(TransactError::Unknown(source))) => {
-            Err(StorageError::Unavailable { reason: source.to_string() })
-        }
-        Err(_) => Err(no_reply(limit)),
-    }
+    timeout(limit, remote.transact(&transaction))
+        .await
+        .unwrap_or_else(|_| Err(TransactError::Unknown(no_reply(limit).into())))
 }
 
-fn no_reply(limit: Duration) -> StorageError {
-    StorageError::Unavailable { reason: format!("the server did not reply within {}", human(limit)) }
+fn no_reply(limit: Duration) -> String {
+    format!("the server did not reply within {}", human(limit))
 }
 
 /// Runs a read with a timeout. Repeats it once if the server is unavailable, because a connection may have failed unnoticed.
@@ -294,7 +294,7 @@ async fn read<T, F: Future<Output = Result<T, StorageError>>>(
             outcome => outcome,
         }
     };
-    timeout(limit, twice).await.unwrap_or_else(|_| Err(no_reply(limit)))
+    timeout(limit, twice).await.unwrap_or_else(|_| Err(StorageError::Unavailable { reason: no_reply(limit) }))
 }
 
 async fn get(

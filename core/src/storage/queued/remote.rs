@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::storage::error::{Source, StorageError};
+use crate::storage::inspect::with_causes;
 use crate::storage::value::{Condition, Durability, Key, KeyRange, Limits, Space, Write};
 
 /// Conditions and writes that a server applies atomically.
@@ -46,6 +47,16 @@ pub enum TransactError {
     /// The transaction may be applied, now or later.
     #[error("commit outcome unknown")]
     Unknown(#[source] Source),
+}
+
+/// The error of a transaction that may be repeated, whatever its outcome.
+impl From<TransactError> for StorageError {
+    fn from(error: TransactError) -> Self {
+        match error {
+            TransactError::NotApplied(error) | TransactError::Contended(error) => error,
+            TransactError::Unknown(source) => Self::Unavailable { reason: with_causes(&*source) },
+        }
+    }
 }
 
 /// A client of a database server.
