@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use enjambre_core::{Batch, Durability, Key, Place, Role, Space, Storage, StorageError, Tenancy};
 use enjambre_storage_sled::SledSettings;
@@ -25,12 +26,27 @@ async fn filled(folder: &Path) -> std::path::PathBuf {
     folder.join("library.sled")
 }
 
+/// Opens a database that was closed. A process that another test is starting may hold a copy of its lock until it executes.
+fn open_closed(config: &sled::Config) -> sled::Db {
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error))
+                if error.to_string().contains("could not acquire lock") && Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 #[tokio::test]
 async fn newer_format_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = filled(folder.path()).await;
     {
-        let db = sled::Config::new().path(&path).segment_size(4 << 20).open().unwrap();
+        let db = open_closed(&sled::Config::new().path(&path).segment_size(4 << 20));
         db.open_tree("enjambre").unwrap().insert("format", &2u64.to_be_bytes()).unwrap();
         db.flush().unwrap();
     }
